@@ -1,0 +1,336 @@
+"""A run's complete configuration: frozen pydantic models, checks that name the field and the remedy, and `--set` overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import SettingError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Frozen; an unknown field is an error, not a silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Source(Section):
+    """Where problems come from. `uri`: a JSONL or Parquet path or URI, `datasets:<name or path>`, `reasoning-gym:<task>`,
+    or `tiny-arithmetic`."""
+
+    uri: str = "tiny-arithmetic"
+    split: str = "train"
+    problem: str = Field("problem", description="column of the problem text")
+    solution: str = Field("solution", description="column of the reference solution")
+    answer: str = Field("answer", description="column of the answer; 'solution' reads the last \\boxed{} of the solution")
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
+    size: Count = Field(100_000, description="number of problems of a generated task; most rows taken of a file")
+    seed: int = Field(0, description="seed of a generated task")
+
+
+class Model(Section):
+    """The base model, student and frozen teacher alike."""
+
+    path: str = Field("tiny-reasoner", description="a local folder, a hub id, or 'tiny-reasoner' (ships with the project)")
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    max_model_len: Count = 256
+    trust_remote_code: bool = False
+    lora_rank: Count = 16
+    lora_alpha: Positive = 32.0
+    lora_dropout: Share = 0.0
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Prompts(Section):
+    """Prompt templates. `{problem}` and `{solution}` are filled in; the tokenizer's own chat template wraps the result."""
+
+    student: str = "{problem}"
+    teacher: str = (
+        "{problem}\n\nA correct solution of this problem, for your eyes only:\n{solution}\n\n"
+        "Work the problem out in your own words, step by step, and reach the answer by your own reasoning."
+    )
+    system: str | None = None
+    student_thinking: bool = True
+    teacher_thinking: bool = True
+
+
+class Rollout(Section):
+    """How traces are written."""
+
+    prompts_per_round: Count = 32
+    prompts_per_shard: Count = 8
+    group_size: Count = Field(8, description="G, traces per prompt")
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: all")
+    max_new_tokens: Count = 64
+    teacher_share: Share = Field(0.0, description="share of each group written by the privileged teacher: 0 student, 1 teacher")
+
+
+class Grade(Section):
+    """Verdicts, rewards and advantages."""
+
+    verifier: Literal["math", "exact"] = "math"
+    answer_pattern: str | None = Field(None, description="regex whose last group 1 is the answer; none: \\boxed or last number")
+    deadline_s: Positive = 5.0
+    processes: Count = 1
+    beta_length: Annotated[float, Field(ge=0)] = Field(0.5, description="beta_L of the length-shaped reward")
+    advantage: Literal["group", "running"] = "group"
+    running_warmup_steps: Annotated[int, Field(ge=0)] = 10
+
+
+class ScoreSettings(Section):
+    """Teacher and student log-probs and entropies."""
+
+    entropy: Literal["exact", "bounds"] = "exact"
+    top_k: Count = Field(20, description="kept tokens when entropy comes as bounds")
+    rescore_share: Share = Field(0.05, description="share of student traces scored again to measure the log-prob gap")
+
+
+class Profile(Section):
+    """Entropy profile of a trace; regimes by thresholds on normalised entropy (section 5.5)."""
+
+    window: Annotated[int, Field(ge=0)] = Field(3, description="W, tokens looked ahead; 0 is EGRSD")
+    normaliser: Literal["log_vocab", "batch_max"] = "log_vocab"
+    tau_low: Share = 0.01
+    tau_high: Share = 0.17
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        if self.tau_low >= self.tau_high:
+            raise ValueError(f"tau_low {self.tau_low} must be below tau_high {self.tau_high}")
+        return self
+
+
+class Weights(Section):
+    """Constants of the token weight, shared in form by labels and objective (method: Eq. 2, 5, 6)."""
+
+    gamma: Annotated[float, Field(ge=0)] = 0.3
+    floor: Share = 0.1
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    min_normaliser: Positive = Field(1.0, description="nats; M is never below it")
+
+
+class Label(Weights):
+    """Gate and token weight kept as data, with the round as the scope of the maximum. Training does not read them."""
+
+    lookahead: bool = Field(True, description="gate on the lookahead entropy (CL-EGRSD) or on the entropy (EGRSD)")
+
+
+class Objective(Weights):
+    """What the trainer minimises, computed from the stored signals."""
+
+    name: Literal["grpo", "rlsd", "egrsd", "cl_egrsd", "position"] = "cl_egrsd"
+    window: Annotated[int, Field(ge=0)] = 3
+    rlsd_lam: Share = 0.5
+    rlsd_decay_steps: Annotated[int, Field(ge=0)] = 50
+    position_min: Share = 0.25
+    position_tau: float = 0.30
+    position_scale: Positive = 0.10
+
+
+class Placement(Section):
+    """What one Ray actor asks for. `labels` match Ray node labels, `resources` custom resources (cluster.yaml)."""
+
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    resources: dict[str, float] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class Pool(Section):
+    """A pool of engines. `min` engines start with the run."""
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Count = 1
+    placement: Placement = Placement()
+    tensor_parallel: Count = 1
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one engine; 0: what Ray grants")
+    memory_share: Share = Field(0.9, description="share of GPU memory")
+    kv_cache_gib: Positive = Field(1.0, description="KV cache on CPU engines")
+    max_num_seqs: Count = 256
+    max_batched_tokens: Count = 2048
+    enforce_eager: bool = True
+    start_timeout_s: Positive = 600.0
+    request_tries: Count = Field(3, description="times a request may kill its engine before its row is rejected")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Pool:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}: raise max or lower min")
+        return self
+
+
+class EnginePools(Section):
+    """One pool for rollout and scoring, or (`score` given) two that scale apart."""
+
+    rollout: Pool = Pool()
+    score: Pool | None = None
+    inflight_shards: Count = Field(4, description="shards an engine may hold at once")
+
+
+class Train(Section):
+    """Distributed distillation."""
+
+    workers: Count = 1
+    placement: Placement = Placement()
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="torch threads of one rank; 0: what Ray grants")
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    dtype: Dtype = "float32"
+    gradient_checkpointing: bool = False
+    batch_traces: Count = Field(256, description="traces of one optimiser step over all ranks: the minibatch of Eq. 5")
+    micro_batch_tokens: Count = Field(16_384, description="most tokens (prompt, response, padding) of one forward pass")
+    head_chunk_tokens: Count = Field(1024, description="tokens whose logits exist at one time")
+    learning_rate: Positive = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip: Positive = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    keep_checkpoints: Count = 2
+    max_failures: Annotated[int, Field(ge=0)] = 3
+
+
+class Evaluation(Section):
+    """Held-out problems, answered before the first and after the last round."""
+
+    source: Source = Source(split="test")
+    problems: Annotated[int, Field(ge=0)] = 512
+    samples: Count = 1
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Count = 64
+
+
+class Run(Section):
+    """Everything that decides what a run computes. `egrsd recipes --show NAME` prints one as YAML."""
+
+    name: str
+    seed: int = 0
+    rounds: Count = 20
+    max_staleness: Annotated[int, Field(ge=0, le=0)] = 0
+    source: Source = Source()
+    model: Model = Model()
+    prompts: Prompts = Prompts()
+    rollout: Rollout = Rollout()
+    grade: Grade = Grade()
+    score: ScoreSettings = ScoreSettings()
+    profile: Profile = Profile()
+    label: Label = Label()
+    engines: EnginePools = EnginePools()
+    objective: Objective = Objective()
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Run:
+        if self.rollout.max_new_tokens >= self.model.max_model_len:
+            raise ValueError(
+                f"rollout.max_new_tokens {self.rollout.max_new_tokens} leaves no room for a prompt in "
+                f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
+            )
+        if self.grade.advantage == "group" and self.rollout.group_size < 2:
+            raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
+        return self
+
+    def digest(self, sections: tuple[str, ...]) -> str:
+        """Hash of the named sections: what makes a shard stale when it changes."""
+        picked = {name: self.model_dump(mode="json")[name] for name in sections}
+        return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML, readable by `--config`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, Any] | None = None) -> Run:
+    """`base` with a configuration document laid over it, then `a.b=value` overrides (values are YAML).
+
+    Raises SettingError that names the setting: unknown, of the wrong type, or in conflict.
+    """
+    data = base.model_dump(mode="json")
+    _overlay(data, document or {}, "")
+    for override in overrides or []:
+        key, sep, text = override.partition("=")
+        if not sep or not key:
+            raise SettingError("an override is written name.part=value", f"--set {override}", "For example --set label.gamma=0.3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingError("the value is not YAML", f"--set {override}", "Quote it, or check its brackets") from error
+        nested: dict[str, Any] = {}
+        inner = nested
+        *parents, last = key.strip().split(".")
+        for part in parents:
+            inner = inner.setdefault(part, {})
+        inner[last] = _number(value)
+        _overlay(data, nested, "")
+    return load(data)
+
+
+def load(data: dict[str, Any]) -> Run:
+    """A Run from plain data. Raises SettingError with the first offending field and what it should be."""
+    try:
+        return Run.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        given = "" if first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        raise SettingError(
+            first["msg"].removeprefix("Value error, ") + given, where, "See `egrsd recipes --show NAME` for every setting"
+        ) from None
+
+
+def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
+    """Settings that differ, as (dotted name, old, new)."""
+    a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
+    for key, value in document.items():
+        name = f"{where}{key}"
+        free_form = where.endswith(("options.", "resources.", "labels."))
+        if key not in data and not free_form:
+            import difflib
+
+            near = difflib.get_close_matches(str(key), data.keys(), n=1)
+            hint = f"Did you mean '{where}{near[0]}'?" if near else f"Known here: {', '.join(map(str, data))}"
+            raise SettingError("unknown setting", name, hint)
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            _overlay(data[key], value, f"{name}.")
+        elif isinstance(value, dict) and data.get(key) is None and name == "engines.score":
+            data[key] = Pool().model_dump(mode="json")
+            _overlay(data[key], value, f"{name}.")
+        else:
+            data[key] = value
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text: make it the number people mean."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
