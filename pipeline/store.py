@@ -1,0 +1,418 @@
+"""The run directory as the protocol: shards, manifest entries, policies and training state, committed atomically.
+
+    <run>/run.json                                  resolved configuration, versions, code revision
+    <run>/rounds/0003/plan.json                     the shards of a round and the policy that must answer
+    <run>/rounds/0003/<stage>/0001-<sha>.parquet    a shard, named by its content
+    <run>/rounds/0003/<stage>/0001.json             its manifest entry: a shard without one does not exist
+    <run>/rounds/0003/ready.json                    the shards the trainer takes: the round is committed
+    <run>/policy/0004/ , train/0004/                adapter and exact training state; manifest.json is written last
+    <run>/metrics/                                  one file per writer and round; a repeated round replaces its own
+
+Data files are named by their hash and an entry is replaced in one step, so two processes that commit the same shard cannot
+mix: the last entry wins and points at a whole file. Local files are written under a temporary name, fsynced and renamed; an
+object store shows a file only once it is complete, so the same order of writes holds there without a rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from pipeline import contract
+from pipeline.config import Run, load
+from pipeline.errors import ContractError, StoreError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Manifest entry of one shard of one stage. `inputs` maps what the shard was made from to its hash; `rejected` counts
+    rows by reason; `facts` are small results that later stages need without opening the shard."""
+
+    area: str
+    stage: str
+    shard: str
+    data: str
+    rows: int
+    tokens: int
+    rejected: dict[str, int]
+    bytes: int
+    sha256: str
+    settings: str
+    inputs: dict[str, str]
+    seconds: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def area(kind: str, number: int) -> str:
+    """Folder of a round ('rounds', 3) or of an evaluation ('evals', 0)."""
+    return f"{kind}/{number:04d}"
+
+
+class Store:
+    """A run directory at `uri`: a local path or any URI that pyarrow.fs opens. Picklable; the file system opens on first use."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri if "://" in uri else str(Path(uri).expanduser().resolve())
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.uri,)
+
+    @cached_property
+    def _opened(self) -> tuple[fs.FileSystem, str]:
+        try:
+            return fs.FileSystem.from_uri(self.uri)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"cannot open the run directory ({error})", self.uri, "Use a local path or a URI pyarrow.fs knows") from error
+
+    @property
+    def local_root(self) -> Path | None:
+        """The run directory as a local path, or None on an object store."""
+        filesystem, root = self._opened
+        return Path(root) if isinstance(filesystem, fs.LocalFileSystem) else None
+
+    def locate(self, path: str) -> str:
+        """URI or local path of a file of the run, as engines and users open it."""
+        return f"{self.uri.rstrip('/')}/{path}"
+
+    # ---- bytes -------------------------------------------------------------------------------------------------------
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put a whole file at `path`, atomically and durably. Raises StoreError (no space, no permission) naming the file."""
+        filesystem, root = self._opened
+        try:
+            if self.local_root is not None:
+                _write_local(self.local_root / path, data)
+            else:
+                with filesystem.open_output_stream(f"{root}/{path}") as stream:
+                    stream.write(data)
+        except OSError as error:
+            remedy = "Free some space and run the same command again: nothing half-written counts"
+            if error.errno != errno.ENOSPC:
+                remedy = "Check that the place exists and may be written"
+            raise StoreError(f"cannot write ({error.strerror or error})", self.locate(path), remedy) from error
+
+    def read_bytes(self, path: str) -> bytes | None:
+        """A whole file, or None where there is none."""
+        filesystem, root = self._opened
+        try:
+            with filesystem.open_input_stream(f"{root}/{path}", compression=None) as stream:
+                return stream.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"cannot read ({error})", self.locate(path), "Check the file and its permissions") from error
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Put a JSON file, atomically."""
+        self.write(path, json.dumps(value, indent=1, sort_keys=True).encode())
+
+    def read_json(self, path: str) -> Any | None:
+        """A JSON file, or None where there is none. Raises StoreError when it is torn or edited."""
+        data = self.read_bytes(path)
+        if data is None:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise StoreError(f"is not JSON ({error})", self.locate(path), "Delete it and run the same command again") from error
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names in a folder of the run; empty where there is none."""
+        filesystem, root = self._opened
+        found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def delete(self, path: str) -> None:
+        """Remove a file or folder of the run if it is there."""
+        filesystem, root = self._opened
+        with contextlib.suppress(FileNotFoundError):
+            info = filesystem.get_file_info(f"{root}/{path}")
+            if info.type == fs.FileType.Directory:
+                filesystem.delete_dir(f"{root}/{path}")
+            elif info.type == fs.FileType.File:
+                filesystem.delete_file(f"{root}/{path}")
+
+    # ---- the run -----------------------------------------------------------------------------------------------------
+
+    def save_run(self, run: Run, versions: dict[str, str]) -> None:
+        """Record the resolved configuration with the versions it runs under."""
+        self.write_json("run.json", {"config": run.model_dump(mode="json"), "versions": versions})
+
+    def load_run(self) -> Run:
+        """The configuration of this run. Raises StoreError when there is no run here."""
+        document = self.read_json("run.json")
+        if document is None:
+            raise StoreError("no run here: run.json is missing", self.uri, "Start one with `egrsd distill --recipe NAME --run URI`")
+        return load(document["config"])
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.read_bytes("run.json") is not None
+
+    # ---- shards ------------------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        area: str,
+        stage: contract.Stage,
+        shard: str,
+        table: pa.Table,
+        *,
+        settings: str,
+        inputs: dict[str, str],
+        seconds: float,
+        facts: dict[str, Any] | None = None,
+    ) -> Entry:
+        """Check a shard against the contract, write it, then its entry. Raises ContractError or StoreError."""
+        tokens = check_table(stage, table)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=_repetitive(stage))
+        data = sink.getvalue()
+        digest = hashlib.sha256(data).hexdigest()
+        entry = Entry(
+            area=area,
+            stage=stage.name,
+            shard=shard,
+            data=f"{shard}-{digest[:12]}.parquet",
+            rows=table.num_rows,
+            tokens=tokens,
+            rejected=count_rejected(table),
+            bytes=data.size,
+            sha256=digest,
+            settings=settings,
+            inputs=inputs,
+            seconds=round(seconds, 4),
+            facts=facts or {},
+        )
+        old = self.entry(area, stage.name, shard)
+        self.write(f"{area}/{stage.name}/{entry.data}", data)
+        self.write_json(f"{area}/{stage.name}/{shard}.json", asdict(entry))
+        if old is not None and old.data != entry.data:
+            self.delete(f"{area}/{stage.name}/{old.data}")
+        return entry
+
+    def entry(self, area: str, stage: str, shard: str) -> Entry | None:
+        """Manifest entry of a shard, or None when the shard does not exist."""
+        document = self.read_json(f"{area}/{stage}/{shard}.json")
+        return None if document is None else Entry(**document)
+
+    def entries(self, area: str, stage: str) -> dict[str, Entry]:
+        """All entries of a stage, by shard."""
+        shards = [name[:-5] for name in self.names(f"{area}/{stage}") if name.endswith(".json")]
+        return {shard: entry for shard in shards if (entry := self.entry(area, stage, shard)) is not None}
+
+    def read(self, entry: Entry, columns: list[str] | None = None) -> pa.Table:
+        """The rows of a shard, its sha256 checked first. Raises StoreError when the bytes are not those that were committed."""
+        path = f"{entry.area}/{entry.stage}/{entry.data}"
+        data = self.read_bytes(path)
+        if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise StoreError(
+                "the shard is missing" if data is None else "the bytes are not those that were committed (sha256 differs)",
+                self.locate(path),
+                f"Recompute it with `egrsd stage {entry.stage} --round {int(entry.area[-4:])} --shard {entry.shard} --force`",
+            )
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+
+    # ---- rounds ------------------------------------------------------------------------------------------------------
+
+    def numbers(self, kind: str) -> list[int]:
+        """Numbers of the rounds, evals, policies or training states that exist."""
+        return [int(name) for name in self.names(kind) if name.isdigit()]
+
+    def ready(self, number: int) -> dict[str, Any] | None:
+        """What the trainer takes of a round: shard -> stage -> sha256, or None while the round is not committed."""
+        return self.read_json(f"{area('rounds', number)}/ready.json")
+
+    def round_table(self, number: int) -> pa.Table | None:
+        """Training rows of a committed round, one per trace in shard order; None while it is not committed.
+
+        Columns: those of rollout, grade and score that training reads, prompt_tokens of each trace's prompt, and the first
+        reject_reason of the row. Raises StoreError when a shard is no longer the one that was committed.
+        """
+        ready = self.ready(number)
+        if ready is None:
+            return None
+        tables = [self._training_rows(area("rounds", number), shard, hashes) for shard, hashes in sorted(ready["shards"].items())]
+        return pa.concat_tables(tables)
+
+    def _training_rows(self, where: str, shard: str, hashes: dict[str, str]) -> pa.Table:
+        tables = {}
+        for stage, digest in hashes.items():
+            entry = self.entry(where, stage, shard)
+            if entry is None or entry.sha256 != digest:
+                raise StoreError(
+                    "the shard has changed since its round was committed to the trainer",
+                    self.locate(f"{where}/{stage}/{shard}.json"),
+                    "Run `egrsd stage` for the stages that `egrsd status` shows as stale",
+                )
+            tables[stage] = self.read(entry)
+        rollout = tables["rollout"]
+        prompts = tables["prompts"].take(rollout["prompt_index"])
+        columns = {name: rollout[name] for name in ("trace_id", "response_tokens", "policy_version", "rollout_entropy")}
+        columns |= {"prompt_tokens": prompts["prompt_tokens"]}
+        columns |= {name: tables["grade"][name] for name in ("advantage", "reward", "verdict")}
+        columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}
+        columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))
+        return pa.table(columns)
+
+    # ---- policies and training state -----------------------------------------------------------------------------------
+
+    def publish_policy(self, version: int, folder: str | Path) -> None:
+        """Make the adapter in a local folder policy `version`, atomically: its manifest is written last."""
+        self._put_folder(area("policy", version), Path(folder))
+
+    def save_state(self, version: int, folder: str | Path, keep: int = 2) -> None:
+        """Keep the exact training state that stands beside policy `version`, and only the last `keep` of them."""
+        self._put_folder(area("train", version), Path(folder))
+        for old in self.numbers("train"):
+            if old <= version - keep:
+                self.delete(area("train", old))
+
+    def load_state(self, version: int) -> Path | None:
+        """A local folder with the training state of `version`, checked; None when there is none."""
+        return self.fetch(area("train", version))
+
+    def has_policy(self, version: int) -> bool:
+        """Whether policy `version` is published; 0, the base, always is."""
+        return version == 0 or self.read_bytes(f"{area('policy', version)}/{MANIFEST}") is not None
+
+    def latest_policy(self) -> int:
+        """The highest published version; 0 is the base."""
+        return max((number for number in self.numbers("policy") if self.has_policy(number)), default=0)
+
+    def policy(self, version: int) -> contract.Policy:
+        """What an engine must answer with. Raises StoreError when that policy was never published."""
+        if not self.has_policy(version):
+            raise StoreError(f"policy {version} is not published", self.locate("policy"), f"Policies here: 0 to {self.latest_policy()}")
+        return contract.Policy(version, self.locate(area("policy", version)) if version else None)
+
+    def fetch(self, folder: str) -> Path | None:
+        """A local copy (or the folder itself on a local disk) of a folder committed with a manifest; every file is checked."""
+        manifest = self.read_json(f"{folder}/{MANIFEST}")
+        if manifest is None:
+            return None
+        target = self.local_root / folder if self.local_root else Path(tempfile.mkdtemp(prefix="egrsd-"))
+        for name, digest in manifest["files"].items():
+            data = self.read_bytes(f"{folder}/{name}")
+            if data is None or hashlib.sha256(data).hexdigest() != digest:
+                raise StoreError("the file is missing or damaged", self.locate(f"{folder}/{name}"), "Delete the folder and resume")
+            if self.local_root is None:
+                (target / name).write_bytes(data)
+        return target
+
+    def _put_folder(self, path: str, folder: Path) -> None:
+        files = {}
+        self.delete(f"{path}/{MANIFEST}")
+        for file in sorted(folder.iterdir()):
+            data = file.read_bytes()
+            self.write(f"{path}/{file.name}", data)
+            files[file.name] = hashlib.sha256(data).hexdigest()
+        self.write_json(f"{path}/{MANIFEST}", {"files": files})
+
+    # ---- metrics and signals -----------------------------------------------------------------------------------------
+
+    def append_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Keep the trainer's metrics; rows of a round that is trained again after a crash replace their first version."""
+        by_round: dict[int, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_round.setdefault(int(row["round"]), []).append(row)
+        for number, group in by_round.items():
+            self.write_metrics("train", number, group)
+
+    def write_metrics(self, writer: str, number: int, rows: list[dict[str, Any]]) -> None:
+        """Put one writer's metrics of one round."""
+        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+        self.write(f"metrics/{number:04d}-{writer}.jsonl", lines.encode())
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """All metrics, by round and writer."""
+        for name in self.names("metrics"):
+            for line in (self.read_bytes(f"metrics/{name}") or b"").splitlines():
+                yield {"writer": name[5:-6], **json.loads(line)}
+
+    def request_stop(self, stop: bool = True) -> None:
+        """Ask the trainer to end after the step it is in, or take that back."""
+        if stop:
+            self.write("train/stop", b"")
+        else:
+            self.delete("train/stop")
+
+    def stop_requested(self) -> bool:
+        """Whether the trainer was asked to end."""
+        return self.read_bytes("train/stop") is not None
+
+
+def check_table(stage: contract.Stage, table: pa.Table) -> int:
+    """Hold a table to the contract; returns its response tokens. Raises ContractError naming stage, column and row.
+
+    Schema and order as declared; keys unique; rejected rows null; other rows complete, lists of `T` equal in length, floats
+    finite.
+    """
+    expected = contract.schema(stage)
+    if table.schema.remove_metadata() != expected:
+        raise ContractError(f"schema is {table.schema.remove_metadata()}, expected {expected}", f"stage {stage.name}")
+    if pc.count_distinct(table[stage.key]).as_py() != table.num_rows:
+        raise ContractError("keys are not unique", f"stage {stage.name}, column {stage.key}")
+    live = table.filter(pc.is_null(table["reject_reason"]))
+    lengths: pa.ChunkedArray | None = None
+    for column in stage.writes:
+        values = live[column.name]
+        where = f"stage {stage.name}, column {column.name}"
+        if values.null_count and not column.nullable:
+            raise ContractError("null in a row that was not rejected", where)
+        flat = values.combine_chunks().flatten() if column.shape else values
+        if pa.types.is_floating(flat.type) and not pc.all(pc.is_finite(pc.drop_null(flat))).as_py() and len(flat):
+            raise ContractError("not finite", where)
+        if column.shape == "T":
+            own = pc.list_value_length(values)
+            if lengths is not None and not own.equals(lengths):
+                raise ContractError("lists of response tokens differ in length", where)
+            lengths = own
+    return int(pc.sum(lengths).as_py() or 0) if lengths is not None else 0
+
+
+def count_rejected(table: pa.Table) -> dict[str, int]:
+    """Rows by reject_reason."""
+    counts = pc.value_counts(pc.drop_null(table["reject_reason"]).combine_chunks())
+    return {item["values"]: item["counts"] for item in counts.to_pylist()}
+
+
+def _repetitive(stage: contract.Stage) -> list[str]:
+    """Columns worth a dictionary; log-probs and entropies are not."""
+    return [c.name for c in stage.writes if pa.types.is_string(c.type)]
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{uuid4().hex}-{path.name}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
