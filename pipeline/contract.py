@@ -148,7 +148,7 @@ COLUMNS: dict[str, Column] = {
 }
 
 PLAN: tuple[Stage, ...] = (
-    Stage("prompts", "CPU", "prompt_id", (), ("seed", "source", "model", "prompts")),
+    Stage("prompts", "CPU", "prompt_id", (), ("seed", "source", "model", "prompts", "rollout")),
     Stage("rollout", "engines", "trace_id", ("prompt_tokens", "teacher_prompt_tokens"), ("seed", "model", "rollout")),
     Stage("grade", "CPU", "trace_id", ("response_text", "response_tokens", "answer", "finish_reason"), ("grade", "rollout")),
     Stage(
@@ -171,7 +171,7 @@ PLAN: tuple[Stage, ...] = (
         "label",
         "CPU",
         "trace_id",
-        ("teacher_entropy", "lookahead_entropy", "entropy_max", "advantage", "student_logprobs", "teacher_logprobs"),
+        ("teacher_entropy", "lookahead_entropy", "advantage", "student_logprobs", "teacher_logprobs"),
         ("profile", "label"),
     ),
 )
