@@ -1,0 +1,158 @@
+"""The tiny arithmetic task, its character tokenizer and where the tiny reasoner lies.
+
+A problem is a sum of four one-digit terms, `7+4-3+9`. A response works from left to right and puts the answer behind `#`:
+
+    7+4=11;11-3=9;wait;11-3=8;check 11-3=8;8+9=17#17
+
+The student is asked the problem (STUDENT_PROMPT), the privileged teacher the problem and its reference solution
+(TEACHER_PROMPT); the tokenizer's chat template puts either between `<bos>` and a newline. Pure Python, quick to import.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from pipeline.errors import SettingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MODEL_NAME = "tiny-reasoner"
+STUDENT_PROMPT = "{problem}"
+TEACHER_PROMPT = "{problem}|{solution}"
+ANSWER_PATTERN = r"#(-?\d+)$"
+NUM_TERMS = 4
+TEST_SHARE = 10  # per cent of all problems that are held out
+
+_SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+_SYMBOLS = "0123456789+-*/=;#|?!.,:() \nabcdefghijklmnopqrstuvwxyz"
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '\\n' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('The tiny reasoner takes user and assistant messages only: leave prompts.system empty') }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n' }}{% endif %}"
+)
+
+
+class Problem(TypedDict):
+    """A problem, its worked reference solution, and the answer the grader compares with."""
+
+    problem: str
+    solution: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How the warm-start traces behave, as chances per step: a wrong result, its repair after `wait`, a redundant `check`."""
+
+    error: float
+    repair: float
+    check: float
+
+
+UNAIDED = Habits(error=0.22, repair=0.35, check=0.2)
+AIDED = Habits(error=0.06, repair=0.5, check=0.2)
+
+
+def problem(index: int, seed: int, split: str) -> Problem:
+    """Problem `index` of a split ("train" or "test") in the order that `seed` shuffles it to.
+
+    Neighbouring indices are distinct problems until the split is used up (47k train, 5k test); the splits share none.
+    Raises SettingError for another split.
+    """
+    texts = _shuffled(split, seed)
+    text = texts[index % len(texts)]
+    *_, (_, _, _, total) = steps(text)
+    return Problem(problem=text, solution=reference_solution(text), answer=str(total))
+
+
+def steps(text: str) -> list[tuple[int, str, int, int]]:
+    """The sums of a problem from left to right: (running total before, sign, term, total after)."""
+    total, *rest = text.replace("+", " +").replace("-", " -").split()
+    running, found = int(total), []
+    for token in rest:
+        before, running = running, running + int(token)
+        found.append((before, token[0], int(token[1:]), running))
+    return found
+
+
+def reference_solution(text: str) -> str:
+    """The clean solution of a problem: `7+4=11;11-3=8;8+9=17#17`."""
+    done = steps(text)
+    return ";".join(f"{before}{sign}{term}={after}" for before, sign, term, after in done) + f"#{done[-1][-1]}"
+
+
+def verbose_trace(text: str, rng: random.Random, habits: Habits = UNAIDED) -> str:
+    """A fallible, wordy response to a problem, as the warm start imitates: planted errors, of which some are repaired after
+    `wait` and the others carried on, and redundant `check`s."""
+    parts: list[str] = []
+    running = int(text[0])
+    for _, sign, term, _ in steps(text):
+        asked = f"{running}{sign}{term}"
+        truth = running + term if sign == "+" else running - term
+        if rng.random() < habits.error:
+            running = truth + rng.choice((-3, -2, -1, 1, 2, 3))
+            parts.append(f"{asked}={running}")
+            if rng.random() >= habits.repair:
+                continue
+            parts.append("wait")
+        running = truth
+        parts.append(f"{asked}={truth}")
+        if rng.random() < habits.check:
+            parts.append(f"check {asked}={truth}")
+    return ";".join(parts) + f"#{running}"
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The character tokenizer: 57 ids, one per symbol, with pad, bos, eos, unk and the chat template; pads on the left."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {symbol: index for index, symbol in enumerate((*_SPECIAL, *_SYMBOLS))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def asset_path() -> Path:
+    """The folder of the shipped tiny reasoner: weights, configuration, tokenizer."""
+    return Path(str(files("pipeline") / "assets" / "tiny_reasoner"))
+
+
+def resolve_model(path: str) -> str:
+    """`path`, or the shipped folder when it is the name of the tiny reasoner."""
+    return str(asset_path()) if path == MODEL_NAME else path
+
+
+@lru_cache(maxsize=8)
+def _shuffled(split: str, seed: int) -> tuple[str, ...]:
+    if split not in {"train", "test"}:
+        raise SettingError(f"the tiny task has no split '{split}'", "source.split", "Use 'train' or 'test'")
+    digits = "123456789"
+    texts = [
+        "".join(t) for t in itertools.product(digits, *itertools.repeat([s + d for s in "+-" for d in digits], NUM_TERMS - 1))
+    ]
+    chosen = [t for t in texts if (zlib.crc32(t.encode()) % 100 < TEST_SHARE) == (split == "test")]
+    random.Random(f"{seed}/{split}").shuffle(chosen)
+    return tuple(chosen)
