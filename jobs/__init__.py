@@ -1,1 +1,1 @@
-"""."""
+"""Thin entry points: parse, resolve, connect, call, exit code."""

@@ -8,6 +8,7 @@ columns.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence as Rows
 from typing import Any
 
@@ -126,15 +127,19 @@ def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseli
     chosen = rollout.take(live)
     verdicts = grader.grade(chosen["response_text"].to_pylist(), answers, chosen["finish_reason"].to_pylist())
     for row, verdict in zip(live, verdicts, strict=True):
-        draft.values[row] = {"verdict": str(verdict.verdict)}
+        draft.values[row] = {"verdict": verdict.verdict}
         if verdict.reject is not None:
             draft.reject(row, verdict.reject, verdict.detail)
             continue
         correct = np.array([verdict.verdict == contract.Verdict.CORRECT])
-        rewards[row] = length_shaped_reward(
-            correct, np.array([lengths[row]]), run.rollout.max_new_tokens, run.grade.beta_length
-        )[0]
-    advantages = group_advantage(rewards, run.rollout.group_size) if baseline is None else baseline.advantage(rewards)
+        rewards[row] = length_shaped_reward(correct, np.array([lengths[row]]), run.rollout.max_new_tokens, run.grade.beta_length)[
+            0
+        ]
+    advantages = (
+        group_advantage(rewards, run.rollout.group_size)
+        if baseline is None
+        else baseline.advantage(rewards, run.grade.running_warmup_steps)
+    )
     for row in draft.live():
         draft.values[row] |= {"reward": float(rewards[row]), "advantage": float(advantages[row])}
     return draft.table()
@@ -175,6 +180,100 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
     for row, scored in ask(again, "prompt_tokens", policy):
         draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
     return draft.table()
+
+
+def profile(score: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table:
+    """Lookahead entropy, row statistics and regime shares of every scored trace; peak in nats is the round's maximum."""
+    shard = _Ragged("profile", score, score)
+    entropy, offsets = shard.take(score["teacher_entropy"])
+    result = profile_arrays(entropy, offsets, **_regime_settings(run, peak, vocab_size), window=run.profile.window)
+    stats = result.statistics
+    columns = {"lookahead_entropy": shard.lists(result.lookahead, offsets)}
+    for name, values in zip(("mean", "p50", "p90", "max"), stats, strict=True):
+        columns[f"entropy_{name}"] = shard.scalars(values)
+    for code, name in enumerate(contract.Regime.NAMES):
+        columns[f"share_{name}"] = shard.scalars(np.ascontiguousarray(result.shares[:, code]))
+    return shard.table(columns)
+
+
+def label(grade: pa.Table, score: pa.Table, profile: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table:
+    """Regime, spans, gate and token weight of every trace that was graded and scored.
+
+    The gate's maximum M is the round's here (`peak`, nats), at least label.min_normaliser; the trainer takes its minibatch's.
+    """
+    shard = _Ragged("label", grade, score)
+    entropy, offsets = shard.take(score["teacher_entropy"])
+    settings = run.label
+    result = label_arrays(
+        entropy,
+        shard.take(profile["lookahead_entropy"])[0],
+        offsets,
+        shard.rows(grade["advantage"]),
+        shard.take(score["teacher_logprobs"])[0],
+        shard.take(score["student_logprobs"])[0],
+        **_regime_settings(run, peak, vocab_size),
+        peak=max(peak, settings.min_normaliser),
+        gamma=settings.gamma,
+        floor=settings.floor,
+        epsilon=settings.epsilon,
+        gate_on_lookahead=settings.lookahead,
+    )
+    spans = result.spans
+    fields = contract.COLUMNS["spans"].type.value_type
+    runs = pa.StructArray.from_arrays([pa.array(v) for v in spans[:-1]], fields=list(fields))
+    return shard.table(
+        {
+            "regime": shard.lists(result.regime, offsets),
+            "spans": shard.lists(runs, spans.offsets),
+            "gate": shard.lists(result.gate, offsets),
+            "token_weight": shard.lists(result.weight, offsets),
+        }
+    )
+
+
+def entropy_max(score: pa.Table) -> float:
+    """Largest teacher entropy of a shard in nats over the rows that go on; 0 when there is none."""
+    flat, _ = ragged(score.filter(pc.is_null(score["reject_reason"]))["teacher_entropy"])
+    return float(flat.max()) if flat.size else 0.0
+
+
+def _regime_settings(run: Run, peak: float, vocab_size: int) -> dict[str, float]:
+    settings = run.profile
+    scale = math.log(vocab_size) if settings.normaliser == "log_vocab" else max(peak, run.label.min_normaliser)
+    return {"scale": scale, "tau_low": settings.tau_low, "tau_high": settings.tau_high}
+
+
+class _Ragged:
+    """A shard computed as whole ragged arrays over its live rows, and put back among the rejected ones."""
+
+    def __init__(self, stage: str, *inputs: pa.Table) -> None:
+        self.stage, self.keys = contract.STAGES[stage], inputs[0]["trace_id"]
+        self.reasons = pc.coalesce(*(t["reject_reason"] for t in inputs))
+        self.details = pc.coalesce(*(t["reject_detail"] for t in inputs))
+        self.live = np.asarray(pc.is_null(self.reasons))
+
+    def rows(self, column: pa.ChunkedArray) -> np.ndarray:
+        return (column if self.live.all() else column.filter(pa.array(self.live))).to_numpy()
+
+    def take(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        return ragged(column if self.live.all() else column.filter(pa.array(self.live)))
+
+    def scalars(self, values: np.ndarray) -> pa.Array:
+        out = np.zeros(len(self.live), values.dtype)
+        out[self.live] = values
+        return pa.array(out, mask=~self.live)
+
+    def lists(self, values: np.ndarray | pa.Array, offsets: np.ndarray) -> pa.Array:
+        lengths = np.zeros(len(self.live), np.int32)
+        lengths[self.live] = np.diff(offsets)
+        ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)])
+        flat = values if isinstance(values, pa.Array) else pa.array(values)
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, mask=pa.array(~self.live))
+
+    def table(self, columns: dict[str, pa.Array]) -> pa.Table:
+        fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
+        schema = contract.schema(self.stage)
+        return pa.Table.from_arrays([{**fixed, **columns}[name] for name in schema.names], schema=schema)
 
 
 def _usable(draft: _Draft, row: int, answer: Score | Failure, response: np.ndarray) -> Score | None:

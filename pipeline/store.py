@@ -79,7 +79,9 @@ class Store:
         try:
             return fs.FileSystem.from_uri(self.uri)
         except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"cannot open the run directory ({error})", self.uri, "Use a local path or a URI pyarrow.fs knows") from error
+            raise StoreError(
+                f"cannot open the run directory ({error})", self.uri, "Use a local path or a URI pyarrow.fs knows"
+            ) from error
 
     @property
     def local_root(self) -> Path | None:
@@ -159,7 +161,9 @@ class Store:
         """The configuration of this run. Raises StoreError when there is no run here."""
         document = self.read_json("run.json")
         if document is None:
-            raise StoreError("no run here: run.json is missing", self.uri, "Start one with `egrsd distill --recipe NAME --run URI`")
+            raise StoreError(
+                "no run here: run.json is missing", self.uri, "Start one with `egrsd distill --recipe NAME --run URI`"
+            )
         return load(document["config"])
 
     def exists(self) -> bool:
@@ -300,7 +304,9 @@ class Store:
     def policy(self, version: int) -> contract.Policy:
         """What an engine must answer with. Raises StoreError when that policy was never published."""
         if not self.has_policy(version):
-            raise StoreError(f"policy {version} is not published", self.locate("policy"), f"Policies here: 0 to {self.latest_policy()}")
+            raise StoreError(
+                f"policy {version} is not published", self.locate("policy"), f"Policies here: 0 to {self.latest_policy()}"
+            )
         return contract.Policy(version, self.locate(area("policy", version)) if version else None)
 
     def fetch(self, folder: str) -> Path | None:
@@ -312,7 +318,9 @@ class Store:
         for name, digest in manifest["files"].items():
             data = self.read_bytes(f"{folder}/{name}")
             if data is None or hashlib.sha256(data).hexdigest() != digest:
-                raise StoreError("the file is missing or damaged", self.locate(f"{folder}/{name}"), "Delete the folder and resume")
+                raise StoreError(
+                    "the file is missing or damaged", self.locate(f"{folder}/{name}"), "Delete the folder and resume"
+                )
             if self.local_root is None:
                 (target / name).write_bytes(data)
         return target

@@ -1,0 +1,109 @@
+"""The command line. Only Typer is imported here: `--help` answers at once, the rest loads when a verb runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="egrsd",
+    help="Entropy-guided self-distillation of reasoning models (EGRSD, CL-EGRSD) on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+RunUri = Annotated[str, typer.Option("--run", help="Run directory: a local path or a URI.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
+Config = Annotated[str | None, typer.Option("--config", help="YAML file with settings, laid over the recipe.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else one on this machine.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the noise of Ray and vLLM.")]
+
+
+@app.command()
+def distill(
+    run: RunUri,
+    recipe: Annotated[str | None, typer.Option(help="Recipe to start from; a started run knows its own.")] = None,
+    set: Sets = None,
+    config: Config = None,
+    accept_changes: Annotated[bool, typer.Option(help="Go on with settings other than the run was made with.")] = False,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Run or resume rounds: roll out, grade, score, label, train. Does nothing when all is done."""
+    from jobs.distill import distill as job
+
+    job(run, recipe, set or [], config, accept_changes, address, debug)
+
+
+@app.command()
+def stage(
+    stage: Annotated[str, typer.Argument(help="prompts, rollout, grade, score, profile or label.")],
+    run: RunUri,
+    round: Annotated[int, typer.Option("--round", help="Round number, from 0.")],
+    set: Sets = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute fresh shards again, too.")] = False,
+    shard: Annotated[list[str] | None, typer.Option(help="Only this shard; may be repeated.")] = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Bring one stage of one round up to date; --set changes the settings of that stage."""
+    from jobs.stage import run_stage
+
+    run_stage(stage, run, round, set or [], force, shard, address, debug)
+
+
+@app.command()
+def train(
+    run: RunUri,
+    from_round: Annotated[int | None, typer.Option(help="Train this round and the later ones again.")] = None,
+    set: Sets = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Train on committed rounds, without engines."""
+    from jobs.train import train_committed
+
+    train_committed(run, from_round, set or [], address, debug)
+
+
+@app.command()
+def status(run: RunUri, debug: Debug = False) -> None:
+    """Rounds x stages: rows, rejected by reason, stale, seconds."""
+    from jobs.status import show
+
+    show(run, debug)
+
+
+@app.command()
+def export(
+    run: RunUri,
+    out: Annotated[str, typer.Option(help="Folder or URI for the Parquet dataset.")],
+    debug: Debug = False,
+) -> None:
+    """Join all stages of all rounds into one self-contained Parquet dataset."""
+    from jobs.export import export_run
+
+    export_run(run, out, debug)
+
+
+@app.command()
+def recipes(
+    show: Annotated[str | None, typer.Option("--show", help="Print this recipe's resolved YAML.")] = None,
+    debug: Debug = False,
+) -> None:
+    """List the recipes, or print one."""
+    from jobs.recipes import show_recipes
+
+    show_recipes(show, debug)
+
+
+def main() -> None:
+    """Entry point of `egrsd` and `python -m jobs`."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

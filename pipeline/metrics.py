@@ -1,0 +1,101 @@
+"""Figures of a run: summaries of shards and policies, each with the interval that says how much to believe it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.contract import Regime, Verdict
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, scale: float = 1.0, digits: int = 1, signed: bool = False) -> str:
+        """`47.3 [43.0, 51.6]`."""
+        sign = "+" if signed else ""
+        value, low, high = (f"{x * scale:{sign}.{digits}f}" for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Mean of per-problem values [N] and its 95 % percentile bootstrap over problems.
+
+    Raises ValueError on fewer than two values: there is no spread to resample.
+    """
+    values = np.asarray(values, np.float64)
+    if values.size < 2:
+        raise ValueError(f"{values.size} problems are too few for an interval: 2 at least")
+    picks = np.random.default_rng(seed).integers(0, values.size, (resamples, values.size))
+    low, high = np.quantile(values[picks].mean(axis=1), (0.025, 0.975))
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one policy answered on held-out problems, per problem in source order: mean accuracy and length over samples."""
+
+    accuracy: np.ndarray
+    length: np.ndarray
+    verdicts: dict[str, int]
+    rejected: int
+
+
+def answers(tables: list[tuple[pa.Table, pa.Table]]) -> Answers:
+    """Summary of an evaluation from its (rollout, grade) shards. Rejected rows leave the means and are counted."""
+    accuracy, length = [], []
+    verdicts: Counter[str] = Counter()
+    rejected = 0
+    for rollout, grade in tables:
+        live = np.array(pc.is_null(grade["reject_reason"]))
+        rejected += int((~live).sum())
+        verdict = np.array(grade["verdict"].to_pylist(), object)
+        verdicts.update(v for v in verdict[live])
+        prompt = np.array(rollout["prompt_index"])
+        tokens = pc.fill_null(pc.list_value_length(rollout["response_tokens"]), 0).to_numpy()
+        for index in np.unique(prompt[live]):
+            rows = live & (prompt == index)
+            accuracy.append(float(np.mean(verdict[rows] == Verdict.CORRECT)))
+            length.append(float(np.mean(tokens[rows])))
+    return Answers(np.array(accuracy), np.array(length), dict(verdicts), rejected)
+
+
+def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size: int) -> dict[str, float]:
+    """Counts that show early whether a round has a signal (traps 7 and 8): verdicts, rewards, groups with none."""
+    table = pa.concat_tables(grades)
+    live = table.filter(pc.is_null(table["reject_reason"]))
+    counts = Counter(live["verdict"].to_pylist())
+    reward = live["reward"].to_numpy()
+    advantage = np.array(table["advantage"].to_pylist(), np.float64)
+    groups = np.nan_to_num(advantage).reshape(-1, group_size) if len(advantage) % group_size == 0 else advantage[None]
+    summary = {f"num_{verdict}": float(counts.get(str(verdict), 0)) for verdict in Verdict}
+    return summary | {
+        "num_rows": float(table.num_rows),
+        "num_rejected": float(table.num_rows - live.num_rows),
+        "accuracy": float(counts.get("correct", 0) / max(live.num_rows, 1)),
+        "mean_reward": float(reward.mean()) if reward.size else 0.0,
+        "mean_length": float(np.mean(np.concatenate(lengths))) if lengths and sum(map(len, lengths)) else 0.0,
+        "num_positive_advantage": float((live["advantage"].to_numpy() > 0).sum()),
+        "num_groups": float(len(groups)),
+        "num_groups_without_signal": float((np.abs(groups).max(axis=1) == 0).sum()),
+    }
+
+
+def regime_summary(tables: list[pa.Table], lengths: list[np.ndarray]) -> dict[str, float]:
+    """Share of all response tokens in each regime, from profile shards and their row lengths."""
+    weight = np.concatenate(lengths).astype(np.float64)
+    total = max(weight.sum(), 1.0)
+    shares = {}
+    for name in Regime.NAMES:
+        column = np.concatenate([np.nan_to_num(np.array(t[f"share_{name}"].to_pylist(), np.float64)) for t in tables])
+        shares[f"share_{name}"] = float((column * weight).sum() / total)
+    return shares

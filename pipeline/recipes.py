@@ -1,0 +1,131 @@
+"""Named complete runs, as functions: what `--recipe NAME` starts from and `--set` changes."""
+
+from __future__ import annotations
+
+import difflib
+
+from pipeline import tiny
+from pipeline.config import (
+    EnginePools,
+    Evaluation,
+    Grade,
+    Label,
+    Model,
+    Objective,
+    Placement,
+    Pool,
+    Profile,
+    Prompts,
+    Rollout,
+    Run,
+    ScoreSettings,
+    Source,
+    Train,
+)
+from pipeline.errors import SettingError
+
+
+def demo() -> Run:
+    """The tiny reasoner learns arithmetic from itself on two CPU cores in minutes."""
+    return Run(
+        name="demo",
+        rounds=24,
+        source=Source(uri="tiny-arithmetic", split="train"),
+        model=Model(path=tiny.MODEL_NAME, dtype="float32", max_model_len=128, lora_rank=16, lora_alpha=32),
+        prompts=Prompts(student=tiny.STUDENT_PROMPT, teacher=tiny.TEACHER_PROMPT),
+        rollout=Rollout(prompts_per_round=32, prompts_per_shard=8, group_size=8, max_new_tokens=72),
+        grade=Grade(verifier="exact", answer_pattern=tiny.ANSWER_PATTERN, advantage="group"),
+        profile=Profile(window=3),
+        label=Label(gamma=0.3),
+        objective=Objective(name="cl_egrsd", gamma=0.3, window=3),
+        engines=EnginePools(rollout=Pool(placement=Placement(cpus=1), threads=2, max_batched_tokens=4096)),
+        train=Train(batch_traces=256, learning_rate=1e-3, warmup_steps=8, grad_clip=1.0, threads=2),
+        evaluation=Evaluation(source=Source(uri="tiny-arithmetic", split="test"), problems=512, max_new_tokens=72),
+    )
+
+
+def smollm2() -> Run:
+    """SmolLM2-135M-Instruct on sums of two one-digit terms: a real pretrained model on two CPU cores (`make smollm2`)."""
+    terms = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    return Run(
+        name="smollm2",
+        rounds=3,
+        source=Source(uri="reasoning-gym:chain_sum", options=terms),
+        model=Model(path="assets-cache/smollm2", dtype="bfloat16", max_model_len=512, lora_rank=16, lora_alpha=32),
+        rollout=Rollout(prompts_per_round=8, prompts_per_shard=2, group_size=8, max_new_tokens=48),
+        grade=Grade(verifier="math", advantage="group"),
+        engines=EnginePools(rollout=Pool(placement=Placement(cpus=1), threads=2, max_num_seqs=64)),
+        train=Train(batch_traces=64, learning_rate=5e-4, grad_clip=1.0, threads=2, dtype="bfloat16", micro_batch_tokens=2048),
+        evaluation=Evaluation(
+            source=Source(uri="reasoning-gym:chain_sum", split="test", options=terms), problems=96, max_new_tokens=48
+        ),
+    )
+
+
+def qwen3_4b() -> Run:
+    """The paper's Qwen3-4B setting: CL-EGRSD with gamma 0.3 and W 3, 8 training GPUs, rollout GPUs beside them."""
+    return _paper("qwen3_4b", "Qwen/Qwen3-4B", gamma=0.3, window=3, micro_batch_tokens=24_576)
+
+
+def qwen3_8b() -> Run:
+    """The paper's Qwen3-8B setting: CL-EGRSD with gamma 1.0 and W 5."""
+    return _paper("qwen3_8b", "Qwen/Qwen3-8B", gamma=1.0, window=5, micro_batch_tokens=20_480)
+
+
+def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens: int) -> Run:
+    """Settings of 2605.13255: AdamW 5e-6, clip 0.1, global batch 32, 100 steps, LoRA r 64, rollouts T 1.1 of 1 024 tokens.
+
+    Nodes are matched by the labels of cluster.yaml's node types.
+    """
+    rollout_gpu = Placement(cpus=4, gpus=1, labels={"egrsd-role": "rollout"})
+    return Run(
+        name=name,
+        rounds=100,
+        source=Source(uri="datasets:open-thoughts/OpenThoughts-114k-math", answer="solution", size=100_000),
+        model=Model(path=model, dtype="bfloat16", max_model_len=20_000, lora_rank=64, lora_alpha=128),
+        rollout=Rollout(
+            prompts_per_round=32, prompts_per_shard=4, group_size=1, temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=1024
+        ),
+        grade=Grade(verifier="math", advantage="running", processes=4),
+        score=ScoreSettings(rescore_share=0.05),
+        profile=Profile(window=window),
+        label=Label(gamma=gamma),
+        objective=Objective(name="cl_egrsd", gamma=gamma, window=window),
+        engines=EnginePools(
+            rollout=Pool(min=1, max=8, placement=rollout_gpu, enforce_eager=False, max_batched_tokens=20_480, max_num_seqs=64)
+        ),
+        train=Train(
+            workers=8,
+            placement=Placement(cpus=4, gpus=1, labels={"egrsd-role": "train"}),
+            strategy="fsdp2",
+            dtype="bfloat16",
+            gradient_checkpointing=True,
+            batch_traces=32,
+            micro_batch_tokens=micro_batch_tokens,
+            learning_rate=5e-6,
+            grad_clip=0.1,
+            keep_checkpoints=4,
+        ),
+        evaluation=Evaluation(
+            source=Source(uri="datasets:HuggingFaceH4/MATH-500", split="test"),
+            problems=500,
+            samples=4,
+            top_p=0.95,
+            max_new_tokens=16_384,
+        ),
+    )
+
+
+def recipe(name: str) -> Run:
+    """A recipe by name. Raises SettingError that lists those there are."""
+    known = {function.__name__: function for function in (demo, smollm2, qwen3_4b, qwen3_8b)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}"
+        raise SettingError(f"unknown recipe '{name}'", "--recipe", hint)
+    return known[name]()
+
+
+def descriptions() -> dict[str, str]:
+    """Every recipe with the first line of what it is."""
+    return {f.__name__: (f.__doc__ or "").splitlines()[0] for f in (demo, smollm2, qwen3_4b, qwen3_8b)}
