@@ -1,0 +1,69 @@
+"""Entropy of next-token distributions: exact from logits in row chunks, or bounds from the k best log-probabilities.
+
+Shapes: `N` positions, `V` vocabulary, `k` kept tokens. Nats, temperature 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def exact_entropy(logits: Tensor, chunk: int = 128) -> Tensor:
+    """H = -sum_v p log p over the full vocabulary (2605.13255, Eq. 4).
+
+    logits [N, V], any float type, -inf allowed (p = 0 adds nothing) -> [N] float32 nats. Only `chunk` rows exist in fp32 at
+    one time. Raises ValueError on other shapes.
+    """
+    return _by_chunks(logits, None, chunk)[1]
+
+
+def logprob_and_entropy(logits: Tensor, ids: Tensor, chunk: int = 128) -> tuple[Tensor, Tensor]:
+    """log p(ids) [N] and entropy [N], float32 nats, of logits [N, V] at ids [N] int64; chunked as `exact_entropy`."""
+    if ids.shape != logits.shape[:1] or ids.dtype != torch.int64:
+        raise ValueError(f"ids: {ids.dtype} {tuple(ids.shape)}, expected int64 [N] for logits {tuple(logits.shape)}")
+    return _by_chunks(logits, ids, chunk)
+
+
+def bounds(top_logprobs: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest entropy that k kept log-probabilities allow.
+
+    top_logprobs [N, k] nats, the k most likely tokens in any order -> (lower, upper), each [N] float64 nats. Leave out vLLM's
+    first column, the sampled token: it is listed twice when it is one of the k, and when it is not, likelier tokens are missing.
+    The tail mass r = 1 - sum p lies on V - k tokens, none likelier than the least kept one, p_k: entropy is least when it fills
+    n = floor(r / p_k) atoms of that size and one of the remainder, and greatest when it is spread evenly. Where rounding makes
+    such a tail impossible, the lower bound is cut at the upper one.
+    Raises ValueError when [N, k] does not fit the vocabulary.
+    """
+    if top_logprobs.ndim != 2 or not 1 <= top_logprobs.shape[1] <= vocab_size:
+        raise ValueError(f"top_logprobs: shape {top_logprobs.shape}, expected [N, k] with k from 1 to vocab_size = {vocab_size}")
+    kept = np.exp(top_logprobs.astype(np.float64))
+    tail = np.clip(1 - kept.sum(1), 0, 1)
+    least = kept.min(1)
+    kept_entropy = _plogp(kept).sum(1)
+    full_atoms = np.floor(np.divide(tail, least, out=np.zeros_like(tail), where=least > 0))
+    remainder = np.clip(tail - full_atoms * least, 0, 1)
+    lower = kept_entropy + full_atoms * _plogp(least) + _plogp(remainder)
+    rest = vocab_size - top_logprobs.shape[1]
+    upper = kept_entropy + _plogp(tail) + tail * np.log(max(rest, 1))
+    return np.minimum(lower, upper), upper
+
+
+def _by_chunks(logits: Tensor, ids: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise ValueError(f"logits: {logits.dtype} {tuple(logits.shape)}, expected floating point [N, V]")
+    if chunk < 1:
+        raise ValueError(f"chunk: {chunk}, expected at least one row")
+    logprobs, entropies = [logits.new_empty(0, dtype=torch.float32)], [logits.new_empty(0, dtype=torch.float32)]
+    for start in range(0, logits.shape[0], chunk):
+        rows = torch.log_softmax(logits[start : start + chunk], dim=-1, dtype=torch.float32)
+        if ids is not None:
+            logprobs.append(rows.gather(1, ids[start : start + chunk, None])[:, 0])
+        entropies.append(torch.special.entr(rows.exp()).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _plogp(p: np.ndarray) -> np.ndarray:
+    """-p log p, and 0 at p = 0."""
+    return -p * np.log(p, out=np.zeros_like(p), where=p > 0)

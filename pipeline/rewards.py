@@ -1,0 +1,105 @@
+"""Rewards and sequence advantages: length-shaped reward, group and running estimators. State in, state out.
+
+Standard deviations are of the population (divide by n). GRPO implementations on torch.std divide by n - 1; the paper's running
+estimate is Welford's over all earlier rewards, where it makes no difference, and with the population's a group of two right
+and wrong rollouts has |A| = 1 and a group of one has A = 0 instead of NaN.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+GROUP_EPSILON = 1e-4  # of the group estimator (GRPO, RLSD)
+
+
+def length_shaped_reward(correct: np.ndarray, num_tokens: np.ndarray, max_tokens: int, beta: float) -> np.ndarray:
+    """r = 1[correct] (1 + beta (1 - T / L_max)) (2605.13255): 0, or in [1, 1 + beta].
+
+    correct [N] bool, num_tokens [N] int at most max_tokens -> [N] float64. Raises ValueError on lengths beyond the cap.
+    """
+    correct, num_tokens = np.asarray(correct, bool), np.asarray(num_tokens)
+    if correct.shape != num_tokens.shape:
+        raise ValueError(f"num_tokens: shape {num_tokens.shape}, expected {correct.shape} as correct")
+    if num_tokens.size and (num_tokens.min() < 0 or num_tokens.max() > max_tokens):
+        raise ValueError(f"num_tokens: {num_tokens.min()} .. {num_tokens.max()}, expected 0 .. max_tokens = {max_tokens}")
+    return np.where(correct, 1 + beta * (1 - num_tokens / max_tokens), 0.0)
+
+
+def group_advantage(rewards: np.ndarray, groups: int | np.ndarray) -> np.ndarray:
+    """A = (r - mean_G) / (std_G + 1e-4) within each group (GRPO; RLSD 2604.03128).
+
+    rewards [N], NaN for a row that was rejected: it stays NaN and counts in no statistic. groups: rows per group, of
+    neighbours, or a group id per row [N] of any type -> [N] float64. A group whose rewards are all equal gets 0: no signal.
+    """
+    rewards = np.asarray(rewards, np.float64)
+    index = _group_index(rewards, groups)
+    known = np.isfinite(rewards)
+    value = np.where(known, rewards, 0.0)
+    count = np.maximum(np.bincount(index, known), 1)
+    mean = (np.bincount(index, value) / count)[index]
+    centred = np.where(known, value - mean, 0.0)
+    centred[np.abs(centred) < 1e-12] = 0  # equal rewards: rounding in the mean is no direction
+    std = np.sqrt(np.bincount(index, centred**2) / count)
+    return np.where(known, centred / (std[index] + GROUP_EPSILON), np.nan)
+
+
+def _group_index(rewards: np.ndarray, groups: int | np.ndarray) -> np.ndarray:
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards: shape {rewards.shape}, expected [N]")
+    if isinstance(groups, int):
+        if groups < 1 or len(rewards) % groups:
+            raise ValueError(f"groups: {len(rewards)} rows do not divide into groups of {groups}")
+        return np.arange(len(rewards)) // groups
+    if groups.shape != rewards.shape:
+        raise ValueError(f"groups: shape {groups.shape}, expected one id per reward {rewards.shape}")
+    return np.unique(groups, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class RunningBaseline:
+    """Mean and spread of the rewards of all *earlier* steps (Welford), for one rollout per prompt (2605.13255).
+
+    count rewards seen, their mean, m2 = sum of squared deviations, and steps = updates made so far.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+    steps: int = 0
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation of the rewards seen; 0 before the first."""
+        return float(np.sqrt(self.m2 / self.count)) if self.count else 0.0
+
+    def advantage(self, rewards: np.ndarray, warmup_steps: int = 10) -> np.ndarray:
+        """A = r - 0.5 in the first `warmup_steps` steps, then (r - mean) / std; rewards [N] (NaN stays NaN) -> [N] float64.
+
+        Where every earlier reward was the same there is no scale: A = r - mean. Take the advantages of a step before `update`.
+        """
+        rewards = np.asarray(rewards, np.float64)
+        if self.steps < warmup_steps or not self.count:
+            return rewards - 0.5
+        return (rewards - self.mean) / (self.std if self.std > 1e-8 else 1.0)
+
+    def update(self, rewards: np.ndarray) -> RunningBaseline:
+        """The state after a step with these rewards [N]; NaN rows are not counted, the step is (Chan's merge of two Welfords)."""
+        rewards = np.asarray(rewards, np.float64)
+        new = rewards[np.isfinite(rewards)]
+        if not new.size:
+            return RunningBaseline(self.count, self.mean, self.m2, self.steps + 1)
+        count, shift = self.count + new.size, float(new.mean()) - self.mean
+        m2 = self.m2 + float(((new - new.mean()) ** 2).sum()) + shift**2 * self.count * new.size / count
+        return RunningBaseline(count, self.mean + shift * new.size / count, m2, self.steps + 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON; `from_dict` restores them exactly."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> RunningBaseline:
+        """The state that `to_dict` wrote."""
+        return cls(**data)
