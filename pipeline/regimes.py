@@ -274,7 +274,7 @@ def _joined(parts: list[Spans]) -> Spans:
     """The spans of all blocks, in order."""
     *fields, offsets = zip(*parts, strict=True)
     counts = np.concatenate([np.diff(part) for part in offsets])
-    return Spans(*(np.concatenate(field) for field in fields), offsets=np.concatenate([[0], np.cumsum(counts)]))
+    return Spans._make([*map(np.concatenate, fields), np.concatenate([[0], np.cumsum(counts)])])
 
 
 def _per_row(name: str, values: float | np.ndarray, offsets: np.ndarray) -> np.ndarray:
