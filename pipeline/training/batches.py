@@ -1,0 +1,223 @@
+"""Shards to tensors: a round's usable traces, its steps, the share of a rank, micro-batches under a token budget.
+
+    Round.table -> usable() -> Traces -> steps() -> rows of a step -> share() -> MicroBatch, MicroBatch, ...
+
+Everything is a function of (table, seed, round number, ranks): a resumed round is dealt exactly as the first time, and the
+union over ranks is the same minibatch however many there are. Ragged rows become padded tensors by whole-array operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from pipeline.errors import TrainingError
+
+SIGNALS = ("teacher_logprobs", "student_logprobs", "teacher_entropy")
+
+
+@dataclass(frozen=True)
+class Round:
+    """A committed round: `table` has one row per trace, `policy_version` is the policy its student log-probs belong to."""
+
+    number: int
+    policy_version: int
+    table: pa.Table
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of unequal length: row i is `values[starts[i] : starts[i] + lengths[i]]`."""
+
+    values: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> Ragged:
+        """From an Arrow list column; nulls inside a float row become NaN, a null row becomes an empty one."""
+        lists = column.combine_chunks()
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        values = lists.flatten().to_numpy(zero_copy_only=False)
+        return cls(values, np.cumsum(lengths) - lengths, lengths)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Values of `rows` [B], one row after the other: [sum of their lengths]."""
+        lengths = self.lengths[rows]
+        ends = np.cumsum(lengths)
+        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+        return self.values[np.repeat(self.starts[rows], lengths) + within]
+
+
+@dataclass(frozen=True, eq=False)
+class Traces:
+    """The N usable traces of a round. Signals are ragged float32 in nats, as long as the response; advantage is [N].
+
+    `num_rejected` rows were not finite (or empty) although no stage rejected them: they are out of the loss and of its
+    denominator.
+    """
+
+    number: int
+    trace_ids: np.ndarray
+    prompt_tokens: Ragged
+    response_tokens: Ragged
+    teacher_logprobs: Ragged
+    student_logprobs: Ragged
+    teacher_entropy: Ragged
+    advantage: np.ndarray
+    num_rejected: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of prompt and response of every trace, [N]."""
+        return self.prompt_tokens.lengths + self.response_tokens.lengths
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """One forward pass: B traces, L tokens wide, T response tokens wide, N response tokens in all.
+
+    A row of `tokens` [B, L] is [prompt | response | padding] without a gap. Under causal attention nothing before the
+    padding can see it and its positions count from 0, so no attention mask and no position ids are needed and the fast
+    causal kernels apply. Padding on the left would need both; padding between prompt and response would make the first
+    response token be predicted from a pad position.
+
+    `sources` [N] are the flat positions in B x L whose hidden state predicts a response token, `targets` [N] those tokens, in
+    the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B].
+    """
+
+    tokens: Tensor
+    sources: Tensor
+    targets: Tensor
+    mask: Tensor
+    teacher_logprobs: Tensor
+    student_logprobs: Tensor
+    teacher_entropy: Tensor
+    advantage: Tensor
+    trace_ids: tuple[str, ...]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same micro-batch on `device`."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trace_ids"}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+
+
+def usable(data: Round, max_staleness: int) -> Traces:
+    """The traces of a round that may be trained on: not rejected, complete and finite.
+
+    Raises TrainingError when a trace was written by a policy older than `max_staleness` rounds, or when signals of a trace
+    differ in length.
+    """
+    table = data.table.filter(pc.is_null(data.table["reject_reason"]))
+    _check_fresh(data.number, table, max_staleness)
+    ragged = {name: Ragged.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS)}
+    _check_lengths(data.number, table, ragged)
+    advantage = table["advantage"].to_numpy().astype(np.float32)
+    good = np.isfinite(advantage) & (ragged["prompt_tokens"].lengths > 0) & (ragged["response_tokens"].lengths > 0)
+    for name in SIGNALS:
+        signal = ragged[name]
+        good[np.repeat(np.arange(len(good)), signal.lengths)[~np.isfinite(signal.values)]] = False
+    kept = {name: Ragged(r.values, r.starts[good], r.lengths[good]) for name, r in ragged.items()}
+    ids = table["trace_id"].to_numpy()[good]
+    return Traces(data.number, ids, advantage=advantage[good], num_rejected=int((~good).sum()), **kept)
+
+
+def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np.ndarray]:
+    """Rows of every optimiser step of round `number`: ceil(N / batch_traces) even parts of one shuffle by (seed, round)."""
+    if num_traces == 0:
+        return []
+    order = np.random.default_rng([seed, number]).permutation(num_traces)
+    return np.array_split(order, -(-num_traces // batch_traces))
+
+
+def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int) -> list[MicroBatch]:
+    """What `rank` of `ranks` computes of the minibatch `rows`, in micro-batches of at most `budget` padded tokens.
+
+    Every rank gets equally many micro-batches, for FSDP gathers parameters in each: idle ones (one token, no response) fill up.
+    """
+    packed = [pack(traces.lengths[part], budget) for part in deal(traces.lengths[rows], ranks, rows)]
+    mine = deal(traces.lengths[rows], ranks, rows)[rank]
+    batches = [micro_batch(traces, mine[chosen]) for chosen in packed[rank]]
+    return batches + [_idle()] * (max(map(len, packed)) - len(batches))
+
+
+def deal(lengths: np.ndarray, ranks: int, rows: np.ndarray) -> list[np.ndarray]:
+    """Deal `rows` to ranks so that tokens balance: longest first, there and back again (0 1 1 0 0 1 ...)."""
+    order = np.argsort(-lengths, kind="stable")
+    turn, seat = np.divmod(np.arange(len(rows)), ranks)
+    owner = np.where(turn % 2 == 0, seat, ranks - 1 - seat)
+    return [rows[order[owner == rank]] for rank in range(ranks)]
+
+
+def pack(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Split traces, sorted longest first, into groups whose padded size stays within `budget` tokens.
+
+    A trace that is longer than the budget gets a group of its own.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    groups, start = [], 0
+    while start < len(order):
+        size = max(1, budget // int(lengths[order[start]]))
+        groups.append(order[start : start + size])
+        start += size
+    return groups
+
+
+def micro_batch(traces: Traces, rows: np.ndarray) -> MicroBatch:
+    """The padded tensors of `rows`. See MicroBatch for the layout and why it needs no mask."""
+    prompts, responses = traces.prompt_tokens.lengths[rows], traces.response_tokens.lengths[rows]
+    columns = np.arange(int((prompts + responses).max()))[None]
+    tokens = np.zeros((len(rows), columns.size), np.int64)
+    in_response = (columns >= prompts[:, None]) & (columns < (prompts + responses)[:, None])
+    tokens[columns < prompts[:, None]] = traces.prompt_tokens.take(rows)
+    targets = traces.response_tokens.take(rows).astype(np.int64)
+    tokens[in_response] = targets
+    mask = np.arange(int(responses.max()))[None] < responses[:, None]
+    signals = {name: _padded(getattr(traces, name).take(rows), mask) for name in SIGNALS}
+    return MicroBatch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(np.flatnonzero(in_response) - 1),  # the position before a token predicts it
+        torch.from_numpy(targets),
+        torch.from_numpy(mask),
+        advantage=torch.from_numpy(traces.advantage[rows]),
+        trace_ids=tuple(traces.trace_ids[rows]),
+        **signals,
+    )
+
+
+def _padded(flat: np.ndarray, mask: np.ndarray) -> Tensor:
+    padded = np.zeros(mask.shape, np.float32)
+    padded[mask] = flat
+    return torch.from_numpy(padded)
+
+
+def _idle() -> MicroBatch:
+    none, zero = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 1)
+    return MicroBatch(zero.long(), none, none, zero.bool(), zero, zero, zero, torch.zeros(1), ())
+
+
+def _check_fresh(number: int, table: pa.Table, max_staleness: int) -> None:
+    stale = table.filter(pc.less(table["policy_version"], number - max_staleness))
+    if stale.num_rows:
+        versions = sorted(set(stale["policy_version"].to_pylist()))
+        raise TrainingError(
+            f"{stale.num_rows} traces were written by policy {versions}, older than max_staleness {max_staleness} allows",
+            f"round {number}, trace {stale['trace_id'][0].as_py()}",
+            f"Redo rollout of round {number} with policy {number}",
+        )
+
+
+def _check_lengths(number: int, table: pa.Table, ragged: dict[str, Ragged]) -> None:
+    for name in SIGNALS:
+        wrong = np.flatnonzero(ragged[name].lengths != ragged["response_tokens"].lengths)
+        if len(wrong):
+            raise TrainingError(
+                f"{name} has {ragged[name].lengths[wrong[0]]} values for {ragged['response_tokens'].lengths[wrong[0]]} tokens",
+                f"round {number}, trace {table['trace_id'][int(wrong[0])].as_py()}",
+                "Redo the score stage of this round",
+            )

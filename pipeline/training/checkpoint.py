@@ -1,0 +1,128 @@
+"""Adapter and training state as safetensors and JSON, never pickle. Resumed training equals uninterrupted training exactly.
+
+    policy/<n>/  adapter_model.safetensors, adapter_config.json              what vLLM and peft load
+    train/<n>/   the same, optimizer.safetensors, cursor.json                what training goes on from
+
+There is no random state to keep: the shuffle is a function of (seed, round) and dropout of (seed, round, rank).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pipeline.config import Model
+from pipeline.errors import ModelError, TrainingError
+from pipeline.training.step import Trainer
+from pipeline.training.student import Student
+
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OPTIMIZER, CURSOR = "optimizer.safetensors", "cursor.json"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
+
+
+def save(trainer: Trainer, next_round: int, folder: Path) -> None:
+    """Write the state of a trainer that has finished the rounds before `next_round` into a local folder.
+
+    Every rank must call it (sharded tensors are gathered); rank 0 alone writes.
+    """
+    adapter = {name: _full(p.data) for name, p in trainer.parameters().items()}
+    moments = {
+        f"{name}.{key}": _full(value)
+        for name, p in trainer.parameters().items()
+        for key, value in trainer.optimizer.state.get(p, {}).items()
+    }
+    if trainer.rank != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_adapter(trainer.student, adapter, folder)
+    save_file(moments, folder / OPTIMIZER)
+    cursor = {"round": next_round, "step": trainer.step, "seed": trainer.run.seed}
+    (folder / CURSOR).write_text(json.dumps(cursor, indent=1))
+
+
+def policy_files(folder: Path) -> list[Path]:
+    """The files of a state folder that make up the policy: adapter and its configuration."""
+    return [folder / ADAPTER, folder / ADAPTER_CONFIG]
+
+
+def load_adapter(student: Student, folder: Path, model: Model) -> None:
+    """Put a saved adapter into a student that is not spread over ranks yet.
+
+    Raises ModelError when rank, alpha, targets or base of the adapter differ from the configuration, or tensors are missing.
+    """
+    from peft import set_peft_model_state_dict
+
+    _check_adapter(folder, model)
+    result: Any = set_peft_model_state_dict(student.model, load_file(folder / ADAPTER))
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise ModelError(f"tensors are missing or unknown: {(missing + result.unexpected_keys)[:3]}", str(folder / ADAPTER))
+
+
+def load_optimizer(trainer: Trainer, folder: Path) -> int:
+    """Restore optimiser and step count into a trainer; returns the round to train next.
+
+    Raises TrainingError when the state belongs to another seed or lacks a tensor.
+    """
+    cursor = json.loads((folder / CURSOR).read_text())
+    if cursor["seed"] != trainer.run.seed:
+        raise TrainingError(f"was made with seed {cursor['seed']}, this run has {trainer.run.seed}", str(folder / CURSOR))
+    saved = load_file(folder / OPTIMIZER)
+    for name, parameter in trainer.parameters().items() if saved else ():  # nothing is saved before the first step
+        try:
+            step, *moments = (saved[f"{name}.{key}"] for key in MOMENTS)
+        except KeyError as error:
+            remedy = "Delete this state and its policy to go one round back"
+            raise TrainingError(f"lacks {error}", str(folder / OPTIMIZER), remedy) from None
+        state = (step, *(_placed(moment, parameter) for moment in moments))
+        trainer.optimizer.state[parameter] = dict(zip(MOMENTS, state, strict=True))
+    trainer.step = cursor["step"]
+    return int(cursor["round"])
+
+
+def _save_adapter(student: Student, tensors: dict[str, Tensor], folder: Path) -> None:
+    from peft import get_peft_model_state_dict
+
+    config = student.model.peft_config["default"]
+    config.target_modules = sorted(config.target_modules)  # peft keeps a set, whose order changes from process to process
+    config.save_pretrained(folder)
+    named = get_peft_model_state_dict(student.model, state_dict=tensors, save_embedding_layers=False)
+    save_file(named, folder / ADAPTER, metadata={"format": "pt"})
+
+
+def _check_adapter(folder: Path, model: Model) -> None:
+    saved = json.loads((folder / ADAPTER_CONFIG).read_text())
+    asked = {
+        "base_model_name_or_path": model.path,
+        "r": model.lora_rank,
+        "lora_alpha": model.lora_alpha,
+        "target_modules": sorted(model.lora_targets),
+    }
+    saved["target_modules"] = sorted(saved["target_modules"])
+    for name, value in asked.items():
+        if saved[name] != value:
+            raise ModelError(
+                f"the adapter's {name} is {saved[name]}, the run asks for {value}",
+                str(folder),
+                "Resume with the settings the run was started with, or start a new run",
+            )
+
+
+def _full(value: Tensor) -> Tensor:
+    """The whole of a possibly sharded tensor, on the CPU."""
+    whole = value.full_tensor() if isinstance(value, DTensor) else value
+    return whole.detach().to("cpu", copy=True).contiguous()
+
+
+def _placed(value: Tensor, like: torch.nn.Parameter) -> Tensor:
+    """`value` where and how `like` lies: same device, same shards."""
+    if isinstance(like.data, DTensor):
+        return distribute_tensor(value.to(like.device), like.data.device_mesh, like.data.placements)
+    return value.to(like.device)

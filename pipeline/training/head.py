@@ -1,0 +1,63 @@
+"""Log-probabilities of the response tokens from hidden states, chunk by chunk, so that `[B, T, V]` never exists.
+
+The weight of every token is known before the head runs, so the gradient with respect to the hidden states is taken in the
+forward pass while the chunk's logits are there: two matrix products a token, as with full logits, and no logits kept.
+
+Rejected, with the figures of tests/benchmarks/bench_step.py on two cores: `torch.nn.functional.linear_cross_entropy` (new in
+torch 2.13) knows weights per class but not per row, and its `reduction="none"` computes the logits again in the backward
+pass, a third matrix product; the Triton kernels of cut-cross-entropy and Liger do not run on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def weighted_logprob(
+    hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, coefficients: Tensor, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """sum_n coefficients_n * log p(targets_n), and the log p themselves.
+
+    hidden [N, H], head [V, H] and bias [V] frozen, targets [N] int64, coefficients [N] float32 detached -> scalar float32 that
+    carries the gradient to `hidden`, and [N] float32 nats that carries none. `chunk` tokens have logits at one time.
+    """
+    return _WeightedLogprob.apply(hidden, head, bias, targets, coefficients, chunk)  # type: ignore[no-any-return]
+
+
+class _WeightedLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, coefficients: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(targets), chunk):
+            part = slice(start, start + chunk)
+            logprobs[part], gradient[part] = _chunk(hidden[part], head, bias, targets[part], coefficients[part])
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(logprobs)
+        return (coefficients * logprobs).sum(), logprobs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _grad_logprobs: Tensor | None) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_total.to(gradient.dtype), None, None, None, None, None
+
+
+def _chunk(hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """Log p(target) [n] and coefficient * d log p(target) / d hidden [n, H], in place on one [n, V] buffer.
+
+    With p = softmax(z): d log p_y / d z = onehot(y) - p, so the gradient is c * (head_y - p @ head).
+    """
+    logits = torch.nn.functional.linear(hidden, head, bias).float()
+    logits -= logits.max(dim=-1, keepdim=True).values
+    chosen = logits.gather(1, targets[:, None])
+    total = logits.exp_().sum(dim=-1, keepdim=True)
+    logits *= -coefficients[:, None] / total
+    logits.scatter_add_(1, targets[:, None], coefficients[:, None])
+    return (chosen - total.log()).squeeze(1), logits.to(head.dtype) @ head

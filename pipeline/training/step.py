@@ -1,0 +1,174 @@
+"""The optimiser step: global maximum and token count, token weights, chunked forward and backward, clip, update. Torch only.
+
+    share of the minibatch -> M, num_tokens over ranks -> token weights -> per micro-batch: forward, backward -> clip -> AdamW
+
+Works in one process without a process group, and over ranks with DDP or FSDP2; the result is the same up to rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from pipeline import egrsd
+from pipeline.config import Run
+from pipeline.errors import TrainingError
+from pipeline.training import batches, student
+from pipeline.training.batches import MicroBatch, Round
+
+# What a rank adds up over its share; all ranks' sums together make the step's metrics.
+SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap")
+
+
+class Trainer:
+    """Student, optimiser and step count of one rank.
+
+    `module` is what is called (wrapped for the strategy), `student` the model inside. Adapter and optimiser state are restored
+    through pipeline.training.checkpoint: the adapter before `spread`, the optimiser after.
+    """
+
+    def __init__(self, run: Run, model: student.Student, device: torch.device) -> None:
+        self.run, self.device, self.student = run, device, model
+        self.module = student.spread(model, run.train.strategy, device)
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self.step = 0
+        self.optimizer = torch.optim.AdamW(
+            self.parameters().values(), lr=run.train.learning_rate, betas=run.train.betas, weight_decay=run.train.weight_decay
+        )
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by name within the peft model; sharded (DTensor) under FSDP2."""
+        return {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
+
+    def train_round(self, data: Round) -> Iterator[dict[str, float]]:
+        """Train the steps of a round, yielding the metrics of each.
+
+        Dropout draws from a generator seeded by (seed, round, rank), so a resumed round needs no stored random state.
+        Raises TrainingError: stale or malformed traces, a loss or gradient that is not finite.
+        """
+        traces = batches.usable(data, self.run.max_staleness)
+        torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
+        parts = batches.steps(len(traces.trace_ids), self.run.train.batch_traces, self.run.seed, data.number)
+        for index, rows in enumerate(parts):
+            share = batches.share(traces, rows, self.rank, self.ranks, self.run.train.micro_batch_tokens)
+            on_policy = index == 0 and data.policy_version == data.number
+            metrics = self.train_step(share, f"round {data.number}, step {self.step}", on_policy)
+            yield {"round": data.number, "rejected": traces.num_rejected, **metrics}
+
+    def train_step(self, share: list[MicroBatch], where: str, on_policy: bool = False) -> dict[str, float]:
+        """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.
+
+        With `on_policy` the stored student log-probs are of the very weights that train, and logprob_gap (nats) says how far
+        the engine and the trainer's own forward are apart. Raises TrainingError naming `where` and the traces when loss or
+        gradient norm is not finite; the weights are then untouched.
+        """
+        started = time.perf_counter()
+        share = [micro.to(self.device) for micro in share]
+        peak, num_tokens = self._peak(share), self._num_tokens(share)
+        sums, worst, broken = self._backward(share, peak, num_tokens)
+        norm = self._clip()
+        total = dict(zip(SUMS, reduce_(sums, dist.ReduceOp.SUM).tolist(), strict=True))
+        self._check_finite(total["loss"], norm, where, broken, share)
+        metrics = {
+            "step": self.step,
+            "loss": total["loss"],
+            "grad_norm": norm,
+            "lr": self._update(),
+            "traces": total["traces"],
+            "tokens": num_tokens,
+            "advantage": total["advantage"] / total["traces"],
+            "positive_share": total["positive"] / total["traces"],
+            "peak_entropy": peak,
+            "weight": total["weight"] / max(1.0, total["weighted"]),
+            "delta": total["delta"] / num_tokens,
+        }
+        if on_policy:
+            metrics |= {"logprob_gap": total["gap"] / num_tokens, "logprob_gap_max": float(reduce_(worst, dist.ReduceOp.MAX))}
+        seconds = time.perf_counter() - started
+        return metrics | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
+
+    def _backward(self, share: list[MicroBatch], peak: float, num_tokens: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Gradients of the global token mean; returns this rank's SUMS, its largest log-prob gap, its traces that broke."""
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        worst = torch.zeros((), device=self.device)
+        broken: list[str] = []
+        for index, micro in enumerate(share):
+            weights = self._weights(micro, peak)
+            with student.accumulate(self.module, last=index == len(share) - 1):
+                loss, logprobs = self.module(micro.tokens, micro.sources, micro.targets, -weights[micro.mask] / num_tokens)
+                (loss * self.ranks).backward()  # both strategies average over ranks; the token mean is already global
+            gaps = (logprobs - micro.student_logprobs[micro.mask]).abs()
+            sums += _sums(micro, weights, gaps, loss.detach())
+            worst = torch.cat([worst[None], gaps]).max()
+            broken += _broken(micro, logprobs)
+        return sums, worst, broken
+
+    def _peak(self, share: list[MicroBatch]) -> float:
+        """M of the global minibatch (2605.13255, Eq. 5): over micro-batches and ranks, before any weight is computed."""
+        least = self.run.objective.min_normaliser
+        peaks = torch.stack([egrsd.entropy_peak(m.teacher_entropy, m.mask, least) for m in share])
+        return float(reduce_(peaks.max(), dist.ReduceOp.MAX))
+
+    def _num_tokens(self, share: list[MicroBatch]) -> int:
+        """Response tokens of the global minibatch, the denominator of Eq. 7."""
+        return int(reduce_(torch.tensor(sum(len(m.targets) for m in share), device=self.device), dist.ReduceOp.SUM))
+
+    def _weights(self, micro: MicroBatch, peak: float) -> Tensor:
+        signals = egrsd.Signals(
+            micro.advantage, micro.teacher_logprobs, micro.student_logprobs, micro.teacher_entropy, micro.mask, peak, self.step
+        )
+        return egrsd.token_weights(self.run.objective.name, signals, self.run.objective)
+
+    def _clip(self) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters().values(), self.run.train.grad_clip)
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _check_finite(self, loss: float, norm: float, where: str, broken: list[str], share: list[MicroBatch]) -> None:
+        if torch.isfinite(torch.tensor([loss, norm])).all():
+            return
+        ids = broken or [trace for micro in share for trace in micro.trace_ids]
+        raise TrainingError(
+            f"loss {loss} and gradient norm {norm} must be finite; traces {', '.join(ids[:5])}{' ...' if len(ids) > 5 else ''}",
+            where,
+            "Look at these traces, lower train.learning_rate, or train in float32; the last published policy is intact",
+        )
+
+    def _update(self) -> float:
+        """Apply the gradient at the warmed-up learning rate and forget it; returns that rate."""
+        rate = self.run.train.learning_rate * min(1.0, (self.step + 1) / max(1, self.run.train.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        return rate
+
+
+def reduce_(value: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+    """`value` reduced over all ranks in place; itself in a single process."""
+    if dist.is_initialized():
+        dist.all_reduce(value, op)
+    return value
+
+
+def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, loss: Tensor) -> Tensor:
+    """The SUMS of one micro-batch, float64: weights [B, T] in, gaps [N] nats between the two engines, its share of the loss."""
+    signal = micro.mask & (micro.advantage[:, None] != 0)
+    factors = (weights / micro.advantage[:, None])[signal]  # what the objective makes of an advantage: magnitude x gate
+    delta = (micro.teacher_logprobs - micro.student_logprobs).abs()
+    traces = loss.new_tensor(len(micro.trace_ids))
+    positive = (micro.advantage > 0).sum()
+    parts = (loss, traces, micro.advantage.sum(), positive, factors.sum(), signal.sum(), delta.sum(), gaps.sum())
+    return torch.stack([part.double() for part in parts])
+
+
+def _broken(micro: MicroBatch, logprobs: Tensor) -> list[str]:
+    """Traces with a log-prob [N] that is not finite."""
+    rows = micro.mask.nonzero()[:, 0][~torch.isfinite(logprobs)]
+    return [micro.trace_ids[row] for row in rows.unique().tolist()]

@@ -1,0 +1,140 @@
+"""The student as the trainer holds it: frozen base, LoRA adapter, chunked head, and how it is spread over ranks."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from pipeline.config import Model, Run, Train
+from pipeline.errors import ModelError, SettingError
+from pipeline.tiny import resolve_model
+from pipeline.training.head import weighted_logprob
+
+HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head is off by far more
+
+
+class Student(nn.Module):
+    """A peft model whose forward yields the weighted sum of response log-probs instead of logits."""
+
+    def __init__(self, model: Any, chunk: int) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.chunk = chunk
+
+    def forward(self, tokens: Tensor, sources: Tensor, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens [B, L], sources [N] flat positions in B x L, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
+
+        Only the positions that predict a response token reach the head. The sum always hangs on the hidden states, even with
+        N = 0, so that every rank has a backward pass to take part in.
+        """
+        base = self.model.get_base_model()
+        hidden = base.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+        head = base.get_output_embeddings()
+        return weighted_logprob(
+            hidden.flatten(0, 1)[sources], head.weight, getattr(head, "bias", None), targets, coefficients, self.chunk
+        )
+
+
+def build(run: Run, device: torch.device) -> Student:
+    """The base from `run.model.path` in `run.train.dtype`, frozen, with a fresh adapter that starts as the identity (B = 0).
+
+    The adapter is float32 whatever the base is, and the same for the same `run.seed`. Raises ModelError when the model cannot
+    be loaded or its head is not a plain linear one, SettingError when the LoRA settings do not fit it.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    _check_settings(run.model, run.train)
+    base: Any = _load(run.model, run.train).to(device)
+    config = LoraConfig(
+        r=run.model.lora_rank,
+        lora_alpha=run.model.lora_alpha,  # type: ignore[arg-type]  # peft says int, computes with floats
+        lora_dropout=run.model.lora_dropout,
+        target_modules=list(run.model.lora_targets),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(run.seed)
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        remedy = "Name linear layers of this model"
+        raise SettingError(f"does not fit {run.model.path} ({error})", "model.lora_targets", remedy) from error
+    model.peft_config["default"].base_model_name_or_path = run.model.path  # a resolved path would hold on one machine only
+    student = Student(model, run.train.head_chunk_tokens)
+    _check_head(student.eval(), run, device)
+    if run.train.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return student.train()
+
+
+def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.device) -> nn.Module:
+    """The student over all ranks: replicated with averaged gradients (DDP), or sharded layer by layer (FSDP2).
+
+    Without a process group it is returned as it is.
+    """
+    if not dist.is_initialized():
+        return student
+    if strategy == "ddp":
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(student, device_ids=[device.index] if device.type == "cuda" else None)
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    base: Any = student.model.get_base_model()
+    names = set(base._no_split_modules or ())
+    for layer in [module for module in student.modules() if type(module).__name__ in names]:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(student, mesh=mesh)  # in place; the root keeps embeddings, last norm and head
+    return student
+
+
+def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Where a micro-batch runs forward and backward: gradients are reduced over ranks with the `last` one only."""
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext() if last else module.no_sync()
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+def _load(model: Model, train: Train) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            resolve_model(model.path),
+            revision=model.revision,
+            dtype=getattr(torch, train.dtype),
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot be loaded ({error})", model.path, "Give model.path a local folder or a hub id") from error
+    return base.requires_grad_(False)
+
+
+def _check_settings(model: Model, train: Train) -> None:
+    if train.dtype == "float16":
+        raise SettingError("float16 gradients underflow without loss scaling", "train.dtype", "Use bfloat16 or float32")
+    if "lm_head" in model.lora_targets:
+        raise SettingError("the head's log-probs are computed from its plain weight", "model.lora_targets", "Leave lm_head out")
+
+
+@torch.no_grad()
+def _check_head(student: Student, run: Run, device: torch.device) -> None:
+    """Compare our log-probs with the model's own on a few tokens: an architecture may scale or cap its logits."""
+    tokens = torch.arange(1, 9, device=device)[None]
+    logits = student.model(input_ids=tokens, use_cache=False).logits.float()
+    expected = logits.log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])[:, 0]
+    _, found = student(tokens, torch.arange(7, device=device), tokens[0, 1:], torch.zeros(7, device=device))
+    gap = float((found - expected).abs().max())
+    if not gap <= HEAD_TOLERANCE[run.train.dtype]:
+        raise ModelError(
+            f"its head is not a plain linear one: log-probs differ by {gap:.3g} nat from the model's own",
+            run.model.path,
+            "Use a model without logit scaling or capping",
+        )
