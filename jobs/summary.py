@@ -1,0 +1,78 @@
+"""The table that ends a run: accuracy and length before and after with 95 % intervals, verdicts, regimes, seconds, places."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from pipeline.metrics import Answers, answers, bootstrap
+from pipeline.store import Store, area
+
+if TYPE_CHECKING:
+    from jobs.session import Session
+    from pipeline.config import Run
+
+
+def summarise(store: Store, run: Run, out: Session) -> None:
+    """Print what came out of a run, from what it stored."""
+    versions = [0, store.latest_policy()]
+    found = {v: read_answers(store, v) for v in versions}
+    before, after = (found[v] for v in versions)
+    if before is not None and after is not None and versions[1] > 0 and len(before.accuracy) > 1:
+        out.console.print(_evaluation_table(before, after, versions[1]))
+    rounds = [row for row in store.metrics() if row["writer"] == "round"]
+    if rounds:
+        out.console.print(_rounds_table(rounds, run))
+    out.say(f"traces and labels: {store.locate('rounds')}")
+    if versions[1]:
+        out.say(f"adapter:           {store.locate(area('policy', versions[1]))}")
+    out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_path or ''}")
+
+
+def read_answers(store: Store, version: int) -> Answers | None:
+    """What a policy answered on the held-out problems, or None where it was not evaluated."""
+    where = area("evals", version)
+    rollouts, grades = store.entries(where, "rollout"), store.entries(where, "grade")
+    if not grades or rollouts.keys() != grades.keys():
+        return None
+    return answers([(store.read(rollouts[shard]), store.read(grades[shard])) for shard in sorted(grades)])
+
+
+def _evaluation_table(before: Answers, after: Answers, version: int) -> Table:
+    title = f"{len(before.accuracy)} held-out problems, mean and 95 % interval"
+    table = Table("", "policy 0", f"policy {version}", "difference (paired)", title=title, title_justify="left")
+    for name, scale in (("accuracy", 100.0), ("length", 1.0)):
+        a, b = getattr(before, name), getattr(after, name)
+        label = "accuracy, %" if name == "accuracy" else "mean length, tokens"
+        cells = [bootstrap(a).text(scale), bootstrap(b).text(scale)]
+        paired = bootstrap(b - a).text(scale, signed=True) if len(a) == len(b) else "not paired: rows were rejected"
+        table.add_row(label, *cells, paired)
+    for verdict in sorted(before.verdicts.keys() | after.verdicts.keys()):
+        table.add_row(verdict, str(before.verdicts.get(verdict, 0)), str(after.verdicts.get(verdict, 0)), "")
+    if before.rejected or after.rejected:
+        table.add_row("rejected rows", str(before.rejected), str(after.rejected), "")
+    return table
+
+
+def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
+    table = Table("rounds", str(len(rounds)), title=f"training rounds of recipe {run.name}", title_justify="left")
+    total: Counter[str] = Counter()
+    for row in rounds:
+        total.update(
+            {key: value for key, value in row.items() if isinstance(value, int | float) and key.startswith(("num_", "seconds_"))}
+        )
+    verdicts = ("correct", "wrong", "unparsable", "truncated", "timeout")
+    table.add_row("verdicts", ", ".join(f"{total[f'num_{v}']:.0f} {v}" for v in verdicts if total[f"num_{v}"]))
+    table.add_row("rejected rows", f"{total['num_rejected']:.0f} of {total['num_rows']:.0f}")
+    table.add_row("groups without signal", f"{total['num_groups_without_signal']:.0f} of {total['num_groups']:.0f}")
+    shares = {name: sum(row[f"share_{name}"] for row in rounds) / len(rounds) for name in ("lock", "mid", "pivot", "fork")}
+    table.add_row("regimes", ", ".join(f"{share:.1%} {name}" for name, share in shares.items()))
+    mean = {key: value / len(rounds) for key, value in total.items()}
+    stages = ", ".join(
+        f"{key.removeprefix('seconds_stage_')} {mean[key]:.2f}" for key in mean if key.startswith("seconds_stage_")
+    )
+    table.add_row("seconds a round", f"{mean['seconds_round']:.2f}: rollout to score {mean['seconds_measure']:.2f}")
+    table.add_row("work a stage (summed over shards)", stages)
+    return table
