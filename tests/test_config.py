@@ -1,0 +1,69 @@
+"""Settings: overrides, messages that name the field and the remedy, digests per section."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Run, differences, load, resolve
+from pipeline.errors import SettingError
+
+BASE = Run(name="t")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lable.gamma=1", "lable: unknown setting. Did you mean 'label'"),
+        ("label.gama=1", "label.gama: unknown setting. Did you mean 'label.gamma'"),
+        ("label.gamma=abc", "label.gamma: .*number"),
+        ("rollout.group_size=0", "rollout.group_size: .*greater than or equal to 1"),
+        ("rollout.group_size=1", "grade.advantage 'group' needs rollout.group_size"),
+        ("rollout.max_new_tokens=4096", "raise the window or lower the cap"),
+        ("profile.tau_low=0.5", "tau_low 0.5 must be below tau_high"),
+        ("engines.rollout.min=3", "min 3 is above max 1"),
+        ("objective.name=ppo", "objective.name: .*'grpo'"),
+        ("gamma", "an override is written"),
+        ("label.gamma=[", "not YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_to_do(override, message):
+    with pytest.raises(SettingError, match=message):
+        resolve(BASE, [override])
+
+
+def test_overrides_are_laid_over_the_document_over_the_base():
+    run = resolve(BASE, ["train.learning_rate=2e-4"], {"train": {"learning_rate": 1, "workers": 2}})
+    assert (run.train.learning_rate, run.train.workers) == (2e-4, 2)
+    assert run.rollout == BASE.rollout
+
+
+def test_free_form_sections_take_new_keys():
+    run = resolve(BASE, ["source.options.min_terms=3", "engines.rollout.placement.labels.zone=a"])
+    assert run.source.options == {"min_terms": 3}
+    assert run.engines.rollout.placement.labels == {"zone": "a"}
+
+
+def test_a_second_pool_appears_when_it_is_set():
+    assert resolve(BASE, ["engines.score.max=2"]).engines.score.max == 2
+
+
+def test_yaml_round_trip():
+    import yaml
+
+    assert load(yaml.safe_load(BASE.to_yaml())) == BASE
+
+
+def test_a_run_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        BASE.rollout.group_size = 3
+
+
+@given(st.floats(0, 5))
+def test_only_the_changed_section_changes_its_digest(gamma):
+    other = resolve(BASE, [f"label.gamma={gamma}"])
+    assert (other.digest(("label",)) == BASE.digest(("label",))) == (other == BASE)
+    assert other.digest(("rollout", "model")) == BASE.digest(("rollout", "model"))
+
+
+def test_differences_name_both_values():
+    assert differences(BASE, resolve(BASE, ["label.gamma=1.0"])) == [("label.gamma", 0.3, 1.0)]

@@ -1,0 +1,51 @@
+"""The contract holds together, and README's stage table is the one derived from it."""
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from pipeline import contract
+from pipeline.contract import COLUMNS, PLAN, STAGES
+from pipeline.errors import ContractError
+
+
+def test_the_plan_reads_only_what_was_written():
+    contract.check_plan()
+
+
+def test_a_plan_out_of_order_is_refused_with_stage_and_column():
+    with pytest.raises(ContractError, match="stage label: reads 'teacher_entropy' before stage score"):
+        contract.check_plan((STAGES["prompts"], STAGES["rollout"], STAGES["grade"], STAGES["label"]))
+
+
+def test_a_column_without_a_definition_is_refused():
+    with pytest.raises(ContractError, match="reads column 'mood' that no one defines"):
+        contract.check_plan((replace(STAGES["prompts"], reads=("mood",)), *PLAN[1:]))
+
+
+def test_every_shard_starts_with_its_key_and_its_rejection():
+    for stage in PLAN:
+        names = contract.schema(stage).names
+        assert names[:3] == [stage.key, "reject_reason", "reject_detail"]
+        assert len(names) == len(set(names))
+
+
+def test_lists_are_plain_arrow_lists():
+    for column in COLUMNS.values():
+        assert pa.types.is_list(column.type) == bool(column.shape), column.name
+        assert not isinstance(column.type, pa.ExtensionType)
+
+
+def test_every_column_has_a_meaning_and_entropies_have_a_unit():
+    for column in COLUMNS.values():
+        assert column.doc or column.unit, column.name
+        if "entropy" in column.name and column.name != "entropy_method":
+            assert column.unit == "nats"
+
+
+def test_readers_and_inputs_are_two_views_of_one_table():
+    for stage in PLAN:
+        for name in stage.reads:
+            assert stage.name in contract.readers(name)
+            assert COLUMNS[name].writer in contract.inputs(stage)

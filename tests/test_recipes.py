@@ -1,0 +1,61 @@
+"""Every shipped recipe loads, validates, prints, and finds its nodes in cluster.yaml."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from pipeline import recipes
+from pipeline.config import load
+from pipeline.errors import SettingError
+
+ROOT = Path(__file__).parent.parent
+NAMES = sorted(recipes.descriptions())
+
+
+def test_the_recipes_are_the_promised_ones():
+    assert NAMES == ["demo", "qwen3_4b", "qwen3_8b", "smollm2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_prints_as_yaml_that_loads_to_itself(name):
+    run = recipes.recipe(name)
+    assert run.name == name
+    assert load(yaml.safe_load(run.to_yaml())) == run
+
+
+@pytest.mark.parametrize(("name", "gamma", "window"), [("qwen3_4b", 0.3, 3), ("qwen3_8b", 1.0, 5)])
+def test_the_paper_recipes_have_the_papers_settings(name, gamma, window):
+    run = recipes.recipe(name)
+    assert (run.objective.name, run.objective.gamma, run.objective.window) == ("cl_egrsd", gamma, window)
+    assert (run.label.gamma, run.profile.window) == (gamma, window)
+    train, rollout = run.train, run.rollout
+    assert (train.learning_rate, train.betas, train.grad_clip, train.batch_traces) == (5e-6, (0.9, 0.999), 0.1, 32)
+    assert (run.rounds, train.workers, train.dtype) == (100, 8, "bfloat16")
+    assert (run.model.lora_rank, run.model.lora_alpha, run.model.lora_dropout) == (64, 128, 0)
+    assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens, rollout.group_size) == (1.1, 0.95, 20, 1024, 1)
+    assert run.grade.advantage == "running"
+
+
+def test_an_unknown_recipe_is_met_with_the_near_one():
+    with pytest.raises(SettingError, match="Did you mean 'qwen3_4b'"):
+        recipes.recipe("qwen3-4b")
+
+
+def test_the_cluster_file_fits_rays_schema_and_the_recipes():
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    jsonschema.validate(cluster, schema)
+    types = cluster["available_node_types"]
+    assert set(types) == {"head", "rollout", "train"}
+    assert types["rollout"]["min_workers"] == 0 < types["rollout"]["max_workers"]
+    for name in ("qwen3_4b", "qwen3_8b"):
+        run = recipes.recipe(name)
+        for placement, count in ((run.engines.rollout.placement, 1), (run.train.placement, run.train.workers)):
+            fitting = [t for t in types.values() if placement.labels.items() <= t["labels"].items()]
+            assert len(fitting) == 1
+            assert fitting[0]["resources"]["GPU"] * fitting[0]["max_workers"] >= placement.gpus * count
+            assert fitting[0]["resources"]["CPU"] >= placement.cpus

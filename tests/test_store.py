@@ -1,0 +1,189 @@
+"""Commit protocol: what was committed is read back, what was not does not exist, what was damaged is refused."""
+
+import errno
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import contract, store
+from pipeline.config import Run
+from pipeline.errors import ContractError, StoreError
+from pipeline.store import Store
+
+SCORE = contract.STAGES["score"]
+
+
+def score_table(rows=3, tokens=4, **replaced):
+    """A valid score shard, with columns replaced."""
+    values = {
+        "trace_id": [f"t{i}" for i in range(rows)],
+        "reject_reason": [None] * rows,
+        "reject_detail": [None] * rows,
+        "entropy_method": ["exact"] * rows,
+        "entropy_error": [0.0] * rows,
+        "student_logprob_source": ["rollout"] * rows,
+        "student_logprob_gap": [None] * rows,
+    }
+    values |= {name: [[-0.5] * tokens] * rows for name in ("student_logprobs", "teacher_logprobs")}
+    values["teacher_entropy"] = [[0.25] * tokens] * rows
+    return pa.table(values | replaced, schema=contract.schema(SCORE))
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return Store(str(tmp_path / "run"))
+
+
+def commit(target, table=None, shard="0000", **facts):
+    table = score_table() if table is None else table
+    return target.commit("rounds/0000", SCORE, shard, table, settings="s", inputs={"rollout": "x"}, seconds=0.1, facts=facts)
+
+
+def test_a_committed_shard_is_read_back_whole(run_dir):
+    entry = commit(run_dir, peak=0.25)
+    assert run_dir.read(run_dir.entry("rounds/0000", "score", "0000")).equals(score_table())
+    assert (entry.rows, entry.tokens, entry.rejected, entry.facts) == (3, 12, {}, {"peak": 0.25})
+    assert run_dir.entries("rounds/0000", "score") == {"0000": entry}
+
+
+def test_a_shard_without_an_entry_does_not_exist(run_dir):
+    entry = commit(run_dir)
+    run_dir.delete("rounds/0000/score/0000.json")
+    assert run_dir.entry("rounds/0000", "score", "0000") is None
+    assert run_dir.entries("rounds/0000", "score") == {}
+    assert entry.data in run_dir.names("rounds/0000/score")
+
+
+def test_a_flipped_bit_is_refused_with_the_way_out(run_dir):
+    entry = commit(run_dir)
+    path = run_dir.local_root / "rounds/0000/score" / entry.data
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(StoreError, match=r"sha256 differs.*egrsd stage score --round 0 --shard 0000 --force"):
+        run_dir.read(entry)
+
+
+def test_a_torn_entry_is_refused(run_dir):
+    commit(run_dir)
+    path = run_dir.local_root / "rounds/0000/score/0000.json"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(StoreError, match="is not JSON"):
+        run_dir.entry("rounds/0000", "score", "0000")
+
+
+def test_the_same_rows_have_the_same_name_and_a_recommit_leaves_one_file(run_dir):
+    first, second = commit(run_dir), commit(run_dir)
+    assert first.data == second.data
+    third = commit(run_dir, score_table(teacher_entropy=[[0.5] * 4] * 3))
+    assert third.data != first.data
+    assert run_dir.names("rounds/0000/score") == sorted(["0000.json", third.data])
+
+
+def test_two_writers_of_one_shard_leave_one_whole_shard(run_dir):
+    tables = [score_table(teacher_entropy=[[k / 10] * 4] * 3) for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        entries = list(pool.map(lambda table: commit(run_dir, table), tables))
+    winner = run_dir.entry("rounds/0000", "score", "0000")
+    assert winner in entries
+    assert run_dir.read(winner).equals(tables[entries.index(winner)])
+    assert not [name for name in run_dir.names("rounds/0000/score") if name.startswith(".tmp")]
+
+
+def test_no_space_left_is_told_and_leaves_nothing(run_dir, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store.os, "fsync", full)
+    with pytest.raises(StoreError, match=r"No space left.*Free some space"):
+        commit(run_dir)
+    monkeypatch.undo()
+    assert run_dir.names("rounds/0000/score") == []
+
+
+def test_a_store_travels_between_processes(run_dir):
+    commit(run_dir)
+    again = pickle.loads(pickle.dumps(run_dir))
+    assert again.entries("rounds/0000", "score") == run_dir.entries("rounds/0000", "score")
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"teacher_entropy": [[0.1] * 3] * 3}, "differ in length"),
+        ({"teacher_entropy": [[0.1, np.nan, 0.1, 0.1]] * 3}, "column teacher_entropy: not finite"),
+        ({"teacher_logprobs": [[-np.inf] * 4] * 3}, "column teacher_logprobs: not finite"),
+        ({"entropy_method": ["exact", None, "exact"]}, "column entropy_method: null in a row that was not rejected"),
+        ({"trace_id": ["a", "a", "b"]}, "keys are not unique"),
+    ],
+)
+def test_a_shard_that_breaks_the_contract_is_not_committed(run_dir, replaced, message):
+    with pytest.raises(ContractError, match=message):
+        commit(run_dir, score_table(**replaced))
+    assert run_dir.entries("rounds/0000", "score") == {}
+
+
+def test_another_schema_is_refused():
+    with pytest.raises(ContractError, match="schema is"):
+        store.check_table(SCORE, score_table().drop_columns(["entropy_error"]))
+
+
+def test_rejected_rows_may_be_null_and_are_counted(run_dir):
+    gone = score_table(
+        reject_reason=[None, "non_finite", None],
+        teacher_entropy=[[0.1] * 4, None, [0.1] * 4],
+        teacher_logprobs=[[-0.1] * 4, None, [-0.1] * 4],
+    )
+    entry = commit(run_dir, gone)
+    assert (entry.rows, entry.tokens, entry.rejected) == (3, 8, {"non_finite": 1})
+
+
+def test_a_policy_without_its_manifest_is_not_published(run_dir, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    assert run_dir.latest_policy() == 0
+    run_dir.publish_policy(1, adapter)
+    assert run_dir.latest_policy() == 1
+    assert run_dir.policy(1) == contract.Policy(1, run_dir.locate("policy/0001"))
+    run_dir.delete("policy/0001/manifest.json")
+    assert run_dir.latest_policy() == 0
+    with pytest.raises(StoreError, match="policy 1 is not published"):
+        run_dir.policy(1)
+
+
+def test_training_state_is_checked_and_only_the_last_are_kept(run_dir, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    for version in (1, 2, 3):
+        (state / "optimizer.safetensors").write_bytes(bytes([version]))
+        run_dir.save_state(version, state, keep=2)
+    assert run_dir.numbers("train") == [2, 3]
+    assert run_dir.load_state(1) is None
+    assert (run_dir.load_state(3) / "optimizer.safetensors").read_bytes() == b"\x03"
+    (run_dir.local_root / "train/0003/optimizer.safetensors").write_bytes(b"x")
+    with pytest.raises(StoreError, match="missing or damaged"):
+        run_dir.load_state(3)
+
+
+def test_metrics_of_a_round_that_is_trained_again_replace_the_first(run_dir):
+    run_dir.append_metrics([{"round": 0, "loss": 1.0}, {"round": 1, "loss": 2.0}])
+    run_dir.append_metrics([{"round": 1, "loss": 3.0}])
+    assert [(row["round"], row["loss"]) for row in run_dir.metrics()] == [(0, 1.0), (1, 3.0)]
+
+
+def test_no_run_is_said_so(run_dir):
+    assert not run_dir.exists()
+    with pytest.raises(StoreError, match=r"no run here.*egrsd distill"):
+        run_dir.load_run()
+    run_dir.save_run(Run(name="t"), {})
+    assert run_dir.load_run() == Run(name="t")
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(StoreError, match="cannot open the run directory"):
+        Store("gopher://somewhere/run").names("rounds")
