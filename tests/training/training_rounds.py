@@ -13,7 +13,13 @@ TINY = Run(name="test", seed=3)
 
 def tiny_run(*overrides: str) -> Run:
     """The tiny reasoner, four traces a step, an adapter of rank 4 that moves visibly in a few steps."""
-    settings = ("model.lora_rank=4", "train.batch_traces=6", "train.micro_batch_tokens=96", "train.learning_rate=0.01", "rounds=2")
+    settings = (
+        "model.lora_rank=4",
+        "train.batch_traces=6",
+        "train.micro_batch_tokens=96",
+        "train.learning_rate=0.01",
+        "rounds=2",
+    )
     return resolve(TINY, [*settings, *overrides])
 
 

@@ -1,0 +1,232 @@
+"""Ray Train: one `TorchTrainer.fit()` that lives for the whole run and takes rounds as they are committed.
+
+Starting workers costs more than a round, so they start once. A rank that dies ends its worker group; a new one goes on from the
+latest published policy. An error that the system understands (bad settings, a loss that is not finite) would only come again,
+so it ends the trainer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.config import Run, load
+from pipeline.errors import EgrsdError, TrainingError
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.training.step import Trainer
+
+T = TypeVar("T")
+POLL_S = 0.1
+PATIENCE_S = 10.0  # ranks meet at least this often while they wait, far below any collective's timeout
+RAY_FOLDER = "train/ray"  # Ray Train insists on a folder that all nodes see; nothing is kept in it
+
+
+class Handle:
+    """A trainer that runs beside its driver."""
+
+    def __init__(self, store: Store, run: Run) -> None:
+        self._error: EgrsdError | None = None
+        self._thread = threading.Thread(target=self._work, args=(store, run), name="egrsd-trainer", daemon=True)
+        self._thread.start()
+
+    def error(self) -> EgrsdError | None:
+        """What ended the trainer, or None while it runs or when it ended well."""
+        return self._error
+
+    def running(self) -> bool:
+        """Whether the trainer still takes rounds."""
+        return self._thread.is_alive()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until it has ended, at most `timeout` seconds. Raises what ended it (TrainingError, UserError, StoreError)."""
+        self._thread.join(timeout)
+        if self._error is not None:
+            raise self._error
+
+    def _work(self, store: Store, run: Run) -> None:
+        try:
+            fit(store, run)
+        except EgrsdError as error:
+            self._error = error
+        except Exception as error:
+            self._error = TrainingError(f"Ray Train could not run ({type(error).__name__}: {error})")
+            self._error.__cause__ = error
+        finally:
+            store.delete(RAY_FOLDER)
+
+
+def start(store_uri: str, run: Run) -> Handle:
+    """Start training the rounds of a run from its latest policy on, in Ray workers; returns at once.
+
+    The trainer ends after round `run.rounds - 1`, on `store.request_stop()`, or with an error that the handle tells.
+    """
+    return Handle(Store(store_uri), run)
+
+
+def fit(store: Store, run: Run) -> None:
+    """Train until the run is complete or asked to stop. Blocks.
+
+    Worker groups that die are replaced `run.train.max_failures` times. Ray Train's own FailureConfig would repeat every failure,
+    also one that cannot but come again, so the repetition is here. Raises the EgrsdError of a rank, or TrainingError.
+    """
+    from ray.train import TrainingFailedError
+
+    for left in reversed(range(run.train.max_failures + 1)):
+        try:
+            _trainer(store, run).fit()
+            return
+        except TrainingFailedError as error:
+            if (understood := _understood(error)) is not None:
+                raise understood from None
+            if left == 0:
+                raise TrainingError(
+                    f"worker groups died {run.train.max_failures + 1} times, the last one because: {_reason(error)}",
+                    f"policy {store.latest_policy()}",
+                    "Look at memory and nodes, then run the same command again: it resumes from this policy",
+                ) from error
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """What every rank runs: build the model once, then train each round as it is committed. `config`: store, run."""
+    import torch
+    import transformers
+    from ray.train.torch import get_device
+
+    store, run = config["store"], load(config["run"])
+    transformers.utils.logging.disable_progress_bar()
+    if run.train.threads:
+        torch.set_num_threads(run.train.threads)
+    trainer = resume(store, run, get_device())
+    for number in range(first_rank(store.latest_policy), run.rounds):
+        if not wait(store, number) or not train_round(trainer, store, number):
+            return
+
+
+def resume(store: Store, run: Run, device: torch.device) -> Trainer:
+    """A trainer that stands where the latest published policy was saved, or at the start.
+
+    Raises TrainingError when that policy's training state is not there, ModelError when it does not fit the run.
+    """
+    from pipeline.training import checkpoint, student
+    from pipeline.training.step import Trainer
+
+    version = first_rank(store.latest_policy)
+    model = student.build(run, device)
+    if version == 0:
+        return Trainer(run, model, device)
+    folder = store.load_state(version)
+    if folder is None:
+        raise TrainingError(
+            f"policy {version} has no training state", store.locate("train"), "Delete that policy to go back to the one before"
+        )
+    checkpoint.load_adapter(model, folder, run.model)
+    trainer = Trainer(run, model, device)
+    checkpoint.load_optimizer(trainer, folder)
+    return trainer
+
+
+def wait(store: Store, number: int) -> bool:
+    """Wait until round `number` is committed (True) or a stop is asked for (False); all ranks get the same answer."""
+    while True:
+        state = first_rank(lambda: _watch(store, number))
+        if state is not None:
+            return state == "ready"
+
+
+def train_round(trainer: Trainer, store: Store, number: int) -> bool:
+    """Train a committed round and publish policy `number + 1`; False when a stop came first, and nothing was published.
+
+    State is saved before the policy is published, so whatever is published can be gone on from; a round that was cut short
+    is trained again from the policy before it, to the same weights.
+    """
+    from pipeline.training import checkpoint
+    from pipeline.training.batches import Round
+
+    table = store.round_table(number)
+    if table is None:
+        raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
+    metrics = []
+    for row in trainer.train_round(Round(number, number, table)):
+        metrics.append(row)
+        if first_rank(store.stop_requested):
+            return False
+    with tempfile.TemporaryDirectory(prefix="egrsd-") as scratch:
+        state, policy = Path(scratch, "state"), Path(scratch, "policy")
+        checkpoint.save(trainer, number + 1, state)
+        if trainer.rank == 0:
+            policy.mkdir()
+            for file in checkpoint.policy_files(state):
+                shutil.copy(file, policy)
+            store.append_metrics(metrics)
+            store.save_state(number + 1, state, keep=trainer.run.train.keep_checkpoints)
+            store.publish_policy(number + 1, policy)
+    return True
+
+
+def first_rank(ask: Callable[[], T]) -> T:
+    """What rank 0 finds, told to every rank: the store may change between two looks."""
+    from torch import distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return ask()
+    found = [ask() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]  # type: ignore[return-value]
+
+
+def _watch(store: Store, number: int) -> str | None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if store.stop_requested():
+            return "stop"
+        if store.ready(number) is not None:
+            return "ready"
+        time.sleep(POLL_S)
+    return None
+
+
+def _trainer(store: Store, run: Run) -> Any:
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
+
+    place = run.train.placement
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train reads these in the driver, nowhere else
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative model path means the same in a rank
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"store": store, "run": run.model_dump(mode="json")},
+        torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=run.train.workers,
+            use_gpu=place.gpus > 0,
+            resources_per_worker={"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {}), **place.resources},
+            label_selector=place.labels or None,
+        ),
+        run_config=RunConfig(  # type: ignore[arg-type]
+            name="run",
+            storage_path=store.locate(RAY_FOLDER),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=run.train.max_failures),
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+def _understood(error: Exception) -> EgrsdError | None:
+    """The EgrsdError a rank ended with, if one did; the others then fail in a collective, for want of a partner."""
+    failures = getattr(error, "worker_failures", {}).values()
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]  # Ray Train wraps what the loop raised
+    return next((cause for cause in causes if isinstance(cause, EgrsdError)), None)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
