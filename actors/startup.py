@@ -1,0 +1,150 @@
+"""From settings to a running vLLM: what is looked at first, what the environment must say, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from actors import vllm_entropy, vllm_lora
+from pipeline import config
+from pipeline.contract import EngineFacts
+from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError
+
+LOGPROBS_MODE = "raw_logprobs"
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allocates for
+
+
+def inspect_model(model: config.Model, path: str) -> tuple[list[int], int]:
+    """(ids that end a trace, hidden size) of the model at `path`, from its configuration files.
+
+    Raises ModelError that names the path when there is no such model or its window is too small.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    local = Path(path).expanduser()
+    if not local.exists() and (local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
+        raise ModelError("no such folder", path, "Set model.path to a model's folder or hub id")
+    try:
+        found = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no model here ({first_line(error)})", path, "Set model.path to a model's folder or hub id") from None
+    window = getattr(found, "max_position_embeddings", None)
+    if window and model.max_model_len > window:
+        raise ModelError(f"the model's window is {window} tokens", path, f"Lower model.max_model_len {model.max_model_len}")
+    try:
+        generation = GenerationConfig.from_pretrained(path, revision=model.revision or "main").eos_token_id
+    except OSError:  # many models have none
+        generation = None
+    return sorted({*_as_ids(found.eos_token_id), *_as_ids(generation)}), found.get_text_config().hidden_size
+
+
+def start_vllm(model: config.Model, pool: config.Pool, exact: bool, path: str) -> Any:
+    """A running vLLM LLMEngine. Sets this process's environment first, since vLLM and torch read it when imported."""
+    threads = pool.threads or max(1, int(pool.placement.cpus))
+    _environment(pool, threads, exact)
+    import torch
+
+    set_num_threads = torch.set_num_threads
+    set_num_threads(threads)
+    try:
+        import vllm  # noqa: F401  (the first import, after the environment)
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        gpu = torch.cuda.is_available()
+        vllm_entropy.install()
+        if not gpu:
+            vllm_lora.install()
+        engine = LLMEngine.from_engine_args(EngineArgs(**engine_args(model, pool, path, gpu)))
+    finally:
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker disables it for the whole process
+    if engine.model_config.logprobs_mode != LOGPROBS_MODE:
+        raise EngineError(f"log-probs come as {engine.model_config.logprobs_mode}, not {LOGPROBS_MODE}", path)
+    return engine
+
+
+def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) -> dict[str, Any]:
+    """vLLM's settings for one engine, and why."""
+    # One position more than a trace may have: scoring lets vLLM sample a token after a sequence that fills the window. It
+    # is thrown away, and never goes through the model.
+    window = model.max_model_len + 1
+    return {
+        "model": path,
+        "revision": model.revision,
+        "dtype": model.dtype,
+        "trust_remote_code": model.trust_remote_code,
+        "max_model_len": window,
+        "skip_tokenizer_init": True,  # ids in, ids out
+        "generation_config": "vllm",  # sampling is what the request says, nothing from the model's folder
+        "seed": 0,
+        "logprobs_mode": LOGPROBS_MODE,
+        "max_logprobs": -1,
+        "enable_prefix_caching": False,  # prompt log-probs cannot come out of a cache
+        # A seeded request crashes the CPU engine when its prompt is split over two steps.
+        "enable_chunked_prefill": gpu,
+        "max_num_batched_tokens": pool.max_batched_tokens if gpu else max(pool.max_batched_tokens, window),
+        "max_num_seqs": pool.max_num_seqs,
+        "enable_lora": True,
+        "max_loras": 1,
+        # Else vLLM wraps the output head too, whose LoRA path takes one row per request and fails on prompt log-probs.
+        "lora_target_modules": list(model.lora_targets),
+        "max_lora_rank": next((rank for rank in _LORA_RANKS if rank >= model.lora_rank), _LORA_RANKS[-1]),
+        "tensor_parallel_size": pool.tensor_parallel,
+        "gpu_memory_utilization": pool.memory_share,
+        "enforce_eager": pool.enforce_eager,
+        "disable_log_stats": True,
+    }
+
+
+def facts(engine: Any, model: config.Model) -> EngineFacts:
+    """What the numbers of a started engine mean, before its entropies are checked."""
+    import vllm
+
+    return EngineFacts(
+        entropy_method="exact",
+        logprobs_mode=LOGPROBS_MODE,
+        dtype=str(engine.model_config.dtype).removeprefix("torch."),
+        engine=f"vllm {vllm.__version__}",
+        max_model_len=model.max_model_len,
+        vocab_size=engine.model_config.get_vocab_size(),
+    )
+
+
+def start_error(error: BaseException, path: str) -> EgrsdError:
+    """The one clear line of a failed start."""
+    if isinstance(error, EgrsdError):
+        return error
+    if isinstance(error, ImportError):
+        return EngineError(f"vLLM cannot be imported ({first_line(error)})", path, "Install the extra 'cpu' or 'gpu'")
+    remedy = "Lower memory_share, max_num_seqs or model.max_model_len" if _is_memory(error) else "EGRSD_DEBUG=1 shows vLLM's log"
+    return EngineError(f"vLLM did not start ({type(error).__name__}: {first_line(error)})", path, remedy)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _environment(pool: config.Pool, threads: int, exact: bool) -> None:
+    if pool.tensor_parallel > 1 and pool.placement.gpus <= 0:
+        raise SettingError(f"{pool.tensor_parallel} needs GPUs", "engines.*.tensor_parallel", "Set placement.gpus, or 1 on CPU")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ[vllm_entropy.ENABLE] = str(int(exact))
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # see engine_args: the window is checked in inspect_model
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(pool.kv_cache_gib)))
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not os.environ.get("EGRSD_DEBUG"):
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        os.environ["VLLM_CONFIGURE_LOGGING"] = "1"
+
+
+def _as_ids(eos: int | list[int] | None) -> list[int]:
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "kv cache" in text or "memory utilization" in text
