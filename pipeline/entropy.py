@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 
-def exact_entropy(logits: Tensor, chunk: int = 128) -> Tensor:
+def exact_entropy(logits: Tensor, chunk: int = 16) -> Tensor:
     """H = -sum_v p log p over the full vocabulary (2605.13255, Eq. 4).
 
     logits [N, V], any float type, -inf allowed (p = 0 adds nothing) -> [N] float32 nats. Only `chunk` rows exist in fp32 at
-    one time. Raises ValueError on other shapes.
+    one time; on CPUs few rows are also faster, as they stay in the cache. Raises ValueError on other shapes.
     """
     return _by_chunks(logits, None, chunk)[1]
 
 
-def logprob_and_entropy(logits: Tensor, ids: Tensor, chunk: int = 128) -> tuple[Tensor, Tensor]:
+def logprob_and_entropy(logits: Tensor, ids: Tensor, chunk: int = 16) -> tuple[Tensor, Tensor]:
     """log p(ids) [N] and entropy [N], float32 nats, of logits [N, V] at ids [N] int64; chunked as `exact_entropy`."""
     if ids.shape != logits.shape[:1] or ids.dtype != torch.int64:
         raise ValueError(f"ids: {ids.dtype} {tuple(ids.shape)}, expected int64 [N] for logits {tuple(logits.shape)}")
@@ -57,10 +57,15 @@ def _by_chunks(logits: Tensor, ids: Tensor | None, chunk: int) -> tuple[Tensor, 
         raise ValueError(f"chunk: {chunk}, expected at least one row")
     logprobs, entropies = [logits.new_empty(0, dtype=torch.float32)], [logits.new_empty(0, dtype=torch.float32)]
     for start in range(0, logits.shape[0], chunk):
-        rows = torch.log_softmax(logits[start : start + chunk], dim=-1, dtype=torch.float32)
+        rows = logits[start : start + chunk].float()
+        rows = rows - rows.amax(-1, keepdim=True)
+        mass = rows.exp()
+        total = mass.sum(-1)
         if ids is not None:
-            logprobs.append(rows.gather(1, ids[start : start + chunk, None])[:, 0])
-        entropies.append(torch.special.entr(rows.exp()).sum(-1))
+            logprobs.append(rows.gather(1, ids[start : start + chunk, None])[:, 0] - total.log())
+        # H = log Z - sum(e^x x) / Z divides by the sum that was really taken: errs by 1e-6 nat where -sum(p log p) of a
+        # log-softmax errs by 1e-5 at V = 49 152. Below -200 e^x is 0 in fp32, and 0 * -inf would be NaN.
+        entropies.append(total.log() - mass.mul_(rows.clamp_(min=-200)).sum(-1) / total)
     return torch.cat(logprobs), torch.cat(entropies)
 
 
