@@ -1,0 +1,70 @@
+"""Problems of reasoning-gym tasks, with a reference solution and a held-out split that they do not have themselves."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from functools import lru_cache
+from typing import Any
+
+from pipeline.errors import SettingError, SourceError
+
+HELD_OUT = 5  # one problem text in five belongs to the test split
+TRIES = 256  # problems generated for one row before its split is given up as empty
+
+
+def option_names(task: str) -> set[str]:
+    """The options a task knows. Raises SourceError for a task that reasoning-gym does not have."""
+    from reasoning_gym.factory import DATASETS
+
+    if task not in DATASETS:
+        near = ", ".join(difflib.get_close_matches(task, DATASETS, n=3)) or "see reasoning_gym.factory.DATASETS"
+        raise SourceError(f"reasoning-gym has no task '{task}'", "source.uri", f"Near it: {near}")
+    return set(DATASETS[task][1].__dataclass_fields__) - {"seed", "size"}
+
+
+def problem(task: str, options: str, split: str, seed: int, size: int, index: int) -> dict[str, Any]:
+    """Problem `index` of a split of `size`, as problem, solution and answer; `options` as JSON.
+
+    Train and test draw from disjoint seeds, and a problem belongs to one of them by the hash of its text: small tasks repeat
+    themselves under any seed. Raises SettingError for options the task refuses or another split, SourceError when the task has
+    too few different problems.
+    """
+    if split not in {"train", "test"}:
+        raise SettingError(f"a generated task has no split '{split}'", "source.split", "Use 'train' or 'test'")
+    for attempt in range(TRIES):
+        # a task seeds each problem with seed + index, so seeds must lie `size` apart to share none
+        draw = ((2 * seed + (split == "test")) * TRIES + attempt) * size
+        item = _dataset(task, options, draw, size)[index]
+        if (int(hashlib.sha256(item["question"].encode()).hexdigest()[:8], 16) % HELD_OUT == 0) == (split == "test"):
+            answer = None if item["answer"] is None else str(item["answer"])
+            return {"problem": item["question"], "solution": _solution(task, answer, item["metadata"]), "answer": answer}
+    raise SourceError(f"{task} has too few different problems to hold some out for '{split}'", "source", "Widen source.options")
+
+
+@lru_cache(maxsize=TRIES)
+def _dataset(task: str, options: str, seed: int, size: int) -> Any:
+    import reasoning_gym
+
+    try:
+        return reasoning_gym.create_dataset(task, seed=seed, size=size, **json.loads(options))
+    except (AssertionError, TypeError, ValueError) as error:
+        raise SettingError(f"{task} refuses them: {error}", "source.options", "Change the options the message names") from error
+
+
+def _solution(task: str, answer: str | None, metadata: dict[str, Any]) -> str | None:
+    """A reference solution: chain_sum worked from left to right, else the task's own text, else the answer in a sentence."""
+    if answer is None:
+        return None
+    closing = f"The answer is \\boxed{{{answer}}}."
+    if task != "chain_sum":
+        worked = metadata.get("answer_cot") or metadata.get("solution")
+        return f"{worked}\n{closing}" if isinstance(worked, str) else closing
+    first, *rest = metadata["expression"].split()
+    running, steps = int(first), []
+    for sign, term in zip(rest[::2], rest[1::2], strict=True):
+        total = running + int(term) if sign == "+" else running - int(term)
+        steps.append(f"{running} {sign} {term} = {total}. ")
+        running = total
+    return "".join(steps) + closing
