@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.session import Session, connect, session, settle, versions
+from pipeline.errors import EgrsdError
 from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
@@ -34,14 +35,15 @@ def distill(
     store = Store(uri)
     with session(debug, store) as out:
         run = settle(store, recipe, config, sets, accept_changes)
-        store.save_run(run, versions())
-        store.request_stop(False)
         todo = Todo.of(store, run)
         if todo.nothing:
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
         else:
             out.say(f"run {store.uri}: {todo.text(run)}")
+            check_inputs(run)
             connect(address)
+            store.save_run(run, versions())
+            store.request_stop(False)
             with Live.start(store, run, out, train=bool(todo.train)) as live:
                 live.bring_to_end(todo)
         from jobs.summary import summarise
@@ -79,6 +81,19 @@ class Todo:
         parts += [f"{len(self.label)} rounds to label"] if self.label else []
         parts += [f"{len(self.evaluate)} evaluations"] if self.evaluate else []
         return "resuming: " + ", ".join(parts)
+
+
+def check_inputs(run: Run) -> None:
+    """What can be known to be wrong before anything starts: sources, model path, tokenizer, chat template, prompt templates."""
+    from pipeline import stages
+    from pipeline.prompts import load_tokenizer
+    from pipeline.sources import open_source
+    from pipeline.tiny import resolve_model
+
+    first = open_source(run.source).rows([0])
+    if run.evaluation.problems:
+        open_source(run.evaluation.source)
+    stages.prompts(first, run, load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code))
 
 
 def _has_all(store: Store, where: str, stage: str) -> bool:
@@ -238,7 +253,7 @@ def _count(seconds: dict[str, float], entry: Entry, computed: bool) -> None:
 
 def _end_trainer(store: Store, trainer: Any) -> None:
     store.request_stop()
-    with contextlib.suppress(Exception):  # its error, if any, has been raised by wait_for_policy
+    with contextlib.suppress(EgrsdError):  # its error, if any, has been raised by wait_for_policy
         trainer.join()
     store.request_stop(False)
 

@@ -143,7 +143,8 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
     if old is not None and recipe is None:
         base = old
     run = resolve(base, sets, document)
-    if old is not None and (changed := differences(old, run)) and not accept_changes:
+    begun = bool(store.numbers("rounds") or store.numbers("evals"))  # before that, nothing was made with the old settings
+    if old is not None and begun and (changed := differences(old, run)) and not accept_changes:
         listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:8])
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise SettingError(

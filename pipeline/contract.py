@@ -212,6 +212,15 @@ def check_plan(plan: tuple[Stage, ...] = PLAN) -> None:
         raise ContractError(f"columns are written by stages outside the plan: {sorted(orphans)}", "contract")
 
 
+def stage_table() -> str:
+    """The plan as a Markdown table: README's, which a test holds to this."""
+    lines = ["| stage | where | reads | writes |", "| --- | --- | --- | --- |"]
+    for stage in PLAN:
+        writes = [f"{c.name} `[{c.shape}]`" if c.shape else c.name for c in stage.writes]
+        lines.append(f"| {stage.name} | {stage.where} | {', '.join(stage.reads) or 'a source'} | {', '.join(writes)} |")
+    return "\n".join(lines)
+
+
 # ---- what stages and engines say to each other ------------------------------------------------------------------------
 
 

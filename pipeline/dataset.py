@@ -28,6 +28,7 @@ from pipeline.prompts import load_tokenizer
 from pipeline.rewards import RunningBaseline
 from pipeline.sources import Problem, ProblemSet, epoch_indices
 from pipeline.store import Entry, Store, area
+from pipeline.tiny import resolve_model
 
 MEASURE = ("prompts", "rollout", "grade", "score")
 LABELS = ("profile", "label")
@@ -355,7 +356,7 @@ def _own_error(error: BaseException) -> BaseException:
 
 @lru_cache(maxsize=4)
 def _tokenizer_of(path: str, revision: str | None, trust_remote_code: bool) -> Any:
-    return load_tokenizer(path, revision, trust_remote_code)
+    return load_tokenizer(resolve_model(path), revision, trust_remote_code)
 
 
 def _tokenizer(model: Model) -> Any:

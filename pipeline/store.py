@@ -35,7 +35,7 @@ from pyarrow import fs
 
 from pipeline import contract
 from pipeline.config import Run, load
-from pipeline.errors import ContractError, StoreError
+from pipeline.errors import ContractError, StoreError, UserError
 
 MANIFEST = "manifest.json"
 
@@ -158,7 +158,7 @@ class Store:
         self.write_json("run.json", {"config": run.model_dump(mode="json"), "versions": versions})
 
     def load_run(self) -> Run:
-        """The configuration of this run. Raises StoreError when there is no run here."""
+        """The configuration of this run. Raises UserError when there is no run here."""
         document = self.read_json("run.json")
         if document is None:
             raise StoreError(

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import contract, store
 from pipeline.config import Run
-from pipeline.errors import ContractError, StoreError
+from pipeline.errors import ContractError, StoreError, UserError
 from pipeline.store import Store
 
 SCORE = contract.STAGES["score"]
@@ -178,7 +178,7 @@ def test_metrics_of_a_round_that_is_trained_again_replace_the_first(run_dir):
 
 def test_no_run_is_said_so(run_dir):
     assert not run_dir.exists()
-    with pytest.raises(StoreError, match=r"no run here.*egrsd distill"):
+    with pytest.raises(UserError, match=r"no run here.*egrsd distill"):
         run_dir.load_run()
     run_dir.save_run(Run(name="t"), {})
     assert run_dir.load_run() == Run(name="t")

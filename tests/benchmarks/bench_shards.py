@@ -1,0 +1,68 @@
+"""Profile and label from Parquet to Parquet: read, verify, compute, commit, on one core. Needed: 3 M tokens/s."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import contract, recipes
+from pipeline.dataset import Round, bring_up_to_date
+from pipeline.store import Store
+
+ROWS, TOKENS = 4000, 500
+
+
+def measure(repeats: int = 5) -> dict[str, float]:
+    """Tokens per second (best of `repeats`) of profile + label of one 2 M token shard, one thread."""
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        work = Round(store, recipes.demo(), "rounds", 0, 0, {"0000": []}, {})
+        num_tokens = _commit_inputs(store)
+        best = 0.0
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for name in ("profile", "label"):
+                bring_up_to_date(work, contract.STAGES[name], "0000", force=True)
+            best = max(best, num_tokens / (time.perf_counter() - start))
+    return {"profile + label, Parquet to Parquet, M tokens/s": best / 1e6}
+
+
+def _commit_inputs(store: Store) -> int:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(TOKENS // 2, TOKENS * 3 // 2, ROWS)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+
+    def ragged(values: np.ndarray) -> pa.Array:
+        return pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32)))
+
+    size = int(lengths.sum())
+    entropy = rng.gamma(0.3, 1.0, size)
+    teacher = -rng.exponential(0.5, size)
+    keys = {"trace_id": [f"t{i}" for i in range(ROWS)], "reject_reason": [None] * ROWS, "reject_detail": [None] * ROWS}
+    score = {
+        **keys,
+        "student_logprobs": ragged(teacher + rng.normal(0, 0.05, size)),
+        "teacher_logprobs": ragged(teacher),
+        "teacher_entropy": ragged(entropy),
+        "entropy_method": ["exact"] * ROWS,
+        "entropy_error": [0.0] * ROWS,
+        "student_logprob_source": ["rollout"] * ROWS,
+        "student_logprob_gap": [None] * ROWS,
+    }
+    grade = {**keys, "verdict": ["correct"] * ROWS, "reward": [1.0] * ROWS, "advantage": rng.normal(0, 1, ROWS)}
+    facts = {"entropy_max": float(np.float32(entropy.max())), "vocab_size": 151_936}
+    for name, columns in (("score", score), ("grade", grade)):
+        stage = contract.STAGES[name]
+        table = pa.table(columns, schema=contract.schema(stage))
+        store.commit("rounds/0000", stage, "0000", table, settings="", inputs={}, seconds=0, facts=facts)
+    return size
+
+
+if __name__ == "__main__":
+    for key, value in measure().items():
+        print(f"{key:<60} {value:8.2f}")

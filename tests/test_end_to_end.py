@@ -1,0 +1,145 @@
+"""One run through real vLLM, real Ray Data, real Ray Train: the path of a row, resume, relabelling, agreement with transformers."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs import distill, export, stage, status, summary
+from pipeline import contract
+from pipeline.dataset import open_round, why_stale
+from pipeline.store import Store, area
+from pipeline.tiny import asset_path
+
+ROUNDS, PROMPTS, GROUP = 2, 8, 4
+SETS = [
+    f"rounds={ROUNDS}",
+    f"rollout.prompts_per_round={PROMPTS}",
+    "rollout.prompts_per_shard=4",
+    f"rollout.group_size={GROUP}",
+    "rollout.teacher_share=0.25",
+    "score.rescore_share=0.5",
+    "train.batch_traces=16",
+    "evaluation.problems=8",
+]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def run_dir(ray_local, tmp_path_factory):
+    """A finished run of the demo recipe, made small."""
+    uri = str(tmp_path_factory.mktemp("runs") / "small")
+    distill.distill(uri, "demo", SETS, None, False, None, False)
+    return Store(uri)
+
+
+def live_rows(store, number):
+    table = export.joined_round(store, number)
+    return table.filter(pa.compute.is_null(table["reject_reason"])).to_pylist()
+
+
+def test_every_row_is_accounted_for_from_source_to_loss(run_dir):
+    for number in range(ROUNDS):
+        where = area("rounds", number)
+        for plan_stage in contract.PLAN:
+            rows = sum(entry.rows for entry in run_dir.entries(where, plan_stage.name).values())
+            assert rows == (PROMPTS if plan_stage.key == "prompt_id" else PROMPTS * GROUP), plan_stage.name
+        table = run_dir.round_table(number)
+        rejected = table.num_rows - table["reject_reason"].null_count
+        trained = [row for row in run_dir.metrics() if row["writer"] == "train" and row["round"] == number]
+        assert sum(row["traces"] for row in trained) + rejected == PROMPTS * GROUP
+        assert len(trained) == 2
+
+
+def test_every_row_names_the_policy_its_round_asked_for(run_dir):
+    for number in range(ROUNDS):
+        rows = live_rows(run_dir, number)
+        assert {row["policy_version"] for row in rows if row["trace_source"] == "student"} == {number}
+        assert {row["policy_version"] for row in rows if row["trace_source"] == "teacher"} == {0}
+        assert {row["sample_index"] for row in rows if row["trace_source"] == "teacher"} == {GROUP - 1}
+
+
+def test_stored_signals_agree_with_transformers_and_peft_in_fp32(run_dir):
+    """100 rows at most, both rounds: |difference| <= 1e-4 nat in every token."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def forward(model, prompt, response):
+        ids = torch.tensor([prompt + response])
+        with torch.inference_mode():
+            logp = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        return logp.gather(1, torch.tensor(response)[:, None])[:, 0].numpy(), -(logp.exp() * logp).sum(-1).numpy()
+
+    checked = 0
+    for number in range(ROUNDS):
+        model = AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32).eval()
+        student = model if number == 0 else PeftModel.from_pretrained(model, run_dir.policy(number).adapter).eval()
+        for row in live_rows(run_dir, number)[:50]:
+            logp, _ = forward(student, row["prompt_tokens"], row["response_tokens"])
+            np.testing.assert_allclose(row["student_logprobs"], logp, atol=1e-4)
+            if number:
+                with student.disable_adapter():
+                    logp, entropy = forward(student, row["teacher_prompt_tokens"], row["response_tokens"])
+            else:
+                logp, entropy = forward(model, row["teacher_prompt_tokens"], row["response_tokens"])
+            np.testing.assert_allclose(row["teacher_logprobs"], logp, atol=1e-4)
+            np.testing.assert_allclose(row["teacher_entropy"], entropy, atol=1e-4)
+            assert (row["entropy_method"], row["entropy_error"]) == ("exact", 0.0)
+            checked += 1
+    assert checked >= 50
+
+
+def test_the_measured_gap_between_generation_and_scoring_is_stored(run_dir):
+    gaps = [row["student_logprob_gap"] for row in live_rows(run_dir, 1) if row["student_logprob_gap"] is not None]
+    assert gaps
+    assert max(gaps) <= 1e-4
+
+
+def test_running_it_again_does_nothing_and_says_so(run_dir, capfd):
+    before = {path: path.stat().st_mtime_ns for path in run_dir.local_root.rglob("*.parquet")}
+    distill.distill(run_dir.uri, None, [], None, False, None, False)
+    assert "Nothing to do" in capfd.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in run_dir.local_root.rglob("*.parquet")}
+
+
+def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, capfd):
+    old = run_dir.entries(area("rounds", 0), "label")
+    stage.run_stage("label", run_dir.uri, 0, ["label.gamma=1.0"], False, None, None, False)
+    said = capfd.readouterr().out
+    assert "2 shards computed" in said
+    assert "now stale: rounds/0001 label (settings)" in said
+    new = run_dir.entries(area("rounds", 0), "label")
+    assert {e.sha256 for e in new.values()} != {e.sha256 for e in old.values()}
+    run = run_dir.load_run()
+    stale = {
+        (number, plan_stage.name)
+        for number in range(ROUNDS)
+        for plan_stage in contract.PLAN
+        for shard in (work := open_round(run_dir, run, "rounds", number)).shards
+        if why_stale(work, plan_stage, shard)
+    }
+    assert stale == {(1, "label")}
+    status.show(run_dir.uri, False)
+    assert "stale: settings" in capfd.readouterr().out
+
+
+def test_export_is_plain_parquet_with_every_column(run_dir, tmp_path):
+    export.export_run(run_dir.uri, str(tmp_path / "out"), False)
+    table = pq.read_table(tmp_path / "out")
+    assert table.num_rows == ROUNDS * PROMPTS * GROUP
+    assert {"round", "reject_reason", *contract.COLUMNS} <= set(table.column_names)
+    row = table.filter(pa.compute.is_null(table["reject_reason"])).slice(0, 1).to_pylist()[0]
+    assert len(row["gate"]) == len(row["response_tokens"]) == len(row["token_weight"])
+
+
+def test_evaluations_and_metadata_are_there(run_dir):
+    assert len(summary.read_answers(run_dir, 0).accuracy) == 8
+    assert len(summary.read_answers(run_dir, ROUNDS).accuracy) == 8
+    assert {"ray", "torch", "pyarrow"} <= json.loads((run_dir.local_root / "run.json").read_text())["versions"].keys()
+
+
+def test_nothing_temporary_remains(run_dir):
+    assert not [p for p in run_dir.local_root.rglob("*") if p.name.startswith(".tmp")]
