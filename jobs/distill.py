@@ -19,11 +19,10 @@ from pipeline.errors import EgrsdError
 from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
-    from pipeline.sources import ProblemSet
-
     from pipeline.config import Run
     from pipeline.contract import Engines
     from pipeline.dataset import Round
+    from pipeline.sources import ProblemSet
 
 POLL_S = 0.05
 
@@ -119,7 +118,6 @@ class Live:
     def start(cls, store: Store, run: Run, out: Session, train: bool) -> Iterator[Live]:
         """Engines and trainer come up together; both end with the block, also when it fails."""
         from pipeline.sources import open_source
-
         from pipeline.training import worker
 
         source = open_source(run.source)  # before any engine: a bad source costs nothing
@@ -191,9 +189,8 @@ class Live:
 
     def evaluate(self, version: int) -> None:
         """Answer the held-out problems with a policy."""
-        from pipeline.sources import open_source
-
         from pipeline.dataset import evaluation_run, execute, plan_round, with_engines
+        from pipeline.sources import open_source
 
         run = evaluation_run(self.run)
         source = open_source(run.source)

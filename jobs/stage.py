@@ -64,9 +64,8 @@ def _check_settings(stage: contract.Stage, old: Run, new: Run) -> None:
 def _bring_up(
     work: Round, stage: contract.Stage, force: bool, only: set[str] | None, address: str | None, out: Session
 ) -> list[Entry]:
-    from pipeline.sources import open_source
-
     from jobs.distill import open_engines
+    from pipeline.sources import open_source
 
     source = open_source(work.run.source) if stage.name == "prompts" else None
     if not force and all(why_stale(work, stage, shard) is None for shard in work.shards) and source is None:

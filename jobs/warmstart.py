@@ -1,9 +1,10 @@
 """Make the tiny reasoner: a Qwen3-architecture model, supervised on wordy, fallible traces of the tiny task.
 
-    python -m jobs.warmstart --out DIR [--steps 450] [--seed 0]
+    python -m jobs.warmstart --out DIR [--steps 900] [--seed 0]
 
 Six in ten training traces answer the bare problem, four in ten the problem with its reference solution, so that the same
-weights are a student with room to improve and a privileged teacher that is really better. Loss on the response only.
+weights are a student with room to improve and a privileged teacher that is really better.
+Loss on everything after the problem, the reference solution included.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, item: tiny.Problem, aided: b
 
 
 def training_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> tuple[Tensor, Tensor]:
-    """`size` fresh traces -> (ids [B, P+T], labels [B, P+T]), right-padded; labels are -100 on prompt and padding."""
+    """`size` fresh traces -> (ids [B, P+T], labels [B, P+T]), right-padded; labels are -100 on problem and padding."""
     import torch
 
     rows, labels = [], []
@@ -82,8 +83,11 @@ def training_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size:
         trace = tiny.verbose_trace(item["problem"], rng, tiny.AIDED if aided else tiny.UNAIDED)
         prompt = tokenizer(prompt_text(tokenizer, item, aided)).input_ids
         response = [*tokenizer(trace).input_ids, tokenizer.eos_token_id]
+        given = 1 + len(
+            item["problem"]
+        )  # <bos> and the problem cannot be predicted; the clean reference behind it is worth learning
         rows.append(torch.tensor(prompt + response))
-        labels.append(torch.tensor([-100] * len(prompt) + response))
+        labels.append(torch.tensor([-100] * given + prompt[given:] + response))
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id), pad(labels, batch_first=True, padding_value=-100)
 
@@ -143,7 +147,7 @@ def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int 
     return Scores(correct / num_problems, tokens / num_problems, num_problems)
 
 
-def make(out: Path, steps: int, seed: int, num_problems: int = 2048) -> dict[str, object]:
+def make(out: Path, steps: int, seed: int, num_problems: int = 1024) -> dict[str, object]:
     """Train, round to bf16, evaluate the rounded weights and save the folder that from_pretrained and vLLM read.
 
     Returns what is also written beside the weights: seed, steps, losses (nats), scores with and without the reference.

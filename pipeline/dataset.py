@@ -60,11 +60,11 @@ def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: i
     """
     count = run.rollout.prompts_per_round
     if kind == "rounds":
-        indices = epoch_indices(len(source), run.seed, number * count, count)
+        indices = epoch_indices(len(source), run.seed, number * count, count).tolist()
     else:
         indices = list(range(min(count, len(source))))
     size = run.rollout.prompts_per_shard
-    shards = {f"{i // size:04d}": [int(k) for k in indices[i : i + size]] for i in range(0, len(indices), size)}
+    shards = {f"{i // size:04d}": indices[i : i + size] for i in range(0, len(indices), size)}
     plan = {"policy": policy_version, "shards": shards, "source": source.fingerprint}
     path = f"{area(kind, number)}/plan.json"
     if store.read_json(path) != plan:
@@ -202,7 +202,7 @@ def _stream(
     from ray.exceptions import RayTaskError
 
     quiet_ray_data()
-    data = ray.data.from_items(rows, override_num_blocks=len(rows))
+    data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     for name in chain:
         on_engines = contract.STAGES[name].where == "engines"
         data = data.map(

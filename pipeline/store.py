@@ -161,7 +161,7 @@ class Store:
         """The configuration of this run. Raises UserError when there is no run here."""
         document = self.read_json("run.json")
         if document is None:
-            raise StoreError(
+            raise UserError(
                 "no run here: run.json is missing", self.uri, "Start one with `egrsd distill --recipe NAME --run URI`"
             )
         return load(document["config"])
