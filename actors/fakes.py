@@ -1,0 +1,133 @@
+"""A deterministic twin of the engine for tests of everything around it: same constructor, same methods, no vLLM.
+
+Closed forms, of token k, position t, policy version v and prompt length P (`token_evidence`); tokens of seed s (`trace`):
+
+    logprob  = -(1 + (7 k + 5 t + 11 v + 3 P) mod 97) / 50            in [-1.94, -0.02] nats
+    entropy  = log(V) * ((13 k + 3 t + 17 v + 5 P) mod 101) / 100     in [0, log V] nats
+
+so scoring a generated trace under the same prompt and policy gives its own numbers back, as with a real engine. It can be slow
+and it can die on purpose. Shipped with the package because Ray workers cannot import test modules; hand it to a pool as
+`functools.partial(FakeEngine, behaviour=Behaviour(...))`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline import config
+from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
+from pipeline.errors import EgrsdError, ModelError
+
+END_TOKEN = 2
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """How a fake engine behaves. Times in seconds; `poison_seeds` and `poison_prompts` (first prompt id) end its process,
+    `start_kills` does so at the start; `wrong_adapter` is refused with a ModelError."""
+
+    start_s: float = 0.0
+    batch_s: float = 0.0
+    token_s: float = 0.0
+    vocab_size: int = 57
+    poison_seeds: frozenset[int] = field(default_factory=frozenset)
+    poison_prompts: frozenset[int] = field(default_factory=frozenset)
+    start_error: EgrsdError | None = None
+    start_kills: bool = False
+    wrong_adapter: str | None = None
+
+
+class FakeEngine:
+    """Answers like an engine, from closed forms. See Behaviour for latencies and ways to fail."""
+
+    def __init__(
+        self,
+        model: config.Model,
+        pool: config.Pool,  # noqa: ARG002  (the engine's signature)
+        score: config.ScoreSettings,
+        behaviour: Behaviour = Behaviour(),
+    ) -> None:
+        time.sleep(behaviour.start_s)
+        if behaviour.start_kills:
+            _die()
+        if behaviour.start_error is not None:
+            raise behaviour.start_error
+        self._model, self._behaviour = model, behaviour
+        self._exact = score.entropy == "exact"
+
+    def facts(self) -> EngineFacts:
+        """As a real engine's; engine is "fake"."""
+        method = "exact" if self._exact else "bounds"
+        window, vocab = self._model.max_model_len, self._behaviour.vocab_size
+        return EngineFacts(method, "raw_logprobs", self._model.dtype, "fake", window, vocab)
+
+    def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
+        """One closed-form trace per request; a prompt that fills the window is a Failure."""
+        self._suffer(policy, [r.prompt for r in requests], {r.seed for r in requests})
+        answers = [self._write(request, policy, sampling) for request in requests]
+        self._take_time(sum(len(a.tokens) for a in answers if isinstance(a, Generation)))
+        return answers
+
+    def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
+        """Closed-form log-probs and entropies of every response token."""
+        self._suffer(policy, [s.prompt for s in sequences], set())
+        answers = [self._read(sequence, policy) for sequence in sequences]
+        self._take_time(sum(len(s.response) for s in sequences))
+        return answers
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def _write(self, request: Generate, policy: Policy, sampling: Sampling) -> Generation | Failure:
+        room = self._model.max_model_len - len(request.prompt)
+        if room < 1:
+            return Failure(f"prompt of {len(request.prompt)} tokens leaves no room in model.max_model_len")
+        tokens, ended = trace(request.seed, policy.version, min(sampling.max_new_tokens, room), self._behaviour.vocab_size)
+        logprobs, entropy = token_evidence(tokens, policy.version, len(request.prompt), self._behaviour.vocab_size)
+        return Generation(tokens, logprobs, entropy, self._error(), "stop" if ended else "length", policy.version)
+
+    def _read(self, sequence: Sequence, policy: Policy) -> Score | Failure:
+        if not sequence.response or len(sequence.prompt) + len(sequence.response) > self._model.max_model_len:
+            return Failure("empty response" if not sequence.response else "prompt and response exceed model.max_model_len")
+        tokens = np.asarray(sequence.response, dtype=np.int32)
+        evidence = token_evidence(tokens, policy.version, len(sequence.prompt), self._behaviour.vocab_size)
+        return Score(tokens, *evidence, self._error())
+
+    def _error(self) -> float:
+        return 0.0 if self._exact else 0.01
+
+    def _suffer(self, policy: Policy, prompts: list[list[int]], seeds: set[int]) -> None:
+        if policy.adapter is not None and policy.adapter == self._behaviour.wrong_adapter:
+            raise ModelError("the adapter does not fit", policy.adapter, "Use another")
+        first_ids = {prompt[0] for prompt in prompts if prompt}
+        if seeds & self._behaviour.poison_seeds or first_ids & self._behaviour.poison_prompts:
+            _die()
+
+    def _take_time(self, num_tokens: int) -> None:
+        time.sleep(self._behaviour.batch_s + num_tokens * self._behaviour.token_s)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def trace(seed: int, version: int, max_new_tokens: int, vocab_size: int) -> tuple[np.ndarray, bool]:
+    """(tokens int32 [T], whether END_TOKEN ended them) of a seed under a policy version; T is 1 to 24 or the cap."""
+    rng = np.random.Generator(np.random.Philox(key=[seed % 2**63, version]))
+    length = int(rng.integers(1, 25))
+    tokens = rng.integers(min(4, vocab_size - 1), vocab_size, size=length).astype(np.int32)
+    tokens[-1] = END_TOKEN
+    return tokens[:max_new_tokens], length <= max_new_tokens
+
+
+def token_evidence(tokens: np.ndarray, version: int, prompt_length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(logprobs, entropies) float32 [T] nats of tokens int32 [T]; the closed forms above."""
+    k, t = tokens.astype(np.int64), np.arange(len(tokens))
+    logprobs = -(1 + (7 * k + 5 * t + 11 * version + 3 * prompt_length) % 97) / 50
+    entropy = np.log(vocab_size) * ((13 * k + 3 * t + 17 * version + 5 * prompt_length) % 101) / 100
+    return logprobs.astype(np.float32), entropy.astype(np.float32)

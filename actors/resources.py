@@ -1,0 +1,71 @@
+"""Whether a cluster can ever hold what a run asks for: arithmetic. A run then says what is missing instead of waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pipeline.config import Placement
+from pipeline.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, or one that its autoscaler may add: Ray's resource totals and labels."""
+
+    resources: dict[str, float]
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """`count` actors of one placement; `setting` is the dotted name to blame."""
+
+    setting: str
+    count: int
+    placement: Placement
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one actor takes, by Ray's names; nothing that is 0."""
+        asked = {"CPU": self.placement.cpus, "GPU": self.placement.gpus, **self.placement.resources}
+        return {name: amount for name, amount in asked.items() if amount > 0}
+
+
+def check(demands: list[Demand], nodes: list[Node]) -> None:
+    """Raise ResourceError, saying how much of what is missing, when `nodes` can never hold all `demands` at once.
+
+    Two necessary conditions: every actor fits on some node that has its labels, and no resource is asked for more than there
+    is. What passes may still not fit together; what fails never will.
+    """
+    for demand in demands:
+        _one_fits(demand, nodes)
+    for name in {name for demand in demands for name in demand.resources}:
+        asked = sum(demand.count * demand.resources.get(name, 0) for demand in demands)
+        there = sum(node.resources.get(name, 0) for node in nodes)
+        if asked > there + 1e-6:
+            parts = " + ".join(f"{d.count} x {d.resources[name]:g} ({d.setting})" for d in demands if name in d.resources)
+            raise ResourceError(
+                f"{asked:g} {name} are asked for ({parts}), the cluster has {there:g}: {asked - there:g} are missing",
+                ", ".join(d.setting for d in demands if name in d.resources),
+                "Add nodes, or lower the numbers of engines and workers or their placement",
+            )
+
+
+def _one_fits(demand: Demand, nodes: Iterable[Node]) -> None:
+    if demand.count == 0:
+        return
+    labels, need = demand.placement.labels, demand.resources
+    matching = [node for node in nodes if all(node.labels.get(key) == value for key, value in labels.items())]
+    if not matching:
+        wanted = ", ".join(f"{key}={value}" for key, value in labels.items())
+        raise ResourceError(
+            f"no node has the label {wanted}", f"{demand.setting}.placement.labels", "Start nodes with `ray start --labels`"
+        )
+    if any(all(node.resources.get(name, 0) >= amount for name, amount in need.items()) for node in matching):
+        return
+    best = {name: max(node.resources.get(name, 0) for node in matching) for name in need}
+    asked, there = (", ".join(f"{amount:g} {name}" for name, amount in side.items()) for side in (need, best))
+    raise ResourceError(
+        f"one asks for {asked}; the largest node has {there}", f"{demand.setting}.placement", "Lower it, or add larger nodes"
+    )

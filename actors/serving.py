@@ -1,0 +1,60 @@
+"""The process of one engine, as a plain class that the pool turns into a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pipeline import config
+from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
+
+EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engines]
+
+
+class EngineActor:
+    """One engine and the leases it works for. Loading is a call, not the constructor: so its error arrives as raised."""
+
+    def __init__(self) -> None:
+        self._engine: Any = None
+        self._active: set[str] = set()
+        self._lock = threading.Lock()
+
+    def pid(self) -> int:
+        """This process, once Ray has placed the actor."""
+        return os.getpid()
+
+    def load(
+        self, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings
+    ) -> EngineFacts:
+        """Start the engine. Raises what it raises."""
+        self._engine = engine_class(model, settings, score)
+        return self._engine.facts()
+
+    def generate(self, lease: str, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
+        """As Engine.generate, under a lease."""
+        return self._under(lease, lambda: self._engine.generate(requests, policy, sampling))
+
+    def score(self, lease: str, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
+        """As Engine.score, under a lease."""
+        return self._under(lease, lambda: self._engine.score(sequences, policy))
+
+    def active(self) -> list[str]:
+        """Leases whose batches are in the engine."""
+        with self._lock:
+            return list(self._active)
+
+    def close(self) -> None:
+        """Free the engine."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def _under(self, lease: str, work: Callable[[], list[Any]]) -> list[Any]:
+        with self._lock:
+            self._active.add(lease)
+        try:
+            return work()
+        finally:
+            with self._lock:
+                self._active.discard(lease)
