@@ -53,3 +53,8 @@ class EngineError(EgrsdError):
 
 class TrainingError(EgrsdError):
     """The trainer stopped: non-finite loss, a rank that keeps dying, shards it may not train on."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something; its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
