@@ -240,7 +240,7 @@ def bring_up_to_date(
         raise StoreError(f"an input of stage {stage.name} is missing", f"{work.area}, shard {shard}", f"Run these first: {needs}")
     entries = {name: work.store.entry(work.area, name, shard) for name in contract.inputs(stage)}
     start = time.perf_counter()
-    tables = {name: work.store.read(entry) for name, entry in entries.items() if entry is not None}
+    tables = {name: work.store.read(entry, _declared(stage, name)) for name, entry in entries.items() if entry is not None}
     table, facts = _compute(work, stage.name, tables, problems)
     entry = work.store.commit(
         work.area,
@@ -253,6 +253,12 @@ def bring_up_to_date(
         facts=facts,
     )
     return entry, True
+
+
+def _declared(stage: Stage, writer: str) -> list[str]:
+    """The columns of `writer` that `stage` may read: its key, its rejections, and what the contract declares."""
+    own = [name for name in stage.reads if contract.COLUMNS[name].writer == writer]
+    return [contract.STAGES[writer].key, "reject_reason", "reject_detail", *own]
 
 
 def _compute(

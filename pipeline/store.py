@@ -187,7 +187,7 @@ class Store:
         """Check a shard against the contract, write it, then its entry. Raises ContractError or StoreError."""
         tokens = check_table(stage, table)
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", compression_level=1, use_dictionary=_repetitive(stage))
+        pq.write_table(table, sink, compression="lz4", use_dictionary=_repetitive(stage))
         data = sink.getvalue()
         digest = hashlib.sha256(data).hexdigest()
         entry = Entry(
