@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from pipeline import contract
 from pipeline.config import Run, resolve
+from pipeline.store import Store, area
 from pipeline.training.batches import Round
 
 TINY = Run(name="test", seed=3)
@@ -43,6 +45,28 @@ def make_round(number: int = 0, num_traces: int = 12, seed: int = 0, **columns: 
     }
     ids, floats = pa.list_(pa.int32()), pa.list_(pa.float32())
     types = {"prompt_tokens": ids, "response_tokens": ids, "advantage": pa.float32(), "policy_version": pa.int32()}
-    types |= {name: floats for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}
+    types |= dict.fromkeys(("student_logprobs", "teacher_logprobs", "teacher_entropy"), floats)
     table = pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in drawn.items()})
     return Round(number, number, table)
+
+
+def commit_round(store: Store, data: Round) -> None:
+    """Commit a round as one shard of a real run directory; columns that training does not read hold fillers."""
+    fillers = {"string": "-", "float": 0.0, "int32": 0, "int64": 0}
+    same = {
+        "rollout_logprobs": "student_logprobs",
+        "rollout_entropy": "teacher_entropy",
+        "teacher_prompt_tokens": "prompt_tokens",
+    }
+    where, rows, hashes = area("rounds", data.number), data.table.num_rows, {}
+    for stage in [s for s in contract.PLAN if s.name in ("prompts", "rollout", "grade", "score")]:
+        columns = {"prompt_id": data.table["trace_id"], "prompt_index": pa.array(range(rows))}
+        for field in contract.schema(stage):
+            name = same.get(field.name, field.name)
+            if field.name not in columns and name in data.table.column_names:
+                columns[field.name] = data.table[name]
+            elif field.name not in columns:
+                columns[field.name] = pa.array([None if "reject" in field.name else fillers[str(field.type)]] * rows)
+        table = pa.table({f.name: columns[f.name].cast(f.type) for f in contract.schema(stage)}, contract.schema(stage))
+        hashes[stage.name] = store.commit(where, stage, "0000", table, settings="", inputs={}, seconds=0).sha256
+    store.write_json(f"{where}/ready.json", {"shards": {"0000": hashes}})

@@ -1,0 +1,69 @@
+"""The chunked head gives the value and the gradient of full logits, without their memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.training.head import weighted_logprob
+
+N, H, V = 23, 8, 50
+
+
+def draw(bias: bool = False, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    hidden = torch.randn(N, H, dtype=dtype, requires_grad=True)
+    head, targets, coefficients = torch.randn(V, H, dtype=dtype), torch.randint(V, (N,)), torch.randn(N)
+    return hidden, head, torch.randn(V, dtype=dtype) if bias else None, targets, coefficients
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 23, 1024])
+@pytest.mark.parametrize("bias", [False, True])
+def test_value_and_gradient_are_those_of_full_logits(chunk: int, bias: bool) -> None:
+    hidden, head, offset, targets, coefficients = draw(bias)
+    total, logprobs = weighted_logprob(hidden, head, offset, targets, coefficients, chunk)
+    (3 * total).backward()
+    found, hidden.grad = hidden.grad, None
+    full = torch.nn.functional.linear(hidden, head, offset).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    (3 * (coefficients * full).sum()).backward()
+    torch.testing.assert_close(logprobs, full.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, hidden.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_far_logits_stay_finite() -> None:
+    hidden, head, _, targets, coefficients = draw(dtype=torch.float32)
+    total, logprobs = weighted_logprob(hidden * 1e4, head, None, targets, coefficients, 8)
+    total.backward()
+    assert torch.isfinite(logprobs).all()
+    assert torch.isfinite(hidden.grad).all()
+
+
+def test_no_token_at_all_still_has_a_backward_pass() -> None:
+    hidden, head, *_ = draw()
+    total, logprobs = weighted_logprob(hidden[:0], head, None, torch.zeros(0, dtype=torch.int64), torch.zeros(0), 8)
+    total.backward()
+    assert total == 0
+    assert logprobs.shape == (0,)
+    assert not hidden.grad.any()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+def test_logits_of_all_tokens_never_exist() -> None:
+    hidden, head, _, targets, coefficients = draw()
+    with LargestTensor() as seen:
+        weighted_logprob(hidden, head, None, targets, coefficients, 4)[0].backward()
+    assert seen.elements <= max(4 * V, head.numel())
+    assert seen.elements < N * V

@@ -1,0 +1,256 @@
+"""The optimiser step: its gradient is the paper's, and ranks, strategies, micro-batches and padding change nothing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import multiprocessing
+from training_rounds import make_round, tiny_run
+
+from pipeline import egrsd
+from pipeline.config import Run
+from pipeline.errors import ModelError, SettingError, TrainingError
+from pipeline.training import batches, student
+from pipeline.training.batches import Round
+from pipeline.training.step import Trainer
+
+CPU = torch.device("cpu")
+
+
+def trainer(run: Run) -> Trainer:
+    """A trainer whose adapter is not the identity, so that every gradient is alive."""
+    model = student.build(run, CPU)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    return Trainer(run, model, CPU)
+
+
+def trained(run: Run, data: Round) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    made = trainer(run)
+    return list(made.train_round(data)), {name: p.detach().clone() for name, p in made.parameters().items()}
+
+
+def gradient(run: Run, data: Round) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Metrics and clipped gradient of a round of one step, read back from Adam's first moment. Weights would not compare: Adam
+    turns the rounding of a gradient near zero into a whole step."""
+    made = trainer(run)
+    (metrics,) = made.train_round(data)
+    moments = {name: made.optimizer.state[p]["exp_avg"] / (1 - run.train.betas[0]) for name, p in made.parameters().items()}
+    return metrics, moments
+
+
+def same(metrics: dict[str, float], others: dict[str, float], tolerance: float) -> None:
+    """All but the clock."""
+    assert metrics.keys() == others.keys()
+    for name in metrics.keys() - {"seconds", "tokens_per_s"}:
+        assert metrics[name] == pytest.approx(others[name], rel=tolerance, abs=tolerance), name
+
+
+def left_padded_logprobs(model, rows: list[dict], width: int) -> torch.Tensor:
+    """Log-probs [B, T] of the responses by a plain forward: padding on the left, attention mask, position ids, full logits."""
+    tokens, mask = torch.zeros(len(rows), width, dtype=torch.int64), torch.zeros(len(rows), width, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids = row["prompt_tokens"] + row["response_tokens"]
+        tokens[i, -len(ids) :], mask[i, -len(ids) :] = torch.tensor(ids), 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    each = logits.log_softmax(-1)[:, :-1].gather(2, tokens[:, 1:, None])[..., 0]
+    lengths = [len(row["response_tokens"]) for row in rows]
+    return torch.stack([torch.nn.functional.pad(each[i, -n:], (0, max(lengths) - n)) for i, n in enumerate(lengths)])
+
+
+def padded(rows: list[dict], name: str) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True)
+
+
+@pytest.mark.parametrize("objective", ["grpo", "rlsd", "egrsd", "cl_egrsd", "position"])
+def test_the_gradient_is_that_of_the_plain_loss(objective: str) -> None:
+    run = tiny_run(f"objective.name={objective}", "train.batch_traces=12", "train.grad_clip=1e9", "train.micro_batch_tokens=90")
+    data = make_round()
+    made, rows = trainer(run), data.table.to_pylist()
+    mask = padded(rows, "response_tokens") > 0
+    entropy = padded(rows, "teacher_entropy")
+    signals = egrsd.Signals(
+        torch.tensor([row["advantage"] for row in rows]),
+        padded(rows, "teacher_logprobs"),
+        padded(rows, "student_logprobs"),
+        entropy,
+        mask,
+        egrsd.entropy_peak(entropy, mask),
+    )
+    weights = egrsd.token_weights(objective, signals, run.objective)
+    expected_loss = egrsd.loss(left_padded_logprobs(made.student.model, rows, width=64), weights, mask)
+    expected = torch.autograd.grad(expected_loss, list(made.parameters().values()))
+
+    share = batches.share(batches.usable(data, 0), np.arange(12), 0, 1, 90)
+    assert len(share) > 2
+    sums, _, broken = made._backward(share, made._peak(share), made._num_tokens(share))
+    assert not broken
+    assert float(sums[0]) == pytest.approx(expected_loss.item(), abs=1e-5)
+    for (name, parameter), gradient in zip(made.parameters().items(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("budget", [1, 60, 150])
+def test_accumulation_equals_one_batch(budget: int) -> None:
+    data = make_round()
+    once, one = gradient(tiny_run("train.batch_traces=12", "train.micro_batch_tokens=100000"), data)
+    many, other = gradient(tiny_run("train.batch_traces=12", f"train.micro_batch_tokens={budget}"), data)
+    same(once, many, 1e-5)
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    data = make_round()
+    (plain, one), (again, other) = (trained(tiny_run(f"train.gradient_checkpointing={flag}"), data) for flag in ("false", "true"))
+    for a, b in zip(plain, again, strict=True):
+        same(a, b, 1e-6)
+    torch.testing.assert_close(one, other)
+
+
+def test_a_row_that_is_not_finite_leaves_loss_and_denominator() -> None:
+    whole = make_round(num_traces=9)
+    entropy = [*whole.table["teacher_entropy"].to_pylist(), [math.nan, 50.0]]
+    rows = {name: [*whole.table[name].to_pylist(), whole.table[name][0].as_py()] for name in whole.table.column_names}
+    rows |= {"trace_id": [*rows["trace_id"][:-1], "broken"], "teacher_entropy": entropy}
+    for name in ("response_tokens", "student_logprobs", "teacher_logprobs"):
+        rows[name][-1] = rows[name][-1][:2] + [5] * (2 - len(rows[name][-1]))
+    with_it, a = trained(tiny_run(), make_round(num_traces=10, **rows))
+    without, b = trained(tiny_run(), whole)
+    assert [row["rejected"] for row in with_it] == [1, 1]
+    assert [row["loss"] for row in with_it] == [row["loss"] for row in without]
+    assert [row["tokens"] for row in with_it] == [row["tokens"] for row in without]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_loss_that_is_not_finite_names_round_step_and_traces_and_updates_nothing() -> None:
+    made = trainer(tiny_run())
+    name, parameter = next(iter(made.parameters().items()))
+    with torch.no_grad():
+        parameter[0, 0] = math.inf
+    before = {n: p.detach().clone() for n, p in made.parameters().items() if n != name}
+    with pytest.raises(TrainingError, match=r"round 2, step 0: loss nan.*traces r2-\d+"):
+        list(made.train_round(make_round(2)))
+    assert all(torch.equal(before[n], made.parameters()[n]) for n in before)
+
+
+def test_the_gap_to_the_engine_is_measured_on_the_first_step_of_a_round() -> None:
+    run = tiny_run()
+    made, data = trainer(run), make_round()
+    traces = batches.usable(data, 0)
+    engine = []
+    for row in range(12):  # one trace at a time: batch size changes nothing either
+        micro = batches.micro_batch(traces, np.array([row]))
+        with torch.no_grad():
+            engine.append(made.student(micro.tokens, micro.sources, micro.targets, torch.zeros(len(micro.targets)))[1].tolist())
+    off = [[*engine[0][:-1], engine[0][-1] - 0.5], *engine[1:]]
+    first, *others = made.train_round(make_round(student_logprobs=off))
+    assert first["logprob_gap_max"] <= 0.5 + 1e-4
+    assert first["logprob_gap"] * first["tokens"] < 0.51
+    assert not any("logprob_gap" in row for row in others)
+    exact, *_ = trainer(run).train_round(make_round(student_logprobs=engine))
+    assert exact["logprob_gap_max"] < 2e-5
+
+
+def test_a_round_without_signal_moves_nothing_and_says_so() -> None:
+    metrics, after = trained(tiny_run(), make_round(advantage=[0.0] * 12))
+    assert [row["loss"] for row in metrics] == [0.0, 0.0]
+    assert [row["positive_share"] for row in metrics] == [0.0, 0.0]
+    before = trainer(tiny_run()).parameters()
+    assert all(torch.equal(before[name], after[name]) for name in after)
+
+
+def test_the_learning_rate_warms_up_linearly() -> None:
+    metrics, _ = trained(tiny_run("train.warmup_steps=4", "train.batch_traces=2"), make_round())
+    assert [row["lr"] for row in metrics] == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01])
+
+
+def test_the_adapter_starts_as_the_identity_and_the_same_for_a_seed() -> None:
+    one, two, three = (student.build(tiny_run(f"seed={seed}"), CPU).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], three[name]) for name in one)
+    assert not any(tensor.any() for name, tensor in one.items() if "lora_B" in name)
+
+
+def test_the_adapter_is_float32_beside_a_bfloat16_base() -> None:
+    made = trainer(tiny_run("train.dtype=bfloat16"))
+    assert {p.dtype for p in made.parameters().values()} == {torch.float32}
+    assert {p.dtype for p in made.student.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert all(math.isfinite(row["grad_norm"]) for row in made.train_round(make_round()))
+
+
+def test_bad_models_and_settings_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere: cannot be loaded"):
+        student.build(tiny_run(f"model.path={tmp_path}/nowhere"), CPU)
+    with pytest.raises(SettingError, match=r"model\.lora_targets: does not fit tiny-reasoner"):
+        student.build(tiny_run("model.lora_targets=[c_attn]"), CPU)
+    with pytest.raises(SettingError, match=r"train\.dtype: float16"):
+        student.build(tiny_run("train.dtype=float16"), CPU)
+
+
+def test_a_head_that_scales_its_logits_is_refused() -> None:
+    made = student.build(tiny_run(), CPU)
+    head = made.model.get_base_model().lm_head
+    head.register_forward_hook(lambda module, inputs, output: output * 0.5)
+    with pytest.raises(ModelError, match="not a plain linear one"):
+        student._check_head(made, tiny_run(), CPU)
+
+
+# ---- ranks ---------------------------------------------------------------------------------------------------------
+
+
+def rank_main(rank: int, ranks: int, folder: str) -> None:
+    """Train one round with DDP and one with FSDP2 and leave what came out in `folder`."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    from pipeline.training import checkpoint
+
+    for strategy in ("ddp", "fsdp2"):
+        for dtype in ("float32", "bfloat16"):
+            made = trainer(tiny_run("train.batch_traces=13", f"train.strategy={strategy}", f"train.dtype={dtype}"))
+            metrics = list(made.train_round(make_round(num_traces=13)))
+            checkpoint.save(made, 1, Path(folder, strategy, dtype))
+            metrics += made.train_round(make_round(1, num_traces=13))
+            if rank == 0:
+                torch.save(metrics, Path(folder, strategy, dtype, "metrics.pt"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(rank_main, (2, str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_equal_one(two_ranks: Path, strategy: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from pipeline.training import checkpoint
+
+    alone = trainer(tiny_run("train.batch_traces=13"))
+    metrics = list(alone.train_round(make_round(num_traces=13)))
+    checkpoint.save(alone, 1, tmp_path)
+    metrics += alone.train_round(make_round(1, num_traces=13))
+    for a, b in zip(metrics, torch.load(two_ranks / strategy / "float32" / "metrics.pt"), strict=True):
+        same(a, b, 1e-3)
+    one, two = (load_file(folder / checkpoint.OPTIMIZER) for folder in (tmp_path, two_ranks / strategy / "float32"))
+    assert one.keys() == two.keys()
+    for name in [name for name in one if name.endswith("exp_avg")]:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-3)
+    adapters = [load_file(folder / checkpoint.ADAPTER) for folder in (tmp_path, two_ranks / strategy / "float32")]
+    assert {n: t.shape for n, t in adapters[0].items()} == {n: t.shape for n, t in adapters[1].items()}
+
+
+def test_a_bfloat16_base_trains_sharded_as_replicated(two_ranks: Path) -> None:
+    ddp, sharded = (torch.load(two_ranks / strategy / "bfloat16" / "metrics.pt") for strategy in ("ddp", "fsdp2"))
+    for a, b in zip(ddp, sharded, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=0.05, abs=0.05)
