@@ -22,8 +22,7 @@ import numpy as np
 from actors import adapters, startup
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
-from pipeline.entropy import bounds
-from pipeline.errors import EngineError, ModelError
+from pipeline.errors import EngineError, ModelError, first_line
 from pipeline.tiny import resolve_model
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class Engine:
             return list(prepared)
         with self._gate:
             if self._broken is not None:
-                raise EngineError(f"the engine broke: {startup.first_line(self._broken)}", self._path, "Start it again")
+                raise EngineError(f"the engine broke: {first_line(self._broken)}", self._path, "Start it again")
             self._inbox.put(batch)
         answers = iter(batch.done.result())
         return [row if isinstance(row, Failure) else next(answers) for row in prepared]
@@ -169,6 +168,8 @@ class Engine:
         table = np.asarray(flat, dtype=np.float32).reshape(num_tokens, self._columns + 1)
         if self._facts.entropy_method == "exact":
             return table[:, 0].copy(), np.maximum(table[:, 1], 0.0), 0.0
+        from pipeline.entropy import bounds
+
         lower, upper = bounds(table[:, 1:-1], self._facts.vocab_size)  # a faulty hook may have written the last column
         return table[:, 0].copy(), ((lower + upper) / 2).astype(np.float32), float(((upper - lower) / 2).max(initial=0.0))
 
@@ -228,7 +229,7 @@ class Engine:
             if batch is not None:
                 batches[id(batch)] = batch
         for batch in batches.values():
-            batch.done.set_exception(EngineError(f"the engine broke: {startup.first_line(broken)}", self._path))
+            batch.done.set_exception(EngineError(f"the engine broke: {first_line(broken)}", self._path))
 
     # ---- self-check ------------------------------------------------------------------------------------------------
 
@@ -290,7 +291,7 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
         if batch.lora is not None:  # loaded here, where a bad one fails its own batch and not the engine's step
             engine.add_lora(batch.lora)
     except (ValueError, RuntimeError, OSError) as error:
-        problem = f"vLLM cannot load the adapter ({startup.first_line(error)})"
+        problem = f"vLLM cannot load the adapter ({first_line(error)})"
         batch.done.set_exception(ModelError(problem, batch.lora.lora_path))
         return
     for row, (ids, params) in enumerate(batch.requests):
@@ -299,7 +300,7 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
         try:
             engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
         except ValueError as error:  # vLLM's own validation: this request only
-            _deliver(waiting, name, Failure(startup.first_line(error)))
+            _deliver(waiting, name, Failure(first_line(error)))
 
 
 def _deliver(waiting: dict[str, tuple[_Batch, int]], name: str, answer: Any) -> None:

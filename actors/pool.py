@@ -24,39 +24,16 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from actors import resources
 from actors.engine import Engine
-from actors.serving import EngineActor, EngineClass
-from actors.startup import first_line
+from actors.serving import EngineActor, EngineClass, EngineStatus, Lease
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
-from pipeline.errors import EgrsdError, EngineError
+from pipeline.errors import EgrsdError, EngineError, first_line
 
 log = logging.getLogger(__name__)
 
-_WATCH_S = 5.0
+_WATCH_S = 3.0
 _START_TRIES = 3  # processes that may die while loading, one after the other, before the pool gives up
 _PIECES = 8  # into how many a suspect batch is split: every death costs an engine's load, a small batch little
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """One engine as the dispatcher sees it. state: loading, serving or draining; rows: answered so far."""
-
-    name: str
-    state: str
-    pid: int
-    batches: int
-    rows: int
-    policy_version: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to send one batch to one engine."""
-
-    id: str
-    engine: str
-    handle: Any
 
 
 @dataclass(eq=False)

@@ -1,16 +1,39 @@
-"""The process of one engine, as a plain class that the pool turns into a Ray actor."""
+"""The process of one engine, as a plain class that the pool turns into a Ray actor, and what is said about it."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 
 EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engines]
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """One engine as the dispatcher sees it. state: loading, serving or draining; rows: answered so far."""
+
+    name: str
+    state: str
+    pid: int
+    batches: int
+    rows: int
+    policy_version: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to send one batch to one engine."""
+
+    id: str
+    engine: str
+    handle: Any
 
 
 class EngineActor:

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from actors import vllm_entropy, vllm_lora
 from pipeline import config
 from pipeline.contract import EngineFacts
-from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError
+from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError, first_line
 
+EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # "1" lets the entropy hook into vLLM, see actors.vllm_entropy
 LOGPROBS_MODE = "raw_logprobs"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allocates for
 
@@ -51,6 +51,8 @@ def start_vllm(model: config.Model, pool: config.Pool, exact: bool, path: str) -
         import vllm  # noqa: F401  (the first import, after the environment)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
+
+        from actors import vllm_entropy, vllm_lora
 
         gpu = torch.cuda.is_available()
         vllm_entropy.install()
@@ -121,16 +123,11 @@ def start_error(error: BaseException, path: str) -> EgrsdError:
     return EngineError(f"vLLM did not start ({type(error).__name__}: {first_line(error)})", path, remedy)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 def _environment(pool: config.Pool, threads: int, exact: bool) -> None:
     if pool.tensor_parallel > 1 and pool.placement.gpus <= 0:
         raise SettingError(f"{pool.tensor_parallel} needs GPUs", "engines.*.tensor_parallel", "Set placement.gpus, or 1 on CPU")
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ[vllm_entropy.ENABLE] = str(int(exact))
+    os.environ[EXACT_ENTROPY] = str(int(exact))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # see engine_args: the window is checked in inspect_model
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(pool.kv_cache_gib)))

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ENABLE = "EGRSD_EXACT_ENTROPY"
+from actors.startup import EXACT_ENTROPY
 
 # exp(-200) is 0 in fp32, so a masked logit (-inf) adds 0 * -200 = 0, where 0 * -inf would be NaN. A real NaN stays one.
 _FLOOR = -200.0
@@ -38,7 +38,7 @@ def install() -> bool:
     The `vllm.general_plugins` entry point: vLLM calls it in its own process and in its workers. False, and nothing touched,
     unless EGRSD_EXACT_ENTROPY=1.
     """
-    if os.environ.get(ENABLE) != "1":
+    if os.environ.get(EXACT_ENTROPY) != "1":
         return False
     installed = _install_v1()
     if torch.cuda.is_available():

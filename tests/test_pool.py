@@ -1,0 +1,222 @@
+"""The pool of engine actors through real Ray, with the fake engine."""
+
+import os
+import signal
+import threading
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import ray
+
+from actors.fakes import Behaviour, FakeEngine
+from actors.pool import EnginePool
+from actors.resources import Demand, Node, check
+from pipeline import config
+from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
+from pipeline.errors import EngineError, ModelError, ResourceError
+
+SAMPLING = Sampling(1.0, 1.0, 0, 32)
+MODEL, SCORE = config.Model(), config.ScoreSettings()
+NORMAL, BASE = Behaviour(), Policy(0)
+REQUESTS = [Generate([1, 5, 6, 7], seed) for seed in range(40)]
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def start(ray_local):
+    """Starts pools of fake engines and closes them."""
+    pools = []
+
+    def start(size=1, inflight=4, behaviour=NORMAL, **settings):
+        settings = config.Pool(min=size, max=8, placement=config.Placement(cpus=0.1), **settings)
+        made = EnginePool.start("rollout", MODEL, settings, SCORE, partial(FakeEngine, behaviour=behaviour), inflight)
+        pools.append(made)
+        return made
+
+    yield start
+    for pool in pools:
+        pool.close()
+
+
+def undisturbed(requests=REQUESTS, policy=BASE):
+    return FakeEngine(MODEL, config.Pool(), SCORE).generate(requests, policy, SAMPLING)
+
+
+def same(got, expected):
+    return all(
+        np.array_equal(a.tokens, b.tokens) and np.array_equal(a.logprobs, b.logprobs) and np.array_equal(a.entropy, b.entropy)
+        for a, b in zip(got, expected, strict=True)
+    )
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def serving(pool):
+    return [engine for engine in pool.status() if engine.state == "serving"]
+
+
+def in_thread(work):
+    box = {}
+    thread = threading.Thread(target=lambda: box.update(answer=work()))
+    thread.start()
+    return lambda: (thread.join(60), box["answer"])[1]
+
+
+def test_answers_keep_the_order_of_the_requests(start):
+    pool = start(size=2)
+    assert pool.facts().engine == "fake"
+    assert same(pool.generate(REQUESTS, Policy(3), SAMPLING), undisturbed(policy=Policy(3)))
+    sequences = [Sequence([1, 2], [4, 5, 6]), Sequence([1, 2], []), Sequence([1], [7])]
+    scores = pool.score(sequences, BASE)
+    assert [getattr(score, "cause", None) for score in scores] == [None, "empty response", None]
+    assert pool.generate([], BASE, SAMPLING) == []
+
+
+@ray.remote(num_cpus=0.1)
+def ask_from_a_task(pool, seeds):
+    return pool.generate([Generate([1, 5, 6, 7], seed) for seed in seeds], BASE, SAMPLING)
+
+
+def test_a_pool_travels_into_tasks_and_spreads_their_batches(start):
+    pool = start(size=2, behaviour=Behaviour(batch_s=0.5))
+    wait_for(lambda: len(serving(pool)) == 2)
+    answers = ray.get([ask_from_a_task.remote(pool, range(i * 10, i * 10 + 10)) for i in range(4)])
+    assert same([row for answer in answers for row in answer], undisturbed())
+    assert min(engine.rows for engine in pool.status()) >= 10
+
+
+def test_a_killed_engine_is_replaced_and_its_batch_asked_again(start):
+    pool = start(size=1, behaviour=Behaviour(batch_s=2.0))
+    pool.facts()
+    answer = in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING))
+    wait_for(lambda: any(engine.batches for engine in pool.status()))
+    victim = pool.status()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    assert same(answer(), undisturbed())
+    assert [engine.name for engine in pool.status()] != [victim.name]
+
+
+def test_an_idle_engine_that_dies_is_replaced_unasked(start):
+    pool = start(size=1)
+    pool.facts()
+    wait_for(lambda: serving(pool))
+    victim = pool.status()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    wait_for(lambda: [e for e in serving(pool) if e.name != victim.name])
+
+
+def test_a_row_that_keeps_killing_its_engine_is_isolated(start):
+    """Its neighbours finish, and so does another caller's batch that shared its engine."""
+    pool = start(size=1, behaviour=Behaviour(poison_seeds=frozenset({17}), batch_s=0.2), request_tries=3)
+    other = [Generate([1, 9], seed) for seed in range(100, 110)]
+    beside = in_thread(lambda: pool.generate(other, BASE, SAMPLING))
+    answers = pool.generate(REQUESTS, BASE, SAMPLING)
+    assert [i for i, a in enumerate(answers) if isinstance(a, Failure)] == [17]
+    assert "killed its engine" in answers[17].cause
+    expected = undisturbed()
+    assert same(answers[:17] + answers[18:], expected[:17] + expected[18:])
+    assert same(beside(), undisturbed(other))
+
+
+def test_resize_joins_after_load_and_drains_before_it_ends(start):
+    pool = start(size=1, behaviour=Behaviour(batch_s=1.0, start_s=0.3), inflight=1)
+    wait_for(lambda: len(serving(pool)) == 1)
+    pool.resize(3)
+    assert [engine.state for engine in pool.status()] == ["serving", "loading", "loading"]
+    wait_for(lambda: len(serving(pool)) == 3)
+    waiting = [in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING)) for _ in range(3)]
+    wait_for(lambda: all(engine.batches == 1 for engine in pool.status()))
+    pool.resize(1)
+    assert sorted(engine.state for engine in pool.status()) == ["draining", "draining", "serving"]
+    assert all(same(answer(), undisturbed()) for answer in waiting)
+    wait_for(lambda: len(pool.status()) == 1)
+
+
+def test_an_empty_pool_wakes_up_when_asked(start):
+    pool = start(size=0)
+    assert pool.status() == []
+    assert same(pool.generate(REQUESTS[:2], BASE, SAMPLING), undisturbed(REQUESTS[:2]))
+
+
+def test_a_dead_dispatcher_starts_anew_and_loses_nothing(start):
+    pool = start(size=1, behaviour=Behaviour(batch_s=1.0))
+    pool.facts()
+    answer = in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING))
+    wait_for(lambda: any(engine.batches for engine in pool.status()))
+    old = pool.status()[0]
+    ray.kill(pool._dispatcher, no_restart=False)
+    assert same(answer(), undisturbed())
+    assert pool.status()[0].name != old.name
+    wait_for(lambda: not alive(old.pid))
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_the_leases_of_a_dead_caller_are_dropped(start):
+    pool = start(size=1)
+    pool.facts()
+    ray.get(pool._dispatcher.acquire.remote(5, 0, True))  # and never used: the pool would wait for ever
+    assert same(pool.generate(REQUESTS[:1], BASE, SAMPLING), undisturbed(REQUESTS[:1]))
+
+
+def test_an_engine_that_cannot_start_ends_the_pool_with_its_own_error(start):
+    wrong = ModelError("no such folder", "models/none", "Set model.path")
+    pool = start(behaviour=Behaviour(start_error=wrong))
+    for ask in (pool.facts, lambda: pool.generate(REQUESTS, BASE, SAMPLING)):
+        with pytest.raises(ModelError, match=r"models/none: no such folder\. Set model\.path") as caught:
+            ask()
+        assert not isinstance(caught.value, ray.exceptions.RayTaskError)
+
+
+def test_an_engine_that_does_not_start_in_time_ends_the_pool(start):
+    pool = start(behaviour=Behaviour(start_s=30), start_timeout_s=1.5)
+    with pytest.raises(EngineError, match=r"did not start within 1\.5 s"):
+        pool.facts()
+
+
+def test_processes_that_die_while_loading_end_the_pool(start):
+    pool = start(behaviour=Behaviour(start_kills=True))
+    with pytest.raises(EngineError, match="3 engine processes died while loading"):
+        pool.facts()
+
+
+def test_a_users_error_reaches_the_caller_and_costs_no_engine(start):
+    pool = start(behaviour=Behaviour(wrong_adapter="bad"))
+    pool.facts()
+    with pytest.raises(ModelError, match="bad"):
+        pool.generate(REQUESTS, Policy(1, "bad"), SAMPLING)
+    assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
+
+
+def test_a_pool_the_cluster_can_never_hold_is_refused_at_once(ray_local):
+    gpus = config.Pool(placement=config.Placement(gpus=1))
+    with pytest.raises(ResourceError, match=r"engines\.score\.placement: one asks for 1 CPU, 1 GPU"):
+        EnginePool.start("score", MODEL, gpus, SCORE, FakeEngine)
+    labelled = config.Pool(placement=config.Placement(labels={"role": "rollout"}))
+    with pytest.raises(ResourceError, match="no node has the label role=rollout"):
+        EnginePool.start("score", MODEL, labelled, SCORE, FakeEngine)
+
+
+def test_resources_add_up_over_demands():
+    nodes = [Node({"CPU": 4, "GPU": 2}, {"role": "train"}), Node({"CPU": 4})]
+    train = Demand("train", 2, config.Placement(cpus=2, gpus=1, labels={"role": "train"}))
+    check([train, Demand("engines.rollout", 4, config.Placement(cpus=1))], nodes)
+    with pytest.raises(ResourceError, match=r"9 CPU are asked for .* the cluster has 8: 1 are missing"):
+        check([train, Demand("engines.rollout", 5, config.Placement(cpus=1))], nodes)
+    with pytest.raises(ResourceError, match=r"one asks for 5 CPU; the largest node has 4 CPU"):
+        check([Demand("engines.rollout", 1, config.Placement(cpus=5))], nodes)
+    check([Demand("engines.rollout", 0, config.Placement(cpus=5))], nodes)
