@@ -343,7 +343,7 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
     parts = [np.asarray(v, kind.value_type.to_pandas_dtype()) for v in values if v is not None and len(v)]
     flat = np.concatenate(parts) if parts else np.empty(0, kind.value_type.to_pandas_dtype())
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(flat), type=kind, mask=pa.array([v is None for v in values]))
+    return pa.ListArray.from_arrays(offsets, pa.array(flat), type=kind, mask=pa.array([v is None for v in values], pa.bool_()))
 
 
 def _digest(text: str) -> str:
