@@ -24,7 +24,7 @@ from pipeline.errors import SettingError
 
 MAX_ANSWER_CHARS = 4096  # a longer "answer" is babble: no parser should see it
 CHILD_MEMORY_BYTES = 4 << 30  # 9**9**9 must end in the child's MemoryError, not in the machine's
-_CPU_GRACE_S = 5.0
+_CPU_GRACE_S = 2.0
 
 _BOXED = re.compile(r"(\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 _FINAL = re.compile(r"####[ \t]*([^\n]+)")

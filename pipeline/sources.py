@@ -335,9 +335,12 @@ def _row_group(file: pq.ParquetFile, number: int, fields: Sequence[str], path: s
         raise SourceError(f"row group {number} cannot be read: {error}", path, "The file is damaged: fetch it again") from error
 
 
-def _hash_rows(digest: Any, table: pa.Table) -> None:
-    for batch in table.to_batches(max_chunksize=1024):
-        digest.update(repr(batch.to_pylist()).encode("utf-8", "backslashreplace"))
+def _hash_rows(digest: hashlib._Hash, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    plain = table.replace_schema_metadata(None)
+    with pa.ipc.new_stream(sink, plain.schema) as stream:
+        stream.write_table(plain)
+    digest.update(sink.getvalue())
 
 
 class _Hub(ProblemSet):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,7 +76,7 @@ def test_final_answer(text, found):
         ("1,000.50", "1000.5"),
         ("-0.0", "0"),
         ("$5$", "5"),
-        (r"\dfrac{1}{2}", r"\frac12".replace("12", "{1}{2}")),
+        (r"\dfrac{1}{2}", r"\frac{1}{2}"),
         (r"\left( 1, 2 \right)", "(1,2)"),
         ("−4.", "-4"),
         (r"\text{Red}", "Red"),
@@ -184,6 +187,50 @@ def test_a_child_that_dies_idle_costs_no_row():
         os.kill(wait_for_children(known)[0].pid, signal.SIGKILL)
         time.sleep(0.5)
         assert verdict(patient, r"\boxed{\frac{3}{6}}", "0.5") == "correct"
+
+
+ORPHAN = r"""
+import os, threading
+from multiprocessing import active_children
+from pipeline.grading import Grader
+def main():
+    grader = Grader(deadline_s=1)
+    grader.grade([r"\boxed{\frac12}"], ["0.5"], ["stop"])
+    print(*(child.pid for child in active_children()), flush=True)
+    threading.Timer(0.5, os._exit, (9,)).start()
+    grader.grade([r"\boxed{9^{9^{9^{9}}}}"], ["0.5"], ["stop"])
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_hanging_child_does_not_outlive_its_caller_for_long(tmp_path):
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(tmp_path / "orphan.py")]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False, env=environment)
+    assert ended.returncode == 9
+    [pid] = map(int, ended.stdout.split())
+    for _ in range(300):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the child still runs")
+
+
+def test_it_works_in_a_rays_worker_outside_its_main_thread(ray_local):
+    worker = ray_local.remote(num_cpus=1)(Grader).options(max_concurrency=2).remote(deadline_s=3.0)
+    responses = [r"\boxed{\frac{1}{2}}", HANGS, r"\boxed{\frac{1}{3}}"]
+    results = ray_local.get(worker.grade.remote(responses, ["0.5"] * 3, ["stop"] * 3))
+    assert [r.verdict for r in results] == ["correct", "timeout", "wrong"]
+    started = time.monotonic()
+    assert ray_local.get(worker.grade.remote(responses[:1], ["0.5"], ["stop"]))[0] == Graded("correct")
+    assert time.monotonic() - started < 2  # the children are still there
+    ray_local.kill(worker)
+
+
+def test_the_graders_of_one_process_are_shared():
+    assert shared_grader("math", None, 3.0, 1) is shared_grader("math", None, 3.0, 1)
 
 
 def test_a_deadline_of_milliseconds_is_kept():

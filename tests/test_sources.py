@@ -133,7 +133,7 @@ def test_an_answer_column_of_solution_reads_the_last_box(tmp_path):
 
 @pytest.mark.parametrize(
     ("written", "text"),
-    [("3", "3"), ("3.0", "3"), ("-0.50", "-0.50"), ('"3.0"', "3.0"), ("9" * 5000, "9" * 5000), ("true", "true")],
+    [("3", "3"), ("3.0", "3"), ("-0.50", "-0.50"), ('"3.0"', "3.0"), ("9" * 5000,) * 2, ("true", "true")],
 )
 def test_numbers_in_json_become_the_text_they_were(tmp_path, written, text):
     uri = write_jsonl(tmp_path / "a.jsonl", [f'{{"problem": "p", "solution": "s", "answer": {written}}}\n'])
@@ -142,7 +142,7 @@ def test_numbers_in_json_become_the_text_they_were(tmp_path, written, text):
 
 @pytest.mark.parametrize(
     ("column", "text"),
-    [(pa.array([3]), "3"), (pa.array([3.0]), "3"), (pa.array([0.25]), "0.25"), (pa.array([float("nan")]), None)],
+    [(pa.array([3]), "3"), (pa.array([3.0]), "3"), (pa.array([float("nan")]), None)],
 )
 def test_numbers_in_parquet_become_text(tmp_path, column, text):
     pq.write_table(pa.table({"problem": ["p"], "solution": ["s"], "answer": column}), tmp_path / "a.parquet")
