@@ -1,0 +1,84 @@
+"""The trainer beside its driver, on real Ray Train workers and a real run directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from training_rounds import commit_round, make_round, tiny_run
+
+from pipeline.errors import TrainingError
+from pipeline.store import Store, area
+from pipeline.training import worker
+
+
+def until(done: Callable[[], bool], handle: worker.Handle, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if (error := handle.error()) is not None:
+            raise error
+        assert time.monotonic() < deadline, "the trainer is too slow"
+        time.sleep(0.05)
+
+
+def rank_pid() -> int:
+    """The process of the one Ray Train rank, below this process's own Ray."""
+    (rank,) = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
+    return rank.pid
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> None:
+    run = tiny_run("rounds=4", "train.threads=1", "train.max_failures=1")
+    store = Store(str(tmp_path / "run"))
+    handle = worker.start(store.uri, run)
+    for number in (0, 1):
+        commit_round(store, make_round(number))
+    until(lambda: store.has_policy(2), handle)
+    os.kill(rank_pid(), signal.SIGKILL)
+    commit_round(store, make_round(2))
+    until(lambda: store.has_policy(3), handle)
+
+    straight = Store(str(tmp_path / "straight"))
+    trainer = worker.resume(straight, run, torch.device("cpu"))
+    for number in (0, 1, 2):
+        commit_round(straight, make_round(number))
+        assert worker.train_round(trainer, straight, number)
+    for folder in (area("policy", 3), area("train", 3)):
+        assert store.read_json(f"{folder}/manifest.json") == straight.read_json(f"{folder}/manifest.json")
+    assert [row["step"] for row in store.metrics()] == list(range(6))
+    assert store.numbers("train") == [2, 3]  # keep_checkpoints
+
+    commit_round(store, make_round(3, policy_version=[2] * 12))
+    with pytest.raises(TrainingError, match="older than max_staleness"):
+        until(lambda: store.has_policy(4), handle, seconds=60)
+    with pytest.raises(TrainingError):
+        handle.join()
+    assert store.latest_policy() == 3
+    assert store.names("train") == ["0002", "0003"]  # Ray Train left nothing
+
+
+def test_a_stop_ends_a_trainer_that_waits_and_a_round_in_hand_is_left_whole(tmp_path: Path) -> None:
+    store, run = Store(str(tmp_path)), tiny_run()
+    store.request_stop()
+    assert worker.wait(store, 0) is False
+    commit_round(store, make_round())
+    assert worker.train_round(worker.resume(store, run, torch.device("cpu")), store, 0) is False
+    assert store.latest_policy() == 0
+    store.request_stop(False)
+    assert worker.wait(store, 0) is True
+
+
+def test_a_policy_without_its_state_is_not_trained_on(tmp_path: Path) -> None:
+    store, run = Store(str(tmp_path)), tiny_run()
+    commit_round(store, make_round())
+    assert worker.train_round(worker.resume(store, run, torch.device("cpu")), store, 0)
+    store.delete(area("train", 1))
+    with pytest.raises(TrainingError, match="policy 1 has no training state"):
+        worker.resume(store, run, torch.device("cpu"))
