@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import contract, stages
+from pipeline import contract, errors, stages
 from pipeline.config import Model, Run
 from pipeline.contract import Engines, Stage
 from pipeline.errors import EgrsdError, StoreError, UserError
@@ -184,7 +184,7 @@ def execute(
             done += [entry for name in chain if (entry := work.store.entry(work.area, name, shard)) is not None]
         else:
             text = json.dumps([asdict(p) for p in problems]) if problems is not None else ""
-            todo.append({"shard": shard, "problems": text, "entries": "[]"})
+            todo.append({"shard": shard, "problems": text, "entries": "[]", "error": ""})
     for entry in done:
         on_entry(entry, False)
     for row in _stream(work, chain, todo, force, inflight) if todo else ():
@@ -199,7 +199,6 @@ def _stream(
     work: Round, chain: tuple[str, ...], rows: list[dict[str, str]], force: bool, inflight: int
 ) -> Iterator[dict[str, Any]]:
     import ray.data
-    from ray.exceptions import RayTaskError
 
     quiet_ray_data()
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -208,18 +207,24 @@ def _stream(
         data = data.map(
             partial(_bring_up_to_date, work, name, force),
             num_cpus=0.05 if on_engines else 1,
-            compute=ray.data.TaskPoolStrategy(size=inflight) if on_engines else None,
+            compute=ray.data.TaskPoolStrategy(size=min(inflight, len(rows))) if on_engines else None,
         )
-    try:
-        yield from data.iter_rows()
-    except RayTaskError as error:
-        raise _own_error(error) from error
+    for row in data.iter_rows():
+        if row["error"]:
+            kind, *said = json.loads(row["error"])
+            raise getattr(errors, kind)(*said)
+        yield row
 
 
 def _bring_up_to_date(work: Round, name: str, force: bool, row: dict[str, Any]) -> dict[str, Any]:
-    """One shard through one stage, inside a Ray task."""
+    """One shard through one stage, inside a Ray task. An error we understand travels as data: Ray keeps only its text."""
+    if row["error"]:
+        return row
     problems = [Problem(**item) for item in json.loads(row["problems"])] if row["problems"] else None
-    entry, computed = bring_up_to_date(work, contract.STAGES[name], row["shard"], problems, force)
+    try:
+        entry, computed = bring_up_to_date(work, contract.STAGES[name], row["shard"], problems, force)
+    except EgrsdError as error:
+        return row | {"error": json.dumps([type(error).__name__, *error.args])}
     return row | {"entries": json.dumps([*json.loads(row["entries"]), {"entry": asdict(entry), "computed": computed}])}
 
 
@@ -348,16 +353,6 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _own_error(error: BaseException) -> BaseException:
-    """The EgrsdError that Ray wrapped, or the wrapping itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, EgrsdError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
 
 
 @lru_cache(maxsize=4)

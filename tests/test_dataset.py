@@ -1,12 +1,13 @@
 """The stages as Ray Data executions: only the missing and stale is computed, errors arrive as raised, rounds are lineage."""
 
+import pyarrow as pa
 import pytest
 
 from actors.fakes import FakeEngine
 from pipeline import contract, dataset
 from pipeline.config import resolve
 from pipeline.dataset import LABELS, MEASURE, bring_up_to_date, execute, open_round, plan_round, why_stale, with_engines
-from pipeline.errors import EngineError, StoreError, UserError
+from pipeline.errors import EngineError, SettingError, StoreError, UserError
 from pipeline.recipes import demo
 from pipeline.rewards import RunningBaseline
 from pipeline.sources import open_source
@@ -77,8 +78,8 @@ def test_ray_gives_the_very_shards_that_a_loop_gives(ray_local, tmp_path):
 
 
 def test_an_error_in_a_task_arrives_as_it_was_raised(ray_local, tmp_path):
-    work = planned(tmp_path, engine=Refusing)
-    with pytest.raises(EngineError, match="asked to generate"):
+    work = planned(tmp_path, "prompts.teacher='{problem} only'")
+    with pytest.raises(SettingError, match="prompts.teacher: lacks"):
         execute(work, MEASURE, open_source(work.run.source))
 
 
@@ -189,9 +190,7 @@ def test_the_running_baseline_folds_all_earlier_rewards_and_is_kept(tmp_path):
         assert state == expected
         brought(work, *MEASURE)
         tables = [work.store.read(e, ["reward"]) for _, e in sorted(work.store.entries(work.area, "grade").items())]
-        import pyarrow as pa
-
         rewards.append(pa.concat_tables(tables)["reward"].to_numpy())
     kept = work.store.read_json(f"{area('rounds', 1)}/baseline.json")
     assert kept["after"]["steps"] == 2
-    assert stale(work) == {} or set(dict(stale(work)).values()) == {"missing"}
+    assert stale(work) == {(name, shard): "missing" for name in LABELS for shard in work.shards}

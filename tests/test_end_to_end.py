@@ -1,4 +1,4 @@
-"""One run through real vLLM, real Ray Data, real Ray Train: the path of a row, resume, relabelling, agreement with transformers."""
+"""One run through real vLLM, Ray Data and Ray Train: the path of a row, resume, relabelling, agreement with transformers."""
 
 import json
 
@@ -118,7 +118,8 @@ def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, ca
         (number, plan_stage.name)
         for number in range(ROUNDS)
         for plan_stage in contract.PLAN
-        for shard in (work := open_round(run_dir, run, "rounds", number)).shards
+        for work in [open_round(run_dir, run, "rounds", number)]
+        for shard in work.shards
         if why_stale(work, plan_stage, shard)
     }
     assert stale == {(1, "label")}

@@ -1,5 +1,7 @@
 """What happens to a row: groups, seeds, rejections carried on, both scorings of the same ids, nothing measured twice."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -258,4 +260,4 @@ def test_ragged_columns_survive_the_way_through_numpy(values):
     array = stages._column([None if v is None else np.array(v, np.float32) for v in values], pa.list_(pa.float32()))
     assert array.to_pylist() == values
     flat, offsets = stages.ragged(pa.chunked_array([array]))
-    assert [flat[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == [v or [] for v in values]
+    assert [flat[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [v or [] for v in values]
