@@ -31,7 +31,7 @@ _FINAL = re.compile(r"####[ \t]*([^\n]+)")
 _LAST_NUMBER = re.compile(r"(?<![\d.])[-+]?\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:/\d+)?", re.ASCII)
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d+))?", re.ASCII)
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
-_WORDS = re.compile(r"[^\W\d_]{4,}(?: [^\W\d_]+)*")
+_WORDS = re.compile(r"[^\W\d_]{2,}(?: [^\W\d_]+)*")
 _FILLERS = re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[!,;: ]|\$|\\[()\[\]]")
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
@@ -95,8 +95,8 @@ def normal_form(answer: str) -> str:
 def compare_texts(answer: str, reference: str) -> bool | None:
     """Whether two answers are the same where their texts decide it, else None (then mathematics must).
 
-    Two integers differ for sure. Words are compared as words: as mathematics they are products of letters, so that
-    'listen' would equal 'silent'.
+    Two integers differ for sure. So do two words, whatever their case: as mathematics they are products of letters, where
+    'listen' equals 'silent'. Two or three letters may be a product in earnest.
     """
     ours, theirs = normal_form(answer), normal_form(reference)
     if ours == theirs:
@@ -104,7 +104,8 @@ def compare_texts(answer: str, reference: str) -> bool | None:
     if _INTEGER.fullmatch(ours) and _INTEGER.fullmatch(theirs):
         return False
     if _WORDS.fullmatch(theirs):
-        return ours.casefold() == theirs.casefold()
+        same = ours.casefold() == theirs.casefold()
+        return same or (False if len(theirs) > 3 else None)
     return None
 
 
@@ -234,10 +235,10 @@ def judge(answer: str, reference: str, deadline_s: float) -> str:
     resource.setrlimit(resource.RLIMIT_CPU, (budget, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     # parsing_timeout=None: its timeout is an alarm signal, which hostile C code never looks at; the caller kills instead.
     gold = parse(_as_latex(reference), parsing_timeout=None)
-    if not gold:
+    if all(isinstance(form, str) for form in gold):  # what does not parse comes back as text
         raise ValueError("the reference answer is not mathematics: set grade.verifier=exact")
     found = parse(_as_latex(answer), parsing_timeout=None)
-    if not found:
+    if all(isinstance(form, str) for form in found):
         return "unparsable"
     return "correct" if verify(gold, found, timeout_seconds=None, raise_on_error=True) else "wrong"
 

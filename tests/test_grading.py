@@ -135,10 +135,20 @@ def test_words_of_the_contract():
         (r"\boxed{silent}", "listen", "wrong"),
         (r"\boxed{Listen}", "listen", "correct"),
         (r"\boxed{\text{no}}", "5/2", "wrong"),
+        (r"\boxed{Yes}", "yes", "correct"),
+        (r"\boxed{yx}", "xy", "correct"),
+        (r"\boxed{??}", "x+1", "unparsable"),
     ],
 )
 def test_mathematics_decides_what_texts_cannot(grader, response, answer, expected):
     assert verdict(grader, response, answer) == expected
+
+
+def test_a_reference_that_is_no_mathematics_is_not_the_responses_fault(grader):
+    [other, same] = grader.grade([r"\boxed{a}", r"\boxed{?!}"], ["?!", "?!"], ["stop", "stop"])
+    assert (other.verdict, other.reject) == (None, "verifier_error")
+    assert "grade.verifier=exact" in other.detail
+    assert same == Graded("correct")
 
 
 def test_a_row_without_reference_is_rejected(grader):
