@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from pipeline import config
 from pipeline.errors import ModelError
 
@@ -49,7 +51,7 @@ def _read_config(folder: str, uri: str) -> dict[str, Any]:
     try:
         return json.loads((Path(folder) / CONFIG).read_text())
     except FileNotFoundError:
-        raise ModelError(f"no adapter here: {CONFIG} is missing", uri, "Name the folder that the trainer published") from None
+        raise ModelError(f"no adapter here: {CONFIG} is missing", uri, _REMEDY) from None
     except json.JSONDecodeError as error:
         raise ModelError(f"{CONFIG} is not JSON ({error})", uri, "Publish the adapter again") from None
 
@@ -71,16 +73,13 @@ def _input_width(weights: Path, uri: str) -> int | None:
 
 
 def _download(uri: str, target: Path) -> None:
-    from pyarrow import fs
-
-    source, path = fs.FileSystem.from_uri(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = tempfile.mkdtemp(dir=target.parent)
     try:
-        fs.copy_files(path, partial, source_filesystem=source, destination_filesystem=fs.LocalFileSystem())
+        fs.copy_files(uri, partial)
         Path(partial).rename(target)
     except FileNotFoundError:
-        raise ModelError("no adapter here", uri, "Name the folder that the trainer published") from None
+        raise ModelError("no adapter here", uri, _REMEDY) from None
     except OSError:
         if not target.exists():  # else another engine on this machine was quicker
             raise
