@@ -2,7 +2,7 @@
 
 A problem is a sum of four one-digit terms, `7+4-3+9`. A response works from left to right and puts the answer behind `#`:
 
-    7+4=11;11-3=9;wait;11-3=8;check 11-3=8;8+9=17#17
+    7+4=11;maybe 11-3=9;wait;11-3=8;8+9=17;check 8+9=17#17
 
 The student is asked the problem (STUDENT_PROMPT), the privileged teacher the problem and its reference solution
 (TEACHER_PROMPT); the tokenizer's chat template puts either between `<bos>` and a newline. Pure Python, quick to import.
@@ -54,15 +54,18 @@ class Problem(TypedDict):
 
 @dataclass(frozen=True)
 class Habits:
-    """How the warm-start traces behave, as chances per step: a wrong result, its repair after `wait`, a redundant `check`."""
+    """How the warm-start traces behave, as chances: a step that begins with `maybe`, a wrong result in such a step and in a
+    plain one, the repair of a wrong result after `wait`, and a redundant `check` of a right one."""
 
-    error: float
+    doubt: float
+    doubtful_error: float
+    plain_error: float
     repair: float
     check: float
 
 
-UNAIDED = Habits(error=0.22, repair=0.35, check=0.2)
-AIDED = Habits(error=0.06, repair=0.5, check=0.2)
+UNAIDED = Habits(doubt=0.5, doubtful_error=0.5, plain_error=0.04, repair=0.3, check=0.15)
+AIDED = Habits(doubt=0.25, doubtful_error=0.2, plain_error=0.02, repair=0.5, check=0.15)
 
 
 def problem(index: int, seed: int, split: str) -> Problem:
@@ -94,22 +97,20 @@ def reference_solution(text: str) -> str:
 
 
 def verbose_trace(text: str, rng: random.Random, habits: Habits = UNAIDED) -> str:
-    """A fallible, wordy response to a problem, as the warm start imitates: planted errors, of which some are repaired after
-    `wait` and the others carried on, and redundant `check`s."""
+    """A fallible, wordy response to a problem, as the warm start imitates: steps that begin with `maybe` and are often wrong,
+    wrong results of which some are repaired after `wait` and the others carried on, and redundant `check`s."""
     parts: list[str] = []
     running = int(text[0])
     for _, sign, term, _ in steps(text):
-        asked = f"{running}{sign}{term}"
-        truth = running + term if sign == "+" else running - term
-        if rng.random() < habits.error:
-            running = truth + rng.choice((-3, -2, -1, 1, 2, 3))
-            parts.append(f"{asked}={running}")
-            if rng.random() >= habits.repair:
-                continue
-            parts.append("wait")
-        running = truth
-        parts.append(f"{asked}={truth}")
-        if rng.random() < habits.check:
+        asked, truth = f"{running}{sign}{term}", running + term if sign == "+" else running - term
+        doubtful = rng.random() < habits.doubt
+        wrong = rng.random() < (habits.doubtful_error if doubtful else habits.plain_error)
+        running = truth + rng.choice((-2, -1, 1, 2)) if wrong else truth
+        parts.append(f"{'maybe ' if doubtful else ''}{asked}={running}")
+        if wrong and rng.random() < habits.repair:
+            running = truth
+            parts += ["wait", f"{asked}={truth}"]
+        elif not wrong and rng.random() < habits.check:
             parts.append(f"check {asked}={truth}")
     return ";".join(parts) + f"#{running}"
 
