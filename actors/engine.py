@@ -101,7 +101,7 @@ class Engine:
         from vllm import SamplingParams
 
         lora = self._lora(policy)
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self._columns, **_final_only())
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self._columns, **final_only())
         window = self._model.max_model_len
         prepared: list[tuple[list[int], SamplingParams] | Failure] = []
         for sequence in sequences:
@@ -148,7 +148,7 @@ class Engine:
             seed=request.seed,
             logprobs=self._columns,
             stop_token_ids=self._stop_ids,
-            **_final_only(),
+            **final_only(),
         )
 
     def _generation(self, answer: Any, policy: Policy) -> Generation:
@@ -254,13 +254,13 @@ class Engine:
         vocab = self._facts.vocab_size
         prompt = [3 % vocab, 5 % vocab, 7 % vocab]
         num_tokens = min(_CHECK_TOKENS, self._model.max_model_len - len(prompt))
-        greedy = SamplingParams(max_tokens=num_tokens, temperature=0.0, logprobs=1, ignore_eos=True, **_final_only())
+        greedy = SamplingParams(max_tokens=num_tokens, temperature=0.0, logprobs=1, ignore_eos=True, **final_only())
         [written] = self._submit([(prompt, greedy)], None)
         if isinstance(written, Failure):
             return written.cause
         ids = list(written.outputs[0].token_ids)
-        full = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=vocab, **_final_only())
-        one = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, **_final_only())
+        full = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=vocab, **final_only())
+        one = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, **final_only())
         scored, whole = self._submit([(prompt + ids, one), (prompt + ids, full)], None)
         if isinstance(scored, Failure) or isinstance(whole, Failure):
             return f"{scored if isinstance(scored, Failure) else whole}"
@@ -311,7 +311,7 @@ def _deliver(waiting: dict[str, tuple[_Batch, int]], name: str, answer: Any) -> 
         batch.done.set_result(batch.rows)
 
 
-def _final_only() -> dict[str, Any]:
+def final_only() -> dict[str, Any]:
     from vllm.sampling_params import RequestOutputKind
 
     return {"flat_logprobs": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}

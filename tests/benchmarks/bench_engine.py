@@ -1,0 +1,117 @@
+"""What log-prob and exact entropy of every token cost: `python -m tests.benchmarks.bench_engine`.
+
+Ratios within one process on the tiny reasoner, repetitions alternating, medians. Generation with log-prob and entropy against
+plain generation, scoring with entropy against prompt_logprobs=0, adapter on against adapter off.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from actors.engine import Engine
+from pipeline import config
+from pipeline.contract import Generate, Policy, Sampling, Sequence
+from pipeline.tiny import build_tokenizer, problem
+
+NUM_TRACES, NUM_TOKENS, REPEATS = 128, 48, 7
+NEEDED = {"generation_ratio": 0.85, "scoring_ratio": 0.85}
+
+
+def measure() -> dict[str, float]:
+    """Tokens per second and their ratios; NEEDED says what is required of which."""
+    engine = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings())
+    encode = build_tokenizer().encode
+    requests = [Generate(encode(f"<bos>{problem(i, 0, 'test')['problem']}\n"), i) for i in range(NUM_TRACES)]
+    sampling, base = Sampling(1.0, 1.0, 0, NUM_TOKENS), Policy(0)
+    with tempfile.TemporaryDirectory() as folder:
+        adapter = Policy(1, random_adapter(folder))
+        traces = engine.generate(requests, base, sampling)
+        sequences = [Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(requests, traces, strict=True)]
+        speeds = alternate(
+            {
+                "generation": lambda: generated(engine.generate(requests, base, sampling)),
+                "plain_generation": lambda: plain_generation(engine, requests, sampling),
+                "adapter_generation": lambda: generated(engine.generate(requests, adapter, sampling)),
+                "scoring": lambda: (engine.score(sequences, base), scored(sequences))[1],
+                "plain_scoring": lambda: plain_scoring(engine, sequences),
+                "adapter_scoring": lambda: (engine.score(sequences, adapter), scored(sequences))[1],
+            }
+        )
+    engine.close()
+    return {f"{name}_tokens_per_s": value for name, value in speeds.items()} | {
+        "generation_ratio": speeds["generation"] / speeds["plain_generation"],
+        "scoring_ratio": speeds["scoring"] / speeds["plain_scoring"],
+        "adapter_generation_ratio": speeds["adapter_generation"] / speeds["generation"],
+        "adapter_scoring_ratio": speeds["adapter_scoring"] / speeds["scoring"],
+    }
+
+
+def alternate(works: dict[str, Callable[[], int]]) -> dict[str, float]:
+    """Median tokens per second of each work (which returns its tokens), taking turns so that a busy machine hits all alike."""
+    for work in works.values():
+        work()
+    speeds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(REPEATS):
+        for name, work in works.items():
+            start = time.perf_counter()
+            tokens = work()
+            speeds[name].append(tokens / (time.perf_counter() - start))
+    return {name: statistics.median(found) for name, found in speeds.items()}
+
+
+def plain_generation(engine: Engine, requests: list[Generate], sampling: Sampling) -> int:
+    """The same traces from the same vLLM, tokens only."""
+    prepared = []
+    for request in requests:
+        params = engine._sampling(request, sampling, sampling.max_new_tokens)
+        params.logprobs = None
+        prepared.append((request.prompt, params))
+    return sum(len(answer.outputs[0].token_ids) for answer in engine._submit(prepared, None))
+
+
+def plain_scoring(engine: Engine, sequences: list[Sequence]) -> int:
+    """The same sequences with vLLM's cheapest log-probs: the token's alone."""
+    from vllm import SamplingParams
+
+    from actors.engine import final_only
+
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, **final_only())
+    engine._submit([([*s.prompt, *s.response], params) for s in sequences], None)
+    return scored(sequences)
+
+
+def generated(traces: list[Any]) -> int:
+    """Tokens written."""
+    return sum(len(trace.tokens) for trace in traces)
+
+
+def scored(sequences: list[Sequence]) -> int:
+    """Tokens that went through the model."""
+    return sum(len(s.prompt) + len(s.response) for s in sequences)
+
+
+def random_adapter(folder: str) -> str:
+    """A random LoRA adapter for the tiny reasoner, saved in `folder`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.tiny import asset_path
+
+    model = config.Model()
+    lora = LoraConfig(r=model.lora_rank, lora_alpha=model.lora_alpha, target_modules=list(model.lora_targets))
+    student = get_peft_model(AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32), lora)
+    for name, weight in student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=1e-3)
+    student.save_pretrained(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=1))
