@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,11 +39,12 @@ def distill(
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
         else:
             out.say(f"run {store.uri}: {todo.text(run)}")
-            check_inputs(run)
+            sources = open_inputs(run)
             connect(address)
+            check_resources(run, train=bool(todo.train))
             store.save_run(run, versions())
             store.request_stop(False)
-            with Live.start(store, run, out, train=bool(todo.train)) as live:
+            with Live.start(store, run, sources, out, train=bool(todo.train)) as live:
                 live.bring_to_end(todo)
         from jobs.summary import summarise
 
@@ -82,17 +83,40 @@ class Todo:
         return "resuming: " + ", ".join(parts)
 
 
-def check_inputs(run: Run) -> None:
+@dataclass(frozen=True)
+class Sources:
+    """The run's problems and its held-out ones, open."""
+
+    rounds: ProblemSet
+    evals: ProblemSet | None
+
+
+def open_inputs(run: Run) -> Sources:
     """What can be known to be wrong before anything starts: sources, model path, tokenizer, chat template, prompt templates."""
     from pipeline import stages
     from pipeline.prompts import load_tokenizer
     from pipeline.sources import open_source
     from pipeline.tiny import resolve_model
 
-    first = open_source(run.source).rows([0])
-    if run.evaluation.problems:
-        open_source(run.evaluation.source)
-    stages.prompts(first, run, load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code))
+    rounds = open_source(run.source)
+    evals = open_source(run.evaluation.source) if run.evaluation.problems else None
+    tokenizer = load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code)
+    stages.prompts(rounds.rows([0]), run, tokenizer)
+    return Sources(rounds, evals)
+
+
+def check_resources(run: Run, train: bool) -> None:
+    """Raise ResourceError when the cluster can never hold engines, ranks and a data task at once, instead of waiting for it."""
+    from actors import resources
+    from actors.pool import cluster_nodes
+    from pipeline.config import Placement
+
+    demands = [resources.Demand("engines.rollout", max(1, run.engines.rollout.min), run.engines.rollout.placement)]
+    if run.engines.score is not None:
+        demands.append(resources.Demand("engines.score", max(1, run.engines.score.min), run.engines.score.placement))
+    if train:
+        demands.append(resources.Demand("train", run.train.workers, run.train.placement))
+    resources.check([*demands, resources.Demand("data stages", 1, Placement(cpus=1))], cluster_nodes())
 
 
 def _has_all(store: Store, where: str, stage: str) -> bool:
@@ -110,17 +134,14 @@ class Live:
     engines: dict[str, Engines]
     trainer: Any
     progress: Progress
-    source: ProblemSet
-    seconds: dict[str, float] = field(default_factory=dict)
+    sources: Sources
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, store: Store, run: Run, out: Session, train: bool) -> Iterator[Live]:
+    def start(cls, store: Store, run: Run, sources: Sources, out: Session, train: bool) -> Iterator[Live]:
         """Engines and trainer come up together; both end with the block, also when it fails."""
-        from pipeline.sources import open_source
         from pipeline.training import worker
 
-        source = open_source(run.source)  # before any engine: a bad source costs nothing
         with contextlib.ExitStack() as stack:
             engines = stack.enter_context(open_engines(run))
             trainer = None
@@ -129,7 +150,7 @@ class Live:
                 stack.callback(_end_trainer, store, trainer)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
             progress = stack.enter_context(Progress(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4))
-            yield cls(store, run, out, engines, trainer, progress, source)
+            yield cls(store, run, out, engines, trainer, progress, sources)
 
     def bring_to_end(self, todo: Todo) -> None:
         """Everything that is to do, in order."""
@@ -153,12 +174,12 @@ class Live:
         from pipeline.dataset import MEASURE, commit_round, execute, plan_round, with_engines
 
         begun = time.perf_counter()
-        work = plan_round(self.store, self.run, "rounds", number, number, self.source)
+        work = plan_round(self.store, self.run, "rounds", number, number, self.sources.rounds)
         spent: dict[str, float] = {}
         execute(
             with_engines(work, self.engines),
             MEASURE,
-            self.source,
+            self.sources.rounds,
             inflight=self.inflight,
             on_entry=lambda entry, computed: _count(spent, entry, computed),
         )
@@ -190,16 +211,15 @@ class Live:
     def evaluate(self, version: int) -> None:
         """Answer the held-out problems with a policy."""
         from pipeline.dataset import evaluation_run, execute, plan_round, with_engines
-        from pipeline.sources import open_source
 
         run = evaluation_run(self.run)
-        source = open_source(run.source)
-        work = plan_round(self.store, run, "evals", version, version, source)
+        assert self.sources.evals is not None
+        work = plan_round(self.store, run, "evals", version, version, self.sources.evals)
         bar = self.progress.add_task(f"evaluate policy {version}", total=len(work.shards) * 3, note="")
         execute(
             with_engines(work, self.engines),
             ("prompts", "rollout", "grade"),
-            source,
+            self.sources.evals,
             inflight=self.inflight,
             on_entry=lambda *_: self.progress.advance(bar),
         )
@@ -264,7 +284,7 @@ def open_engines(run: Run) -> Iterator[dict[str, Engines]]:
         pools: dict[str, Engines] = {}
         for name, settings in (("rollout", run.engines.rollout), ("score", run.engines.score)):
             if settings is not None:
-                pool = EnginePool.start(name, run.model, settings, run.score)
+                pool = EnginePool.start(name, run.model, settings, run.score, inflight=run.engines.inflight_shards)
                 stack.callback(pool.close)
                 pools[name] = pool
         yield {"rollout": pools["rollout"], "score": pools.get("score", pools["rollout"])}

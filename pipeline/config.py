@@ -285,7 +285,11 @@ def load(data: dict[str, Any]) -> Run:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        given = "" if first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        given = (
+            ""
+            if first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
+            else f" (got {first['input']!r})"
+        )
         raise SettingError(
             first["msg"].removeprefix("Value error, ") + given, where, "See `egrsd recipes --show NAME` for every setting"
         ) from None

@@ -150,7 +150,13 @@ COLUMNS: dict[str, Column] = {
 PLAN: tuple[Stage, ...] = (
     Stage("prompts", "CPU", "prompt_id", (), ("seed", "source", "model", "prompts", "rollout")),
     Stage("rollout", "engines", "trace_id", ("prompt_tokens", "teacher_prompt_tokens"), ("seed", "model", "rollout")),
-    Stage("grade", "CPU", "trace_id", ("answer", "prompt_index", "response_text", "response_tokens", "finish_reason"), ("grade", "rollout")),
+    Stage(
+        "grade",
+        "CPU",
+        "trace_id",
+        ("answer", "prompt_index", "response_text", "response_tokens", "finish_reason"),
+        ("grade", "rollout"),
+    ),
     Stage(
         "score",
         "engines",

@@ -79,7 +79,7 @@ def test_ray_gives_the_very_shards_that_a_loop_gives(ray_local, tmp_path):
 
 def test_an_error_in_a_task_arrives_as_it_was_raised(ray_local, tmp_path):
     work = planned(tmp_path, "prompts.teacher='{problem} only'")
-    with pytest.raises(SettingError, match="prompts.teacher: lacks"):
+    with pytest.raises(SettingError, match=r"prompts\.teacher: lacks"):
         execute(work, MEASURE, open_source(work.run.source))
 
 
