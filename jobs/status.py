@@ -18,43 +18,62 @@ def show(uri: str, debug: bool) -> None:
     with session(debug) as out:
         run = store.load_run()
         names = [stage.name for stage in contract.PLAN]
-        table = Table("round", *names, "trained", title=f"{store.uri}  ({run.name}, {run.rounds} rounds)", title_justify="left")
+        rounds = store.numbers("rounds")
+        table = Table(
+            "round", *names, "trained", title=f"{run.name}: {len(rounds)} of {run.rounds} rounds", title_justify="left", box=None
+        )
         rejected: Counter[str] = Counter()
-        for number in store.numbers("rounds"):
+        notes: list[str] = []
+        for number in rounds:
             work = open_round(store, run, "rounds", number)
             entries = {name: store.entries(work.area, name) for name in names}
             rejected.update(_rejected(entries))
-            table.add_row(str(number), *(_cell(work, name, entries[name]) for name in names), _trained(work, entries))
+            stale = {name: _stale(work, name, entries[name]) for name in names}
+            table.add_row(
+                str(number), *(_cell(work, entries[name], stale[name]) for name in names), _trained(work, entries, notes)
+            )
+            notes += [
+                f"stale: {work.area} {name}, {count} of {len(work.shards)} shards ({reason})"
+                for name in names
+                for reason, count in stale[name].items()
+            ]
         out.console.print(table)
+        out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
+        for note in notes:
+            out.say(note)
         _say_rejected(rejected, out)
         out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
 
 
-def _cell(work: Round, name: str, entries: dict[str, Entry]) -> str:
+def _cell(work: Round, entries: dict[str, Entry], stale: Counter[str]) -> str:
+    """`256 1.2s`: rows and seconds of work; what is not as it should be stands behind it, and in words below the table."""
     if not entries:
         return "-"
-    rows, seconds = sum(e.rows for e in entries.values()), sum(e.seconds for e in entries.values())
-    text = f"{rows} rows {seconds:.1f} s"
+    text = f"{sum(e.rows for e in entries.values())} {sum(e.seconds for e in entries.values()):.1f}s"
     if dropped := sum(sum(e.rejected.values()) for e in entries.values()):
-        text += f"\n{dropped} rejected"
-    if missing := len(work.shards.keys() - entries.keys()):
-        text += f"\n[yellow]{missing} shards missing[/yellow]"
-    reasons = Counter(reason for shard in entries if (reason := why_stale(work, contract.STAGES[name], shard)) is not None)
-    for reason, count in reasons.items():
-        text += f"\n[yellow]{count} stale: {reason}[/yellow]"
-    return text
+        text += f" -{dropped}"
+    return f"[yellow]{text} ![/yellow]" if stale or work.shards.keys() - entries.keys() else text
 
 
-def _trained(work: Round, entries: dict[str, dict[str, Entry]]) -> str:
+def _stale(work: Round, name: str, entries: dict[str, Entry]) -> Counter[str]:
+    """Shards of a stage by the reason for which they would be computed again; those it never had are not counted."""
+    shards = work.shards if entries else ()
+    reasons = (why_stale(work, contract.STAGES[name], shard) for shard in shards)
+    return Counter(reason for reason in reasons if reason is not None)
+
+
+def _trained(work: Round, entries: dict[str, dict[str, Entry]], notes: list[str]) -> str:
     ready = work.store.ready(work.number)
     if ready is None:
         return "-"
-    now = {shard: {name: entries[name][shard].sha256 for name in TRAINED_ON if shard in entries[name]} for shard in work.shards}
-    if not work.store.has_policy(work.number + 1):
+    version = work.number + 1
+    if not work.store.has_policy(version):
         return "committed"
-    return (
-        f"policy {work.number + 1}" if now == ready["shards"] else f"[yellow]policy {work.number + 1}, on other shards[/yellow]"
-    )
+    now = {shard: {name: entries[name][shard].sha256 for name in TRAINED_ON if shard in entries[name]} for shard in work.shards}
+    if now == ready["shards"]:
+        return f"policy {version}"
+    notes.append(f"stale: policy {version} was trained on other shards of {work.area}; `egrsd train --from-round {work.number}`")
+    return f"[yellow]policy {version} ![/yellow]"
 
 
 def _rejected(entries: dict[str, dict[str, Entry]]) -> Counter[str]:

@@ -253,10 +253,11 @@ class Store:
         ready = self.ready(number)
         if ready is None:
             return None
-        tables = [self._training_rows(area("rounds", number), shard, hashes) for shard, hashes in sorted(ready["shards"].items())]
+        where, policy = area("rounds", number), ready["policy"]
+        tables = [self._training_rows(where, shard, hashes, policy) for shard, hashes in sorted(ready["shards"].items())]
         return pa.concat_tables(tables)
 
-    def _training_rows(self, where: str, shard: str, hashes: dict[str, str]) -> pa.Table:
+    def _training_rows(self, where: str, shard: str, hashes: dict[str, str], policy: int) -> pa.Table:
         tables = {}
         for stage, digest in hashes.items():
             entry = self.entry(where, stage, shard)
@@ -269,7 +270,10 @@ class Store:
             tables[stage] = self.read(entry)
         rollout = tables["rollout"]
         prompts = tables["prompts"].take(rollout["prompt_index"])
-        columns = {name: rollout[name] for name in ("trace_id", "response_tokens", "policy_version", "rollout_entropy")}
+        columns = {name: rollout[name] for name in ("trace_id", "response_tokens", "rollout_entropy")}
+        # the policy whose student log-probs these are: a trace the teacher wrote was scored with the round's
+        by_teacher = pc.equal(rollout["trace_source"], "teacher")
+        columns["policy_version"] = pc.if_else(by_teacher, pa.scalar(policy, pa.int32()), rollout["policy_version"])
         columns |= {"prompt_tokens": prompts["prompt_tokens"]}
         columns |= {name: tables["grade"][name] for name in ("advantage", "reward", "verdict")}
         columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}

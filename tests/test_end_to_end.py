@@ -124,7 +124,7 @@ def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, ca
     }
     assert stale == {(1, "label")}
     status.show(run_dir.uri, False)
-    assert "stale: settings" in capfd.readouterr().out
+    assert "stale: rounds/0001 label, 2 of 2 shards (settings)" in capfd.readouterr().out
 
 
 def test_export_is_plain_parquet_with_every_column(run_dir, tmp_path):
