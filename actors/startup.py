@@ -94,6 +94,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) ->
         "max_lora_rank": next((rank for rank in _LORA_RANKS if rank >= model.lora_rank), _LORA_RANKS[-1]),
         "tensor_parallel_size": pool.tensor_parallel,
         "gpu_memory_utilization": pool.memory_share,
+        "kv_cache_memory_bytes": None if gpu else int(pool.kv_cache_gib * 2**30),
         "enforce_eager": pool.enforce_eager,
         "disable_log_stats": True,
     }
@@ -130,7 +131,6 @@ def _environment(pool: config.Pool, threads: int, exact: bool) -> None:
     os.environ[EXACT_ENTROPY] = str(int(exact))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # see engine_args: the window is checked in inspect_model
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(pool.kv_cache_gib)))
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not os.environ.get("EGRSD_DEBUG"):

@@ -52,7 +52,7 @@ def entropy_of(logprobs: Tensor) -> Tensor:
     logprobs [N, V] fp32 nats, -inf allowed -> [N] fp32 nats. Blocks of rows keep the temporaries in cache (CPU) or small (GPU):
     no second [N, V] exists.
     """
-    rows = max(1, (1 << 18 if logprobs.device.type == "cpu" else 1 << 24) // logprobs.shape[-1])
+    rows = max(1, (1 << 16 if logprobs.device.type == "cpu" else 1 << 24) // logprobs.shape[-1])
     return torch.cat([_block_entropy(block) for block in logprobs.split(rows)])
 
 
@@ -76,10 +76,11 @@ def _install_v1() -> bool:
     def gather_logprobs(logprobs: Tensor, num_logprobs: int, token_ids: Tensor) -> Any:
         if num_logprobs < 1:
             return original(logprobs, num_logprobs, token_ids)
-        entropy = entropy_of(logprobs)
-        if num_logprobs == 1:  # neither the best token nor ranks are read: leave vLLM's top-k and count out
-            return LogprobsTensors(*_token_and_entropy(logprobs.gather(-1, token_ids[:, None])[:, 0], entropy, token_ids))
-        return _with_entropy(original(logprobs, num_logprobs, token_ids), entropy)
+        # Ranks stay 0: no one here reads them, and counting them costs more than the entropy.
+        token, best = token_ids[:, None], logprobs.topk(num_logprobs - 1, dim=-1)
+        ids = torch.cat((token, best.indices, token), 1).to(torch.int32)
+        columns = torch.cat((logprobs.gather(-1, token), best.values, entropy_of(logprobs)[:, None]), 1)
+        return LogprobsTensors(ids, columns, torch.zeros_like(token_ids))
 
     gather_logprobs.exact_entropy = True  # type: ignore[attr-defined]
     Sampler.gather_logprobs = staticmethod(gather_logprobs)  # type: ignore[method-assign]
@@ -111,17 +112,8 @@ def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
             return result
         rows = max(1, (1 << 24) // logits.shape[-1])
         blocks = [entropy_of(block.log_softmax(-1, dtype=torch.float32)) for block in logits.split(rows)]
-        return _with_entropy(result, torch.cat(blocks))
+        result.logprobs[:, -1] = torch.cat(blocks)
+        return result
 
     compute_topk_scores.exact_entropy = True  # type: ignore[attr-defined]
     return compute_topk_scores
-
-
-def _token_and_entropy(logprobs: Tensor, entropy: Tensor, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    ids = token_ids.to(torch.int32)
-    return torch.stack((ids, ids), 1), torch.stack((logprobs, entropy), 1), torch.zeros_like(token_ids)
-
-
-def _with_entropy(result: Any, entropy: Tensor) -> Any:
-    result.logprobs[:, -1] = entropy
-    return result
