@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError, first_line
 
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # "1" lets the entropy hook into vLLM, see actors.vllm_entropy
+DEBUG = "EGRSD_DEBUG"  # set: vLLM's own log
 LOGPROBS_MODE = "raw_logprobs"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allocates for
 
@@ -89,6 +91,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) ->
         "max_num_seqs": pool.max_num_seqs,
         "enable_lora": True,
         "max_loras": 1,
+        "max_cpu_loras": 4,  # a policy and those before it, so that switching back reads no file
         # Else vLLM wraps the output head too, whose LoRA path takes one row per request and fails on prompt log-probs.
         "lora_target_modules": list(model.lora_targets),
         "max_lora_rank": next((rank for rank in _LORA_RANKS if rank >= model.lora_rank), _LORA_RANKS[-1]),
@@ -97,6 +100,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) ->
         "kv_cache_memory_bytes": None if gpu else int(pool.kv_cache_gib * 2**30),
         "enforce_eager": pool.enforce_eager,
         "disable_log_stats": True,
+        "use_tqdm_on_load": bool(os.environ.get(DEBUG)),
     }
 
 
@@ -120,7 +124,7 @@ def start_error(error: BaseException, path: str) -> EgrsdError:
         return error
     if isinstance(error, ImportError):
         return EngineError(f"vLLM cannot be imported ({first_line(error)})", path, "Install the extra 'cpu' or 'gpu'")
-    remedy = "Lower memory_share, max_num_seqs or model.max_model_len" if _is_memory(error) else "EGRSD_DEBUG=1 shows vLLM's log"
+    remedy = "Lower memory_share, max_num_seqs or model.max_model_len" if _is_memory(error) else f"{DEBUG}=1 shows vLLM's log"
     return EngineError(f"vLLM did not start ({type(error).__name__}: {first_line(error)})", path, remedy)
 
 
@@ -133,9 +137,10 @@ def _environment(pool: config.Pool, threads: int, exact: bool) -> None:
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # see engine_args: the window is checked in inspect_model
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if not os.environ.get("EGRSD_DEBUG"):
+    if not os.environ.get(DEBUG):
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-        os.environ["VLLM_CONFIGURE_LOGGING"] = "1"
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(vllm|torch)\b")
 
 
 def _as_ids(eos: int | list[int] | None) -> list[int]:
