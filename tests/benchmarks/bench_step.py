@@ -1,0 +1,124 @@
+"""The training step against the same step with full logits, at a vocabulary of 49 152: peak memory and speed.
+
+`python -m tests.benchmarks.bench_step`. Ratios within one run. The model has SmolLM2-135M's width and vocabulary and fewer
+layers, random weights; both steps are the same Trainer on the same minibatch and differ in the head alone. Memory is the most
+that tensors made by the step take at one time, by torch's own allocation record (the resident set depends on what the
+allocator gives back); times are the least of interleaved repetitions. Without gradient checkpointing, which favours full logits:
+the activations of the layers count on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+VOCAB, HIDDEN, LAYERS = 49_152, 576, 6
+TRACES, PROMPT, RESPONSE = 16, 16, 112
+REPEATS = 3
+
+
+def measure() -> dict[str, float]:
+    """Peak MiB and seconds of both steps, and their ratios. The aim: memory_ratio <= 0.5 at speed_ratio >= 0.9."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(folder)
+        steps = {name: (trainer(folder, full=name == "full"), minibatch()) for name in ("full", "chunked")}
+        seconds = times(steps)
+        mib = {name: peak_mib(*step, Path(folder, "trace.json")) for name, step in steps.items()}
+    return {
+        "full_mib": mib["full"],
+        "chunked_mib": mib["chunked"],
+        "memory_ratio": mib["chunked"] / mib["full"],
+        "full_s": seconds["full"],
+        "chunked_s": seconds["chunked"],
+        "speed_ratio": seconds["full"] / seconds["chunked"],
+    }
+
+
+def save_model(folder: str) -> None:
+    """A random Llama of SmolLM2's width and vocabulary, tied embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": HIDDEN, "intermediate_size": 1536, "num_hidden_layers": LAYERS, "vocab_size": VOCAB}
+    config = LlamaConfig(**shape, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def trainer(folder: str, full: bool) -> Any:
+    """A Trainer on the saved model, with the chunked head or with full logits."""
+    import torch
+
+    from pipeline.config import Run, resolve
+    from pipeline.training import student
+    from pipeline.training.step import Trainer
+
+    class FullLogits(student.Student):
+        """The usual way: logits of every position, log-softmax, gather."""
+
+        def forward(self, tokens, sources, targets, coefficients):
+            logits = self.model(input_ids=tokens, use_cache=False).logits
+            logprobs = logits.flatten(0, 1).log_softmax(-1)[sources, targets]
+            return (coefficients * logprobs).sum(), logprobs.detach()
+
+    run = resolve(Run(name="bench"), [f"model.path={folder}", "rounds=1"])
+    built = student.build(run, torch.device("cpu"))
+    if full:
+        built.__class__ = FullLogits
+    return Trainer(run, built, torch.device("cpu"))
+
+
+def minibatch() -> Any:
+    """One micro-batch of TRACES x (PROMPT + RESPONSE) tokens."""
+    import numpy as np
+    import pyarrow as pa
+
+    from pipeline.training import batches
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "trace_id": str(i),
+            "prompt_tokens": rng.integers(0, VOCAB, PROMPT).tolist(),
+            "response_tokens": rng.integers(0, VOCAB, RESPONSE).tolist(),
+            "teacher_logprobs": (-rng.exponential(0.5, RESPONSE)).tolist(),
+            "student_logprobs": (-rng.exponential(0.5, RESPONSE)).tolist(),
+            "teacher_entropy": rng.exponential(0.5, RESPONSE).tolist(),
+            "advantage": float(rng.normal()),
+            "policy_version": 0,
+            "reject_reason": None,
+        }
+        for i in range(TRACES)
+    ]
+    traces = batches.usable(batches.Round(0, 0, pa.Table.from_pylist(rows)), 0)
+    return batches.share(traces, np.arange(TRACES), 0, 1, budget=TRACES * (PROMPT + RESPONSE))
+
+
+def peak_mib(made: Any, batch: Any, trace: Path) -> float:
+    """Most MiB that tensors of one step take at one time, beyond weights and optimiser state."""
+    from torch import profiler
+
+    with profiler.profile(activities=[profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+        made.train_step(batch, "benchmark")
+    recorded.export_chrome_trace(str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]") / 2**20
+
+
+def times(steps: dict[str, tuple[Any, Any]]) -> dict[str, float]:
+    """Least seconds of a step, both kinds in turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(REPEATS + 1):
+        for name, (made, batch) in steps.items():
+            begun = time.perf_counter()
+            made.train_step(batch, "benchmark")
+            if repeat:  # the first one warms up
+                seconds[name].append(time.perf_counter() - begun)
+    return {name: min(found) for name, found in seconds.items()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=1))
