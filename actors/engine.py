@@ -53,6 +53,7 @@ class Engine:
     def __init__(self, model: config.Model, pool: config.Pool, score: config.ScoreSettings) -> None:
         self._model, self._pool, self._score = model, pool, score
         self._path = resolve_model(model.path)
+        startup.set_environment(pool, score.entropy == "exact")
         self._stop_ids, self._hidden_size = startup.inspect_model(model, self._path)
         self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
@@ -192,7 +193,7 @@ class Engine:
 
     def _run(self, started: Future[EngineFacts]) -> None:
         try:
-            engine = startup.start_vllm(self._model, self._pool, self._score.entropy == "exact", self._path)
+            engine = startup.start_vllm(self._model, self._pool, self._path)
             started.set_result(startup.facts(engine, self._model))
         except BaseException as error:  # the constructor waits for it and raises it
             started.set_exception(startup.start_error(error, self._path))

@@ -91,7 +91,7 @@ class EnginePool:
 
     def facts(self) -> EngineFacts:
         """What the engines' numbers mean; waits for the first engine. Raises what kept it from starting."""
-        return _get(self._dispatcher.facts.remote())
+        return self._tell(self._dispatcher.facts.remote())
 
     def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
         """One trace per request, in order. A request that keeps killing its engine is a Failure; its neighbours are answered.
@@ -110,11 +110,11 @@ class EnginePool:
         Raises ResourceError when the cluster can never hold them.
         """
         resources.check([resources.Demand(self._setting, count, self._settings.placement)], cluster_nodes())
-        _get(self._dispatcher.resize.remote(count))
+        self._tell(self._dispatcher.resize.remote(count))
 
     def status(self) -> list[EngineStatus]:
         """The engines now, in the order they were started."""
-        return _get(self._dispatcher.status.remote())
+        return self._tell(self._dispatcher.status.remote())
 
     def close(self) -> None:
         """End the engines and the dispatcher."""
@@ -124,17 +124,24 @@ class EnginePool:
             log.warning("The pool of %s did not close in time: it is ended", self._setting)
         ray.kill(self._dispatcher)
 
+    def _tell(self, ref: Any) -> Any:
+        """An answer of the dispatcher."""
+        try:
+            return _get(ref)
+        except RayActorError as error:
+            raise EngineError(f"the pool is gone ({first_line(error)})", self._setting, "Start the run again") from None
+
     def _ask(self, method: str, items: list[Any], policy: Policy, *more: Any) -> list[Any]:
         answers: list[Any] = [None] * len(items)
         pieces = deque([_Piece(list(range(len(items))))] if items else [])
         while pieces:
             piece = pieces.popleft()
-            lease = _get(self._dispatcher.acquire.remote(len(piece.rows), policy.version, piece.alone))
+            lease = self._tell(self._dispatcher.acquire.remote(len(piece.rows), policy.version, piece.alone))
             try:
                 call = getattr(lease.handle, method).remote(lease.id, [items[row] for row in piece.rows], policy, *more)
                 found = _get(call)
             except (RayActorError, ObjectLostError, EngineError) as error:
-                _get(self._dispatcher.lost.remote(lease.engine, first_line(error)))
+                self._tell(self._dispatcher.lost.remote(lease.engine, first_line(error)))
                 pieces.extend(self._after_death(piece, error, answers))
                 continue
             except BaseException:

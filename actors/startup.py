@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -15,6 +16,31 @@ EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # "1" lets the entropy hook into vLLM, se
 DEBUG = "EGRSD_DEBUG"  # set: vLLM's own log
 LOGPROBS_MODE = "raw_logprobs"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allocates for
+
+
+def set_environment(pool: config.Pool, exact: bool) -> None:
+    """Say in this process's environment what vLLM and torch read when they are imported. Call it before anything imports them.
+
+    Raises SettingError for tensor parallelism without GPUs.
+    """
+    if pool.tensor_parallel > 1 and pool.placement.gpus <= 0:
+        raise SettingError(f"{pool.tensor_parallel} needs GPUs", "engines.*.tensor_parallel", "Set placement.gpus, or 1 on CPU")
+    os.environ["OMP_NUM_THREADS"] = str(num_threads(pool))
+    os.environ[EXACT_ENTROPY] = str(int(exact))
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # see engine_args: the window is checked in inspect_model
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    if not os.environ.get(DEBUG):
+        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(vllm|torch)\b")
+
+
+def num_threads(pool: config.Pool) -> int:
+    """CPU threads of one engine: as set, or what Ray grants its actor."""
+    return pool.threads or max(1, int(pool.placement.cpus))
 
 
 def inspect_model(model: config.Model, path: str) -> tuple[list[int], int]:
@@ -41,16 +67,13 @@ def inspect_model(model: config.Model, path: str) -> tuple[list[int], int]:
     return sorted({*_as_ids(found.eos_token_id), *_as_ids(generation)}), found.get_text_config().hidden_size
 
 
-def start_vllm(model: config.Model, pool: config.Pool, exact: bool, path: str) -> Any:
-    """A running vLLM LLMEngine. Sets this process's environment first, since vLLM and torch read it when imported."""
-    threads = pool.threads or max(1, int(pool.placement.cpus))
-    _environment(pool, threads, exact)
+def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
+    """A running vLLM LLMEngine, in a process whose environment is set."""
     import torch
 
     set_num_threads = torch.set_num_threads
-    set_num_threads(threads)
+    set_num_threads(num_threads(pool))
     try:
-        import vllm  # noqa: F401  (the first import, after the environment)
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -126,21 +149,6 @@ def start_error(error: BaseException, path: str) -> EgrsdError:
         return EngineError(f"vLLM cannot be imported ({first_line(error)})", path, "Install the extra 'cpu' or 'gpu'")
     remedy = "Lower memory_share, max_num_seqs or model.max_model_len" if _is_memory(error) else f"{DEBUG}=1 shows vLLM's log"
     return EngineError(f"vLLM did not start ({type(error).__name__}: {first_line(error)})", path, remedy)
-
-
-def _environment(pool: config.Pool, threads: int, exact: bool) -> None:
-    if pool.tensor_parallel > 1 and pool.placement.gpus <= 0:
-        raise SettingError(f"{pool.tensor_parallel} needs GPUs", "engines.*.tensor_parallel", "Set placement.gpus, or 1 on CPU")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ[EXACT_ENTROPY] = str(int(exact))
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # see engine_args: the window is checked in inspect_model
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if not os.environ.get(DEBUG):
-        os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(vllm|torch)\b")
 
 
 def _as_ids(eos: int | list[int] | None) -> list[int]:

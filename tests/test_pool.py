@@ -220,3 +220,11 @@ def test_resources_add_up_over_demands():
     with pytest.raises(ResourceError, match=r"one asks for 5 CPU; the largest node has 4 CPU"):
         check([Demand("engines.rollout", 1, config.Placement(cpus=5))], nodes)
     check([Demand("engines.rollout", 0, config.Placement(cpus=5))], nodes)
+
+
+def test_a_closed_pool_says_so(start):
+    pool = start()
+    pool.facts()
+    pool.close()
+    with pytest.raises(EngineError, match=r"engines\.rollout: the pool is gone"):
+        pool.generate(REQUESTS, BASE, SAMPLING)

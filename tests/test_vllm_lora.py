@@ -1,0 +1,36 @@
+"""The CPU kernels for LoRA against a loop over tokens."""
+
+from types import SimpleNamespace
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors import vllm_lora
+
+
+@settings(max_examples=40, deadline=None)
+@given(slots=st.lists(st.integers(-1, 1), min_size=1, max_size=12), seed=st.integers(0, 99))
+def test_every_token_gets_the_adapter_of_its_slot_or_none(slots, seed):
+    noise = torch.Generator().manual_seed(seed)
+    num_tokens, width_in, rank, widths = len(slots), 5, 3, (4, 2, 2)
+    x, y = (torch.randn(num_tokens, size, generator=noise) for size in (width_in, sum(widths)))
+    a = tuple(torch.randn(2, 1, rank, width_in, generator=noise) for _ in widths)
+    b = tuple(torch.randn(2, 1, width, rank, generator=noise) for width in widths)
+
+    expected = y.clone()
+    for token, slot in enumerate(slots):
+        if slot >= 0:
+            delta = [b[part][slot, 0] @ (a[part][slot, 0] @ x[token]) for part in range(len(widths))]
+            expected[token] += 0.5 * torch.cat(delta)
+
+    wrapper = SimpleNamespace(slot_rows=vllm_lora.group_by_slot(torch.tensor(slots)))
+    vllm_lora._add_lora_linear(wrapper, y, x, a, b, 0.5, widths, buffer=None)
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_of_one_slot_indexes_nothing():
+    assert vllm_lora.group_by_slot(torch.tensor([-1, -1])) == []
+    assert vllm_lora.group_by_slot(torch.tensor([1, 1, 1])) == [(1, None)]
+    [(slot, rows)] = vllm_lora.group_by_slot(torch.tensor([0, -1, 0]))
+    assert (slot, rows.tolist()) == (0, [0, 2])
