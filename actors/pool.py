@@ -47,6 +47,8 @@ class _Member:
     held_for: str | None = None  # the lease that wants this engine for itself
     rows: int = 0
     policy_version: int = 0
+    busy_s: float = 0.0
+    busy_since: float = 0.0
     since: float = field(default_factory=time.monotonic)
 
 
@@ -233,6 +235,8 @@ class Dispatcher:
         self._fill(at_least=1)
         while (member := self._pick(ticket, alone)) is None:
             await self._change()
+        if not member.leases:
+            member.busy_since = time.monotonic()
         member.leases[ticket] = rows
         member.policy_version = policy_version
         return Lease(ticket, member.name, member.handle)
@@ -264,7 +268,7 @@ class Dispatcher:
         """One line per engine."""
         now = time.monotonic()
         return [
-            EngineStatus(m.name, m.state, m.pid, len(m.leases), m.rows, m.policy_version, now - m.since)
+            EngineStatus(m.name, m.state, m.pid, len(m.leases), m.rows, m.policy_version, now - m.since, m.busy_s)
             for m in self._members.values()
         ]
 
@@ -346,10 +350,13 @@ class Dispatcher:
         self._notify()
 
     def _drop(self, member: _Member, leases: set[str]) -> None:
+        held = bool(member.leases)
         for lease in leases:
             member.leases.pop(lease, None)
             if member.held_for == lease:
                 member.held_for = None
+        if held and not member.leases:
+            member.busy_s += time.monotonic() - member.busy_since
         if member.state == "draining" and not member.leases and member.name in self._members:
             del self._members[member.name]
             self._spawn(self._end(member))

@@ -16,7 +16,11 @@ EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engine
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """One engine as the dispatcher sees it. state: loading, serving or draining; rows: answered so far."""
+    """One engine as the dispatcher sees it.
+
+    state: loading, serving or draining; rows: answered so far; seconds: since it entered its state; busy_s: of its life with at
+    least one batch in it, up to the last batch that ended.
+    """
 
     name: str
     state: str
@@ -25,6 +29,7 @@ class EngineStatus:
     rows: int
     policy_version: int
     seconds: float
+    busy_s: float
 
 
 @dataclass(frozen=True)

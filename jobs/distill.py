@@ -19,8 +19,8 @@ from pipeline.errors import EgrsdError
 from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
+    from actors.pool import EnginePool
     from pipeline.config import Run
-    from pipeline.contract import Engines
     from pipeline.dataset import Round
     from pipeline.sources import ProblemSet
 
@@ -131,7 +131,7 @@ class Live:
     store: Store
     run: Run
     out: Session
-    engines: dict[str, Engines]
+    engines: dict[str, EnginePool]
     trainer: Any
     progress: Progress
     sources: Sources
@@ -173,7 +173,7 @@ class Live:
         """One round: measure, hand to the trainer, label meanwhile, wait for the new policy. Returns a note for the bar."""
         from pipeline.dataset import MEASURE, commit_round, execute, plan_round, with_engines
 
-        begun = time.perf_counter()
+        begun, busy = time.perf_counter(), self.engine_seconds()
         work = plan_round(self.store, self.run, "rounds", number, number, self.sources.rounds)
         spent: dict[str, float] = {}
         execute(
@@ -190,11 +190,17 @@ class Live:
         self.wait_for_policy(number + 1)
         ended = time.perf_counter()
         clock = {"seconds_measure": measured - begun, "seconds_label": labelled - measured, "seconds_round": ended - begun}
+        clock["seconds_engines"] = self.engine_seconds() - busy
         summary = self.summarise_round(work)
         row = {"round": number, **summary, **clock, **{f"seconds_stage_{k}": v for k, v in spent.items()}}
         self.store.write_metrics("round", number, [row])
         self.warn_without_signal(number, summary)
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
+
+    def engine_seconds(self) -> float:
+        """Seconds that the busiest engine of each pool has worked so far."""
+        pools = {id(pool): pool for pool in self.engines.values()}.values()
+        return sum(max((engine.busy_s for engine in pool.status()), default=0.0) for pool in pools)
 
     @property
     def inflight(self) -> int:
@@ -276,12 +282,12 @@ def _end_trainer(store: Store, trainer: Any) -> None:
 
 
 @contextlib.contextmanager
-def open_engines(run: Run) -> Iterator[dict[str, Engines]]:
+def open_engines(run: Run) -> Iterator[dict[str, EnginePool]]:
     """The run's pool, or its two, by stage; closed at the end of the block."""
     from actors.pool import EnginePool
 
     with contextlib.ExitStack() as stack:
-        pools: dict[str, Engines] = {}
+        pools: dict[str, EnginePool] = {}
         for name, settings in (("rollout", run.engines.rollout), ("score", run.engines.score)):
             if settings is not None:
                 pool = EnginePool.start(name, run.model, settings, run.score, inflight=run.engines.inflight_shards)

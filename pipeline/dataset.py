@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -340,9 +340,9 @@ def evaluation_run(run: Run) -> Run:
     return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade})
 
 
-def with_engines(work: Round, engines: dict[str, Engines]) -> Round:
+def with_engines(work: Round, engines: Mapping[str, Engines]) -> Round:
     """The same round with engines at hand."""
-    return replace(work, engines=engines)
+    return replace(work, engines=dict(engines))
 
 
 def quiet_ray_data() -> None:

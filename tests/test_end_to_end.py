@@ -142,5 +142,25 @@ def test_evaluations_and_metadata_are_there(run_dir):
     assert {"ray", "torch", "pyarrow"} <= json.loads((run_dir.local_root / "run.json").read_text())["versions"].keys()
 
 
+def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_local):
+    """Round 0 again on a pool of two real engines, all prompts in one batch and one by one."""
+    from actors.pool import EnginePool
+    from pipeline import stages
+
+    run = run_dir.load_run()
+    settings = run.engines.rollout.model_copy(update={"min": 2, "max": 2, "threads": 1})
+    pool = EnginePool.start("twice", run.model, settings, run.score)
+    try:
+        for shard in ("0000", "0001"):
+            stored = run_dir.read(run_dir.entry(area("rounds", 0), "rollout", shard))
+            prompts = run_dir.read(run_dir.entry(area("rounds", 0), "prompts", shard))
+            whole = stages.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0))
+            for name in ("trace_id", "response_tokens", "seed"):
+                assert whole[name].equals(stored[name]), name
+        assert {engine.rows > 0 for engine in pool.status()} == {True}
+    finally:
+        pool.close()
+
+
 def test_nothing_temporary_remains(run_dir):
     assert not [p for p in run_dir.local_root.rglob("*") if p.name.startswith(".tmp")]
