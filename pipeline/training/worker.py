@@ -152,11 +152,11 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     from pipeline.training import checkpoint
     from pipeline.training.batches import Round
 
-    table = store.round_table(number)
-    if table is None:
+    ready, table = store.ready(number), store.round_table(number)
+    if ready is None or table is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     metrics = []
-    for row in trainer.train_round(Round(number, number, table)):
+    for row in trainer.train_round(Round(number, ready["policy"], table)):
         metrics.append(row)
         if first_rank(store.stop_requested):
             return False

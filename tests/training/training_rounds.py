@@ -69,4 +69,4 @@ def commit_round(store: Store, data: Round) -> None:
                 columns[field.name] = pa.array([None if "reject" in field.name else fillers[str(field.type)]] * rows)
         table = pa.table({f.name: columns[f.name].cast(f.type) for f in contract.schema(stage)}, contract.schema(stage))
         hashes[stage.name] = store.commit(where, stage, "0000", table, settings="", inputs={}, seconds=0).sha256
-    store.write_json(f"{where}/ready.json", {"shards": {"0000": hashes}})
+    store.write_json(f"{where}/ready.json", {"policy": data.policy_version, "shards": {"0000": hashes}})
