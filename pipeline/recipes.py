@@ -29,7 +29,7 @@ def demo() -> Run:
     """The tiny reasoner learns arithmetic from itself on two CPU cores in minutes."""
     return Run(
         name="demo",
-        rounds=24,
+        rounds=16,
         source=Source(uri="tiny-arithmetic", split="train"),
         model=Model(path=tiny.MODEL_NAME, dtype="float32", max_model_len=128, lora_rank=16, lora_alpha=32),
         prompts=Prompts(student=tiny.STUDENT_PROMPT, teacher=tiny.TEACHER_PROMPT),
@@ -38,8 +38,8 @@ def demo() -> Run:
         profile=Profile(window=3),
         label=Label(gamma=0.3),
         objective=Objective(name="cl_egrsd", gamma=0.3, window=3),
-        engines=EnginePools(rollout=Pool(placement=Placement(cpus=1), threads=2, max_batched_tokens=4096)),
-        train=Train(batch_traces=256, learning_rate=1e-3, warmup_steps=8, grad_clip=1.0, threads=2),
+        engines=EnginePools(rollout=Pool(placement=Placement(cpus=1), threads=1, kv_cache_gib=0.25, max_batched_tokens=4096)),
+        train=Train(batch_traces=256, learning_rate=1e-3, warmup_steps=8, grad_clip=1.0, threads=1, micro_batch_tokens=2048),
         evaluation=Evaluation(source=Source(uri="tiny-arithmetic", split="test"), problems=512, max_new_tokens=72),
     )
 

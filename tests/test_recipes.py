@@ -36,7 +36,13 @@ def test_the_paper_recipes_have_the_papers_settings(name, gamma, window):
     assert (train.learning_rate, train.betas, train.grad_clip, train.batch_traces) == (5e-6, (0.9, 0.999), 0.1, 32)
     assert (run.rounds, train.workers, train.dtype) == (100, 8, "bfloat16")
     assert (run.model.lora_rank, run.model.lora_alpha, run.model.lora_dropout) == (64, 128, 0)
-    assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens, rollout.group_size) == (1.1, 0.95, 20, 1024, 1)
+    assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens, rollout.group_size) == (
+        1.1,
+        0.95,
+        20,
+        1024,
+        1,
+    )
     assert run.grade.advantage == "running"
 
 
