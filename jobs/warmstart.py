@@ -131,7 +131,7 @@ def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int 
         items = [tiny.problem(i, seed, "test") for i in range(start, min(start + batch, num_problems))]
         inputs = tokenizer([prompt_text(tokenizer, item, aided) for item in items], padding=True, return_tensors="pt")
         with torch.inference_mode():
-            out = model.generate(
+            out = model.generate(  # type: ignore[misc]
                 input_ids=inputs.input_ids,
                 attention_mask=inputs.attention_mask,
                 do_sample=True,
@@ -152,15 +152,13 @@ def make(out: Path, steps: int, seed: int, num_problems: int = 1024) -> dict[str
 
     Returns what is also written beside the weights: seed, steps, losses (nats), scores with and without the reference.
     """
-    import torch
-
     model = build_model(seed)
     losses = train(model, steps, seed)
-    model.to(torch.bfloat16)
+    model.bfloat16()
     model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
     model.save_pretrained(out)
     tiny.build_tokenizer().save_pretrained(out)
-    model.to(torch.float32)
+    model.float()
     scores = {name: asdict(evaluate(model, num_problems, aided)) for name, aided in (("unaided", False), ("aided", True))}
     record = {"seed": seed, "steps": steps, "losses": [round(loss, 4) for loss in losses], **scores}
     (out / RECORD).write_text(json.dumps(record) + "\n")
