@@ -41,13 +41,15 @@ def read_answers(store: Store, version: int) -> Answers | None:
 
 
 def _evaluation_table(before: Answers, after: Answers, version: int) -> Table:
-    title = f"{len(before.accuracy)} held-out problems, mean and 95 % interval"
-    table = Table("", "policy 0", f"policy {version}", "difference (paired)", title=title, title_justify="left")
+    title = f"{len(before.accuracy)} held-out problems: mean and 95 % interval, difference paired by problem"
+    table = Table(
+        "", "policy 0", f"policy {version}", "difference", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
     for name, scale in (("accuracy", 100.0), ("length", 1.0)):
         a, b = getattr(before, name), getattr(after, name)
-        label = "accuracy, %" if name == "accuracy" else "mean length, tokens"
+        label = "accuracy, %" if name == "accuracy" else "length, tokens"
         cells = [bootstrap(a).text(scale), bootstrap(b).text(scale)]
-        paired = bootstrap(b - a).text(scale, signed=True) if len(a) == len(b) else "not paired: rows were rejected"
+        paired = bootstrap(b - a).text(scale, signed=True) if len(a) == len(b) else "rows were rejected"
         table.add_row(label, *cells, paired)
     for verdict in sorted(before.verdicts.keys() | after.verdicts.keys()):
         table.add_row(verdict, str(before.verdicts.get(verdict, 0)), str(after.verdicts.get(verdict, 0)), "")
@@ -57,7 +59,8 @@ def _evaluation_table(before: Answers, after: Answers, version: int) -> Table:
 
 
 def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
-    table = Table("rounds", str(len(rounds)), title=f"training rounds of recipe {run.name}", title_justify="left")
+    title = f"{len(rounds)} training rounds of recipe {run.name}"
+    table = Table("", "", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
     total: Counter[str] = Counter()
     for row in rounds:
         total.update(
@@ -73,6 +76,7 @@ def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
     stages = ", ".join(
         f"{key.removeprefix('seconds_stage_')} {mean[key]:.2f}" for key in mean if key.startswith("seconds_stage_")
     )
-    table.add_row("seconds a round", f"{mean['seconds_round']:.2f}: rollout to score {mean['seconds_measure']:.2f}")
-    table.add_row("work a stage (summed over shards)", stages)
+    clock = "{seconds_round:.2f}: rollout to score {seconds_measure:.2f}, of which engines {seconds_engines:.2f}".format(**mean)
+    table.add_row("seconds a round", clock)
+    table.add_row("seconds a stage", f"{stages} (summed over shards)")
     return table
