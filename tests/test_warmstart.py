@@ -1,4 +1,4 @@
-"""The script still makes a model as good: its first steps repeat the recorded ones, the shipped weights score what they should."""
+"""The script still makes a model as good: its first steps repeat the record, and the shipped weights score what it says."""
 
 from __future__ import annotations
 
