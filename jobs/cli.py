@@ -100,6 +100,32 @@ def recipes(
     show_recipes(show, debug)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    context: typer.Context,
+    verb: Annotated[list[str] | None, typer.Argument(help="The verb with its arguments, as without `submit`.")] = None,
+    address: Annotated[str | None, typer.Option(help="http://HEAD:8265; default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS.")] = None,
+    submission_id: Annotated[str | None, typer.Option(help="Id of the job; default: made of the verb and its arguments.")] = None,
+    entrypoint_cpus: Annotated[float | None, typer.Option(help="CPUs that the verb's own process takes.")] = None,
+    entrypoint_resources: Annotated[list[str] | None, typer.Option(help="NAME=AMOUNT it takes; may be repeated.")] = None,
+    entrypoint_label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of its node; may be repeated.")] = None,
+    working_dir: Annotated[str, typer.Option(help="Folder that travels with the job, less runs, caches and secrets.")] = ".",
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once instead of following the job.")] = False,
+    stop: Annotated[str | None, typer.Option("--stop", help="End the job with this id instead.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Run a verb as a job on a Ray cluster; the same command again follows the job that runs."""
+    from jobs import submit as job
+
+    if (stop is None) == (not verb):
+        raise typer.BadParameter("give a verb to run, or --stop ID")
+    if stop is not None:
+        job.stop(stop, address, not no_wait, debug)
+    elif verb and context.parent is not None:
+        placement = (entrypoint_cpus, entrypoint_resources or [], entrypoint_label or [])
+        job.submit(context.parent, verb, address, submission_id, placement, working_dir, not no_wait, debug)
+
+
 def main() -> None:
     """Entry point of `egrsd` and `python -m jobs`."""
     sys.exit(app())
