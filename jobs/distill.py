@@ -15,63 +15,88 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs.session import Session, connect, session, settle, versions
-from pipeline.errors import EgrsdError
+from pipeline.contract import STAGES
+from pipeline.errors import EgrsdError, TrainingError
+from pipeline.rounds import Round, why_stale
 from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool
     from pipeline.config import Run
-    from pipeline.dataset import Round
     from pipeline.sources import ProblemSet
 
 POLL_S = 0.05
+END_S = 30.0  # a trainer that waits for resources does not hear that it should stop
+EVALUATION = ("prompts", "rollout", "grade")
 
 
 def distill(
     uri: str, recipe: str | None, sets: list[str], config: str | None, accept_changes: bool, address: str | None, debug: bool
 ) -> None:
     """Run or resume a run until every round is trained, labelled and both evaluations are there."""
-    store = Store(uri)
-    with session(debug, store) as out:
+    with session(debug) as out:
+        store = Store(uri)
         run = settle(store, recipe, config, sets, accept_changes)
-        todo = Todo.of(store, run)
-        if todo.nothing:
-            out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
-        else:
-            out.say(f"run {store.uri}: {todo.text(run)}")
+        missing = Missing.of(store, run)
+        if not missing.nothing:
             sources = open_inputs(run)
-            connect(address)
-            check_resources(run, train=bool(todo.train))
             store.save_run(run, versions())
-            store.request_stop(False)
-            with Live.start(store, run, sources, out, train=bool(todo.train)) as live:
-                live.bring_to_end(todo)
+            out.log_to(store)
+            out.say(f"run {store.uri}: {missing.text(run)}")
+            connect(address)
+            check_resources(run, missing)
+            with Live.start(store, run, sources, out, missing) as live:
+                live.bring_to_end(missing)
+        else:
+            store.save_run(run, versions())
+            out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
+        for line in missing.stale:
+            out.say(line)
         from jobs.summary import summarise
 
         summarise(store, run, out)
 
 
 @dataclass(frozen=True)
-class Todo:
-    """What a run still lacks: rounds to train, rounds to label, evaluations (of policy 0 and of the last)."""
+class Missing:
+    """What a run still lacks: rounds to train, rounds to label, evaluations (of policy 0 and of the last).
+
+    `stale` says what trained rounds were trained on and has changed since: that is for `egrsd stage` and `egrsd train`.
+    """
 
     train: list[int]
     label: list[int]
     evaluate: list[int]
+    stale: list[str]
 
     @classmethod
-    def of(cls, store: Store, run: Run) -> Todo:
-        """Read it off the run directory. What is stale in rounds already trained is `status`'s to tell, not redone here."""
+    def of(cls, store: Store, run: Run) -> Missing:
+        """Read it off the run directory."""
+        from pipeline.rounds import LABELS, MEASURE, evaluation_run, open_rounds
+
         first = store.latest_policy()
-        train = list(range(first, run.rounds))
-        label = [n for n in range(first) if not _has_all(store, area("rounds", n), "label")]
-        evaluations = [0, run.rounds] if run.evaluation.problems else []
-        return cls(train, label, [n for n in evaluations if not _has_all(store, area("evals", n), "grade")])
+        trained = [work for work in open_rounds(store, run) if work.number < first]
+        stale = [
+            f"stale: {work.area} {name} ({reason}), trained on all the same; `egrsd stage` and `egrsd train` redo it"
+            for work in trained
+            for name in MEASURE
+            for reason in sorted({why_stale(work, STAGES[name], shard) or "" for shard in work.shards} - {""})
+        ]
+        label = [work.number for work in trained if _incomplete(work, LABELS)]
+        held_out = evaluation_run(run) if run.evaluation.problems else None
+        versions = [0, run.rounds] if held_out else []
+        evaluate = [n for n in versions if held_out and _incomplete(_planned(store, held_out, "evals", n), EVALUATION)]
+        return cls(list(range(first, run.rounds)), label, evaluate, stale)
 
     @property
     def nothing(self) -> bool:
         """Whether the run is complete."""
         return not (self.train or self.label or self.evaluate)
+
+    @property
+    def on_engines(self) -> bool:
+        """Whether engines are needed."""
+        return bool(self.train or self.evaluate)
 
     def text(self, run: Run) -> str:
         """What will happen, for the person who started it."""
@@ -83,6 +108,17 @@ class Todo:
         return "resuming: " + ", ".join(parts)
 
 
+def _planned(store: Store, run: Run, kind: str, number: int) -> Round | None:
+    from pipeline.rounds import open_round
+
+    known = store.read_json(f"{area(kind, number)}/plan.json") is not None
+    return open_round(store, run, kind, number) if known else None
+
+
+def _incomplete(work: Round | None, stages: tuple[str, ...]) -> bool:
+    return work is None or any(why_stale(work, STAGES[name], shard) for name in stages for shard in work.shards)
+
+
 @dataclass(frozen=True)
 class Sources:
     """The run's problems and its held-out ones, open."""
@@ -92,12 +128,15 @@ class Sources:
 
 
 def open_inputs(run: Run) -> Sources:
-    """What can be known to be wrong before anything starts: sources, model path, tokenizer, chat template, prompt templates."""
+    """What can be known to be wrong before anything starts: sources, model path, tokenizer, chat and prompt templates,
+    the answer pattern."""
     from pipeline import stages
+    from pipeline.grading import shared_grader
     from pipeline.prompts import load_tokenizer
     from pipeline.sources import open_source
     from pipeline.tiny import resolve_model
 
+    shared_grader(run.grade.verifier, run.grade.answer_pattern, run.grade.deadline_s, run.grade.processes)
     rounds = open_source(run.source)
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
     tokenizer = load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code)
@@ -105,23 +144,19 @@ def open_inputs(run: Run) -> Sources:
     return Sources(rounds, evals)
 
 
-def check_resources(run: Run, train: bool) -> None:
+def check_resources(run: Run, missing: Missing) -> None:
     """Raise ResourceError when the cluster can never hold engines, ranks and a data task at once, instead of waiting for it."""
     from actors import resources
     from actors.pool import cluster_nodes
     from pipeline.config import Placement
 
-    demands = [resources.Demand("engines.rollout", max(1, run.engines.rollout.min), run.engines.rollout.placement)]
-    if run.engines.score is not None:
-        demands.append(resources.Demand("engines.score", max(1, run.engines.score.min), run.engines.score.placement))
-    if train:
+    demands = []
+    for name, pool in (("rollout", run.engines.rollout), ("score", run.engines.score)):
+        if pool is not None and missing.on_engines:
+            demands.append(resources.Demand(f"engines.{name}", max(1, pool.min), pool.placement))
+    if missing.train:
         demands.append(resources.Demand("train", run.train.workers, run.train.placement))
     resources.check([*demands, resources.Demand("data stages", 1, Placement(cpus=1))], cluster_nodes())
-
-
-def _has_all(store: Store, where: str, stage: str) -> bool:
-    plan = store.read_json(f"{where}/plan.json")
-    return plan is not None and plan["shards"].keys() <= store.entries(where, stage).keys()
 
 
 @dataclass
@@ -138,40 +173,45 @@ class Live:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, store: Store, run: Run, sources: Sources, out: Session, train: bool) -> Iterator[Live]:
+    def start(cls, store: Store, run: Run, sources: Sources, out: Session, missing: Missing) -> Iterator[Live]:
         """Engines and trainer come up together; both end with the block, also when it fails."""
         from pipeline.training import worker
 
         with contextlib.ExitStack() as stack:
-            engines = stack.enter_context(open_engines(run))
+            engines = stack.enter_context(open_engines(run)) if missing.on_engines else {}
             trainer = None
-            if train:
+            if missing.train:
+                for number in missing.train:  # committed before this start: the driver commits them anew once they are fresh
+                    store.delete(f"{area('rounds', number)}/ready.json")
+                store.request_stop(False)
                 trainer = worker.start(store.uri, run)
                 stack.callback(_end_trainer, store, trainer)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
             progress = stack.enter_context(Progress(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4))
             yield cls(store, run, out, engines, trainer, progress, sources)
 
-    def bring_to_end(self, todo: Todo) -> None:
+    def bring_to_end(self, missing: Missing) -> None:
         """Everything that is to do, in order."""
-        from pipeline.dataset import open_round
+        from pipeline.rounds import open_round
 
-        if 0 in todo.evaluate:
+        if 0 in missing.evaluate:
             self.evaluate(0)
-        for number in todo.label:
+        for number in missing.label:
             self.label(open_round(self.store, self.run, "rounds", number))
-        bar = self.progress.add_task("rounds", total=self.run.rounds, completed=self.run.rounds - len(todo.train), note="")
-        for number in todo.train:
+        self.add_lost_metrics(missing)
+        bar = self.progress.add_task("rounds", total=self.run.rounds, completed=self.run.rounds - len(missing.train), note="")
+        for number in missing.train:
             note = self.round(number)
             self.progress.update(bar, advance=1, note=note)
         if self.trainer is not None:
             self.trainer.join()
-        if self.run.rounds in todo.evaluate:
+        if self.run.rounds in missing.evaluate:
             self.evaluate(self.run.rounds)
 
     def round(self, number: int) -> str:
         """One round: measure, hand to the trainer, label meanwhile, wait for the new policy. Returns a note for the bar."""
-        from pipeline.dataset import MEASURE, commit_round, execute, plan_round, with_engines
+        from pipeline.dataset import execute
+        from pipeline.rounds import MEASURE, commit_round, plan_round, with_engines
 
         begun, busy = time.perf_counter(), self.engine_seconds()
         work = plan_round(self.store, self.run, "rounds", number, number, self.sources.rounds)
@@ -209,14 +249,16 @@ class Live:
 
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
         """Profile and label a measured round."""
-        from pipeline.dataset import LABELS, execute
+        from pipeline.dataset import execute
+        from pipeline.rounds import LABELS
 
         seconds = {} if spent is None else spent
         execute(work, LABELS, on_entry=lambda entry, computed: _count(seconds, entry, computed))
 
     def evaluate(self, version: int) -> None:
         """Answer the held-out problems with a policy."""
-        from pipeline.dataset import evaluation_run, execute, plan_round, with_engines
+        from pipeline.dataset import execute
+        from pipeline.rounds import evaluation_run, plan_round, with_engines
 
         run = evaluation_run(self.run)
         assert self.sources.evals is not None
@@ -224,7 +266,7 @@ class Live:
         bar = self.progress.add_task(f"evaluate policy {version}", total=len(work.shards) * 3, note="")
         execute(
             with_engines(work, self.engines),
-            ("prompts", "rollout", "grade"),
+            EVALUATION,
             self.sources.evals,
             inflight=self.inflight,
             on_entry=lambda *_: self.progress.advance(bar),
@@ -233,9 +275,20 @@ class Live:
     def wait_for_policy(self, version: int) -> None:
         """Until the trainer has published it. Raises what ended the trainer."""
         while not self.store.has_policy(version):
-            if self.trainer is not None and (error := self.trainer.error()) is not None:
-                raise error
+            if not self.trainer.running():
+                self.trainer.join()  # raises what ended it
+                raise TrainingError(f"the trainer ended before it published policy {version}", self.store.uri, "Resume the run")
             time.sleep(POLL_S)
+
+    def add_lost_metrics(self, missing: Missing) -> None:
+        """Summaries of rounds whose driver died between their policy and their metrics."""
+        from pipeline.rounds import open_rounds
+
+        known = {row["round"] for row in self.store.metrics() if row["writer"] == "round"}
+        trained = missing.train[0] if missing.train else self.run.rounds
+        for work in open_rounds(self.store, self.run):
+            if work.number < trained and work.number not in known:
+                self.store.write_metrics("round", work.number, [{"round": work.number, **self.summarise_round(work)}])
 
     def summarise_round(self, work: Round) -> dict[str, float]:
         """Counts of a round for metrics and for the early warning."""
@@ -259,6 +312,10 @@ class Live:
         """Say early, and plainly, that a round taught nothing (traps 7 and 8)."""
         rows = summary["num_rows"] - summary["num_rejected"]
         positive = summary["num_positive_advantage"]
+        if not rows:
+            self.out.say(
+                f"round {number}: nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status`."
+            )
         if rows and summary["num_correct"] == 0:
             self.out.say(
                 f"round {number}: no signal. None of {rows:.0f} traces was correct "
@@ -277,7 +334,7 @@ def _count(seconds: dict[str, float], entry: Entry, computed: bool) -> None:
 def _end_trainer(store: Store, trainer: Any) -> None:
     store.request_stop()
     with contextlib.suppress(EgrsdError):  # its error, if any, has been raised by wait_for_policy
-        trainer.join()
+        trainer.join(END_S)
     store.request_stop(False)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from jobs.session import session
 from pipeline import contract
 from pipeline.errors import StoreError, UserError
+from pipeline.rounds import open_rounds
 from pipeline.store import Store, area
 
 
@@ -20,11 +20,13 @@ def export_run(uri: str, out_uri: str, debug: bool) -> None:
     """
     store = Store(uri)
     with session(debug) as out:
-        store.load_run()
-        rounds = [n for n in store.numbers("rounds") if store.entries(area("rounds", n), "rollout")]
+        run = store.load_run()
+        rounds = [
+            work.number for work in open_rounds(store, run) if work.shards.keys() <= store.entries(work.area, "rollout").keys()
+        ]
         if not rounds:
-            raise UserError("no round has traces yet", store.uri, "Run `egrsd distill` first")
-        target, folder = fs.FileSystem.from_uri(Store(out_uri).uri)
+            raise UserError("no round has all its traces yet", store.uri, "Run `egrsd distill` first")
+        target, folder = Store(out_uri).opened
         try:
             target.create_dir(folder, recursive=True)
             rows = 0
@@ -43,9 +45,11 @@ def joined_round(store: Store, number: int) -> pa.Table:
     reject_reason is the first that any stage gave.
     """
     where = area("rounds", number)
+    plan = store.read_json(f"{where}/plan.json", "shards")
+    assert plan is not None
     entries = {stage.name: store.entries(where, stage.name) for stage in contract.PLAN}
     tables = []
-    for shard in sorted(entries["rollout"]):
+    for shard in sorted(plan["shards"]):
         parts = {name: store.read(found[shard]) for name, found in entries.items() if shard in found}
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([number] * parts["rollout"].num_rows, pa.int32())}
@@ -53,4 +57,4 @@ def joined_round(store: Store, number: int) -> pa.Table:
         for name in ("reject_reason", "reject_detail"):
             columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
         tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="default")  # a shard may lack later stages: null there

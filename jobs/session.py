@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,73 +37,81 @@ QUIET = {
 log = logging.getLogger("egrsd")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Session:
-    """The terminal of one verb; everything else that would be printed lands in `log_path`."""
+    """The terminal of one verb. After `log_to`, everything else that would be printed lands in `log_path`."""
 
     console: Console
-    log_path: Path | None
     debug: bool
+    exits: contextlib.ExitStack
+    log_path: Path | None = None
 
     def say(self, text: str) -> None:
-        """One line for the person at the terminal, markup off: paths and data may hold brackets."""
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        """One line for the person at the terminal, markup off and control characters shown: paths and data may hold either."""
+        self.console.print(escape(_printable(text)), highlight=False, soft_wrap=True)
         log.info(text)
+
+    def log_to(self, store: Store) -> None:
+        """Send the noise of Ray, vLLM and logging to a new file in the run's logs/ (an object store gets it at the end)."""
+        if self.debug:
+            return
+        name = f"logs/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        if store.local_root is None:
+            self.log_path = Path(self.exits.enter_context(tempfile.TemporaryDirectory(prefix="egrsd-"))) / "run.log"
+            self.exits.callback(_upload, store, name, self.log_path)
+        else:
+            store.write(name, b"")
+            self.log_path = store.local_root / name
+        self.exits.enter_context(_divert_output(self.log_path))
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
 
 
 @contextlib.contextmanager
-def session(debug: bool, store: Store | None = None) -> Iterator[Session]:
-    """Run a verb: errors become one line and an exit code (2 for the user's mistakes), noise goes to the run's log file.
+def session(debug: bool) -> Iterator[Session]:
+    """Run a verb: errors become one line and an exit code, 2 for the user's mistakes.
 
     With `debug` nothing is hidden: tracebacks, and the output of Ray and vLLM on the terminal.
     """
-    for name, value in QUIET.items():
+    quiet = {"EGRSD_DEBUG": "1"} if debug else QUIET
+    for name, value in quiet.items():
         os.environ.setdefault(name, value)
-    console = Console(file=os.fdopen(os.dup(1), "w", buffering=1), soft_wrap=True)
-    path = _log_file(store)
-    with contextlib.ExitStack() as stack:
-        if path is not None and not debug:
-            stack.enter_context(_divert_output(path))
-        handlers = None if path is not None or debug else [logging.NullHandler()]
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", handlers=handlers, force=True
-        )
+    if debug:
+        logging.basicConfig(level=logging.INFO, force=True)
+    else:
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+    console = Console(file=os.fdopen(os.dup(1), "w", buffering=1), soft_wrap=True, emoji=False)
+    with contextlib.ExitStack() as exits:
+        out = Session(console, debug, exits)
         try:
-            yield Session(console, path, debug)
+            yield out
         except EgrsdError as error:
-            _fail(console, str(error), path, debug, error.exit_code)
+            _fail(out, str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail(console, "Interrupted. The same command goes on where this one stopped", path, debug, 130)
+            _fail(out, "Interrupted. The same command goes on where this one stopped", 130)
         except SystemExit:
             raise
         except BaseException as error:  # not understood: told in one line, kept whole in the log
-            _fail(console, f"Internal error ({type(error).__name__}): {error}. Run again with --debug", path, debug, 1)
+            _fail(out, f"Internal error ({type(error).__name__}): {error}. Run again with --debug", 1)
 
 
-def _fail(console: Console, message: str, path: Path | None, debug: bool, code: int) -> None:
+def _fail(out: Session, message: str, code: int) -> None:
     log.exception("the command failed")
-    if debug:
+    if out.debug:
         raise
-    console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-    if path is not None and code == 1:
-        console.print(f"log: {escape(str(path))}", highlight=False, soft_wrap=True)
+    line = _printable(" ".join(message.split()))
+    out.console.print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
+    if out.log_path is not None and code == 1:
+        out.console.print(f"log: {escape(str(out.log_path))}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
-def _log_file(store: Store | None) -> Path | None:
-    if store is None or store.local_root is None:
-        return None
-    folder = store.local_root / "logs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemExit(_unwritable(store, error)) from None
-    return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+def _upload(store: Store, name: str, log_path: Path) -> None:
+    store.write(name, log_path.read_bytes())
 
 
-def _unwritable(store: Store, error: OSError) -> int:
-    print(f"error: {store.uri}: cannot write here ({error.strerror}). Choose another --run", file=sys.stderr)  # noqa: T201
-    return 2
+def _printable(text: str) -> str:
+    """Control characters and direction marks as escapes: data must not drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager
@@ -138,13 +148,13 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
     old = store.load_run() if store.exists() else None
     if old is None and recipe is None:
         raise SettingError("a new run needs a recipe", "--recipe", "`egrsd recipes` lists them")
-    base = named(recipe) if recipe is not None else old
-    assert base is not None
-    if old is not None and recipe is None:
-        base = old
-    run = resolve(base, sets, document)
     begun = bool(store.numbers("rounds") or store.numbers("evals"))  # before that, nothing was made with the old settings
-    if old is not None and begun and (changed := differences(old, run)) and not accept_changes:
+    if old is None or (recipe is not None and not begun):
+        return resolve(named(recipe or ""), sets, document)
+    if recipe is not None and named(recipe).name != old.name:
+        raise SettingError(f"this run was started from recipe '{old.name}'", "--recipe", "Leave it out, or use another --run")
+    run = resolve(old, sets, document)  # run.json is the truth, also where a recipe or a stage's settings changed since
+    if begun and (changed := differences(old, run)) and not accept_changes:
         listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:8])
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise SettingError(
@@ -200,15 +210,27 @@ def connect(address: str | None, num_cpus: int = 8) -> None:
     if ray.is_initialized():
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_answers(target)
     options: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False} if target == "local" else {}
     try:
         ray.init(
             address=target,
             logging_level=logging.ERROR,
             log_to_driver=True,
-            runtime_env={"env_vars": {name: os.environ[name] for name in QUIET if name in os.environ}},
+            runtime_env={"env_vars": {name: os.environ[name] for name in (*QUIET, "EGRSD_DEBUG") if name in os.environ}},
             **options,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         remedy = "Check --address or RAY_ADDRESS, and that RAY_AUTH_TOKEN or the token file fits the cluster"
         raise UserError(f"no Ray cluster answers ({' '.join(str(error).split())[:300]})", target, remedy) from error
+
+
+def _check_answers(target: str) -> None:
+    """Ray tries a dead address for minutes: knock first."""
+    host, _, port = target.rpartition(":")
+    if "://" in target or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers ({error})", target, "Check --address or RAY_ADDRESS") from error

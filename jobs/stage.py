@@ -8,8 +8,8 @@ import difflib
 from jobs.session import Session, connect, session, versions
 from pipeline import contract
 from pipeline.config import Run, differences, resolve
-from pipeline.dataset import Round, execute, open_round, why_stale, with_engines
 from pipeline.errors import SettingError, UserError
+from pipeline.rounds import Round, open_round, open_rounds, stale_input, why_stale, with_engines
 from pipeline.store import Entry, Store
 
 
@@ -21,21 +21,26 @@ def run_stage(
     `sets` may change settings the stage reads; they become the run's settings. Raises UserError on an unknown stage, round,
     shard, or on a setting the stage does not read.
     """
-    store = Store(uri)
-    old = store.load_run() if store.exists() else None
-    with session(debug, store if old else None) as out:
-        stage = find_stage(name)
+    with session(debug) as out:
+        stage, store = find_stage(name), Store(uri)
         old = store.load_run()
         run = resolve(old, sets)
         _check_settings(stage, old, run)
         work = open_round(store, run, "rounds", number)
         if unknown := sorted(set(shards or []) - work.shards.keys()):
             raise UserError(f"no shard {unknown[0]}", work.area, f"Shards: {', '.join(sorted(work.shards))}")
-        if run != old:
-            store.save_run(run, versions())
-        computed = _bring_up(work, stage, force, set(shards) if shards else None, address, out)
+        only = set(shards) if shards else set(work.shards)
+        for shard in sorted(only):
+            if reason := stale_input(work, stage, shard):
+                raise UserError(
+                    f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
+                )
+        out.log_to(store)
+        connect(address)
+        store.save_run(run, versions())
+        computed = _bring_up(work, stage, force, only, out)
         rows = sum(entry.rows for entry in computed)
-        out.say(f"{work.area} {name}: {len(computed)} shards computed ({rows} rows), {len(work.shards) - len(computed)} fresh.")
+        out.say(f"{work.area} {name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
         _tell_stale(work, stage, out)
 
 
@@ -50,9 +55,8 @@ def find_stage(name: str) -> contract.Stage:
 
 def _check_settings(stage: contract.Stage, old: Run, new: Run) -> None:
     for setting, _, _ in differences(old, new):
-        section = setting.split(".")[0]
-        if section not in (*stage.settings, "engines"):
-            readers = [s.name for s in contract.PLAN if section in s.settings]
+        if not _reads(stage, setting) and not setting.startswith("engines."):
+            readers = [s.name for s in contract.PLAN if _reads(s, setting)]
             hint = (
                 f"It is read by: {', '.join(readers)}"
                 if readers
@@ -61,18 +65,20 @@ def _check_settings(stage: contract.Stage, old: Run, new: Run) -> None:
             raise SettingError(f"stage {stage.name} does not read this setting", setting, hint)
 
 
-def _bring_up(
-    work: Round, stage: contract.Stage, force: bool, only: set[str] | None, address: str | None, out: Session
-) -> list[Entry]:
+def _reads(stage: contract.Stage, setting: str) -> bool:
+    return any(setting == name or setting.startswith(f"{name}.") for name in stage.settings)
+
+
+def _bring_up(work: Round, stage: contract.Stage, force: bool, only: set[str], out: Session) -> list[Entry]:
     from jobs.distill import open_engines
+    from pipeline.dataset import execute
     from pipeline.sources import open_source
 
     source = open_source(work.run.source) if stage.name == "prompts" else None
-    if not force and all(why_stale(work, stage, shard) is None for shard in work.shards) and source is None:
+    if not force and source is None and all(why_stale(work, stage, shard) is None for shard in only):
         return []
     computed: list[Entry] = []
     with contextlib.ExitStack() as stack:
-        connect(address)
         if stage.where == "engines":
             work = with_engines(work, stack.enter_context(open_engines(work.run)))
         with out.console.status(f"{work.area} {stage.name}"):
@@ -93,7 +99,8 @@ def _tell_stale(work: Round, stage: contract.Stage, out: Session) -> None:
         if stale:
             reason = why_stale(work, other, stale[0])
             out.say(f"now stale: {work.area} {other.name}, {len(stale)} of {len(work.shards)} shards ({reason}).")
-    for number in work.store.numbers("rounds"):
-        round_ = open_round(work.store, work.run, "rounds", number)
-        if number != work.number and any(why_stale(round_, stage, shard) == "settings" for shard in round_.shards):
-            out.say(f"now stale: {round_.area} {stage.name} (settings).")
+    for other_round in open_rounds(work.store, work.run):
+        if other_round.number != work.number and any(
+            why_stale(other_round, stage, shard) == "settings" for shard in other_round.shards
+        ):
+            out.say(f"now stale: {other_round.area} {stage.name} (settings).")

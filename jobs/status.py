@@ -8,7 +8,8 @@ from rich.table import Table
 
 from jobs.session import Session, session
 from pipeline import contract
-from pipeline.dataset import TRAINED_ON, Round, open_round, why_stale
+from pipeline.config import Run
+from pipeline.rounds import TRAINED_ON, Round, evaluation_run, open_round, open_rounds, why_stale
 from pipeline.store import Entry, Store
 
 
@@ -24,13 +25,12 @@ def show(uri: str, debug: bool) -> None:
         )
         rejected: Counter[str] = Counter()
         notes: list[str] = []
-        for number in rounds:
-            work = open_round(store, run, "rounds", number)
-            entries = {name: store.entries(work.area, name) for name in names}
+        for work in open_rounds(store, run):
+            entries = {name: _planned(store, work, name) for name in names}
             rejected.update(_rejected(entries))
             stale = {name: _stale(work, name, entries[name]) for name in names}
             table.add_row(
-                str(number), *(_cell(work, entries[name], stale[name]) for name in names), _trained(work, entries, notes)
+                str(work.number), *(_cell(work, entries[name], stale[name]) for name in names), _trained(work, entries, notes)
             )
             notes += [
                 f"stale: {work.area} {name}, {count} of {len(work.shards)} shards ({reason})"
@@ -39,10 +39,26 @@ def show(uri: str, debug: bool) -> None:
             ]
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
+        if run.evaluation.problems:
+            notes += _stale_evaluations(store, run)
         for note in notes:
             out.say(note)
         _say_rejected(rejected, out)
         out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
+
+
+def _planned(store: Store, work: Round, name: str) -> dict[str, Entry]:
+    """Entries of the shards that the round's plan names; others are left over from an earlier plan."""
+    return {shard: entry for shard, entry in store.entries(work.area, name).items() if shard in work.shards}
+
+
+def _stale_evaluations(store: Store, run: Run) -> list[str]:
+    held_out, notes = evaluation_run(run), []
+    for number in store.numbers("evals"):
+        work = open_round(store, held_out, "evals", number)
+        stale = {reason for name in ("prompts", "rollout", "grade") for reason in _stale(work, name, _planned(store, work, name))}
+        notes += [f"stale: {work.area} ({', '.join(sorted(stale))}); `egrsd distill` evaluates again"] if stale else []
+    return notes
 
 
 def _cell(work: Round, entries: dict[str, Entry], stale: Counter[str]) -> str:
@@ -77,13 +93,10 @@ def _trained(work: Round, entries: dict[str, dict[str, Entry]], notes: list[str]
 
 
 def _rejected(entries: dict[str, dict[str, Entry]]) -> Counter[str]:
-    """Rows of a round by reject_reason, each counted at the stage that rejected it: later stages only carry it on."""
-    found: Counter[str] = Counter()
-    for stage in contract.PLAN:
-        before: Counter[str] = Counter()
-        for name in contract.inputs(stage):
-            before |= _by_reason(entries[name])
-        found.update(_by_reason(entries[stage.name]) - before if stage.name != "rollout" else _by_reason(entries["rollout"]))
+    """Rows of a round by reject_reason: traces, where the round has any, else prompts. Later stages carry a rejection on."""
+    found = _by_reason(entries["rollout"] or entries["prompts"])
+    for name in ("grade", "score"):
+        found.update(_by_reason(entries[name]) - _by_reason(entries["rollout"]))
     return found
 
 

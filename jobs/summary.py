@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.table import Table
 
 from pipeline.metrics import Answers, answers, bootstrap
@@ -20,7 +21,7 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     versions = [0, store.latest_policy()]
     found = {v: read_answers(store, v) for v in versions}
     before, after = (found[v] for v in versions)
-    if before is not None and after is not None and versions[1] > 0 and len(before.accuracy) > 1:
+    if before is not None and after is not None and versions[1] > 0 and _enough(before, after):
         out.console.print(_evaluation_table(before, after, versions[1]))
     rounds = [row for row in store.metrics() if row["writer"] == "round"]
     if rounds:
@@ -34,10 +35,16 @@ def summarise(store: Store, run: Run, out: Session) -> None:
 def read_answers(store: Store, version: int) -> Answers | None:
     """What a policy answered on the held-out problems, or None where it was not evaluated."""
     where = area("evals", version)
+    plan = store.read_json(f"{where}/plan.json", "shards")
     rollouts, grades = store.entries(where, "rollout"), store.entries(where, "grade")
-    if not grades or rollouts.keys() != grades.keys():
+    if plan is None or not plan["shards"].keys() <= rollouts.keys() & grades.keys():
         return None
-    return answers([(store.read(rollouts[shard]), store.read(grades[shard])) for shard in sorted(grades)])
+    return answers([(store.read(rollouts[shard]), store.read(grades[shard])) for shard in sorted(plan["shards"])])
+
+
+def _enough(before: Answers, after: Answers) -> bool:
+    """Whether two problems at least were answered by both: an interval needs them."""
+    return len(before.accuracy) == len(after.accuracy) and int(np.isfinite(after.accuracy - before.accuracy).sum()) > 1
 
 
 def _evaluation_table(before: Answers, after: Answers, version: int) -> Table:
@@ -49,7 +56,7 @@ def _evaluation_table(before: Answers, after: Answers, version: int) -> Table:
         a, b = getattr(before, name), getattr(after, name)
         label = "accuracy, %" if name == "accuracy" else "length, tokens"
         cells = [bootstrap(a).text(scale), bootstrap(b).text(scale)]
-        paired = bootstrap(b - a).text(scale, signed=True) if len(a) == len(b) else "rows were rejected"
+        paired = bootstrap(b - a).text(scale, signed=True)
         table.add_row(label, *cells, paired)
     for verdict in sorted(before.verdicts.keys() | after.verdicts.keys()):
         table.add_row(verdict, str(before.verdicts.get(verdict, 0)), str(after.verdicts.get(verdict, 0)), "")
@@ -76,7 +83,11 @@ def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
     stages = ", ".join(
         f"{key.removeprefix('seconds_stage_')} {mean[key]:.2f}" for key in mean if key.startswith("seconds_stage_")
     )
-    clock = "{seconds_round:.2f}: rollout to score {seconds_measure:.2f}, of which engines {seconds_engines:.2f}".format(**mean)
-    table.add_row("seconds a round", clock)
+    timed = [row for row in rounds if "seconds_round" in row]  # a round whose driver died has no clock
+    if timed:
+        whole, measure, engines = (
+            sum(row[f"seconds_{n}"] for row in timed) / len(timed) for n in ("round", "measure", "engines")
+        )
+        table.add_row("seconds a round", f"{whole:.2f}: rollout to score {measure:.2f}, of which engines {engines:.2f}")
     table.add_row("seconds a stage", f"{stages} (summed over shards)")
     return table

@@ -2,55 +2,73 @@
 
 from __future__ import annotations
 
-import time
-
+from actors import resources
+from actors.pool import cluster_nodes
 from jobs.session import connect, session, versions
-from pipeline.config import differences, resolve
-from pipeline.errors import SettingError, UserError
+from pipeline import contract
+from pipeline.config import Run, differences, resolve
+from pipeline.errors import SettingError, TrainingError, UserError
+from pipeline.rounds import MEASURE, Round, commit_round, open_rounds, why_stale
 from pipeline.store import Store, area
+from pipeline.training import worker
 
 
 def train_committed(uri: str, from_round: int | None, sets: list[str], address: str | None, debug: bool) -> None:
-    """Train every committed round that has no policy yet; with `from_round` that round and the later ones again.
+    """Train every measured round that has no policy yet; with `from_round` that round and the later ones again, on the traces
+    that are stored, and commit them as they are now.
 
-    `sets` may change `objective` and `train`. Raises UserError when there is nothing to train on.
+    `sets` may change `objective` and `train`. Nothing is dropped before all that can be checked has been.
     """
-    store = Store(uri)
-    with session(debug, store if store.exists() else None) as out:
+    with session(debug) as out:
+        store = Store(uri)
         old = store.load_run()
         run = resolve(old, sets)
         for name, _, _ in differences(old, run):
             if name.split(".")[0] not in {"objective", "train"}:
                 raise SettingError("training does not read this setting", name, "Use `egrsd stage` or `egrsd distill`")
         first = store.latest_policy() if from_round is None else from_round
-        committed = committed_from(store, first)
-        if not committed:
-            raise UserError(
-                f"round {first} is not committed", store.uri, "`egrsd status` shows which are; `egrsd distill` makes them"
-            )
-        if run != old:
-            store.save_run(run, versions())
+        rounds = trainable(store, run, first)
+        out.log_to(store)
+        connect(address)
+        resources.check([resources.Demand("train", run.train.workers, run.train.placement)], cluster_nodes())
+        store.save_run(run, versions())
+        for work in rounds:
+            commit_round(work)
         for version in [v for v in store.numbers("policy") if v > first]:
             store.delete(area("policy", version))
             store.delete(area("train", version))
-        connect(address)
-        from pipeline.training import worker
-
-        last = committed[-1] + 1
-        trainer = worker.start(store.uri, run.model_copy(update={"rounds": last}))
+        last = rounds[-1].number + 1
+        store.request_stop(False)
         with out.console.status(f"training rounds {first} to {last - 1}"):
-            while not store.has_policy(last):
-                if (error := trainer.error()) is not None:
-                    raise error
-                time.sleep(0.1)
-            trainer.join()
+            worker.start(store.uri, run.model_copy(update={"rounds": last})).join()
+        if not store.has_policy(last):
+            raise TrainingError(f"the trainer ended before it published policy {last}", store.uri, "Run the same command again")
         out.say(f"trained rounds {first} to {last - 1}; policy {last} is {store.locate(area('policy', last))}")
 
 
-def committed_from(store: Store, first: int) -> list[int]:
-    """Rounds from `first` on that are committed without a gap."""
-    found = []
-    while store.ready(first) is not None:
-        found.append(first)
-        first += 1
+def trainable(store: Store, run: Run, first: int) -> list[Round]:
+    """Rounds from `first` on that are measured, without a gap. Raises UserError when there is none, when a stage of one is
+    stale, or when the training state that stood beside policy `first` is no longer kept."""
+    if first and store.load_state(first) is None:
+        kept = ", ".join(map(str, [0, *store.numbers("train")]))
+        raise UserError(
+            f"the training state beside policy {first} is not kept", store.uri, f"Train from one of these rounds: {kept}"
+        )
+    found: list[Round] = []
+    for work in open_rounds(store, run):
+        if work.number != first + len(found):
+            continue
+        reasons = {
+            name: why
+            for name in MEASURE
+            for shard in work.shards
+            if (why := why_stale(work, contract.STAGES[name], shard)) is not None
+        }
+        if set(reasons.values()) == {"missing"}:
+            break
+        for name, why in reasons.items():
+            raise UserError(f"{name} is stale ({why})", work.area, f"Run `egrsd stage {name} --round {work.number}` first")
+        found.append(work)
+    if not found:
+        raise UserError(f"round {first} is not measured", store.uri, "`egrsd status` shows which are; `egrsd distill` makes them")
     return found

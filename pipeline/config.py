@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from functools import reduce
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -20,7 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Frozen; an unknown field is an error, not a silence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Source(Section):
@@ -34,7 +36,7 @@ class Source(Section):
     answer: str = Field("answer", description="column of the answer; 'solution' reads the last \\boxed{} of the solution")
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
     size: Count = Field(100_000, description="number of problems of a generated task; most rows taken of a file")
-    seed: int = Field(0, description="seed of a generated task")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
 
 
 class Model(Section):
@@ -144,7 +146,7 @@ class Placement(Section):
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    resources: dict[str, float] = Field(default_factory=dict)
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
 
 
@@ -192,11 +194,11 @@ class Train(Section):
     micro_batch_tokens: Count = Field(16_384, description="most tokens (prompt, response, padding) of one forward pass")
     head_chunk_tokens: Count = Field(1024, description="tokens whose logits exist at one time")
     learning_rate: Positive = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     grad_clip: Positive = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="training states kept; a resume needs the last")
     max_failures: Annotated[int, Field(ge=0)] = 3
 
 
@@ -216,8 +218,8 @@ class Run(Section):
     """Everything that decides what a run computes. `egrsd recipes --show NAME` prints one as YAML."""
 
     name: str
-    seed: int = 0
-    rounds: Count = 20
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     max_staleness: Annotated[int, Field(ge=0, le=0)] = 0
     source: Source = Source()
     model: Model = Model()
@@ -239,13 +241,19 @@ class Run(Section):
                 f"rollout.max_new_tokens {self.rollout.max_new_tokens} leaves no room for a prompt in "
                 f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
             )
+        if self.evaluation.problems and self.evaluation.max_new_tokens >= self.model.max_model_len:
+            raise ValueError(
+                f"evaluation.max_new_tokens {self.evaluation.max_new_tokens} leaves no room for a prompt in "
+                f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
+            )
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
         return self
 
-    def digest(self, sections: tuple[str, ...]) -> str:
-        """Hash of the named sections: what makes a shard stale when it changes."""
-        picked = {name: self.model_dump(mode="json")[name] for name in sections}
+    def digest(self, settings: tuple[str, ...]) -> str:
+        """Hash of the named settings or sections (`label`, `rollout.top_p`): what makes a shard stale when it changes."""
+        data = self.model_dump(mode="json")
+        picked = {name: reduce(lambda part, key: part[key], name.split("."), data) for name in settings}
         return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:
@@ -324,7 +332,8 @@ def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-3 as text: make it the number people mean."""
     if isinstance(value, str):
         try:
-            return float(value)
+            number = float(value)
+            return number if math.isfinite(number) else value
         except ValueError:
             return value
     return value

@@ -67,7 +67,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `key` names its rows, `settings` the configuration sections whose change makes its shards stale."""
+    """One stage: `key` names its rows, `settings` the settings, or whole sections,
+    whose change makes its shards stale."""
 
     name: str
     where: str
@@ -111,6 +112,9 @@ COLUMNS: dict[str, Column] = {
         Column("response_text", _TEXT, "rollout", doc="decoded response, special tokens left out"),
         Column("rollout_logprobs", _FLOATS, "rollout", "T", "nats", "of the writer, raw, temperature 1"),
         Column("rollout_entropy", _FLOATS, "rollout", "T", "nats", "of the writer's full distribution"),
+        Column(
+            "rollout_entropy_error", pa.float32(), "rollout", unit="nats", doc="largest half-width of the bounds; 0 when exact"
+        ),
         Column("finish_reason", _TEXT, "rollout", doc="stop or length"),
         Column("policy_version", pa.int32(), "rollout", doc="version of the adapter that answered; 0 is the base"),
         Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace"),
@@ -147,15 +151,50 @@ COLUMNS: dict[str, Column] = {
     )
 }
 
+_WEIGHTS = ("model.path", "model.revision", "model.dtype", "model.max_model_len")
+_REGIMES = ("profile.normaliser", "profile.tau_low", "profile.tau_high")
+
 PLAN: tuple[Stage, ...] = (
-    Stage("prompts", "CPU", "prompt_id", (), ("seed", "source", "model", "prompts", "rollout")),
-    Stage("rollout", "engines", "trace_id", ("prompt_tokens", "teacher_prompt_tokens"), ("seed", "model", "rollout")),
+    Stage(
+        "prompts",
+        "CPU",
+        "prompt_id",
+        (),
+        ("source", "model.path", "model.revision", "model.max_model_len", "prompts", "rollout.max_new_tokens"),
+    ),
+    Stage(
+        "rollout",
+        "engines",
+        "trace_id",
+        ("prompt_tokens", "teacher_prompt_tokens"),
+        (
+            "seed",
+            *_WEIGHTS,
+            "rollout.group_size",
+            "rollout.temperature",
+            "rollout.top_p",
+            "rollout.top_k",
+            "rollout.max_new_tokens",
+            "rollout.teacher_share",
+            "score.entropy",
+            "score.top_k",
+        ),
+    ),
     Stage(
         "grade",
         "CPU",
         "trace_id",
         ("answer", "prompt_index", "response_text", "response_tokens", "finish_reason"),
-        ("grade", "rollout"),
+        (
+            "grade.verifier",
+            "grade.answer_pattern",
+            "grade.deadline_s",
+            "grade.beta_length",
+            "grade.advantage",
+            "grade.running_warmup_steps",
+            "rollout.max_new_tokens",
+            "rollout.group_size",
+        ),
     ),
     Stage(
         "score",
@@ -168,18 +207,19 @@ PLAN: tuple[Stage, ...] = (
             "response_tokens",
             "rollout_logprobs",
             "rollout_entropy",
+            "rollout_entropy_error",
             "trace_source",
             "policy_version",
         ),
-        ("seed", "model", "score"),
+        (*_WEIGHTS, "score"),
     ),
-    Stage("profile", "CPU", "trace_id", ("teacher_entropy",), ("profile",)),
+    Stage("profile", "CPU", "trace_id", ("teacher_entropy",), ("profile", "label.min_normaliser")),
     Stage(
         "label",
         "CPU",
         "trace_id",
         ("teacher_entropy", "lookahead_entropy", "advantage", "student_logprobs", "teacher_logprobs"),
-        ("profile", "label"),
+        (*_REGIMES, "label"),
     ),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in PLAN}

@@ -28,11 +28,12 @@ class Estimate:
 
 
 def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """Mean of per-problem values [N] and its 95 % percentile bootstrap over problems.
+    """Mean of per-problem values [N] and its 95 % percentile bootstrap over problems; NaN is a problem without an answer.
 
     Raises ValueError on fewer than two values: there is no spread to resample.
     """
     values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
     if values.size < 2:
         raise ValueError(f"{values.size} problems are too few for an interval: 2 at least")
     picks = np.random.default_rng(seed).integers(0, values.size, (resamples, values.size))
@@ -42,7 +43,10 @@ def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estim
 
 @dataclass(frozen=True)
 class Answers:
-    """What one policy answered on held-out problems, per problem in source order: mean accuracy and length over samples."""
+    """What one policy answered on held-out problems, per problem in source order: mean accuracy and length over samples.
+
+    NaN where every row of a problem was rejected, so that two policies pair by problem.
+    """
 
     accuracy: np.ndarray
     length: np.ndarray
@@ -59,13 +63,13 @@ def answers(tables: list[tuple[pa.Table, pa.Table]]) -> Answers:
         live = np.array(pc.is_null(grade["reject_reason"]))
         rejected += int((~live).sum())
         verdict = np.array(grade["verdict"].to_pylist(), object)
-        verdicts.update(v for v in verdict[live])
+        verdicts.update(v for v in verdict if v is not None)  # a timeout is a verdict of a rejected row
         prompt = np.array(rollout["prompt_index"])
         tokens = pc.fill_null(pc.list_value_length(rollout["response_tokens"]), 0).to_numpy()
-        for index in np.unique(prompt[live]):
+        for index in np.unique(prompt):
             rows = live & (prompt == index)
-            accuracy.append(float(np.mean(verdict[rows] == Verdict.CORRECT)))
-            length.append(float(np.mean(tokens[rows])))
+            accuracy.append(float(np.mean(verdict[rows] == Verdict.CORRECT)) if rows.any() else np.nan)
+            length.append(float(np.mean(tokens[rows])) if rows.any() else np.nan)
     return Answers(np.array(accuracy), np.array(length), dict(verdicts), rejected)
 
 
@@ -73,7 +77,7 @@ def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size:
     """Counts that show early whether a round has a signal (traps 7 and 8): verdicts, rewards, groups with none."""
     table = pa.concat_tables(grades)
     live = table.filter(pc.is_null(table["reject_reason"]))
-    counts = Counter(live["verdict"].to_pylist())
+    counts = Counter(pc.drop_null(table["verdict"]).to_pylist())
     reward = live["reward"].to_numpy()
     advantage = np.array(table["advantage"].to_pylist(), np.float64)
     groups = np.nan_to_num(advantage).reshape(-1, group_size) if len(advantage) % group_size == 0 else advantage[None]

@@ -45,19 +45,36 @@ def demo() -> Run:
 
 
 def smollm2() -> Run:
-    """SmolLM2-135M-Instruct on sums of two one-digit terms: a real pretrained model on two CPU cores (`make smollm2`)."""
+    """SmolLM2-135M-Instruct on sums of two one-digit terms: a real pretrained model on two CPU cores (`make smollm2`).
+
+    There are 200 such problems, of which about 40 are held out; each is answered four times.
+    """
     terms = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     return Run(
         name="smollm2",
         rounds=3,
         source=Source(uri="reasoning-gym:chain_sum", options=terms),
         model=Model(path="assets-cache/smollm2", dtype="bfloat16", max_model_len=512, lora_rank=16, lora_alpha=32),
-        rollout=Rollout(prompts_per_round=8, prompts_per_shard=2, group_size=8, max_new_tokens=48),
+        prompts=Prompts(teacher="{problem}\nThe result is known: {solution}\nState the final answer."),
+        rollout=Rollout(prompts_per_round=8, prompts_per_shard=4, group_size=8, top_p=0.95, top_k=20, max_new_tokens=32),
         grade=Grade(verifier="math", advantage="group"),
-        engines=EnginePools(rollout=Pool(placement=Placement(cpus=1), threads=2, max_num_seqs=64)),
-        train=Train(batch_traces=64, learning_rate=5e-4, grad_clip=1.0, threads=2, dtype="bfloat16", micro_batch_tokens=2048),
+        engines=EnginePools(rollout=Pool(placement=Placement(cpus=1), threads=2, max_num_seqs=64, max_batched_tokens=1024)),
+        train=Train(
+            batch_traces=64,
+            learning_rate=5e-4,
+            grad_clip=1.0,
+            threads=2,
+            dtype="bfloat16",
+            micro_batch_tokens=2048,
+            head_chunk_tokens=256,
+        ),
         evaluation=Evaluation(
-            source=Source(uri="reasoning-gym:chain_sum", split="test", options=terms), problems=96, max_new_tokens=48
+            source=Source(uri="reasoning-gym:chain_sum", split="test", options=terms, size=200),
+            problems=40,
+            samples=4,
+            top_p=0.95,
+            top_k=20,
+            max_new_tokens=32,
         ),
     )
 
@@ -75,9 +92,9 @@ def qwen3_8b() -> Run:
 def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens: int) -> Run:
     """Settings of 2605.13255: AdamW 5e-6, clip 0.1, global batch 32, 100 steps, LoRA r 64, rollouts T 1.1 of 1 024 tokens.
 
-    Nodes are matched by the labels of cluster.yaml's node types.
+    Nodes are matched by the resources `rollout` and `train`, one per GPU, that cluster.yaml's node types declare.
     """
-    rollout_gpu = Placement(cpus=4, gpus=1, labels={"egrsd-role": "rollout"})
+    rollout_gpu = Placement(cpus=4, gpus=1, resources={"rollout": 1})
     return Run(
         name=name,
         rounds=100,
@@ -92,11 +109,11 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
         label=Label(gamma=gamma),
         objective=Objective(name="cl_egrsd", gamma=gamma, window=window),
         engines=EnginePools(
-            rollout=Pool(min=1, max=8, placement=rollout_gpu, enforce_eager=False, max_batched_tokens=20_480, max_num_seqs=64)
+            rollout=Pool(min=8, max=8, placement=rollout_gpu, enforce_eager=False, max_batched_tokens=2048, max_num_seqs=64)
         ),
         train=Train(
             workers=8,
-            placement=Placement(cpus=4, gpus=1, labels={"egrsd-role": "train"}),
+            placement=Placement(cpus=4, gpus=1, resources={"train": 1}),
             strategy="fsdp2",
             dtype="bfloat16",
             gradient_checkpointing=True,

@@ -51,10 +51,11 @@ def prompts(problems: Rows[Problem], run: Run, tokenizer: Any) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=contract.schema(contract.STAGES["prompts"]))
 
 
-def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where: str) -> pa.Table:
-    """G traces per prompt, next to each other. `where` (the round or evaluation) goes into trace ids and seeds.
+def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where: str, first: int = 0) -> pa.Table:
+    """G traces per prompt, next to each other; a trace depends on its seed, prompt and policy only.
 
-    A trace depends on its seed, prompt and policy only. Raises EngineError when an answer names another policy.
+    `where` (the round or evaluation) and the prompt's place in it go into trace ids and seeds, not the cut into shards; `first`
+    is the place of this shard's first prompt. Raises EngineError when an answer names another policy.
     """
     size = run.rollout.group_size
     num_teacher = round(size * run.rollout.teacher_share)
@@ -67,7 +68,7 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where
     for i, prompt in enumerate(carried):
         for sample, source in enumerate(source_of):
             row = i * size + sample
-            name = f"{run.seed}/{where}/{prompt['prompt_id']}/{i}/{sample}"
+            name = f"{run.seed}/{where}/{prompt['prompt_id']}/{first + i}/{sample}"
             seed = int(_digest(f"seed/{name}"), 16) & 0x7FFFFFFF
             draft.keys[row] = _digest(name)
             if prompt["reject_reason"]:
@@ -101,6 +102,7 @@ def _take_generation(draft: _Draft, row: int, answer: Generation | Failure, poli
         "response_tokens": answer.tokens,
         "rollout_logprobs": answer.logprobs,
         "rollout_entropy": answer.entropy,
+        "rollout_entropy_error": answer.entropy_error,
         "finish_reason": answer.finish_reason,
         "policy_version": answer.policy_version,
     }
@@ -120,13 +122,13 @@ def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseli
     `baseline` is the running state at the start of the round; None uses the group estimator.
     """
     draft = _Draft.after("grade", rollout)
-    live = draft.live()
+    live = np.array(draft.live(), np.int64)
     answers = prompts["answer"].take(rollout["prompt_index"]).take(live).to_pylist()
     lengths = pc.list_value_length(rollout["response_tokens"]).to_numpy(zero_copy_only=False)
     rewards = np.full(rollout.num_rows, np.nan)
     chosen = rollout.take(live)
     verdicts = grader.grade(chosen["response_text"].to_pylist(), answers, chosen["finish_reason"].to_pylist())
-    for row, verdict in zip(live, verdicts, strict=True):
+    for row, verdict in zip(live.tolist(), verdicts, strict=True):
         draft.values[row] = {"verdict": verdict.verdict}
         if verdict.reject is not None:
             draft.reject(row, verdict.reject, verdict.detail)
@@ -165,6 +167,7 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
         draft.values[row] |= {"student_logprobs": logprobs[row], "student_logprob_source": "rollout"}
     for row in by_teacher:
         draft.values[row] |= {"teacher_logprobs": logprobs[row], "teacher_entropy": entropies[row]}
+        draft.values[row]["entropy_error"] = rollout["rollout_entropy_error"][row].as_py()
 
     def ask(rows: list[int], prompt: str, who: Policy) -> list[tuple[int, Score]]:
         sequences = [Sequence(ids[prompt][indices[row]].tolist(), responses[row].tolist()) for row in rows]

@@ -22,7 +22,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from pipeline.config import Run, load
 from pipeline.errors import ContractError, StoreError, UserError
 
 MANIFEST = "manifest.json"
+_RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Entry:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+_ENTRY_FIELDS = tuple(f.name for f in fields(Entry))
+
+
 def area(kind: str, number: int) -> str:
     """Folder of a round ('rounds', 3) or of an evaluation ('evals', 0)."""
     return f"{kind}/{number:04d}"
@@ -69,24 +73,30 @@ class Store:
     """A run directory at `uri`: a local path or any URI that pyarrow.fs opens. Picklable; the file system opens on first use."""
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri if "://" in uri else str(Path(uri).expanduser().resolve())
+        if not uri.strip():
+            raise UserError("the path is empty", "--run", "Name a folder or a URI")
+        try:
+            self.uri = uri if "://" in uri else str(Path(uri).expanduser().resolve())
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(f"is no path ({error})", uri, "Name a folder or a URI") from error
 
     def __reduce__(self) -> tuple[type[Store], tuple[str]]:
         return Store, (self.uri,)
 
     @cached_property
-    def _opened(self) -> tuple[fs.FileSystem, str]:
+    def opened(self) -> tuple[fs.FileSystem, str]:
+        """The file system and the run's path in it. Raises UserError for a URI that cannot be opened."""
         try:
             return fs.FileSystem.from_uri(self.uri)
         except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(
+            raise UserError(
                 f"cannot open the run directory ({error})", self.uri, "Use a local path or a URI pyarrow.fs knows"
             ) from error
 
     @property
     def local_root(self) -> Path | None:
         """The run directory as a local path, or None on an object store."""
-        filesystem, root = self._opened
+        filesystem, root = self.opened
         return Path(root) if isinstance(filesystem, fs.LocalFileSystem) else None
 
     def locate(self, path: str) -> str:
@@ -97,7 +107,7 @@ class Store:
 
     def write(self, path: str, data: bytes) -> None:
         """Put a whole file at `path`, atomically and durably. Raises StoreError (no space, no permission) naming the file."""
-        filesystem, root = self._opened
+        filesystem, root = self.opened
         try:
             if self.local_root is not None:
                 _write_local(self.local_root / path, data)
@@ -112,7 +122,7 @@ class Store:
 
     def read_bytes(self, path: str) -> bytes | None:
         """A whole file, or None where there is none."""
-        filesystem, root = self._opened
+        filesystem, root = self.opened
         try:
             with filesystem.open_input_stream(f"{root}/{path}", compression=None) as stream:
                 return stream.read()
@@ -125,25 +135,28 @@ class Store:
         """Put a JSON file, atomically."""
         self.write(path, json.dumps(value, indent=1, sort_keys=True).encode())
 
-    def read_json(self, path: str) -> Any | None:
-        """A JSON file, or None where there is none. Raises StoreError when it is torn or edited."""
+    def read_json(self, path: str, *keys: str) -> Any | None:
+        """A JSON file, or None where there is none. Raises StoreError when it is torn, or not an object with `keys`."""
         data = self.read_bytes(path)
         if data is None:
             return None
         try:
-            return json.loads(data)
+            document = json.loads(data)
         except ValueError as error:
-            raise StoreError(f"is not JSON ({error})", self.locate(path), "Delete it and run the same command again") from error
+            raise StoreError(f"is not JSON ({error})", self.locate(path), _RESTORE) from error
+        if keys and not (isinstance(document, dict) and set(keys) <= document.keys()):
+            raise StoreError(f"is not what belongs here: {', '.join(keys)} expected", self.locate(path), _RESTORE)
+        return document
 
     def names(self, folder: str) -> list[str]:
         """Sorted names in a folder of the run; empty where there is none."""
-        filesystem, root = self._opened
+        filesystem, root = self.opened
         found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def delete(self, path: str) -> None:
         """Remove a file or folder of the run if it is there."""
-        filesystem, root = self._opened
+        filesystem, root = self.opened
         with contextlib.suppress(FileNotFoundError):
             info = filesystem.get_file_info(f"{root}/{path}")
             if info.type == fs.FileType.Directory:
@@ -159,7 +172,7 @@ class Store:
 
     def load_run(self) -> Run:
         """The configuration of this run. Raises UserError when there is no run here."""
-        document = self.read_json("run.json")
+        document = self.read_json("run.json", "config")
         if document is None:
             raise UserError(
                 "no run here: run.json is missing", self.uri, "Start one with `egrsd distill --recipe NAME --run URI`"
@@ -214,8 +227,8 @@ class Store:
 
     def entry(self, area: str, stage: str, shard: str) -> Entry | None:
         """Manifest entry of a shard, or None when the shard does not exist."""
-        document = self.read_json(f"{area}/{stage}/{shard}.json")
-        return None if document is None else Entry(**document)
+        document = self.read_json(f"{area}/{stage}/{shard}.json", *_ENTRY_FIELDS)
+        return None if document is None else Entry(**{name: document[name] for name in _ENTRY_FIELDS})
 
     def entries(self, area: str, stage: str) -> dict[str, Entry]:
         """All entries of a stage, by shard."""
@@ -230,7 +243,7 @@ class Store:
             raise StoreError(
                 "the shard is missing" if data is None else "the bytes are not those that were committed (sha256 differs)",
                 self.locate(path),
-                f"Recompute it with `egrsd stage {entry.stage} --round {int(entry.area[-4:])} --shard {entry.shard} --force`",
+                _remedy(entry),
             )
         return pq.read_table(pa.BufferReader(data), columns=columns)
 
@@ -238,11 +251,11 @@ class Store:
 
     def numbers(self, kind: str) -> list[int]:
         """Numbers of the rounds, evals, policies or training states that exist."""
-        return [int(name) for name in self.names(kind) if name.isdigit()]
+        return [int(name) for name in self.names(kind) if name.isascii() and name.isdigit()]
 
     def ready(self, number: int) -> dict[str, Any] | None:
         """What the trainer takes of a round: shard -> stage -> sha256, or None while the round is not committed."""
-        return self.read_json(f"{area('rounds', number)}/ready.json")
+        return self.read_json(f"{area('rounds', number)}/ready.json", "policy", "shards")
 
     def round_table(self, number: int) -> pa.Table | None:
         """Training rows of a committed round, one per trace in shard order; None while it is not committed.
@@ -270,12 +283,12 @@ class Store:
             tables[stage] = self.read(entry)
         rollout = tables["rollout"]
         prompts = tables["prompts"].take(rollout["prompt_index"])
-        columns = {name: rollout[name] for name in ("trace_id", "response_tokens", "rollout_entropy")}
+        columns = {name: rollout[name] for name in ("trace_id", "response_tokens")}
         # the policy whose student log-probs these are: a trace the teacher wrote was scored with the round's
         by_teacher = pc.equal(rollout["trace_source"], "teacher")
         columns["policy_version"] = pc.if_else(by_teacher, pa.scalar(policy, pa.int32()), rollout["policy_version"])
         columns |= {"prompt_tokens": prompts["prompt_tokens"]}
-        columns |= {name: tables["grade"][name] for name in ("advantage", "reward", "verdict")}
+        columns["advantage"] = tables["grade"]["advantage"]
         columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}
         columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))
         return pa.table(columns)
@@ -286,12 +299,14 @@ class Store:
         """Make the adapter in a local folder policy `version`, atomically: its manifest is written last."""
         self._put_folder(area("policy", version), Path(folder))
 
-    def save_state(self, version: int, folder: str | Path, keep: int = 2) -> None:
-        """Keep the exact training state that stands beside policy `version`, and only the last `keep` of them."""
+    def save_state(self, version: int, folder: str | Path) -> None:
+        """Keep the exact training state that stands beside policy `version`."""
         self._put_folder(area("train", version), Path(folder))
-        for old in self.numbers("train"):
-            if old <= version - keep:
-                self.delete(area("train", old))
+
+    def prune_states(self, keep: int) -> None:
+        """Drop all but the last `keep` training states that stand beside a published policy."""
+        for old in [version for version in self.numbers("train") if self.has_policy(version)][:-keep]:
+            self.delete(area("train", old))
 
     def load_state(self, version: int) -> Path | None:
         """A local folder with the training state of `version`, checked; None when there is none."""
@@ -315,7 +330,7 @@ class Store:
 
     def fetch(self, folder: str) -> Path | None:
         """A local copy (or the folder itself on a local disk) of a folder committed with a manifest; every file is checked."""
-        manifest = self.read_json(f"{folder}/{MANIFEST}")
+        manifest = self.read_json(f"{folder}/{MANIFEST}", "files")
         if manifest is None:
             return None
         target = self.local_root / folder if self.local_root else Path(tempfile.mkdtemp(prefix="egrsd-"))
@@ -357,7 +372,11 @@ class Store:
         """All metrics, by round and writer."""
         for name in self.names("metrics"):
             for line in (self.read_bytes(f"metrics/{name}") or b"").splitlines():
-                yield {"writer": name[5:-6], **json.loads(line)}
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise StoreError(f"is not JSON ({error})", self.locate(f"metrics/{name}"), _RESTORE) from error
+                yield {"writer": name[5:-6], **row}
 
     def request_stop(self, stop: bool = True) -> None:
         """Ask the trainer to end after the step it is in, or take that back."""
@@ -374,13 +393,14 @@ class Store:
 def check_table(stage: contract.Stage, table: pa.Table) -> int:
     """Hold a table to the contract; returns its response tokens. Raises ContractError naming stage, column and row.
 
-    Schema and order as declared; keys unique; rejected rows null; other rows complete, lists of `T` equal in length, floats
+    Schema and order as declared; trace ids unique; rows that were not rejected complete, lists of `T` equal in length, floats
     finite.
     """
     expected = contract.schema(stage)
     if table.schema.remove_metadata() != expected:
         raise ContractError(f"schema is {table.schema.remove_metadata()}, expected {expected}", f"stage {stage.name}")
-    if pc.count_distinct(table[stage.key]).as_py() != table.num_rows:
+    # a source smaller than a round gives a prompt twice; a trace never
+    if stage.key == "trace_id" and pc.count_distinct(table["trace_id"]).as_py() != table.num_rows:
         raise ContractError("keys are not unique", f"stage {stage.name}, column {stage.key}")
     live = table.filter(pc.is_null(table["reject_reason"]))
     lengths: pa.ChunkedArray | None = None
@@ -404,6 +424,12 @@ def count_rejected(table: pa.Table) -> dict[str, int]:
     """Rows by reject_reason."""
     counts = pc.value_counts(pc.drop_null(table["reject_reason"]).combine_chunks())
     return {item["values"]: item["counts"] for item in counts.to_pylist()}
+
+
+def _remedy(entry: Entry) -> str:
+    if entry.area.startswith("evals"):
+        return f"Delete the folder {entry.area} and run `egrsd distill` again: it evaluates anew"
+    return f"Recompute it with `egrsd stage {entry.stage} --round {int(entry.area[-4:])} --shard {entry.shard} --force`"
 
 
 def _repetitive(stage: contract.Stage) -> list[str]:

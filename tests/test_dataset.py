@@ -1,15 +1,18 @@
 """The stages as Ray Data executions: only the missing and stale is computed, errors arrive as raised, rounds are lineage."""
 
+import json
+
 import pyarrow as pa
 import pytest
 
 from actors.fakes import FakeEngine
-from pipeline import contract, dataset
+from pipeline import contract, rounds
 from pipeline.config import resolve
-from pipeline.dataset import LABELS, MEASURE, bring_up_to_date, execute, open_round, plan_round, why_stale, with_engines
+from pipeline.dataset import bring_up_to_date, execute
 from pipeline.errors import EngineError, SettingError, StoreError, UserError
 from pipeline.recipes import demo
 from pipeline.rewards import RunningBaseline
+from pipeline.rounds import LABELS, MEASURE, open_round, plan_round, why_stale, with_engines
 from pipeline.sources import open_source
 from pipeline.store import Store, area
 
@@ -97,7 +100,10 @@ def test_a_setting_makes_exactly_its_stages_stale(tmp_path):
         "label.gamma=1": {("label", s): "settings" for s in shards},
         "train.learning_rate=1": {},
         "grade.beta_length=0": {("grade", s): "settings" for s in shards},
-        "profile.window=0": {(n, s): "settings" for n in LABELS for s in shards},
+        "profile.window=0": {("profile", s): "settings" for s in shards},
+        "label.min_normaliser=2": {(n, s): "settings" for n in LABELS for s in shards},
+        "rollout.temperature=2": {("rollout", s): "settings" for s in shards},
+        "grade.processes=2": {},
     }.items():
         run = resolve(demo(), [*SETS, setting])
         assert stale(open_round(Store(str(tmp_path)), run, "rounds", 0)) == expected, setting
@@ -145,23 +151,72 @@ def test_a_stage_without_its_input_says_which_to_run(tmp_path):
         brought(work, "rollout")
 
 
+def test_a_stage_is_not_made_from_a_stale_input(tmp_path):
+    brought(planned(tmp_path))
+    with pytest.raises(StoreError, match=r"an input of stage label is stale: profile \(settings\)"):
+        brought(planned(tmp_path, "profile.window=0"), "label", force=True)
+
+
+def test_other_numerics_may_not_score_what_these_wrote(tmp_path):
+    brought(planned(tmp_path))
+    work = planned(tmp_path)
+    half = FakeEngine(work.run.model.model_copy(update={"dtype": "bfloat16"}), None, work.run.score)
+    with pytest.raises(EngineError, match="dtype was float32, now bfloat16"):
+        brought(with_engines(work, {"score": half}), "score", force=True)
+
+
+def test_a_round_of_nothing_but_rejected_rows_goes_through_and_is_counted(tmp_path):
+    work = planned(tmp_path, "model.max_model_len=74")
+    brought(work)
+    rounds.commit_round(work)
+    table = work.store.round_table(0)
+    assert table["reject_reason"].to_pylist() == ["prompt_too_long"] * 8
+    for stage in contract.PLAN[1:]:
+        assert sum(sum(e.rejected.values()) for e in work.store.entries(work.area, stage.name).values()) == 8
+
+
+def test_ids_and_traces_do_not_depend_on_the_cut_into_shards(tmp_path):
+    coarse, fine = planned(tmp_path / "a"), planned(tmp_path / "b", "rollout.prompts_per_shard=1")
+    traces = []
+    for work in (coarse, fine):
+        brought(work, "prompts", "rollout")
+        tables = [
+            work.store.read(e, ["trace_id", "response_tokens"])
+            for _, e in sorted(work.store.entries(work.area, "rollout").items())
+        ]
+        traces.append(pa.concat_tables(tables).to_pylist())
+    assert traces[0] == traces[1]
+    assert len({row["trace_id"] for row in traces[0]}) == 8
+
+
+def test_a_source_smaller_than_a_round_still_gives_distinct_traces(tmp_path):
+    source = tmp_path / "three.jsonl"
+    rows = [{"problem": f"{i}+1+1+1", "solution": "x", "answer": "1"} for i in range(3)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    work = planned(tmp_path / "run", f"source.uri={source}", "rollout.prompts_per_round=8")
+    brought(work, "prompts", "rollout")
+    entries = sorted(work.store.entries(work.area, "rollout").items())
+    ids = [i for _, e in entries for i in work.store.read(e, ["trace_id"])["trace_id"].to_pylist()]
+    assert len(ids) == len(set(ids)) == 16
+
+
 def test_the_peak_of_the_round_needs_every_shard(tmp_path):
     work = planned(tmp_path)
     brought(work, *MEASURE)
-    peak = dataset.entropy_peak(work)
+    peak = rounds.entropy_peak(work)
     facts = [e.facts["entropy_max"] for e in work.store.entries(work.area, "score").values()]
     assert peak == max(facts) > 0
     work.store.delete(f"{work.area}/score/0001.json")
-    assert dataset.entropy_peak(work) is None
+    assert rounds.entropy_peak(work) is None
 
 
 def test_the_trainer_gets_the_committed_shards_and_no_others(tmp_path):
     work = planned(tmp_path)
     with pytest.raises(StoreError, match="committed with a shard missing"):
-        dataset.commit_round(work)
+        rounds.commit_round(work)
     assert work.store.round_table(0) is None
     brought(work, *MEASURE)
-    dataset.commit_round(work)
+    rounds.commit_round(work)
     table = work.store.round_table(0)
     assert table.num_rows == 8
     assert {"prompt_tokens", "response_tokens", "teacher_entropy", "advantage"} <= set(table.column_names)
@@ -180,17 +235,17 @@ def test_rounds_walk_through_the_source_and_a_rerun_meets_the_same_problems(tmp_
 
 def test_the_running_baseline_folds_all_earlier_rewards_and_is_kept(tmp_path):
     sets = ("grade.advantage=running", "grade.answer_pattern=(.)$")
-    rewards = []
+    graded = []
     for number in range(3):
         work = planned(tmp_path, *sets, number=number)
-        state = dataset.baseline(work)
+        state = work.baseline
         expected = RunningBaseline()
-        for earlier in rewards:
+        for earlier in graded:
             expected = expected.update(earlier)
         assert state == expected
         brought(work, *MEASURE)
         tables = [work.store.read(e, ["reward"]) for _, e in sorted(work.store.entries(work.area, "grade").items())]
-        rewards.append(pa.concat_tables(tables)["reward"].to_numpy())
+        graded.append(pa.concat_tables(tables)["reward"].to_numpy())
     kept = work.store.read_json(f"{area('rounds', 1)}/baseline.json")
     assert kept["after"]["steps"] == 2
     assert stale(work) == {(name, shard): "missing" for name in LABELS for shard in work.shards}

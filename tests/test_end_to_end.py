@@ -10,7 +10,7 @@ import torch
 
 from jobs import distill, export, stage, status, summary
 from pipeline import contract
-from pipeline.dataset import open_round, why_stale
+from pipeline.rounds import open_round, why_stale
 from pipeline.store import Store, area
 from pipeline.tiny import asset_path
 

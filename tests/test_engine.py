@@ -12,14 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors import adapters as adapter_files
 from actors import startup
 from actors.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.entropy import bounds
 from pipeline.errors import EngineError, ModelError, SettingError
+from pipeline.store import Store
 from pipeline.tiny import asset_path, build_tokenizer
+from pipeline.training.adapter import ADAPTER, ADAPTER_CONFIG
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 SAMPLING = Sampling(temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=48)
@@ -155,17 +156,17 @@ def test_an_adapter_that_does_not_fit_is_named(engine, adapters, traces, tmp_pat
     def changed(name, **changes):
         folder = tmp_path / name
         shutil.copytree(adapters[0], folder)
-        found = json.loads((folder / adapter_files.CONFIG).read_text())
-        (folder / adapter_files.CONFIG).write_text(json.dumps(found | changes))
+        found = json.loads((folder / ADAPTER_CONFIG).read_text())
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(found | changes))
         return folder
 
     wide = changed("wide")
-    weights = {k: torch.zeros(16, 64) if "q_proj.lora_A" in k else v for k, v in load_file(wide / adapter_files.WEIGHTS).items()}
-    save_file(weights, wide / adapter_files.WEIGHTS)
+    weights = {k: torch.zeros(16, 64) if "q_proj.lora_A" in k else v for k, v in load_file(wide / ADAPTER).items()}
+    save_file(weights, wide / ADAPTER)
     cut = changed("cut")
-    (cut / adapter_files.WEIGHTS).write_bytes(b"torn")
+    (cut / ADAPTER).write_bytes(b"torn")
     for folder, message in (
-        (changed("rank", r=8), "the adapter has rank 8, the run model.lora_rank 16"),
+        (changed("rank", r=8), "the adapter's r is 8, the run asks for 16"),
         (changed("base", base_model_name_or_path="org/other"), "trained on 'org/other', the run's model is 'tiny-reasoner'"),
         (wide, "the adapter's layers are 64 wide, the model's 128"),
         (cut, "cannot be read"),
@@ -177,21 +178,17 @@ def test_an_adapter_that_does_not_fit_is_named(engine, adapters, traces, tmp_pat
     assert same_traces(engine.generate(REQUESTS[:2], BASE, SAMPLING), traces[0][:2])
 
 
-def test_an_adapter_from_an_object_store_is_fetched_once(adapters, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapter_files.tempfile, "gettempdir", lambda: str(tmp_path))
-    copied, copy_files = [], adapter_files.fs.copy_files
-
-    def from_disk(uri, folder):
-        copied.append(uri)
-        copy_files(uri.replace("s3://", "file://"), folder)
-
-    monkeypatch.setattr(adapter_files.fs, "copy_files", from_disk)
-    folder = adapter_files.fetch(f"s3://{adapters[0]}")
-    assert adapter_files.fetch(f"s3://{adapters[0]}") == folder
-    assert copied == [f"s3://{adapters[0]}"]
-    adapter_files.check(folder, "uri", config.Model(), str(asset_path()), 128)
-    with pytest.raises(ModelError, match="no adapter here"):
-        adapter_files.fetch(f"s3://{tmp_path}/none")
+@pytest.mark.parametrize("place", ["folder", "policy"])
+def test_an_adapter_that_changed_where_it_lies_is_loaded_again(engine, adapters, traces, tmp_path, place):
+    """A round is trained again: the same version, the same place, other weights."""
+    store = Store(str(tmp_path))
+    folder = tmp_path / "policy/0001"
+    for number in (0, 1, 0):
+        if place == "policy":
+            store.publish_policy(1, adapters[number])
+        else:
+            shutil.copytree(adapters[number], folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        assert same_traces(engine.generate(REQUESTS[:4], Policy(1, str(folder)), SAMPLING), traces[number + 1][:4])
 
 
 def test_without_the_hook_bounds_take_over_aloud(engine, traces, monkeypatch, caplog):

@@ -188,6 +188,20 @@ def test_an_engine_that_does_not_start_in_time_ends_the_pool(start):
         pool.facts()
 
 
+def test_an_engine_whose_numbers_mean_something_else_ends_the_pool(start, tmp_path):
+    """It falls back to bounds where the first has exact entropies: no batch reaches it, and no one mixes them."""
+    odd = tmp_path / "odd"
+    pool = start(size=1, behaviour=Behaviour(falls_back=str(odd)))
+    assert pool.facts().entropy_method == "exact"
+    odd.touch()
+    pool.resize(2)
+    wait_for(lambda: len(pool.status()) == 1)
+    for ask in (pool.facts, lambda: pool.generate(REQUESTS, BASE, SAMPLING)):
+        with pytest.raises(EngineError, match=r"engines\.rollout: .* entropy_method is 'bounds', the first engine's 'exact'"):
+            ask()
+    assert sum(engine.rows for engine in pool.status()) == 0
+
+
 def test_processes_that_die_while_loading_end_the_pool(start):
     pool = start(behaviour=Behaviour(start_kills=True))
     with pytest.raises(EngineError, match="3 engine processes died while loading"):

@@ -8,6 +8,7 @@ import pytest
 import ray
 import yaml
 
+from actors import resources
 from pipeline import recipes
 from pipeline.config import load
 from pipeline.errors import SettingError
@@ -58,10 +59,19 @@ def test_the_cluster_file_fits_rays_schema_and_the_recipes():
     types = cluster["available_node_types"]
     assert set(types) == {"head", "rollout", "train"}
     assert types["rollout"]["min_workers"] == 0 < types["rollout"]["max_workers"]
+    nodes = [resources.Node(dict(t["resources"])) for t in types.values() for _ in range(t.get("max_workers", 1))]
     for name in ("qwen3_4b", "qwen3_8b"):
         run = recipes.recipe(name)
-        for placement, count in ((run.engines.rollout.placement, 1), (run.train.placement, run.train.workers)):
-            fitting = [t for t in types.values() if placement.labels.items() <= t["labels"].items()]
-            assert len(fitting) == 1
-            assert fitting[0]["resources"]["GPU"] * fitting[0]["max_workers"] >= placement.gpus * count
-            assert fitting[0]["resources"]["CPU"] >= placement.cpus
+        rollout, train = run.engines.rollout, run.train
+        demands = [
+            resources.Demand("engines.rollout", rollout.max, rollout.placement),
+            resources.Demand("train", train.workers, train.placement),
+        ]
+        resources.check(demands, nodes)
+        for demand, home in zip(demands, ("rollout", "train"), strict=True):
+            fitting = [t for t, spec in types.items() if fits(demand, spec)]
+            assert fitting == [home]
+
+
+def fits(demand, spec):
+    return all(spec["resources"].get(name, 0) >= amount for name, amount in demand.resources.items())

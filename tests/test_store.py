@@ -161,8 +161,12 @@ def test_training_state_is_checked_and_only_the_last_are_kept(run_dir, tmp_path)
     state.mkdir()
     for version in (1, 2, 3):
         (state / "optimizer.safetensors").write_bytes(bytes([version]))
-        run_dir.save_state(version, state, keep=2)
-    assert run_dir.numbers("train") == [2, 3]
+        run_dir.save_state(version, state)
+        run_dir.publish_policy(version, state)
+        run_dir.prune_states(keep=2)
+    run_dir.save_state(4, state)
+    run_dir.prune_states(keep=2)  # 4 has no policy yet: the state before it must stay
+    assert run_dir.numbers("train") == [2, 3, 4]
     assert run_dir.load_state(1) is None
     assert (run_dir.load_state(3) / "optimizer.safetensors").read_bytes() == b"\x03"
     (run_dir.local_root / "train/0003/optimizer.safetensors").write_bytes(b"x")
@@ -185,5 +189,31 @@ def test_no_run_is_said_so(run_dir):
 
 
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(StoreError, match="cannot open the run directory"):
+    with pytest.raises(UserError, match="cannot open the run directory"):
         Store("gopher://somewhere/run").names("rounds")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"config": 1', "null"])
+def test_a_file_of_another_shape_is_named_and_not_guessed(run_dir, text):
+    for path, read in (
+        ("run.json", run_dir.load_run),
+        ("rounds/0000/score/0000.json", lambda: run_dir.entry("rounds/0000", "score", "0000")),
+        ("rounds/0000/ready.json", lambda: run_dir.ready(0)),
+        ("policy/0001/manifest.json", lambda: run_dir.fetch("policy/0001")),
+    ):
+        run_dir.write(path, text.encode())
+        with pytest.raises(StoreError, match=path):
+            read()
+
+
+def test_an_entry_of_a_later_version_is_read(run_dir):
+    entry = commit(run_dir)
+    document = run_dir.read_json("rounds/0000/score/0000.json")
+    run_dir.write_json("rounds/0000/score/0000.json", document | {"compression": "new"})
+    assert run_dir.entry("rounds/0000", "score", "0000") == entry
+
+
+@pytest.mark.parametrize("uri", ["", "  ", "~nobody-here/x"])
+def test_a_run_needs_a_place(uri):
+    with pytest.raises(UserError):
+        Store(uri)

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import contract, recipes
-from pipeline.dataset import Round, bring_up_to_date
+from pipeline.dataset import bring_up_to_date
+from pipeline.rounds import Round
 from pipeline.store import Store
 
 ROWS, TOKENS = 4000, 500
@@ -21,7 +22,7 @@ def measure(repeats: int = 5) -> dict[str, float]:
     pa.set_io_thread_count(1)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        work = Round(store, recipes.demo(), "rounds", 0, 0, {"0000": []}, {})
+        work = Round(store, recipes.demo(), "rounds", 0, 0, {"0000": []}, None, {})
         num_tokens = _commit_inputs(store)
         best = 0.0
         for _ in range(repeats):
