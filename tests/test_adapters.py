@@ -73,5 +73,5 @@ def test_an_adapter_configuration_that_is_torn_is_named(tmp_path):
     from pipeline.config import Model
 
     (tmp_path / "adapter_config.json").write_text('{"r": ')
-    with pytest.raises(ModelError, match="s3://here: adapter_config.json is not JSON"):
+    with pytest.raises(ModelError, match=r"s3://here: adapter_config\.json is not JSON"):
         adapters.check(str(tmp_path), "s3://here", Model(), 128)

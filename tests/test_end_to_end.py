@@ -89,7 +89,7 @@ def test_stored_signals_agree_with_transformers_and_peft_in_fp32(run_dir):
             np.testing.assert_allclose(row["teacher_entropy"], entropy, atol=1e-4)
             assert (row["entropy_method"], row["entropy_error"]) == ("exact", 0.0)
             checked += 1
-    assert checked >= 50
+    assert checked >= 60
 
 
 def test_the_measured_gap_between_generation_and_scoring_is_stored(run_dir):
@@ -151,10 +151,10 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
     settings = run.engines.rollout.model_copy(update={"min": 2, "max": 2, "threads": 1})
     pool = EnginePool.start("twice", run.model, settings, run.score)
     try:
-        for shard in ("0000", "0001"):
+        for first, shard in ((0, "0000"), (4, "0001")):
             stored = run_dir.read(run_dir.entry(area("rounds", 0), "rollout", shard))
             prompts = run_dir.read(run_dir.entry(area("rounds", 0), "prompts", shard))
-            whole = stages.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0))
+            whole = stages.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0), first)
             for name in ("trace_id", "response_tokens", "seed"):
                 assert whole[name].equals(stored[name]), name
         assert {engine.rows > 0 for engine in pool.status()} == {True}
