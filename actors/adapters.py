@@ -3,62 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
-
-from pyarrow import fs
 
 from pipeline import config
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, StoreError
+from pipeline.store import MANIFEST, Store
+from pipeline.training import adapter
+from pipeline.training.adapter import ADAPTER
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_REMEDY = "Use an adapter that this run's trainer published"
 
+def fetch(uri: str) -> tuple[str, str]:
+    """(local folder, hash of the content) of the adapter at `uri`: the folder itself when local, else a checked copy.
 
-def fetch(uri: str) -> str:
-    """The local folder of the adapter at `uri`: itself when local, else a copy in this machine's cache (once per URI).
-
-    Raises ModelError when nothing is there. A published policy never changes, so a cached copy is never stale.
+    A policy that is published again has another hash, and on this machine its copy replaces the one before. Raises StoreError
+    when a remote policy has no manifest, or a file is not the one its manifest names.
     """
     if "://" not in uri or uri.startswith("file://"):
-        return uri.removeprefix("file://")
-    target = Path(tempfile.gettempdir()) / "egrsd-adapters" / hashlib.sha256(uri.encode()).hexdigest()[:24]
+        folder = uri.removeprefix("file://")
+        return folder, _local_version(Path(folder))
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    store = Store(parent)
+    version = _version(store, name)
+    copies = Path(tempfile.gettempdir()) / "egrsd-adapters" / hashlib.sha256(uri.encode()).hexdigest()[:24]
+    target = copies / version
     if not target.exists():
-        _download(uri, target)
-    return str(target)
+        _copy(store, name, target)
+    return str(target), version
 
 
-def check(folder: str, uri: str, model: config.Model, base: str, hidden_size: int) -> None:
+def check(folder: str, uri: str, model: config.Model, hidden_size: int) -> None:
     """Raise ModelError, naming `uri` and what differs, unless the adapter in `folder` fits the model of this run.
 
-    Rank and base come from adapter_config.json; the width of the weights from the header of the safetensors file.
+    Settings come from adapter_config.json; the width of the weights from the header of the safetensors file.
     """
-    found = _read_config(folder, uri)
-    if found.get("r") != model.lora_rank:
-        raise ModelError(f"the adapter has rank {found.get('r')}, the run model.lora_rank {model.lora_rank}", uri, _REMEDY)
-    named = found.get("base_model_name_or_path")
-    if named and not _same_model(named, model.path, base):
-        raise ModelError(f"the adapter was trained on '{named}', the run's model is '{model.path}'", uri, _REMEDY)
-    width = _input_width(Path(folder) / WEIGHTS, uri)
+    adapter.check(Path(folder), model, uri)
+    width = _input_width(Path(folder) / ADAPTER, uri)
     if width not in (None, hidden_size):
-        raise ModelError(f"the adapter's layers are {width} wide, the model's {hidden_size}", uri, _REMEDY)
-
-
-def _read_config(folder: str, uri: str) -> dict[str, Any]:
-    try:
-        return json.loads((Path(folder) / CONFIG).read_text())
-    except FileNotFoundError:
-        raise ModelError(f"no adapter here: {CONFIG} is missing", uri, _REMEDY) from None
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{CONFIG} is not JSON ({error})", uri, "Publish the adapter again") from None
-
-
-def _same_model(named: str, *known: str) -> bool:
-    """Whether two names mean one model: equal, or folders of one name (nodes keep models at different places)."""
-    return any(named == name or Path(named).name.replace("_", "-") == Path(name).name.replace("_", "-") for name in known)
+        raise ModelError(f"the adapter's layers are {width} wide, the model's {hidden_size}", uri, adapter.REMEDY)
 
 
 def _input_width(weights: Path, uri: str) -> int | None:
@@ -69,19 +52,41 @@ def _input_width(weights: Path, uri: str) -> int | None:
             name = next((key for key in file.keys() if key.endswith("q_proj.lora_A.weight")), None)  # noqa: SIM118
             return file.get_slice(name).get_shape()[1] if name else None
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{WEIGHTS} cannot be read ({error})", uri, "Publish the adapter again") from None
+        raise ModelError(f"{ADAPTER} cannot be read ({error})", uri, "Publish the adapter again") from None
 
 
-def _download(uri: str, target: Path) -> None:
+def _local_version(folder: Path) -> str:
+    """Of a published policy the hash of its manifest, else of the times and sizes of the adapter's files."""
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        return _digest(manifest.read_bytes())
+    stats = [(file.name, file.stat()) for file in sorted(folder.glob("adapter_*"))]
+    return _digest(repr([(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]).encode())
+
+
+def _version(store: Store, name: str) -> str:
+    manifest = store.read_bytes(f"{name}/{MANIFEST}")
+    if manifest is None:
+        raise StoreError(f"no policy is published here: {MANIFEST} is missing", store.locate(name), adapter.REMEDY)
+    return _digest(manifest)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:24]
+
+
+def _copy(store: Store, name: str, target: Path) -> None:
+    """Put a checked copy of a policy at `target`, and drop what lies beside it: other versions of the same policy."""
+    copy = store.fetch(name)
+    if copy is None or _version(store, name) != target.name:
+        raise StoreError("the policy changed while it was read", store.locate(name), "Run the same command again")
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = tempfile.mkdtemp(dir=target.parent)
     try:
-        fs.copy_files(uri, partial)
-        Path(partial).rename(target)
-    except FileNotFoundError:
-        raise ModelError("no adapter here", uri, _REMEDY) from None
+        copy.rename(target)
     except OSError:
         if not target.exists():  # else another engine on this machine was quicker
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(copy)
+    for other in target.parent.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)

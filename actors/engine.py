@@ -58,7 +58,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         self._gate = threading.Lock()  # nothing enters the inbox of a broken engine
-        self._adapters: dict[tuple[int, str], Any] = {}
+        self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._columns = 1
         started: Future[EngineFacts] = Future()
@@ -175,16 +175,16 @@ class Engine:
         return table[:, 0].copy(), ((lower + upper) / 2).astype(np.float32), float(((upper - lower) / 2).max(initial=0.0))
 
     def _lora(self, policy: Policy) -> Any:
-        """vLLM's name for the adapter of `policy` (None: base). Checked once, before vLLM sees it."""
+        """vLLM's name for the adapter of `policy` (None: base). Checked once, before vLLM sees it; new when its files are."""
         if policy.adapter is None:
             return None
-        key = (policy.version, policy.adapter)
         with self._adapters_lock:
+            folder, content = adapters.fetch(policy.adapter)
+            key = (policy.version, folder, content)
             if key not in self._adapters:
                 from vllm.lora.request import LoRARequest
 
-                folder = adapters.fetch(policy.adapter)
-                adapters.check(folder, policy.adapter, self._model, self._path, self._hidden_size)
+                adapters.check(folder, policy.adapter, self._model, self._hidden_size)
                 number = len(self._adapters) + 1
                 self._adapters[key] = LoRARequest(f"policy-{policy.version}-{number}", number, folder)
             return self._adapters[key]
@@ -313,6 +313,7 @@ def _deliver(waiting: dict[str, tuple[_Batch, int]], name: str, answer: Any) -> 
 
 
 def final_only() -> dict[str, Any]:
+    """SamplingParams arguments that every request shares: one answer, at its end, as flat arrays and without text."""
     from vllm.sampling_params import RequestOutputKind
 
     return {"flat_logprobs": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
@@ -323,7 +324,3 @@ def _misfit(ids: list[int], vocab_size: int) -> str:
         return "empty prompt"
     stray = next((end for end in (min(ids), max(ids)) if not 0 <= end < vocab_size), None)
     return "" if stray is None else f"token id {stray} is outside the vocabulary of {vocab_size}"
-
-
-def _too_long(prompt: int, response: int, window: int) -> str:
-    return f"prompt of {prompt} and response of {response} tokens do not fit model.max_model_len {window}"

@@ -29,7 +29,8 @@ END_TOKEN = 2
 @dataclass(frozen=True)
 class Behaviour:
     """How a fake engine behaves. Times in seconds; `poison_seeds` and `poison_prompts` (first prompt id) end its process,
-    `start_kills` does so at the start; `wrong_adapter` is refused with a ModelError."""
+    `start_kills` does so at the start; `wrong_adapter` is refused with a ModelError; an engine that starts while the file
+    `falls_back` exists has bounds instead of exact entropies."""
 
     start_s: float = 0.0
     batch_s: float = 0.0
@@ -40,6 +41,7 @@ class Behaviour:
     start_error: EgrsdError | None = None
     start_kills: bool = False
     wrong_adapter: str | None = None
+    falls_back: str | None = None
 
 
 class FakeEngine:
@@ -58,7 +60,7 @@ class FakeEngine:
         if behaviour.start_error is not None:
             raise behaviour.start_error
         self._model, self._behaviour = model, behaviour
-        self._exact = score.entropy == "exact"
+        self._exact = score.entropy == "exact" and not (behaviour.falls_back and os.path.exists(behaviour.falls_back))
 
     def facts(self) -> EngineFacts:
         """As a real engine's; engine is "fake"."""

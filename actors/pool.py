@@ -16,7 +16,8 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import ray
@@ -24,7 +25,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from actors import resources
 from actors.engine import Engine
-from actors.serving import EngineActor, EngineClass, EngineStatus, Lease
+from actors.serving import EngineActor, EngineClass, EngineStatus, Lease, Member
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EgrsdError, EngineError, first_line
@@ -34,22 +35,6 @@ log = logging.getLogger(__name__)
 _WATCH_S = 3.0
 _START_TRIES = 3  # processes that may die while loading, one after the other, before the pool gives up
 _PIECES = 8  # into how many a suspect batch is split: every death costs an engine's load, a small batch little
-
-
-@dataclass(eq=False)
-class _Member:
-    name: str
-    handle: Any
-    state: str = "loading"
-    pid: int = 0
-    leases: dict[str, int] = field(default_factory=dict)  # id -> rows
-    unseen: set[str] = field(default_factory=set)  # leases the engine did not know at the last look
-    held_for: str | None = None  # the lease that wants this engine for itself
-    rows: int = 0
-    policy_version: int = 0
-    busy_s: float = 0.0
-    busy_since: float = 0.0
-    since: float = field(default_factory=time.monotonic)
 
 
 class EnginePool:
@@ -214,7 +199,7 @@ class Dispatcher:
         self._name, self._settings, self._inflight = name, settings, inflight
         self._setting = f"engines.{name}"
         self._load_args = (engine_class, model, settings, score)
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, Member] = {}
         self._target = settings.min
         self._facts: EngineFacts | None = None
         self._failure: EgrsdError | None = None
@@ -225,15 +210,18 @@ class Dispatcher:
     async def facts(self) -> EngineFacts:
         """Facts of the first engine that served. Raises what ended the pool."""
         self._fill(at_least=1)
-        while self._facts is None:
+        while self._facts is None or self._failure is not None:
             await self._change()
         return self._facts
 
     async def acquire(self, rows: int, policy_version: int, alone: bool) -> Lease:
-        """The least loaded engine, once one has room; `alone`: once one is idle, and nobody else gets it meanwhile."""
+        """The least loaded engine, once one has room; `alone`: once one is idle, and nobody else gets it meanwhile.
+
+        Raises what ended the pool, also while engines are left.
+        """
         ticket = uuid.uuid4().hex
         self._fill(at_least=1)
-        while (member := self._pick(ticket, alone)) is None:
+        while self._failure is not None or (member := self._pick(ticket, alone)) is None:
             await self._change()
         if not member.leases:
             member.busy_since = time.monotonic()
@@ -259,18 +247,14 @@ class Dispatcher:
         self._target = count
         self._fill()
         staying = [m for m in self._members.values() if m.state != "draining"]
-        staying.sort(key=lambda m: (m.state == "serving", sum(m.leases.values())))
+        staying.sort(key=lambda m: (m.state == "serving", m.load))
         for member in staying[: max(0, len(staying) - count)]:
             member.state = "draining"
             self._drop(member, set())
 
     async def status(self) -> list[EngineStatus]:
         """One line per engine."""
-        now = time.monotonic()
-        return [
-            EngineStatus(m.name, m.state, m.pid, len(m.leases), m.rows, m.policy_version, now - m.since, m.busy_s)
-            for m in self._members.values()
-        ]
+        return [member.status() for member in self._members.values()]
 
     async def close(self) -> None:
         """End all engines; later requests raise."""
@@ -284,7 +268,7 @@ class Dispatcher:
         self._target = max(self._target, at_least)
         while self._failure is None and sum(m.state != "draining" for m in self._members.values()) < self._target:
             name = f"{self._name}-{uuid.uuid4().hex[:8]}"
-            member = _Member(name, self._actor(name))
+            member = Member(name, self._actor(name))
             self._members[name] = member
             self._spawn(self._serve(member))
 
@@ -295,33 +279,47 @@ class Dispatcher:
             options["label_selector"] = placement.labels
         return ray.remote(EngineActor).options(name=name, max_concurrency=self._inflight + 2, **options).remote()
 
-    async def _serve(self, member: _Member) -> None:
+    async def _serve(self, member: Member) -> None:
         """Bring an engine up, then look after it until it ends."""
         timeout = self._settings.start_timeout_s
         others = any(m.state == "serving" for m in self._members.values())
         try:
             # While others serve, a new engine may wait for its machine as long as the autoscaler takes.
             member.pid = await asyncio.wait_for(member.handle.pid.remote(), None if others else timeout)
-            self._facts = await asyncio.wait_for(member.handle.load.remote(*self._load_args), timeout)
+            facts = await asyncio.wait_for(member.handle.load.remote(*self._load_args), timeout)
         except RayActorError as error:
             self._died_loading(member, error)
         except TimeoutError:
-            what, remedy = (
-                f"an engine did not start within {timeout:g} s",
-                "Raise start_timeout_s, or see what holds the resources",
-            )
-            self._fail(EngineError(what, self._setting, remedy))
+            remedy = "Raise start_timeout_s, or see what holds the resources"
+            self._fail(EngineError(f"an engine did not start within {timeout:g} s", self._setting, remedy))
         except RayTaskError as error:
             cause = error.cause
             self._fail(cause if isinstance(cause, EgrsdError) else EngineError(first_line(cause), self._setting))
         else:
             self._deaths_loading = 0
+            if not self._agrees(facts):
+                return self._bury(member, "its numbers do not mean what the others' mean")
             if member.state == "loading":
                 member.state = "serving"
             self._drop(member, set())
             await self._watch(member)
 
-    async def _watch(self, member: _Member) -> None:
+    def _agrees(self, facts: EngineFacts) -> bool:
+        """Whether a new engine's numbers mean what those of the first mean. If not, the pool ends: no one may mix them."""
+        self._facts = first = self._facts or facts
+        odd = [
+            f"{name} is {got!r}, the first engine's {was!r}"
+            for name, was in vars(first).items()
+            if (got := vars(facts)[name]) != was
+        ]
+        if odd:
+            what = f"engines differ in what their numbers mean: an engine's {'; '.join(odd)}"
+            self._fail(
+                EngineError(what, self._setting, "Give all engines the same vLLM and hardware, or set score.entropy: bounds")
+            )
+        return not odd
+
+    async def _watch(self, member: Member) -> None:
         """Notice a death nobody reported, and leases whose callers died: the engine does not know them, twice in a row."""
         while member.name in self._members:
             await asyncio.sleep(_WATCH_S)
@@ -333,14 +331,14 @@ class Dispatcher:
                 self._drop(member, unseen & member.unseen)
                 member.unseen = unseen
 
-    def _died_loading(self, member: _Member, error: RayActorError) -> None:
+    def _died_loading(self, member: Member, error: RayActorError) -> None:
         self._deaths_loading += 1
         if self._deaths_loading >= _START_TRIES:
             what = f"{self._deaths_loading} engine processes died while loading ({first_line(error)})"
             self._fail(EngineError(what, self._setting, "Out of memory? See the logs of the node"))
         self._bury(member, first_line(error))
 
-    def _bury(self, member: _Member, cause: str) -> None:
+    def _bury(self, member: Member, cause: str) -> None:
         if self._members.pop(member.name, None) is None:
             return
         ray.kill(member.handle)  # a broken engine's process may still be there
@@ -349,7 +347,7 @@ class Dispatcher:
         self._fill()
         self._notify()
 
-    def _drop(self, member: _Member, leases: set[str]) -> None:
+    def _drop(self, member: Member, leases: set[str]) -> None:
         held = bool(member.leases)
         for lease in leases:
             member.leases.pop(lease, None)
@@ -362,7 +360,7 @@ class Dispatcher:
             self._spawn(self._end(member))
         self._notify()
 
-    async def _end(self, member: _Member) -> None:
+    async def _end(self, member: Member) -> None:
         try:
             await asyncio.wait_for(member.handle.close.remote(), 10)
         except (TimeoutError, RayActorError, RayTaskError) as error:
@@ -371,14 +369,14 @@ class Dispatcher:
 
     # ---- waiting ---------------------------------------------------------------------------------------------------
 
-    def _pick(self, ticket: str, alone: bool) -> _Member | None:
+    def _pick(self, ticket: str, alone: bool) -> Member | None:
         serving = [m for m in self._members.values() if m.state == "serving" and m.held_for in (None, ticket)]
         if alone:
-            held = next((m for m in serving if m.held_for == ticket), min(serving, key=_load, default=None))
+            held = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load"), default=None))
             if held is not None:
                 held.held_for = ticket
             return held if held is not None and not held.leases else None
-        return min((m for m in serving if len(m.leases) < self._inflight), key=_load, default=None)
+        return min((m for m in serving if len(m.leases) < self._inflight), key=attrgetter("load"), default=None)
 
     async def _change(self) -> None:
         if self._failure is not None:
@@ -399,7 +397,3 @@ class Dispatcher:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _load(member: _Member) -> int:
-    return sum(member.leases.values())

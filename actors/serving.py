@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import config
@@ -39,6 +40,34 @@ class Lease:
     id: str
     engine: str
     handle: Any
+
+
+@dataclass(eq=False)
+class Member:
+    """One engine as the dispatcher keeps it. Times are of time.monotonic()."""
+
+    name: str
+    handle: Any
+    state: str = "loading"
+    pid: int = 0
+    leases: dict[str, int] = field(default_factory=dict)  # id -> rows
+    unseen: set[str] = field(default_factory=set)  # leases the engine did not know at the last look
+    held_for: str | None = None  # the lease that wants this engine for itself
+    rows: int = 0
+    policy_version: int = 0
+    busy_s: float = 0.0
+    busy_since: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def load(self) -> int:
+        """Rows it holds now."""
+        return sum(self.leases.values())
+
+    def status(self) -> EngineStatus:
+        """What is told about it."""
+        age = time.monotonic() - self.since
+        return EngineStatus(self.name, self.state, self.pid, len(self.leases), self.rows, self.policy_version, age, self.busy_s)
 
 
 class EngineActor:

@@ -74,6 +74,7 @@ def _install_v1() -> bool:
 
     @functools.wraps(original)
     def gather_logprobs(logprobs: Tensor, num_logprobs: int, token_ids: Tensor) -> Any:
+        """Columns [N, k + 1] of log-probs [N, V]: the token's, the k - 1 best, the entropy (nats)."""
         if num_logprobs < 1:
             return original(logprobs, num_logprobs, token_ids)
         # Ranks stay 0: no one here reads them, and counting them costs more than the entropy.
@@ -107,6 +108,7 @@ def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def compute_topk_scores(logits: Tensor, num_logprobs: int, sampled_token_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the original; of the logits [N, V], the entropy (nats) takes the last score's place."""
         result = original(logits, num_logprobs, sampled_token_ids, *args, **kwargs)
         if num_logprobs < 1 or kwargs.get("max_per_req_token_ids") or kwargs.get("logits_mode"):
             return result

@@ -27,6 +27,7 @@ def install() -> None:
         return
 
     def update_and_group(self: Any, *args: Any, **kwargs: Any) -> None:
+        """As the original, then the rows of every slot."""
         update_metadata(self, *args, **kwargs)
         self.slot_rows = group_by_slot(self.token_lora_indices)
 

@@ -18,23 +18,40 @@ class Constants(Protocol):
     """The constants of a token weight; `config.Objective` has this form."""
 
     @property
-    def gamma(self) -> float: ...
+    def gamma(self) -> float:
+        """How far the gate closes where entropy is largest (Eq. 6)."""
+
     @property
-    def floor(self) -> float: ...
+    def floor(self) -> float:
+        """The least the gate leaves (Eq. 6)."""
+
     @property
-    def epsilon(self) -> float: ...
+    def epsilon(self) -> float:
+        """Half-width of the clip on magnitudes, around 1."""
+
     @property
-    def window(self) -> int: ...
+    def window(self) -> int:
+        """Tokens that the lookahead looks ahead."""
+
     @property
-    def rlsd_lam(self) -> float: ...
+    def rlsd_lam(self) -> float:
+        """Share of the token weight in RLSD at step 0 (2604.03128)."""
+
     @property
-    def rlsd_decay_steps(self) -> int: ...
+    def rlsd_decay_steps(self) -> int:
+        """Optimiser steps until that share is 0; 0 lets it stay."""
+
     @property
-    def position_min(self) -> float: ...
+    def position_min(self) -> float:
+        """The least position weight (2605.21606)."""
+
     @property
-    def position_tau(self) -> float: ...
+    def position_tau(self) -> float:
+        """Where in a trace, as a share of its length, the position weight is half way."""
+
     @property
-    def position_scale(self) -> float: ...
+    def position_scale(self) -> float:
+        """How gradually it changes there, in the same unit."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ from pipeline.store import Store
 def remote(tmp_path, monkeypatch):
     """A run directory that is read as an object store is: through a file system that is not the local one."""
     disk = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    local = Store._opened.func
+    local = Store.opened.func
     opened = property(lambda self: (disk, self.uri.removeprefix("s3://")) if self.uri.startswith("s3://") else local(self))
-    monkeypatch.setattr(Store, "_opened", opened)
+    monkeypatch.setattr(Store, "opened", opened)
     monkeypatch.setattr(adapters.tempfile, "tempdir", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     return tmp_path / "bucket"

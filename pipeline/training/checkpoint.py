@@ -19,10 +19,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.config import Model
 from pipeline.errors import ModelError, TrainingError
+from pipeline.training import adapter as adapter_files
+from pipeline.training.adapter import ADAPTER, ADAPTER_CONFIG
 from pipeline.training.step import Trainer
 from pipeline.training.student import Student
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OPTIMIZER, CURSOR = "optimizer.safetensors", "cursor.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
@@ -59,7 +60,7 @@ def load_adapter(student: Student, folder: Path, model: Model) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    _check_adapter(folder, model)
+    adapter_files.check(folder, model, str(folder))
     result: Any = set_peft_model_state_dict(student.model, load_file(folder / ADAPTER))
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
@@ -95,24 +96,6 @@ def _save_adapter(student: Student, tensors: dict[str, Tensor], folder: Path) ->
     config.save_pretrained(folder)
     named = get_peft_model_state_dict(student.model, state_dict=tensors, save_embedding_layers=False)
     save_file(named, folder / ADAPTER, metadata={"format": "pt"})
-
-
-def _check_adapter(folder: Path, model: Model) -> None:
-    saved = json.loads((folder / ADAPTER_CONFIG).read_text())
-    asked = {
-        "base_model_name_or_path": model.path,
-        "r": model.lora_rank,
-        "lora_alpha": model.lora_alpha,
-        "target_modules": sorted(model.lora_targets),
-    }
-    saved["target_modules"] = sorted(saved["target_modules"])
-    for name, value in asked.items():
-        if saved[name] != value:
-            raise ModelError(
-                f"the adapter's {name} is {saved[name]}, the run asks for {value}",
-                str(folder),
-                "Resume with the settings the run was started with, or start a new run",
-            )
 
 
 def _full(value: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ class Handle:
     """A trainer that runs beside its driver."""
 
     def __init__(self, store: Store, run: Run) -> None:
+        self._store = store
         self._error: EgrsdError | None = None
         self._thread = threading.Thread(target=self._work, args=(store, run), name="egrsd-trainer", daemon=True)
         self._thread.start()
@@ -48,10 +49,25 @@ class Handle:
         return self._thread.is_alive()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, at most `timeout` seconds. Raises what ended it (TrainingError, UserError, StoreError)."""
+        """Wait until it has ended, at most `timeout` seconds: then `running()` is still true, and nothing is raised.
+
+        Raises what ended it (TrainingError, UserError, StoreError).
+        """
         self._thread.join(timeout)
         if self._error is not None:
             raise self._error
+
+    def stop(self, timeout: float) -> bool:
+        """Ask the trainer to end after the step it is in; whether it has ended within `timeout` seconds. Raises nothing of it.
+
+        Workers that the cluster has no room for cannot hear: what waits for them ends with this process, or before its next try.
+        The request is then left in the store, so that a worker that starts after all ends at once; `start` takes it back.
+        """
+        self._store.request_stop()
+        self._thread.join(timeout)
+        if not self.running():
+            self._store.request_stop(False)
+        return not self.running()
 
     def _work(self, store: Store, run: Run) -> None:
         try:
@@ -68,9 +84,12 @@ class Handle:
 def start(store_uri: str, run: Run) -> Handle:
     """Start training the rounds of a run from its latest policy on, in Ray workers; returns at once.
 
-    The trainer ends after round `run.rounds - 1`, on `store.request_stop()`, or with an error that the handle tells.
+    The trainer ends after round `run.rounds - 1`, on `store.request_stop()`, or with an error that the handle tells. A request
+    to stop from before was for another trainer, and is taken back.
     """
-    return Handle(Store(store_uri), run)
+    store = Store(store_uri)
+    store.request_stop(False)
+    return Handle(store, run)
 
 
 def fit(store: Store, run: Run) -> None:
@@ -88,6 +107,8 @@ def fit(store: Store, run: Run) -> None:
         except TrainingFailedError as error:
             if (understood := _understood(error)) is not None:
                 raise understood from None
+            if store.stop_requested():
+                return
             if left == 0:
                 raise TrainingError(
                     f"worker groups died {run.train.max_failures + 1} times, the last one because: {_reason(error)}",
@@ -146,8 +167,8 @@ def wait(store: Store, number: int) -> bool:
 def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     """Train a committed round and publish policy `number + 1`; False when a stop came first, and nothing was published.
 
-    State is saved before the policy is published, so whatever is published can be gone on from; a round that was cut short
-    is trained again from the policy before it, to the same weights.
+    State is saved before the policy is published, and older states are dropped after: whatever is published last can be gone on
+    from. A round that was cut short is trained again from the policy before it, to the same weights.
     """
     from pipeline.training import checkpoint
     from pipeline.training.batches import Round
@@ -168,8 +189,9 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
             for file in checkpoint.policy_files(state):
                 shutil.copy(file, policy)
             store.append_metrics(metrics)
-            store.save_state(number + 1, state, keep=trainer.run.train.keep_checkpoints)
+            store.save_state(number + 1, state)
             store.publish_policy(number + 1, policy)
+            store.prune_states(trainer.run.train.keep_checkpoints)
     return True
 
 

@@ -89,7 +89,7 @@ def test_the_adapter_names_its_base_as_configured(saved: Path) -> None:
         ("model.lora_rank=8", "r is 4, the run asks for 8"),
         ("model.lora_alpha=7", "lora_alpha is 32.0, the run asks for 7"),
         ("model.lora_targets=[q_proj]", "target_modules is"),
-        ("model.path=elsewhere", "base_model_name_or_path is tiny-reasoner, the run asks for elsewhere"),
+        ("model.path=elsewhere", "trained on 'tiny-reasoner', the run's model is 'elsewhere'"),
     ],
 )
 def test_an_adapter_of_other_settings_is_refused(saved: Path, setting: str, message: str) -> None:

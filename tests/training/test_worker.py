@@ -13,7 +13,7 @@ import pytest
 import torch
 from training_rounds import commit_round, make_round, tiny_run
 
-from pipeline.errors import TrainingError
+from pipeline.errors import StoreError, TrainingError
 from pipeline.store import Store, area
 from pipeline.training import worker
 
@@ -73,6 +73,44 @@ def test_a_stop_ends_a_trainer_that_waits_and_a_round_in_hand_is_left_whole(tmp_
     assert store.latest_policy() == 0
     store.request_stop(False)
     assert worker.wait(store, 0) is True
+
+
+def test_states_are_dropped_only_once_a_newer_policy_is_published(tmp_path: Path) -> None:
+    store, run = Store(str(tmp_path)), tiny_run()
+    trainer = worker.resume(store, run, torch.device("cpu"))
+    for number in (0, 1, 2):
+        commit_round(store, make_round(number))
+    for number in (0, 1):
+        assert worker.train_round(trainer, store, number)
+    blocked = tmp_path / "policy/0003"
+    blocked.write_text("a file where the policy's folder belongs")
+    with pytest.raises(StoreError):
+        worker.train_round(trainer, store, 2)
+    assert store.numbers("train") == [1, 2, 3]
+    blocked.unlink()
+    resumed = worker.resume(store, run, torch.device("cpu"))
+    assert worker.train_round(resumed, store, 2)
+    assert store.numbers("train") == [2, 3]
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_trainer_without_room_is_given_up_and_does_not_try_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "4")
+    store = Store(str(tmp_path))
+    store.request_stop()  # of a trainer before
+    handle = worker.start(store.uri, tiny_run("train.placement.cpus=1000", "train.max_failures=1"))
+    handle.join(timeout=1)
+    assert handle.running()
+    assert not store.stop_requested()
+    begun = time.monotonic()
+    assert handle.stop(timeout=1) is False
+    assert time.monotonic() - begun < 3
+    assert store.stop_requested()  # for workers that start after all
+    handle.join(timeout=60)
+    assert not handle.running()
+    assert handle.error() is None
+    assert handle.stop(timeout=1) is True
+    assert not store.stop_requested()
 
 
 def test_a_policy_without_its_state_is_not_trained_on(tmp_path: Path) -> None:
