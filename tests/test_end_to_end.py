@@ -1,6 +1,8 @@
 """One run through real vLLM, Ray Data and Ray Train: the path of a row, resume, relabelling, agreement with transformers."""
 
 import json
+import shutil
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -8,21 +10,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs import distill, export, stage, status, summary
+from jobs import distill, export, stage, status, summary, train
 from pipeline import contract
 from pipeline.rounds import open_round, why_stale
 from pipeline.store import Store, area
 from pipeline.tiny import asset_path
 
-ROUNDS, PROMPTS, GROUP = 2, 8, 4
+ROUNDS, PROMPTS, GROUP = 2, 8, 8
 SETS = [
     f"rounds={ROUNDS}",
     f"rollout.prompts_per_round={PROMPTS}",
     "rollout.prompts_per_shard=4",
     f"rollout.group_size={GROUP}",
-    "rollout.teacher_share=0.25",
+    "rollout.teacher_share=0.125",
     "score.rescore_share=0.5",
-    "train.batch_traces=16",
+    "train.batch_traces=32",
     "evaluation.problems=8",
 ]
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -34,6 +36,12 @@ def run_dir(ray_local, tmp_path_factory):
     uri = str(tmp_path_factory.mktemp("runs") / "small")
     distill.distill(uri, "demo", SETS, None, False, None, False)
     return Store(uri)
+
+
+@pytest.fixture
+def copy_of(tmp_path):
+    """Copies a run directory, to be spoiled."""
+    return lambda store: Store(str(shutil.copytree(store.uri, tmp_path / "copy")))
 
 
 def live_rows(store, number):
@@ -63,7 +71,7 @@ def test_every_row_names_the_policy_its_round_asked_for(run_dir):
 
 
 def test_stored_signals_agree_with_transformers_and_peft_in_fp32(run_dir):
-    """100 rows at most, both rounds: |difference| <= 1e-4 nat in every token."""
+    """100 rows, of both rounds: |difference| <= 1e-4 nat in every token."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -89,7 +97,7 @@ def test_stored_signals_agree_with_transformers_and_peft_in_fp32(run_dir):
             np.testing.assert_allclose(row["teacher_entropy"], entropy, atol=1e-4)
             assert (row["entropy_method"], row["entropy_error"]) == ("exact", 0.0)
             checked += 1
-    assert checked >= 60
+    assert checked == 100
 
 
 def test_the_measured_gap_between_generation_and_scoring_is_stored(run_dir):
@@ -103,6 +111,40 @@ def test_running_it_again_does_nothing_and_says_so(run_dir, capfd):
     distill.distill(run_dir.uri, None, [], None, False, None, False)
     assert "Nothing to do" in capfd.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.local_root.rglob("*.parquet")}
+
+
+def test_training_again_on_the_stored_traces_gives_the_very_same_policy(run_dir, copy_of, capfd):
+    again = copy_of(run_dir)
+    train.train_committed(again.uri, 1, [], None, False)
+    assert "trained rounds 1 to 1" in capfd.readouterr().out
+    assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
+
+
+def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_dir, copy_of, capfd):
+    again = copy_of(run_dir)
+    train.train_committed(again.uri, 0, ["objective.name=grpo"], None, False)
+    assert again.read_json("policy/0002/manifest.json") != run_dir.read_json("policy/0002/manifest.json")
+    capfd.readouterr()
+    status.show(again.uri, False)
+    said = capfd.readouterr().out
+    assert "stale: evals/0002 (policy changed)" in said
+    assert "stale: rounds/0001 rollout, 2 of 2 shards (policy changed)" in said
+
+
+def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_dir, copy_of):
+    """As after a kill while round 1 was scored: one shard, the policy and everything behind it are missing."""
+    cut = copy_of(run_dir)
+    for path in ("policy/0002", "train/0002", "evals/0002", "rounds/0001/profile", "rounds/0001/label", "rounds/0001/ready.json"):
+        cut.delete(path)
+    cut.delete("rounds/0001/score/0001.json")
+    cut.delete("metrics/0001-train.jsonl")
+    kept = {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
+    distill.distill(cut.uri, None, [], None, False, None, False)
+    assert kept == {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
+    assert cut.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
+    for plan_stage in contract.PLAN:
+        hashes = [{e.sha256 for e in s.entries("rounds/0001", plan_stage.name).values()} for s in (cut, run_dir)]
+        assert hashes[0] == hashes[1], plan_stage.name
 
 
 def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, capfd):
@@ -151,6 +193,8 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
     settings = run.engines.rollout.model_copy(update={"min": 2, "max": 2, "threads": 1})
     pool = EnginePool.start("twice", run.model, settings, run.score)
     try:
+        while [engine.state for engine in pool.status()] != ["serving", "serving"]:
+            time.sleep(0.2)
         for first, shard in ((0, "0000"), (4, "0001")):
             stored = run_dir.read(run_dir.entry(area("rounds", 0), "rollout", shard))
             prompts = run_dir.read(run_dir.entry(area("rounds", 0), "prompts", shard))
