@@ -58,6 +58,10 @@ def test_help_lists_every_verb():
         (("train", "--run", "RUN", "--set", "label.gamma=1"), "training does not read this setting"),
         (("export", "--run", "RUN", "--out", "OUT"), "no round has all its traces yet"),
         (("distill",), "Missing option"),
+        (("status", "--run", "gopher://x/y"), "cannot open the run directory"),
+        (("distill", "--run", "NEW", "--recipe", "demo", "--set", "grade.answer_pattern=("), "grade.answer_pattern"),
+        (("distill", "--run", "NEW", "--recipe", "demo", "--address", "127.0.0.1:1"), "no Ray cluster answers"),
+        (("distill", "--run", "RUN", "--recipe", "smollm2"), "this run was started from recipe 'demo'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(empty_run, tmp_path, arguments, message):
@@ -67,6 +71,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(empty_run, tmp_path, arguments, m
     assert message in said
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == 2
+
+
+def test_what_a_mistake_quotes_cannot_drive_the_terminal(empty_run):
+    done = egrsd("stage", "la\x1b[31mbel[red]\u202e", "--run", empty_run.uri, "--round", "0")
+    assert done.returncode == 2
+    assert "\\x1b[31m" in done.stdout
+    assert "[red]" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert "\u202e" not in done.stdout
 
 
 def test_debug_shows_the_traceback():
