@@ -50,6 +50,11 @@ def test_free_form_sections_take_new_keys():
     assert run.engines.rollout.placement.labels == {"zone": "a"}
 
 
+def test_an_empty_section_clears_what_was_there():
+    run = resolve(BASE, ["source.options.min_terms=3", "source.options={}", "source.options.max_terms=4"])
+    assert run.source.options == {"max_terms": 4}
+
+
 def test_a_second_pool_appears_when_it_is_set():
     assert resolve(BASE, ["engines.score.max=2"]).engines.score.max == 2
 
