@@ -44,7 +44,7 @@ def execute(
     `on_entry(entry, computed)` is called as shards get done. `inflight` bounds the shards that wait on engines at one time.
     Raises the stage's own error, not Ray's wrapping of it.
     """
-    todo, done = [], []
+    missing, done = [], []
     for shard, indices in work.shards.items():
         problems = source.rows(indices) if source is not None and "prompts" in chain else None
         digest = problems_digest(problems) if problems is not None else None
@@ -55,10 +55,10 @@ def execute(
             done += [entry for name in chain if (entry := work.store.entry(work.area, name, shard)) is not None]
         else:
             text = json.dumps([asdict(p) for p in problems]) if problems is not None else ""
-            todo.append({"shard": shard, "problems": text, "entries": "[]", "error": ""})
+            missing.append({"shard": shard, "problems": text, "entries": "[]", "error": ""})
     for entry in done:
         on_entry(entry, False)
-    for row in _stream(work, chain, todo, force, inflight) if todo else ():
+    for row in _stream(work, chain, missing, force, inflight) if missing else ():
         for document in json.loads(row["entries"]):
             entry = Entry(**document["entry"])
             on_entry(entry, document["computed"])

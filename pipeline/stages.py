@@ -256,17 +256,21 @@ class _Ragged:
         self.live = np.asarray(pc.is_null(self.reasons))
 
     def rows(self, column: pa.ChunkedArray) -> np.ndarray:
+        """A scalar column of the live rows."""
         return (column if self.live.all() else column.filter(pa.array(self.live))).to_numpy()
 
     def take(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        """A list column of the live rows as flat values and offsets."""
         return ragged(column if self.live.all() else column.filter(pa.array(self.live)))
 
     def scalars(self, values: np.ndarray) -> pa.Array:
+        """A value per live row, null among the others."""
         out = np.zeros(len(self.live), values.dtype)
         out[self.live] = values
         return pa.array(out, mask=~self.live)
 
     def lists(self, values: np.ndarray | pa.Array, offsets: np.ndarray) -> pa.Array:
+        """A list per live row, null among the others."""
         lengths = np.zeros(len(self.live), np.int32)
         lengths[self.live] = np.diff(offsets)
         ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)])
@@ -274,6 +278,7 @@ class _Ragged:
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, mask=pa.array(~self.live))
 
     def table(self, columns: dict[str, pa.Array]) -> pa.Table:
+        """The shard, in the order of the contract."""
         fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
         schema = contract.schema(self.stage)
         return pa.Table.from_arrays([{**fixed, **columns}[name] for name in schema.names], schema=schema)
@@ -322,13 +327,16 @@ class _Draft:
         return draft
 
     def live(self) -> list[int]:
+        """Rows that go on."""
         return [row for row, reason in enumerate(self.reasons) if reason is None]
 
     def reject(self, row: int, reason: str, detail: str | None) -> None:
+        """Take a row out, unless an earlier reason already did."""
         if self.reasons[row] is None:
             self.reasons[row], self.details[row] = str(reason), detail and _clean(detail)[:500]
 
     def table(self) -> pa.Table:
+        """The shard, in the order of the contract."""
         schema = contract.schema(self.stage)
         fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
         arrays = [

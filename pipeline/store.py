@@ -35,7 +35,8 @@ from pyarrow import fs
 
 from pipeline import contract
 from pipeline.config import Run, load
-from pipeline.errors import ContractError, StoreError, UserError
+from pipeline.errors import StoreError, UserError
+from pipeline.shards import check_table, count_rejected, to_parquet
 
 MANIFEST = "manifest.json"
 _RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
@@ -199,9 +200,7 @@ class Store:
     ) -> Entry:
         """Check a shard against the contract, write it, then its entry. Raises ContractError or StoreError."""
         tokens = check_table(stage, table)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="lz4", use_dictionary=_repetitive(stage))
-        data = sink.getvalue()
+        data = to_parquet(stage, table)
         digest = hashlib.sha256(data).hexdigest()
         entry = Entry(
             area=area,
@@ -390,51 +389,10 @@ class Store:
         return self.read_bytes("train/stop") is not None
 
 
-def check_table(stage: contract.Stage, table: pa.Table) -> int:
-    """Hold a table to the contract; returns its response tokens. Raises ContractError naming stage, column and row.
-
-    Schema and order as declared; trace ids unique; rows that were not rejected complete, lists of `T` equal in length, floats
-    finite.
-    """
-    expected = contract.schema(stage)
-    if table.schema.remove_metadata() != expected:
-        raise ContractError(f"schema is {table.schema.remove_metadata()}, expected {expected}", f"stage {stage.name}")
-    # a source smaller than a round gives a prompt twice; a trace never
-    if stage.key == "trace_id" and pc.count_distinct(table["trace_id"]).as_py() != table.num_rows:
-        raise ContractError("keys are not unique", f"stage {stage.name}, column {stage.key}")
-    live = table.filter(pc.is_null(table["reject_reason"]))
-    lengths: pa.ChunkedArray | None = None
-    for column in stage.writes:
-        values = live[column.name]
-        where = f"stage {stage.name}, column {column.name}"
-        if values.null_count and not column.nullable:
-            raise ContractError("null in a row that was not rejected", where)
-        flat = values.combine_chunks().flatten() if column.shape else values
-        if pa.types.is_floating(flat.type) and pc.any(pc.invert(pc.is_finite(flat))).as_py():
-            raise ContractError("not finite", where)
-        if column.shape == "T":
-            own = pc.list_value_length(values)
-            if lengths is not None and not own.equals(lengths):
-                raise ContractError("lists of response tokens differ in length", where)
-            lengths = own
-    return int(pc.sum(lengths).as_py() or 0) if lengths is not None else 0
-
-
-def count_rejected(table: pa.Table) -> dict[str, int]:
-    """Rows by reject_reason."""
-    counts = pc.value_counts(pc.drop_null(table["reject_reason"]).combine_chunks())
-    return {item["values"]: item["counts"] for item in counts.to_pylist()}
-
-
 def _remedy(entry: Entry) -> str:
     if entry.area.startswith("evals"):
         return f"Delete the folder {entry.area} and run `egrsd distill` again: it evaluates anew"
     return f"Recompute it with `egrsd stage {entry.stage} --round {int(entry.area[-4:])} --shard {entry.shard} --force`"
-
-
-def _repetitive(stage: contract.Stage) -> list[str]:
-    """Columns worth a dictionary; log-probs and entropies are not."""
-    return [c.name for c in stage.writes if pa.types.is_string(c.type)]
 
 
 def _write_local(path: Path, data: bytes) -> None:

@@ -18,8 +18,8 @@ from pipeline.grading import Grader
 from pipeline.prompts import load_tokenizer
 from pipeline.recipes import demo
 from pipeline.rewards import RunningBaseline
+from pipeline.shards import check_table, count_rejected
 from pipeline.sources import Problem
-from pipeline.store import check_table, count_rejected
 from pipeline.tiny import ANSWER_PATTERN, asset_path
 
 POLICY = Policy(3, "adapter")

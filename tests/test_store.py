@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import contract, store
+from pipeline import contract, shards, store
 from pipeline.config import Run
 from pipeline.errors import ContractError, StoreError, UserError
 from pipeline.store import Store
@@ -128,7 +128,7 @@ def test_a_shard_that_breaks_the_contract_is_not_committed(run_dir, replaced, me
 
 def test_another_schema_is_refused():
     with pytest.raises(ContractError, match="schema is"):
-        store.check_table(SCORE, score_table().drop_columns(["entropy_error"]))
+        shards.check_table(SCORE, score_table().drop_columns(["entropy_error"]))
 
 
 def test_rejected_rows_may_be_null_and_are_counted(run_dir):
