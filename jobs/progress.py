@@ -19,6 +19,7 @@ class Bars(Progress):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.live.transient = not self.console.is_terminal  # rich would write every bar once more at the end
         self._due: dict[TaskID, float] = {}
 
     def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
+import logging
 import os
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from pipeline.errors import EgrsdError, SettingError, UserError, first_line
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-ANSWER_S, POLL_S = 10.0, 1.0
+ANSWER_S, POLL_S, START_S = 10.0, 1.0, 15.0
 STOP_S = 60  # Ray kills after 3 s by default; engines and a commit under way need longer to end well
 # Patterns of .gitignore, on top of the folder's own .gitignore. A later one wins, so what is named after a secret comes first
 # and gives way to tokenizers and to source code.
@@ -59,11 +60,14 @@ def submit(
         options = {"runtime_env": runtime_env(folder), **_placement(*placement)}
         entrypoint = shlex.join(["python", "-m", "jobs", *verb])
         client = open_client(address)
+        if not debug:
+            _quiet_ray()
         name, started = start_once(client, submission_id or default_id(verb), entrypoint, options)
         out.say(f"job {name}: submitted." if started else f"job {name} is running already, with the code of its submission.")
         if not wait:
             out.say(f"The same command without --no-wait follows it; `egrsd submit --stop {name}` ends it.")
             return
+        _say_if_waiting(client, name, out)
         sys.exit(_conclude(follow(client, name, out), out))
 
 
@@ -78,6 +82,11 @@ def stop(submission_id: str, address: str | None, wait: bool, debug: bool) -> No
             out.say(f"job {submission_id} had ended already: {found.status}.")
             return
         client.stop_job(submission_id)
+        if found.status == "PENDING":
+            out.say(
+                f"job {submission_id} has not started yet: it ends when it does, or when Ray gives up waiting for its resources."
+            )
+            return
         while wait and not (found := client.get_job_info(submission_id)).status.is_terminal():
             time.sleep(POLL_S)
         out.say(f"job {submission_id}: {found.status if wait else 'asked to stop'}.")
@@ -201,6 +210,12 @@ def _offer_token() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
+def _quiet_ray() -> None:
+    """Leave Ray its warnings (a large file, say); each step of its packaging is of no use to anybody."""
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)
+
+
 def _jobs(client: JobSubmissionClient) -> dict[str, JobDetails]:
     return {job.submission_id: job for job in client.list_jobs() if job.submission_id is not None}
 
@@ -228,6 +243,16 @@ def start_once(client: JobSubmissionClient, base: str, entrypoint: str, options:
     return name, False
 
 
+def _say_if_waiting(client: JobSubmissionClient, name: str, out: Session) -> None:
+    """Tell why nothing is seen of a job that has not started after a while: its log begins only then."""
+    deadline = time.monotonic() + START_S
+    while (job := client.get_job_info(name)).status == "PENDING":
+        if time.monotonic() >= deadline:
+            out.say(f"job {name}: {job.message}")
+            return
+        time.sleep(POLL_S)
+
+
 def follow(client: JobSubmissionClient, name: str, out: Session) -> JobDetails:
     """Write the job's output, from its first line, until the job has ended; a connection that breaks is taken up again."""
     import requests
@@ -236,13 +261,15 @@ def follow(client: JobSubmissionClient, name: str, out: Session) -> JobDetails:
     while True:
         seen = asyncio.run(_tail(client, name, seen, out))
         try:
-            found = client.get_job_info(name)
+            if (found := client.get_job_info(name)).status.is_terminal():
+                break
         except (requests.RequestException, RuntimeError) as error:
             remedy = "The job may still run: the same command follows it again"
             raise EgrsdError(f"lost the cluster ({first_line(error)[:200]})", name, remedy) from error
-        if found.status.is_terminal():
-            return found
         time.sleep(POLL_S)
+    with contextlib.suppress(requests.RequestException, RuntimeError):  # what a broken connection kept back; its node may be gone
+        _write(out, client.get_job_logs(name)[seen:])
+    return found
 
 
 async def _tail(client: JobSubmissionClient, name: str, seen: int, out: Session) -> int:
@@ -252,10 +279,14 @@ async def _tail(client: JobSubmissionClient, name: str, seen: int, out: Session)
     position = 0
     with contextlib.suppress(aiohttp.ClientError, RuntimeError):  # Ray raises RuntimeError for a socket that broke
         async for text in client.tail_job_logs(name):
-            out.console.file.write(text[max(0, seen - position) :])
-            out.console.file.flush()
+            _write(out, text[max(0, seen - position) :])
             position += len(text)
     return max(seen, position)
+
+
+def _write(out: Session, text: str) -> None:
+    out.console.file.write(text)
+    out.console.file.flush()
 
 
 def _conclude(job: JobDetails, out: Session) -> int:
