@@ -33,6 +33,7 @@ class _WeightedLogprob(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, targets: Tensor, coefficients: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
+        """As `weighted_logprob`; the gradient [N, H] is made here, while a chunk's logits are there, and kept."""
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
         for start in range(0, len(targets), chunk):
@@ -45,6 +46,7 @@ class _WeightedLogprob(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _grad_logprobs: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The kept gradient times that of the sum."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad_total.to(gradient.dtype), None, None, None, None, None
 
