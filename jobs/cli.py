@@ -12,6 +12,7 @@ app = typer.Typer(
     help="Entropy-guided self-distillation of reasoning models (EGRSD, CL-EGRSD) on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     add_completion=False,
 )
 

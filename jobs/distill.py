@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
+from jobs.progress import Bars
 from jobs.session import Session, connect, session, settle, versions
 from pipeline.contract import STAGES
-from pipeline.errors import EgrsdError, TrainingError
+from pipeline.errors import TrainingError
 from pipeline.rounds import Round, why_stale
 from pipeline.store import Entry, Store, area
 
@@ -168,7 +169,7 @@ class Live:
     out: Session
     engines: dict[str, EnginePool]
     trainer: Any
-    progress: Progress
+    progress: Bars
     sources: Sources
 
     @classmethod
@@ -183,11 +184,10 @@ class Live:
             if missing.train:
                 for number in missing.train:  # committed before this start: the driver commits them anew once they are fresh
                     store.delete(f"{area('rounds', number)}/ready.json")
-                store.request_stop(False)
                 trainer = worker.start(store.uri, run)
-                stack.callback(_end_trainer, store, trainer)
+                stack.callback(trainer.stop, END_S)
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-            progress = stack.enter_context(Progress(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4))
+            progress = stack.enter_context(Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4))
             yield cls(store, run, out, engines, trainer, progress, sources)
 
     def bring_to_end(self, missing: Missing) -> None:
@@ -275,7 +275,7 @@ class Live:
     def wait_for_policy(self, version: int) -> None:
         """Until the trainer has published it. Raises what ended the trainer."""
         while not self.store.has_policy(version):
-            if not self.trainer.running():
+            if not self.trainer.running() and not self.store.has_policy(version):
                 self.trainer.join()  # raises what ended it
                 raise TrainingError(f"the trainer ended before it published policy {version}", self.store.uri, "Resume the run")
             time.sleep(POLL_S)
@@ -329,13 +329,6 @@ class Live:
 def _count(seconds: dict[str, float], entry: Entry, computed: bool) -> None:
     if computed:
         seconds[entry.stage] = seconds.get(entry.stage, 0.0) + entry.seconds
-
-
-def _end_trainer(store: Store, trainer: Any) -> None:
-    store.request_stop()
-    with contextlib.suppress(EgrsdError):  # its error, if any, has been raised by wait_for_policy
-        trainer.join(END_S)
-    store.request_stop(False)
 
 
 @contextlib.contextmanager

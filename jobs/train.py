@@ -38,7 +38,6 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
             store.delete(area("policy", version))
             store.delete(area("train", version))
         last = rounds[-1].number + 1
-        store.request_stop(False)
         with out.console.status(f"training rounds {first} to {last - 1}"):
             worker.start(store.uri, run.model_copy(update={"rounds": last})).join()
         if not store.has_policy(last):
