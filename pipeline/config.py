@@ -9,7 +9,7 @@ from functools import reduce
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import SettingError
 
@@ -37,6 +37,13 @@ class Source(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
     size: Count = Field(100_000, description="number of problems of a generated task; most rows taken of a file")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
+
+    @field_validator("uri")
+    @classmethod
+    def _no_credentials(cls, uri: str) -> str:
+        if "://" in uri and "@" in uri.split("://", 1)[1].split("/")[0]:
+            raise ValueError("the URI holds credentials, which would be written to run.json: give them by environment or profile")
+        return uri
 
 
 class Model(Section):

@@ -76,6 +76,10 @@ class Store:
     def __init__(self, uri: str) -> None:
         if not uri.strip():
             raise UserError("the path is empty", "--run", "Name a folder or a URI")
+        if "://" in uri and "@" in uri.split("://", 1)[1].split("/")[0]:
+            raise UserError(
+                "the URI holds credentials, which would end up in logs", "--run", "Give them by environment or profile"
+            )
         try:
             self.uri = uri if "://" in uri else str(Path(uri).expanduser().resolve())
         except (RuntimeError, ValueError, OSError) as error:

@@ -38,6 +38,12 @@ def test_a_wrong_setting_is_named_with_what_to_do(override, message):
         resolve(BASE, [override])
 
 
+def test_credentials_in_a_source_are_refused_and_not_repeated():
+    with pytest.raises(SettingError, match="holds credentials") as caught:
+        resolve(BASE, ["source.uri=s3://key:hunter2@bucket/x.jsonl"])
+    assert "hunter2" not in str(caught.value)
+
+
 def test_overrides_are_laid_over_the_document_over_the_base():
     run = resolve(BASE, ["train.learning_rate=2e-4"], {"train": {"learning_rate": 1, "workers": 2}})
     assert (run.train.learning_rate, run.train.workers) == (2e-4, 2)

@@ -217,3 +217,9 @@ def test_an_entry_of_a_later_version_is_read(run_dir):
 def test_a_run_needs_a_place(uri):
     with pytest.raises(UserError):
         Store(uri)
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated():
+    with pytest.raises(UserError, match="holds credentials") as caught:
+        Store("s3://key:hunter2@bucket/run")
+    assert "hunter2" not in str(caught.value)

@@ -31,7 +31,8 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a paramet
 def save(trainer: Trainer, next_round: int, folder: Path) -> None:
     """Write the state of a trainer that has finished the rounds before `next_round` into a local folder.
 
-    Every rank must call it (sharded tensors are gathered); rank 0 alone writes.
+    Every rank must call it (sharded tensors are gathered); rank 0 alone writes. Raises TrainingError rather than publish a
+    weight that is not finite.
     """
     adapter = {name: _full(p.data) for name, p in trainer.parameters().items()}
     moments = {
@@ -41,6 +42,12 @@ def save(trainer: Trainer, next_round: int, folder: Path) -> None:
     }
     if trainer.rank != 0:
         return
+    if broken := [name for name, value in adapter.items() if not value.isfinite().all()]:
+        raise TrainingError(
+            f"{len(broken)} of {len(adapter)} adapter tensors are not finite, {broken[0]} first",
+            f"round {next_round - 1}",
+            "Lower train.learning_rate or train.grad_clip; the policy before it is untouched",
+        )
     folder.mkdir(parents=True, exist_ok=True)
     _save_adapter(trainer.student, adapter, folder)
     save_file(moments, folder / OPTIMIZER)

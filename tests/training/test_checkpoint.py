@@ -35,6 +35,16 @@ def resumed(folder: Path, run: Run) -> tuple[Trainer, int]:
     return made, checkpoint.load_optimizer(made, folder)
 
 
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    made = Trainer(tiny_run(), student.build(tiny_run(), CPU), CPU)
+    name, weight = next(iter(made.parameters().items()))
+    weight.data.view(-1)[3] = float("nan")
+    with pytest.raises(TrainingError, match=r"round 0: 1 of \d+ adapter tensors are not finite") as caught:
+        checkpoint.save(made, 1, tmp_path / "state")
+    assert name in str(caught.value)
+    assert not (tmp_path / "state").exists()
+
+
 def test_resumed_training_ends_in_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
     run = tiny_run("model.lora_dropout=0.1", "train.warmup_steps=3", "train.weight_decay=0.01")
     whole = Trainer(run, student.build(run, CPU), CPU)
