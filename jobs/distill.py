@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from jobs.progress import Bars
 from jobs.session import Session, connect, session, settle, versions
+from pipeline import lease
 from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
 from pipeline.rounds import Round, why_stale
@@ -41,13 +42,14 @@ def distill(
         missing = Missing.of(store, run)
         if not missing.nothing:
             sources = open_inputs(run)
+            holding = out.exits.enter_context(lease.held(store))
             store.save_run(run, versions())
             out.log_to(store)
             out.say(f"run {store.uri}: {missing.text(run)}")
             connect(address)
             check_resources(run, missing)
             with Live.start(store, run, sources, out, missing) as live:
-                live.bring_to_end(missing)
+                live.bring_to_end(missing, holding)
         else:
             store.save_run(run, versions())
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
@@ -190,8 +192,8 @@ class Live:
             progress = stack.enter_context(Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4))
             yield cls(store, run, out, engines, trainer, progress, sources)
 
-    def bring_to_end(self, missing: Missing) -> None:
-        """Everything that is to do, in order."""
+    def bring_to_end(self, missing: Missing, holding: lease.Lease) -> None:
+        """Everything that is to do, in order. Raises StoreError when another driver has taken the run over."""
         from pipeline.rounds import open_round
 
         if 0 in missing.evaluate:
@@ -201,6 +203,7 @@ class Live:
         self.add_lost_metrics(missing)
         bar = self.progress.add_task("rounds", total=self.run.rounds, completed=self.run.rounds - len(missing.train), note="")
         for number in missing.train:
+            holding.check()
             note = self.round(number)
             self.progress.update(bar, advance=1, note=note)
         if self.trainer is not None:

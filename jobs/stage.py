@@ -6,7 +6,7 @@ import contextlib
 import difflib
 
 from jobs.session import Session, connect, session, versions
-from pipeline import contract
+from pipeline import contract, lease
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, UserError
 from pipeline.rounds import Round, open_round, open_rounds, stale_input, why_stale, with_engines
@@ -35,6 +35,7 @@ def run_stage(
                 raise UserError(
                     f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
                 )
+        out.exits.enter_context(lease.held(store))
         out.log_to(store)
         connect(address)
         store.save_run(run, versions())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from actors import resources
 from actors.pool import cluster_nodes
 from jobs.session import connect, session, versions
-from pipeline import contract
+from pipeline import contract, lease
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, TrainingError, UserError
 from pipeline.rounds import MEASURE, Round, commit_round, open_rounds, why_stale
@@ -28,6 +28,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
                 raise SettingError("training does not read this setting", name, "Use `egrsd stage` or `egrsd distill`")
         first = store.latest_policy() if from_round is None else from_round
         rounds = trainable(store, run, first)
+        out.exits.enter_context(lease.held(store))
         out.log_to(store)
         connect(address)
         resources.check([resources.Demand("train", run.train.workers, run.train.placement)], cluster_nodes())

@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -192,15 +193,20 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
     run = run_dir.load_run()
     settings = run.engines.rollout.model_copy(update={"min": 2, "max": 2, "threads": 1})
     pool = EnginePool.start("twice", run.model, settings, run.score)
+
+    def rolled_out(first, shard):
+        prompts = run_dir.read(run_dir.entry(area("rounds", 0), "prompts", shard))
+        return stages.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0), first)
+
     try:
         while [engine.state for engine in pool.status()] != ["serving", "serving"]:
             time.sleep(0.2)
-        for first, shard in ((0, "0000"), (4, "0001")):
+        with ThreadPoolExecutor(2) as both:
+            tables = list(both.map(rolled_out, (0, 4), ("0000", "0001")))
+        for table, shard in zip(tables, ("0000", "0001"), strict=True):
             stored = run_dir.read(run_dir.entry(area("rounds", 0), "rollout", shard))
-            prompts = run_dir.read(run_dir.entry(area("rounds", 0), "prompts", shard))
-            whole = stages.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0), first)
             for name in ("trace_id", "response_tokens", "seed"):
-                assert whole[name].equals(stored[name]), name
+                assert table[name].equals(stored[name]), name
         assert {engine.rows > 0 for engine in pool.status()} == {True}
     finally:
         pool.close()

@@ -1,0 +1,109 @@
+"""One driver per run: a lease in the run directory, kept alive by a heartbeat and judged without comparing clocks.
+
+`lease.json` names its holder and counts heartbeats. Whoever finds one watches the count: a holder that lives changes it within
+TTL_S, so clocks of different machines need not agree. A holder on this machine whose process is gone is dead at once.
+
+No store offers a lock on every back end, so taking is write, wait, read again: of two that write at one time the later write
+stands and the other one is refused. A holder that finds another's name in its lease knows at its next heartbeat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from pipeline.errors import StoreError, UserError
+from pipeline.store import Store
+
+LEASE = "lease.json"
+BEAT_S, TTL_S, SETTLE_S = 5.0, 20.0, 0.3
+
+
+@dataclass
+class Lease:
+    """A held lease. `check` raises once another driver has taken it."""
+
+    store: Store
+    token: str
+    stolen_by: str | None = None
+    _end: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raise StoreError when this driver no longer holds the run."""
+        if self.stolen_by is not None:
+            raise StoreError(f"{self.stolen_by} has taken over this run", self.store.uri, "Let it finish, or stop it and resume")
+
+    def _beat(self) -> None:
+        beats = 0
+        while not self._end.wait(BEAT_S):
+            current = self.store.read_json(LEASE, "token", "holder")
+            if current is not None and current["token"] != self.token:
+                self.stolen_by = current["holder"]
+                return
+            beats += 1
+            _write(self.store, self.token, beats)
+
+
+@contextlib.contextmanager
+def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
+    """Hold the run for the length of a block, after `ttl_s` in which a silent holder may stir.
+
+    Raises UserError that says who holds it.
+    """
+    token = uuid4().hex
+    if (holder := _living_holder(store, ttl_s)) is not None:
+        raise UserError(f"{holder} is working on this run", store.uri, "Wait for it or stop it, then run the same command again")
+    _write(store, token, 0)
+    time.sleep(SETTLE_S)
+    current = store.read_json(LEASE, "token", "holder")
+    if current is None or current["token"] != token:
+        other = current["holder"] if current else "another driver"
+        raise UserError(f"{other} has just started on this run", store.uri, "Wait for it or stop it")
+    lease = Lease(store, token)
+    thread = threading.Thread(target=lease._beat, name="egrsd-lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        lease._end.set()
+        thread.join(BEAT_S)
+        if lease.stolen_by is None:
+            store.delete(LEASE)
+
+
+def _living_holder(store: Store, ttl_s: float) -> str | None:
+    first = store.read_json(LEASE, "token", "holder", "host", "pid", "beats")
+    if first is None:
+        return None
+    if first["host"] == socket.gethostname() and not _runs(first["pid"]):
+        return None
+    deadline = time.monotonic() + ttl_s
+    while time.monotonic() < deadline:
+        time.sleep(min(0.2, ttl_s))
+        now = store.read_json(LEASE, "token", "holder", "beats")
+        if now is None:
+            return None
+        if (now["token"], now["beats"]) != (first["token"], first["beats"]):
+            return str(now["holder"])
+    return None
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _write(store: Store, token: str, beats: int) -> None:
+    host, pid = socket.gethostname(), os.getpid()
+    store.write_json(LEASE, {"token": token, "holder": f"process {pid} on {host}", "host": host, "pid": pid, "beats": beats})
