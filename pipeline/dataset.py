@@ -121,7 +121,7 @@ def bring_up_to_date(
     entries = {name: work.store.entry(work.area, name, shard) for name in contract.inputs(stage)}
     _check_facts(work, stage, entries)
     start = time.perf_counter()
-    tables = {name: work.store.read(entry, _declared(stage, name)) for name, entry in entries.items() if entry is not None}
+    tables = {name: work.store.read(entry, declared(stage, name)) for name, entry in entries.items() if entry is not None}
     table, facts = _compute(work, stage.name, shard, tables, problems)
     entry = work.store.commit(
         work.area,
@@ -149,7 +149,7 @@ def _check_facts(work: Round, stage: Stage, entries: Mapping[str, Entry | None])
         raise EngineError(f"the engine that scores is not like the one that wrote the traces: {named}", where, "Roll out again")
 
 
-def _declared(stage: Stage, writer: str) -> list[str]:
+def declared(stage: Stage, writer: str) -> list[str]:
     """The columns of `writer` that `stage` may read: its key, its rejections, and what the contract declares."""
     own = [name for name in stage.reads if contract.COLUMNS[name].writer == writer]
     return [contract.STAGES[writer].key, "reject_reason", "reject_detail", *own]
