@@ -204,6 +204,7 @@ class Live:
         bar = self.progress.add_task("rounds", total=self.run.rounds, completed=self.run.rounds - len(missing.train), note="")
         for number in missing.train:
             holding.check()
+            self.expect_trainer(number + 1)  # before a round of generation, not after it
             note = self.round(number)
             self.progress.update(bar, advance=1, note=note)
         if self.trainer is not None:
@@ -278,10 +279,14 @@ class Live:
     def wait_for_policy(self, version: int) -> None:
         """Until the trainer has published it. Raises what ended the trainer."""
         while not self.store.has_policy(version):
-            if not self.trainer.running() and not self.store.has_policy(version):
-                self.trainer.join()  # raises what ended it
-                raise TrainingError(f"the trainer ended before it published policy {version}", self.store.uri, "Resume the run")
+            self.expect_trainer(version)
             time.sleep(POLL_S)
+
+    def expect_trainer(self, version: int) -> None:
+        """Raise what ended the trainer, if it ended before it published `version`."""
+        if not self.trainer.running() and not self.store.has_policy(version):
+            self.trainer.join()
+            raise TrainingError(f"the trainer ended before it published policy {version}", self.store.uri, "Resume the run")
 
     def add_lost_metrics(self, missing: Missing) -> None:
         """Summaries of rounds whose driver died between their policy and their metrics."""
