@@ -151,7 +151,7 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
     begun = bool(store.numbers("rounds") or store.numbers("evals"))  # before that, nothing was made with the old settings
     if old is None or (recipe is not None and not begun):
         return resolve(named(recipe or ""), sets, document)
-    if recipe is not None and named(recipe).name != old.name:
+    if recipe is not None and resolve(named(recipe), sets, document).name != old.name:
         raise SettingError(f"this run was started from recipe '{old.name}'", "--recipe", "Leave it out, or use another --run")
     run = resolve(old, sets, document)  # run.json is the truth, also where a recipe or a stage's settings changed since
     if begun and (changed := differences(old, run)) and not accept_changes:
