@@ -19,7 +19,7 @@ from jobs.session import Session, connect, session, settle, versions
 from pipeline import lease
 from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
-from pipeline.rounds import Round, why_stale
+from pipeline.rounds import Round, stale_input, why_stale
 from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ def distill(
         if not missing.nothing:
             sources = open_inputs(run)
             holding = out.exits.enter_context(lease.held(store))
-            store.save_run(run, versions())
+            run = settle(store, recipe, config, sets, accept_changes)  # again: whoever held the run before may have gone on
+            missing = Missing.of(store, run)
             out.log_to(store)
             out.say(f"run {store.uri}: {missing.text(run)}")
             connect(address)
             check_resources(run, missing)
-            with Live.start(store, run, sources, out, missing) as live:
+            store.save_run(run, versions())
+            with Live.start(store, run, sources, out, missing, holding) as live:
                 live.bring_to_end(missing, holding)
         else:
             store.save_run(run, versions())
@@ -85,7 +87,7 @@ class Missing:
             for name in MEASURE
             for reason in sorted({why_stale(work, STAGES[name], shard) or "" for shard in work.shards} - {""})
         ]
-        label = [work.number for work in trained if _incomplete(work, LABELS)]
+        label = [work.number for work in trained if _incomplete(work, LABELS) and not _inputs_stale(work)]
         held_out = evaluation_run(run) if run.evaluation.problems else None
         versions = [0, run.rounds] if held_out else []
         evaluate = [n for n in versions if held_out and _incomplete(_planned(store, held_out, "evals", n), EVALUATION)]
@@ -112,10 +114,19 @@ class Missing:
 
 
 def _planned(store: Store, run: Run, kind: str, number: int) -> Round | None:
+    """A round that was planned for as many prompts as are asked for now, or None."""
     from pipeline.rounds import open_round
 
-    known = store.read_json(f"{area(kind, number)}/plan.json") is not None
-    return open_round(store, run, kind, number) if known else None
+    plan = store.read_json(f"{area(kind, number)}/plan.json", "shards")
+    asked = run.rollout.prompts_per_round
+    return open_round(store, run, kind, number) if plan is not None and plan.get("asked", asked) == asked else None
+
+
+def _inputs_stale(work: Round) -> bool:
+    """Whether labels cannot be made before `egrsd stage` has redone what they read."""
+    return any(stale_input(work, STAGES[name], shard) for name in ("grade", "profile") for shard in work.shards) or any(
+        why_stale(work, STAGES["grade"], shard) for shard in work.shards
+    )
 
 
 def _incomplete(work: Round | None, stages: tuple[str, ...]) -> bool:
@@ -176,7 +187,9 @@ class Live:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, store: Store, run: Run, sources: Sources, out: Session, missing: Missing) -> Iterator[Live]:
+    def start(
+        cls, store: Store, run: Run, sources: Sources, out: Session, missing: Missing, holding: lease.Lease
+    ) -> Iterator[Live]:
         """Engines and trainer come up together; both end with the block, also when it fails."""
         from pipeline.training import worker
 
@@ -184,10 +197,12 @@ class Live:
             engines = stack.enter_context(open_engines(run)) if missing.on_engines else {}
             trainer = None
             if missing.train:
-                for number in missing.train:  # committed before this start: the driver commits them anew once they are fresh
+                for number in set(missing.train) & set(
+                    store.numbers("rounds")
+                ):  # committed before this start: the driver commits them anew once they are fresh
                     store.delete(f"{area('rounds', number)}/ready.json")
                 trainer = worker.start(store.uri, run)
-                stack.callback(trainer.stop, END_S)
+                stack.callback(lambda: holding.stolen_by or trainer.stop(END_S))  # another driver's trainer is not ours to stop
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
             progress = stack.enter_context(Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4))
             yield cls(store, run, out, engines, trainer, progress, sources)
@@ -295,7 +310,7 @@ class Live:
         known = {row["round"] for row in self.store.metrics() if row["writer"] == "round"}
         trained = missing.train[0] if missing.train else self.run.rounds
         for work in open_rounds(self.store, self.run):
-            if work.number < trained and work.number not in known:
+            if work.number < trained and work.number not in known and not _incomplete(work, ("profile",)):
                 self.store.write_metrics("round", work.number, [{"round": work.number, **self.summarise_round(work)}])
 
     def summarise_round(self, work: Round) -> dict[str, float]:

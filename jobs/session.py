@@ -80,7 +80,7 @@ def session(debug: bool) -> Iterator[Session]:
     else:
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)
     console = Console(file=os.fdopen(os.dup(1), "w", buffering=1), soft_wrap=True, emoji=False)
-    with contextlib.ExitStack() as exits:
+    with _closing(console, debug) as exits:
         out = Session(console, debug, exits)
         try:
             yield out
@@ -92,6 +92,19 @@ def session(debug: bool) -> Iterator[Session]:
             raise
         except BaseException as error:  # not understood: told in one line, kept whole in the log
             _fail(out, f"Internal error ({type(error).__name__}): {error}. Run again with --debug", 1)
+
+
+@contextlib.contextmanager
+def _closing(console: Console, debug: bool) -> Iterator[contextlib.ExitStack]:
+    """Exits of a verb; what goes wrong in them is told like any other error."""
+    try:
+        with contextlib.ExitStack() as exits:
+            yield exits
+    except EgrsdError as error:
+        if debug:
+            raise
+        console.print(f"[red]error:[/red] {escape(_printable(' '.join(str(error).split())))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
 
 
 def _fail(out: Session, message: str, code: int) -> None:

@@ -23,6 +23,8 @@ def run_stage(
     """
     with session(debug) as out:
         stage, store = find_stage(name), Store(uri)
+        store.load_run()
+        out.exits.enter_context(lease.held(store))
         old = store.load_run()
         run = resolve(old, sets)
         _check_settings(stage, old, run)
@@ -35,11 +37,10 @@ def run_stage(
                 raise UserError(
                     f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
                 )
-        out.exits.enter_context(lease.held(store))
         out.log_to(store)
         connect(address)
-        store.save_run(run, versions())
         computed = _bring_up(work, stage, force, only, out)
+        store.save_run(run, versions())  # settings that failed are not kept
         rows = sum(entry.rows for entry in computed)
         out.say(f"{work.area} {name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
         _tell_stale(work, stage, out)

@@ -9,8 +9,10 @@ from pipeline import contract, lease
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, TrainingError, UserError
 from pipeline.rounds import MEASURE, Round, commit_round, open_rounds, why_stale
-from pipeline.store import Store, area
+from pipeline.store import MANIFEST, Store, area
 from pipeline.training import worker
+
+END_S = 30.0
 
 
 def train_committed(uri: str, from_round: int | None, sets: list[str], address: str | None, debug: bool) -> None:
@@ -21,6 +23,8 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
     """
     with session(debug) as out:
         store = Store(uri)
+        store.load_run()
+        out.exits.enter_context(lease.held(store))
         old = store.load_run()
         run = resolve(old, sets)
         for name, _, _ in differences(old, run):
@@ -28,19 +32,21 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
                 raise SettingError("training does not read this setting", name, "Use `egrsd stage` or `egrsd distill`")
         first = store.latest_policy() if from_round is None else from_round
         rounds = trainable(store, run, first)
-        out.exits.enter_context(lease.held(store))
         out.log_to(store)
         connect(address)
         resources.check([resources.Demand("train", run.train.workers, run.train.placement)], cluster_nodes())
         store.save_run(run, versions())
         for work in rounds:
             commit_round(work)
-        for version in [v for v in store.numbers("policy") if v > first]:
+        for version in reversed([v for v in store.numbers("policy") if v > first]):  # cut off here, the latest stays the latest
+            store.delete(f"{area('policy', version)}/{MANIFEST}")
             store.delete(area("policy", version))
             store.delete(area("train", version))
         last = rounds[-1].number + 1
         with out.console.status(f"training rounds {first} to {last - 1}"):
-            worker.start(store.uri, run.model_copy(update={"rounds": last})).join()
+            trainer = worker.start(store.uri, run.model_copy(update={"rounds": last}))
+            out.exits.callback(trainer.stop, END_S)
+            trainer.join()
         if not store.has_policy(last):
             raise TrainingError(f"the trainer ended before it published policy {last}", store.uri, "Run the same command again")
         out.say(f"trained rounds {first} to {last - 1}; policy {last} is {store.locate(area('policy', last))}")
@@ -49,7 +55,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
 def trainable(store: Store, run: Run, first: int) -> list[Round]:
     """Rounds from `first` on that are measured, without a gap. Raises UserError when there is none, when a stage of one is
     stale, or when the training state that stood beside policy `first` is no longer kept."""
-    if first and store.load_state(first) is None:
+    if first and store.read_bytes(f"{area('train', first)}/{MANIFEST}") is None:
         kept = ", ".join(map(str, [0, *store.numbers("train")]))
         raise UserError(
             f"the training state beside policy {first} is not kept", store.uri, f"Train from one of these rounds: {kept}"
@@ -62,7 +68,8 @@ def trainable(store: Store, run: Run, first: int) -> list[Round]:
             name: why
             for name in MEASURE
             for shard in work.shards
-            if (why := why_stale(work, contract.STAGES[name], shard)) is not None
+            # the policy that wrote a trace may have been trained again since: stored traces are what this trains on
+            if (why := why_stale(work, contract.STAGES[name], shard)) not in {None, "policy changed"}
         }
         if set(reasons.values()) == {"missing"}:
             break

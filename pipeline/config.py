@@ -326,7 +326,8 @@ def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None
             near = difflib.get_close_matches(str(key), data.keys(), n=1)
             hint = f"Did you mean '{where}{near[0]}'?" if near else f"Known here: {', '.join(map(str, data))}"
             raise SettingError("unknown setting", name, hint)
-        if value and isinstance(value, dict) and isinstance(data.get(key), dict):  # an empty one clears what was there
+        clears = not value and key in {"options", "resources", "labels"}  # `{}` empties a free-form section
+        if isinstance(value, dict) and isinstance(data.get(key), dict) and not clears:
             _overlay(data[key], value, f"{name}.")
         elif isinstance(value, dict) and data.get(key) is None and name == "engines.score":
             data[key] = Pool().model_dump(mode="json")

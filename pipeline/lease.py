@@ -16,9 +16,10 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from uuid import uuid4
 
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import EgrsdError, StoreError, UserError
 from pipeline.store import Store
 
 LEASE = "lease.json"
@@ -41,13 +42,14 @@ class Lease:
 
     def _beat(self) -> None:
         beats = 0
-        while not self._end.wait(BEAT_S):
-            current = self.store.read_json(LEASE, "token", "holder")
-            if current is not None and current["token"] != self.token:
-                self.stolen_by = current["holder"]
-                return
-            beats += 1
-            _write(self.store, self.token, beats)
+        while self.stolen_by is None and not self._end.wait(BEAT_S):
+            with contextlib.suppress(EgrsdError, OSError):  # a full disk now may be none at the next beat
+                current = self.store.read_json(LEASE, "token", "holder")
+                if current is not None and current["token"] != self.token:
+                    self.stolen_by = current["holder"]
+                    return
+                beats += 1
+                _write(self.store, self.token, beats)
 
 
 @contextlib.contextmanager
@@ -73,7 +75,8 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
     finally:
         lease._end.set()
         thread.join(BEAT_S)
-        if lease.stolen_by is None:
+        now = store.read_json(LEASE, "token")
+        if now is not None and now["token"] == token:
             store.delete(LEASE)
 
 
@@ -81,7 +84,7 @@ def _living_holder(store: Store, ttl_s: float) -> str | None:
     first = store.read_json(LEASE, "token", "holder", "host", "pid", "beats")
     if first is None:
         return None
-    if first["host"] == socket.gethostname() and not _runs(first["pid"]):
+    if first["host"] == _host() and not _runs(first["pid"]):
         return None
     deadline = time.monotonic() + ttl_s
     while time.monotonic() < deadline:
@@ -105,5 +108,15 @@ def _runs(pid: int) -> bool:
 
 
 def _write(store: Store, token: str, beats: int) -> None:
-    host, pid = socket.gethostname(), os.getpid()
-    store.write_json(LEASE, {"token": token, "holder": f"process {pid} on {host}", "host": host, "pid": pid, "beats": beats})
+    pid = os.getpid()
+    holder = f"process {pid} on {socket.gethostname()}"
+    store.write_json(LEASE, {"token": token, "holder": holder, "host": _host(), "pid": pid, "beats": beats})
+
+
+def _host() -> str:
+    """This machine, this boot and this space of process ids: containers may share a name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()

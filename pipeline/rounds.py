@@ -64,11 +64,11 @@ def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: i
         indices = list(range(min(count, len(source))))
     size = run.rollout.prompts_per_shard
     shards = {f"{i // size:04d}": indices[i : i + size] for i in range(0, len(indices), size)}
-    plan = {"policy": policy_version, "shards": shards, "source": source.fingerprint}
+    plan = {"policy": policy_version, "shards": shards, "source": source.fingerprint, "asked": count}
     path = f"{area(kind, number)}/plan.json"
     if store.read_json(path) != plan:
         store.write_json(path, plan)
-    return Round(store, run, kind, number, policy_version, shards, _baseline(store, run, kind, number), {})
+    return Round(store, run, kind, number, policy_version, shards, _baseline(store, run, kind, number, keep=True), {})
 
 
 def open_round(store: Store, run: Run, kind: str, number: int, baseline: RunningBaseline | None = None) -> Round:
@@ -135,9 +135,13 @@ def why_stale(work: Round, stage: Stage, shard: str, problems: str | None = None
 
 
 def stale_input(work: Round, stage: Stage, shard: str) -> str | None:
-    """The input stage of a shard that would itself be computed again, and why; None when all are fresh."""
+    """The input stage of a shard that would itself be computed again, and why; None when all are fresh.
+
+    What only reads stored traces (grade, profile, label) may also read those whose policy has been trained again since.
+    """
     for name in contract.inputs(stage):
-        if reason := why_stale(work, contract.STAGES[name], shard):
+        reason = why_stale(work, contract.STAGES[name], shard)
+        if reason and not (reason == "policy changed" and stage.where == "CPU"):
             return f"{name} ({reason})"
     return None
 
@@ -150,10 +154,11 @@ def entropy_peak(work: Round) -> float | None:
     return max((entries[shard].facts["entropy_max"] for shard in work.shards), default=0.0)
 
 
-def baselines(store: Store, run: Run) -> Iterator[RunningBaseline]:
-    """Running reward state at the start of round 0, 1, ...: all rewards of earlier rounds, folded in order and kept per round.
+def baselines(store: Store, run: Run, keep: bool = False) -> Iterator[RunningBaseline]:
+    """Running reward state at the start of round 0, 1, ...: all rewards of earlier rounds, folded in order.
 
-    A round's part is folded again when its grades, or what came before them, changed. Nothing where the group estimator is used.
+    Each round's part is on file (written with `keep`, by whoever drives the run) and is folded again when its grades, or what
+    came before them, changed. Nothing where the group estimator is used.
     """
     if run.grade.advantage != "running":
         return
@@ -161,22 +166,23 @@ def baselines(store: Store, run: Run) -> Iterator[RunningBaseline]:
     for number in itertools.count():
         yield state
         where = area("rounds", number)
-        entries = store.entries(where, "grade")
+        plan = store.read_json(f"{where}/plan.json", "shards") or {"shards": {}}
+        entries = {shard: entry for shard, entry in store.entries(where, "grade").items() if shard in plan["shards"]}
         hashes, before = {shard: entry.sha256 for shard, entry in entries.items()}, _digest(state.to_dict())
-        kept = store.read_json(f"{where}/baseline.json")
+        kept = store.read_json(f"{where}/baseline.json", "grade", "before", "after")
         if kept is None or kept["grade"] != hashes or kept["before"] != before:
             rewards = [store.read(entries[shard], ["reward"])["reward"] for shard in sorted(entries)]
             merged = pc.drop_null(pa.chunked_array([c for r in rewards for c in r.chunks], pa.float32()))
             kept = {"grade": hashes, "before": before, "after": state.update(merged.to_numpy()).to_dict()}
-            if entries:
+            if entries and keep:
                 store.write_json(f"{where}/baseline.json", kept)
         state = RunningBaseline.from_dict(kept["after"])
 
 
-def _baseline(store: Store, run: Run, kind: str, number: int) -> RunningBaseline | None:
+def _baseline(store: Store, run: Run, kind: str, number: int, keep: bool = False) -> RunningBaseline | None:
     if run.grade.advantage != "running":
         return None
-    return next(itertools.islice(baselines(store, run), number, None)) if kind == "rounds" else RunningBaseline()
+    return next(itertools.islice(baselines(store, run, keep), number, None)) if kind == "rounds" else RunningBaseline()
 
 
 # ---- hand over ----------------------------------------------------------------------------------------------------------

@@ -92,7 +92,10 @@ class Store:
     def opened(self) -> tuple[fs.FileSystem, str]:
         """The file system and the run's path in it. Raises UserError for a URI that cannot be opened."""
         try:
-            return fs.FileSystem.from_uri(self.uri)
+            filesystem, root = fs.FileSystem.from_uri(self.uri)
+            if isinstance(filesystem, fs.LocalFileSystem) and filesystem.get_file_info(root).type == fs.FileType.File:
+                raise UserError("is a file, not a run directory", self.uri, "Name a folder")
+            return filesystem, root
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
                 f"cannot open the run directory ({error})", self.uri, "Use a local path or a URI pyarrow.fs knows"
@@ -156,18 +159,26 @@ class Store:
     def names(self, folder: str) -> list[str]:
         """Sorted names in a folder of the run; empty where there is none."""
         filesystem, root = self.opened
-        found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True))
+        with self._explained("cannot list", folder):
+            found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def delete(self, path: str) -> None:
         """Remove a file or folder of the run if it is there."""
         filesystem, root = self.opened
-        with contextlib.suppress(FileNotFoundError):
+        with self._explained("cannot delete", path), contextlib.suppress(FileNotFoundError):
             info = filesystem.get_file_info(f"{root}/{path}")
             if info.type == fs.FileType.Directory:
                 filesystem.delete_dir(f"{root}/{path}")
             elif info.type == fs.FileType.File:
                 filesystem.delete_file(f"{root}/{path}")
+
+    @contextlib.contextmanager
+    def _explained(self, what: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"{what} ({error})", self.locate(path), "Check that the place exists and its permissions") from error
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,8 @@ def test_free_form_sections_take_new_keys():
 def test_an_empty_section_clears_what_was_there():
     run = resolve(BASE, ["source.options.min_terms=3", "source.options={}", "source.options.max_terms=4"])
     assert run.source.options == {"max_terms": 4}
+    assert resolve(BASE, ["rollout.group_size=3"], {"rollout": {}}).rollout.group_size == 3
+    assert resolve(resolve(BASE, ["rollout.group_size=3"]), [], {"rollout": {}}).rollout.group_size == 3
 
 
 def test_a_second_pool_appears_when_it_is_set():

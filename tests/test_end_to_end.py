@@ -130,6 +130,8 @@ def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_
     said = capfd.readouterr().out
     assert "stale: evals/0002 (policy changed)" in said
     assert "stale: rounds/0001 rollout, 2 of 2 shards (policy changed)" in said
+    train.train_committed(again.uri, 0, ["objective.name=cl_egrsd"], None, False)
+    assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
 
 
 def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_dir, copy_of):

@@ -92,6 +92,25 @@ def test_of_many_that_start_together_one_holds(store):
     assert (len(held), len(refused)) == (1, 5)
 
 
+def test_a_beat_that_cannot_be_written_is_not_the_last(store, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    failures = []
+
+    def failing(*arguments):
+        failures.append(arguments)
+        raise StoreError("cannot write (No space left on device)")
+
+    with lease.held(store) as mine:
+        with monkeypatch.context() as full:
+            full.setattr(lease, "_write", failing)
+            while not failures:
+                time.sleep(0.05)
+        store.write_json(lease.LEASE, {"token": "y", "holder": "process 2 on far", "host": "far", "pid": 2, "beats": 0})
+        time.sleep(0.5)
+        assert mine.stolen_by == "process 2 on far"
+    assert store.read_json(lease.LEASE)["token"] == "y"
+
+
 def test_a_driver_whose_lease_was_taken_notices(store, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_S", 0.05)
     with lease.held(store) as mine:
