@@ -135,11 +135,14 @@ def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_
 
 
 def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_dir, copy_of):
-    """As after a kill while round 1 was scored: one shard, the policy and everything behind it are missing."""
+    """As after a kill while round 1 was graded: one shard, the policy and everything behind it are missing.
+
+    A grade is exact; a shard scored again may differ in the last bits, with what shared its batches.
+    """
     cut = copy_of(run_dir)
     for path in ("policy/0002", "train/0002", "evals/0002", "rounds/0001/profile", "rounds/0001/label", "rounds/0001/ready.json"):
         cut.delete(path)
-    cut.delete("rounds/0001/score/0001.json")
+    cut.delete("rounds/0001/grade/0001.json")
     cut.delete("metrics/0001-train.jsonl")
     kept = {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
     distill.distill(cut.uri, None, [], None, False, None, False)
