@@ -23,6 +23,7 @@ from actors import adapters, startup
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError, ModelError, first_line
+from pipeline.prompts import splice
 from pipeline.tiny import resolve_model
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Engine:
         window = self._model.max_model_len
         prepared: list[tuple[list[int], SamplingParams] | Failure] = []
         for sequence in sequences:
-            ids = [*sequence.prompt, *sequence.response]
+            ids = splice(sequence.prompt, sequence.response)
             problem = _misfit(sequence.prompt, self._facts.vocab_size) or _misfit(ids, self._facts.vocab_size)
             if not sequence.response:
                 problem = "empty response"

@@ -321,6 +321,7 @@ class Live:
         from pipeline.metrics import regime_summary, round_summary
 
         def read(stage: str, columns: list[str]) -> list[Any]:
+            """These columns of every shard of a stage."""
             entries = self.store.entries(work.area, stage)
             return [self.store.read(entries[shard], columns) for shard in sorted(work.shards)]
 

@@ -170,6 +170,7 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
         draft.values[row]["entropy_error"] = rollout["rollout_entropy_error"][row].as_py()
 
     def ask(rows: list[int], prompt: str, who: Policy) -> list[tuple[int, Score]]:
+        """The usable scores of these rows under one prompt column and policy; the others are rejected."""
         sequences = [Sequence(ids[prompt][indices[row]].tolist(), responses[row].tolist()) for row in rows]
         answers = engines.score(sequences, who) if rows else []
         scored = ((row, _usable(draft, row, answer, responses[row])) for row, answer in zip(rows, answers, strict=True))

@@ -110,6 +110,7 @@ def test_an_idle_engine_that_dies_is_replaced_unasked(start):
     victim = pool.status()[0]
     os.kill(victim.pid, signal.SIGKILL)
     wait_for(lambda: [e for e in serving(pool) if e.name != victim.name])
+    assert victim.name not in [engine.name for engine in pool.status()]
 
 
 def test_a_row_that_keeps_killing_its_engine_is_isolated(start):
