@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
+from jobs.engines import open_engines
 from jobs.progress import Bars
 from jobs.session import Session, connect, session, settle, versions
 from pipeline import lease
@@ -24,6 +25,7 @@ from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool
+    from actors.serving import EngineClass
     from pipeline.config import Run
     from pipeline.sources import ProblemSet
 
@@ -33,9 +35,19 @@ EVALUATION = ("prompts", "rollout", "grade")
 
 
 def distill(
-    uri: str, recipe: str | None, sets: list[str], config: str | None, accept_changes: bool, address: str | None, debug: bool
+    uri: str,
+    recipe: str | None,
+    sets: list[str],
+    config: str | None,
+    accept_changes: bool,
+    address: str | None,
+    debug: bool,
+    engine_class: EngineClass | None = None,
 ) -> None:
-    """Run or resume a run until every round is trained, labelled and both evaluations are there."""
+    """Run or resume a run until every round is trained, labelled and both evaluations are there.
+
+    `engine_class` answers instead of vLLM: tests of scale and chaos hand in actors.fakes.FakeEngine.
+    """
     with session(debug) as out:
         store = Store(uri)
         run = settle(store, recipe, config, sets, accept_changes)
@@ -50,7 +62,7 @@ def distill(
             connect(address)
             check_resources(run, missing)
             store.save_run(run, versions())
-            with Live.start(store, run, sources, out, missing, holding) as live:
+            with Live.start(store, run, sources, out, missing, holding, engine_class) as live:
                 live.bring_to_end(missing, holding)
         else:
             store.save_run(run, versions())
@@ -188,13 +200,20 @@ class Live:
     @classmethod
     @contextlib.contextmanager
     def start(
-        cls, store: Store, run: Run, sources: Sources, out: Session, missing: Missing, holding: lease.Lease
+        cls,
+        store: Store,
+        run: Run,
+        sources: Sources,
+        out: Session,
+        missing: Missing,
+        holding: lease.Lease,
+        engine_class: EngineClass | None = None,
     ) -> Iterator[Live]:
         """Engines and trainer come up together; both end with the block, also when it fails."""
         from pipeline.training import worker
 
         with contextlib.ExitStack() as stack:
-            engines = stack.enter_context(open_engines(run)) if missing.on_engines else {}
+            engines = stack.enter_context(open_engines(run, engine_class)) if missing.on_engines else {}
             trainer = None
             if missing.train:
                 for number in set(missing.train) & set(
@@ -353,18 +372,3 @@ class Live:
 def _count(seconds: dict[str, float], entry: Entry, computed: bool) -> None:
     if computed:
         seconds[entry.stage] = seconds.get(entry.stage, 0.0) + entry.seconds
-
-
-@contextlib.contextmanager
-def open_engines(run: Run) -> Iterator[dict[str, EnginePool]]:
-    """The run's pool, or its two, by stage; closed at the end of the block."""
-    from actors.pool import EnginePool
-
-    with contextlib.ExitStack() as stack:
-        pools: dict[str, EnginePool] = {}
-        for name, settings in (("rollout", run.engines.rollout), ("score", run.engines.score)):
-            if settings is not None:
-                pool = EnginePool.start(name, run.model, settings, run.score, inflight=run.engines.inflight_shards)
-                stack.callback(pool.close)
-                pools[name] = pool
-        yield {"rollout": pools["rollout"], "score": pools.get("score", pools["rollout"])}

@@ -72,7 +72,7 @@ def _reads(stage: contract.Stage, setting: str) -> bool:
 
 
 def _bring_up(work: Round, stage: contract.Stage, force: bool, only: set[str], out: Session) -> list[Entry]:
-    from jobs.distill import open_engines
+    from jobs.engines import open_engines
     from pipeline.dataset import execute
     from pipeline.sources import open_source
 
