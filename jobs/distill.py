@@ -1,13 +1,15 @@
 """`egrsd distill`: rounds of roll out, grade, score, train, label on one cluster, from the first or from where the run stopped.
 
 Engines and trainer start once and meet only in the run directory: the driver brings a round's shards up to date, commits the
-round, and labels it while the trainer, which waits for committed rounds, publishes the policy that answers the next one.
+round, and labels it while the trainer, which waits for committed rounds, publishes the policy that answers the next one. With
+`max_staleness` 1 the driver goes on to the next round at once, answered by the policy before.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -185,6 +187,15 @@ def check_resources(run: Run, missing: Missing) -> None:
     resources.check([*demands, resources.Demand("data stages", 1, Placement(cpus=1))], cluster_nodes())
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A round that is with the trainer: when it was begun (time.perf_counter) and the seconds of its parts."""
+
+    work: Round
+    begun: float
+    clock: dict[str, float]
+
+
 @dataclass
 class Live:
     """A run in motion: its engines, its trainer, and the clock of each part."""
@@ -235,24 +246,38 @@ class Live:
         for number in missing.label:
             self.label(open_round(self.store, self.run, "rounds", number))
         self.add_lost_metrics(missing)
-        bar = self.progress.add_task("rounds", total=self.run.rounds, completed=self.run.rounds - len(missing.train), note="")
-        for number in missing.train:
-            holding.check()
-            self.expect_trainer(number + 1)  # before a round of generation, not after it
-            note = self.round(number)
-            self.progress.update(bar, advance=1, note=note)
+        self.train_rounds(missing.train, holding)
         if self.trainer is not None:
             self.trainer.join()
         if self.run.rounds in missing.evaluate:
             self.evaluate(self.run.rounds)
 
-    def round(self, number: int) -> str:
-        """One round: measure, hand to the trainer, label meanwhile, wait for the new policy. Returns a note for the bar."""
+    def train_rounds(self, numbers: list[int], holding: lease.Lease) -> None:
+        """Measure one round after the other, at most `max_staleness` rounds ahead of the trainer.
+
+        Round n is answered by policy n - max_staleness, whatever the trainer has published by then: what a run computes must not
+        depend on who was faster.
+        """
+        done = self.run.rounds - len(numbers)
+        bar = self.progress.add_task("rounds", total=self.run.rounds, completed=done, note="")
+        ahead: deque[Measured] = deque()
+        for number in numbers:
+            while len(ahead) > self.run.max_staleness:
+                self.progress.update(bar, advance=1, note=self.close(ahead.popleft()))
+            holding.check()
+            self.expect_trainer(number + 1)  # before a round of generation, not after it
+            ahead.append(self.measure(number))
+        for measured in ahead:
+            self.progress.update(bar, advance=1, note=self.close(measured))
+
+    def measure(self, number: int) -> Measured:
+        """Bring a round's evidence up to date, hand it to the trainer, and label it while that works."""
         from pipeline.dataset import execute
         from pipeline.rounds import MEASURE, commit_round, plan_round, with_engines
 
         begun, busy = time.perf_counter(), self.engine_seconds()
-        work = plan_round(self.store, self.run, "rounds", number, number, self.sources.rounds)
+        version = max(0, number - self.run.max_staleness)
+        work = plan_round(self.store, self.run, "rounds", number, version, self.sources.rounds)
         spent: dict[str, float] = {}
         execute(
             with_engines(work, self.engines),
@@ -262,16 +287,18 @@ class Live:
             on_entry=lambda entry, computed: _count(spent, entry, computed),
         )
         commit_round(work)
-        measured = time.perf_counter()
+        measured, engines = time.perf_counter(), self.engine_seconds() - busy
         self.label(work, spent)
-        labelled = time.perf_counter()
+        clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured, "seconds_engines": engines}
+        return Measured(work, begun, clock | {f"seconds_stage_{name}": seconds for name, seconds in spent.items()})
+
+    def close(self, measured: Measured) -> str:
+        """Wait for the policy that a round makes, then keep the round's figures. Returns a note for the bar."""
+        number = measured.work.number
         self.wait_for_policy(number + 1)
-        ended = time.perf_counter()
-        clock = {"seconds_measure": measured - begun, "seconds_label": labelled - measured, "seconds_round": ended - begun}
-        clock["seconds_engines"] = self.engine_seconds() - busy
-        summary = self.summarise_round(work)
-        row = {"round": number, **summary, **clock, **{f"seconds_stage_{k}": v for k, v in spent.items()}}
-        self.store.write_metrics("round", number, [row])
+        clock = measured.clock | {"seconds_round": time.perf_counter() - measured.begun}
+        summary = self.summarise_round(measured.work)
+        self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
         self.warn_without_signal(number, summary)
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
 
@@ -349,7 +376,8 @@ class Live:
         rollouts = read("rollout", ["response_tokens"])
         lengths = [np.array(pc.drop_null(pc.list_value_length(t["response_tokens"]))) for t in rollouts]
         scored = [pc.fill_null(pc.list_value_length(t["lookahead_entropy"]), 0).to_numpy() for t in profiles]
-        return round_summary(grades, lengths, self.run.rollout.group_size) | regime_summary(profiles, scored)
+        shares = regime_summary(profiles, scored)
+        return {"policy_lag": work.lag, **round_summary(grades, lengths, self.run.rollout.group_size), **shares}
 
     def warn_without_signal(self, number: int, summary: dict[str, float]) -> None:
         """Say early, and plainly, that a round taught nothing (traps 7 and 8)."""

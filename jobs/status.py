@@ -29,9 +29,9 @@ def show(uri: str, debug: bool) -> None:
             entries = {name: _planned(store, work, name) for name in names}
             rejected.update(_rejected(entries))
             stale = {name: _stale(work, name, entries[name]) for name in names}
-            table.add_row(
-                str(work.number), *(_cell(work, entries[name], stale[name]) for name in names), _trained(work, entries, notes)
-            )
+            behind = f", {work.lag} behind" if work.lag else ""
+            trained = _trained(work, entries, notes) + behind
+            table.add_row(str(work.number), *(_cell(work, entries[name], stale[name]) for name in names), trained)
             notes += [
                 f"stale: {work.area} {name}, {count} of {len(work.shards)} shards ({reason})"
                 for name in names

@@ -73,6 +73,9 @@ def trainable(store: Store, run: Run, first: int) -> list[Round]:
         }
         if set(reasons.values()) == {"missing"}:
             break
+        if work.lag > run.max_staleness:
+            what = f"was rolled out by policy {work.policy_version}, more than max_staleness {run.max_staleness} behind"
+            raise UserError(what, work.area, f"It was made under max_staleness {work.lag}: allow that again")
         for name, why in reasons.items():
             raise UserError(f"{name} is stale ({why})", work.area, f"Run `egrsd stage {name} --round {work.number}` first")
         found.append(work)

@@ -227,7 +227,9 @@ class Run(Section):
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
-    max_staleness: Annotated[int, Field(ge=0, le=0)] = 0
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(
+        0, description="rounds rollout may be ahead of training; 0: on-policy"
+    )
     source: Source = Source()
     model: Model = Model()
     prompts: Prompts = Prompts()

@@ -117,6 +117,7 @@ COLUMNS: dict[str, Column] = {
         ),
         Column("finish_reason", _TEXT, "rollout", doc="stop or length"),
         Column("policy_version", pa.int32(), "rollout", doc="version of the adapter that answered; 0 is the base"),
+        Column("policy_lag", pa.int32(), "rollout", doc="rounds by which the round's policy is behind it; 0 is on-policy"),
         Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace"),
         Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
         Column("reward", pa.float32(), "grade", doc="length-shaped, 0 or in [1, 1 + beta_length]"),

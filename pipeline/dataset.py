@@ -168,7 +168,7 @@ def _compute(
             engines = work.engines["rollout"]
             first = sum(len(rows) for name, rows in work.shards.items() if name < shard)
             policy = work.store.policy(work.policy_version)
-            table = stages.rollout(tables["prompts"], run, engines, policy, work.area, first)
+            table = stages.rollout(tables["prompts"], run, engines, policy, work.area, first, work.lag)
             return stages.decode(table, _tokenizer(run.model)), asdict(engines.facts())
         case "grade":
             grader = shared_grader(run.grade.verifier, run.grade.answer_pattern, run.grade.deadline_s, run.grade.processes)

@@ -51,6 +51,11 @@ class Round:
         """Folder of the round."""
         return area(self.kind, self.number)
 
+    @property
+    def lag(self) -> int:
+        """Rounds between the policy that answers and the one an on-policy round would ask for; 0 for an evaluation."""
+        return self.number - self.policy_version if self.kind == "rounds" else 0
+
 
 def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: int, source: ProblemSet) -> Round:
     """The shards of a round as source indices, persisted in plan.json so that a rerun meets the same ones.
@@ -130,7 +135,8 @@ def why_stale(work: Round, stage: Stage, shard: str, problems: str | None = None
     expected = expected_inputs(work, stage, shard, problems)
     if expected is None:
         return "input missing"
-    changed = [name for name, value in expected.items() if entry.inputs.get(name) != value]
+    named = expected.keys() | (entry.inputs.keys() & {"policy"})  # a shard that a policy made, where the base must answer now
+    changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
     return f"{changed[0]} changed" if changed else None
 
 

@@ -51,11 +51,12 @@ def prompts(problems: Rows[Problem], run: Run, tokenizer: Any) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=contract.schema(contract.STAGES["prompts"]))
 
 
-def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where: str, first: int = 0) -> pa.Table:
+def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where: str, first: int = 0, lag: int = 0) -> pa.Table:
     """G traces per prompt, next to each other; a trace depends on its seed, prompt and policy only.
 
     `where` (the round or evaluation) and the prompt's place in it go into trace ids and seeds, not the cut into shards; `first`
-    is the place of this shard's first prompt. Raises EngineError when an answer names another policy.
+    is the place of this shard's first prompt; `lag` the rounds by which `policy` is behind the round. Raises EngineError when
+    an answer names another policy.
     """
     size = run.rollout.group_size
     num_teacher = round(size * run.rollout.teacher_share)
@@ -82,11 +83,11 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where
     for source, who in (("student", policy), ("teacher", Policy(0))):
         if requests[source]:
             for row, answer in zip(asked[source], engines.generate(requests[source], who, sampling), strict=True):
-                _take_generation(draft, row, answer, who)
+                _take_generation(draft, row, answer, who, lag)
     return draft.table()
 
 
-def _take_generation(draft: _Draft, row: int, answer: Generation | Failure, policy: Policy) -> None:
+def _take_generation(draft: _Draft, row: int, answer: Generation | Failure, policy: Policy, lag: int) -> None:
     if isinstance(answer, Failure):
         draft.reject(row, Reject.ENGINE_ERROR, answer.cause)
         return
@@ -105,6 +106,7 @@ def _take_generation(draft: _Draft, row: int, answer: Generation | Failure, poli
         "rollout_entropy_error": answer.entropy_error,
         "finish_reason": answer.finish_reason,
         "policy_version": answer.policy_version,
+        "policy_lag": lag,
     }
 
 
