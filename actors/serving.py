@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
+
+RATE_S = 30.0
 
 EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engines]
 
@@ -19,8 +22,9 @@ EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engine
 class EngineStatus:
     """One engine as the dispatcher sees it.
 
-    state: loading, serving or draining; rows: answered so far; seconds: since it entered its state; busy_s: of its life with at
-    least one batch in it, up to the last batch that ended.
+    state: loading, serving or draining; pid: 0 until Ray has found a place for it; batches: in it now; rows, tokens: answered so
+    far; tokens_per_s: over the last RATE_S seconds; seconds: since it was asked for; busy_s: of its life with at least one batch
+    in it, up to the last batch that ended.
     """
 
     name: str
@@ -31,6 +35,36 @@ class EngineStatus:
     policy_version: int
     seconds: float
     busy_s: float
+    tokens: int
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Gone:
+    """An engine that died, why, and when (time.monotonic of the dispatcher)."""
+
+    name: str
+    cause: str
+    at: float
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """A pool as its dispatcher sees it.
+
+    queued: batches that wait for an engine; least, most: its bounds, target: engines aimed at; gone: engines that died lately,
+    as (name, cause, seconds ago). serving_s, working_s: seconds of its life added up over engines, the living and the dead,
+    that could answer, and that had a batch in them.
+    """
+
+    engines: list[EngineStatus]
+    queued: int
+    least: int
+    most: int
+    target: int
+    gone: list[tuple[str, str, float]]
+    serving_s: float
+    working_s: float
 
 
 @dataclass(frozen=True)
@@ -54,20 +88,40 @@ class Member:
     unseen: set[str] = field(default_factory=set)  # leases the engine did not know at the last look
     held_for: str | None = None  # the lease that wants this engine for itself
     rows: int = 0
+    tokens: int = 0
+    answered: deque[tuple[float, int]] = field(default_factory=deque)  # tokens of the last RATE_S seconds, by time
     policy_version: int = 0
     busy_s: float = 0.0
     busy_since: float = 0.0
     since: float = field(default_factory=time.monotonic)
+    serving_since: float | None = None
 
     @property
     def load(self) -> int:
         """Rows it holds now."""
         return sum(self.leases.values())
 
+    def count(self, rows: int, tokens: int) -> None:
+        """A batch was answered."""
+        self.rows, self.tokens = self.rows + rows, self.tokens + tokens
+        self.answered.append((time.monotonic(), tokens))
+
+    def serving_s(self, now: float) -> float:
+        """Seconds since it could answer."""
+        return 0.0 if self.serving_since is None else now - self.serving_since
+
+    def working_s(self, now: float) -> float:
+        """Seconds with a batch in it, the one in it now included."""
+        return self.busy_s + (now - self.busy_since if self.leases else 0.0)
+
     def status(self) -> EngineStatus:
         """What is told about it."""
-        age = time.monotonic() - self.since
-        return EngineStatus(self.name, self.state, self.pid, len(self.leases), self.rows, self.policy_version, age, self.busy_s)
+        now = time.monotonic()
+        while self.answered and self.answered[0][0] < now - RATE_S:
+            self.answered.popleft()
+        rate = sum(tokens for _, tokens in self.answered) / max(1.0, min(RATE_S, self.serving_s(now)))
+        counts = (self.name, self.state, self.pid, len(self.leases), self.rows, self.policy_version)
+        return EngineStatus(*counts, now - self.since, self.busy_s, self.tokens, rate)
 
 
 class EngineActor:

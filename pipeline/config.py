@@ -158,10 +158,12 @@ class Placement(Section):
 
 
 class Pool(Section):
-    """A pool of engines. `min` engines start with the run."""
+    """A pool of engines. `min` start with the run; work that waits makes it grow to `max`, idleness shrinks it to `min`."""
 
     min: Annotated[int, Field(ge=0)] = 1
     max: Count = 1
+    grow_after_s: Annotated[float, Field(ge=0)] = Field(2.0, description="seconds that work must wait before the pool grows")
+    shrink_after_s: Annotated[float, Field(ge=0)] = Field(120.0, description="seconds without need of an engine before it ends")
     placement: Placement = Placement()
     tensor_parallel: Count = 1
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one engine; 0: what Ray grants")

@@ -29,8 +29,8 @@ def start(ray_local):
     """Starts pools of fake engines and closes them."""
     pools = []
 
-    def start(size=1, inflight=4, behaviour=NORMAL, **settings):
-        settings = config.Pool(min=size, max=8, placement=config.Placement(cpus=0.1), **settings)
+    def start(size=1, inflight=4, behaviour=NORMAL, most=None, **settings):
+        settings = config.Pool(min=size, max=max(1, most or size), placement=config.Placement(cpus=0.1), **settings)
         made = EnginePool.start("rollout", MODEL, settings, SCORE, partial(FakeEngine, behaviour=behaviour), inflight)
         pools.append(made)
         return made
@@ -140,6 +140,43 @@ def test_resize_joins_after_load_and_drains_before_it_ends(start):
     wait_for(lambda: len(pool.status()) == 1)
 
 
+def test_work_that_waits_makes_it_grow_and_idleness_shrinks_it(start):
+    pool = start(size=0, most=3, inflight=1, behaviour=Behaviour(batch_s=0.5), grow_after_s=0.2, shrink_after_s=1.0)
+    assert pool.status() == []
+    answers = [in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING)) for _ in range(12)]
+    wait_for(lambda: len(serving(pool)) == 3)
+    assert pool.overview().queued > 0
+    assert all(same(answer(), undisturbed()) for answer in answers)
+    assert sum(engine.rows for engine in pool.status()) == 12 * len(REQUESTS)
+    assert pool.status()[0].tokens_per_s > 0
+    wait_for(lambda: pool.status() == [])
+    done = pool.overview()
+    assert (done.queued, done.target, done.gone) == (0, 0, [])
+    assert 6.0 <= done.working_s <= done.serving_s  # twelve batches of half a second, whoever answered them
+
+
+def test_engines_that_a_smaller_pool_ends_while_they_load_are_no_failure(start):
+    pool = start(size=1, behaviour=Behaviour(start_s=1.0))
+    for _ in range(4):
+        pool.resize(4)
+        pool.resize(1)
+    pool.facts()
+    wait_for(lambda: [engine.state for engine in pool.status()] == ["serving"])
+    assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
+
+
+def test_an_engine_that_died_is_told_with_its_cause(start):
+    pool = start(size=1)
+    wait_for(lambda: serving(pool))
+    victim = pool.status()[0]
+    os.kill(victim.pid, signal.SIGKILL)
+    wait_for(lambda: pool.overview().gone)
+    [(name, cause, ago)] = pool.overview().gone
+    assert name == victim.name
+    assert "died" in cause
+    assert 0 <= ago < 30
+
+
 def test_an_empty_pool_wakes_up_when_asked(start):
     pool = start(size=0)
     assert pool.status() == []
@@ -205,7 +242,7 @@ def test_an_engine_whose_numbers_mean_something_else_ends_the_pool(start, tmp_pa
 
 def test_processes_that_die_while_loading_end_the_pool(start):
     pool = start(behaviour=Behaviour(start_kills=True))
-    with pytest.raises(EngineError, match="3 engine processes died while loading"):
+    with pytest.raises(EngineError, match="3 engines could not be loaded, the last one because its process died"):
         pool.facts()
 
 
