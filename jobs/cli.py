@@ -79,6 +79,18 @@ def status(run: RunUri, debug: Debug = False) -> None:
 
 
 @app.command()
+def scale(
+    run: RunUri,
+    sizes: Annotated[list[str] | None, typer.Argument(help="POOL=N or POOL=LEAST..MOST: rollout=4; none: only look.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Show the engines of a live run, or change their number, from another terminal."""
+    from jobs.scale import scale as job
+
+    job(run, sizes or [], debug)
+
+
+@app.command()
 def export(
     run: RunUri,
     out: Annotated[str, typer.Option(help="Folder or URI for the Parquet dataset.")],

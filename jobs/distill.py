@@ -27,7 +27,7 @@ from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool
-    from actors.serving import EngineClass
+    from actors.serving import EngineClass, PoolStatus
     from pipeline.config import Run
     from pipeline.sources import ProblemSet
 
@@ -196,6 +196,14 @@ class Measured:
     clock: dict[str, float]
 
 
+@dataclass(frozen=True)
+class EngineSeconds:
+    """Seconds since the run began: of work of the busiest engine of each pool, and of idleness added up over engines."""
+
+    busiest: float
+    idle: float
+
+
 @dataclass
 class Live:
     """A run in motion: its engines, its trainer, and the clock of each part."""
@@ -224,7 +232,7 @@ class Live:
         from pipeline.training import worker
 
         with contextlib.ExitStack() as stack:
-            engines = stack.enter_context(open_engines(run, engine_class)) if missing.on_engines else {}
+            engines = stack.enter_context(open_engines(run, engine_class, store)) if missing.on_engines else {}
             trainer = None
             if missing.train:
                 for number in set(missing.train) & set(
@@ -287,9 +295,10 @@ class Live:
             on_entry=lambda entry, computed: _count(spent, entry, computed),
         )
         commit_round(work)
-        measured, engines = time.perf_counter(), self.engine_seconds() - busy
+        measured, now = time.perf_counter(), self.engine_seconds()
         self.label(work, spent)
-        clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured, "seconds_engines": engines}
+        clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured}
+        clock |= {"seconds_engines": max(0.0, now.busiest - busy.busiest), "seconds_engines_idle": max(0.0, now.idle - busy.idle)}
         return Measured(work, begun, clock | {f"seconds_stage_{name}": seconds for name, seconds in spent.items()})
 
     def close(self, measured: Measured) -> str:
@@ -302,15 +311,20 @@ class Live:
         self.warn_without_signal(number, summary)
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
 
-    def engine_seconds(self) -> float:
-        """Seconds that the busiest engine of each pool has worked so far."""
-        pools = {id(pool): pool for pool in self.engines.values()}.values()
-        return sum(max((engine.busy_s for engine in pool.status()), default=0.0) for pool in pools)
+    def pools(self) -> list[PoolStatus]:
+        """Its pools now: one, or one each for rollout and scoring."""
+        return [pool.overview() for pool in {id(pool): pool for pool in self.engines.values()}.values()]
+
+    def engine_seconds(self) -> EngineSeconds:
+        """What engines have done so far."""
+        pools = self.pools()
+        busiest = sum(max((engine.busy_s for engine in pool.engines), default=0.0) for pool in pools)
+        return EngineSeconds(busiest, sum(pool.serving_s - pool.working_s for pool in pools))
 
     @property
     def inflight(self) -> int:
-        """Shards that may wait on engines at one time."""
-        return self.run.engines.inflight_shards * max(1, self.run.engines.rollout.max)
+        """Shards that may wait on engines at one time: as many as the largest pool it may become can hold."""
+        return self.run.engines.inflight_shards * max((pool.most for pool in self.pools()), default=1)
 
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
         """Profile and label a measured round."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
+
+from jobs.scale import answer
+from pipeline import control
+from pipeline.store import Store
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool
@@ -13,8 +18,13 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def open_engines(run: Run, engine_class: EngineClass | None = None) -> Iterator[dict[str, EnginePool]]:
-    """The run's pool, or its two, by stage; closed at the end of the block. `engine_class`: vLLM's engine unless given."""
+def open_engines(
+    run: Run, engine_class: EngineClass | None = None, store: Store | None = None
+) -> Iterator[dict[str, EnginePool]]:
+    """The run's pool, or its two, by stage; closed at the end of the block. `engine_class`: vLLM's engine unless given.
+
+    With `store`, `egrsd scale` reaches them meanwhile.
+    """
     from actors.engine import Engine
     from actors.pool import EnginePool
 
@@ -26,4 +36,6 @@ def open_engines(run: Run, engine_class: EngineClass | None = None) -> Iterator[
                 pool = EnginePool.start(name, run.model, settings, run.score, engine_class or Engine, inflight)
                 stack.callback(pool.close)
                 pools[name] = pool
+        if store is not None:
+            stack.enter_context(control.answering(store, partial(answer, pools)))
         yield {"rollout": pools["rollout"], "score": pools.get("score", pools["rollout"])}

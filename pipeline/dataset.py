@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import contract, errors, stages
+from pipeline import contract, stages
 from pipeline.config import Model
 from pipeline.contract import Stage
-from pipeline.errors import EgrsdError, EngineError, StoreError
+from pipeline.errors import EgrsdError, EngineError, StoreError, from_data, to_data
 from pipeline.grading import shared_grader
 from pipeline.prompts import load_tokenizer
 from pipeline.rounds import Round, expected_inputs, problems_digest, scope, stale_input, why_stale
@@ -82,8 +82,7 @@ def _stream(
         )
     for row in data.iter_rows():
         if row["error"]:
-            kind, *said = json.loads(row["error"])
-            raise getattr(errors, kind)(*said)
+            raise from_data(json.loads(row["error"]))
         yield row
 
 
@@ -95,7 +94,7 @@ def _bring_up_to_date(work: Round, name: str, force: bool, row: dict[str, Any]) 
     try:
         entry, computed = bring_up_to_date(work, contract.STAGES[name], row["shard"], problems, force)
     except EgrsdError as error:
-        return row | {"error": json.dumps([type(error).__name__, *error.args])}
+        return row | {"error": json.dumps(to_data(error))}
     return row | {"entries": json.dumps([*json.loads(row["entries"]), {"entry": asdict(entry), "computed": computed}])}
 
 

@@ -55,6 +55,22 @@ class TrainingError(EgrsdError):
     """The trainer stopped: non-finite loss, a rank that keeps dying, shards it may not train on."""
 
 
+def to_data(error: EgrsdError) -> list[str]:
+    """An error as plain text, for where it must travel as data; `from_data` makes it again."""
+    return [type(error).__name__, *error.args]
+
+
+def from_data(data: list[str]) -> EgrsdError:
+    """The error that `to_data` wrote down."""
+    kind, *said = data
+    known = {found.__name__: found for found in _family(EgrsdError)}
+    return known.get(kind, EgrsdError)(*said)
+
+
+def _family(error: type[EgrsdError]) -> list[type[EgrsdError]]:
+    return [error, *(found for child in error.__subclasses__() for found in _family(child))]
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error that says something; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -15,6 +15,7 @@ NEEDED = {
     "bench_shards": {"tokens_per_second": ">= 3e6"},
     "bench_step": {"memory_ratio": "<= 0.5", "speed_ratio": ">= 0.9"},
     "bench_round": {"overhead_share": "<= 0.35"},
+    "bench_overlap": {"speedup_share": ">= 0.85"},
 }
 
 

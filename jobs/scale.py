@@ -1,0 +1,87 @@
+"""`egrsd scale`: see the engines of a live run, and change how many it has, from another terminal."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from jobs.session import session
+from pipeline import control
+from pipeline.errors import SettingError
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from actors.pool import EnginePool
+    from pipeline.config import Run
+
+_LIMIT = 100_000
+
+
+def scale(uri: str, sizes: list[str], debug: bool) -> None:
+    """Ask the driver of a run for other pool sizes (`rollout=4`, `score=1..8`), and print its engines.
+
+    Raises UserError on a run that is not alive, an unknown pool, a malformed size; ResourceError, as the driver found it, where
+    the cluster can never hold the engines.
+    """
+    with session(debug) as out:
+        store = Store(uri)
+        wanted = parse(sizes, store.load_run())
+        pools = control.ask(store, {"sizes": wanted})["pools"]
+        for name, pool in pools.items():
+            bounds = str(pool["least"]) if pool["least"] == pool["most"] else f"{pool['least']} to {pool['most']}"
+            out.say(f"{name}: {len(pool['engines'])} engines, {bounds} wanted; {pool['queued']} batches wait.")
+            if pool["engines"] or pool["gone"]:
+                out.console.print(_table(pool))
+
+
+def parse(sizes: list[str], run: Run) -> dict[str, tuple[int, int]]:
+    """Pool sizes as they are written on the command line: the least and the most engines of each pool."""
+    known = ["rollout"] + (["score"] if run.engines.score is not None else [])
+    wanted = {}
+    for text in sizes:
+        name, _, size = text.partition("=")
+        found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", size)
+        if found is None:
+            raise SettingError(f"{text!r} is no size", "egrsd scale", "Write POOL=N or POOL=LEAST..MOST: rollout=4, rollout=2..8")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"This run's pools: {', '.join(known)}"
+            raise SettingError(f"unknown pool '{name}'", "egrsd scale", hint)
+        least, most = int(found[1]), max(1, int(found[1])) if found[2] is None else int(found[2])
+        if least > most:
+            raise SettingError(f"least {least} is above most {most}", f"{name}={size}", "Write the smaller number first")
+        if not 1 <= most <= _LIMIT:
+            raise SettingError(
+                f"most {most} is not within 1 to {_LIMIT}", f"{name}={size}", "0..4 lets a pool be empty when idle"
+            )
+        wanted[name] = (least, most)
+    return wanted
+
+
+def answer(pools: Mapping[str, EnginePool], question: control.Document) -> control.Document:
+    """The driver's side: hold to the sizes that are asked for, then tell how the pools are."""
+    for name, (least, most) in question["sizes"].items():
+        pools[name].resize(least, most)
+    return {"pools": {name: asdict(pool.overview()) for name, pool in pools.items()}}
+
+
+def _table(pool: control.Document) -> Table:
+    columns = ("engine", "state", "process", "batches", "rows", "policy", "tokens/s", "for")
+    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    for engine in pool["engines"]:
+        state = engine["state"] if engine["pid"] else f"{engine['state']}, no node yet"
+        counts = (str(engine[name]) for name in ("batches", "rows", "policy_version"))
+        rate = f"{engine['tokens_per_s']:,.0f}"
+        table.add_row(engine["name"], state, str(engine["pid"] or "-"), *counts, rate, _ago(engine["seconds"]))
+    for name, _, seconds in pool["gone"]:
+        table.add_row(name, "dead", "-", "-", "-", "-", "-", f"{_ago(seconds)} ago")
+    return table
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
