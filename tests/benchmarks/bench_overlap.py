@@ -1,6 +1,7 @@
-"""What overlapping rounds gain (`max_staleness` 1 against 0): the fake engine sleeps about as long as a round of real training takes.
+"""What overlapping rounds gain (`max_staleness` 1 against 0), with a fake engine that sleeps and real training.
 
-Expected: one after the other a round lasts measure + rest (training, hand over); overlapped the longer of measure + label and rest.
+Expected: one after the other a round lasts measure + rest (training, hand over); overlapped, the longer of measure + label and
+rest.
 """
 
 from __future__ import annotations
