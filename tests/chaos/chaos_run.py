@@ -1,0 +1,284 @@
+"""One run that is disturbed by kills drawn from a seed, and what must be true of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from chaos_ground import Ground, title, until
+
+from pipeline import contract
+from pipeline.rounds import open_rounds
+from pipeline.store import Store, area
+
+KINDS = ("driver", "engine", "pool", "task", "rank", "node")
+PATIENCE_S = 180.0  # for one step of a run on a machine that is busy with other things
+SMALL = (
+    "rollout.prompts_per_round=8",
+    "rollout.prompts_per_shard=2",
+    "rollout.group_size=4",
+    "rollout.max_new_tokens=24",
+    "rollout.teacher_share=0.25",
+    "grade.advantage=running",  # carried from round to round: a baseline folded twice would show in every later advantage
+    "grade.running_warmup_steps=1",
+    "grade.answer_pattern=([0-9])",  # so that a fake trace, which is noise, is right now and then
+    "score.rescore_share=0.25",
+    "engines.rollout.placement.cpus=0.5",
+    "engines.rollout.placement.gpus=0.25",
+    "engines.rollout.placement.resources.rollout=1",
+    "engines.rollout.request_tries=10",  # a SIGKILL cannot be told from a row that kills its engine
+    "train.batch_traces=16",
+    "train.placement.resources.train=1",
+    "train.warmup_steps=0",
+    "evaluation.problems=8",
+    "evaluation.max_new_tokens=24",
+)
+FAKE = (*SMALL, "engines.rollout.min=2", "engines.rollout.max=2")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: when (seconds into the run), what and whom, what it was doing, and how far the run was."""
+
+    seed: int
+    at_s: float
+    kind: str
+    pid: int
+    doing: str
+    progress: str
+
+    def text(self) -> str:
+        """A line for a log or a table."""
+        return f"seed {self.seed}  {self.at_s:6.1f} s  {self.kind:6} pid {self.pid:<7} {self.doing[:70]:70}  {self.progress}"
+
+
+@dataclass
+class Command:
+    """A distill command: as started, and started again."""
+
+    ground: Ground
+    arguments: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, again if it was started before."""
+        self.process = self.ground.driver(self.arguments, self.log)
+
+    def running(self) -> bool:
+        """Whether it still works."""
+        assert self.process is not None
+        return self.process.poll() is None
+
+    def finish(self) -> None:
+        """Wait for its end, which must be a good one."""
+        assert self.process is not None
+        code = self.process.wait(PATIENCE_S * 4)
+        assert code == 0, f"exit code {code}:\n{self.log.read_text()[-4000:]}"
+
+
+def fake(ground: Ground, uri: str, *sets: str, batch_s: float = 0.3, address: str | None = None) -> Command:
+    """The command of a run on fake engines."""
+    arguments = ["tests/chaos/driver.py", uri, address or ground.address, str(batch_s), *sets]
+    return Command(ground, arguments, Path(f"{uri}.log"))
+
+
+def real(ground: Ground, uri: str, *sets: str) -> Command:
+    """The command of a run on vLLM, as a person types it."""
+    options = [part for name in sets for part in ("--set", name)]
+    arguments = ["-m", "jobs", "distill", "--recipe", "demo", "--run", uri, "--address", ground.address, *options]
+    return Command(ground, arguments, Path(f"{uri}.log"))
+
+
+def progress(uri: str) -> str:
+    """How far a run is: its latest policy and the shards of its last round."""
+    store = Store(uri)
+    last = max(store.numbers("rounds"), default=None)
+    if last is None:
+        return "before the first round"
+    count = {s.name: sum(n.endswith(".json") for n in store.names(f"{area('rounds', last)}/{s.name}")) for s in contract.PLAN}
+    ready = "  committed" if store.ready(last) else ""
+    return f"policy {store.latest_policy()}, round {last}: " + " ".join(f"{k} {v}" for k, v in count.items() if v) + ready
+
+
+def disturb(command: Command, uri: str, seed: int, kinds: tuple[str, ...] = KINDS, say=print) -> Iterator[Kill]:
+    """Run a command to its end while victims of `kinds` are killed, in an order and at moments drawn from `seed`.
+
+    Between two kills the run must have moved: what is killed faster than it can start proves nothing.
+    """
+    rng, start, before = random.Random(seed), time.monotonic(), ""
+    command.start()
+    for kind in rng.sample(kinds, len(kinds)):
+        until(lambda: progress(uri) != before or not command.running(), PATIENCE_S, f"no progress after {before}")
+        time.sleep(rng.uniform(0, 3))
+        kill = _kill(command, uri, kind, rng, seed, start)
+        if kill is None:
+            break  # the run was over first
+        say(kill.text())
+        yield kill
+        before = kill.progress
+    command.finish()
+
+
+def _kill(command: Command, uri: str, kind: str, rng: random.Random, seed: int, start: float) -> Kill | None:
+    ground, choice, at_raylet = command.ground, rng.random(), rng.random() < 0.5
+
+    def record(pid: int, doing: str) -> Kill:
+        return Kill(seed, round(time.monotonic() - start, 1), kind, pid, doing, progress(uri))
+
+    if kind == "node":
+        kill = record(*ground.lose_node(int(choice * 2), at_raylet)) if command.running() else None
+        time.sleep(rng.uniform(0, 3))
+        ground.add_node()
+        return kill
+    while command.running():
+        victims = [psutil.Process(command.process.pid)] if kind == "driver" else ground.victims(kind)
+        if not victims:
+            time.sleep(0.02)
+            continue
+        victim = victims[int(choice * len(victims))]
+        kill = record(victim.pid, title(victim))
+        try:
+            os.kill(victim.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        if kind == "driver":
+            command.process.wait()
+            command.start()
+        return kill
+    return None
+
+
+# ---- what must be true afterwards --------------------------------------------------------------------------------------
+
+
+def check(ground: Ground, uri: str, undisturbed: str) -> None:
+    """A disturbed run on fake engines is the undisturbed one, to the last bit, and left nothing behind."""
+    check_whole(uri, undisturbed)
+    assert shards(uri) == shards(undisturbed)
+    assert weights(uri) == weights(undisturbed)
+    assert metrics(uri) == metrics(undisturbed)
+    check_clean(ground, uri, undisturbed)
+
+
+def check_whole(uri: str, undisturbed: str) -> None:
+    """All rounds are finished, every trace is there once and counted once, and the adapter moved in every round."""
+    from jobs.distill import Missing
+
+    store = Store(uri)
+    run = store.load_run()
+    assert Missing.of(store, run).nothing
+    assert store.latest_policy() == run.rounds
+    ids = trace_ids(uri)
+    assert len(ids) == len(set(ids)) == run.rounds * run.rollout.prompts_per_round * run.rollout.group_size
+    assert sorted(ids) == sorted(trace_ids(undisturbed))
+    adapters = [store.read_json(f"policy/{n:04d}/manifest.json")["files"] for n in range(1, run.rounds + 1)]
+    assert len({files["adapter_model.safetensors"] for files in adapters}) == run.rounds
+    check_counted(store, run.rounds)
+
+
+def check_counted(store: Store, rounds: int) -> None:
+    """Metrics have one file for each writer and round; traces trained and rejected add up to the rows of the round."""
+    names = [name for name in store.names("metrics") if not name.startswith(".")]
+    assert names == sorted(f"{number:04d}-{writer}.jsonl" for number in range(rounds) for writer in ("round", "train"))
+    for number in range(rounds):
+        rows = [row for row in store.metrics() if row["round"] == number]
+        trained = [row for row in rows if row["writer"] == "train"]
+        steps = [row["step"] for row in trained]
+        assert len(steps) == len(set(steps))
+        total = store.round_table(number).num_rows
+        rejected = {row["rejected"] for row in trained}
+        assert sum(row["traces"] for row in trained) + rejected.pop() == total
+        assert [row["num_rows"] for row in rows if row["writer"] == "round"] == [total]
+
+
+def check_clean(ground: Ground, uri: str, undisturbed: str) -> None:
+    """No temporary file, actor, process or reservation is left, and no file that the undisturbed run has not."""
+
+    def left() -> list[str]:
+        return [*map(str, ground.reserved().items()), *ground.actors(), *ground.remains()]
+
+    deadline = time.monotonic() + 60
+    while (found := left()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not found
+    assert files(uri) == files(undisturbed)
+    assert not [name for name in os.listdir(ground.tmp) if name.startswith("egrsd")]
+
+
+def files(uri: str) -> list[str]:
+    """Every file and folder of a run but its logs."""
+    found = (str(path.relative_to(uri)) for path in Path(uri).rglob("*"))
+    return sorted(name for name in found if not name.startswith("logs/"))
+
+
+def trace_ids(uri: str) -> list[str]:
+    """Of all rounds, as they are stored."""
+    store = Store(uri)
+    tables = [store.round_table(number) for number in store.numbers("rounds")]
+    return [trace for table in tables for trace in table["trace_id"].to_pylist()]
+
+
+def shards(uri: str) -> dict[tuple[str, str, str], str]:
+    """Content hash of every shard of every stage, of rounds and evaluations."""
+    store = Store(uri)
+    areas = [area(kind, number) for kind in ("rounds", "evals") for number in store.numbers(kind)]
+    found = {}
+    for where in areas:
+        for stage in contract.PLAN:
+            for shard, entry in store.entries(where, stage.name).items():
+                store.read(entry)  # its bytes are those of the hash
+                found[where, stage.name, shard] = entry.sha256
+    return found
+
+
+def weights(uri: str) -> dict[str, str]:
+    """Hash of every file of every policy and of the training states that are kept; all are checked against their manifests."""
+    store = Store(uri)
+    found = {}
+    for kind in ("policy", "train"):
+        for number in store.numbers(kind):
+            store.fetch(area(kind, number))
+            for name, digest in store.read_json(f"{area(kind, number)}/manifest.json")["files"].items():
+                found[f"{area(kind, number)}/{name}"] = digest
+    return found
+
+
+def metrics(uri: str) -> list[str]:
+    """All metrics but times."""
+    rows = Store(uri).metrics()
+    kept = [{k: v for k, v in row.items() if "seconds" not in k and k != "tokens_per_s"} for row in rows]
+    return [json.dumps(row, sort_keys=True) for row in kept]
+
+
+def check_policy_versions(uri: str) -> Counter[tuple[str, int]]:
+    """Every stored row was answered by the policy its round asked for; rows by (writer, version)."""
+    store = Store(uri)
+    seen: Counter[tuple[str, int]] = Counter()
+    for work in open_rounds(store, store.load_run()):
+        for entry in store.entries(work.area, "rollout").values():
+            table = store.read(entry, ["trace_source", "policy_version", "seed", "response_tokens"])
+            for source, version in zip(table["trace_source"].to_pylist(), table["policy_version"].to_pylist(), strict=True):
+                assert version == (work.policy_version if source == "student" else 0)
+                seen[source, version] += 1
+    return seen
+
+
+def largest_difference(uri: str, undisturbed: str) -> tuple[float, float]:
+    """(largest difference between two final adapters in any weight, largest weight of the undisturbed one)."""
+    from safetensors.numpy import load_file
+
+    last = Store(undisturbed).latest_policy()
+    one, other = (load_file(Store(u).local_root / area("policy", last) / "adapter_model.safetensors") for u in (uri, undisturbed))
+    assert one.keys() == other.keys()
+    return max(float(np.abs(one[k] - other[k]).max()) for k in one), max(float(np.abs(v).max()) for v in other.values())

@@ -1,0 +1,23 @@
+"""The command that the harness starts, kills and starts again: `egrsd distill`, with a fake engine in vLLM's place.
+
+    python tests/chaos/driver.py RUN ADDRESS BATCH_S name=value ...        ADDRESS "local": a Ray of its own, as on a laptop
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+
+def main() -> None:
+    """Run or resume the run."""
+    from actors.fakes import Behaviour, FakeEngine
+    from jobs.distill import distill
+
+    uri, address, batch_s, *sets = sys.argv[1:]
+    engine = partial(FakeEngine, behaviour=Behaviour(start_s=0.3, batch_s=float(batch_s)))
+    distill(uri, "demo", sets, None, False, address, False, engine)
+
+
+if __name__ == "__main__":
+    main()
