@@ -67,6 +67,7 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
     if current is None or current["token"] != token:
         other = current["holder"] if current else "another driver"
         raise UserError(f"{other} has just started on this run", store.uri, "Wait for it or stop it")
+    store.sweep()  # what a driver that was killed, or its workers, had begun to write
     lease = Lease(store, token)
     thread = threading.Thread(target=lease._beat, name="egrsd-lease", daemon=True)
     thread.start()
@@ -77,6 +78,7 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
         thread.join(BEAT_S)
         now = store.read_json(LEASE, "token")
         if now is not None and now["token"] == token:
+            store.sweep()
             store.delete(LEASE)
 
 

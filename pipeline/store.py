@@ -7,6 +7,7 @@
     <run>/rounds/0003/ready.json                    the shards the trainer takes: the round is committed
     <run>/policy/0004/ , train/0004/                adapter and exact training state; manifest.json is written last
     <run>/metrics/                                  one file per writer and round; a repeated round replaces its own
+    <run>/.tmp/                                     what is being written; swept when a driver takes the run and when it leaves
 
 Data files are named by their hash and an entry is replaced in one step, so two processes that commit the same shard cannot
 mix: the last entry wins and points at a whole file. Local files are written under a temporary name, fsynced and renamed; an
@@ -20,6 +21,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -39,6 +41,7 @@ from pipeline.errors import StoreError, UserError
 from pipeline.shards import check_table, count_rejected, to_parquet
 
 MANIFEST = "manifest.json"
+SCRATCH = ".tmp"
 _RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
 
 
@@ -118,7 +121,7 @@ class Store:
         filesystem, root = self.opened
         try:
             if self.local_root is not None:
-                _write_local(self.local_root / path, data)
+                _write_local(self.local_root / path, self.scratch(), data)
             else:
                 with filesystem.open_output_stream(f"{root}/{path}") as stream:
                     stream.write(data)
@@ -172,6 +175,21 @@ class Store:
                 filesystem.delete_dir(f"{root}/{path}")
             elif info.type == fs.FileType.File:
                 filesystem.delete_file(f"{root}/{path}")
+
+    def scratch(self) -> Path | None:
+        """A local folder for what is not finished, on the run's own disk; None on an object store, which needs none."""
+        if self.local_root is None:
+            return None
+        folder = self.local_root / SCRATCH
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def sweep(self) -> None:
+        """Remove what processes that were killed had begun to write. For whoever holds the run alone."""
+        if self.local_root is None:
+            self.delete(SCRATCH)
+        else:
+            shutil.rmtree(self.local_root / SCRATCH, ignore_errors=True)  # a rank that is about to end may still write there
 
     @contextlib.contextmanager
     def _explained(self, what: str, path: str) -> Iterator[None]:
@@ -410,9 +428,10 @@ def _remedy(entry: Entry) -> str:
     return f"Recompute it with `egrsd stage {entry.stage} --round {int(entry.area[-4:])} --shard {entry.shard} --force`"
 
 
-def _write_local(path: Path, data: bytes) -> None:
+def _write_local(path: Path, scratch: Path | None, data: bytes) -> None:
+    assert scratch is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid4().hex}-{path.name}")
+    temporary = scratch / f"{uuid4().hex}-{path.name}"
     try:
         with open(temporary, "wb") as file:
             file.write(data)

@@ -43,6 +43,20 @@ def test_a_lease_ends_with_its_block_also_after_an_error(store):
         pass
 
 
+WRITE = "import os, signal, sys; from pipeline.store import Store\n"
+WRITE += "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nStore(sys.argv[1]).write('rounds/0000/plan.json', b'{}')"
+
+
+def test_what_a_killed_writer_had_begun_is_swept_by_whoever_takes_the_run(store):
+    subprocess.run([sys.executable, "-c", WRITE, store.uri], check=False)
+    assert len(store.names(".tmp")) == 1
+    with lease.held(store):
+        assert store.names(".tmp") == []
+        subprocess.run([sys.executable, "-c", WRITE, store.uri], check=False)  # as a stage's worker that dies under this driver
+    assert store.names("") == ["rounds"]
+    assert store.names("rounds/0000") == []
+
+
 def test_a_second_driver_is_refused_and_told_who_holds_the_run(store, other_driver):
     with pytest.raises(UserError, match=f"process {other_driver.pid} on .* is working on this run"), lease.held(store):
         pass

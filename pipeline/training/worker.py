@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Run, load
 from pipeline.errors import EgrsdError, TrainingError
-from pipeline.store import Store
+from pipeline.store import SCRATCH, Store
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 POLL_S = 0.1
 PATIENCE_S = 10.0  # ranks meet at least this often while they wait, far below any collective's timeout
-RAY_FOLDER = "train/ray"  # Ray Train insists on a folder that all nodes see; nothing is kept in it
+RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train insists on a folder that all nodes see; nothing is kept in it
 
 
 class Handle:
@@ -181,7 +181,7 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
         metrics.append(row)
         if first_rank(store.stop_requested):
             return False
-    with tempfile.TemporaryDirectory(prefix="egrsd-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="egrsd-", dir=store.scratch()) as scratch:
         state, policy = Path(scratch, "state"), Path(scratch, "policy")
         checkpoint.save(trainer, number + 1, state)
         if trainer.rank == 0:

@@ -111,22 +111,32 @@ def progress(uri: str) -> str:
     return f"policy {store.latest_policy()}, round {last}: " + " ".join(f"{k} {v}" for k, v in count.items() if v) + ready
 
 
-def disturb(command: Command, uri: str, seed: int, kinds: tuple[str, ...] = KINDS, say=print) -> Iterator[Kill]:
+def work_done(uri: str) -> int:
+    """Shards committed and policies published so far."""
+    store = Store(uri)
+    areas = [area(kind, number) for kind in ("rounds", "evals") for number in store.numbers(kind)]
+    names = [name for where in areas for stage in contract.PLAN for name in store.names(f"{where}/{stage.name}")]
+    return sum(name.endswith(".json") for name in names) + store.latest_policy()
+
+
+def disturb(command: Command, uri: str, seed: int, kinds: tuple[str, ...] = KINDS, pace: int = 36, say=print) -> Iterator[Kill]:
     """Run a command to its end while victims of `kinds` are killed, in an order and at moments drawn from `seed`.
 
-    Between two kills the run must have moved: what is killed faster than it can start proves nothing.
+    A moment is an amount of work since the kill before (shards and policies), and a time after that: what is killed faster than
+    it can start proves nothing.
     """
-    rng, start, before = random.Random(seed), time.monotonic(), ""
+    rng, start, goal = random.Random(seed), time.monotonic(), 0
     command.start()
     for kind in rng.sample(kinds, len(kinds)):
-        until(lambda: progress(uri) != before or not command.running(), PATIENCE_S, f"no progress after {before}")
-        time.sleep(rng.uniform(0, 3))
+        goal += rng.randint(1, pace)
+        until(lambda goal=goal: work_done(uri) >= goal or not command.running(), PATIENCE_S, f"no progress: {progress(uri)}")
+        time.sleep(rng.uniform(0, 2))
         kill = _kill(command, uri, kind, rng, seed, start)
         if kill is None:
             break  # the run was over first
         say(kill.text())
         yield kill
-        before = kill.progress
+        goal = max(goal, work_done(uri))
     command.finish()
 
 
@@ -213,7 +223,7 @@ def check_clean(ground: Ground, uri: str, undisturbed: str) -> None:
         time.sleep(0.5)
     assert not found
     assert files(uri) == files(undisturbed)
-    assert not [name for name in os.listdir(ground.tmp) if name.startswith("egrsd")]
+    assert not [path for path in ground.tmp.glob("egrsd*")]
 
 
 def files(uri: str) -> list[str]:
