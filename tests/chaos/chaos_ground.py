@@ -142,6 +142,6 @@ class Ground:
 
 def _belongs_to_ray(name: str) -> bool:
     """Whether a command line is one of an idle Ray: its services, and workers that wait for a task."""
-    keeps = ("ray::IDLE", *(f"ray::{actor}" for actor in RAY_KEEPS))
+    keeps = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", *(f"ray::{actor}" for actor in RAY_KEEPS))
     parts = ("/ray/core/src/ray/", "/ray/_private/", "/ray/dashboard/", "/ray/autoscaler/")
     return name.startswith(keeps) or any(part in name for part in parts)
