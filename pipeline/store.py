@@ -42,6 +42,7 @@ from pipeline.shards import check_table, count_rejected, to_parquet
 
 MANIFEST = "manifest.json"
 SCRATCH = ".tmp"
+NO_SPACE = "Free some space and run the same command again: nothing half-written counts"
 _RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
 
 
@@ -126,9 +127,7 @@ class Store:
                 with filesystem.open_output_stream(f"{root}/{path}") as stream:
                     stream.write(data)
         except OSError as error:
-            remedy = "Free some space and run the same command again: nothing half-written counts"
-            if error.errno != errno.ENOSPC:
-                remedy = "Check that the place exists and may be written"
+            remedy = NO_SPACE if error.errno == errno.ENOSPC else "Check that the place exists and may be written"
             raise StoreError(f"cannot write ({error.strerror or error})", self.locate(path), remedy) from error
 
     def read_bytes(self, path: str) -> bytes | None:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Run, load
-from pipeline.errors import EgrsdError, TrainingError
-from pipeline.store import SCRATCH, Store
+from pipeline.errors import EgrsdError, StoreError, TrainingError
+from pipeline.store import NO_SPACE, SCRATCH, Store
 
 if TYPE_CHECKING:
     import torch
@@ -95,12 +95,14 @@ def start(store_uri: str, run: Run) -> Handle:
 def fit(store: Store, run: Run) -> None:
     """Train until the run is complete or asked to stop. Blocks.
 
-    Worker groups that die are replaced `run.train.max_failures` times. Ray Train's own FailureConfig would repeat every failure,
-    also one that cannot but come again, so the repetition is here. Raises the EgrsdError of a rank, or TrainingError.
+    Worker groups that die are replaced, `run.train.max_failures` times between two policies: a run that gets on may lose as many
+    machines as it lasts. Ray Train's own FailureConfig would repeat every failure, also one that cannot but come again, so the
+    repetition is here. Raises the EgrsdError of a rank, or TrainingError.
     """
     from ray.train import TrainingFailedError
 
-    for left in reversed(range(run.train.max_failures + 1)):
+    deaths, reached = 0, store.latest_policy()
+    while True:
         try:
             _trainer(store, run).fit()
             return
@@ -109,10 +111,12 @@ def fit(store: Store, run: Run) -> None:
                 raise understood from None
             if store.stop_requested():
                 return
-            if left == 0:
+            before, reached = reached, store.latest_policy()
+            deaths = 1 if reached > before else deaths + 1
+            if deaths > run.train.max_failures:
                 raise TrainingError(
-                    f"worker groups died {run.train.max_failures + 1} times, the last one because: {_reason(error)}",
-                    f"policy {store.latest_policy()}",
+                    f"worker groups died {deaths} times, the last one because: {_reason(error)}",
+                    f"policy {reached}",
                     "Look at memory and nodes, then run the same command again: it resumes from this policy",
                 ) from error
 
@@ -170,7 +174,6 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     State is saved before the policy is published, and older states are dropped after: whatever is published last can be gone on
     from. A round that was cut short is trained again from the policy before it, to the same weights.
     """
-    from pipeline.training import checkpoint
     from pipeline.training.batches import Round
 
     ready, table = store.ready(number), store.round_table(number)
@@ -182,17 +185,33 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
         if first_rank(store.stop_requested):
             return False
     with tempfile.TemporaryDirectory(prefix="egrsd-", dir=store.scratch()) as scratch:
-        state, policy = Path(scratch, "state"), Path(scratch, "policy")
-        checkpoint.save(trainer, number + 1, state)
+        state, policy = _write_state(trainer, number + 1, Path(scratch))
         if trainer.rank == 0:
-            policy.mkdir()
-            for file in checkpoint.policy_files(state):
-                shutil.copy(file, policy)
             store.append_metrics(metrics)
             store.save_state(number + 1, state)
             store.publish_policy(number + 1, policy)
             store.prune_states(trainer.run.train.keep_checkpoints)
     return True
+
+
+def _write_state(trainer: Trainer, version: int, scratch: Path) -> tuple[Path, Path]:
+    """Folders with the training state and the policy of `version`; on rank 0 alone there is something in them.
+
+    Raises StoreError on a full disk: every other attempt would end there as well.
+    """
+    from safetensors import SafetensorError
+
+    from pipeline.training import checkpoint
+
+    state, policy = scratch / "state", scratch / "policy"
+    try:
+        policy.mkdir()
+        checkpoint.save(trainer, version, state)
+        for file in checkpoint.policy_files(state) if trainer.rank == 0 else ():
+            shutil.copy(file, policy)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot write the training state ({error})", str(scratch), NO_SPACE) from error
+    return state, policy
 
 
 def first_rank(ask: Callable[[], T]) -> T:

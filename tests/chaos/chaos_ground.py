@@ -62,7 +62,8 @@ class Ground:
         self.tmp.mkdir(parents=True)
         self.environment = {MARK: self.mark, "TMPDIR": str(self.tmp), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with self._marked_environment():
-            head = {"num_cpus": 1, "_system_config": QUICK, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+            head = {"num_cpus": 1, "_system_config": QUICK, "object_store_memory": 80 * 2**20}
+            head |= {"include_dashboard": True, "dashboard_port": 0}  # Ray Train's own cleaner of a dead driver asks it who lives
             self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.add_node()
         self.add_node()

@@ -44,6 +44,7 @@ def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> N
     os.kill(rank_pid(), signal.SIGKILL)
     commit_round(store, make_round(2))
     until(lambda: store.has_policy(3), handle)
+    os.kill(rank_pid(), signal.SIGKILL)  # once more than max_failures, but the run got on in between
 
     straight = Store(str(tmp_path / "straight"))
     trainer = worker.resume(straight, run, torch.device("cpu"))

@@ -1,0 +1,174 @@
+"""Kill anything: whatever dies, the run ends as if nothing had.
+
+    make chaos                                                          all seeds, real engine included
+    pytest -m chaos "tests/chaos/test_kills.py::test_fake[3]"           one seed again: same victims, same order, same amounts of work
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chaos_run
+import psutil
+import pytest
+from chaos_ground import ROOT, marked, until
+from chaos_run import FAKE, KINDS, check, check_policy_versions, disturb, fake, real
+
+from pipeline.store import Store
+
+SHORT = (*FAKE, "rounds=2", "evaluation.problems=0")
+LONG = (*FAKE, "rounds=6")
+OVERLAPPED = (*LONG, "max_staleness=1", "engines.rollout.min=1", "engines.rollout.max=3", "engines.rollout.grow_after_s=0.5")
+REAL = (
+    *chaos_run.SMALL,
+    "rounds=3",
+    "rollout.max_new_tokens=72",
+    r"grade.answer_pattern='#(-?\d+)$'",
+    "engines.rollout.placement.cpus=1",
+    "engines.inflight_shards=1",  # so that what shares a batch, hence its last bits, does not depend on timing
+    "evaluation.problems=0",
+)
+
+
+@pytest.mark.timeout(300)
+def test_a_few_kills(ground, undisturbed, tmp_path, held):
+    """The short form: one victim of each kind that comes back quickly."""
+    whole, uri = undisturbed(fake, *SHORT), str(tmp_path / "run")
+    kills = list(disturb(fake(ground, uri, *SHORT), uri, 1, ("engine", "pool", "task", "driver"), pace=6))
+    check(ground, uri, whole)
+    assert len(kills) == 4
+    held("fake", kills)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", range(6))
+def test_fake(ground, undisturbed, tmp_path, held, seed):
+    whole, uri = undisturbed(fake, *LONG), str(tmp_path / "run")
+    kills = list(disturb(fake(ground, uri, *LONG), uri, seed))
+    check(ground, uri, whole)
+    held("fake", kills)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", range(6, 9))
+def test_fake_overlapped(ground, undisturbed, tmp_path, held, seed):
+    """Rounds that overlap, on a pool that grows and shrinks."""
+    whole, uri = undisturbed(fake, *OVERLAPPED), str(tmp_path / "run")
+    kills = list(disturb(fake(ground, uri, *OVERLAPPED), uri, seed))
+    check(ground, uri, whole)
+    held("fake", kills)
+
+
+@pytest.mark.chaos
+@pytest.mark.engine
+@pytest.mark.timeout(1800)
+def test_real(ground, undisturbed, tmp_path, held):
+    """vLLM: the same trace ids, and a final adapter that equals the undisturbed one within TOLERANCE of its largest weight."""
+    whole, uri = undisturbed(real, *REAL), str(tmp_path / "run")
+    kills = list(disturb(real(ground, uri, *REAL), uri, 0, KINDS, pace=10))
+    chaos_run.check_whole(uri, whole)
+    chaos_run.check_clean(ground, uri, whole, same_names=False)
+    difference, largest = chaos_run.largest_difference(uri, whole)
+    print(f"final adapters differ by {difference:.3g} at most, largest weight {largest:.3g}")
+    assert difference <= TOLERANCE * largest
+    assert len(kills) >= 5
+    held("real", kills)
+
+
+TOLERANCE = 1e-3
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(20, 22))
+def test_a_driver_with_its_own_ray(ground, undisturbed, tmp_path, held, seed):
+    """As on a laptop: the driver's cluster goes with it, whole, and the same command goes on."""
+    sets = tuple(name for name in SHORT if "gpus" not in name and ".resources." not in name)
+    whole, uri = undisturbed(fake, *sets), str(tmp_path / "run")
+    command = fake(ground, uri, *sets, address="local")
+    before = {process.pid for process in marked(ground.mark)}
+    rng, kills = random.Random(seed), []
+    command.start()
+    for goal in (rng.randint(1, 10), rng.randint(11, 40)):
+        until(lambda goal=goal: chaos_run.work_done(uri) >= goal or not command.running(), 180, "no progress")
+        if not command.running():
+            break
+        kills.append(chaos_run.Kill(seed, 0.0, "driver", command.process.pid, "own Ray", chaos_run.progress(uri)))
+        command.process.kill()
+        command.process.wait()
+        until(lambda: not {p.pid for p in marked(ground.mark)} - before, 60, "a process of the dead driver's Ray is left")
+        command.start()
+    command.finish()
+    check(ground, uri, whole)
+    held("own Ray", kills)
+
+
+def test_every_row_is_of_the_policy_its_round_asked_for_while_engines_die_and_join(ground, tmp_path, held):
+    """Engines are killed and the pool is resized from another terminal, all the time; every stored row is looked at."""
+    sets = (*SHORT, "rounds=4", "engines.rollout.min=1", "engines.rollout.max=3", "engines.rollout.grow_after_s=0.2")
+    uri = str(tmp_path / "run")
+    command = fake(ground, uri, *sets)
+    rng, sizes, deaths = random.Random(5), ["1..3", "3..3", "1..1", "2..3"], []
+    command.start()
+    while command.running():
+        time.sleep(rng.uniform(0.5, 3))
+        victims = ground.victims("engine")
+        if victims and chaos_run.work_done(uri) > len(deaths) * 8:
+            victim = rng.choice(victims)
+            deaths.append(chaos_run.Kill(5, 0.0, "engine", victim.pid, "", chaos_run.progress(uri)))
+            os.kill(victim.pid, signal.SIGKILL)
+        ask = [sys.executable, "-m", "jobs", "scale", "--run", uri, f"rollout={rng.choice(sizes)}"]
+        subprocess.run(ask, cwd=ROOT, env=os.environ | ground.environment, capture_output=True, check=False, timeout=60)
+    command.finish()
+    assert len(deaths) >= 3
+    seen = check_policy_versions(uri)
+    assert seen == {("teacher", 0): 4 * 8, **{("student", version): 24 for version in range(4)}}
+    held("fake", deaths)
+
+
+def test_a_second_driver_is_refused_and_the_dead_ones_place_is_free(ground, tmp_path):
+    """Two real commands on one run; then the first dies without a word."""
+    uri = str(tmp_path / "run")
+    first = fake(ground, uri, *SHORT)
+    first.start()
+    until(lambda: Store(uri).read_json("lease.json") is not None, 60, "no lease")
+    started = time.monotonic()
+    second = subprocess.run(
+        [sys.executable, "-m", "jobs", "distill", "--run", uri, "--recipe", "demo", *(p for s in SHORT for p in ("--set", s))],
+        cwd=ROOT,
+        env=os.environ | ground.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert second.returncode == 2, second.stdout + second.stderr
+    assert f"process {first.process.pid} on " in second.stdout
+    assert "is working on this run" in second.stdout
+    assert time.monotonic() - started < 60
+    first.process.kill()
+    first.process.wait()
+    first.start()
+    first.finish()
+    assert Store(uri).read_json("lease.json") is None
+
+
+def test_the_harness_sees_what_a_kill_leaves(ground, tmp_path):
+    """Its checks can fail: a process, a reservation and an actor of a driver that still runs are found."""
+    command = fake(ground, str(tmp_path / "run"), *SHORT)
+    command.start()
+    until(lambda: ground.victims("engine") and ground.victims("rank"), 120, "no engine")
+    assert ground.reserved()["GPU"] >= 0.25
+    assert {"EngineActor ALIVE", "Dispatcher ALIVE"} <= set(ground.actors())
+    assert any("EngineActor" in line for line in ground.remains())
+    psutil.Process(command.process.pid).kill()
+    command.process.wait()
+    until(lambda: not (ground.reserved() or ground.actors() or ground.remains()), 60, "something is left")
