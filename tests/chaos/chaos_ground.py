@@ -129,9 +129,9 @@ class Ground:
 
     def remains(self) -> list[str]:
         """Processes that are no part of an idle cluster."""
-        found = {process.pid: title(process) for process in marked(self.mark)}
-        ours = {pid: name for pid, name in found.items() if name and not _belongs_to_ray(name)}
-        return [f"{pid} {name[:160]}" for pid, name in ours.items()]
+        found = {process: title(process) for process in marked(self.mark)}
+        ours = {process: name for process, name in found.items() if name and not _belongs_to_ray(process, name)}
+        return [f"{process.pid} {name[:160]}" for process, name in ours.items()]
 
     def close(self) -> None:
         """End the cluster and all that is left of it."""
@@ -141,8 +141,12 @@ class Ground:
                 process.kill()
 
 
-def _belongs_to_ray(name: str) -> bool:
-    """Whether a command line is one of an idle Ray: its services, and workers that wait for a task."""
+def _belongs_to_ray(process: psutil.Process, name: str) -> bool:
+    """Whether a process is one of an idle Ray: its services, children of the dashboard, workers that wait for a task."""
     keeps = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", *(f"ray::{actor}" for actor in RAY_KEEPS))
     parts = ("/ray/core/src/ray/", "/ray/_private/", "/ray/dashboard/", "/ray/autoscaler/")
-    return name.startswith(keeps) or any(part in name for part in parts)
+    if name.startswith(keeps) or any(part in name for part in parts):
+        return True
+    with contextlib.suppress(psutil.Error):
+        return any("dashboard" in title(parent) and not title(parent).startswith("ray::") for parent in process.parents())
+    return False

@@ -24,7 +24,15 @@ from pipeline.store import Store
 
 SHORT = (*FAKE, "rounds=2", "evaluation.problems=0")
 LONG = (*FAKE, "rounds=6")
-OVERLAPPED = (*LONG, "max_staleness=1", "engines.rollout.min=1", "engines.rollout.max=3", "engines.rollout.grow_after_s=0.5")
+OVERLAPPED = (
+    *LONG,
+    "max_staleness=1",
+    "engines.rollout.min=1",
+    "engines.rollout.max=3",
+    "engines.rollout.grow_after_s=0.5",
+    "engines.rollout.shrink_after_s=3",
+    "grade.verifier=math",  # graded in child processes, which must not outlive a killed parent
+)
 REAL = (
     *chaos_run.SMALL,
     "rounds=3",
