@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test bench smollm2 install format clean
+.PHONY: demo test chaos bench smollm2 install format clean
 
 demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
@@ -18,6 +18,9 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not benchmark and not chaos"
+
+chaos: install
+	$(BIN)/pytest -m chaos tests/chaos
 
 bench: install
 	$(BIN)/python -m tests.benchmarks

@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors import sizing
-from actors.serving import EngineActor, EngineClass, Gone, Lease, Member, PoolStatus
+from actors.serving import EngineActor, EngineClass, Gone, Lease, Member, PoolStatus, blameless
 from actors.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
@@ -178,6 +178,8 @@ class Dispatcher:
             member.pid = await asyncio.wait_for(member.handle.pid.remote(), None if others else timeout)
             facts = await asyncio.wait_for(member.handle.load.remote(*self._load_args), timeout)
         except RayActorError as error:
+            if blameless(error):
+                return self._bury(member, first_line(error))
             self._failed_to_load(member, EngineError(f"its process died ({first_line(error)})", self._setting), died=True)
         except TimeoutError:
             remedy = "Raise start_timeout_s, or see what holds the resources"

@@ -21,7 +21,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 from actors import resources
 from actors.dispatcher import Dispatcher
 from actors.engine import Engine
-from actors.serving import EngineClass, EngineStatus, PoolStatus
+from actors.serving import EngineClass, EngineStatus, PoolStatus, blameless
 from actors.sizing import Bounds
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
@@ -141,6 +141,8 @@ class EnginePool:
     def _after_death(self, piece: _Piece, error: Exception, answers: list[Any]) -> list[_Piece]:
         """What to ask again. The first death may be the machine's fault; after the second the batch is asked alone, in parts,
         so that in the end one row alone has killed an engine that served no one else."""
+        if blameless(error):
+            return [piece]
         deaths, tries = piece.deaths + 1, self._settings.request_tries
         if piece.alone and len(piece.rows) == 1 and deaths >= tries:
             answers[piece.rows[0]] = Failure(f"killed its engine {deaths} times: {first_line(error)}")

@@ -15,6 +15,8 @@ from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generatio
 
 RATE_S = 30.0
 
+_NOT_ITS_FAULT = ("its node has died", "its owner has died")  # how Ray 2.60 words these causes of an actor's death
+
 EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engines]
 
 
@@ -169,3 +171,8 @@ class EngineActor:
         finally:
             with self._lock:
                 self._active.discard(lease)
+
+
+def blameless(error: BaseException) -> bool:
+    """Whether an engine ended with its machine or its dispatcher: then neither its start nor what it was asked is to blame."""
+    return any(cause in str(error) for cause in _NOT_ITS_FAULT)

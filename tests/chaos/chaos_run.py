@@ -87,9 +87,9 @@ class Command:
         assert code == 0, f"exit code {code}:\n{self.log.read_text()[-4000:]}"
 
 
-def fake(ground: Ground, uri: str, *sets: str, batch_s: float = 0.3, address: str | None = None) -> Command:
-    """The command of a run on fake engines."""
-    arguments = ["tests/chaos/driver.py", uri, address or ground.address, str(batch_s), *sets]
+def fake(ground: Ground, uri: str, *sets: str, start_s: float = 0.3, address: str | None = None) -> Command:
+    """The command of a run on fake engines, 0.3 s a batch."""
+    arguments = ["tests/chaos/driver.py", uri, address or ground.address, str(start_s), "0.3", *sets]
     return Command(ground, arguments, Path(f"{uri}.log"))
 
 

@@ -1,6 +1,8 @@
 """The command that the harness starts, kills and starts again: `egrsd distill`, with a fake engine in vLLM's place.
 
-    python tests/chaos/driver.py RUN ADDRESS BATCH_S name=value ...        ADDRESS "local": a Ray of its own, as on a laptop
+    python tests/chaos/driver.py RUN ADDRESS START_S BATCH_S name=value ...
+
+START_S, BATCH_S: seconds an engine takes to load and for a batch. ADDRESS "local": a Ray of its own, as on a laptop.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ def main() -> None:
     from actors.fakes import Behaviour, FakeEngine
     from jobs.distill import distill
 
-    uri, address, batch_s, *sets = sys.argv[1:]
-    engine = partial(FakeEngine, behaviour=Behaviour(start_s=0.3, batch_s=float(batch_s)))
+    uri, address, start_s, batch_s, *sets = sys.argv[1:]
+    engine = partial(FakeEngine, behaviour=Behaviour(start_s=float(start_s), batch_s=float(batch_s)))
     distill(uri, "demo", sets, None, False, address, False, engine)
 
 

@@ -119,6 +119,25 @@ def test_a_driver_with_its_own_ray(ground, undisturbed, tmp_path, held, seed):
     held("own Ray", kills)
 
 
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_engines_that_load_on_nodes_that_vanish_are_not_an_engine_that_cannot_load(ground, undisturbed, tmp_path, held):
+    """More of them than the pool would forgive an engine that dies on its own."""
+    sets = (*SHORT, "engines.rollout.min=4", "engines.rollout.max=4")
+    uri, kills = str(tmp_path / "run"), []
+    command = fake(ground, uri, *sets, start_s=8)
+    command.start()
+    for which in (0, 1):
+        until(lambda: len(ground.victims("engine")) == 4, 120, "four engines")
+        pid, doing = ground.lose_node(which, at_raylet=False)
+        kills.append(chaos_run.Kill(0, 0.0, "node", pid, doing, chaos_run.progress(uri)))
+        ground.add_node()
+        until(lambda: len(ground.victims("engine")) < 4, 60, "engines of a lost node are gone")
+    command.finish()
+    chaos_run.check_clean(ground, uri, undisturbed(fake, *SHORT))
+    held("fake", kills)
+
+
 def test_every_row_is_of_the_policy_its_round_asked_for_while_engines_die_and_join(ground, tmp_path, held):
     """Engines are killed and the pool is resized from another terminal, all the time; every stored row is looked at."""
     sets = (*SHORT, "rounds=4", "engines.rollout.min=1", "engines.rollout.max=3", "engines.rollout.grow_after_s=0.2")
