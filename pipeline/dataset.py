@@ -58,6 +58,8 @@ def execute(
             missing.append({"shard": shard, "problems": text, "entries": "[]", "error": ""})
     for entry in done:
         on_entry(entry, False)
+    if missing and any(contract.STAGES[name].where == "engines" for name in chain):
+        work.store.check_policy(work.policy_version)
     for row in _stream(work, chain, missing, force, inflight) if missing else ():
         for document in json.loads(row["entries"]):
             entry = Entry(**document["entry"])

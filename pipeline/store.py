@@ -365,15 +365,25 @@ class Store:
         if manifest is None:
             return None
         target = self.local_root / folder if self.local_root else Path(tempfile.mkdtemp(prefix="egrsd-"))
+        for name, data in self._checked(folder, manifest):
+            if self.local_root is None:
+                (target / name).write_bytes(data)
+        return target
+
+    def check_policy(self, version: int) -> None:
+        """Raise StoreError when a file of a published policy is missing or damaged: an engine would answer all the same."""
+        folder = area("policy", version)
+        for _ in self._checked(folder, self.read_json(f"{folder}/{MANIFEST}", "files") or {"files": {}}):
+            pass
+
+    def _checked(self, folder: str, manifest: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
         for name, digest in manifest["files"].items():
             data = self.read_bytes(f"{folder}/{name}")
             if data is None or hashlib.sha256(data).hexdigest() != digest:
                 raise StoreError(
                     "the file is missing or damaged", self.locate(f"{folder}/{name}"), "Delete the folder and resume"
                 )
-            if self.local_root is None:
-                (target / name).write_bytes(data)
-        return target
+            yield name, data
 
     def _put_folder(self, path: str, folder: Path) -> None:
         files = {}

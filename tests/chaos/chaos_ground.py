@@ -148,5 +148,5 @@ def _belongs_to_ray(process: psutil.Process, name: str) -> bool:
     if name.startswith(keeps) or any(part in name for part in parts):
         return True
     with contextlib.suppress(psutil.Error):
-        return any("dashboard" in title(parent) and not title(parent).startswith("ray::") for parent in process.parents())
+        return any("/ray/dashboard/dashboard.py" in title(parent).split(" --")[0] for parent in process.parents())
     return False

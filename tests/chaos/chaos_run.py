@@ -227,7 +227,7 @@ def check_clean(ground: Ground, uri: str, undisturbed: str, same_names: bool = T
     assert not found, found
     names = [set(files(run) if same_names else filter(lambda n: ".parquet" not in n, files(run))) for run in (uri, undisturbed)]
     assert not names[0] ^ names[1]
-    assert not [path for path in ground.tmp.glob("egrsd*")]
+    assert not list(ground.tmp.glob("egrsd*"))
 
 
 def files(uri: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Disks that fill up, entries torn in half, bits that flip, clocks that lie: told in one line before anything is built on them."""
+"""Disks that fill up, entries torn in half, bits that flip, clocks that lie: told before anything is built on it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from chaos_run import files, metrics, shards, weights
 
 from actors.fakes import Behaviour, FakeEngine
-from chaos_run import files, metrics, shards, weights
 from jobs import distill, export, stage, train
 from pipeline import contract, lease
 from pipeline.errors import UserError
@@ -78,7 +78,10 @@ def error_of(capfd, verb, *arguments) -> str:
 @pytest.mark.parametrize("name", MEASURE)
 def test_a_flipped_bit_is_found_by_train_and_by_distill_before_it_is_trained_on(untrained, capfd, name):
     path = flip(untrained, name)
-    for said in (error_of(capfd, train.train_committed, untrained.uri, None, [], None, False), error_of(capfd, run_distill, untrained.uri)):
+    for said in (
+        error_of(capfd, train.train_committed, untrained.uri, None, [], None, False),
+        error_of(capfd, run_distill, untrained.uri),
+    ):
         assert f"{path}: the bytes are not those that were committed" in said
         assert f"`egrsd stage {name} --round 0 --shard 0000 --force`" in said
     assert untrained.latest_policy() == 0
@@ -107,6 +110,23 @@ def test_a_flipped_bit_is_found_by_export_and_the_remedy_repairs_it(untrained, f
         assert shards(untrained.uri) == shards(finished)
 
 
+def test_a_flipped_bit_in_a_policy_is_found_before_an_engine_answers_with_it(finished, tmp_path, capfd):
+    store = Store(str(shutil.copytree(finished, tmp_path / "copy")))
+    path = store.local_root / "policy/0001/adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    sets = [*SETS, "rounds=2"]
+    said = error_of(capfd, distill.distill, store.uri, "demo", sets, None, True, None, False, partial(FakeEngine))
+    assert f"{path}: the file is missing or damaged" in said
+    assert "Delete the folder and resume" in said
+    assert store.entries("rounds/0001", "rollout") == {}
+    for folder in ("policy/0001", "train/0001"):
+        store.delete(folder)
+    distill.distill(store.uri, "demo", sets, None, True, None, False, partial(FakeEngine))
+    assert store.read_json("policy/0001/manifest.json") == Store(finished).read_json("policy/0001/manifest.json")
+
+
 @pytest.mark.parametrize("name", ["prompts", "score"])
 def test_a_torn_manifest_entry_is_named_by_every_verb_and_made_anew_once_it_is_gone(untrained, finished, capfd, tmp_path, name):
     path = untrained.local_root / "rounds/0000" / name / "0000.json"
@@ -131,7 +151,9 @@ def disk(tmp_path):
     """A disk of its own, of 2 MiB: (mount point, a function that changes its size)."""
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"this user may not mount a tmpfs: {mounted.stderr.strip()}")
     yield place, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
