@@ -218,16 +218,22 @@ def check_clean(ground: Ground, uri: str, undisturbed: str, same_names: bool = T
     `same_names`: shards too are named alike, hence have the same content.
     """
 
-    def left() -> list[str]:
-        return [*map(str, ground.reserved().items()), *ground.actors(), *ground.remains()]
-
-    deadline = time.monotonic() + 60
-    while (found := left()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert not found, found
+    check_nothing_held(ground)
     names = [set(files(run) if same_names else filter(lambda n: ".parquet" not in n, files(run))) for run in (uri, undisturbed)]
     assert not names[0] ^ names[1]
     assert not list(ground.tmp.glob("egrsd*"))
+
+
+def check_nothing_held(ground: Ground, patience_s: float = 90) -> None:
+    """No actor, process or reservation of a driver is left: at once, or as soon as Ray has noticed that it is gone."""
+
+    def left() -> list[str]:
+        return [*map(str, ground.reserved().items()), *ground.actors(), *ground.remains()]
+
+    deadline = time.monotonic() + patience_s
+    while (found := left()) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not found, found
 
 
 def files(uri: str) -> list[str]:
