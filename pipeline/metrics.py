@@ -58,6 +58,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         *(Metric(f"share_{name}", "share", "mean", f"response tokens in regime {name}") for name in Regime.NAMES),
         Metric("seconds_measure", "s", "sum", "rollout to score, until the round is with the trainer"),
         Metric("seconds_engines", "s", "sum", "of it the busiest engine of each pool"),
+        Metric(
+            "seconds_engines_idle", "s", "sum", "in it, time that engines which were up had nothing to do, summed over engines"
+        ),
         Metric("seconds_label", "s", "sum", "profile and label"),
         Metric("seconds_round", "s", "sum", "from the first prompt to the new policy"),
         *(Metric(f"seconds_stage_{stage.name}", "s", "sum", f"work in {stage.name}, summed over shards") for stage in PLAN),

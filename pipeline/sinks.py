@@ -21,7 +21,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -179,7 +179,7 @@ class Feeder:
         self.name, self._store, self._run, self._say = name, store, run, say
         self._sink: Sink | None = None
         self._retry_at = 0.0
-        self._trusted: set[str] = set()  # fed files that this process has compared with what is stored now
+        self._trusted: set[str] = set()  # files of rows that this process fed, or found to be as they were fed
         self.failures = 0
 
     def catch_up(self, last: bool = False) -> None:
@@ -195,10 +195,14 @@ class Feeder:
 
     def _feed(self) -> None:
         path = f"sinks/{self.name}.json"
-        state = self._store.read_json(path, "id", "fed") or {"id": _identity(self._run), "fed": []}
-        if self.name != "tensorboard" and not self._trusted and _changed(self._store, state["fed"]):
-            state = {"id": _identity(self._run), "fed": []}
+        state = self._store.read_json(path, "id", "fed") or _new_state(self._run)
         for rows in pending(self._store, state["fed"], self._trusted):
+            again = any(entry["file"] == rows.file for entry in state["fed"])
+            if again and self.name != "tensorboard":  # no tracker but this one takes a point back
+                self._store.write_json(path, _new_state(self._run))
+                self._trusted.clear()
+                self._close()
+                return self._feed()
             if self._sink is None:
                 self._store.write_json(path, state)  # its id first: whoever comes after a crash must find the same run
                 self._sink = OPEN[self.name](self._store, self._run, state["id"])
@@ -206,7 +210,8 @@ class Feeder:
             kept = [entry for entry in state["fed"] if entry["file"] != rows.file]
             state["fed"] = [*kept, {"file": rows.file, "sha256": rows.sha256, "first": rows.first, "rows": len(rows.rows)}]
             self._store.write_json(path, state)
-        self._trusted = {entry["file"] for entry in state["fed"]}
+            self._trusted.add(rows.file)
+        return None
 
     def _close(self) -> None:
         sink, self._sink = self._sink, None
@@ -228,8 +233,9 @@ class Feeder:
         self._sink = None
 
 
-def pending(store: Store, fed: list[dict[str, Any]], trusted: Collection[str] = ()) -> Iterator[Rows]:
-    """Files of rows that were not fed, or changed since, oldest first; `trusted` ones are not read again.
+def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Iterator[Rows]:
+    """Files of rows that were not fed, or changed since, oldest first. `trusted` ones are not read again; those that are found
+    to be as they were fed join them.
 
     A trainer's rows count once their policy is published: before that a worker that dies may write them again.
     """
@@ -244,6 +250,7 @@ def pending(store: Store, fed: list[dict[str, Any]], trusted: Collection[str] = 
         data = store.read_bytes(f"metrics/{file}") or b""
         digest, old = hashlib.sha256(data).hexdigest(), known.get(file)
         if old is not None and old["sha256"] == digest:
+            trusted.add(file)
             continue
         rows = [json.loads(line) for line in data.splitlines()]
         yield Rows(file, writer, rows, old["first"] if old else place, digest)
@@ -310,11 +317,6 @@ def _folder(store: Store) -> Path:
     return store.local_root or Path(tempfile.mkdtemp(prefix="egrsd-"))
 
 
-def _identity(run: Run) -> str:
-    """Name of a new run at a tracker."""
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', run.name)[:100]}-{uuid4().hex[:8]}"
-
-
-def _changed(store: Store, fed: list[dict[str, Any]]) -> bool:
-    known = {entry["file"] for entry in fed}
-    return any(rows.file in known for rows in pending(store, fed)) or not known <= set(store.names("metrics"))
+def _new_state(run: Run) -> dict[str, Any]:
+    """A name for a new run at a tracker, which has been fed nothing."""
+    return {"id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', run.name)[:100]}-{uuid4().hex[:8]}", "fed": []}

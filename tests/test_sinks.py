@@ -194,11 +194,29 @@ def test_rounds_trained_again_replace_points_or_begin_a_new_run(store):
     assert len({row["_run"] for row in wandb_history(store)}) == 2
 
 
+def test_rounds_trained_again_while_a_sink_looks_on_are_seen(store):
+    """`egrsd train`: the old rows lie there without a policy when the sink first looks, the new ones replace them later."""
+    feed(store, "tensorboard", "mlflow")
+    store.delete("policy/0002")
+    said = []
+    feeders = [sinks.Feeder(name, store, recipes.demo(), said.append) for name in ("tensorboard", "mlflow")]
+    for feeder in feeders:
+        feeder.catch_up()
+    add_round(store, 1)
+    store.append_metrics([{"round": 1, "step": 2 + i, "loss": 7.0 + i} for i in range(2)])
+    for feeder in feeders:
+        feeder.catch_up(last=True)
+    assert said == []
+    assert tensorboard_points(store)["train/loss"] == [(0, 0.0), (1, 0.1), (2, 7.0), (3, 8.0)]
+    assert mlflow_points(store, 0)["train/loss"] == EXPECTED["train/loss"]
+    assert mlflow_points(store, 1)["train/loss"] == [(0, 0.0), (1, 0.1), (2, 7.0), (3, 8.0)]
+
+
 def test_rows_of_a_trainer_wait_for_their_policy(store):
     store.append_metrics([{"round": 2, "step": 4, "loss": 9.0}])
-    assert "0002-train.jsonl" not in [rows.file for rows in sinks.pending(store, [])]
+    assert "0002-train.jsonl" not in [rows.file for rows in sinks.pending(store, [], set())]
     store.write_json("policy/0003/manifest.json", {"files": {}})
-    assert "0002-train.jsonl" in [rows.file for rows in sinks.pending(store, [])]
+    assert "0002-train.jsonl" in [rows.file for rows in sinks.pending(store, [], set())]
 
 
 def test_a_sink_that_fails_is_told_once_counted_and_catches_up(store):
