@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from jobs.engines import open_engines
 from jobs.progress import Bars
 from jobs.session import Session, connect, session, settle, versions
-from pipeline import lease
+from pipeline import lease, sinks
 from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
 from pipeline.rounds import Round, stale_input, why_stale
@@ -54,6 +54,7 @@ def distill(
         store = Store(uri)
         run = settle(store, recipe, config, sets, accept_changes)
         missing = Missing.of(store, run)
+        sinks.check(run)
         if not missing.nothing:
             sources = open_inputs(run)
             holding = out.exits.enter_context(lease.held(store))
@@ -64,9 +65,13 @@ def distill(
             connect(address)
             check_resources(run, missing)
             store.save_run(run, versions())
-            with Live.start(store, run, sources, out, missing, holding, engine_class) as live:
+            with (
+                sinks.feeding(store, run, out.say, holding),
+                Live.start(store, run, sources, out, missing, holding, engine_class) as live,
+            ):
                 live.bring_to_end(missing, holding)
         else:
+            sinks.catch_up(store, run, out.say)
             store.save_run(run, versions())
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
         for line in missing.stale:

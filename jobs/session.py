@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.config import Run, differences, resolve
+from pipeline.config import Run, decides, differences, resolve
 from pipeline.errors import EgrsdError, SettingError, SourceError, UserError
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
     if recipe is not None and resolve(named(recipe), sets, document).name != old.name:
         raise SettingError(f"this run was started from recipe '{old.name}'", "--recipe", "Leave it out, or use another --run")
     run = resolve(old, sets, document)  # run.json is the truth, also where a recipe or a stage's settings changed since
-    if begun and (changed := differences(old, run)) and not accept_changes:
+    changed = [difference for difference in differences(old, run) if decides(difference[0])]
+    if begun and changed and not accept_changes:
         listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:8])
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise SettingError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from actors import resources
 from actors.pool import cluster_nodes
 from jobs.session import connect, session, versions
-from pipeline import contract, lease
+from pipeline import contract, lease, sinks
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, TrainingError, UserError
 from pipeline.rounds import MEASURE, Round, commit_round, open_rounds, why_stale
@@ -24,12 +24,13 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
     with session(debug) as out:
         store = Store(uri)
         store.load_run()
-        out.exits.enter_context(lease.held(store))
+        holding = out.exits.enter_context(lease.held(store))
         old = store.load_run()
         run = resolve(old, sets)
         for name, _, _ in differences(old, run):
-            if name.split(".")[0] not in {"objective", "train"}:
+            if name.split(".")[0] not in {"objective", "train", "metrics"}:
                 raise SettingError("training does not read this setting", name, "Use `egrsd stage` or `egrsd distill`")
+        sinks.check(run)
         first = store.latest_policy() if from_round is None else from_round
         rounds = trainable(store, run, first)
         out.log_to(store)
@@ -43,7 +44,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
             store.delete(area("policy", version))
             store.delete(area("train", version))
         last = rounds[-1].number + 1
-        with out.console.status(f"training rounds {first} to {last - 1}"):
+        with sinks.feeding(store, run, out.say, holding), out.console.status(f"training rounds {first} to {last - 1}"):
             trainer = worker.start(store.uri, run.model_copy(update={"rounds": last}))
             out.exits.callback(trainer.stop, END_S)
             trainer.join()

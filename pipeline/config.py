@@ -223,6 +223,18 @@ class Evaluation(Section):
     max_new_tokens: Count = 64
 
 
+class Metrics(Section):
+    """Where metrics go besides the run's own JSONL. Decides no result: a resume may change it."""
+
+    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field((), description="each needs the extra of its name")
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _names(cls, sinks: Any) -> Any:
+        names = [name.strip() for name in sinks.split(",") if name.strip()] if isinstance(sinks, str) else sinks
+        return list(dict.fromkeys(names)) if isinstance(names, list | tuple) else names
+
+
 class Run(Section):
     """Everything that decides what a run computes. `egrsd recipes --show NAME` prints one as YAML."""
 
@@ -244,6 +256,7 @@ class Run(Section):
     objective: Objective = Objective()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
+    metrics: Metrics = Metrics()
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
@@ -318,6 +331,11 @@ def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
     """Settings that differ, as (dotted name, old, new)."""
     a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def decides(setting: str) -> bool:
+    """Whether a setting, by its dotted name, can change a result of the run."""
+    return not setting.startswith("metrics.")
 
 
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:

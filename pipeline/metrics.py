@@ -4,12 +4,78 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contract import Regime, Verdict
+from pipeline.contract import PLAN, Regime, Verdict
+
+
+class Metric(NamedTuple):
+    """A name, the unit of its value, how values of many rows become one, and what it means."""
+
+    name: str
+    unit: str
+    reduction: Literal["sum", "mean", "max", "last"]
+    meaning: str
+
+
+# Every metric of a run, by writer: `train` writes a row per optimiser step, `round` one per round.
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "train": (
+        Metric("round", "", "last", "round whose traces were trained on"),
+        Metric("step", "", "last", "optimiser steps before this one"),
+        Metric("loss", "nats", "mean", "objective, a mean over the minibatch's response tokens (Eq. 7)"),
+        Metric("grad_norm", "", "mean", "norm of the adapter's gradient before clipping"),
+        Metric("lr", "", "last", "learning rate of the step"),
+        Metric("traces", "traces", "sum", "traces of the minibatch"),
+        Metric("tokens", "tokens", "sum", "response tokens of the minibatch"),
+        Metric("rejected", "traces", "last", "traces of the round that were not finite and left the loss"),
+        Metric("advantage", "", "mean", "mean advantage of the traces"),
+        Metric("positive_share", "share", "mean", "traces with a positive advantage"),
+        Metric("peak_entropy", "nats", "max", "M of Eq. 5: largest teacher entropy of the minibatch, at least min_normaliser"),
+        Metric("weight", "", "mean", "mean magnitude x gate of tokens with a signal"),
+        Metric("delta", "nats", "mean", "mean |teacher log-prob - student log-prob|"),
+        Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|; first step of an on-policy round"),
+        Metric("logprob_gap_max", "nats", "max", "the largest of these gaps"),
+        Metric("seconds", "s", "sum", "time of the step"),
+        Metric("tokens_per_s", "tokens/s", "mean", "response tokens trained in a second"),
+    ),
+    "round": (
+        Metric("round", "", "last", "number of the round"),
+        Metric("policy_lag", "rounds", "mean", "rounds by which the answering policy is behind; 0: on-policy"),
+        *(Metric(f"num_{verdict}", "traces", "sum", f"traces with verdict {verdict}") for verdict in Verdict),
+        Metric("num_rows", "traces", "sum", "traces, rejected ones too"),
+        Metric("num_rejected", "traces", "sum", "traces that a stage rejected"),
+        Metric("accuracy", "share", "mean", "correct traces among those not rejected"),
+        Metric("mean_reward", "", "mean", "mean length-shaped reward"),
+        Metric("mean_length", "tokens", "mean", "mean response length"),
+        Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
+        Metric("num_groups", "groups", "sum", "prompts with their traces"),
+        Metric("num_groups_without_signal", "groups", "sum", "groups whose advantages are all 0"),
+        *(Metric(f"share_{name}", "share", "mean", f"response tokens in regime {name}") for name in Regime.NAMES),
+        Metric("seconds_measure", "s", "sum", "rollout to score, until the round is with the trainer"),
+        Metric("seconds_engines", "s", "sum", "of it the busiest engine of each pool"),
+        Metric(
+            "seconds_engines_idle", "s", "sum", "in it, time that engines which were up had nothing to do, summed over engines"
+        ),
+        Metric("seconds_label", "s", "sum", "profile and label"),
+        Metric("seconds_round", "s", "sum", "from the first prompt to the new policy"),
+        *(Metric(f"seconds_stage_{stage.name}", "s", "sum", f"work in {stage.name}, summed over shards") for stage in PLAN),
+    ),
+}
+
+
+def metric_table() -> str:
+    """README's table of every metric."""
+    rows = [
+        f"| `{writer}/{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning} |"
+        for writer, metrics in METRICS.items()
+        for metric in metrics
+    ]
+    return "\n".join(["| metric | unit | over rows | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
 @dataclass(frozen=True)
