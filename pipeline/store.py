@@ -11,8 +11,8 @@
 
 Data files are named by the hash of what is in them and in their entry, and an entry is replaced in one step, so two processes
 that commit the same shard cannot mix: the last entry wins and points at a whole file. Local files are written under a temporary
-name, fsynced and renamed; an object store shows a file only once it is complete, so the same order of writes holds there without a
-rename.
+name, fsynced and renamed; an object store shows a file only once it is complete, so the same order of writes holds there without
+a rename.
 
 A summary needs no lock and no order of its own. A commit puts the new data file, then the entry, then drops the old data file;
 so a listing of the folder that shows for a shard exactly the data file which the summary names proves that its entry was the

@@ -1,14 +1,18 @@
 """The stages as Ray Data executions: only the missing and stale is computed, errors arrive as raised, rounds are lineage."""
 
 import json
+import os
+import signal
+from functools import partial
 
+import psutil
 import pyarrow as pa
 import pytest
 
-from actors.fakes import FakeEngine
+from actors.fakes import Behaviour, FakeEngine
 from pipeline import contract, rounds
 from pipeline.config import resolve
-from pipeline.dataset import bring_up_to_date, execute
+from pipeline.dataset import Cut, bring_up_to_date, execute
 from pipeline.errors import EngineError, SettingError, StoreError, UserError
 from pipeline.recipes import demo
 from pipeline.rewards import RunningBaseline
@@ -77,6 +81,43 @@ def test_ray_gives_the_very_shards_that_a_loop_gives(ray_local, tmp_path):
     for stage in contract.PLAN:
         hashes = [{s: e.sha256 for s, e in w.store.entries(w.area, stage.name).items()} for w in (loop, rayed)]
         assert hashes[0] == hashes[1], stage.name
+
+
+@pytest.mark.parametrize("shards", [1, 4, 100, 31_250])
+@pytest.mark.parametrize("inflight", [1, 4, 64, 256, 4000])
+def test_shards_wait_as_threads_of_a_few_tasks(shards, inflight):
+    cut = Cut.of(shards, inflight)
+    assert inflight <= cut.tasks * cut.threads < inflight + cut.tasks
+    assert cut.tasks == inflight if inflight <= 4 else 4 <= cut.tasks <= max(4, -(-inflight // 32))
+    assert cut.threads <= cut.rows * cut.group <= 4 * cut.threads + cut.group
+    assert -(-shards // cut.group) <= 2048
+
+
+def test_a_killed_task_costs_its_unfinished_shards_alone(ray_local, tmp_path):
+    work = planned(tmp_path, "rollout.prompts_per_round=80", engine=partial(FakeEngine, behaviour=Behaviour(batch_s=0.2)))
+    source = open_source(work.run.source)
+    execute(work, ("prompts",), source)
+    seen, killed = {}, []
+
+    def kill_a_task(entry, computed):
+        seen[entry.shard] = computed
+        tasks = [p for p in psutil.process_iter() if "_bring_rows_up_to_date" in " ".join(_command(p))]
+        if not killed and tasks:
+            killed.append(tasks[0].pid)
+            os.kill(tasks[0].pid, signal.SIGKILL)
+
+    execute(work, ("rollout",), inflight=16, on_entry=kill_a_task)
+    assert killed
+    assert seen.keys() == work.shards.keys()  # none lost, although the task that died had handed some on
+    assert list(seen.values()).count(True) >= len(seen) - 16
+    assert not any(why_stale(work, STAGES["rollout"], shard) for shard in work.shards)
+
+
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_an_error_in_a_task_arrives_as_it_was_raised(ray_local, tmp_path):
