@@ -60,6 +60,7 @@ class Dispatcher:
         self._failures_to_load = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._line: deque[asyncio.Future[None]] = deque()  # callers that wait for room at any engine
 
     async def facts(self) -> EngineFacts:
         """Facts of the first engine that served. Raises what ended the pool."""
@@ -82,7 +83,7 @@ class Dispatcher:
         try:
             self._wake()
             while self._failure is not None or (member := self._pick(ticket, alone)) is None:
-                await self._change()
+                await self._change(in_line=not alone)
         finally:
             self._queued -= 1
         if not member.leases:
@@ -196,6 +197,7 @@ class Dispatcher:
             if member.state == "loading":
                 member.state = "serving"
             self._drop(member, set())
+            self._notify()
             await self._watch(member)
 
     def _agrees(self, facts: EngineFacts) -> bool:
@@ -256,17 +258,17 @@ class Dispatcher:
         self._past = (serving + member.serving_s(now), working + member.working_s(now))
 
     def _drop(self, member: Member, leases: set[str]) -> None:
-        held = bool(member.leases)
+        held, room = bool(member.leases), len(leases)
         for lease in leases:
             member.leases.pop(lease, None)
             if member.held_for == lease:
-                member.held_for = None
+                member.held_for, room = None, len(self._line)
         if held and not member.leases:
             member.busy_s += time.monotonic() - member.busy_since
         if member.state == "draining" and not member.leases and member.name in self._members:
             self._leave(member)
             self._spawn(self._end(member))
-        self._notify()
+        self._notify(room)
 
     async def _end(self, member: Member) -> None:
         try:
@@ -287,16 +289,26 @@ class Dispatcher:
             return held if held is not None and not held.leases else None
         return min((m for m in serving if len(m.leases) < self._inflight), key=attrgetter("load"), default=None)
 
-    async def _change(self) -> None:
+    async def _change(self, in_line: bool = False) -> None:
         if self._failure is not None:
             raise self._failure
-        await self._changed.wait()
+        if in_line:
+            self._line.append(turn := asyncio.get_running_loop().create_future())
+            await turn
+        else:
+            await self._changed.wait()
         if self._failure is not None:
             raise self._failure
 
-    def _notify(self) -> None:
+    def _notify(self, room: int | None = None) -> None:
+        """Wake who waits. Of those in line only as many as there is new `room` for, where that is known: at a thousand engines
+        a thousand callers that each look at every engine, at each batch that ends, let through ten batches a second."""
         self._changed.set()
         self._changed = asyncio.Event()
+        for _ in range(len(self._line) if room is None else min(room, len(self._line))):
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
 
     def _fail(self, error: EgrsdError) -> None:
         self._failure = self._failure or error

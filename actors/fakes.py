@@ -12,8 +12,10 @@ and it can die on purpose. Shipped with the package because Ray workers cannot i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -28,13 +30,14 @@ END_TOKEN = 2
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How a fake engine behaves. Times in seconds; `poison_seeds` and `poison_prompts` (first prompt id) end its process,
-    `start_kills` does so at the start; `wrong_adapter` is refused with a ModelError; an engine that starts while the file
-    `falls_back` exists has bounds instead of exact entropies."""
+    """How a fake engine behaves. Times in seconds; `in_turn`: one batch after the other, so that its speed has a limit;
+    `poison_seeds` and `poison_prompts` (first prompt id) end its process, `start_kills` does so at the start; `wrong_adapter` is
+    refused with a ModelError; an engine that starts while the file `falls_back` exists has bounds instead of exact entropies."""
 
     start_s: float = 0.0
     batch_s: float = 0.0
     token_s: float = 0.0
+    in_turn: bool = False
     vocab_size: int = 57
     poison_seeds: frozenset[int] = field(default_factory=frozenset)
     poison_prompts: frozenset[int] = field(default_factory=frozenset)
@@ -60,6 +63,7 @@ class FakeEngine:
         if behaviour.start_error is not None:
             raise behaviour.start_error
         self._model, self._behaviour = model, behaviour
+        self._turn = threading.Lock() if behaviour.in_turn else contextlib.nullcontext()
         self._exact = score.entropy == "exact" and not (behaviour.falls_back and os.path.exists(behaviour.falls_back))
 
     def facts(self) -> EngineFacts:
@@ -111,7 +115,8 @@ class FakeEngine:
             _die()
 
     def _take_time(self, num_tokens: int) -> None:
-        time.sleep(self._behaviour.batch_s + num_tokens * self._behaviour.token_s)
+        with self._turn:
+            time.sleep(self._behaviour.batch_s + num_tokens * self._behaviour.token_s)
 
 
 def _die() -> None:

@@ -8,6 +8,7 @@ round, and labels it while the trainer, which waits for committed rounds, publis
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from jobs.session import Session, connect, session, settle, versions
 from pipeline import lease, sinks
 from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
-from pipeline.rounds import Round, stale_input, why_stale
+from pipeline.rounds import Inventory, Round
 from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
@@ -98,18 +99,20 @@ class Missing:
         """Read it off the run directory."""
         from pipeline.rounds import LABELS, MEASURE, evaluation_run, open_rounds
 
-        first = store.latest_policy()
-        trained = [work for work in open_rounds(store, run) if work.number < first]
-        stale = [
-            f"stale: {work.area} {name} ({reason}), trained on all the same; `egrsd stage` and `egrsd train` redo it"
-            for work in trained
-            for name in MEASURE
-            for reason in sorted({why_stale(work, STAGES[name], shard) or "" for shard in work.shards} - {""})
-        ]
-        label = [work.number for work in trained if _incomplete(work, LABELS) and not _inputs_stale(work)]
+        first, stale, label = store.latest_policy(), [], []
+        for work in itertools.takewhile(lambda work: work.number < first, open_rounds(store, run)):
+            seen = Inventory(work)
+            stale += [
+                f"stale: {work.area} {name} ({reason}), trained on all the same; `egrsd stage` and `egrsd train` redo it"
+                for name in MEASURE
+                for reason in sorted(seen.reasons(name))
+            ]
+            if _incomplete(seen, LABELS) and not _inputs_stale(seen):
+                label.append(work.number)
         held_out = evaluation_run(run) if run.evaluation.problems else None
         versions = [0, run.rounds] if held_out else []
-        evaluate = [n for n in versions if held_out and _incomplete(_planned(store, held_out, "evals", n), EVALUATION)]
+        planned = {n: _planned(store, held_out, "evals", n) for n in versions if held_out}
+        evaluate = [n for n, work in planned.items() if work is None or _incomplete(Inventory(work), EVALUATION)]
         return cls(list(range(first, run.rounds)), label, evaluate, stale)
 
     @property
@@ -141,15 +144,15 @@ def _planned(store: Store, run: Run, kind: str, number: int) -> Round | None:
     return open_round(store, run, kind, number) if plan is not None and plan.get("asked", asked) == asked else None
 
 
-def _inputs_stale(work: Round) -> bool:
+def _inputs_stale(seen: Inventory) -> bool:
     """Whether labels cannot be made before `egrsd stage` has redone what they read."""
-    return any(stale_input(work, STAGES[name], shard) for name in ("grade", "profile") for shard in work.shards) or any(
-        why_stale(work, STAGES["grade"], shard) for shard in work.shards
+    return bool(seen.reasons("grade")) or any(
+        seen.stale_input(STAGES[name], shard) for name in ("grade", "profile") for shard in seen.work.shards
     )
 
 
-def _incomplete(work: Round | None, stages: tuple[str, ...]) -> bool:
-    return work is None or any(why_stale(work, STAGES[name], shard) for name in stages for shard in work.shards)
+def _incomplete(seen: Inventory, stages: tuple[str, ...]) -> bool:
+    return any(seen.reasons(name) for name in stages)
 
 
 @dataclass(frozen=True)
@@ -375,7 +378,7 @@ class Live:
         known = {row["round"] for row in self.store.metrics() if row["writer"] == "round"}
         trained = missing.train[0] if missing.train else self.run.rounds
         for work in open_rounds(self.store, self.run):
-            if work.number < trained and work.number not in known and not _incomplete(work, ("profile",)):
+            if work.number < trained and work.number not in known and not _incomplete(Inventory(work), ("profile",)):
                 self.store.write_metrics("round", work.number, [{"round": work.number, **self.summarise_round(work)}])
 
     def summarise_round(self, work: Round) -> dict[str, float]:

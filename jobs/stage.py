@@ -9,7 +9,7 @@ from jobs.session import Session, connect, session, versions
 from pipeline import contract, lease
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, UserError
-from pipeline.rounds import Round, open_round, open_rounds, stale_input, why_stale, with_engines
+from pipeline.rounds import Inventory, Round, open_round, open_rounds, with_engines
 from pipeline.store import Entry, Store
 
 
@@ -32,8 +32,9 @@ def run_stage(
         if unknown := sorted(set(shards or []) - work.shards.keys()):
             raise UserError(f"no shard {unknown[0]}", work.area, f"Shards: {', '.join(sorted(work.shards))}")
         only = set(shards) if shards else set(work.shards)
+        seen = Inventory(work)
         for shard in sorted(only):
-            if reason := stale_input(work, stage, shard):
+            if reason := seen.stale_input(stage, shard):
                 raise UserError(
                     f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
                 )
@@ -77,7 +78,8 @@ def _bring_up(work: Round, stage: contract.Stage, force: bool, only: set[str], o
     from pipeline.sources import open_source
 
     source = open_source(work.run.source) if stage.name == "prompts" else None
-    if not force and source is None and all(why_stale(work, stage, shard) is None for shard in only):
+    seen = Inventory(work)
+    if not force and source is None and all(seen.why_stale(stage, shard) is None for shard in only):
         return []
     computed: list[Entry] = []
     with contextlib.ExitStack() as stack:
@@ -92,17 +94,13 @@ def _bring_up(work: Round, stage: contract.Stage, force: bool, only: set[str], o
 
 def _tell_stale(work: Round, stage: contract.Stage, out: Session) -> None:
     later = contract.PLAN[contract.PLAN.index(stage) + 1 :]
+    seen = Inventory(work)
     for other in later:
-        stale = [
-            shard
-            for shard in sorted(work.shards)
-            if work.store.entry(work.area, other.name, shard) and why_stale(work, other, shard)
-        ]
-        if stale:
-            reason = why_stale(work, other, stale[0])
-            out.say(f"now stale: {work.area} {other.name}, {len(stale)} of {len(work.shards)} shards ({reason}).")
+        reasons = seen.reasons(other.name)
+        del reasons["missing"]
+        if reasons:
+            reason = min(reasons)
+            out.say(f"now stale: {work.area} {other.name}, {reasons.total()} of {len(work.shards)} shards ({reason}).")
     for other_round in open_rounds(work.store, work.run):
-        if other_round.number != work.number and any(
-            why_stale(other_round, stage, shard) == "settings" for shard in other_round.shards
-        ):
+        if other_round.number != work.number and Inventory(other_round).reasons(stage.name)["settings"]:
             out.say(f"now stale: {other_round.area} {stage.name} (settings).")

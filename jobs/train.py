@@ -5,10 +5,10 @@ from __future__ import annotations
 from actors import resources
 from actors.pool import cluster_nodes
 from jobs.session import connect, session, versions
-from pipeline import contract, lease, sinks
+from pipeline import lease, sinks
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, TrainingError, UserError
-from pipeline.rounds import MEASURE, Round, commit_round, open_rounds, why_stale
+from pipeline.rounds import MEASURE, Inventory, Round, commit_round, open_rounds
 from pipeline.store import MANIFEST, Store, area
 from pipeline.training import worker
 
@@ -65,13 +65,9 @@ def trainable(store: Store, run: Run, first: int) -> list[Round]:
     for work in open_rounds(store, run):
         if work.number != first + len(found):
             continue
-        reasons = {
-            name: why
-            for name in MEASURE
-            for shard in work.shards
-            # the policy that wrote a trace may have been trained again since: stored traces are what this trains on
-            if (why := why_stale(work, contract.STAGES[name], shard)) not in {None, "policy changed"}
-        }
+        seen = Inventory(work)
+        # the policy that wrote a trace may have been trained again since: stored traces are what this trains on
+        reasons = {name: why for name in MEASURE for why in seen.reasons(name) if why != "policy changed"}
         if set(reasons.values()) == {"missing"}:
             break
         if work.lag > run.max_staleness:

@@ -7,11 +7,14 @@ needs the round's largest entropy, hence all of MEASURE, and runs while the trai
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -23,10 +26,40 @@ from pipeline.contract import Stage
 from pipeline.errors import EgrsdError, EngineError, StoreError, from_data, to_data
 from pipeline.grading import shared_grader
 from pipeline.prompts import load_tokenizer
-from pipeline.rounds import Round, expected_inputs, problems_digest, scope, stale_input, why_stale
+from pipeline.rounds import LABELS, Inventory, Round, problems_digest
 from pipeline.sources import Problem, ProblemSet
-from pipeline.store import Entry
+from pipeline.store import SUMMARISED_FROM, Entry
 from pipeline.tiny import resolve_model
+
+_MIN_TASKS, _MAX_THREADS = 4, 32
+_ROWS, _MAX_GROUP = 512, 16  # a block costs the driver some 3 ms: long rounds have groups of shards for rows
+_MAX_TURNS = 4
+_LOADING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How many shards travel and wait together.
+
+    `group` shards make a row of the dataset; `tasks` engine tasks hold `rows` of them each, `threads` shards of them at an
+    engine at one time. A waiting shard costs a thread, not a process of a hundred megabytes: 64 engines with 4 shards each are
+    256 threads in 8 processes. Four shards are four tasks of one, so that a small round's rows do not share an interpreter.
+    """
+
+    group: int
+    tasks: int
+    threads: int
+    rows: int
+
+    @classmethod
+    def of(cls, num_shards: int, inflight: int) -> Cut:
+        """For a round of `num_shards` of which `inflight` may wait on engines."""
+        tasks = min(inflight, max(_MIN_TASKS, -(-inflight // _MAX_THREADS)))
+        threads = -(-inflight // tasks)
+        group = min(_MAX_GROUP, max(1, num_shards // _ROWS))
+        # A task ends with its slowest shard: in a long round it gets several per thread, so that it seldom does.
+        held = threads * min(_MAX_TURNS, max(1, num_shards // (8 * inflight)))
+        return cls(group, tasks, threads, -(-held // group))
 
 
 def execute(
@@ -38,66 +71,100 @@ def execute(
     only: set[str] | None = None,
     inflight: int = 4,
     on_entry: Callable[[Entry, bool], None] = lambda *_: None,
-) -> list[Entry]:
-    """Bring the stages of `chain` up to date for every shard; returns their entries, fresh and old.
+) -> None:
+    """Bring the stages of `chain` up to date for every shard.
 
-    `on_entry(entry, computed)` is called as shards get done. `inflight` bounds the shards that wait on engines at one time.
-    Raises the stage's own error, not Ray's wrapping of it.
+    `on_entry(entry, computed)` is called with the entries, fresh and old, as shards get done. `inflight` bounds the shards that
+    wait on engines at one time. Raises the stage's own error, not Ray's wrapping of it.
     """
-    missing, done = [], []
+    seen, missing, first = Inventory(work), [], 0
+    if chain[0] in LABELS:
+        work = replace(work, scope=seen.scope)
     for shard, indices in work.shards.items():
-        problems = source.rows(indices) if source is not None and "prompts" in chain else None
-        digest = problems_digest(problems) if problems is not None else None
-        fresh = not (force and (only is None or shard in only)) and all(
-            why_stale(work, contract.STAGES[name], shard, digest) is None for name in chain
-        )
-        if fresh or (only is not None and shard not in only):
-            done += [entry for name in chain if (entry := work.store.entry(work.area, name, shard)) is not None]
+        again = force and (only is None or shard in only)
+        if (only is None or shard in only) and (again or not _fresh(seen, chain, shard, source)):
+            missing.append({"shard": shard, "first": first, "indices": indices if source else [], "entries": [], "error": None})
         else:
-            text = json.dumps([asdict(p) for p in problems]) if problems is not None else ""
-            missing.append({"shard": shard, "problems": text, "entries": "[]", "error": ""})
-    for entry in done:
-        on_entry(entry, False)
+            for entry in filter(None, (seen.entry(name, shard) for name in chain)):
+                on_entry(entry, False)
+        first += len(indices)
+    del seen
     if missing and any(contract.STAGES[name].where == "engines" for name in chain):
         work.store.check_policy(work.policy_version)
-    for row in _stream(work, chain, missing, force, inflight) if missing else ():
-        for document in json.loads(row["entries"]):
-            entry = Entry(**document["entry"])
-            on_entry(entry, document["computed"])
-            done.append(entry)
-    return done
+    for item in _stream(work, chain, source, missing, force, inflight) if missing else ():
+        for document, computed in item["entries"]:
+            on_entry(Entry(**document), computed)
+    if len(work.shards) >= SUMMARISED_FROM:
+        for name in chain:
+            work.store.summarise(work.area, name)
+
+
+def _fresh(seen: Inventory, chain: tuple[str, ...], shard: str, source: ProblemSet | None) -> bool:
+    """Whether a chain has nothing to do for a shard. The source's rows are only read where all else is fresh."""
+    if any(seen.why_stale(contract.STAGES[name], shard) is not None for name in chain):
+        return False
+    if "prompts" not in chain or source is None:
+        return True
+    digest = problems_digest(source.rows(seen.work.shards[shard]))
+    return seen.why_stale(contract.STAGES["prompts"], shard, digest) is None
 
 
 def _stream(
-    work: Round, chain: tuple[str, ...], rows: list[dict[str, str]], force: bool, inflight: int
+    work: Round, chain: tuple[str, ...], source: ProblemSet | None, items: list[dict[str, Any]], force: bool, inflight: int
 ) -> Iterator[dict[str, Any]]:
     import ray.data
 
     quiet_ray_data()
+    cut = Cut.of(len(items), inflight)
+    rows = [{"shards": json.dumps(items[i : i + cut.group])} for i in range(0, len(items), cut.group)]
+    items.clear()
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    inside = replace(work, shards={})  # a task knows its shards by its rows: a round may have millions of problems
     for name in chain:
         on_engines = contract.STAGES[name].where == "engines"
-        data = data.map(
-            partial(_bring_up_to_date, work, name, force),
+        threads = cut.threads if on_engines else 1
+        data = data.map_batches(
+            partial(_bring_rows_up_to_date, inside, name, source if name == "prompts" else None, force, threads, cut.group),
+            batch_size=cut.rows if on_engines else 1,
+            batch_format="pyarrow",
             num_cpus=0.05 if on_engines else 1,
-            compute=ray.data.TaskPoolStrategy(size=min(inflight, len(rows))) if on_engines else None,
+            compute=ray.data.TaskPoolStrategy(size=cut.tasks) if on_engines else None,
         )
     for row in data.iter_rows():
-        if row["error"]:
-            raise from_data(json.loads(row["error"]))
-        yield row
+        for item in json.loads(row["shards"]):
+            if item["error"]:
+                raise from_data(item["error"])
+            yield item
 
 
-def _bring_up_to_date(work: Round, name: str, force: bool, row: dict[str, Any]) -> dict[str, Any]:
-    """One shard through one stage, inside a Ray task. An error we understand travels as data: Ray keeps only its text."""
-    if row["error"]:
-        return row
-    problems = [Problem(**item) for item in json.loads(row["problems"])] if row["problems"] else None
+def _bring_rows_up_to_date(
+    work: Round, name: str, source: ProblemSet | None, force: bool, threads: int, group: int, rows: pa.Table
+) -> Iterator[pa.Table]:
+    """Some shards through one stage, inside a Ray task, `threads` of them at a time.
+
+    Groups leave in the order in which their shards came, each as soon as it is done. The order matters: Ray runs a task whose
+    process died again, and skips as many of its rows as it already has.
+    """
+    items = [item for row in rows["shards"].to_pylist() for item in json.loads(row)]
+    seen = Inventory(work, whole=False)
+    with ThreadPoolExecutor(threads) as pool:
+        done = pool.map(partial(_bring_item_up_to_date, seen, name, source, force), items)
+        while some := list(itertools.islice(done, group)):
+            yield pa.table({"shards": [json.dumps(some)]})
+
+
+def _bring_item_up_to_date(
+    seen: Inventory, name: str, source: ProblemSet | None, force: bool, item: dict[str, Any]
+) -> dict[str, Any]:
+    """One shard through one stage. An error we understand travels as data: Ray keeps only its text."""
+    if item["error"]:
+        return item
     try:
-        entry, computed = bring_up_to_date(work, contract.STAGES[name], row["shard"], problems, force)
+        problems = source.rows(item["indices"]) if source is not None else None
+        entry, computed = _bring_up_to_date(seen, contract.STAGES[name], item["shard"], item["first"], problems, force)
     except EgrsdError as error:
-        return row | {"error": json.dumps(to_data(error))}
-    return row | {"entries": json.dumps([*json.loads(row["entries"]), {"entry": asdict(entry), "computed": computed}])}
+        return item | {"error": to_data(error)}
+    return item | {"indices": [], "entries": [*item["entries"], [asdict(entry), computed]]}
 
 
 def bring_up_to_date(
@@ -107,29 +174,37 @@ def bring_up_to_date(
 
     Raises StoreError when an input is missing, and whatever the stage raises.
     """
+    first = sum(len(rows) for name, rows in work.shards.items() if name < shard)
+    return _bring_up_to_date(Inventory(work, whole=False), stage, shard, first, problems, force)
+
+
+def _bring_up_to_date(
+    seen: Inventory, stage: Stage, shard: str, first: int, problems: list[Problem] | None, force: bool
+) -> tuple[Entry, bool]:
+    work = seen.work
     digest = problems_digest(problems) if problems is not None else None
-    old = work.store.entry(work.area, stage.name, shard)
-    if old is not None and not force and why_stale(work, stage, shard, digest) is None:
+    old = seen.entry(stage.name, shard)
+    if old is not None and not force and seen.why_stale(stage, shard, digest) is None:
         return old, False
-    inputs = expected_inputs(work, stage, shard, digest)
+    inputs = seen.expected_inputs(stage, shard, digest)
     if inputs is None:
         needs = ", ".join(contract.inputs(stage))
         raise StoreError(f"an input of stage {stage.name} is missing", f"{work.area}, shard {shard}", f"Run these first: {needs}")
-    if reason := stale_input(work, stage, shard):
+    if reason := seen.stale_input(stage, shard):
         raise StoreError(
             f"an input of stage {stage.name} is stale: {reason}", f"{work.area}, shard {shard}", "Run that stage first"
         )
-    entries = {name: work.store.entry(work.area, name, shard) for name in contract.inputs(stage)}
+    entries = {name: seen.entry(name, shard) for name in contract.inputs(stage)}
     _check_facts(work, stage, entries)
     start = time.perf_counter()
     tables = {name: work.store.read(entry, declared(stage, name)) for name, entry in entries.items() if entry is not None}
-    table, facts = _compute(work, stage.name, shard, tables, problems)
+    table, facts = _compute(work, stage.name, first, tables, problems, seen.scope if stage.name in LABELS else None)
     entry = work.store.commit(
         work.area,
         stage,
         shard,
         table,
-        settings=work.run.digest(stage.settings),
+        settings=seen.settings(stage),
         inputs=inputs,
         seconds=time.perf_counter() - start,
         facts=facts,
@@ -157,8 +232,14 @@ def declared(stage: Stage, writer: str) -> list[str]:
 
 
 def _compute(
-    work: Round, stage: str, shard: str, tables: dict[str, pa.Table], problems: list[Problem] | None
+    work: Round,
+    stage: str,
+    first: int,
+    tables: dict[str, pa.Table],
+    problems: list[Problem] | None,
+    scope: tuple[float, int] | None,
 ) -> tuple[pa.Table, dict[str, Any]]:
+    """A stage's shard and its facts; `first` is the place of its first prompt in the round."""
     run = work.run
     match stage:
         case "prompts":
@@ -167,7 +248,6 @@ def _compute(
             return stages.prompts(problems, run, _tokenizer(run.model)), {}
         case "rollout":
             engines = work.engines["rollout"]
-            first = sum(len(rows) for name, rows in work.shards.items() if name < shard)
             policy = work.store.policy(work.policy_version)
             table = stages.rollout(tables["prompts"], run, engines, policy, work.area, first, work.lag)
             return stages.decode(table, _tokenizer(run.model)), asdict(engines.facts())
@@ -180,10 +260,11 @@ def _compute(
             table = stages.score(tables["prompts"], tables["rollout"], run, engines, policy)
             return table, {"entropy_max": stages.entropy_max(table), **asdict(engines.facts())}
         case "profile":
-            return stages.profile(tables["score"], run, *scope(work)), {}
+            assert scope is not None
+            return stages.profile(tables["score"], run, *scope), {}
         case "label":
-            peak = scope(work)[0]
-            return stages.label(tables["grade"], tables["score"], tables["profile"], run, *scope(work)), {"peak": peak}
+            assert scope is not None
+            return stages.label(tables["grade"], tables["score"], tables["profile"], run, *scope), {"peak": scope[0]}
     raise AssertionError(stage)
 
 
@@ -194,6 +275,7 @@ def quiet_ray_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.target_max_block_size = 1  # a row leaves its task as soon as it is done, as a block of its own
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
@@ -203,4 +285,5 @@ def _tokenizer_of(path: str, revision: str | None, trust_remote_code: bool) -> A
 
 
 def _tokenizer(model: Model) -> Any:
-    return _tokenizer_of(model.path, model.revision, model.trust_remote_code)
+    with _LOADING:  # the threads of a task share one
+        return _tokenizer_of(model.path, model.revision, model.trust_remote_code)

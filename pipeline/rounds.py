@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +24,7 @@ from pipeline.contract import Engines, Stage
 from pipeline.errors import StoreError, UserError
 from pipeline.rewards import RunningBaseline
 from pipeline.sources import Problem, ProblemSet, epoch_indices
-from pipeline.store import Store, area
+from pipeline.store import Entry, Store, area
 
 MEASURE = ("prompts", "rollout", "grade", "score")
 LABELS = ("profile", "label")
@@ -34,7 +36,7 @@ class Round:
     """One round (or evaluation) of a run, as every stage of it sees it. Picklable.
 
     `shards` maps shard to source indices; `baseline` is the running reward state at the start of the round, None where the
-    group estimator is used; `engines` maps stage to its pool.
+    group estimator is used; `engines` maps stage to its pool; `scope` is Inventory.scope for tasks, so that none reads it again.
     """
 
     store: Store
@@ -45,6 +47,7 @@ class Round:
     shards: dict[str, list[int]]
     baseline: RunningBaseline | None
     engines: dict[str, Engines]
+    scope: tuple[float, int] | None = None
 
     @property
     def area(self) -> str:
@@ -68,7 +71,8 @@ def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: i
     else:
         indices = list(range(min(count, len(source))))
     size = run.rollout.prompts_per_shard
-    shards = {f"{i // size:04d}": indices[i : i + size] for i in range(0, len(indices), size)}
+    width = max(4, len(str(len(indices) // size)))  # names sort like numbers
+    shards = {f"{i // size:0{width}d}": indices[i : i + size] for i in range(0, len(indices), size)}
     plan = {"policy": policy_version, "shards": shards, "source": source.fingerprint, "asked": count}
     path = f"{area(kind, number)}/plan.json"
     if store.read_json(path) != plan:
@@ -98,66 +102,119 @@ def open_rounds(store: Store, run: Run) -> Iterator[Round]:
 # ---- staleness ---------------------------------------------------------------------------------------------------------
 
 
-def expected_inputs(work: Round, stage: Stage, shard: str, problems: str | None = None) -> dict[str, str] | None:
-    """What a fresh shard of `stage` would be made from; None while an input shard does not exist.
+class Inventory:
+    """What is there of a round, for one question: every entry, setting and policy is read at most once.
 
-    `problems` is the digest of the shard's source rows where the source is open; without it the last one is trusted.
+    `whole` reads all entries of a stage at the first one asked for, as a driver wants them; without it a shard's are read one
+    by one, as a task does that works on a few. Ask a new one what is there later.
     """
-    found: dict[str, str] = {}
-    for name in contract.inputs(stage):
-        entry = work.store.entry(work.area, name, shard)
+
+    def __init__(self, work: Round, whole: bool = True) -> None:
+        self.work, self._whole = work, whole
+        self._stages: dict[str, dict[str, Entry]] = {}
+        self._single: dict[tuple[str, str], Entry | None] = {}
+        self._settings: dict[str, str] = {}
+
+    def entries(self, name: str) -> dict[str, Entry]:
+        """Entries of a stage for the shards that the round's plan names; others are left over from an earlier plan."""
+        if name not in self._stages:
+            found = self.work.store.entries(self.work.area, name)
+            self._stages[name] = {shard: entry for shard, entry in found.items() if shard in self.work.shards}
+        return self._stages[name]
+
+    def entry(self, name: str, shard: str) -> Entry | None:
+        """Entry of one shard, None where it does not exist."""
+        if self._whole:
+            return self.entries(name).get(shard)
+        if (name, shard) not in self._single:
+            self._single[name, shard] = self.work.store.entry(self.work.area, name, shard)
+        return self._single[name, shard]
+
+    def expected_inputs(self, stage: Stage, shard: str, problems: str | None = None) -> dict[str, str] | None:
+        """What a fresh shard of `stage` would be made from; None while an input shard does not exist.
+
+        `problems` is the digest of the shard's source rows where the source is open; without it the last one is trusted.
+        """
+        found: dict[str, str] = {}
+        for name in contract.inputs(stage):
+            entry = self.entry(name, shard)
+            if entry is None:
+                return None
+            found[name] = entry.sha256
+        if stage.name == "prompts" and problems is not None:
+            found["problems"] = problems
+        if stage.name in {"rollout", "score"} and self.work.policy_version:
+            found["policy"] = self._policy
+        if stage.name == "grade" and self._baseline is not None:
+            found["baseline"] = self._baseline
+        if stage.name in LABELS:
+            if self.scope is None:
+                return None
+            if stage.name == "label" or self.work.run.profile.normaliser == "batch_max":
+                found["peak"] = repr(self.scope[0])
+        return found
+
+    def why_stale(self, stage: Stage, shard: str, problems: str | None = None) -> str | None:
+        """Why a shard must be computed: missing, settings, or the input that changed; None when it is fresh."""
+        entry = self.entry(stage.name, shard)
         if entry is None:
-            return None
-        found[name] = entry.sha256
-    if stage.name == "prompts" and problems is not None:
-        found["problems"] = problems
-    if stage.name in {"rollout", "score"} and work.policy_version:
-        manifest = work.store.read_bytes(f"{area('policy', work.policy_version)}/manifest.json") or b""
-        found["policy"] = hashlib.sha256(manifest).hexdigest()[:16]
-    if stage.name == "grade" and work.baseline is not None:
-        found["baseline"] = _digest(work.baseline.to_dict())
-    if stage.name in LABELS:
-        peak = entropy_peak(work)
-        if peak is None:
-            return None
-        if stage.name == "label" or work.run.profile.normaliser == "batch_max":
-            found["peak"] = repr(peak)
-    return found
+            return "missing"
+        if entry.settings != self.settings(stage):
+            return "settings"
+        expected = self.expected_inputs(stage, shard, problems)
+        if expected is None:
+            return "input missing"
+        named = expected.keys() | (entry.inputs.keys() & {"policy"})  # made by a policy, where the base must answer now
+        changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
+        return f"{changed[0]} changed" if changed else None
 
+    def reasons(self, name: str) -> Counter[str]:
+        """Shards of a stage by why they must be computed."""
+        found = (self.why_stale(contract.STAGES[name], shard) for shard in self.work.shards)
+        return Counter(reason for reason in found if reason is not None)
 
-def why_stale(work: Round, stage: Stage, shard: str, problems: str | None = None) -> str | None:
-    """Why a shard must be computed: missing, settings, or the input that changed; None when it is fresh."""
-    entry = work.store.entry(work.area, stage.name, shard)
-    if entry is None:
-        return "missing"
-    if entry.settings != work.run.digest(stage.settings):
-        return "settings"
-    expected = expected_inputs(work, stage, shard, problems)
-    if expected is None:
-        return "input missing"
-    named = expected.keys() | (entry.inputs.keys() & {"policy"})  # a shard that a policy made, where the base must answer now
-    changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
-    return f"{changed[0]} changed" if changed else None
+    def stale_input(self, stage: Stage, shard: str) -> str | None:
+        """The input stage of a shard that would itself be computed again, and why; None when all are fresh.
 
-
-def stale_input(work: Round, stage: Stage, shard: str) -> str | None:
-    """The input stage of a shard that would itself be computed again, and why; None when all are fresh.
-
-    What only reads stored traces (grade, profile, label) may also read those whose policy has been trained again since.
-    """
-    for name in contract.inputs(stage):
-        reason = why_stale(work, contract.STAGES[name], shard)
-        if reason and not (reason == "policy changed" and stage.where == "CPU"):
-            return f"{name} ({reason})"
-    return None
-
-
-def entropy_peak(work: Round) -> float | None:
-    """Largest teacher entropy of the round in nats, the scope of the label stage's gate; None while scores are missing."""
-    entries = work.store.entries(work.area, "score")
-    if not work.shards.keys() <= entries.keys():
+        What only reads stored traces (grade, profile, label) may also read those whose policy has been trained again since.
+        """
+        for name in contract.inputs(stage):
+            reason = self.why_stale(contract.STAGES[name], shard)
+            if reason and not (reason == "policy changed" and stage.where == "CPU"):
+                return f"{name} ({reason})"
         return None
-    return max((entries[shard].facts["entropy_max"] for shard in work.shards), default=0.0)
+
+    def settings(self, stage: Stage) -> str:
+        """Hash of the settings that a stage reads."""
+        if stage.name not in self._settings:
+            self._settings[stage.name] = self.work.run.digest(stage.settings)
+        return self._settings[stage.name]
+
+    @cached_property
+    def scope(self) -> tuple[float, int] | None:
+        """Largest teacher entropy of the round in nats, which the label stage's gate divides by, and the size of the vocabulary
+        that its distributions run over; None while scores are missing."""
+        if self.work.scope is not None:
+            return self.work.scope
+        entries = self.entries("score")
+        if not entries or self.work.shards.keys() - entries.keys():
+            return None
+        facts = [entry.facts for entry in entries.values()]
+        return max(fact["entropy_max"] for fact in facts), facts[0]["vocab_size"]
+
+    @cached_property
+    def _policy(self) -> str:
+        manifest = self.work.store.read_bytes(f"{area('policy', self.work.policy_version)}/manifest.json") or b""
+        return hashlib.sha256(manifest).hexdigest()[:16]
+
+    @cached_property
+    def _baseline(self) -> str | None:
+        return None if self.work.baseline is None else _digest(self.work.baseline.to_dict())
+
+
+def why_stale(work: Round, stage: Stage, shard: str) -> str | None:
+    """Inventory.why_stale for a single shard."""
+    return Inventory(work, whole=False).why_stale(stage, shard)
 
 
 def baselines(store: Store, run: Run, keep: bool = False) -> Iterator[RunningBaseline]:
@@ -196,12 +253,13 @@ def _baseline(store: Store, run: Run, kind: str, number: int, keep: bool = False
 
 def commit_round(work: Round) -> None:
     """Hand a round to the trainer: ready.json names exactly the shards it may train on."""
-    shards = {}
-    for shard in work.shards:
-        entries = {name: work.store.entry(work.area, name, shard) for name in TRAINED_ON}
-        shards[shard] = {name: entry.sha256 for name, entry in entries.items() if entry is not None}
-        if len(shards[shard]) < len(TRAINED_ON):
-            raise StoreError("a round is committed with a shard missing", f"{work.area}, shard {shard}")
+    seen = Inventory(work)
+    shards = {
+        shard: {name: entry.sha256 for name in TRAINED_ON if (entry := seen.entry(name, shard)) is not None}
+        for shard in work.shards
+    }
+    if short := [shard for shard, hashes in shards.items() if len(hashes) < len(TRAINED_ON)]:
+        raise StoreError("a round is committed with a shard missing", f"{work.area}, shard {short[0]}")
     document = {"policy": work.policy_version, "shards": shards}
     if work.store.ready(work.number) != document:
         work.store.write_json(f"{work.area}/ready.json", document)
@@ -229,13 +287,6 @@ def evaluation_run(run: Run) -> Run:
 def with_engines(work: Round, engines: Mapping[str, Engines]) -> Round:
     """The same round with engines at hand."""
     return replace(work, engines=dict(engines))
-
-
-def scope(work: Round) -> tuple[float, int]:
-    """The round's largest entropy in nats, and the vocabulary its distributions run over."""
-    peak = entropy_peak(work)
-    assert peak is not None
-    return peak, next(iter(work.store.entries(work.area, "score").values())).facts["vocab_size"]
 
 
 def problems_digest(problems: list[Problem]) -> str:

@@ -4,14 +4,20 @@
     <run>/rounds/0003/plan.json                     the shards of a round and the policy that must answer
     <run>/rounds/0003/<stage>/0001-<sha>.parquet    a shard, named by its content
     <run>/rounds/0003/<stage>/0001.json             its manifest entry: a shard without one does not exist
+    <run>/rounds/0003/<stage>/summary               all entries of a long stage in one file: a cache that is checked by name
     <run>/rounds/0003/ready.json                    the shards the trainer takes: the round is committed
     <run>/policy/0004/ , train/0004/                adapter and exact training state; manifest.json is written last
     <run>/metrics/                                  one file per writer and round; a repeated round replaces its own
     <run>/.tmp/                                     what is being written; swept when a driver takes the run and when it leaves
 
-Data files are named by their hash and an entry is replaced in one step, so two processes that commit the same shard cannot
-mix: the last entry wins and points at a whole file. Local files are written under a temporary name, fsynced and renamed; an
-object store shows a file only once it is complete, so the same order of writes holds there without a rename.
+Data files are named by the hash of what is in them and in their entry, and an entry is replaced in one step, so two processes
+that commit the same shard cannot mix: the last entry wins and points at a whole file. Local files are written under a temporary
+name, fsynced and renamed; an object store shows a file only once it is complete, so the same order of writes holds there without
+a rename.
+
+A summary needs no lock and no order of its own. A commit puts the new data file, then the entry, then drops the old data file;
+so a listing of the folder that shows for a shard exactly the data file which the summary names proves that its entry was the
+summary's when the listing was made. Any other shard's entry is read by itself.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -43,10 +50,13 @@ from pipeline.shards import check_table, count_rejected, to_parquet
 MANIFEST = "manifest.json"
 SCRATCH = ".tmp"
 NO_SPACE = "Free some space and run the same command again: nothing half-written counts"
+SUMMARISED_FROM = 64  # fewer entries are as quickly read one by one
+_SUMMARY = "summary"
+_READERS = 16  # entries that are read at one time: an object store answers each after tens of milliseconds
 _RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Manifest entry of one shard of one stage. `inputs` maps what the shard was made from to its hash; `rejected` counts
     rows by reason; `facts` are small results that later stages need without opening the shard."""
@@ -238,7 +248,7 @@ class Store:
             area=area,
             stage=stage.name,
             shard=shard,
-            data=f"{shard}-{digest[:12]}.parquet",
+            data=f"{shard}-{_identity(digest, settings, inputs, facts or {})}.parquet",
             rows=table.num_rows,
             tokens=tokens,
             rejected=count_rejected(table),
@@ -263,8 +273,41 @@ class Store:
 
     def entries(self, area: str, stage: str) -> dict[str, Entry]:
         """All entries of a stage, by shard."""
-        shards = [name[:-5] for name in self.names(f"{area}/{stage}") if name.endswith(".json")]
-        return {shard: entry for shard in shards if (entry := self.entry(area, stage, shard)) is not None}
+        known, unknown = self._survey(f"{area}/{stage}")
+        if not unknown:
+            return known
+        with ThreadPoolExecutor(min(_READERS, len(unknown))) as pool:
+            known |= {e.shard: e for e in pool.map(lambda shard: self.entry(area, stage, shard), unknown) if e is not None}
+        return dict(sorted(known.items()))
+
+    def summarise(self, area: str, stage: str) -> None:
+        """Write the summary of a stage, unless the one that is there still holds."""
+        if not self._survey(f"{area}/{stage}")[1]:
+            return
+        lines = "\n".join(json.dumps(asdict(entry)) for entry in self.entries(area, stage).values()).encode()
+        self.write(f"{area}/{stage}/{_SUMMARY}", hashlib.sha256(lines).hexdigest().encode() + b"\n" + lines)
+
+    def _survey(self, folder: str) -> tuple[dict[str, Entry], list[str]]:
+        """Entries of a stage that its summary is proven to have right, and the shards whose entries must be read."""
+        names = self.names(folder)
+        shards = [name[:-5] for name in names if name.endswith(".json")]
+        if _SUMMARY not in names:
+            return {}, shards
+        files: dict[str, list[str]] = {}
+        for name in names:
+            if name.endswith(".parquet"):
+                files.setdefault(name.rpartition("-")[0], []).append(name)
+        summary = self._summary(folder)
+        known = {s: e for s in shards if (e := summary.get(s)) is not None and files.get(s) == [e.data]}
+        return known, [shard for shard in shards if shard not in known]
+
+    def _summary(self, folder: str) -> dict[str, Entry]:
+        """What the summary says; nothing where it is damaged, since the entries themselves are there."""
+        digest, _, lines = (self.read_bytes(f"{folder}/{_SUMMARY}") or b"").partition(b"\n")
+        if hashlib.sha256(lines).hexdigest().encode() != digest:
+            return {}
+        documents = (json.loads(line) for line in lines.splitlines())
+        return {d["shard"]: Entry(**d) for d in documents if d.keys() == set(_ENTRY_FIELDS)}
 
     def read(self, entry: Entry, columns: list[str] | None = None) -> pa.Table:
         """The rows of a shard, its sha256 checked first. Raises StoreError when the bytes are not those that were committed."""
@@ -282,7 +325,7 @@ class Store:
 
     def numbers(self, kind: str) -> list[int]:
         """Numbers of the rounds, evals, policies or training states that exist."""
-        return [int(name) for name in self.names(kind) if name.isascii() and name.isdigit()]
+        return sorted(int(name) for name in self.names(kind) if name.isascii() and name.isdigit())
 
     def ready(self, number: int) -> dict[str, Any] | None:
         """What the trainer takes of a round: shard -> stage -> sha256, or None while the round is not committed."""
@@ -429,6 +472,11 @@ class Store:
     def stop_requested(self) -> bool:
         """Whether the trainer was asked to end."""
         return self.read_bytes("train/stop") is not None
+
+
+def _identity(sha256: str, settings: str, inputs: dict[str, str], facts: dict[str, Any]) -> str:
+    """What a data file is called: two entries that differ in more than their seconds never name the same file."""
+    return hashlib.sha256(json.dumps([sha256, settings, inputs, facts], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _remedy(entry: Entry) -> str:

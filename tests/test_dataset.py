@@ -1,14 +1,18 @@
 """The stages as Ray Data executions: only the missing and stale is computed, errors arrive as raised, rounds are lineage."""
 
 import json
+import os
+import signal
+from functools import partial
 
+import psutil
 import pyarrow as pa
 import pytest
 
-from actors.fakes import FakeEngine
+from actors.fakes import Behaviour, FakeEngine
 from pipeline import contract, rounds
 from pipeline.config import resolve
-from pipeline.dataset import bring_up_to_date, execute
+from pipeline.dataset import Cut, bring_up_to_date, execute
 from pipeline.errors import EngineError, SettingError, StoreError, UserError
 from pipeline.recipes import demo
 from pipeline.rewards import RunningBaseline
@@ -59,9 +63,8 @@ def test_ray_data_streams_a_round_and_a_second_time_computes_nothing(ray_local, 
     work = planned(tmp_path)
     source = open_source(work.run.source)
     seen = []
-    entries = execute(work, MEASURE, source, on_entry=lambda entry, new: seen.append((entry.stage, entry.shard, new)))
-    assert {(e.stage, e.shard) for e in entries} == {(name, shard) for name in MEASURE for shard in ("0000", "0001")}
-    assert all(new for _, _, new in seen)
+    execute(work, MEASURE, source, on_entry=lambda entry, new: seen.append((entry.stage, entry.shard, new)))
+    assert sorted(seen) == sorted((name, shard, True) for name in MEASURE for shard in ("0000", "0001"))
     execute(work, LABELS)
     assert stale(work) == {}
     seen.clear()
@@ -78,6 +81,43 @@ def test_ray_gives_the_very_shards_that_a_loop_gives(ray_local, tmp_path):
     for stage in contract.PLAN:
         hashes = [{s: e.sha256 for s, e in w.store.entries(w.area, stage.name).items()} for w in (loop, rayed)]
         assert hashes[0] == hashes[1], stage.name
+
+
+@pytest.mark.parametrize("shards", [1, 4, 100, 31_250])
+@pytest.mark.parametrize("inflight", [1, 4, 64, 256, 4000])
+def test_shards_wait_as_threads_of_a_few_tasks(shards, inflight):
+    cut = Cut.of(shards, inflight)
+    assert inflight <= cut.tasks * cut.threads < inflight + cut.tasks
+    assert cut.tasks == inflight if inflight <= 4 else 4 <= cut.tasks <= max(4, -(-inflight // 32))
+    assert cut.threads <= cut.rows * cut.group <= 4 * cut.threads + cut.group
+    assert -(-shards // cut.group) <= 2048
+
+
+def test_a_killed_task_costs_its_unfinished_shards_alone(ray_local, tmp_path):
+    work = planned(tmp_path, "rollout.prompts_per_round=80", engine=partial(FakeEngine, behaviour=Behaviour(batch_s=0.2)))
+    source = open_source(work.run.source)
+    execute(work, ("prompts",), source)
+    seen, killed = {}, []
+
+    def kill_a_task(entry, computed):
+        seen[entry.shard] = computed
+        tasks = [p for p in psutil.process_iter() if "_bring_rows_up_to_date" in " ".join(_command(p))]
+        if not killed and tasks:
+            killed.append(tasks[0].pid)
+            os.kill(tasks[0].pid, signal.SIGKILL)
+
+    execute(work, ("rollout",), inflight=16, on_entry=kill_a_task)
+    assert killed
+    assert seen.keys() == work.shards.keys()  # none lost, although the task that died had handed some on
+    assert list(seen.values()).count(True) >= len(seen) - 16
+    assert not any(why_stale(work, STAGES["rollout"], shard) for shard in work.shards)
+
+
+def _command(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_an_error_in_a_task_arrives_as_it_was_raised(ray_local, tmp_path):
@@ -203,11 +243,11 @@ def test_a_source_smaller_than_a_round_still_gives_distinct_traces(tmp_path):
 def test_the_peak_of_the_round_needs_every_shard(tmp_path):
     work = planned(tmp_path)
     brought(work, *MEASURE)
-    peak = rounds.entropy_peak(work)
+    peak = rounds.Inventory(work).scope[0]
     facts = [e.facts["entropy_max"] for e in work.store.entries(work.area, "score").values()]
     assert peak == max(facts) > 0
     work.store.delete(f"{work.area}/score/0001.json")
-    assert rounds.entropy_peak(work) is None
+    assert rounds.Inventory(work).scope is None
 
 
 def test_the_trainer_gets_the_committed_shards_and_no_others(tmp_path):

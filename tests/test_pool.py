@@ -1,5 +1,6 @@
 """The pool of engine actors through real Ray, with the fake engine."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 import ray
 
+from actors.dispatcher import Dispatcher
 from actors.fakes import Behaviour, FakeEngine
 from actors.pool import EnginePool
 from actors.resources import Demand, Node, check
+from actors.serving import Member
 from pipeline import config
 from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError, ModelError, ResourceError
@@ -163,6 +166,36 @@ def test_engines_that_a_smaller_pool_ends_while_they_load_are_no_failure(start):
     pool.facts()
     wait_for(lambda: [engine.state for engine in pool.status()] == ["serving"])
     assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
+
+
+def test_a_batch_that_ends_lets_one_caller_in_and_an_engine_that_joins_all_it_has_room_for():
+    async def told():
+        pool = Dispatcher("rollout", MODEL, config.Pool(), SCORE, FakeEngine, 2)
+        pool._wake = lambda: None  # its engines are given
+        pool._members["a"] = Member("a", None, "serving")
+        waiting = [asyncio.create_task(pool.acquire(1, 0, False)) for _ in range(6)]
+        counts = []
+
+        async def count():
+            for _ in range(5):
+                await asyncio.sleep(0)
+            counts.append(sum(task.done() for task in waiting))
+
+        await count()
+        await pool.release(waiting[0].result().id, 1, 1)
+        await count()
+        pool._members["b"] = Member("b", None, "serving")
+        pool._notify()
+        await count()
+        alone = asyncio.create_task(pool.acquire(1, 0, True))
+        for task in waiting[1:5]:
+            await pool.release(task.result().id, 1, 1)
+        await count()
+        await pool.release(waiting[5].result().id, 1, 1)
+        await asyncio.wait_for(alone, 5)
+        return counts
+
+    assert asyncio.run(told()) == [2, 3, 5, 6]
 
 
 def test_an_engine_that_died_is_told_with_its_cause(start):
