@@ -181,7 +181,7 @@ def test_a_summary_that_was_made_while_a_shard_changed_is_not_believed(run_dir, 
 
 def test_who_lists_while_another_commits_sees_one_commit_or_the_next(run_dir):
     summarised(run_dir)
-    tables = [score_table(teacher_entropy=[[k / 40] * 4] * 3) for k in range(40)]
+    tables = [score_table(teacher_entropy=[[k / 40 + 0.01] * 4] * 3) for k in range(40)]
     reader = Store(run_dir.uri)
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(lambda: [commit(run_dir, table) for table in tables])
