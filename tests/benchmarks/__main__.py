@@ -16,6 +16,13 @@ NEEDED = {
     "bench_step": {"memory_ratio": "<= 0.5", "speed_ratio": ">= 0.9"},
     "bench_round": {"overhead_share": "<= 0.35"},
     "bench_overlap": {"speedup_share": ">= 0.85"},
+    "bench_inflight": {"speedup": ">= 1.5"},
+    "bench_control_plane": {
+        "efficiency_16_engines": ">= 0.9",
+        "driver_growth_mb": "<= 20",
+        "summary_speedup": ">= 2",
+        "dispatcher_batches_1000": ">= 2000",
+    },
 }
 
 
