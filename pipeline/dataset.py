@@ -25,10 +25,10 @@ from pipeline.config import Model
 from pipeline.contract import Stage
 from pipeline.errors import EgrsdError, EngineError, StoreError, from_data, to_data
 from pipeline.grading import shared_grader
+from pipeline.manifest import SUMMARISED_FROM, Entry
 from pipeline.prompts import load_tokenizer
 from pipeline.rounds import LABELS, Inventory, Round, problems_digest
 from pipeline.sources import Problem, ProblemSet
-from pipeline.store import SUMMARISED_FROM, Entry
 from pipeline.tiny import resolve_model
 
 _MIN_TASKS, _MAX_THREADS = 4, 32

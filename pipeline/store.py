@@ -14,10 +14,6 @@ Data files are named by the hash of what is in them and in their entry, and an e
 that commit the same shard cannot mix: the last entry wins and points at a whole file. Local files are written under a temporary
 name, fsynced and renamed; an object store shows a file only once it is complete, so the same order of writes holds there without
 a rename.
-
-A summary needs no lock and no order of its own. A commit puts the new data file, then the entry, then drops the old data file;
-so a listing of the folder that shows for a shard exactly the data file which the summary names proves that its entry was the
-summary's when the listing was made. Any other shard's entry is read by itself.
 """
 
 from __future__ import annotations
@@ -31,7 +27,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,38 +41,14 @@ from pyarrow import fs
 from pipeline import contract
 from pipeline.config import Run, load
 from pipeline.errors import StoreError, UserError
+from pipeline.manifest import ENTRY_FIELDS, SUMMARY, Entry, data_name, survey, to_summary
 from pipeline.shards import check_table, count_rejected, to_parquet
 
 MANIFEST = "manifest.json"
 SCRATCH = ".tmp"
 NO_SPACE = "Free some space and run the same command again: nothing half-written counts"
-SUMMARISED_FROM = 64  # fewer entries are as quickly read one by one
-_SUMMARY = "summary"
 _READERS = 16  # entries that are read at one time: an object store answers each after tens of milliseconds
 _RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Manifest entry of one shard of one stage. `inputs` maps what the shard was made from to its hash; `rejected` counts
-    rows by reason; `facts` are small results that later stages need without opening the shard."""
-
-    area: str
-    stage: str
-    shard: str
-    data: str
-    rows: int
-    tokens: int
-    rejected: dict[str, int]
-    bytes: int
-    sha256: str
-    settings: str
-    inputs: dict[str, str]
-    seconds: float
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-_ENTRY_FIELDS = tuple(f.name for f in fields(Entry))
 
 
 def area(kind: str, number: int) -> str:
@@ -248,7 +220,7 @@ class Store:
             area=area,
             stage=stage.name,
             shard=shard,
-            data=f"{shard}-{_identity(digest, settings, inputs, facts or {})}.parquet",
+            data=data_name(shard, digest, settings, inputs, facts or {}),
             rows=table.num_rows,
             tokens=tokens,
             rejected=count_rejected(table),
@@ -268,8 +240,8 @@ class Store:
 
     def entry(self, area: str, stage: str, shard: str) -> Entry | None:
         """Manifest entry of a shard, or None when the shard does not exist."""
-        document = self.read_json(f"{area}/{stage}/{shard}.json", *_ENTRY_FIELDS)
-        return None if document is None else Entry(**{name: document[name] for name in _ENTRY_FIELDS})
+        document = self.read_json(f"{area}/{stage}/{shard}.json", *ENTRY_FIELDS)
+        return None if document is None else Entry(**{name: document[name] for name in ENTRY_FIELDS})
 
     def entries(self, area: str, stage: str) -> dict[str, Entry]:
         """All entries of a stage, by shard."""
@@ -282,32 +254,12 @@ class Store:
 
     def summarise(self, area: str, stage: str) -> None:
         """Write the summary of a stage, unless the one that is there still holds."""
-        if not self._survey(f"{area}/{stage}")[1]:
-            return
-        lines = "\n".join(json.dumps(asdict(entry)) for entry in self.entries(area, stage).values()).encode()
-        self.write(f"{area}/{stage}/{_SUMMARY}", hashlib.sha256(lines).hexdigest().encode() + b"\n" + lines)
+        if self._survey(f"{area}/{stage}")[1]:
+            self.write(f"{area}/{stage}/{SUMMARY}", to_summary(self.entries(area, stage).values()))
 
     def _survey(self, folder: str) -> tuple[dict[str, Entry], list[str]]:
-        """Entries of a stage that its summary is proven to have right, and the shards whose entries must be read."""
         names = self.names(folder)
-        shards = [name[:-5] for name in names if name.endswith(".json")]
-        if _SUMMARY not in names:
-            return {}, shards
-        files: dict[str, list[str]] = {}
-        for name in names:
-            if name.endswith(".parquet"):
-                files.setdefault(name.rpartition("-")[0], []).append(name)
-        summary = self._summary(folder)
-        known = {s: e for s in shards if (e := summary.get(s)) is not None and files.get(s) == [e.data]}
-        return known, [shard for shard in shards if shard not in known]
-
-    def _summary(self, folder: str) -> dict[str, Entry]:
-        """What the summary says; nothing where it is damaged, since the entries themselves are there."""
-        digest, _, lines = (self.read_bytes(f"{folder}/{_SUMMARY}") or b"").partition(b"\n")
-        if hashlib.sha256(lines).hexdigest().encode() != digest:
-            return {}
-        documents = (json.loads(line) for line in lines.splitlines())
-        return {d["shard"]: Entry(**d) for d in documents if d.keys() == set(_ENTRY_FIELDS)}
+        return survey(names, (self.read_bytes(f"{folder}/{SUMMARY}") if SUMMARY in names else None) or b"")
 
     def read(self, entry: Entry, columns: list[str] | None = None) -> pa.Table:
         """The rows of a shard, its sha256 checked first. Raises StoreError when the bytes are not those that were committed."""
@@ -472,11 +424,6 @@ class Store:
     def stop_requested(self) -> bool:
         """Whether the trainer was asked to end."""
         return self.read_bytes("train/stop") is not None
-
-
-def _identity(sha256: str, settings: str, inputs: dict[str, str], facts: dict[str, Any]) -> str:
-    """What a data file is called: two entries that differ in more than their seconds never name the same file."""
-    return hashlib.sha256(json.dumps([sha256, settings, inputs, facts], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _remedy(entry: Entry) -> str:
