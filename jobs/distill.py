@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from pipeline.config import Run
     from pipeline.sources import ProblemSet
 
-POLL_S = 0.05
 END_S = 30.0  # a trainer that waits for resources does not hear that it should stop
 EVALUATION = ("prompts", "rollout", "grade")
 
@@ -355,7 +354,7 @@ class Live:
         """Until the trainer has published it. Raises what ended the trainer."""
         while not self.store.has_policy(version):
             self.expect_trainer(version)
-            time.sleep(POLL_S)
+            time.sleep(self.store.poll_s)
 
     def expect_trainer(self, version: int) -> None:
         """Raise what ended the trainer, if it ended before it published `version`."""

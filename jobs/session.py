@@ -45,6 +45,7 @@ class Session:
     debug: bool
     exits: contextlib.ExitStack
     log_path: Path | None = None
+    log_uri: str | None = None  # where a reader finds it: on an object store, once the verb has ended
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal, markup off and control characters shown: paths and data may hold either."""
@@ -56,6 +57,7 @@ class Session:
         if self.debug:
             return
         name = f"logs/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        self.log_uri = store.locate(name)
         if store.local_root is None:
             self.log_path = Path(self.exits.enter_context(tempfile.TemporaryDirectory(prefix="egrsd-"))) / "run.log"
             self.exits.callback(_upload, store, name, self.log_path)
@@ -114,7 +116,7 @@ def _fail(out: Session, message: str, code: int) -> None:
     line = _printable(" ".join(message.split()))
     out.console.print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
     if out.log_path is not None and code == 1:
-        out.console.print(f"log: {escape(str(out.log_path))}", highlight=False, soft_wrap=True)
+        out.console.print(f"log: {escape(str(out.log_uri))}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

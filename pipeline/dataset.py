@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -44,15 +44,15 @@ def execute(
     `on_entry(entry, computed)` is called as shards get done. `inflight` bounds the shards that wait on engines at one time.
     Raises the stage's own error, not Ray's wrapping of it.
     """
-    missing, done = [], []
+    missing, done, now = [], [], replace(work, store=work.store.snapshot())
     for shard, indices in work.shards.items():
         problems = source.rows(indices) if source is not None and "prompts" in chain else None
         digest = problems_digest(problems) if problems is not None else None
         fresh = not (force and (only is None or shard in only)) and all(
-            why_stale(work, contract.STAGES[name], shard, digest) is None for name in chain
+            why_stale(now, contract.STAGES[name], shard, digest) is None for name in chain
         )
         if fresh or (only is not None and shard not in only):
-            done += [entry for name in chain if (entry := work.store.entry(work.area, name, shard)) is not None]
+            done += [entry for name in chain if (entry := now.store.entry(work.area, name, shard)) is not None]
         else:
             text = json.dumps([asdict(p) for p in problems]) if problems is not None else ""
             missing.append({"shard": shard, "problems": text, "entries": "[]", "error": ""})
@@ -105,6 +105,7 @@ def bring_up_to_date(
 
     Raises StoreError when an input is missing, and whatever the stage raises.
     """
+    work = replace(work, store=work.store.snapshot())
     digest = problems_digest(problems) if problems is not None else None
     old = work.store.entry(work.area, stage.name, shard)
     if old is not None and not force and why_stale(work, stage, shard, digest) is None:

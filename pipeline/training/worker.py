@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pipeline.training.step import Trainer
 
 T = TypeVar("T")
-POLL_S = 0.1
 PATIENCE_S = 10.0  # ranks meet at least this often while they wait, far below any collective's timeout
 RAY_FOLDER = "train/ray"  # Ray Train insists on a folder that all nodes see; nothing is kept in it
 
@@ -213,7 +212,7 @@ def _watch(store: Store, number: int) -> str | None:
             return "stop"
         if store.ready(number) is not None:
             return "ready"
-        time.sleep(POLL_S)
+        time.sleep(store.poll_s)
     return None
 
 
