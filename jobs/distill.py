@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from jobs.engines import open_engines
 from jobs.progress import Bars
-from jobs.session import Session, connect, session, settle, versions
+from jobs.session import Session, check_reach, connect, session, settle, versions
 from pipeline import lease
 from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
@@ -61,6 +61,7 @@ def distill(
             out.log_to(store)
             out.say(f"run {store.uri}: {missing.text(run)}")
             connect(address)
+            check_reach(store)
             check_resources(run, missing)
             store.save_run(run, versions())
             with Live.start(store, run, sources, out, missing, holding, engine_class) as live:
