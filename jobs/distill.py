@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from jobs.engines import open_engines
 from jobs.progress import Bars
-from jobs.session import Session, connect, session, settle, versions
+from jobs.session import Session, check_reach, connect, session, settle, versions
 from pipeline import lease, sinks
 from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pipeline.config import Run
     from pipeline.sources import ProblemSet
 
-POLL_S = 0.05
 END_S = 30.0  # a trainer that waits for resources does not hear that it should stop
 EVALUATION = ("prompts", "rollout", "grade")
 
@@ -64,6 +63,7 @@ def distill(
             out.log_to(store)
             out.say(f"run {store.uri}: {missing.text(run)}")
             connect(address)
+            check_reach(store)
             check_resources(run, missing)
             store.save_run(run, versions())
             with (
@@ -363,7 +363,7 @@ class Live:
         """Until the trainer has published it. Raises what ended the trainer."""
         while not self.store.has_policy(version):
             self.expect_trainer(version)
-            time.sleep(POLL_S)
+            time.sleep(self.store.poll_s)
 
     def expect_trainer(self, version: int) -> None:
         """Raise what ended the trainer, if it ended before it published `version`."""

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 
 from jobs.session import session
 from pipeline import contract
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import UserError
+from pipeline.files import Files
 from pipeline.rounds import open_rounds
 from pipeline.store import Store, area
 
@@ -16,7 +17,7 @@ from pipeline.store import Store, area
 def export_run(uri: str, out_uri: str, debug: bool) -> None:
     """Write `round-0000.parquet` ... to a folder or URI: every column of the contract, joined.
 
-    Raises UserError on a run without traces, StoreError when the place cannot be written.
+    Raises UserError on a run without traces or a place that may not be written, StoreError when writing fails.
     """
     store = Store(uri)
     with session(debug) as out:
@@ -26,16 +27,12 @@ def export_run(uri: str, out_uri: str, debug: bool) -> None:
         ]
         if not rounds:
             raise UserError("no round has all its traces yet", store.uri, "Run `egrsd distill` first")
-        target, folder = Store(out_uri).opened
-        try:
-            target.create_dir(folder, recursive=True)
-            rows = 0
-            for number in rounds:
-                table = joined_round(store, number)
-                pq.write_table(table, f"{folder}/round-{number:04d}.parquet", filesystem=target, compression="zstd")
-                rows += table.num_rows
-        except OSError as error:
-            raise StoreError(f"cannot write ({error})", out_uri, "Check the place, its permissions and its free space") from error
+        target, rows = Files(out_uri), 0
+        for number in rounds:
+            table, sink = joined_round(store, number), pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            target.write(f"round-{number:04d}.parquet", sink.getvalue())
+            rows += table.num_rows
         out.say(f"{rows} traces of {len(rounds)} rounds in {out_uri}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -35,6 +36,7 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 log = logging.getLogger("egrsd")
+REACH_S = 60.0
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Session:
     debug: bool
     exits: contextlib.ExitStack
     log_path: Path | None = None
+    log_uri: str | None = None  # where a reader finds it: on an object store, once the verb has ended
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal, markup off and control characters shown: paths and data may hold either."""
@@ -56,6 +59,7 @@ class Session:
         if self.debug:
             return
         name = f"logs/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        self.log_uri = store.locate(name)
         if store.local_root is None:
             self.log_path = Path(self.exits.enter_context(tempfile.TemporaryDirectory(prefix="egrsd-"))) / "run.log"
             self.exits.callback(_upload, store, name, self.log_path)
@@ -114,7 +118,7 @@ def _fail(out: Session, message: str, code: int) -> None:
     line = _printable(" ".join(message.split()))
     out.console.print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
     if out.log_path is not None and code == 1:
-        out.console.print(f"log: {escape(str(out.log_path))}", highlight=False, soft_wrap=True)
+        out.console.print(f"log: {escape(str(out.log_uri))}", highlight=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -235,8 +239,48 @@ def connect(address: str | None, num_cpus: int = 8) -> None:
             **options,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        remedy = "Check --address or RAY_ADDRESS, and that RAY_AUTH_TOKEN or the token file fits the cluster"
-        raise UserError(f"no Ray cluster answers ({' '.join(str(error).split())[:300]})", target, remedy) from error
+        raise _not_joined(error, target) from error
+
+
+def _not_joined(error: Exception, target: str) -> UserError:
+    """Why Ray would not let this driver in."""
+    versions = re.findall(r"(?:Ray|Python): (\S+)", str(error)) if "Version mismatch" in str(error) else []
+    if len(versions) == 4:
+        theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in (versions[:2], versions[2:]))
+        remedy = "Use the cluster's versions here, or `egrsd submit`, whose driver runs there"
+        return UserError(f"the cluster has {theirs}, this driver {ours}", target, remedy)
+    remedy = "Check --address or RAY_ADDRESS, and that RAY_AUTH_TOKEN or the token file fits the cluster"
+    return UserError(f"no Ray cluster answers ({' '.join(str(error).split())[:300]})", target, remedy)
+
+
+def check_reach(store: Store) -> None:
+    """Raise UserError, naming the node, when one that is up does not see the run directory that this driver holds the lease of:
+    a folder of this machine only, or a node that lacks endpoint or credentials."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    look, looks = ray.remote(num_cpus=0, max_retries=0)(_cannot_see), {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        looks[look.options(scheduling_strategy=there).remote(store)] = node["NodeManagerAddress"]
+    for answered in ray.wait(list(looks), num_returns=len(looks), timeout=REACH_S)[0]:  # one that is slow to start is no error
+        with contextlib.suppress(ray.exceptions.RayError):  # nor is one that has just gone
+            if why := ray.get(answered):
+                remedy = "Give --run a place that every node reaches, and every node the AWS_... settings or profile for it"
+                raise UserError(f"node {looks[answered]} does not see this run ({why})", store.uri, remedy)
+
+
+def _cannot_see(store: Store) -> str:
+    """Inside a Ray task: why this node does not see the lease of the run, or nothing."""
+    from pipeline.lease import LEASE
+
+    try:
+        return "" if store.read_bytes(LEASE) is not None else f"{LEASE}, just written, is not there"
+    except EgrsdError as error:
+        return error.what
 
 
 def _check_answers(target: str) -> None:

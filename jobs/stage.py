@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 
-from jobs.session import Session, connect, session, versions
+from jobs.session import Session, check_reach, connect, session, versions
 from pipeline import contract, lease
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, UserError
@@ -40,6 +40,7 @@ def run_stage(
                 )
         out.log_to(store)
         connect(address)
+        check_reach(store)
         computed = _bring_up(work, stage, force, only, out)
         store.save_run(run, versions())  # settings that failed are not kept
         rows = sum(entry.rows for entry in computed)

@@ -29,7 +29,7 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     out.say(f"traces and labels: {store.locate('rounds')}")
     if versions[1]:
         out.say(f"adapter:           {store.locate(area('policy', versions[1]))}")
-    out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_path or ''}")
+    out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}")
 
 
 def read_answers(store: Store, version: int) -> Answers | None:

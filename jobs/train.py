@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from actors import resources
 from actors.pool import cluster_nodes
-from jobs.session import connect, session, versions
+from jobs.session import check_reach, connect, session, versions
 from pipeline import lease, sinks
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, TrainingError, UserError
@@ -35,6 +35,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
         rounds = trainable(store, run, first)
         out.log_to(store)
         connect(address)
+        check_reach(store)
         resources.check([resources.Demand("train", run.train.workers, run.train.placement)], cluster_nodes())
         store.save_run(run, versions())
         for work in rounds:

@@ -4,7 +4,9 @@
 TTL_S, so clocks of different machines need not agree. A holder on this machine whose process is gone is dead at once.
 
 No store offers a lock on every back end, so taking is write, wait, read again: of two that write at one time the later write
-stands and the other one is refused. A holder that finds another's name in its lease knows at its next heartbeat.
+stands and the other one is refused. The wait is long beside one's own write, so a write that began before it has most likely
+arrived; a holder that finds another's name in its lease all the same knows at its next heartbeat. That suffices: the lease saves
+work, it does not guard data. What two drivers commit cannot mix, and the last whole entry wins.
 """
 
 from __future__ import annotations
@@ -61,8 +63,9 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
     token = uuid4().hex
     if (holder := _living_holder(store, ttl_s)) is not None:
         raise UserError(f"{holder} is working on this run", store.uri, "Wait for it or stop it, then run the same command again")
+    begun = time.monotonic()
     _write(store, token, 0)
-    time.sleep(SETTLE_S)
+    time.sleep(max(SETTLE_S, 5 * (time.monotonic() - begun)))
     current = store.read_json(LEASE, "token", "holder")
     if current is None or current["token"] != token:
         other = current["holder"] if current else "another driver"

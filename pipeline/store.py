@@ -11,42 +11,33 @@
     <run>/.tmp/                                     what is being written; swept when a driver takes the run and when it leaves
 
 Data files are named by the hash of what is in them and in their entry, and an entry is replaced in one step, so two processes
-that commit the same shard cannot mix: the last entry wins and points at a whole file. Local files are written under a temporary
-name, fsynced and renamed; an object store shows a file only once it is complete, so the same order of writes holds there without
-a rename.
+that commit the same shard cannot mix: the last entry wins and points at a whole file. files.py says what makes a file whole on a
+disk and on an object store.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from pipeline import contract
 from pipeline.config import Run, load
 from pipeline.errors import StoreError, UserError
+from pipeline.files import Files
 from pipeline.manifest import ENTRY_FIELDS, SUMMARY, Entry, data_name, survey, to_summary
 from pipeline.shards import check_table, count_rejected, to_parquet
 
 MANIFEST = "manifest.json"
-SCRATCH = ".tmp"
-NO_SPACE = "Free some space and run the same command again: nothing half-written counts"
 _READERS = 16  # entries that are read at one time: an object store answers each after tens of milliseconds
 _RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
 
@@ -56,72 +47,10 @@ def area(kind: str, number: int) -> str:
     return f"{kind}/{number:04d}"
 
 
-class Store:
-    """A run directory at `uri`: a local path or any URI that pyarrow.fs opens. Picklable; the file system opens on first use."""
+class Store(Files):
+    """A run directory at `uri`: a local path or any URI that pyarrow.fs opens."""
 
-    def __init__(self, uri: str) -> None:
-        if not uri.strip():
-            raise UserError("the path is empty", "--run", "Name a folder or a URI")
-        if "://" in uri and "@" in uri.split("://", 1)[1].split("/")[0]:
-            raise UserError(
-                "the URI holds credentials, which would end up in logs", "--run", "Give them by environment or profile"
-            )
-        try:
-            self.uri = uri if "://" in uri else str(Path(uri).expanduser().resolve())
-        except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"is no path ({error})", uri, "Name a folder or a URI") from error
-
-    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
-        return Store, (self.uri,)
-
-    @cached_property
-    def opened(self) -> tuple[fs.FileSystem, str]:
-        """The file system and the run's path in it. Raises UserError for a URI that cannot be opened."""
-        try:
-            filesystem, root = fs.FileSystem.from_uri(self.uri)
-            if isinstance(filesystem, fs.LocalFileSystem) and filesystem.get_file_info(root).type == fs.FileType.File:
-                raise UserError("is a file, not a run directory", self.uri, "Name a folder")
-            return filesystem, root
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"cannot open the run directory ({error})", self.uri, "Use a local path or a URI pyarrow.fs knows"
-            ) from error
-
-    @property
-    def local_root(self) -> Path | None:
-        """The run directory as a local path, or None on an object store."""
-        filesystem, root = self.opened
-        return Path(root) if isinstance(filesystem, fs.LocalFileSystem) else None
-
-    def locate(self, path: str) -> str:
-        """URI or local path of a file of the run, as engines and users open it."""
-        return f"{self.uri.rstrip('/')}/{path}"
-
-    # ---- bytes -------------------------------------------------------------------------------------------------------
-
-    def write(self, path: str, data: bytes) -> None:
-        """Put a whole file at `path`, atomically and durably. Raises StoreError (no space, no permission) naming the file."""
-        filesystem, root = self.opened
-        try:
-            if self.local_root is not None:
-                _write_local(self.local_root / path, self.scratch(), data)
-            else:
-                with filesystem.open_output_stream(f"{root}/{path}") as stream:
-                    stream.write(data)
-        except OSError as error:
-            remedy = NO_SPACE if error.errno == errno.ENOSPC else "Check that the place exists and may be written"
-            raise StoreError(f"cannot write ({error.strerror or error})", self.locate(path), remedy) from error
-
-    def read_bytes(self, path: str) -> bytes | None:
-        """A whole file, or None where there is none."""
-        filesystem, root = self.opened
-        try:
-            with filesystem.open_input_stream(f"{root}/{path}", compression=None) as stream:
-                return stream.read()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"cannot read ({error})", self.locate(path), "Check the file and its permissions") from error
+    # ---- JSON --------------------------------------------------------------------------------------------------------
 
     def write_json(self, path: str, value: Any) -> None:
         """Put a JSON file, atomically."""
@@ -139,45 +68,6 @@ class Store:
         if keys and not (isinstance(document, dict) and set(keys) <= document.keys()):
             raise StoreError(f"is not what belongs here: {', '.join(keys)} expected", self.locate(path), _RESTORE)
         return document
-
-    def names(self, folder: str) -> list[str]:
-        """Sorted names in a folder of the run; empty where there is none."""
-        filesystem, root = self.opened
-        with self._explained("cannot list", folder):
-            found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True))
-        return sorted(info.base_name for info in found)
-
-    def delete(self, path: str) -> None:
-        """Remove a file or folder of the run if it is there."""
-        filesystem, root = self.opened
-        with self._explained("cannot delete", path), contextlib.suppress(FileNotFoundError):
-            info = filesystem.get_file_info(f"{root}/{path}")
-            if info.type == fs.FileType.Directory:
-                filesystem.delete_dir(f"{root}/{path}")
-            elif info.type == fs.FileType.File:
-                filesystem.delete_file(f"{root}/{path}")
-
-    def scratch(self) -> Path | None:
-        """A local folder for what is not finished, on the run's own disk; None on an object store, which needs none."""
-        if self.local_root is None:
-            return None
-        folder = self.local_root / SCRATCH
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def sweep(self) -> None:
-        """Remove what processes that were killed had begun to write. For whoever holds the run alone."""
-        if self.local_root is None:
-            self.delete(SCRATCH)
-        else:
-            shutil.rmtree(self.local_root / SCRATCH, ignore_errors=True)  # a rank that is about to end may still write there
-
-    @contextlib.contextmanager
-    def _explained(self, what: str, path: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(f"{what} ({error})", self.locate(path), "Check that the place exists and its permissions") from error
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -430,23 +320,3 @@ def _remedy(entry: Entry) -> str:
     if entry.area.startswith("evals"):
         return f"Delete the folder {entry.area} and run `egrsd distill` again: it evaluates anew"
     return f"Recompute it with `egrsd stage {entry.stage} --round {int(entry.area[-4:])} --shard {entry.shard} --force`"
-
-
-def _write_local(path: Path, scratch: Path | None, data: bytes) -> None:
-    assert scratch is not None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = scratch / f"{uuid4().hex}-{path.name}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -58,7 +58,7 @@ def test_help_lists_every_verb():
         (("train", "--run", "RUN", "--set", "label.gamma=1"), "training does not read this setting"),
         (("export", "--run", "RUN", "--out", "OUT"), "no round has all its traces yet"),
         (("distill",), "Missing option"),
-        (("status", "--run", "gopher://x/y"), "cannot open the run directory"),
+        (("status", "--run", "gopher://x/y"), "cannot be opened"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--set", "grade.answer_pattern=("), "grade.answer_pattern"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--address", "127.0.0.1:1"), "no Ray cluster answers"),
         (("distill", "--run", "RUN", "--recipe", "smollm2"), "this run was started from recipe 'demo'"),

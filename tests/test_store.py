@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline import contract, shards, store
+from pipeline import contract, files, shards
 from pipeline.config import Run
 from pipeline.errors import ContractError, StoreError, UserError
 from pipeline.store import Store
@@ -97,7 +97,7 @@ def test_no_space_left_is_told_and_leaves_nothing(run_dir, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StoreError, match=r"No space left.*Free some space"):
         commit(run_dir)
     monkeypatch.undo()
@@ -290,7 +290,7 @@ def test_no_run_is_said_so(run_dir):
 
 
 def test_an_unknown_scheme_is_refused():
-    with pytest.raises(UserError, match="cannot open the run directory"):
+    with pytest.raises(UserError, match="cannot be opened"):
         Store("gopher://somewhere/run").names("rounds")
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Run, load
 from pipeline.errors import EgrsdError, StoreError, TrainingError
-from pipeline.store import NO_SPACE, SCRATCH, Store
+from pipeline.files import NO_SPACE, SCRATCH
+from pipeline.store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.training.step import Trainer
 
 T = TypeVar("T")
-POLL_S = 0.1
 PATIENCE_S = 10.0  # ranks meet at least this often while they wait, far below any collective's timeout
 RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train insists on a folder that all nodes see; nothing is kept in it
 
@@ -232,7 +232,7 @@ def _watch(store: Store, number: int) -> str | None:
             return "stop"
         if store.ready(number) is not None:
             return "ready"
-        time.sleep(POLL_S)
+        time.sleep(store.poll_s)
     return None
 
 
