@@ -40,7 +40,10 @@ def prompts(problems: Rows[Problem], run: Run, tokenizer: Any) -> pa.Table:
         assert item.solution is not None
         settings, system = run.prompts, run.prompts.system
         student = student_prompt(tokenizer, item.problem, settings.student, system, settings.student_thinking)
-        teacher = teacher_prompt(tokenizer, item.problem, item.solution, settings.teacher, system, settings.teacher_thinking)
+        if settings.teacher == settings.student:  # a control: the teacher without the reference
+            teacher = student_prompt(tokenizer, item.problem, settings.teacher, system, settings.teacher_thinking)
+        else:
+            teacher = teacher_prompt(tokenizer, item.problem, item.solution, settings.teacher, system, settings.teacher_thinking)
         longest = max(len(student), len(teacher))
         if not fits(longest, run.rollout.max_new_tokens, run.model.max_model_len):
             detail = f"{longest} prompt + {run.rollout.max_new_tokens} new tokens > max_model_len {run.model.max_model_len}"
