@@ -71,6 +71,22 @@ def train(
 
 
 @app.command()
+def evaluate(
+    run: RunUri,
+    policy: Annotated[str, typer.Option(help="Policies to evaluate: numbers, ranges (0..4) and `last`.")] = "0,last",
+    source: Annotated[list[str] | None, typer.Option(help="Benchmark, NAME=/copy, file or task; may be repeated.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Samples a problem, and the k of pass@k.")] = None,
+    set: Sets = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Accuracy and length of policies with intervals, on benchmarks or any problems; only what is missing is generated."""
+    from jobs.evaluate import evaluate as job
+
+    job(run, policy, source or [], k, set or [], address, debug)
+
+
+@app.command()
 def status(run: RunUri, debug: Debug = False) -> None:
     """Rounds x stages: rows, rejected by reason, stale, seconds."""
     from jobs.status import show

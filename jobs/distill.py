@@ -23,7 +23,7 @@ from jobs.session import Session, connect, session, settle, versions
 from pipeline import lease, sinks
 from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
-from pipeline.rounds import Inventory, Round
+from pipeline.rounds import EVALUATION, Inventory, Round
 from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 POLL_S = 0.05
 END_S = 30.0  # a trainer that waits for resources does not hear that it should stop
-EVALUATION = ("prompts", "rollout", "grade")
 
 
 def distill(

@@ -193,6 +193,20 @@ def _read_config(path: str) -> dict[str, Any]:
     return document
 
 
+def parse_numbers(text: str, option: str, example: str) -> list[int]:
+    """Numbers of `0,2,5` or `0..4`, mixed as one likes. Raises SettingError that shows how it is written."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.strip().partition("..")
+        if not (first.isdecimal() and first.isascii() and (not dots or (last.isdecimal() and last.isascii()))):
+            raise SettingError(f"'{part.strip()}' is no number or range of numbers", f"{option} {text}", f"Write it as {example}")
+        start, end = int(first), int(last or first)
+        if end < start or end - start >= 10_000:
+            raise SettingError(f"{part.strip()} holds nothing, or too much", f"{option} {text}", f"Write it as {example}")
+        found += range(start, end + 1)
+    return found
+
+
 def versions() -> dict[str, str]:
     """Versions of what decides a result, and the code revision where this is a git checkout."""
     import subprocess

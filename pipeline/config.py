@@ -32,8 +32,8 @@ class Source(Section):
     uri: str = "tiny-arithmetic"
     split: str = "train"
     problem: str = Field("problem", description="column of the problem text")
-    solution: str = Field("solution", description="column of the reference solution")
-    answer: str = Field("answer", description="column of the answer; 'solution' reads the last \\boxed{} of the solution")
+    solution: str = Field("solution", description="column of the reference solution; empty: an evaluation needs none")
+    answer: str = Field("answer", description="column of the answer; in 'solution' the last \\boxed{}, or what follows ####")
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
     size: Count = Field(100_000, description="number of problems of a generated task; most rows taken of a file")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
@@ -275,6 +275,8 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
+        if not self.source.solution:
+            raise ValueError("source.solution is empty: the teacher needs reference solutions; only an evaluation can do without")
         if self.rollout.max_new_tokens >= self.model.max_model_len:
             raise ValueError(
                 f"rollout.max_new_tokens {self.rollout.max_new_tokens} leaves no room for a prompt in "

@@ -73,11 +73,18 @@ def padded(rows: list[dict], name: str) -> torch.Tensor:
 
 KINDS = [(name, "entropy") for name in ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")]
 CONTROLS = ("shuffled", "uniform", "inverted")
+ONE_STEP = ("train.batch_traces=12", "train.micro_batch_tokens=90")
 
 
 @pytest.mark.parametrize(("objective", "gate"), KINDS + [("cl_egrsd", gate) for gate in CONTROLS])
 def test_the_gradient_is_that_of_the_plain_loss(objective: str, gate: str) -> None:
-    run = tiny_run(f"objective.name={objective}", f"objective.gate={gate}", "train.batch_traces=12", "train.grad_clip=1e9", "train.micro_batch_tokens=90")
+    run = tiny_run(
+        f"objective.name={objective}",
+        f"objective.gate={gate}",
+        "train.batch_traces=12",
+        "train.grad_clip=1e9",
+        "train.micro_batch_tokens=90",
+    )
     data = make_round()
     made, rows = trainer(run), data.table.to_pylist()
     mask = padded(rows, "response_tokens") > 0
@@ -246,7 +253,9 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
             if rank == 0:
                 torch.save(metrics, Path(folder, strategy, dtype, "metrics.pt"))
     for gate in CONTROLS:
-        metrics = list(trainer(tiny_run("train.batch_traces=13", f"objective.gate={gate}")).train_round(make_round(num_traces=13)))
+        metrics = list(
+            trainer(tiny_run("train.batch_traces=13", f"objective.gate={gate}")).train_round(make_round(num_traces=13))
+        )
         if rank == 0:
             torch.save(metrics, Path(folder, f"{gate}.pt"))
     torch.distributed.destroy_process_group()
