@@ -325,8 +325,8 @@ def show(out: Session, one: Asked, summary: dict[str, Any]) -> None:
     out.console.print(table)
     s = summary["settings"]
     out.say(
-        f"T {s['temperature']:g}, top-p {s['top_p']:g}, top-k {s['top_k']}, at most {s['max_new_tokens']} tokens, seed {s['seed']}; "
-        f"{s['engine']}, {s['dtype']}; {s['model']}, template {s['template_hash']}; verifier {s['verifier']}; "
+        f"T {s['temperature']:g}, top-p {s['top_p']:g}, top-k {s['top_k']}, at most {s['max_new_tokens']} tokens, "
+        f"seed {s['seed']}; {s['engine']}, {s['dtype']}; {s['model']}, template {s['template_hash']}; verifier {s['verifier']}; "
         "maj: ties count 1/m, wrong answers are told apart by their text"
     )
 
