@@ -234,12 +234,14 @@ class Live:
         missing: Missing,
         holding: lease.Lease,
         engine_class: EngineClass | None = None,
+        engines: dict[str, EnginePool] | None = None,
     ) -> Iterator[Live]:
-        """Engines and trainer come up together; both end with the block, also when it fails."""
+        """Engines and trainer come up together; both end with the block, also when it fails. `engines` that are given stay up."""
         from pipeline.training import worker
 
         with contextlib.ExitStack() as stack:
-            engines = stack.enter_context(open_engines(run, engine_class, store)) if missing.on_engines else {}
+            if engines is None:
+                engines = stack.enter_context(open_engines(run, engine_class, store)) if missing.on_engines else {}
             trainer = None
             if missing.train:
                 for number in set(missing.train) & set(

@@ -157,7 +157,7 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
     """
     from pipeline.recipes import recipe as named
 
-    document = _read_config(config) if config else {}
+    document = read_config(config) if config else {}
     old = store.load_run() if store.exists() else None
     if old is None and recipe is None:
         raise SettingError("a new run needs a recipe", "--recipe", "`egrsd recipes` lists them")
@@ -179,7 +179,8 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
     return run
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def read_config(path: str) -> dict[str, Any]:
+    """The settings of a `--config` file. Raises SourceError or SettingError where it holds none."""
     import yaml
 
     try:

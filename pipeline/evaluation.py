@@ -186,3 +186,76 @@ def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis without the NaN ones; NaN where there is nothing else."""
     count = np.isfinite(values).sum(-1)
     return np.nansum(values, axis=-1) / np.where(count, count, np.nan)
+
+
+# ---- over seeds --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A mean over seeds and problems with its 95 % interval, and the two-sided p of its being 0; None where nothing tells."""
+
+    value: float
+    low: float
+    high: float
+    p: float | None
+
+
+def over_seeds(values: np.ndarray) -> Tested:
+    """Mean of values [S, P], seeds x problems, when both are samples of what might have been (two-way random effects).
+
+    The standard error is sqrt(v_seed / S + v_problem / P - v_rest / (S P)), where v are the variances of the seeds' means, of the
+    problems' means and of what is left, and at least either of the first two terms; t has S - 1 degrees of freedom. With one seed
+    the interval is a bootstrap over problems: what training again would change is unknown, and p is None. Problems with a NaN
+    leave. Raises ValueError for fewer than two problems.
+    """
+    values = values[:, np.isfinite(values).all(0)]
+    seeds, size = values.shape
+    if seeds == 1:
+        drawn = values[0][np.concatenate([np.arange(size)[None], _picks(size, 0)])].mean(1)
+        low, high = np.quantile(drawn[1:], (0.025, 0.975))
+        return Tested(float(drawn[0]), float(low), float(high), None)
+    if size < 2:
+        raise ValueError(f"{size} problems are too few for an interval: 2 at least")
+    mean, by_seed, by_problem = values.mean(), values.mean(1), values.mean(0)
+    rest = values - by_seed[:, None] - by_problem + mean
+    parts = by_seed.var(ddof=1) / seeds, by_problem.var(ddof=1) / size
+    shared = (rest**2).sum() / ((seeds - 1) * (size - 1)) / (seeds * size)
+    error = math.sqrt(max(sum(parts) - shared, *parts))
+    half = student_t(0.05, seeds - 1) * error
+    p = tail(abs(mean) / error, seeds - 1) if error else float(mean == 0)
+    return Tested(float(mean), float(mean - half), float(mean + half), p)
+
+
+def tail(t: float, freedom: int) -> float:
+    """P(|T| > t) of Student's t with `freedom` degrees: with T = sqrt(freedom) tan(x) its density is cos(x)^(freedom - 1)."""
+    grid, mass = _half_t(freedom)
+    return float(1 - np.interp(math.atan(t / math.sqrt(freedom)), grid, mass))
+
+
+def student_t(p: float, freedom: int) -> float:
+    """The t that |T| exceeds with chance `p`."""
+    grid, mass = _half_t(freedom)
+    return math.sqrt(freedom) * math.tan(float(np.interp(1 - p, mass, grid)))
+
+
+def _half_t(freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Angles from 0 to a right angle, and the mass of |T| up to each."""
+    grid = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(grid) ** (freedom - 1)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return grid, mass / mass[-1]
+
+
+def holm(chances: list[float]) -> list[float]:
+    """p-values of a family of tests, each raised for the others' sake (Holm 1979)."""
+    order = np.argsort(chances)
+    raised = np.maximum.accumulate([(len(chances) - i) * chances[place] for i, place in enumerate(order)])
+    found = np.empty(len(chances))
+    found[order] = np.minimum(raised, 1.0)
+    return found.tolist()
+
+
+def per_problem(found: Samples, name: str) -> np.ndarray:
+    """Means over the samples of each problem [N] of `correct`, `length` or `truncated`; NaN where all were rejected."""
+    return _row_mean(getattr(found, name))
