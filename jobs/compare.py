@@ -20,7 +20,7 @@ from rich.table import Table
 
 from jobs.distill import Live, Missing, check_resources, open_inputs
 from jobs.engines import open_engines
-from jobs.evaluate import facts, read_samples, tokenizer_hash
+from jobs.evaluate import facts, plain, read_samples, tokenizer_hash
 from jobs.session import Session, connect, parse_numbers, read_config, session, versions
 from pipeline import lease
 from pipeline.config import Run, differences, load, resolve
@@ -204,7 +204,7 @@ def add_point(series: Series, store: Store, key: tuple[str, int], run: Run) -> N
     own, (name, seed) = folder(store, *key), key
     work = open_round(own, evaluation_run(run), "evals", run.rounds)
     answered = read_samples(work)
-    shown = {measure: asdict(value) for measure, value in figures(answered, run.evaluation.samples).items()}
+    shown = plain(figures(answered, run.evaluation.samples))
     series.points[seed] = {
         "objective": name,
         "seed": seed,

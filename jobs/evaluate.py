@@ -6,6 +6,7 @@ evals/<source>-<settings>/summary.json  every figure with its interval, and besi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -304,9 +305,9 @@ def summarise(store: Store, one: Asked, found: dict[int, Samples], template: str
 
 def labels(k: int, number: int) -> dict[str, tuple[str, float]]:
     """What each figure is called, and the factor it is shown with."""
-    shown = (f"avg@{number}, %", f"pass@{k}, %", f"maj@{number}, %", "mean length, tokens", "median length, tokens")
+    shown = (f"avg@{number}, %", f"pass@{k}, %", f"maj@{number}, %", "mean length", "median length")
     scales = (100.0, 100.0, 100.0, 1.0, 1.0, 100.0, 1.0)
-    return dict(zip(FIGURES, zip((*shown, "truncated, %", "tokens per correct answer"), scales, strict=True), strict=True))
+    return dict(zip(FIGURES, zip((*shown, "truncated, %", "tokens per correct"), scales, strict=True), strict=True))
 
 
 def show(out: Session, one: Asked, summary: dict[str, Any]) -> None:
@@ -327,7 +328,7 @@ def show(out: Session, one: Asked, summary: dict[str, Any]) -> None:
     out.say(
         f"T {s['temperature']:g}, top-p {s['top_p']:g}, top-k {s['top_k']}, at most {s['max_new_tokens']} tokens, "
         f"seed {s['seed']}; {s['engine']}, {s['dtype']}; {s['model']}, template {s['template_hash']}; verifier {s['verifier']}; "
-        "maj: ties count 1/m, wrong answers are told apart by their text"
+        "lengths in tokens; maj: ties count 1/m, wrong answers are told apart by their text"
     )
 
 
@@ -337,24 +338,33 @@ def show_macro(out: Session, asked: list[Asked], found: dict[str, dict[int, Samp
     first, *later = numbers
     k, size = asked[0].k, asked[0].run.rollout.group_size
     table = _table(f"macro mean over {len(asked)} sources", [f"policy {n}" for n in numbers], [f"{n} - {first}" for n in later])
-    columns = [_plain(macro([(found[a.kind][n], None) for a in asked], k)) for n in numbers]
-    changes = [_plain(macro([(found[a.kind][n], found[a.kind][first]) for a in asked], k)) for n in later]
+    columns = [plain(macro([(found[a.kind][n], None) for a in asked], k)) for n in numbers]
+    changes = [plain(macro([(found[a.kind][n], found[a.kind][first]) for a in asked], k)) for n in later]
     _fill(table, labels(k, size), columns, changes)
     out.console.print(table)
 
 
-def _plain(found: dict[str, Estimate]) -> dict[str, Any]:
-    return {name: asdict(value) for name, value in found.items()}
+def plain(found: dict[str, Estimate]) -> dict[str, Any]:
+    """Estimates as JSON holds them: None where a bound is infinite (tokens per correct answer, without a correct one)."""
+    return {name: {k: v if math.isfinite(v) else None for k, v in asdict(value).items()} for name, value in found.items()}
+
+
+def _cell(value: dict[str, float | None], scale: float, signed: bool = False) -> str:
+    parts = {name: math.inf if part is None else part for name, part in value.items()}
+    return Estimate(**parts).text(scale, signed=signed)
 
 
 def _table(title: str, columns: list[str], changes: list[str]) -> Table:
-    return Table("", *columns, *changes, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("", *columns, *changes):
+        table.add_column(name, no_wrap=True)
+    return table
 
 
 def _fill(
     table: Table, named: dict[str, tuple[str, float]], columns: list[dict[str, Any]], changes: list[dict[str, Any]]
 ) -> None:
     for name, (label, scale) in named.items():
-        cells = [Estimate(**c[name]).text(scale) if name in c else "-" for c in columns]
-        cells += [Estimate(**c[name]).text(scale, signed=True) if name in c else "-" for c in changes]
+        cells = [_cell(c[name], scale) if name in c else "-" for c in columns]
+        cells += [_cell(c[name], scale, signed=True) if name in c else "-" for c in changes]
         table.add_row(label, *cells)

@@ -112,7 +112,8 @@ def differences(after: Samples, before: Samples, k: int, seed: int = 0) -> dict[
     both = np.isfinite(after.correct).any(1) & np.isfinite(before.correct).any(1)
     picks = _picks(int(both.sum()), seed)
     after, before = _select(after, both), _select(before, both)
-    return _estimates({name: draws(after, name, k, picks) - draws(before, name, k, picks) for name in FIGURES})
+    with np.errstate(invalid="ignore"):  # without a correct answer on either side tokens per correct answer have no difference
+        return _estimates({name: draws(after, name, k, picks) - draws(before, name, k, picks) for name in FIGURES})
 
 
 def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str, Estimate]:
@@ -124,8 +125,9 @@ def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str,
             found, other = _select(found, both), _select(other, both)
         picks = _picks(len(found), number)
         for name in FIGURES:
-            part = draws(found, name, k, picks) - (draws(other, name, k, picks) if other is not None else 0.0)
-            total[name] = total[name] + part / len(of_sources)
+            with np.errstate(invalid="ignore"):
+                part = draws(found, name, k, picks) - (draws(other, name, k, picks) if other is not None else 0.0)
+                total[name] = total[name] + part / len(of_sources)
     return _estimates(total)
 
 
