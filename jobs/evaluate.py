@@ -355,10 +355,7 @@ def _cell(value: dict[str, float | None], scale: float, signed: bool = False) ->
 
 
 def _table(title: str, columns: list[str], changes: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("", *columns, *changes):
-        table.add_column(name, no_wrap=True)
-    return table
+    return Table("", *columns, *changes, title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
 
 
 def _fill(
