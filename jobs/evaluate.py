@@ -134,7 +134,7 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
         raise SettingError(f"is {number}, fewer than -k {k}", "evaluation.samples", "pass@k needs k samples at least")
     source = _open(changed, spec, sets)
     settings: dict[str, Any] = {"source": source.source, "samples": number}
-    if not ("evaluation.problems" in named or source.generated or not spec):
+    if not ("evaluation.problems" in named or _generated(source.source.uri) or not spec):
         settings["problems"] = len(source)
     changed = changed.model_copy(update={"evaluation": changed.evaluation.model_copy(update=settings)})
     if benchmark(spec) and "grade.verifier" not in named:
@@ -168,6 +168,11 @@ def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
         if "is no file, folder" not in error.what:
             raise
         raise SourceError("is no benchmark, file, folder or kind of source", f"--source {spec}", near(spec)) from None
+
+
+def _generated(uri: str) -> bool:
+    """Whether a source has as many problems as one likes."""
+    return uri == "tiny-arithmetic" or uri.startswith("reasoning-gym:")
 
 
 def _check_problems(one: Asked) -> None:

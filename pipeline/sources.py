@@ -49,8 +49,6 @@ class ProblemSet(ABC):
         self.source, self.size, self.fingerprint = source, size, fingerprint
         self._fields = (source.problem, source.solution, source.answer)
 
-    generated = False
-
     def __len__(self) -> int:
         return self.size
 
@@ -388,8 +386,6 @@ def _open_hub(source: Source, name: str) -> _Hub:
 
 class _Generated(ProblemSet):
     """A task that makes its problem from the index alone."""
-
-    generated = True
 
     def __init__(self, source: Source, make: Callable[[int], Any]) -> None:
         self._make = make
