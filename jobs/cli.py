@@ -71,6 +71,42 @@ def train(
 
 
 @app.command()
+def evaluate(
+    run: RunUri,
+    policy: Annotated[str, typer.Option(help="Policies to evaluate: numbers, ranges (0..4) and `last`.")] = "0,last",
+    source: Annotated[list[str] | None, typer.Option(help="Benchmark, NAME=/copy, file or task; may be repeated.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Samples a problem, and the k of pass@k.")] = None,
+    set: Sets = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Accuracy and length of policies with intervals, on benchmarks or any problems; only what is missing is generated."""
+    from jobs.evaluate import evaluate as job
+
+    job(run, policy, source or [], k, set or [], address, debug)
+
+
+@app.command()
+def compare(
+    out: Annotated[str, typer.Option(help="Folder or URI; one run directory per objective and seed below it.")],
+    recipe: Annotated[str, typer.Option(help="Recipe that all runs start from.")] = "demo",
+    objectives: Annotated[
+        str, typer.Option(help="Objectives, and controls: shuffled, uniform, inverted, no_reference, student_entropy.")
+    ] = "grpo,rlsd,egrsd,cl_egrsd,position",
+    seeds: Annotated[str, typer.Option(help="Seeds: 0..4 or 0,3,7.")] = "0..4",
+    baseline: Annotated[str | None, typer.Option(help="Objective to pair with; default: the first.")] = None,
+    set: Sets = None,
+    config: Config = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Train objectives x seeds from one base and say which differences in accuracy and length are beyond noise."""
+    from jobs.compare import compare as job
+
+    job(recipe, objectives, seeds, out, baseline, set or [], config, address, debug)
+
+
+@app.command()
 def status(run: RunUri, debug: Debug = False) -> None:
     """Rounds x stages: rows, rejected by reason, stale, seconds."""
     from jobs.status import show

@@ -23,7 +23,7 @@ from jobs.session import Session, check_reach, connect, session, settle, version
 from pipeline import lease, sinks
 from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
-from pipeline.rounds import Inventory, Round
+from pipeline.rounds import EVALUATION, Inventory, Round
 from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pipeline.sources import ProblemSet
 
 END_S = 30.0  # a trainer that waits for resources does not hear that it should stop
-EVALUATION = ("prompts", "rollout", "grade")
 
 
 def distill(
@@ -235,12 +234,14 @@ class Live:
         missing: Missing,
         holding: lease.Lease,
         engine_class: EngineClass | None = None,
+        engines: dict[str, EnginePool] | None = None,
     ) -> Iterator[Live]:
-        """Engines and trainer come up together; both end with the block, also when it fails."""
+        """Engines and trainer come up together; both end with the block, also when it fails. `engines` that are given stay up."""
         from pipeline.training import worker
 
         with contextlib.ExitStack() as stack:
-            engines = stack.enter_context(open_engines(run, engine_class, store)) if missing.on_engines else {}
+            if engines is None:
+                engines = stack.enter_context(open_engines(run, engine_class, store)) if missing.on_engines else {}
             trainer = None
             if missing.train:
                 for number in set(missing.train) & set(

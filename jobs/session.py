@@ -161,7 +161,7 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
     """
     from pipeline.recipes import recipe as named
 
-    document = _read_config(config) if config else {}
+    document = read_config(config) if config else {}
     old = store.load_run() if store.exists() else None
     if old is None and recipe is None:
         raise SettingError("a new run needs a recipe", "--recipe", "`egrsd recipes` lists them")
@@ -183,7 +183,8 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
     return run
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def read_config(path: str) -> dict[str, Any]:
+    """The settings of a `--config` file. Raises SourceError or SettingError where it holds none."""
     import yaml
 
     try:
@@ -195,6 +196,20 @@ def _read_config(path: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise SettingError("holds no settings", path, "Write `section: {setting: value}`, as `egrsd recipes --show NAME` prints")
     return document
+
+
+def parse_numbers(text: str, option: str, example: str) -> list[int]:
+    """Numbers of `0,2,5` or `0..4`, mixed as one likes. Raises SettingError that shows how it is written."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.strip().partition("..")
+        if not (first.isdecimal() and first.isascii() and (not dots or (last.isdecimal() and last.isascii()))):
+            raise SettingError(f"'{part.strip()}' is no number or range of numbers", f"{option} {text}", f"Write it as {example}")
+        start, end = int(first), int(last or first)
+        if end < start or end - start >= 10_000:
+            raise SettingError(f"{part.strip()} holds nothing, or too much", f"{option} {text}", f"Write it as {example}")
+        found += range(start, end + 1)
+    return found
 
 
 def versions() -> dict[str, str]:

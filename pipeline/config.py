@@ -32,8 +32,8 @@ class Source(Section):
     uri: str = "tiny-arithmetic"
     split: str = "train"
     problem: str = Field("problem", description="column of the problem text")
-    solution: str = Field("solution", description="column of the reference solution")
-    answer: str = Field("answer", description="column of the answer; 'solution' reads the last \\boxed{} of the solution")
+    solution: str = Field("solution", description="column of the reference solution; empty: an evaluation needs none")
+    answer: str = Field("answer", description="column of the answer; in 'solution' the last \\boxed{}, or what follows ####")
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
     size: Count = Field(100_000, description="number of problems of a generated task; most rows taken of a file")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
@@ -61,7 +61,10 @@ class Model(Section):
 
 
 class Prompts(Section):
-    """Prompt templates. `{problem}` and `{solution}` are filled in; the tokenizer's own chat template wraps the result."""
+    """Prompt templates. `{problem}` and `{solution}` are filled in; the tokenizer's own chat template wraps the result.
+
+    A `teacher` equal to `student` is a control: the teacher without the reference.
+    """
 
     student: str = "{problem}"
     teacher: str = (
@@ -140,12 +143,24 @@ class Objective(Weights):
     """What the trainer minimises, computed from the stored signals."""
 
     name: Literal["grpo", "rlsd", "egrsd", "cl_egrsd", "position"] = "cl_egrsd"
+    gate: Literal["entropy", "shuffled", "uniform", "inverted"] = Field(
+        "entropy", description="the gate of egrsd and cl_egrsd, or a control of what it knows: see pipeline/egrsd.py"
+    )
+    entropy: Literal["teacher", "student"] = Field(
+        "teacher", description="whose entropy the gate reads; the student's own is a control"
+    )
     window: Annotated[int, Field(ge=0)] = 3
     rlsd_lam: Share = 0.5
     rlsd_decay_steps: Annotated[int, Field(ge=0)] = 50
     position_min: Share = 0.25
     position_tau: float = 0.30
     position_scale: Positive = 0.10
+
+    @model_validator(mode="after")
+    def _has_a_gate(self) -> Objective:
+        if (self.gate, self.entropy) != ("entropy", "teacher") and self.name not in {"egrsd", "cl_egrsd"}:
+            raise ValueError(f"gate and entropy are controls of egrsd and cl_egrsd; '{self.name}' has no gate")
+        return self
 
 
 class Placement(Section):
@@ -260,6 +275,8 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
+        if not self.source.solution:
+            raise ValueError("source.solution is empty: the teacher needs reference solutions; only an evaluation can do without")
         if self.rollout.max_new_tokens >= self.model.max_model_len:
             raise ValueError(
                 f"rollout.max_new_tokens {self.rollout.max_new_tokens} leaves no room for a prompt in "
@@ -269,6 +286,11 @@ class Run(Section):
             raise ValueError(
                 f"evaluation.max_new_tokens {self.evaluation.max_new_tokens} leaves no room for a prompt in "
                 f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
+            )
+        if self.objective.entropy == "student" and self.rollout.teacher_share:
+            raise ValueError(
+                "objective.entropy 'student' needs rollout.teacher_share 0: the student's entropy of a trace that the teacher "
+                "wrote is not measured"
             )
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")

@@ -100,10 +100,20 @@ COLUMNS: dict[str, Column] = {
     for c in (
         Column("prompt_id", _TEXT, "prompts", doc="key of a prompt: hash of source, index and text"),
         Column("problem", _TEXT, "prompts", doc="what the student is asked"),
-        Column("solution", _TEXT, "prompts", doc="reference solution, the privileged context"),
+        Column(
+            "solution", _TEXT, "prompts", doc="reference solution, the privileged context; evaluations have none", nullable=True
+        ),
         Column("answer", _TEXT, "prompts", doc="what the grader compares with"),
         Column("prompt_tokens", _IDS, "prompts", "P", "id", "student prompt"),
-        Column("teacher_prompt_tokens", _IDS, "prompts", "Q", "id", "privileged prompt: problem and reference solution"),
+        Column(
+            "teacher_prompt_tokens",
+            _IDS,
+            "prompts",
+            "Q",
+            "id",
+            "privileged prompt: problem and reference solution",
+            nullable=True,
+        ),
         Column("trace_id", _TEXT, "rollout", doc="key of a trace: hash of run seed, round, prompt and sample"),
         Column("prompt_index", pa.int32(), "rollout", doc="row of this trace's prompt in the prompts shard"),
         Column("sample_index", pa.int32(), "rollout", doc="0 .. G-1 within the prompt's group"),
@@ -120,6 +130,7 @@ COLUMNS: dict[str, Column] = {
         Column("policy_lag", pa.int32(), "rollout", doc="rounds by which the round's policy is behind it; 0 is on-policy"),
         Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace"),
         Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
+        Column("extracted_answer", _TEXT, "grade", doc="what the response answers, as the grader read it", nullable=True),
         Column("reward", pa.float32(), "grade", doc="length-shaped, 0 or in [1, 1 + beta_length]"),
         Column("advantage", pa.float32(), "grade", doc="running or group estimator"),
         Column("student_logprobs", _FLOATS, "score", "T", "nats", "under the student prompt, adapter on"),

@@ -18,6 +18,10 @@ class Constants(Protocol):
     """The constants of a token weight; `config.Objective` has this form."""
 
     @property
+    def gate(self) -> str:
+        """What the gate makes of the entropies: `entropy` (Eq. 6), or the control `shuffled`, `uniform` or `inverted`."""
+
+    @property
     def gamma(self) -> float:
         """How far the gate closes where entropy is largest (Eq. 6)."""
 
@@ -60,8 +64,10 @@ class Signals:
 
     advantage [B]; teacher_logprobs, student_logprobs, teacher_entropy [B, T] nats; mask [B, T] bool. `peak` is M of Eq. 5, the
     maximum over the *global* minibatch: reduce `entropy_peak` with MAX over ranks and micro-batches first. `step` counts
-    optimiser steps from 0. Raises ValueError that names the argument whose shape, type or value does not fit; a row without a
-    finite signal has to be left out (mask False) by the caller, so that it leaves the loss's denominator too.
+    optimiser steps from 0. Two controls need more: `seeds` [B] int64 (a trace's own, for `shuffled`) and `mean_gate`, the mean of
+    Eq. 6's gate over the *global* minibatch (for `uniform`: add up `gate_sum`, divide by all tokens). Raises ValueError that
+    names the argument whose shape, type or value does not fit; a row without a finite signal has to be left out (mask False) by
+    the caller, so that it leaves the loss's denominator too.
     """
 
     advantage: Tensor
@@ -71,6 +77,8 @@ class Signals:
     mask: Tensor
     peak: float | Tensor
     step: int = 0
+    seeds: Tensor | None = None
+    mean_gate: float | Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_mask(self.mask)
@@ -82,6 +90,8 @@ class Signals:
             _check_finite(name, getattr(self, name), self.mask)
         if not 0 < float(self.peak) < inf:
             raise ValueError(f"peak: {float(self.peak)}, expected a positive number of nats")
+        if self.seeds is not None and (self.seeds.shape != self.mask.shape[:1] or self.seeds.dtype != torch.int64):
+            raise ValueError(f"seeds: {self.seeds.dtype} {tuple(self.seeds.shape)}, expected int64 [B]")
 
 
 def shift_left(values: Tensor, step: int, fill: float) -> Tensor:
@@ -131,6 +141,20 @@ def gate(entropy: Tensor, peak: float | Tensor, gamma: float, floor: float) -> T
     return (1 - gamma * (entropy / peak)).clamp(floor, 1)
 
 
+def shuffle(values: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
+    """Every trace's values in another order, which its seed and its length alone decide: the control of what a gate knows.
+
+    values [B, T], mask [B, T] bool, seeds [B] int64 -> [B, T]; outside the mask as it was. The values of a trace stay its own.
+    """
+    _check_mask(mask)
+    mixed = values.clone()
+    for row, seed in enumerate(seeds.tolist()):
+        own = values[row, mask[row]]
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
+        mixed[row, mask[row]] = own[order.to(own.device)]
+    return mixed
+
+
 def position_weight(mask: Tensor, least: float, tau: float, scale: float) -> Tensor:
     """least + (1 - least) sigmoid(((t - .5) / T - tau) / scale), t = 1 .. T within the trace (PW-OPSD, 2605.21606).
 
@@ -155,12 +179,44 @@ def rlsd(signals: Signals, constants: Constants) -> Tensor:
 
 def egrsd(signals: Signals, constants: Constants) -> Tensor:
     """A w omega(H) (2605.13255, Eq. 7) -> [B, T]."""
-    return _confident(signals, signals.teacher_entropy, constants)
+    return grpo(signals) * _magnitude(signals, constants) * confidence("egrsd", signals, constants)
 
 
 def cl_egrsd(signals: Signals, constants: Constants) -> Tensor:
     """A w omega(H^CL), the gate on the lookahead minimum (2605.13255, Eq. 8) -> [B, T]; window = 0 is `egrsd`."""
-    return _confident(signals, lookahead_min(signals.teacher_entropy, signals.mask, constants.window), constants)
+    return grpo(signals) * _magnitude(signals, constants) * confidence("cl_egrsd", signals, constants)
+
+
+def confidence(name: str, signals: Signals, constants: Constants) -> Tensor:
+    """The gate of `egrsd` or `cl_egrsd` -> [B, T], or of one of its controls (`constants.gate`), which keep all but one thing:
+
+    shuffled: the same entropies, on other tokens of the trace; uniform: the same mean, the same on every token of the minibatch;
+    inverted: clip(1 - gamma (1 - H / M), floor, 1), confident where the teacher is not.
+    """
+    entropy = _gated_entropy(name, signals, constants)
+    match constants.gate:
+        case "entropy":
+            pass
+        case "shuffled":
+            if signals.seeds is None:
+                raise ValueError("seeds: the shuffled gate needs one per trace")
+            entropy = shuffle(entropy, signals.mask, signals.seeds)
+        case "uniform":
+            if signals.mean_gate is None:
+                raise ValueError("mean_gate: the uniform gate needs the global minibatch's")
+            return torch.ones_like(entropy) * signals.mean_gate
+        case "inverted":
+            entropy = signals.peak - entropy
+        case _:
+            raise ValueError(f"gate: '{constants.gate}', expected entropy, shuffled, uniform or inverted")
+    return gate(entropy, signals.peak, constants.gamma, constants.floor)
+
+
+@torch.no_grad()
+def gate_sum(name: str, signals: Signals, constants: Constants) -> Tensor:
+    """Sum of the gate of Eq. 6 over the tokens of a micro-batch -> float64 scalar; what the control `uniform` is the mean of."""
+    entropy = _gated_entropy(name, signals, constants)
+    return gate(entropy, signals.peak, constants.gamma, constants.floor)[signals.mask].double().sum()
 
 
 def position(signals: Signals, constants: Constants) -> Tensor:
@@ -216,9 +272,11 @@ def _magnitude(signals: Signals, constants: Constants) -> Tensor:
     return magnitude(signals.teacher_logprobs, signals.student_logprobs, signals.advantage.sign(), constants.epsilon)
 
 
-def _confident(signals: Signals, entropy: Tensor, constants: Constants) -> Tensor:
-    confidence = gate(entropy, signals.peak, constants.gamma, constants.floor)
-    return grpo(signals) * _magnitude(signals, constants) * confidence
+def _gated_entropy(name: str, signals: Signals, constants: Constants) -> Tensor:
+    """What the gate of `egrsd` (H) or `cl_egrsd` (H^CL) reads."""
+    if name == "egrsd":
+        return signals.teacher_entropy
+    return lookahead_min(signals.teacher_entropy, signals.mask, constants.window)
 
 
 def _check_mask(mask: Tensor) -> None:

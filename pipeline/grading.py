@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as DeadlineExceeded
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -40,11 +40,13 @@ _LOOSE_SPACE = re.compile(r"(?<=\W) | (?=\W)")
 
 @dataclass(frozen=True)
 class Graded:
-    """One row's result. `verdict` is None only where `reject` says why there is none; a timeout has both."""
+    """One row's result. `verdict` is None only where `reject` says why there is none; a timeout has both. `answer` is what was
+    read from the response and compared; None where nothing could be read, or was not looked for."""
 
     verdict: str | None
     reject: str | None = None
     detail: str = ""
+    answer: str | None = None
 
 
 CORRECT, WRONG, UNPARSABLE, TRUNCATED = (Graded(word) for word in ("correct", "wrong", "unparsable", "truncated"))
@@ -64,6 +66,13 @@ def last_boxed(text: str) -> str | None:
         elif token[0] == "}" and opened:
             found = max(found, (opened.pop(), token.start()))
     return text[found[0] : found[1]] if found[0] >= 0 else None
+
+
+def stated_answer(text: str) -> str | None:
+    """The answer that a worked solution states: its last \\boxed{...} (MATH, Minerva), else what follows `####` (GSM8K)."""
+    boxed = last_boxed(text)
+    _, mark, stated = text.rpartition("####")
+    return (boxed if boxed is not None else stated if mark else "").strip() or None
 
 
 def final_answer(text: str) -> str | None:
@@ -151,9 +160,9 @@ class Grader:
                 results.append(None)
             else:
                 results.append(graded)
-        for graded, rows in zip(self._verify(list(doubtful)), doubtful.values(), strict=True):
+        for graded, ((found, _), rows) in zip(self._verify(list(doubtful)), doubtful.items(), strict=True):
             for row in rows:
-                results[row] = graded
+                results[row] = replace(graded, answer=found)
         return [graded for graded in results if graded is not None]
 
     def _read(self, response: str, answer: str | None, finish: str) -> Graded | tuple[str, str]:
@@ -168,11 +177,11 @@ class Grader:
             return Graded("timeout", "verifier_timeout", f"grade.answer_pattern ran for more than {self._deadline_s:g} s")
         if found is None or len(found) > MAX_ANSWER_CHARS:
             return UNPARSABLE
-        reference = _reference(answer)
+        reference = stated_answer(answer) or answer.strip()
         same = compare_texts(found, reference)
         if same is None and self._mathematics:
             return found, reference
-        return CORRECT if same else WRONG
+        return replace(CORRECT if same else WRONG, answer=found)
 
     def _extract(self, response: str) -> str | None:
         if self._pattern is None:
@@ -253,12 +262,6 @@ def _compile(pattern: str | None) -> regex.Pattern[str] | None:
     if compiled.groups < 1:
         raise SettingError("has no group", "grade.answer_pattern", r"Put parentheses around the answer, as in '#(-?\d+)$'")
     return compiled
-
-
-def _reference(answer: str) -> str:
-    """The reference without its working: GSM8K writes it before `####`, MATH around \\boxed{...}."""
-    boxed = last_boxed(answer)
-    return (boxed if boxed is not None else answer.rpartition("####")[2]).strip()
 
 
 def _as_latex(answer: str) -> str:

@@ -29,6 +29,7 @@ from pipeline.store import Entry, Store, area
 MEASURE = ("prompts", "rollout", "grade", "score")
 LABELS = ("profile", "label")
 TRAINED_ON = MEASURE
+EVALUATION = ("prompts", "rollout", "grade")
 
 
 @dataclass(frozen=True)

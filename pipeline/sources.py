@@ -27,7 +27,7 @@ from pipeline import gym, tiny
 from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.errors import SettingError, SourceError
-from pipeline.grading import last_boxed
+from pipeline.grading import stated_answer
 
 
 @dataclass(frozen=True)
@@ -111,22 +111,21 @@ def epoch_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
 
 def _problem(index: int, row: dict[str, Any], problem: str, solution: str, answer: str) -> Problem:
     task, worked, target = _text(row.get(problem)), _text(row.get(solution)), _text(row.get(answer))
-    if answer == solution and worked is not None:
-        target = last_boxed(worked)
-        target = target.strip() or None if target is not None else None
+    if target is not None and (answer in (solution, "solution") or "\\boxed" in target or "####" in target):
+        target = stated_answer(target)
     for value, column, reject in (
         (task, problem, Reject.MISSING_PROBLEM),
         (worked, solution, Reject.MISSING_SOLUTION),
         (target, answer, Reject.MISSING_ANSWER),
     ):
-        if value is None:
+        if value is None and column:
             return Problem(index, task, worked, target, reject, _why_missing(row.get(column), column))
     return Problem(index, task, worked, target)
 
 
 def _why_missing(value: Any, column: str) -> str:
     if isinstance(value, str) and value.strip():
-        return f"column '{column}' holds no complete \\boxed{{...}}"
+        return f"column '{column}' holds no complete \\boxed{{...}} and no ####"
     if isinstance(value, (list, dict)):
         return f"column '{column}' holds a {type(value).__name__}, not text"
     return f"column '{column}' is empty"
@@ -159,7 +158,7 @@ def _check_columns(source: Source, known: Iterable[str], where: str) -> None:
     names = sorted(known)
     for role in ("problem", "solution", "answer"):
         column = getattr(source, role)
-        if column not in names:
+        if column and column not in names:
             near = difflib.get_close_matches(column, names, n=1)
             hint = f"Set source.{role}={near[0]}?" if near else f"Set source.{role} to the column that holds it"
             raise SourceError(f"has no column '{column}'; there are: {', '.join(names)}", where, hint)
@@ -330,7 +329,7 @@ def _parquet_file(filesystem: pafs.FileSystem, path: str) -> pq.ParquetFile:
 
 def _row_group(file: pq.ParquetFile, number: int, fields: Sequence[str], path: str) -> pa.Table:
     try:
-        return file.read_row_group(number, columns=list(dict.fromkeys(fields)))
+        return file.read_row_group(number, columns=[name for name in dict.fromkeys(fields) if name])
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"row group {number} cannot be read: {error}", path, "The file is damaged: fetch it again") from error
 
@@ -375,7 +374,7 @@ def _open_hub(source: Source, name: str) -> _Hub:
     _check_columns(source, data.column_names, source.uri)
     if len(data) == 0:
         raise SourceError("is empty", source.uri, "A split with at least one row is expected")
-    columns = list(dict.fromkeys((source.problem, source.solution, source.answer)))
+    columns = [name for name in dict.fromkeys((source.problem, source.solution, source.answer)) if name]
     data, digest = data.select_columns(columns), hashlib.sha256()
     for table in data.select(range(min(len(data), source.size))).with_format("arrow").iter(1024):
         _hash_rows(digest, table)
@@ -393,7 +392,7 @@ class _Generated(ProblemSet):
         settings = [source.uri, source.split, source.seed, source.options, [make(i) for i in range(min(8, source.size))]]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         super().__init__(source, source.size, digest.hexdigest()[:16])
-        self._fields = ("problem", "solution", "answer")
+        self._fields = ("problem", source.solution and "solution", "answer")
 
     def _read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [self._make(int(index)) for index in indices]

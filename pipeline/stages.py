@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import contract
-from pipeline.config import Run
+from pipeline.config import Prompts, Run
 from pipeline.contract import Engines, Failure, Generate, Generation, Policy, Reject, Sampling, Score, Sequence
 from pipeline.errors import EngineError
 from pipeline.grading import Grader
@@ -37,11 +37,9 @@ def prompts(problems: Rows[Problem], run: Run, tokenizer: Any) -> pa.Table:
             rows.append(row | {"reject_reason": str(item.reject), "reject_detail": item.detail})
             continue
         assert item.problem is not None
-        assert item.solution is not None
-        settings, system = run.prompts, run.prompts.system
-        student = student_prompt(tokenizer, item.problem, settings.student, system, settings.student_thinking)
-        teacher = teacher_prompt(tokenizer, item.problem, item.solution, settings.teacher, system, settings.teacher_thinking)
-        longest = max(len(student), len(teacher))
+        student = student_prompt(tokenizer, item.problem, run.prompts.student, run.prompts.system, run.prompts.student_thinking)
+        teacher = _privileged(item.problem, item.solution, run.prompts, tokenizer)
+        longest = max(len(student), len(teacher or ()))
         if not fits(longest, run.rollout.max_new_tokens, run.model.max_model_len):
             detail = f"{longest} prompt + {run.rollout.max_new_tokens} new tokens > max_model_len {run.model.max_model_len}"
             rows.append(row | {"reject_reason": str(Reject.PROMPT_TOO_LONG), "reject_detail": detail})
@@ -49,6 +47,15 @@ def prompts(problems: Rows[Problem], run: Run, tokenizer: Any) -> pa.Table:
         row |= {"problem": item.problem, "solution": item.solution, "answer": item.answer}
         rows.append(row | {"prompt_tokens": student, "teacher_prompt_tokens": teacher})
     return pa.Table.from_pylist(rows, schema=contract.schema(contract.STAGES["prompts"]))
+
+
+def _privileged(problem: str, solution: str | None, settings: Prompts, tokenizer: Any) -> list[int] | None:
+    """The teacher's prompt; None in an evaluation, whose problems come without a solution."""
+    if solution is None:
+        return None
+    if settings.teacher == settings.student:  # a control: the teacher without the reference
+        return student_prompt(tokenizer, problem, settings.teacher, settings.system, settings.teacher_thinking)
+    return teacher_prompt(tokenizer, problem, solution, settings.teacher, settings.system, settings.teacher_thinking)
 
 
 def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where: str, first: int = 0, lag: int = 0) -> pa.Table:
@@ -131,7 +138,7 @@ def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseli
     chosen = rollout.take(live)
     verdicts = grader.grade(chosen["response_text"].to_pylist(), answers, chosen["finish_reason"].to_pylist())
     for row, verdict in zip(live.tolist(), verdicts, strict=True):
-        draft.values[row] = {"verdict": verdict.verdict}
+        draft.values[row] = {"verdict": verdict.verdict, "extracted_answer": verdict.answer and _clean(verdict.answer)}
         if verdict.reject is not None:
             draft.reject(row, verdict.reject, verdict.detail)
             continue

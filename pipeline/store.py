@@ -203,7 +203,7 @@ class Store(Files):
         # the policy whose student log-probs these are: a trace the teacher wrote was scored with the round's
         by_teacher = pc.equal(rollout["trace_source"], "teacher")
         columns["policy_version"] = pc.if_else(by_teacher, pa.scalar(policy, pa.int32()), rollout["policy_version"])
-        columns |= {"prompt_tokens": prompts["prompt_tokens"]}
+        columns |= {"prompt_tokens": prompts["prompt_tokens"], "rollout_entropy": rollout["rollout_entropy"]}
         columns["advantage"] = tables["grade"]["advantage"]
         columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}
         columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))

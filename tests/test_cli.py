@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy():
 def test_help_lists_every_verb():
     done = egrsd("--help")
     assert done.returncode == 0
-    for verb in ("distill", "stage", "train", "status", "export", "recipes"):
+    for verb in ("distill", "stage", "train", "evaluate", "compare", "status", "export", "recipes"):
         assert verb in done.stdout
 
 
@@ -62,6 +62,19 @@ def test_help_lists_every_verb():
         (("distill", "--run", "NEW", "--recipe", "demo", "--set", "grade.answer_pattern=("), "grade.answer_pattern"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--address", "127.0.0.1:1"), "no Ray cluster answers"),
         (("distill", "--run", "RUN", "--recipe", "smollm2"), "this run was started from recipe 'demo'"),
+        (("evaluate", "--run", "RUN", "--policy", "0,7"), "policy 7 is not published. Policies here: 0 to 0"),
+        (("evaluate", "--run", "RUN", "--policy", "first"), "'first' is no number or range of numbers"),
+        (("evaluate", "--run", "RUN", "--policy", "0", "-k", "0"), "-k: is 0"),
+        (("evaluate", "--run", "RUN", "--source", "gsm8"), "--source gsm8: is no benchmark, file, folder or kind of source. Did"),
+        (("evaluate", "--run", "RUN", "--set", "evaluation.problems=1"), "too few for an interval"),
+        (("evaluate", "--run", "RUN", "--set", "train.learning_rate=1"), "evaluation does not read this setting"),
+        (("evaluate", "--run", "RUN", "-k", "4", "--set", "evaluation.samples=2"), "fewer than -k 4"),
+        (("compare", "--out", "OUT", "--objectives", "grpo,egrds"), "unknown objective 'egrds'. Did you mean 'egrsd'?"),
+        (("compare", "--out", "OUT", "--seeds", "0-4"), "'0-4' is no number or range of numbers. Write it as 0..4"),
+        (("compare", "--out", "OUT", "--seeds", "4..0"), "4..0 holds nothing"),
+        (("compare", "--out", "OUT", "--set", "evaluation.problems=1"), "1 problems are too few for an interval"),
+        (("compare", "--out", "OUT", "--baseline", "rlsd", "--objectives", "grpo"), "'rlsd' is not compared"),
+        (("compare", "--out", "OUT", "--objectives", "shuffled", "--set", "objective.name=grpo"), "'grpo' has no gate"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(empty_run, tmp_path, arguments, message):

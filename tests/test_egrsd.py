@@ -35,7 +35,8 @@ def golden_signals() -> egrsd.Signals:
     mask = ~entropy.isnan()
     peak = egrsd.entropy_peak(entropy, mask)
     advantage = torch.tensor(GOLDEN["advantage"], dtype=torch.float64)
-    return egrsd.Signals(advantage, **columns, teacher_entropy=entropy, mask=mask, peak=peak)
+    seeds = torch.tensor([1, 2])
+    return egrsd.Signals(advantage, **columns, teacher_entropy=entropy, mask=mask, peak=peak, seeds=seeds)
 
 
 @dataclass
@@ -59,12 +60,15 @@ def batches(draw: st.DrawFn) -> Batch:
     entropy = column(draw(st.sampled_from([0.01, 1.0, 8.0])))
     advantage = torch.randn(shape[0], generator=generator, dtype=torch.float64)
     peak = egrsd.entropy_peak(entropy, mask)
-    return Batch(egrsd.Signals(advantage, -column(3), -column(3), entropy, mask, peak, step=7), -column(5))
+    seeds = torch.randint(0, 2**31, shape[:1], generator=generator)
+    return Batch(egrsd.Signals(advantage, -column(3), -column(3), entropy, mask, peak, step=7, seeds=seeds), -column(5))
 
 
+KINDS = [(name, "entropy") for name in NAMES]
+KINDS += [(name, gate) for name in ("egrsd", "cl_egrsd") for gate in ("shuffled", "uniform", "inverted")]
 objectives = st.builds(
-    Objective,
-    name=st.sampled_from(NAMES),
+    lambda kind, **constants: Objective(name=kind[0], gate=kind[1], **constants),
+    st.sampled_from(KINDS),
     gamma=st.sampled_from([0.0, 0.3, 1.0, 5.0]),
     window=st.integers(0, 12),
     epsilon=st.sampled_from([0.05, 0.2, 0.9]),
@@ -72,11 +76,13 @@ objectives = st.builds(
 
 
 def weights_of(signals: egrsd.Signals, objective: Objective) -> Tensor:
+    if objective.gate == "uniform" and signals.mean_gate is None:
+        signals = replace(signals, mean_gate=egrsd.gate_sum(objective.name, signals, objective) / signals.mask.sum())
     return egrsd.token_weights(objective.name, signals, objective)
 
 
 def select(signals: egrsd.Signals, index: Tensor | slice) -> egrsd.Signals:
-    names = ("advantage", "teacher_logprobs", "student_logprobs", "teacher_entropy", "mask")
+    names = ("advantage", "teacher_logprobs", "student_logprobs", "teacher_entropy", "mask", "seeds")
     return replace(signals, **{name: getattr(signals, name)[index] for name in names})
 
 
@@ -264,6 +270,73 @@ def test_objectives_reduce_to_each_other() -> None:
     torch.testing.assert_close(weights_of(replace(signals, step=50), Objective(name="rlsd")), grpo)
 
 
+# ---- controls: each keeps all of the gate but one thing
+
+
+def gates(signals: egrsd.Signals, **constants: object) -> Tensor:
+    objective = Objective(**constants)
+    mean = egrsd.gate_sum(objective.name, signals, objective) / signals.mask.sum()
+    return egrsd.confidence(objective.name, replace(signals, mean_gate=mean), objective)
+
+
+@given(batches(), st.sampled_from(["egrsd", "cl_egrsd"]), st.sampled_from([0.3, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_a_shuffled_gate_has_a_traces_own_values_on_other_tokens(batch: Batch, name: str, gamma: float) -> None:
+    signals = batch.signals
+    plain, mixed = (gates(signals, name=name, gamma=gamma, gate=gate) for gate in ("entropy", "shuffled"))
+    for row, mask in enumerate(signals.mask):
+        assert plain[row, mask].sort().values.tolist() == mixed[row, mask].sort().values.tolist()
+    other = gates(replace(signals, seeds=signals.seeds + 1), name=name, gamma=gamma, gate="shuffled")
+    assert mixed.shape == other.shape
+    again = gates(signals, name=name, gamma=gamma, gate="shuffled")
+    torch.testing.assert_close(mixed, again, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_shuffle_moves_tokens_and_another_seed_moves_them_elsewhere() -> None:
+    values, mask = torch.arange(40.0)[None], torch.ones(1, 40, dtype=torch.bool)
+    one, two = (egrsd.shuffle(values, mask, torch.tensor([seed])) for seed in (1, 2))
+    assert (one != values).float().mean() > 0.8
+    assert (one != two).float().mean() > 0.8
+    assert one.sort().values.tolist() == values.tolist()
+
+
+@given(batches(), st.sampled_from(["egrsd", "cl_egrsd"]), st.sampled_from([0.3, 1.0]))
+@settings(max_examples=40, deadline=None)
+def test_a_uniform_gate_is_the_mean_of_the_gate(batch: Batch, name: str, gamma: float) -> None:
+    signals, mask = batch.signals, batch.signals.mask
+    plain, even = (gates(signals, name=name, gamma=gamma, gate=gate)[mask] for gate in ("entropy", "uniform"))
+    assert float(even.mean()) == pytest.approx(float(plain.mean()))
+    assert even.max() == even.min()
+
+
+def test_an_inverted_gate_is_open_where_entropy_is_largest() -> None:
+    signals = golden_signals()
+    inverted = gates(signals, name="egrsd", gamma=0.3, gate="inverted")
+    plain = gates(signals, name="egrsd", gamma=0.3)
+    torch.testing.assert_close((inverted + plain)[signals.mask], torch.full((10,), 1.7, dtype=torch.float64))
+    assert float(inverted[1, 0]) == 1.0  # M itself
+
+
+def test_controls_at_gamma_zero_are_no_gate() -> None:
+    for gate in ("entropy", "shuffled", "uniform", "inverted"):
+        assert (gates(golden_signals(), gamma=0.0, gate=gate)[golden_signals().mask] == 1).all()
+
+
+@pytest.mark.parametrize(("gate", "missing"), [("shuffled", "seeds"), ("uniform", "mean_gate")])
+def test_a_control_without_what_it_needs_is_refused(gate: str, missing: str) -> None:
+    signals = replace(golden_signals(), seeds=None)
+    with pytest.raises(ValueError, match=missing):
+        egrsd.token_weights("egrsd", signals, Objective(name="egrsd", gate=gate))
+
+
+@pytest.mark.parametrize("name", ["grpo", "rlsd", "position"])
+def test_an_objective_without_a_gate_has_no_controls(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' has no gate"):
+        Objective(name=name, gate="shuffled")
+    with pytest.raises(ValueError, match=f"'{name}' has no gate"):
+        Objective(name=name, entropy="student")
+
+
 @pytest.mark.parametrize(("step", "lam"), [(0, 0.5), (10, 0.4), (49, 0.01), (50, 0.0), (80, 0.0)])
 def test_rlsd_lam_falls_linearly(step: int, lam: float) -> None:
     signals = replace(golden_signals(), step=step)
@@ -305,6 +378,7 @@ def test_a_token_that_the_teacher_rules_out_stays_finite() -> None:
         ({"mask": torch.ones(2, 6)}, "mask: torch.float32"),
         ({"peak": 0.0}, "peak: 0.0"),
         ({"peak": float("nan")}, "peak: nan"),
+        ({"seeds": torch.ones(2)}, "seeds: torch.float32"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -148,7 +148,7 @@ def test_a_reference_that_is_no_mathematics_is_not_the_responses_fault(grader):
     [other, same] = grader.grade([r"\boxed{a}", r"\boxed{?!}"], ["?!", "?!"], ["stop", "stop"])
     assert (other.verdict, other.reject) == (None, "verifier_error")
     assert "grade.verifier=exact" in other.detail
-    assert same == Graded("correct")
+    assert same == Graded("correct", answer="?!")
 
 
 def test_a_row_without_reference_is_rejected(grader):
@@ -234,7 +234,7 @@ def test_it_works_in_a_rays_worker_outside_its_main_thread(ray_local):
     results = ray_local.get(worker.grade.remote(responses, ["0.5"] * 3, ["stop"] * 3))
     assert [r.verdict for r in results] == ["correct", "timeout", "wrong"]
     started = time.monotonic()
-    assert ray_local.get(worker.grade.remote(responses[:1], ["0.5"], ["stop"]))[0] == Graded("correct")
+    assert ray_local.get(worker.grade.remote(responses[:1], ["0.5"], ["stop"]))[0] == Graded("correct", answer=r"\frac{1}{2}")
     assert time.monotonic() - started < 2  # the children are still there
     ray_local.kill(worker)
 
@@ -268,7 +268,7 @@ def test_hostile_answers_are_never_right_and_never_lethal(answer):
     )
     assert hostile.verdict in {"wrong", "unparsable", "timeout", None}
     assert (hostile.verdict in {"timeout", None}) == (hostile.reject is not None)
-    assert honest == Graded("correct")
+    assert honest == Graded("correct", answer=r"\frac{5}{2}")
 
 
 def test_a_catastrophic_pattern_is_a_timeout():

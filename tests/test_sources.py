@@ -127,7 +127,7 @@ def test_an_answer_column_of_solution_reads_the_last_box(tmp_path):
     uri = write_jsonl(tmp_path / "a.jsonl", rows)
     found = open_source(Source(uri=uri, problem="q", solution="s", answer="s")).rows(range(3))
     assert found[0].answer == r"\frac{1}{2}"
-    assert (found[1].reject, found[1].detail) == (Reject.MISSING_ANSWER, "column 's' holds no complete \\boxed{...}")
+    assert (found[1].reject, found[1].detail) == (Reject.MISSING_ANSWER, "column 's' holds no complete \\boxed{...} and no ####")
     assert (found[2].reject, found[2].detail) == (Reject.MISSING_PROBLEM, "column 'q' holds a list, not text")
 
 

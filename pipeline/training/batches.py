@@ -8,6 +8,7 @@ union over ranks is the same minibatch however many there are. Ragged rows becom
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -59,7 +60,7 @@ class Traces:
     """The N usable traces of a round. Signals are ragged float32 in nats, as long as the response; advantage is [N].
 
     `num_rejected` rows were not finite (or empty) although no stage rejected them: they are out of the loss and of its
-    denominator.
+    denominator. In the control that gates on the student's own entropy, `teacher_entropy` holds that one.
     """
 
     number: int
@@ -107,13 +108,16 @@ class MicroBatch:
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
-def usable(data: Round, max_staleness: int) -> Traces:
-    """The traces of a round that may be trained on: not rejected, complete and finite.
+def usable(data: Round, max_staleness: int, entropy: str = "teacher") -> Traces:
+    """The traces of a round that may be trained on: not rejected, complete and finite; `entropy`: teacher's or student's own.
 
     Raises TrainingError when a trace was written by a policy older than `max_staleness` rounds, or when signals of a trace
     differ in length.
     """
     table = data.table.filter(pc.is_null(data.table["reject_reason"]))
+    if entropy == "student":
+        place = table.schema.get_field_index("teacher_entropy")
+        table = table.set_column(place, "teacher_entropy", table["rollout_entropy"])
     _check_fresh(data.number, table, max_staleness)
     ragged = {name: Ragged.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS)}
     _check_lengths(data.number, table, ragged)
@@ -188,6 +192,13 @@ def micro_batch(traces: Traces, rows: np.ndarray) -> MicroBatch:
         trace_ids=tuple(traces.trace_ids[rows]),
         **signals,
     )
+
+
+def trace_seeds(micro: MicroBatch, seed: int) -> Tensor:
+    """A number for every trace [B] int64 that its id and the run's seed decide, wherever the trace stands."""
+    digests = [hashlib.sha256(f"{seed}/{trace}".encode()).digest()[:7] for trace in micro.trace_ids]
+    seeds = [int.from_bytes(digest, "big") for digest in digests]
+    return torch.tensor(seeds or [0], dtype=torch.int64, device=micro.mask.device)  # an idle micro-batch has a row, but no trace
 
 
 def _padded(flat: np.ndarray, mask: np.ndarray) -> Tensor:

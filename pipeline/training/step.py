@@ -52,7 +52,7 @@ class Trainer:
         Dropout draws from a generator seeded by (seed, round, rank), so a resumed round needs no stored random state.
         Raises TrainingError: stale or malformed traces, a loss or gradient that is not finite.
         """
-        traces = batches.usable(data, self.run.max_staleness)
+        traces = batches.usable(data, self.run.max_staleness, self.run.objective.entropy)
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
         parts = batches.steps(len(traces.trace_ids), self.run.train.batch_traces, self.run.seed, data.number)
         for index, rows in enumerate(parts):
@@ -71,7 +71,8 @@ class Trainer:
         started = time.perf_counter()
         share = [micro.to(self.device) for micro in share]
         peak, num_tokens = self._peak(share), self._num_tokens(share)
-        sums, worst, broken = self._backward(share, peak, num_tokens)
+        mean_gate = self._mean_gate(share, peak, num_tokens)
+        sums, worst, broken = self._backward(share, peak, num_tokens, mean_gate)
         norm = self._clip()
         total = dict(zip(SUMS, reduce_(sums, dist.ReduceOp.SUM).tolist(), strict=True))
         self._check_finite(total["loss"], norm, where, broken, share)
@@ -93,13 +94,15 @@ class Trainer:
         seconds = time.perf_counter() - started
         return metrics | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
 
-    def _backward(self, share: list[MicroBatch], peak: float, num_tokens: int) -> tuple[Tensor, Tensor, list[str]]:
+    def _backward(
+        self, share: list[MicroBatch], peak: float, num_tokens: int, mean_gate: float | None = None
+    ) -> tuple[Tensor, Tensor, list[str]]:
         """Gradients of the global token mean; returns this rank's SUMS, its largest log-prob gap, its traces that broke."""
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         worst = torch.zeros((), device=self.device)
         broken: list[str] = []
         for index, micro in enumerate(share):
-            weights = self._weights(micro, peak)
+            weights = egrsd.token_weights(self.run.objective.name, self._signals(micro, peak, mean_gate), self.run.objective)
             with student.accumulate(self.module, last=index == len(share) - 1):
                 loss, logprobs = self.module(micro.tokens, micro.sources, micro.targets, -weights[micro.mask] / num_tokens)
                 (loss * self.ranks).backward()  # both strategies average over ranks; the token mean is already global
@@ -119,11 +122,18 @@ class Trainer:
         """Response tokens of the global minibatch, the denominator of Eq. 7."""
         return int(reduce_(torch.tensor(sum(len(m.targets) for m in share), device=self.device), dist.ReduceOp.SUM))
 
-    def _weights(self, micro: MicroBatch, peak: float) -> Tensor:
-        signals = egrsd.Signals(
-            micro.advantage, micro.teacher_logprobs, micro.student_logprobs, micro.teacher_entropy, micro.mask, peak, self.step
-        )
-        return egrsd.token_weights(self.run.objective.name, signals, self.run.objective)
+    def _mean_gate(self, share: list[MicroBatch], peak: float, num_tokens: int) -> float | None:
+        """Mean gate of the global minibatch, over ranks and micro-batches like M; None where no control asks for it."""
+        objective = self.run.objective
+        if objective.gate != "uniform" or objective.name not in {"egrsd", "cl_egrsd"}:
+            return None
+        sums = [egrsd.gate_sum(objective.name, self._signals(micro, peak), objective) for micro in share]
+        return float(reduce_(torch.stack(sums).sum(), dist.ReduceOp.SUM)) / num_tokens
+
+    def _signals(self, micro: MicroBatch, peak: float, mean_gate: float | None = None) -> egrsd.Signals:
+        seeds = batches.trace_seeds(micro, self.run.seed) if self.run.objective.gate == "shuffled" else None
+        logprobs = (micro.teacher_logprobs, micro.student_logprobs)
+        return egrsd.Signals(micro.advantage, *logprobs, micro.teacher_entropy, micro.mask, peak, self.step, seeds, mean_gate)
 
     def _clip(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters().values(), self.run.train.grad_clip)

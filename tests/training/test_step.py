@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +71,20 @@ def padded(rows: list[dict], name: str) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in rows], batch_first=True)
 
 
-@pytest.mark.parametrize("objective", ["grpo", "rlsd", "egrsd", "cl_egrsd", "position"])
-def test_the_gradient_is_that_of_the_plain_loss(objective: str) -> None:
-    run = tiny_run(f"objective.name={objective}", "train.batch_traces=12", "train.grad_clip=1e9", "train.micro_batch_tokens=90")
+KINDS = [(name, "entropy") for name in ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")]
+CONTROLS = ("shuffled", "uniform", "inverted")
+ONE_STEP = ("train.batch_traces=12", "train.micro_batch_tokens=90")
+
+
+@pytest.mark.parametrize(("objective", "gate"), KINDS + [("cl_egrsd", gate) for gate in CONTROLS])
+def test_the_gradient_is_that_of_the_plain_loss(objective: str, gate: str) -> None:
+    run = tiny_run(
+        f"objective.name={objective}",
+        f"objective.gate={gate}",
+        "train.batch_traces=12",
+        "train.grad_clip=1e9",
+        "train.micro_batch_tokens=90",
+    )
     data = make_round()
     made, rows = trainer(run), data.table.to_pylist()
     mask = padded(rows, "response_tokens") > 0
@@ -84,27 +96,47 @@ def test_the_gradient_is_that_of_the_plain_loss(objective: str) -> None:
         entropy,
         mask,
         egrsd.entropy_peak(entropy, mask),
+        seeds=batches.trace_seeds(batches.micro_batch(batches.usable(data, 0), np.arange(12)), run.seed),
     )
+    signals = replace(signals, mean_gate=egrsd.gate_sum(objective, signals, run.objective) / mask.sum())
     weights = egrsd.token_weights(objective, signals, run.objective)
     expected_loss = egrsd.loss(left_padded_logprobs(made.student.model, rows, width=64), weights, mask)
     expected = torch.autograd.grad(expected_loss, list(made.parameters().values()))
 
     share = batches.share(batches.usable(data, 0), np.arange(12), 0, 1, 90)
     assert len(share) > 2
-    sums, _, broken = made._backward(share, made._peak(share), made._num_tokens(share))
+    peak, num_tokens = made._peak(share), made._num_tokens(share)
+    sums, _, broken = made._backward(share, peak, num_tokens, made._mean_gate(share, peak, num_tokens))
     assert not broken
     assert float(sums[0]) == pytest.approx(expected_loss.item(), abs=1e-5)
     for (name, parameter), gradient in zip(made.parameters().items(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("budget", [1, 60, 150])
-def test_accumulation_equals_one_batch(budget: int) -> None:
-    data = make_round()
-    once, one = gradient(tiny_run("train.batch_traces=12", "train.micro_batch_tokens=100000"), data)
-    many, other = gradient(tiny_run("train.batch_traces=12", f"train.micro_batch_tokens={budget}"), data)
+@pytest.mark.parametrize(("budget", "gate"), [(1, "entropy"), (60, "entropy"), (150, "entropy"), *((60, g) for g in CONTROLS)])
+def test_accumulation_equals_one_batch(budget: int, gate: str) -> None:
+    data, settings = make_round(), ("train.batch_traces=12", f"objective.gate={gate}")
+    once, one = gradient(tiny_run(*settings, "train.micro_batch_tokens=100000"), data)
+    many, other = gradient(tiny_run(*settings, f"train.micro_batch_tokens={budget}"), data)
     same(once, many, 1e-5)
     torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
+
+
+def test_controls_move_the_weights_elsewhere() -> None:
+    data = make_round()
+    losses = {gate: trained(tiny_run(f"objective.gate={gate}"), data)[0][0]["loss"] for gate in ("entropy", *CONTROLS)}
+    assert len(set(losses.values())) == 4
+
+
+def test_the_students_own_entropy_gates_where_the_teachers_did() -> None:
+    """The control reads another column and is the same from there on."""
+    data = make_round()
+    own = [[abs(2.5 - value) for value in row] for row in data.table["teacher_entropy"].to_pylist()]
+    told = make_round(rollout_entropy=own)
+    control, _ = trained(tiny_run("objective.entropy=student"), told)
+    plain, _ = trained(tiny_run(), make_round(teacher_entropy=own))
+    assert [row["loss"] for row in control] == [row["loss"] for row in plain]
+    assert control[0]["loss"] != trained(tiny_run(), told)[0][0]["loss"]
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:
@@ -220,6 +252,12 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
             metrics += made.train_round(make_round(1, num_traces=13))
             if rank == 0:
                 torch.save(metrics, Path(folder, strategy, dtype, "metrics.pt"))
+    for gate in CONTROLS:
+        metrics = list(
+            trainer(tiny_run("train.batch_traces=13", f"objective.gate={gate}")).train_round(make_round(num_traces=13))
+        )
+        if rank == 0:
+            torch.save(metrics, Path(folder, f"{gate}.pt"))
     torch.distributed.destroy_process_group()
 
 
@@ -248,6 +286,13 @@ def test_two_ranks_equal_one(two_ranks: Path, strategy: str, tmp_path: Path) -> 
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-3)
     adapters = [load_file(folder / checkpoint.ADAPTER) for folder in (tmp_path, two_ranks / strategy / "float32")]
     assert {n: t.shape for n, t in adapters[0].items()} == {n: t.shape for n, t in adapters[1].items()}
+
+
+@pytest.mark.parametrize("gate", CONTROLS)
+def test_controls_are_the_same_on_two_ranks(two_ranks: Path, gate: str) -> None:
+    alone, _ = trained(tiny_run("train.batch_traces=13", f"objective.gate={gate}"), make_round(num_traces=13))
+    for a, b in zip(alone, torch.load(two_ranks / f"{gate}.pt"), strict=True):
+        same(a, b, 1e-3)
 
 
 def test_a_bfloat16_base_trains_sharded_as_replicated(two_ranks: Path) -> None:

@@ -45,7 +45,7 @@ def make_round(number: int = 0, num_traces: int = 12, seed: int = 0, **columns: 
     }
     ids, floats = pa.list_(pa.int32()), pa.list_(pa.float32())
     types = {"prompt_tokens": ids, "response_tokens": ids, "advantage": pa.float32(), "policy_version": pa.int32()}
-    types |= dict.fromkeys(("student_logprobs", "teacher_logprobs", "teacher_entropy"), floats)
+    types |= dict.fromkeys(("student_logprobs", "teacher_logprobs", "teacher_entropy", "rollout_entropy"), floats)
     table = pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in drawn.items()})
     return Round(number, number, table)
 
