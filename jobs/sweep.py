@@ -122,10 +122,10 @@ def _value(run: Run, setting: str) -> Any:
 
 
 def choose_rounds(store: Store, run: Run, numbers: list[int] | None, out: Session) -> list[Round]:
-    """The rounds asked for, or all, that have what labels are made from. Raises UserError where there is none, or one lacks it."""
+    """The rounds asked for, or all, that have what labels are made from. Raises UserError where there is none."""
     whole = {work.number: work for work in open_rounds(store, run) if _measured(work)}
     if not whole:
-        raise UserError("no round is labelled, nor has the scores that labels are made from", store.uri, "Run `egrsd distill` first")
+        raise UserError("no round is labelled, nor has the scores for it", store.uri, "Run `egrsd distill` first")
     if missing := sorted(set(numbers or []) - whole.keys()):
         known = ", ".join(map(str, whole))
         raise UserError(f"round {missing[0]} is not there, or not measured yet", store.uri, f"Rounds that can be swept: {known}")
@@ -263,28 +263,29 @@ def show(document: dict[str, Any], out: Session) -> None:
     out.console.print(_decile_table(document))
     clock = document["seconds"]
     parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.items())
-    out.say(f"{parts}. {document['tokens'] * len(document['points']) / max(clock['sweep'], 1e-3) / 1e6:.1f} M tokens x points a second")
+    speed = document["tokens"] * len(document["points"]) / max(clock["sweep"], 1e-3)
+    out.say(f"{parts}. {speed / 1e6:.1f} M tokens x points a second")
 
 
 NOTES = (
     "weight: mean magnitude x gate; restored: mean omega(H^CL) - omega(H); both by regime (l lock, m mid, p pivot, f fork)",
-    "kept: sum of |token weights| / that at gamma 0; effective: share of tokens by Kish's count; corr: weight with |delta|;",
+    "kept: sum of |token weights| / that at gamma 0; eff: effective share of tokens (Kish); corr: of weight with |delta|;",
     "cosine: of the gradient with that at gamma 0, mean over sampled rounds",
 )
 
 
 def _points_table(document: dict[str, Any], title: str) -> Table:
-    axes = [name for name in document["axes"]]
-    short = [name.split(".")[1] for name in axes]
-    columns = [*short, *(f"weight {c}" for c in "lmpf"), *(f"restored {c}" for c in "lmpf"), "kept", "effective", "corr", "cosine"]
+    """A row per point, narrow enough for 80 columns."""
+    axes = list(document["axes"])
+    columns = [*(name.split(".")[1] for name in axes), "weight l m p f", "restored l m p f", "kept", "eff", "corr", "cosine"]
     table = Table(*columns, title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for point in document["points"]:
         cosine = [value for value in point["cosine"] if value is not None]
         table.add_row(
             *(f"{point['settings'][name]}" for name in axes),
-            *(_number(value, 3) for value in point["factors"]),
-            *(_number(value, 3, "+") for value in point["restored"]),
-            *(_number(point[name], 3) for name in ("kept", "effective_share")),
+            " ".join(_number(value, 2).rjust(4) for value in point["factors"]),
+            " ".join(_number(value, 3, "+").replace("0.", ".", 1).rjust(5) for value in point["restored"]),
+            *(_number(point[name], 2) for name in ("kept", "effective_share")),
             _number(point["correlation"], 2, "+"),
             _number(sum(cosine) / len(cosine) if cosine else None, 4),
         )

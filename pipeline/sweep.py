@@ -1,7 +1,7 @@
 """What other labels would make of stored traces (2605.13255, section 5.5), without an engine: numpy, whole arrays, one core.
 
-A point is one choice of label settings. `sweep` measures many of them on the same signals and computes what they share once:
-|delta| and entropy deciles for all, magnitudes for an epsilon, gates on the entropy itself for a gamma, the lookahead for a window.
+A point is one choice of label settings. `sweep` measures many of them on the same signals and computes once what they share:
+|delta| and entropy deciles, the magnitudes of an epsilon, the gates of a gamma on the entropy itself, a window's lookahead.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import log
 from typing import Literal, NamedTuple
 
@@ -65,7 +66,7 @@ class Labels(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What a point makes of the traces. [4] is by regime (lock, mid, pivot, fork), [10] by decile of entropy; NaN where no token is.
+    """What a point makes of the traces. [4] is by regime (lock, mid, pivot, fork), [10] by decile; NaN where no token is.
 
     shares of all tokens; restored: mean of omega(H^CL) - omega(H) over all tokens; gates over all tokens. Over tokens of traces
     that have an advantage: factors, the mean of magnitude x gate; kept, the sum of |weights| as a share of that at gamma = 0;
@@ -87,7 +88,7 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class Deciles:
-    """Tokens by decile of teacher entropy (the paper's Figure 4), from the lowest: number, mean entropy and mean |delta| in nats, [10].
+    """Tokens by decile of teacher entropy, lowest first (the paper's Figure 4), [10]: number, mean entropy, mean |delta|, nats.
 
     Equal entropies share a decile, so deciles may differ in size.
     """
@@ -182,7 +183,7 @@ def sweep(signals: Signals, points: Iterable[Point]) -> dict[Point, Figures]:
 
 
 def select(signals: Signals, number: int, rows: np.ndarray) -> Signals:
-    """The `rows` [B], counted within round `number` of `signals`, as signals of their own; the scope of their gate stays the round."""
+    """Rows [B], counted within round `number`, as signals of their own; the scope of their gate stays the round."""
     rows = rows + signals.rounds[number]
     lengths = np.diff(signals.offsets)[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -206,7 +207,7 @@ def token_weights(signals: Signals, points: Iterable[Point]) -> list[np.ndarray]
 def round_tokens(signals: Signals) -> Iterator[slice]:
     """The tokens of each round."""
     edges = signals.offsets[signals.rounds].tolist()
-    for first, last in zip(edges[:-1], edges[1:], strict=True):
+    for first, last in pairwise(edges):
         yield slice(first, last)
 
 
