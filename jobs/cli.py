@@ -139,6 +139,20 @@ def export(
 
 
 @app.command()
+def sweep(
+    run: RunUri,
+    set: Annotated[list[str] | None, typer.Option("--set", help="An axis, label.gamma=0,.1,.3; may be repeated.")] = None,
+    round: Annotated[list[int] | None, typer.Option("--round", help="Only this round; may be repeated.")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Traces for the gradient cosine; 0 leaves it out.")] = 96,
+    debug: Debug = False,
+) -> None:
+    """Label stored traces with a grid of settings, without engines, and compare what the weights become."""
+    from jobs.sweep import sweep_run
+
+    sweep_run(run, set or [], round, sample, debug)
+
+
+@app.command()
 def recipes(
     show: Annotated[str | None, typer.Option("--show", help="Print this recipe's resolved YAML.")] = None,
     debug: Debug = False,

@@ -67,7 +67,7 @@ def profile(
     entropy float32 [N] nats, offsets int64 [R + 1], window W in tokens, scale in nats: what entropies are divided by before they
     meet the thresholds, one for all or one per row [R]. Raises ValueError on a malformed ragged array or a non-finite entropy.
     """
-    _check_ragged(offsets, entropy=entropy)
+    check_ragged(offsets, entropy=entropy)
     scales = _per_row("scale", scale, offsets)
     lookahead, shares = np.empty_like(entropy), np.empty((len(scales), NUM_REGIMES), np.float32)
     statistics = RowStatistics(*np.empty((4, len(scales)), np.float32))
@@ -103,7 +103,7 @@ def label(
     `profile`; peak is M of Eq. 5 in nats, over whatever scope the caller took. The gate reads the lookahead entropy (CL-EGRSD)
     or the entropy itself (EGRSD). Raises ValueError on a malformed ragged array or a non-finite signal of a row with tokens.
     """
-    _check_ragged(
+    check_ragged(
         offsets, entropy=entropy, lookahead=lookahead, teacher_logprobs=teacher_logprobs, student_logprobs=student_logprobs
     )
     advantages, scales = _per_row("advantage", advantage, offsets), _per_row("scale", scale, offsets)
@@ -288,7 +288,8 @@ def _per_row(name: str, values: float | np.ndarray, offsets: np.ndarray) -> np.n
     return array
 
 
-def _check_ragged(offsets: np.ndarray, **columns: np.ndarray) -> None:
+def check_ragged(offsets: np.ndarray, **columns: np.ndarray) -> None:
+    """Raise ValueError, naming the argument, unless offsets int64 [R + 1] and float32 columns [N] make finite ragged arrays."""
     if offsets.dtype != np.int64 or offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or (np.diff(offsets) < 0).any():
         raise ValueError("offsets: expected int64 [R + 1] that start at 0 and never fall")
     for name, values in columns.items():

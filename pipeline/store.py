@@ -183,10 +183,14 @@ class Store(Files):
         if ready is None:
             return None
         where, policy = area("rounds", number), ready["policy"]
-        tables = [self._training_rows(where, shard, hashes, policy) for shard, hashes in sorted(ready["shards"].items())]
+        tables = [self.training_rows(where, shard, hashes, policy) for shard, hashes in sorted(ready["shards"].items())]
         return pa.concat_tables(tables)
 
-    def _training_rows(self, where: str, shard: str, hashes: dict[str, str], policy: int) -> pa.Table:
+    def training_rows(self, where: str, shard: str, hashes: dict[str, str], policy: int) -> pa.Table:
+        """Training rows of one shard (see `round_table`) whose stages have the hashes given; `policy` was asked to answer.
+
+        Raises StoreError when a stage has other bytes by now.
+        """
         tables = {}
         for stage, digest in hashes.items():
             entry = self.entry(where, stage, shard)

@@ -54,3 +54,44 @@ def adapters(tmp_path_factory):
         student.save_pretrained(folder)
         folders.append(str(folder))
     return folders
+
+
+@pytest.fixture(scope="session")
+def stored_run(engine, tmp_path_factory):
+    """Two finished rounds of the tiny reasoner: real engine, stages and trainer, without Ray. Copy it to spoil it."""
+    import torch
+
+    from jobs.distill import Live
+    from pipeline import contract, recipes
+    from pipeline.config import resolve
+    from pipeline.dataset import bring_up_to_date
+    from pipeline.rounds import LABELS, MEASURE, commit_round, plan_round, with_engines
+    from pipeline.sources import open_source
+    from pipeline.store import Store
+    from pipeline.training import worker
+
+    sets = [
+        "rounds=2",
+        "rollout.prompts_per_round=16",
+        "score.rescore_share=0.2",
+        "evaluation.problems=0",
+        "train.batch_traces=64",
+    ]
+    store, run = Store(str(tmp_path_factory.mktemp("runs") / "stored")), resolve(recipes.demo(), sets)
+    store.save_run(run, {})
+    source, trainer = open_source(run.source), worker.resume(store, run, torch.device("cpu"))
+    for number in range(run.rounds):
+        work = with_engines(plan_round(store, run, "rounds", number, number, source), {"rollout": engine, "score": engine})
+        seconds = {}
+        for name in (*MEASURE, *LABELS):
+            for shard, indices in work.shards.items():
+                problems = source.rows(indices) if name == "prompts" else None
+                entry, _ = bring_up_to_date(work, contract.STAGES[name], shard, problems)
+                seconds[name] = seconds.get(name, 0.0) + entry.seconds
+        commit_round(work)
+        assert worker.train_round(trainer, store, number)
+        clock = {f"seconds_stage_{name}": value for name, value in seconds.items()}
+        clock |= {"seconds_engines": seconds["rollout"] + seconds["score"], "seconds_round": sum(seconds.values()) + 1}
+        summary = Live.summarise_round(Live(store, run, *[None] * 5), work)
+        store.write_metrics("round", number, [{"round": number, **summary, **clock}])
+    return store

@@ -32,12 +32,18 @@ class Student(nn.Module):
         Only the positions that predict a response token reach the head. The sum always hangs on the hidden states, even with
         N = 0, so that every rank has a backward pass to take part in.
         """
-        base = self.model.get_base_model()
-        hidden = base.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
-        head = base.get_output_embeddings()
-        return weighted_logprob(
-            hidden.flatten(0, 1)[sources], head.weight, getattr(head, "bias", None), targets, coefficients, self.chunk
-        )
+        return self.head(self.states(tokens, sources), targets, coefficients)
+
+    def states(self, tokens: Tensor, sources: Tensor) -> Tensor:
+        """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L]."""
+        decoder = self.model.get_base_model().get_decoder()
+        hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[sources]
+
+    def head(self, hidden: Tensor, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """sum_n c_n log p_n and log p [N] nats of hidden states [N, H], targets [N] and coefficients [N]."""
+        head = self.model.get_base_model().get_output_embeddings()
+        return weighted_logprob(hidden, head.weight, getattr(head, "bias", None), targets, coefficients, self.chunk)
 
 
 def build(run: Run, device: torch.device) -> Student:
