@@ -27,7 +27,7 @@ from pipeline.evaluation import FIGURES, Samples, figures, macro, samples
 from pipeline.evaluation import differences as paired
 from pipeline.metrics import Estimate
 from pipeline.prompts import load_tokenizer, template_hash
-from pipeline.rounds import EVALUATION, Round, evaluation_run, plan_round, problems_digest, why_stale, with_engines
+from pipeline.rounds import EVALUATION, Inventory, Round, evaluation_run, plan_round, problems_digest, with_engines
 from pipeline.sources import Problem, ProblemSet, open_source
 from pipeline.store import Store, area
 from pipeline.tiny import resolve_model
@@ -214,8 +214,9 @@ def missing(store: Store, one: Asked, number: int) -> bool:
     if plan is None or (plan["asked"], plan["source"]) != (one.run.rollout.prompts_per_round, one.source.fingerprint):
         return True
     work = plan_round(store, one.run, one.kind, number, number, one.source)
+    seen = Inventory(work)
     return any(
-        why_stale(work, STAGES[name], shard, problems_digest(_rows(one, indices))) is not None
+        seen.why_stale(STAGES[name], shard, problems_digest(_rows(one, indices))) is not None
         for shard, indices in work.shards.items()
         for name in EVALUATION
     )

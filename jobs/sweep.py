@@ -15,7 +15,7 @@ from jobs.session import Session, session
 from pipeline.config import Run, resolve
 from pipeline.contract import STAGES, Regime
 from pipeline.errors import SettingError, UserError
-from pipeline.rounds import Round, entropy_peak, open_rounds, why_stale
+from pipeline.rounds import Inventory, Round, open_rounds
 from pipeline.store import Store, area
 from pipeline.sweep import Figures, Point, Relabel, Signals, select, sweep, token_weights
 
@@ -131,7 +131,7 @@ def choose_rounds(store: Store, run: Run, numbers: list[int] | None, out: Sessio
         raise UserError(f"round {missing[0]} is not there, or not measured yet", store.uri, f"Rounds that can be swept: {known}")
     chosen = [work for number, work in whole.items() if numbers is None or number in numbers]
     for work in chosen:
-        reasons = {why_stale(work, STAGES[name], shard) for name in ("grade", "score") for shard in work.shards} - {None}
+        reasons = {reason for name in ("grade", "score") for reason in Inventory(work).reasons(name)}
         if reasons:
             out.say(f"note: {work.area} is stale ({', '.join(sorted(map(str, reasons)))}); swept as it is stored")
     return chosen
@@ -161,6 +161,7 @@ def join(found: list[Round], traces: list[Traces]) -> Signals:
     lengths = np.concatenate([part.response_tokens.lengths for part in traces])
     if not len(lengths):
         raise UserError("every trace was rejected", found[0].store.uri, "`egrsd status` counts the reasons")
+    scopes = [scope for work in found if (scope := Inventory(work).scope) is not None]
     return Signals(
         entropy=columns["teacher_entropy"],
         teacher_logprobs=columns["teacher_logprobs"],
@@ -168,8 +169,8 @@ def join(found: list[Round], traces: list[Traces]) -> Signals:
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         advantage=np.concatenate([part.advantage for part in traces]),
         rounds=np.concatenate([[0], np.cumsum([len(part.trace_ids) for part in traces])]),
-        peaks=np.array([entropy_peak(work) for work in found], np.float64),
-        vocab_size=next(iter(found[0].store.entries(found[0].area, "score").values())).facts["vocab_size"],
+        peaks=np.array([peak for peak, _ in scopes], np.float64),
+        vocab_size=scopes[0][1],
     )
 
 
