@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jobs.session import Session, session
 from pipeline.config import Run, resolve
-from pipeline.contract import STAGES, Regime
+from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
 from pipeline.rounds import Inventory, Round, open_rounds
 from pipeline.store import Store, area
