@@ -50,6 +50,17 @@ def test_overrides_are_laid_over_the_document_over_the_base():
     assert run.rollout == BASE.rollout
 
 
+def test_training_needs_reference_solutions_and_an_evaluation_does_not():
+    assert resolve(BASE, ['evaluation.source.solution=""']).evaluation.source.solution == ""
+    with pytest.raises(SettingError, match="the teacher needs reference solutions"):
+        resolve(BASE, ['source.solution=""'])
+
+
+def test_the_students_entropy_is_not_known_where_the_teacher_wrote():
+    with pytest.raises(SettingError, match=r"needs rollout\.teacher_share 0"):
+        resolve(BASE, ["objective.entropy=student", "rollout.teacher_share=0.5"])
+
+
 def test_free_form_sections_take_new_keys():
     run = resolve(BASE, ["source.options.min_terms=3", "engines.rollout.placement.labels.zone=a"])
     assert run.source.options == {"min_terms": 3}
