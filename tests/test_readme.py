@@ -78,3 +78,9 @@ def test_every_verb_readme_shows_is_one():
 
 def test_nothing_is_left_to_fill_in():
     assert "@@" not in README
+
+
+def test_the_table_of_metrics_is_the_one_that_runs_write():
+    from pipeline.metrics import metric_table
+
+    assert metric_table().strip() in README
