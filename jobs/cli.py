@@ -115,6 +115,19 @@ def status(run: RunUri, debug: Debug = False) -> None:
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Option(help="Recipe to check for; default: that of --run, else demo.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Run directory to check, too: a local path or a URI.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster whose nodes to check.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Check machine, versions, model, fit and store before a run; exit code 1 when something stands in its way."""
+    from jobs.doctor import doctor as job
+
+    job(recipe, run, address, debug)
+
+
+@app.command()
 def scale(
     run: RunUri,
     sizes: Annotated[list[str] | None, typer.Argument(help="POOL=N or POOL=LEAST..MOST: rollout=4; none: only look.")] = None,

@@ -28,6 +28,7 @@ from pipeline.store import Entry, Store, area
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool
+    from actors.resources import Demand
     from actors.serving import EngineClass, PoolStatus
     from pipeline.config import Run
     from pipeline.sources import ProblemSet
@@ -183,15 +184,22 @@ def check_resources(run: Run, missing: Missing) -> None:
     """Raise ResourceError when the cluster can never hold engines, ranks and a data task at once, instead of waiting for it."""
     from actors import resources
     from actors.pool import cluster_nodes
+
+    resources.check(demands(run, missing), cluster_nodes())
+
+
+def demands(run: Run, missing: Missing) -> list[Demand]:
+    """What is asked of the cluster at one time: engines at their fewest, ranks, and a data task."""
+    from actors import resources
     from pipeline.config import Placement
 
-    demands = []
+    asked = []
     for name, pool in (("rollout", run.engines.rollout), ("score", run.engines.score)):
         if pool is not None and missing.on_engines:
-            demands.append(resources.Demand(f"engines.{name}", max(1, pool.min), pool.placement))
+            asked.append(resources.Demand(f"engines.{name}", max(1, pool.min), pool.placement))
     if missing.train:
-        demands.append(resources.Demand("train", run.train.workers, run.train.placement))
-    resources.check([*demands, resources.Demand("data stages", 1, Placement(cpus=1))], cluster_nodes())
+        asked.append(resources.Demand("train", run.train.workers, run.train.placement))
+    return [*asked, resources.Demand("data stages", 1, Placement(cpus=1))]
 
 
 @dataclass(frozen=True)

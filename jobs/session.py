@@ -66,7 +66,7 @@ class Session:
         else:
             store.write(name, b"")
             self.log_path = store.local_root / name
-        self.exits.enter_context(_divert_output(self.log_path))
+        self.exits.enter_context(divert_output(self.log_path))
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
 
 
@@ -132,7 +132,7 @@ def _printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _divert_output(path: Path) -> Iterator[None]:
+def divert_output(path: Path) -> Iterator[None]:
     """File descriptors 1 and 2 into the log, so that child processes and C++ land there too."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -61,7 +61,7 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
     Raises UserError that says who holds it.
     """
     token = uuid4().hex
-    if (holder := _living_holder(store, ttl_s)) is not None:
+    if (holder := living_holder(store, ttl_s)) is not None:
         raise UserError(f"{holder} is working on this run", store.uri, "Wait for it or stop it, then run the same command again")
     begun = time.monotonic()
     _write(store, token, 0)
@@ -85,7 +85,8 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
             store.delete(LEASE)
 
 
-def _living_holder(store: Store, ttl_s: float) -> str | None:
+def living_holder(store: Store, ttl_s: float) -> str | None:
+    """Who works on this run, or None; a silent holder on another machine is watched for `ttl_s` seconds."""
     first = store.read_json(LEASE, "token", "holder", "host", "pid", "beats")
     if first is None:
         return None

@@ -1,0 +1,151 @@
+"""`egrsd doctor`: whether this machine, or a cluster, can carry a recipe, said in lines of ok, warning and error."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+from jobs.distill import Missing, check_resources, demands
+from jobs.session import Session, connect, divert_output, session
+from pipeline import config, footprint, lease, machine
+from pipeline.errors import EgrsdError
+from pipeline.machine import Facts, Line
+from pipeline.recipes import recipe as named
+from pipeline.store import Store
+
+EVERYTHING = Missing([0], [], [], [])
+
+
+def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool) -> None:
+    """Print every finding; exit code 1 when one is an error. Raises SettingError for an unknown recipe."""
+    with session(debug) as out:
+        store = Store(uri) if uri is not None else None
+        run = store.load_run() if store is not None and recipe is None and store.exists() else named(recipe or "demo")
+        facts = machine.gather()
+        found = [out_line(line, out) for line in machine.judge(facts, machine.requirements())]
+        if address is not None:
+            connect(address)
+            found += [out_line(line, out) for line in probe_nodes()]
+        for part in (
+            check_tokenizer(run),
+            check_fit(run, facts),
+            check_demands(run, facts, address),
+            check_hook(run, facts, debug),
+        ):
+            found += [out_line(line, out) for line in part]
+        if store is not None:
+            found += [out_line(line, out) for line in check_store(store)]
+        errors, warnings = (sum(line.level == level for line in found) for level in ("error", "warning"))
+        out.say(f"recipe {run.name}: {errors} errors, {warnings} warnings")
+        if errors:
+            sys.exit(1)
+
+
+def out_line(line: Line, out: Session) -> Line:
+    """Print a finding, aligned, and hand it on."""
+    out.say(f"{line.level:<8} {line.topic:<16} {' '.join(line.text.split())}")
+    return line
+
+
+def check_tokenizer(run: config.Run) -> list[Line]:
+    """Tokenizer and template hash. Student and teacher are one model, so that they see the same ids."""
+    from pipeline.prompts import load_tokenizer, template_hash
+    from pipeline.tiny import resolve_model
+
+    try:
+        tokenizer = load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code)
+    except EgrsdError as error:
+        return [Line("error", "tokenizer", str(error))]
+    return [Line("ok", "tokenizer", f"{len(tokenizer)} tokens, hash {template_hash(tokenizer)}, student and teacher alike")]
+
+
+def check_fit(run: config.Run, facts: Facts) -> list[Line]:
+    """Engines, ranks and KV cache against this machine's memory."""
+    try:
+        return footprint.fit(run, footprint.measure(run.model), facts)
+    except EgrsdError as error:
+        return [Line("error", "model", str(error))]
+
+
+def check_demands(run: config.Run, facts: Facts, address: str | None) -> list[Line]:
+    """Actors against the cluster's resources, or against what Ray would count on this machine."""
+    from actors import resources
+
+    try:
+        if address is not None:
+            check_resources(run, EVERYTHING)
+        else:
+            here = resources.Node({"CPU": 8.0, "GPU": float(len(facts.gpus))})  # CPUs as jobs.session.connect counts them
+            resources.check(demands(run, EVERYTHING), [here])
+    except EgrsdError as error:
+        return [Line("error", "resources", str(error))]
+    return [Line("ok", "resources", "engines, ranks and a data task find their place at one time")]
+
+
+def check_hook(run: config.Run, facts: Facts, debug: bool) -> list[Line]:
+    """Start a real engine, of the recipe's model where that can be here, and ask what its self-check allowed."""
+    from pipeline.tiny import resolve_model
+
+    pool, model = run.engines.rollout, run.model
+    if not Path(resolve_model(model.path)).is_dir() or pool.placement.gpus > len(facts.gpus):
+        model, pool = config.Model(), config.Pool(threads=1, kv_cache_gib=0.25)
+    exact = config.ScoreSettings()
+    try:
+        with divert_output(Path("/dev/stderr" if debug else os.devnull)):
+            from actors.engine import Engine
+
+            engine = Engine(model, pool, exact)
+            said = engine.facts()
+            engine.close()
+    except EgrsdError as error:
+        return [Line("error", "exact entropy", str(error))]
+    text = f"{said.entropy_method}, by the self-check of {said.engine} with {model.path}"
+    if said.entropy_method == "exact":
+        return [Line("ok", "exact entropy", text)]
+    return [Line("warning", "exact entropy", f"{text}. Install a vLLM in the supported window for exact entropies")]
+
+
+def check_store(store: Store) -> list[Line]:
+    """Write, read back and delete a probe; then who holds the lease."""
+    name, data = f"doctor-{uuid4().hex}", os.urandom(64)
+    try:
+        root = store.local_root
+        new = root is not None and not root.exists()
+        store.write(name, data)
+        same = store.read_bytes(name) == data
+        store.delete(name)
+        if new and root is not None:
+            shutil.rmtree(root / ".tmp", ignore_errors=True)
+            root.rmdir()
+        holder = None if new else lease.living_holder(store, lease.TTL_S)
+    except (EgrsdError, OSError) as error:
+        return [Line("error", "store", str(error))]
+    if not same:
+        return [Line("error", "store", f"{store.uri} gives back other bytes than were written. Use another place")]
+    held = Line("warning", "lease", f"{holder} is working on this run. Wait for it or stop it")
+    return [
+        Line("ok", "store", f"{store.uri}: a probe was written, read back and deleted"),
+        held if holder else Line("ok", "lease", "free"),
+    ]
+
+
+def probe_nodes() -> list[Line]:
+    """Findings of every node of the cluster, each by a task that runs there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = ray.remote(num_cpus=0)(machine.gather)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    asked = [probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote() for n in nodes]
+    lines = []
+    for node, ref in zip(nodes, asked, strict=True):
+        try:
+            found = machine.judge(ray.get(ref, timeout=120), machine.requirements())
+        except Exception as error:  # a node without this package, or one that died: its line says so
+            found = [Line("error", "probe", f"failed ({type(error).__name__}). Install the same environment on every node")]
+        lines += [replace(line, topic=f"{node['NodeManagerAddress']} {line.topic}") for line in found]
+    return lines
