@@ -268,7 +268,7 @@ def summarise(store: Store, one: Asked, found: dict[int, Samples], template: str
     try:
         policies = {
             str(number): {
-                "figures": {name: asdict(value) for name, value in figures(answered, one.k).items()},
+                "figures": plain(figures(answered, one.k)),
                 "verdicts": answered.verdicts,
                 "rejected": answered.rejected,
             }
@@ -278,7 +278,7 @@ def summarise(store: Store, one: Asked, found: dict[int, Samples], template: str
             {
                 "policy": number,
                 "against": first,
-                "figures": {n: asdict(v) for n, v in paired(found[number], found[first], one.k).items()},
+                "figures": plain(paired(found[number], found[first], one.k)),
             }
             for number in later
         ]
