@@ -103,7 +103,8 @@ def figures(found: Samples, k: int, seed: int = 0) -> dict[str, Estimate]:
 
 
 def differences(after: Samples, before: Samples, k: int, seed: int = 0) -> dict[str, Estimate]:
-    """`after` - `before` in each of FIGURES, paired by problem: over the problems that both answered.
+    """`after` - `before` in each of FIGURES, paired by problem: over the problems that both answered. One whose interval is not
+    bounded, for want of correct answers, is left out.
 
     Raises ValueError when they are not of the same problems.
     """
@@ -113,7 +114,7 @@ def differences(after: Samples, before: Samples, k: int, seed: int = 0) -> dict[
     picks = _picks(int(both.sum()), seed)
     after, before = _select(after, both), _select(before, both)
     with np.errstate(invalid="ignore"):  # without a correct answer on either side tokens per correct answer have no difference
-        return _estimates({name: draws(after, name, k, picks) - draws(before, name, k, picks) for name in FIGURES})
+        return _estimates({name: draws(after, name, k, picks) - draws(before, name, k, picks) for name in FIGURES}, bounded=True)
 
 
 def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str, Estimate]:
@@ -128,7 +129,7 @@ def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str,
             with np.errstate(invalid="ignore"):
                 part = draws(found, name, k, picks) - (draws(other, name, k, picks) if other is not None else 0.0)
                 total[name] = total[name] + part / len(of_sources)
-    return _estimates(total)
+    return _estimates(total, bounded=any(other is not None for _, other in of_sources))
 
 
 def draws(found: Samples, name: str, k: int, picks: np.ndarray) -> np.ndarray:
@@ -155,13 +156,14 @@ def draws(found: Samples, name: str, k: int, picks: np.ndarray) -> np.ndarray:
         return _mean(values[whole])
 
 
-def _estimates(drawn: dict[str, np.ndarray]) -> dict[str, Estimate]:
-    """Estimates of what has a value and an interval: a bound may be infinite, not missing."""
+def _estimates(drawn: dict[str, np.ndarray], bounded: bool = False) -> dict[str, Estimate]:
+    """Estimates of what has a value and an interval; a bound may be infinite unless `bounded`, but is never missing."""
     found = {}
     for name, values in drawn.items():
         with np.errstate(all="ignore"):
             low, high = np.quantile(values[1:], (0.025, 0.975), method="nearest")
-        if not np.isnan([values[0], low, high]).any():
+        kept = np.isfinite if bounded else lambda x: ~np.isnan(x)
+        if kept([values[0], low, high]).all():
             found[name] = Estimate(float(values[0]), float(low), float(high))
     return found
 

@@ -89,6 +89,9 @@ def test_no_correct_answer_has_no_price():
     found = evaluation.figures(answered([[0], [0]]), 1)
     assert found["tokens_per_correct"].value == math.inf
     assert found["avg"].value == 0.0
+    changed = evaluation.differences(answered([[0], [1], [0]]), answered([[1], [0], [0]]), 1)
+    assert "tokens_per_correct" not in changed  # some resamples have no correct answer on one side: no bound
+    assert "avg" in changed
 
 
 def test_differences_pair_by_problem_and_leave_what_one_side_lacks():
