@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from jobs.distill import Live, Missing, check_resources, open_inputs
+from jobs.distill import Live, check_resources, open_inputs
 from jobs.engines import open_engines
 from jobs.evaluate import facts, plain, read_samples, tokenizer_hash
+from jobs.missing import Missing
 from jobs.session import Session, connect, parse_numbers, read_config, session, versions
 from pipeline import lease
 from pipeline.config import Run, differences, load, resolve

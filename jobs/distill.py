@@ -8,7 +8,6 @@ round, and labels it while the trainer, which waits for committed rounds, publis
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from jobs.engines import open_engines
+from jobs.missing import Missing, incomplete
 from jobs.progress import Bars
 from jobs.session import Session, check_reach, connect, session, settle, versions
 from pipeline import lease, sinks
-from pipeline.contract import STAGES
 from pipeline.errors import TrainingError
 from pipeline.rounds import EVALUATION, Inventory, Round
 from pipeline.store import Entry, Store, area
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.config import Run
     from pipeline.sources import ProblemSet
 
+_ROOM_FOR = 8  # engines
 END_S = 30.0  # a trainer that waits for resources does not hear that it should stop
 
 
@@ -80,79 +80,6 @@ def distill(
         from jobs.summary import summarise
 
         summarise(store, run, out)
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What a run still lacks: rounds to train, rounds to label, evaluations (of policy 0 and of the last).
-
-    `stale` says what trained rounds were trained on and has changed since: that is for `egrsd stage` and `egrsd train`.
-    """
-
-    train: list[int]
-    label: list[int]
-    evaluate: list[int]
-    stale: list[str]
-
-    @classmethod
-    def of(cls, store: Store, run: Run) -> Missing:
-        """Read it off the run directory."""
-        from pipeline.rounds import LABELS, MEASURE, evaluation_run, open_rounds
-
-        first, stale, label = store.latest_policy(), [], []
-        for work in itertools.takewhile(lambda work: work.number < first, open_rounds(store, run)):
-            seen = Inventory(work)
-            stale += [
-                f"stale: {work.area} {name} ({reason}), trained on all the same; `egrsd stage` and `egrsd train` redo it"
-                for name in MEASURE
-                for reason in sorted(seen.reasons(name))
-            ]
-            if _incomplete(seen, LABELS) and not _inputs_stale(seen):
-                label.append(work.number)
-        held_out = evaluation_run(run) if run.evaluation.problems else None
-        versions = [0, run.rounds] if held_out else []
-        planned = {n: _planned(store, held_out, "evals", n) for n in versions if held_out}
-        evaluate = [n for n, work in planned.items() if work is None or _incomplete(Inventory(work), EVALUATION)]
-        return cls(list(range(first, run.rounds)), label, evaluate, stale)
-
-    @property
-    def nothing(self) -> bool:
-        """Whether the run is complete."""
-        return not (self.train or self.label or self.evaluate)
-
-    @property
-    def on_engines(self) -> bool:
-        """Whether engines are needed."""
-        return bool(self.train or self.evaluate)
-
-    def text(self, run: Run) -> str:
-        """What will happen, for the person who started it."""
-        if len(self.train) == run.rounds:
-            return f"{run.rounds} rounds of recipe {run.name}"
-        parts = [f"rounds {self.train[0]} to {run.rounds - 1} to train"] if self.train else []
-        parts += [f"{len(self.label)} rounds to label"] if self.label else []
-        parts += [f"{len(self.evaluate)} evaluations"] if self.evaluate else []
-        return "resuming: " + ", ".join(parts)
-
-
-def _planned(store: Store, run: Run, kind: str, number: int) -> Round | None:
-    """A round that was planned for as many prompts as are asked for now, or None."""
-    from pipeline.rounds import open_round
-
-    plan = store.read_json(f"{area(kind, number)}/plan.json", "shards")
-    asked = run.rollout.prompts_per_round
-    return open_round(store, run, kind, number) if plan is not None and plan.get("asked", asked) == asked else None
-
-
-def _inputs_stale(seen: Inventory) -> bool:
-    """Whether labels cannot be made before `egrsd stage` has redone what they read."""
-    return bool(seen.reasons("grade")) or any(
-        seen.stale_input(STAGES[name], shard) for name in ("grade", "profile") for shard in seen.work.shards
-    )
-
-
-def _incomplete(seen: Inventory, stages: tuple[str, ...]) -> bool:
-    return any(seen.reasons(name) for name in stages)
 
 
 @dataclass(frozen=True)
@@ -340,8 +267,9 @@ class Live:
 
     @property
     def inflight(self) -> int:
-        """Shards that may wait on engines at one time: as many as the largest pool it may become can hold."""
-        return self.run.engines.inflight_shards * max((pool.most for pool in self.pools()), default=1)
+        """Shards that may wait on engines at one time: enough for the most engines there may be, and for some that `egrsd scale`
+        may add while the round is under way."""
+        return self.run.engines.inflight_shards * max(_ROOM_FOR, *(pool.most for pool in self.pools()), 1)
 
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
         """Profile and label a measured round."""
@@ -387,7 +315,7 @@ class Live:
         known = {row["round"] for row in self.store.metrics() if row["writer"] == "round"}
         trained = missing.train[0] if missing.train else self.run.rounds
         for work in open_rounds(self.store, self.run):
-            if work.number < trained and work.number not in known and not _incomplete(Inventory(work), ("profile",)):
+            if work.number < trained and work.number not in known and not incomplete(Inventory(work), ("profile",)):
                 self.store.write_metrics("round", work.number, [{"round": work.number, **self.summarise_round(work)}])
 
     def summarise_round(self, work: Round) -> dict[str, float]:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from jobs.distill import Missing, check_resources, demands
+from jobs.distill import check_resources, demands
+from jobs.missing import Missing
 from jobs.session import Session, connect, divert_output, session
 from pipeline import config, footprint, lease, machine
 from pipeline.errors import EgrsdError

@@ -54,6 +54,7 @@ class Cut:
     @classmethod
     def of(cls, num_shards: int, inflight: int) -> Cut:
         """For a round of `num_shards` of which `inflight` may wait on engines."""
+        inflight = min(inflight, max(1, num_shards))
         tasks = min(inflight, max(_MIN_TASKS, -(-inflight // _MAX_THREADS)))
         threads = -(-inflight // tasks)
         group = min(_MAX_GROUP, max(1, num_shards // _ROWS))

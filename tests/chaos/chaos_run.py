@@ -183,7 +183,7 @@ def check(ground: Ground, uri: str, undisturbed: str) -> None:
 
 def check_whole(uri: str, undisturbed: str) -> None:
     """All rounds are finished, every trace is there once and counted once, and the adapter moved in every round."""
-    from jobs.distill import Missing
+    from jobs.missing import Missing
 
     store = Store(uri)
     run = store.load_run()
