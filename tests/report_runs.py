@@ -125,7 +125,16 @@ def hostile_run(folder: Path) -> tuple[Store, list[str]]:
     """A run whose model is out to break the page: markup, marks of direction, pieces of letters, a trace of 100 000 tokens."""
     tokenizer = byte_tokenizer(folder / "model")
     store, run = new_run(folder / "run", f"model.path={folder / 'model'}")
-    texts = [f"{SCRIPT} x", f"{END}\n\tnext", f"{RIGHT_TO_LEFT} left", "né 😀 日本", "a" * 100_000, "ok<eos>", "\x1b[31m\x00", "b"]
+    texts = [
+        f"{SCRIPT} x",
+        f"{END}\n\tnext",
+        f"{RIGHT_TO_LEFT} left",
+        "né 😀 日本",
+        "a" * 100_000,
+        "ok<eos>",
+        "\x1b[31m\x00",
+        "b",
+    ]
     ids = [np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     add_round(store, run, 0, ids, texts, [f"problem {SCRIPT}{RIGHT_TO_LEFT}", f"{END} two"], {7: f"died on {SCRIPT}"})
     return store, texts
@@ -156,4 +165,6 @@ def _named(prompts: Any, rollout: Any, grade: Any, score: Any) -> dict[str, dict
 def _table(name: str, columns: dict[str, Any]) -> pa.Table:
     """A shard, nulls where a column was left out."""
     schema, rows = contract.schema(contract.STAGES[name]), len(columns[contract.STAGES[name].key])
-    return pa.table({f.name: pa.array([None] * rows, f.type) if f.name not in columns else columns[f.name] for f in schema}).cast(schema)
+    return pa.table({f.name: pa.array([None] * rows, f.type) if f.name not in columns else columns[f.name] for f in schema}).cast(
+        schema
+    )

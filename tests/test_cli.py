@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy():
 def test_help_lists_every_verb():
     done = egrsd("--help")
     assert done.returncode == 0
-    for verb in ("distill", "stage", "train", "evaluate", "compare", "status", "export", "recipes"):
+    for verb in ("distill", "stage", "train", "evaluate", "compare", "sweep", "report", "status", "export", "recipes"):
         assert verb in done.stdout
 
 

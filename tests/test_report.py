@@ -157,7 +157,7 @@ def test_special_and_unknown_ids_are_told(tmp_path):
 
 
 def test_the_tiny_reasoners_tokens_are_its_letters():
-    tokenizer = load_tokenizer(asset_path())
+    tokenizer = load_tokenizer(str(asset_path()))
     ids = tokenizer("7+4=11 a", add_special_tokens=False)["input_ids"]
     assert "".join(piece.text for piece in tokens.pieces(tokenizer, ids)) == "7+4=11 a"
 
@@ -198,7 +198,10 @@ def test_a_number_that_json_does_not_know_never_reaches_the_page():
         page.embedded({"x": float("nan")})
 
 
-@pytest.mark.parametrize("document", ["[]", '{"points": [{}], "objectives": [], "pairs": []}', '{"points": 3, "objectives": 1, "pairs": 1}'])
+@pytest.mark.parametrize(
+    "document",
+    ["[]", '{"points": [{}], "objectives": [], "pairs": []}', '{"points": 3, "objectives": 1, "pairs": 1}'],
+)
 def test_a_comparison_that_is_none_is_told(tmp_path, document):
     (tmp_path / "compare.json").write_text(document)
     with pytest.raises(Exception, match=r"compare\.json"):
