@@ -166,6 +166,19 @@ def sweep(
 
 
 @app.command()
+def report(
+    run: RunUri,
+    compare: Annotated[str | None, typer.Option(help="Folder with compare.json, for the frontier.")] = None,
+    out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the run.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML file: traces token by token, the run by round, the evidence."""
+    from jobs.report import report_run
+
+    report_run(run, compare, out, debug)
+
+
+@app.command()
 def recipes(
     show: Annotated[str | None, typer.Option("--show", help="Print this recipe's resolved YAML.")] = None,
     debug: Debug = False,

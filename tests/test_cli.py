@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy():
 def test_help_lists_every_verb():
     done = egrsd("--help")
     assert done.returncode == 0
-    for verb in ("distill", "stage", "train", "evaluate", "compare", "status", "export", "recipes"):
+    for verb in ("distill", "stage", "train", "evaluate", "compare", "sweep", "report", "status", "export", "recipes"):
         assert verb in done.stdout
 
 
@@ -61,6 +61,10 @@ def test_help_lists_every_verb():
         (("status", "--run", "gopher://x/y"), "cannot be opened"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--set", "grade.answer_pattern=("), "grade.answer_pattern"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--address", "127.0.0.1:1"), "no Ray cluster answers"),
+        (("report", "--run", "RUN"), "nothing to report: no round has graded and scored traces"),
+        (("report", "--run", "NEW"), "no run here"),
+        (("report", "--run", "RUN", "--compare", "OUT"), "no comparison here: compare.json is missing"),
+        (("report", "--run", "RUN", "--out", "OUT/"), "is a folder"),
         (("sweep", "--run", "RUN"), "no round is labelled"),
         (("sweep", "--run", "RUN", "--set", "label.gama=0,1"), "Did you mean 'label.gamma'?"),
         (("sweep", "--run", "RUN", "--set", "rollout.temperature=1,2"), "labels do not read this setting"),

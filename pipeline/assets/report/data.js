@@ -1,0 +1,78 @@
+// The data of the page, and how a trace's packed numbers are opened.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+
+const REGIMES = [
+  { name: "lock", letter: "L", text: "the teacher is sure" },
+  { name: "mid", letter: "M", text: "in between" },
+  { name: "pivot", letter: "P", text: "unsure now, sure again soon: weight restored" },
+  { name: "fork", letter: "F", text: "unsure, and stays so: weight reduced" },
+];
+
+const VERDICTS = {
+  correct: { glyph: "✓", tone: "good" },
+  wrong: { glyph: "✗", tone: "bad" },
+  truncated: { glyph: "…", tone: "dim" },
+  unparsable: { glyph: "?", tone: "dim" },
+  timeout: { glyph: "⧖", tone: "dim" },
+};
+
+function bytesOf(text) {
+  const raw = atob(text);
+  const bytes = new Uint8Array(raw.length);
+  for (let i = 0; i < raw.length; i += 1) bytes[i] = raw.charCodeAt(i);
+  return bytes;
+}
+
+// Half floats by table: not every browser has Float16Array yet.
+const HALVES = (() => {
+  const table = new Float32Array(1 << 16);
+  for (let i = 0; i < table.length; i += 1) {
+    const sign = i & 0x8000 ? -1 : 1;
+    const exponent = (i >> 10) & 31;
+    const fraction = i & 1023;
+    if (exponent === 0) table[i] = sign * fraction * 2 ** -24;
+    else if (exponent === 31) table[i] = fraction ? NaN : sign * Infinity;
+    else table[i] = sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+  }
+  return table;
+})();
+
+function halvesOf(text) {
+  const bytes = bytesOf(text);
+  const values = new Float32Array(bytes.length / 2);
+  for (let i = 0; i < values.length; i += 1) values[i] = HALVES[bytes[2 * i] | (bytes[2 * i + 1] << 8)];
+  return values;
+}
+
+function wordsOf(text) {
+  const bytes = bytesOf(text);
+  const view = new DataView(bytes.buffer);
+  return Uint32Array.from({ length: bytes.length / 4 }, (_, i) => view.getUint32(4 * i, true));
+}
+
+const opened = new WeakMap();
+
+// The signals of a trace, opened once: tokens, regime, entropy, ahead, student, teacher, gate, weight.
+function signalsOf(trace) {
+  if (!opened.has(trace)) {
+    const found = { tokens: wordsOf(trace.tokens), regime: bytesOf(trace.regime) };
+    for (const name of ["entropy", "ahead", "student", "teacher", "gate", "weight"]) found[name] = halvesOf(trace[name]);
+    opened.set(trace, found);
+  }
+  return opened.get(trace);
+}
+
+// What the label stage computes from these, token by token (Eq. 2 and 6).
+function derived(trace, signals, i) {
+  const labels = DATA.labels;
+  const delta = signals.teacher[i] - signals.student[i];
+  const clip = (x, low, high) => Math.min(Math.max(x, low), high);
+  const gate = (entropy) => clip(1 - (labels.gamma * entropy) / trace.peak, labels.floor, 1);
+  return {
+    delta,
+    magnitude: clip(Math.exp(Math.sign(trace.advantage) * delta), 1 - labels.epsilon, 1 + labels.epsilon),
+    now: gate(signals.entropy[i]),
+    restored: gate(signals.ahead[i]) - gate(signals.entropy[i]),
+  };
+}

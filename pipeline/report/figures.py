@@ -1,0 +1,202 @@
+"""Figures of every round, read off its shards and metrics, and the rows that a sample of traces is drawn from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.contract import Regime, Verdict
+from pipeline.report import ledger
+from pipeline.rounds import Round
+from pipeline.stages import ragged
+
+CLOCK = ("seconds_round", "seconds_measure", "seconds_label", "seconds_engines", "seconds_engines_idle")
+EXAMPLES = 3  # rejected rows shown by reason, at most, of a round
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Traces of a round that are labelled, R of them: where each stands, and what a sample is drawn by."""
+
+    work: Round
+    trace_ids: np.ndarray
+    shards: np.ndarray
+    places: np.ndarray
+    verdicts: np.ndarray
+    lengths: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One round as the report shows it."""
+
+    figures: dict[str, Any]
+    counts: ledger.Counts
+    rows: Rows
+    rejected: list[dict[str, Any]]
+
+
+def measure(work: Round, metrics: list[dict[str, Any]]) -> Measured:
+    """Figures, counts and rows of a round, from its shards as they are and from `metrics`, all rows of this round."""
+    train = [row for row in metrics if row["writer"] == "train"]
+    clock = next((row for row in metrics if row["writer"] == "round"), {})
+    shards = [_Shard.of(work, shard) for shard in sorted(work.shards)]
+    whole = [shard for shard in shards if shard.measured]
+    live = np.concatenate([shard.live for shard in whole]) if whole else np.zeros(0, bool)
+    lengths, reward, advantage = (_joined(whole, name) for name in ("lengths", "reward", "advantage"))
+    verdicts = np.concatenate([shard.verdicts for shard in whole]) if whole else np.zeros(0, object)
+    fit = {
+        "fit": int(live.sum()),
+        "fit_tokens": int(lengths[live].sum()),
+        "no_advantage": int((advantage[live] == 0).sum()),
+    }
+    figures = {
+        "round": work.number,
+        "policy": work.policy_version,
+        "lag": work.lag,
+        "traces": len(live),
+        "verdicts": {str(v): int((verdicts == v).sum()) for v in Verdict},
+        "accuracy": _mean(verdicts[live] == Verdict.CORRECT),
+        "reward": _mean(reward[live]),
+        "length": _mean(lengths[live]),
+        "truncated": _mean(verdicts[live] == Verdict.TRUNCATED),
+        **_token_figures(whole),
+        **_train_figures(train),
+        "stages": {key[14:]: value for key, value in clock.items() if key.startswith("seconds_stage_")},
+        **{name: clock.get(name) for name in CLOCK},
+    }
+    return Measured(figures, ledger.count_round(work, fit, train), _rows(work, shards), [r for s in shards for r in s.rejected])
+
+
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """What the report needs of one shard, row by row; empty arrays where a stage is not there."""
+
+    name: str
+    measured: bool
+    labelled: bool
+    trace_ids: np.ndarray
+    live: np.ndarray
+    lengths: np.ndarray
+    verdicts: np.ndarray
+    reward: np.ndarray
+    advantage: np.ndarray
+    delta: np.ndarray
+    gaps: np.ndarray
+    entropy: np.ndarray
+    shares: np.ndarray
+    rejected: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, work: Round, name: str) -> _Shard:
+        entries = {stage: work.store.entry(work.area, stage, name) for stage in ("rollout", "grade", "score", "profile", "label")}
+        tables = {stage: work.store.read(entry, _COLUMNS[stage]) for stage, entry in entries.items() if entry is not None}
+        none, text = np.zeros(0), np.zeros(0, object)
+        if not {"rollout", "grade", "score"} <= tables.keys():
+            return cls(
+                name, False, False, text, none.astype(bool), none.astype(int), text, none, none, none, none, none, none, []
+            )
+        rollout, grade, score = (tables[stage] for stage in ("rollout", "grade", "score"))
+        reasons = pc.coalesce(*(table["reject_reason"] for table in (rollout, grade, score)))
+        live = np.asarray(pc.is_null(reasons))
+        profile = tables.get("profile")
+        deltas = np.abs(ragged(score["teacher_logprobs"])[0] - ragged(score["student_logprobs"])[0])
+        return cls(
+            name,
+            True,
+            "label" in tables and profile is not None,
+            np.array(rollout["trace_id"].to_pylist(), object),
+            live,
+            pc.fill_null(pc.list_value_length(rollout["response_tokens"]), 0).to_numpy(),
+            np.array(grade["verdict"].to_pylist(), object),
+            _floats(grade["reward"]),
+            _floats(grade["advantage"]),
+            deltas,
+            _floats(pc.drop_null(score["student_logprob_gap"])),
+            _floats(profile["entropy_mean"]) if profile is not None else none,
+            np.stack([_floats(profile[f"share_{n}"]) for n in Regime.NAMES], 1) if profile is not None else none,
+            _examples(rollout["trace_id"], reasons, pc.coalesce(*(t["reject_detail"] for t in (rollout, grade, score)))),
+        )
+
+
+_REASONS = ["reject_reason", "reject_detail"]
+_COLUMNS = {
+    "rollout": ["trace_id", *_REASONS, "response_tokens"],
+    "grade": [*_REASONS, "verdict", "reward", "advantage"],
+    "score": [*_REASONS, "teacher_logprobs", "student_logprobs", "student_logprob_gap"],
+    "profile": ["entropy_mean", *(f"share_{name}" for name in Regime.NAMES)],
+    "label": ["trace_id"],
+}
+
+
+def _token_figures(shards: list[_Shard]) -> dict[str, Any]:
+    """Means over tokens: teacher entropy and regime shares of labelled shards, |delta| of all."""
+    known = [shard for shard in shards if shard.labelled]
+    tokens = np.concatenate([np.where(shard.live, shard.lengths, 0) for shard in known]) if known else np.zeros(0)
+    size = max(float(tokens.sum()), 1.0)
+    delta = np.concatenate([shard.delta for shard in shards]) if shards else np.zeros(0)
+    gaps = np.concatenate([shard.gaps for shard in shards]) if shards else np.zeros(0)
+    return {
+        "entropy": float(np.nansum(np.concatenate([s.entropy for s in known]) * tokens) / size) if known else None,
+        "shares": (np.nansum(np.concatenate([s.shares for s in known]) * tokens[:, None], 0) / size).tolist() if known else None,
+        "delta": _mean(delta),
+        "rescore_gap": float(gaps.max()) if len(gaps) else None,
+    }
+
+
+def _train_figures(train: list[dict[str, Any]]) -> dict[str, Any]:
+    first = train[0] if train else {}
+    return {
+        "steps": len(train),
+        "loss": _mean(np.array([row["loss"] for row in train])) if train else None,
+        "trainer_gap": first.get("logprob_gap"),
+        "trainer_gap_max": first.get("logprob_gap_max"),
+        "seconds_train": sum(row.get("seconds", 0.0) for row in train) if train else None,
+    }
+
+
+def _rows(work: Round, shards: list[_Shard]) -> Rows:
+    known = [shard for shard in shards if shard.labelled]
+    keep = [np.flatnonzero(shard.live & (shard.lengths > 0)) for shard in known]
+
+    def joined(values: list[np.ndarray], kind: Any) -> np.ndarray:
+        return np.concatenate(values) if values else np.zeros(0, kind)
+
+    return Rows(
+        work,
+        joined([shard.trace_ids[rows] for shard, rows in zip(known, keep, strict=True)], object),
+        joined([np.full(len(rows), shard.name, object) for shard, rows in zip(known, keep, strict=True)], object),
+        joined(keep, int),
+        joined([shard.verdicts[rows] for shard, rows in zip(known, keep, strict=True)], object),
+        joined([shard.lengths[rows] for shard, rows in zip(known, keep, strict=True)], int),
+    )
+
+
+def _examples(ids: pa.ChunkedArray, reasons: Any, details: Any) -> list[dict[str, Any]]:
+    """The first rejected rows of a shard, a few for each reason."""
+    seen: Counter[str] = Counter()
+    found = []
+    for trace, reason, detail in zip(ids.to_pylist(), reasons.to_pylist(), details.to_pylist(), strict=True):
+        if reason is not None:
+            seen[reason] += 1
+            if seen[reason] <= EXAMPLES:
+                found.append({"trace": trace, "reason": reason, "detail": detail or ""})
+    return found
+
+
+def _joined(shards: list[_Shard], name: str) -> np.ndarray:
+    return np.concatenate([getattr(shard, name) for shard in shards]) if shards else np.zeros(0)
+
+
+def _floats(column: Any) -> np.ndarray:
+    """A numeric column as float64; null is NaN."""
+    return column.cast(pa.float64()).to_numpy()
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(np.mean(values)) if len(values) else None

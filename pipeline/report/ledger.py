@@ -1,0 +1,127 @@
+"""Rows from source to loss, as a ledger that says whether it adds up.
+
+    planned prompts = prompts;  prompts x G = traces;  traces - rejected, by reason = fit to train on;
+    fit - left out by the trainer = traces in the loss;  their tokens = tokens in the loss
+
+Each side of an equation is counted in another place: plan, manifest entries, rows of shards, the trainer's metrics.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.rounds import Inventory, Round
+from pipeline.store import Entry
+
+
+@dataclass
+class Counts:
+    """Rows of one round, or of several added up. None is not there yet: the stage or the training has not been done."""
+
+    planned: int = 0
+    prompts: int = 0
+    prompts_rejected: Counter[str] = field(default_factory=Counter)
+    expected: int = 0
+    traces: int = 0
+    rejected: dict[str, Counter[str]] = field(default_factory=dict)
+    fit: int = 0
+    fit_tokens: int = 0
+    no_advantage: int = 0
+    left_out: int = 0
+    in_loss: int = 0
+    tokens_in_loss: int = 0
+    complete: bool = True
+    trained: bool = True
+
+
+def count_round(work: Round, rows: dict[str, Any], train: list[dict[str, Any]]) -> Counts:
+    """Counts of a round. `rows`: fit, fit_tokens and no_advantage as counted in its shards; `train`: its metrics of training.
+
+    Where a shard of a stage is not there, the round is not complete and what follows from it stays 0.
+    """
+    seen = Inventory(work)
+    entries = {name: list(seen.entries(name).values()) for name in ("prompts", "rollout", "grade", "score")}
+    rejected = {name: _reasons(found) for name, found in entries.items()}
+    later = {name: rejected[name] - rejected["rollout"] for name in ("grade", "score")}
+    counts = Counts(
+        planned=sum(map(len, work.shards.values())),
+        prompts=_rows(entries["prompts"]),
+        prompts_rejected=rejected["prompts"],
+        expected=_rows(entries["prompts"]) * work.run.rollout.group_size,
+        traces=_rows(entries["rollout"]),
+        rejected={"rollout": rejected["rollout"], **later},
+        complete=all(len(found) == len(work.shards) for found in entries.values()),
+        trained=bool(train),
+        **rows,
+    )
+    if train:
+        counts.left_out = int(train[-1].get("rejected", 0))
+        counts.in_loss = int(sum(row.get("traces", 0) for row in train))
+        counts.tokens_in_loss = int(sum(row.get("tokens", 0) for row in train))
+    return counts
+
+
+def total(parts: Iterable[Counts]) -> Counts:
+    """All rounds together; complete or trained only where every one is."""
+    whole = Counts()
+    for part in parts:
+        for name in _SUMMED:
+            setattr(whole, name, getattr(whole, name) + getattr(part, name))
+        for stage, reasons in part.rejected.items():
+            whole.rejected[stage] = whole.rejected.get(stage, Counter()) + reasons
+        whole.complete &= part.complete
+        whole.trained &= part.trained
+    return whole
+
+
+def checks(counts: Counts) -> list[dict[str, Any]]:
+    """The equations: what, both sides, and whether they agree; `ok` is None for what cannot be known yet."""
+    rejected = sum(sum(reasons.values()) for reasons in counts.rejected.values())
+    found = [
+        ("prompts planned = prompts stored", counts.planned, counts.prompts, True),
+        ("prompts × traces per prompt = traces stored", counts.expected, counts.traces, counts.complete),
+        ("traces − rejected = fit to train on", counts.traces - rejected, counts.fit, counts.complete),
+        ("fit − left out by the trainer = in the loss", counts.fit - counts.left_out, counts.in_loss, counts.trained),
+    ]
+    if not counts.left_out:  # the trainer does not say how long the traces were that it left out
+        found.append(("tokens fit to train on = tokens in the loss", counts.fit_tokens, counts.tokens_in_loss, counts.trained))
+    return [
+        {"what": what, "left": left, "right": right, "ok": left == right if known else None} for what, left, right, known in found
+    ]
+
+
+def document(counts: Counts) -> dict[str, Any]:
+    """Counts and checks as plain JSON."""
+    plain = {name: getattr(counts, name) for name in (*_SUMMED, "complete", "trained")}
+    plain["prompts_rejected"] = dict(counts.prompts_rejected)
+    plain["rejected"] = {stage: dict(reasons) for stage, reasons in counts.rejected.items() if reasons}
+    return plain | {"checks": checks(counts)}
+
+
+_SUMMED = (
+    "planned",
+    "prompts",
+    "prompts_rejected",
+    "expected",
+    "traces",
+    "fit",
+    "fit_tokens",
+    "no_advantage",
+    "left_out",
+    "in_loss",
+    "tokens_in_loss",
+)
+
+
+def _rows(entries: list[Entry]) -> int:
+    return sum(entry.rows for entry in entries)
+
+
+def _reasons(entries: list[Entry]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for entry in entries:
+        found.update(entry.rejected)
+    return found

@@ -1,0 +1,40 @@
+"""The page: template, style, script and data in one file that asks the network for nothing.
+
+What a model wrote reaches the page as JSON in a script element that browsers do not run; `<`, `>` and `&` are escaped there, so
+no text can end the element. The script builds the document from text nodes alone. The content security policy names style and
+script by hash, so that nothing else could run or load even if a text got through.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib.resources import files
+from typing import Any
+
+SCRIPTS = ("data.js", "dom.js", "charts.js", "traces.js", "reader.js", "run.js", "evidence.js", "main.js")
+
+
+def page(document: dict[str, Any]) -> bytes:
+    """One HTML file, UTF-8, that shows `document`. The same document gives the same bytes."""
+    folder = files("pipeline") / "assets" / "report"
+    style = (folder / "report.css").read_text(encoding="utf-8")
+    script = '"use strict";\n' + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    parts = {"policy": policy, "style": style, "script": script, "data": embedded(document)}
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    for name, text in parts.items():  # the data come last: nothing is looked for inside them
+        before, after = html.split(f"{{{{{name}}}}}")
+        html = before + text + after
+    return html.encode("utf-8")
+
+
+def embedded(document: Any) -> str:
+    """JSON that may stand inside a script element: ASCII, without `<`, `>`, `&`. Raises ValueError on NaN or infinity."""
+    text = json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,62 @@
+"""What a token id looks like on its own. A piece of a byte-level vocabulary may be no valid UTF-8: then its bytes are shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_WORD_START = "\u2581"  # SentencePiece's sign for a space, which decoding a single piece leaves out
+
+
+class Piece(NamedTuple):
+    """Text of one token, and what it is: "text", "special" (not part of the answer) or "bytes" (`text` lists them in hex)."""
+
+    text: str
+    kind: str
+
+
+def pieces(tokenizer: Any, ids: Iterable[int]) -> list[Piece]:
+    """A Piece for every id, in order; an id that the tokenizer does not know is shown as a number."""
+    ids = list(ids)
+    special = set(tokenizer.all_special_ids)
+    raw = tokenizer.convert_ids_to_tokens(ids)
+    known = [i for i, token in zip(ids, raw, strict=True) if token is not None]
+    texts = iter(tokenizer.batch_decode([[i] for i in known], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    return [_unknown(i) if token is None else _piece(token, next(texts), i in special) for i, token in zip(ids, raw, strict=True)]
+
+
+def _unknown(token_id: int) -> Piece:
+    return Piece(f"id {token_id}", "bytes")
+
+
+def _piece(token: str, text: str, special: bool) -> Piece:
+    if special:
+        return Piece(token, "special")
+    if "\ufffd" in text or (not text and token):
+        found = _bytes(token)
+        if found is not None:
+            return Piece(found.hex(" ").upper(), "bytes") if found else Piece("", "text")
+    if token.startswith(_WORD_START) and not text.startswith(" "):
+        text = f" {text}"
+    return Piece(text, "text")
+
+
+def _bytes(token: str) -> bytes | None:
+    """The bytes a vocabulary entry stands for, in SentencePiece's or the byte-level alphabet; None where it is in neither."""
+    if found := _BYTE.fullmatch(token):
+        return bytes.fromhex(found[1])
+    try:
+        return bytes(_alphabet()[character] for character in token)
+    except KeyError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _alphabet() -> dict[str, int]:
+    """The byte-level alphabet since GPT-2: printable bytes stand for themselves, the others for code points from 256."""
+    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [byte for byte in range(256) if byte not in kept]
+    return {chr(byte): byte for byte in kept} | {chr(256 + place): byte for place, byte in enumerate(moved)}

@@ -1,0 +1,167 @@
+"""A sample of labelled traces with every token's signals, small enough to travel inside a page.
+
+The sample is even over strata (round and verdict), so that what is rare is there to be looked at, and drawn in the order of
+trace ids, which are hashes: the same run gives the same sample. Numbers travel as little-endian half floats in base64; half
+precision keeps three digits at any size, which the 0.002 nat of a locked token need and a fixed step would lose.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import regimes
+from pipeline.config import Label
+from pipeline.contract import Regime
+from pipeline.report.figures import Rows
+from pipeline.report.tokens import pieces
+from pipeline.rounds import Inventory, Round
+from pipeline.stages import ragged
+
+MOST_TRACES, MOST_TOKENS = 1500, 300_000
+MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response
+SIGNALS = {
+    "entropy": ("score", "teacher_entropy"),
+    "ahead": ("profile", "lookahead_entropy"),
+    "student": ("score", "student_logprobs"),
+    "teacher": ("score", "teacher_logprobs"),
+    "gate": ("label", "gate"),
+    "weight": ("label", "token_weight"),
+}
+
+
+def choose(
+    strata: np.ndarray, keys: np.ndarray, lengths: np.ndarray, most_traces: int = MOST_TRACES, most_tokens: int = MOST_TOKENS
+) -> np.ndarray:
+    """Rows [S] of a sample, ascending: from each stratum in turn the trace with the least key, while both limits hold.
+
+    strata [R] of any type, keys [R] unique, lengths [R] in tokens. A trace that does not fit is passed by; the first is always
+    taken, however long.
+    """
+    if not len(keys):
+        return np.zeros(0, np.int64)
+    codes = np.unique(strata, return_inverse=True)[1]
+    by_key = np.lexsort((keys, codes))
+    counts = np.bincount(codes)
+    rank = np.empty(len(keys), np.int64)
+    rank[by_key] = np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
+    taken: list[int] = []
+    left = most_tokens
+    for row in np.lexsort((keys, rank)).tolist():
+        if len(taken) == most_traces:
+            break
+        if lengths[row] <= left or not taken:
+            taken.append(row)
+            left -= int(lengths[row])
+    return np.sort(np.array(taken))
+
+
+def sample(measured: list[Rows], tokenizer: Any) -> dict[str, Any]:
+    """The sampled traces of all rounds, the vocabulary they use, and how they were drawn."""
+    owner = np.repeat(np.arange(len(measured)), [len(rows.trace_ids) for rows in measured])
+    ids, verdicts, lengths = (
+        np.concatenate([getattr(rows, name) for rows in measured]) for name in ("trace_ids", "verdicts", "lengths")
+    )
+    strata = np.array([f"{k} {verdict}" for k, verdict in zip(owner, verdicts, strict=True)], str)
+    chosen = choose(strata, ids.astype(str), lengths)
+    starts = np.searchsorted(owner, np.arange(len(measured)))
+    found = [t for k, rows in enumerate(measured) for t in _of_round(rows, chosen[owner[chosen] == k] - starts[k])]
+    used = np.unique(np.concatenate([trace["tokens"] for trace in found])) if found else np.zeros(0, np.int32)
+    vocabulary = pieces(tokenizer, used.tolist())
+    for trace in found:
+        trace["tokens"] = _packed(np.searchsorted(used, trace["tokens"]), "<u4")
+    return {
+        "traces": found,
+        "vocabulary": [piece.text for piece in vocabulary],
+        "kinds": "".join(piece.kind[0] for piece in vocabulary),  # t text, s special, b bytes
+        "labelled": len(ids),
+        "labelled_tokens": int(lengths.sum()),
+        "shown_tokens": int(lengths[chosen].sum()),
+        "strata": len(np.unique(strata)),
+    }
+
+
+def _of_round(rows: Rows, chosen: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The chosen rows of one round, shard by shard."""
+    scope = Inventory(rows.work).scope
+    for shard in np.unique(rows.shards[chosen].astype(str)):
+        mine = chosen[rows.shards[chosen] == shard]
+        yield from _of_shard(rows.work, str(shard), rows.places[mine], scope[0] if scope else 0.0)
+
+
+def _of_shard(work: Round, shard: str, places: np.ndarray, peak: float) -> Iterator[dict[str, Any]]:
+    entries = {name: work.store.entry(work.area, name, shard) for name in ("prompts", *_COLUMNS)}
+    tables = {n: work.store.read(e, _COLUMNS.get(n)) for n, e in entries.items() if e is not None}
+    tables = {name: table.take(places) if name != "prompts" else table for name, table in tables.items()}
+    prompts = tables["prompts"].take(tables["rollout"]["prompt_index"])
+    signals = {name: _views(tables[stage][column]) for name, (stage, column) in SIGNALS.items()}
+    tokens, codes = _views(tables["rollout"]["response_tokens"]), _views(tables["label"]["regime"])
+    settings, rollout, grade = work.run.label, tables["rollout"].to_pylist(), tables["grade"].to_pylist()
+    for row, (text, written, graded) in enumerate(zip(prompts.to_pylist(), rollout, grade, strict=True)):
+        mine = {name: views[row] for name, views in signals.items()}
+        spans = tables["label"]["spans"][row].as_py()
+        restored = _restored(mine["entropy"], mine["ahead"], peak, settings)
+        yield {
+            "id": written["trace_id"],
+            "round": work.number,
+            "policy": written["policy_version"],
+            "source": written["trace_source"],
+            "sample": written["sample_index"],
+            "finish": written["finish_reason"],
+            "verdict": graded["verdict"],
+            "reward": graded["reward"],
+            "advantage": graded["advantage"],
+            "length": len(tokens[row]),
+            "pivots": sum(span["regime"] == Regime.PIVOT for span in spans),
+            "forks": sum(span["regime"] == Regime.FORK for span in spans),
+            "restored": float(restored.sum()),
+            "peak": max(peak, settings.min_normaliser),
+            "mean": float(mine["entropy"].mean()),
+            **{name: (text[name] or "")[:MOST_TEXT] for name in ("problem", "answer", "solution")},
+            "text": written["response_text"][:MOST_TEXT],
+            "tokens": tokens[row],
+            "regime": _packed(codes[row], "u1"),
+            **{name: _packed(values, "<f2") for name, values in mine.items()},
+        }
+
+
+_COLUMNS = {
+    "rollout": [
+        "trace_id",
+        "prompt_index",
+        "sample_index",
+        "trace_source",
+        "response_tokens",
+        "response_text",
+        "finish_reason",
+        "policy_version",
+    ],
+    "grade": ["verdict", "reward", "advantage"],
+    "score": ["teacher_entropy", "student_logprobs", "teacher_logprobs"],
+    "profile": ["lookahead_entropy"],
+    "label": ["regime", "spans", "gate", "token_weight"],
+}
+
+
+def _restored(entropy: np.ndarray, ahead: np.ndarray, peak: float, settings: Label) -> np.ndarray:
+    """omega(H^CL) - omega(H) of every token, with the round's maximum as the label stage takes it."""
+    now, later = (
+        regimes.gate(values, max(peak, settings.min_normaliser), settings.gamma, settings.floor) for values in (entropy, ahead)
+    )
+    return later - now
+
+
+def _views(column: pa.ChunkedArray) -> list[np.ndarray]:
+    flat, offsets = ragged(column)
+    return [flat[a:b] for a, b in pairwise(offsets.tolist())]
+
+
+def _packed(values: np.ndarray, kind: str) -> str:
+    if kind == "<f2":
+        values = np.clip(values, -65504, 65504)
+    return base64.b64encode(values.astype(kind).tobytes()).decode()
