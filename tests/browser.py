@@ -22,7 +22,7 @@ def missing() -> str | None:
     for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *PACKAGES]):
         try:
             done = subprocess.run(
-                ["apt-get", *command], capture_output=True, text=True, timeout=240, env=environment, check=False
+                ["apt-get", *command], capture_output=True, text=True, timeout=240, env=env, check=False
             )
         except subprocess.TimeoutExpired:
             return f"apt-get {command[0]} took too long"
