@@ -94,6 +94,7 @@ class _Shard:
 
     @classmethod
     def of(cls, work: Round, name: str) -> _Shard:
+        """Read one shard of a round, with whatever stages it has."""
         entries = {stage: work.store.entry(work.area, stage, name) for stage in ("rollout", "grade", "score", "profile", "label")}
         tables = {stage: work.store.read(entry, _COLUMNS[stage]) for stage, entry in entries.items() if entry is not None}
         none, text = np.zeros(0), np.zeros(0, object)
@@ -165,6 +166,7 @@ def _rows(work: Round, shards: list[_Shard]) -> Rows:
     keep = [np.flatnonzero(shard.live & (shard.lengths > 0)) for shard in known]
 
     def joined(values: list[np.ndarray], kind: Any) -> np.ndarray:
+        """The shards' arrays as one."""
         return np.concatenate(values) if values else np.zeros(0, kind)
 
     return Rows(
