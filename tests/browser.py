@@ -21,9 +21,7 @@ def missing() -> str | None:
     env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *PACKAGES]):
         try:
-            done = subprocess.run(
-                ["apt-get", *command], capture_output=True, text=True, timeout=240, env=env, check=False
-            )
+            done = subprocess.run(["apt-get", *command], capture_output=True, text=True, timeout=240, env=env, check=False)
         except subprocess.TimeoutExpired:
             return f"apt-get {command[0]} took too long"
         if done.returncode:

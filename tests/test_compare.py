@@ -21,7 +21,7 @@ SETS = [
     "evaluation.problems=6",
 ]
 NAMES = "grpo,cl_egrsd,no_reference"
-pytestmark = pytest.mark.timeout(290)
+pytestmark = pytest.mark.timeout(900)
 
 
 def run_it(uri, objectives=NAMES, seeds="0", sets=SETS):

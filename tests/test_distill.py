@@ -21,7 +21,7 @@ SETS = [
     "train.warmup_steps=0",
     "evaluation.problems=0",
 ]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 def finished(folder: pathlib.Path, *sets: str) -> Store:

@@ -22,7 +22,7 @@ from pipeline.store import Store
 from pipeline.tiny import asset_path, build_tokenizer
 from pipeline.training.adapter import ADAPTER, ADAPTER_CONFIG
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 SAMPLING = Sampling(temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=48)
 BASE = Policy(0)
 PROMPTS = [build_tokenizer().encode(f"<bos>{text}\n") for text in ("7+4-3+9", "1-9-9+2", "5+5-5+5", "8-1+6-7")]

@@ -10,7 +10,7 @@ from pipeline import recipes
 from pipeline.errors import UserError
 from pipeline.store import Store
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")

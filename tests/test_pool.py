@@ -24,7 +24,7 @@ SAMPLING = Sampling(1.0, 1.0, 0, 32)
 MODEL, SCORE = config.Model(), config.ScoreSettings()
 NORMAL, BASE = Behaviour(), Policy(0)
 REQUESTS = [Generate([1, 5, 6, 7], seed) for seed in range(40)]
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def until(condition, seconds=120):
     return found
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
     store = Store(str(tmp_path / "run"))
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, store.uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -318,7 +318,7 @@ def finished(ray_local, tmp_path_factory):
     return Store(uri)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_every_metric_a_run_writes_is_in_the_table_and_every_one_in_the_table_is_written(finished):
     for writer, known in metrics.METRICS.items():
         rows = [row for row in finished.metrics() if row.pop("writer") == writer]
@@ -349,7 +349,7 @@ def test_a_sink_switched_on_after_the_run_catches_up(finished, capfd):
     assert len(tensorboard_points(finished)["round/accuracy"]) == ROUNDS
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_training_again_feeds_the_new_figures(finished):
     """The same weights come out, in another time: the seconds tell which training a point is of."""
     before = tensorboard_points(finished)["train/seconds"]

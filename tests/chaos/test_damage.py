@@ -29,7 +29,7 @@ SETS = [
     "train.warmup_steps=0",
     "evaluation.problems=0",
 ]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 def run_distill(uri: str) -> None:

@@ -43,7 +43,7 @@ REAL = (
 )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_few_kills(ground, undisturbed, tmp_path, held):
     """The short form: one victim of each kind that comes back quickly."""
     whole, uri = undisturbed(fake, *SHORT), str(tmp_path / "run")
