@@ -60,14 +60,24 @@ function chart(spec) {
   const format = spec.format || short;
   const n = spec.names.length;
   const inner = WIDTH - PAD.left - PAD.right;
-  const place = (i) => PAD.left + (spec.kind === "bars" ? ((i + 0.5) * inner) / n : n > 1 ? (i * inner) / (n - 1) : inner / 2);
-  const stacked = spec.names.map((_, i) => spec.series.reduce((sum, s) => sum + (known(s.values[i]) ? s.values[i] : 0), 0));
+  const place = (i) =>
+    PAD.left + (spec.kind === "bars" ? ((i + 0.5) * inner) / n : n > 1 ? (i * inner) / (n - 1) : inner / 2);
+  const stacked = spec.names.map((_, i) =>
+    spec.series.reduce((sum, s) => sum + (known(s.values[i]) ? s.values[i] : 0), 0),
+  );
   const values = spec.kind === "bars" ? stacked : spec.series.flatMap((s) => s.values);
   const title = el("figcaption", {}, el("h3", {}, spec.title), spec.note ? el("p", {}, spec.note) : null);
-  if (!values.some(known)) return el("figure", { class: "card chart" }, title, el("p", { class: "none" }, spec.none || "Not measured in this run."));
+  if (!values.some(known))
+    return el(
+      "figure",
+      { class: "card chart" },
+      title,
+      el("p", { class: "none" }, spec.none || "Not measured in this run."),
+    );
   const scale = scaleOf(values, { ...spec, zero: spec.zero || spec.kind === "bars" });
   const cursor = svg("line", { class: "cursor", y1: PAD.top, y2: HEIGHT - PAD.bottom, visibility: "hidden" });
-  const marks = spec.kind === "bars" ? barMarks(spec, scale, place, inner) : spec.series.map((s) => lineMarks(s, scale, place, n));
+  const marks =
+    spec.kind === "bars" ? barMarks(spec, scale, place, inner) : spec.series.map((s) => lineMarks(s, scale, place, n));
   const drawing = svg(
     "svg",
     { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, "aria-hidden": "true", focusable: "false" },
@@ -109,24 +119,44 @@ function chart(spec) {
     drawing,
   );
   const rows = spec.names.map((name, i) => [name, ...spec.series.map((s) => format(s.values[i]))]);
-  return el("figure", { class: "card chart" }, title, plot, readout, tableBelow(spec.title, [spec.xTitle, ...spec.series.map((s) => s.name)], rows));
+  return el(
+    "figure",
+    { class: "card chart" },
+    title,
+    plot,
+    readout,
+    tableBelow(spec.title, [spec.xTitle, ...spec.series.map((s) => s.name)], rows),
+  );
 }
 
 function tableBelow(title, head, rows, options) {
-  return el("details", { class: "below" }, el("summary", {}, options?.summary || "Table"), table(title, head, rows, { hideCaption: true, ...options }));
+  return el(
+    "details",
+    { class: "below" },
+    el("summary", {}, options?.summary || "Table"),
+    table(title, head, rows, { hideCaption: true, ...options }),
+  );
 }
 
 function legendText(spec, i, format) {
   return [
     el("span", { class: "at" }, `${spec.xTitle} ${spec.names[i]}`),
     ...spec.series.map((s) =>
-      el("span", { class: `key ${s.tone}` }, svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, keyMark(spec, s)), spec.series.length > 1 ? `${s.name} ` : "", el("b", {}, format(s.values[i]))),
+      el(
+        "span",
+        { class: `key ${s.tone}` },
+        svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, keyMark(spec, s)),
+        spec.series.length > 1 ? `${s.name} ` : "",
+        el("b", {}, format(s.values[i])),
+      ),
     ),
   ];
 }
 
 const keyMark = (spec, s) =>
-  spec.kind === "bars" ? svg("rect", { class: `bar ${s.tone}`, x: 4, y: 1, width: 14, height: 8, rx: 1 }) : svg("line", { class: `line ${s.tone}`, x1: 1, x2: 21, y1: 5, y2: 5 });
+  spec.kind === "bars"
+    ? svg("rect", { class: `bar ${s.tone}`, x: 4, y: 1, width: 14, height: 8, rx: 1 })
+    : svg("line", { class: `line ${s.tone}`, x1: 1, x2: 21, y1: 5, y2: 5 });
 
 function lineMarks(series, scale, place, n) {
   const points = series.values.map((value, i) => (known(value) ? [place(i), scale.y(value)] : null));
@@ -138,7 +168,9 @@ function lineMarks(series, scale, place, n) {
     "g",
     {},
     svg("path", { class: `line ${series.tone}`, d: path }),
-    n <= 40 ? points.filter(Boolean).map(([x, y]) => svg("circle", { class: `dot ${series.tone}`, cx: x, cy: y, r: 2.6 })) : null,
+    n <= 40
+      ? points.filter(Boolean).map(([x, y]) => svg("circle", { class: `dot ${series.tone}`, cx: x, cy: y, r: 2.6 }))
+      : null,
   );
 }
 
@@ -150,7 +182,13 @@ function barMarks(spec, scale, place, inner) {
       const value = known(s.values[i]) ? s.values[i] : 0;
       const [top, bottom] = [scale.y(base + value), scale.y(base)];
       base += value;
-      return svg("rect", { class: `bar ${s.tone}`, x: place(i) - width / 2, y: top, width, height: Math.max(0, bottom - top) });
+      return svg("rect", {
+        class: `bar ${s.tone}`,
+        x: place(i) - width / 2,
+        y: top,
+        width,
+        height: Math.max(0, bottom - top),
+      });
     });
   });
 }
@@ -163,26 +201,54 @@ function frontier(compare) {
   const pad = { left: 56, right: 20, top: 16, bottom: 44 };
   const means = (compare.objectives || []).filter((o) => known(o?.accuracy?.low) && known(o?.length?.low));
   const all = [...compare.points, ...means];
-  const range = (name, most) => [Math.max(0, Math.min(...all.map((p) => p[name].low))), Math.min(most, Math.max(...all.map((p) => p[name].high)))];
+  const range = (name, most) => [
+    Math.max(0, Math.min(...all.map((p) => p[name].low))),
+    Math.min(most, Math.max(...all.map((p) => p[name].high))),
+  ];
   const xs = ticks(...range("length", Infinity), 6);
   const ys = ticks(...range("accuracy", 1), 5);
   const within = (v, marks) => Math.min(Math.max(v, marks[0]), marks[marks.length - 1]); // an interval may leave what is possible
   const x = (v) => pad.left + ((within(v, xs) - xs[0]) / (xs[xs.length - 1] - xs[0])) * (w - pad.left - pad.right);
-  const y = (v) => h - pad.bottom - ((within(v, ys) - ys[0]) / (ys[ys.length - 1] - ys[0])) * (h - pad.top - pad.bottom);
+  const y = (v) =>
+    h - pad.bottom - ((within(v, ys) - ys[0]) / (ys[ys.length - 1] - ys[0])) * (h - pad.top - pad.bottom);
   const cross = (p, strong) =>
     svg(
       "g",
       { class: `cross ${tone(p.objective)}${strong ? " strong" : ""}` },
-      svg("title", {}, visible(`${p.objective}${known(p.seed) ? `, seed ${p.seed}` : ", mean"}: ${percent(p.accuracy.value)}, ${fixed(p.length.value, 1)} tokens`)),
+      svg(
+        "title",
+        {},
+        visible(
+          `${p.objective}${known(p.seed) ? `, seed ${p.seed}` : ", mean"}: ${percent(p.accuracy.value)}, ${fixed(p.length.value, 1)} tokens`,
+        ),
+      ),
       svg("line", { x1: x(p.length.low), x2: x(p.length.high), y1: y(p.accuracy.value), y2: y(p.accuracy.value) }),
       svg("line", { x1: x(p.length.value), x2: x(p.length.value), y1: y(p.accuracy.low), y2: y(p.accuracy.high) }),
       shape(names.indexOf(p.objective), x(p.length.value), y(p.accuracy.value), strong ? 7 : 3.6),
     );
   const drawing = svg(
     "svg",
-    { viewBox: `0 0 ${w} ${h}`, role: "img", "aria-label": "Accuracy against mean length; the table below holds the values" },
-    xs.map((v) => svg("g", { class: "grid" }, svg("line", { x1: x(v), x2: x(v), y1: pad.top, y2: h - pad.bottom }), svg("text", { x: x(v), y: h - pad.bottom + 16, "text-anchor": "middle" }, short(v)))),
-    ys.map((v) => svg("g", { class: "grid" }, svg("line", { x1: pad.left, x2: w - pad.right, y1: y(v), y2: y(v) }), svg("text", { x: pad.left - 8, y: y(v) + 4, "text-anchor": "end" }, percent(v, ys[1] - ys[0] < 0.01 ? 1 : 0)))),
+    {
+      viewBox: `0 0 ${w} ${h}`,
+      role: "img",
+      "aria-label": "Accuracy against mean length; the table below holds the values",
+    },
+    xs.map((v) =>
+      svg(
+        "g",
+        { class: "grid" },
+        svg("line", { x1: x(v), x2: x(v), y1: pad.top, y2: h - pad.bottom }),
+        svg("text", { x: x(v), y: h - pad.bottom + 16, "text-anchor": "middle" }, short(v)),
+      ),
+    ),
+    ys.map((v) =>
+      svg(
+        "g",
+        { class: "grid" },
+        svg("line", { x1: pad.left, x2: w - pad.right, y1: y(v), y2: y(v) }),
+        svg("text", { x: pad.left - 8, y: y(v) + 4, "text-anchor": "end" }, percent(v, ys[1] - ys[0] < 0.01 ? 1 : 0)),
+      ),
+    ),
     svg("text", { class: "axis", x: w - pad.right, y: h - 6, "text-anchor": "end" }, "mean length, tokens"),
     svg("text", { class: "axis", x: pad.left, y: pad.top - 4 }, "accuracy"),
     compare.points.map((p) => cross(p, false)),
@@ -191,7 +257,18 @@ function frontier(compare) {
   const legend = el(
     "ul",
     { class: "legend" },
-    names.map((name, i) => el("li", {}, svg("svg", { viewBox: "0 0 18 18", "aria-hidden": "true", class: `cross strong ${tone(name)}` }, shape(i, 9, 9, 6)), foreign(name))),
+    names.map((name, i) =>
+      el(
+        "li",
+        {},
+        svg(
+          "svg",
+          { viewBox: "0 0 18 18", "aria-hidden": "true", class: `cross strong ${tone(name)}` },
+          shape(i, 9, 9, 6),
+        ),
+        foreign(name),
+      ),
+    ),
   );
   return el("div", { class: "wide plot" }, drawing, legend);
 }

@@ -57,7 +57,8 @@ const opened = new WeakMap();
 function signalsOf(trace) {
   if (!opened.has(trace)) {
     const found = { tokens: wordsOf(trace.tokens), regime: bytesOf(trace.regime) };
-    for (const name of ["entropy", "ahead", "student", "teacher", "gate", "weight"]) found[name] = halvesOf(trace[name]);
+    for (const name of ["entropy", "ahead", "student", "teacher", "gate", "weight"])
+      found[name] = halvesOf(trace[name]);
     opened.set(trace, found);
   }
   return opened.get(trace);

@@ -45,7 +45,11 @@ function short(value) {
 // A table with a caption that screen readers announce; cells are text or nodes, numbers are aligned to the right.
 function table(caption, head, rows, options = {}) {
   const cell = (tag, value, column) =>
-    el(tag, { class: column > 0 && !options.words?.includes(column) ? "num" : null, scope: tag === "th" ? "col" : null }, value);
+    el(
+      tag,
+      { class: column > 0 && !options.words?.includes(column) ? "num" : null, scope: tag === "th" ? "col" : null },
+      value,
+    );
   return el(
     "div",
     { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
@@ -53,12 +57,24 @@ function table(caption, head, rows, options = {}) {
       "table",
       {},
       el("caption", { class: options.hideCaption ? "unseen" : null }, caption),
-      el("thead", {}, el("tr", {}, head.map((value, i) => cell("th", value, i)))),
+      el(
+        "thead",
+        {},
+        el(
+          "tr",
+          {},
+          head.map((value, i) => cell("th", value, i)),
+        ),
+      ),
       el(
         "tbody",
         {},
         rows.map((row) =>
-          el("tr", {}, row.map((value, i) => (i ? cell("td", value, i) : el("th", { scope: "row" }, value)))),
+          el(
+            "tr",
+            {},
+            row.map((value, i) => (i ? cell("td", value, i) : el("th", { scope: "row" }, value))),
+          ),
         ),
       ),
     ),

@@ -32,9 +32,18 @@ function route() {
 
 document.title = visible(`${DATA.run.folder}: egrsd report`);
 document.getElementById("title").replaceChildren(foreign(DATA.run.folder));
-document.getElementById("foot").append(
-  el("p", {}, "One file, nothing is loaded from anywhere. Recipe ", foreign(DATA.run.name), DATA.run.versions.code ? [", code ", foreign(DATA.run.versions.code)] : null, ". Entropies and log-probs in nats, over the full vocabulary, at temperature 1. Signals are shown to three digits."),
-);
+document
+  .getElementById("foot")
+  .append(
+    el(
+      "p",
+      {},
+      "One file, nothing is loaded from anywhere. Recipe ",
+      foreign(DATA.run.name),
+      DATA.run.versions.code ? [", code ", foreign(DATA.run.versions.code)] : null,
+      ". Entropies and log-probs in nats, over the full vocabulary, at temperature 1. Signals are shown to three digits.",
+    ),
+  );
 window.addEventListener("hashchange", route);
 route();
 performance.mark("report-ready");

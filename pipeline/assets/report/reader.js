@@ -57,7 +57,11 @@ function drawReader(trace, page) {
       el(
         "header",
         {},
-        el("p", { class: "eyebrow" }, `Round ${trace.round} · policy ${trace.policy} · sample ${trace.sample} · written by the ${trace.source}`),
+        el(
+          "p",
+          { class: "eyebrow" },
+          `Round ${trace.round} · policy ${trace.policy} · sample ${trace.sample} · written by the ${trace.source}`,
+        ),
         el("h2", {}, foreign(trace.problem)),
         el(
           "p",
@@ -131,131 +135,47 @@ function tokenText(word) {
 }
 
 function legend() {
-  const name = (r) => el("li", {}, el("span", { class: `run ${r.name}` }, el("span", { class: "tok", "data-letter": r.letter }, r.name)), el("span", { class: "soft" }, r.text));
-  const tint = el("span", { class: "ramp", "aria-hidden": "true" }, [0, 2, 4, 6, 8, 10].map((h) => el("i", { class: `h${h}` })));
-  return el("ul", { class: "legend marks" }, REGIMES.map(name), el("li", {}, tint, el("span", { class: "soft" }, "tint: teacher entropy, up to the round's maximum")));
-}
-
-// ---- aligned curves ----------------------------------------------------------------------------------------------------
-
-const LANES = { text: [0, 26], entropy: [34, 124], logprob: [140, 220], weight: [236, 296] };
-const STRIP_HEIGHT = 316;
-
-function stripOf(trace, signals, first, last) {
-  const n = last - first;
-  const widest = Array.from({ length: n }, (_, k) => tokenText(signals.tokens[first + k]).shown.trim().length).sort((a, b) => a - b);
-  const column = Math.min(72, Math.max(20, 8 * (widest[Math.floor(0.9 * (n - 1))] || 1) + 8));
-  const width = n * column;
-  const lane = ([top, bottom], low, high) => (value) => bottom - ((Math.min(Math.max(value, low), high) - low) / (high - low || 1)) * (bottom - top);
-  let [lowest, heaviest] = [-0.5, 1e-6];
-  for (let i = first; i < last; i += 1) {
-    lowest = Math.min(lowest, signals.student[i], signals.teacher[i]);
-    heaviest = Math.max(heaviest, Math.abs(signals.weight[i]));
-  }
-  lowest = Math.max(lowest, -8);
-  const entropy = lane(LANES.entropy, 0, trace.peak);
-  const logprob = lane(LANES.logprob, lowest, 0);
-  const weight = lane(LANES.weight, -heaviest, heaviest);
-  const middle = (i) => (i - first + 0.5) * column;
-  const steps = (values, y) => {
-    let path = "";
-    for (let i = first; i < last; i += 1) path += `${i === first ? "M" : "L"}${(i - first) * column} ${y(values[i]).toFixed(1)}H${(i - first + 1) * column}`;
-    return path;
-  };
-  const line = (values, y) => Array.from({ length: n }, (_, k) => `${k ? "L" : "M"}${middle(first + k)} ${y(values[first + k]).toFixed(1)}`).join("");
-  const cursor = svg("rect", { class: "column", y: 0, width: column, height: STRIP_HEIGHT, x: -column });
-  const marks = [];
-  for (let i = first; i < last; i += 1) {
-    const shown = tokenText(signals.tokens[i]).shown.trim() || "␣";
-    const room = Math.max(1, Math.floor((column - 2) / 7.6));
-    marks.push(svg("text", { class: "glyph", x: middle(i), y: 18, "text-anchor": "middle" }, [...shown].length > room ? `${[...shown].slice(0, room - 1).join("")}…` : shown));
-    const top = weight(Math.max(0, signals.weight[i]));
-    marks.push(svg("rect", { class: `bar ${signals.weight[i] < 0 ? "down" : "up"}`, x: (i - first) * column + column * 0.2, width: column * 0.6, y: top, height: Math.max(0.5, weight(Math.min(0, signals.weight[i])) - top) }));
-    if ((i - first) % 5 === 0) marks.push(svg("text", { class: "tick", x: middle(i), y: STRIP_HEIGHT - 6, "text-anchor": "middle" }, i));
-  }
-  const base = (y) => svg("line", { class: "base", x1: 0, x2: width, y1: y, y2: y });
-  const drawing = svg(
-    "svg",
-    { width, height: STRIP_HEIGHT, viewBox: `0 0 ${width} ${STRIP_HEIGHT}`, "aria-hidden": "true", focusable: "false" },
-    cursor,
-    base(LANES.entropy[1]),
-    base(LANES.logprob[0]),
-    base(weight(0)),
-    svg("path", { class: "area entropy", d: `${steps(signals.entropy, entropy)}V${LANES.entropy[1]}H0Z` }),
-    svg("path", { class: "line entropy", d: steps(signals.entropy, entropy) }),
-    svg("path", { class: "line ahead", d: steps(signals.ahead, entropy) }),
-    svg("path", { class: "line teacher", d: line(signals.teacher, logprob) }),
-    svg("path", { class: "line student", d: line(signals.student, logprob) }),
-    n <= 120 ? Array.from({ length: n }, (_, k) => [svg("circle", { class: "dot student", cx: middle(first + k), cy: logprob(signals.student[first + k]), r: 2.4 }), svg("circle", { class: "dot teacher", cx: middle(first + k), cy: logprob(signals.teacher[first + k]), r: 2.4 })]) : null,
-    marks,
-  );
-  const at = (event) => first + Math.floor((event.clientX - drawing.getBoundingClientRect().left) / column);
-  const inside = (i) => i >= first && i < last;
-  const scroller = el(
-    "div",
-    {
-      class: "strip",
-      onpointermove: (event) => inside(at(event)) && select(at(event), { still: true }),
-      onpointerleave: () => reader.pinned !== null && select(reader.pinned, { still: true }),
-      onclick: (event) => inside(at(event)) && openHash(trace, at(event)),
-    },
-    drawing,
-  );
-  Object.assign(reader, { cursor, strip: scroller, column });
-  const label = (top, name, tone, note) => el("p", { class: `lane ${tone}` }, el("b", {}, name), note ? el("span", {}, note) : null);
-  const key = (tone, text) => el("span", { class: `key ${tone}` }, svg("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" }, svg("line", { class: `line ${tone}`, x1: 1, x2: 21, y1: 5, y2: 5 })), text);
-  return el(
-    "figure",
-    { class: "score" },
+  const name = (r) =>
     el(
-      "figcaption",
-      { class: "keys" },
-      el("span", {}, el("b", {}, "Entropy"), ` 0 to ${fixed(trace.peak, 2)} nats`, key("entropy", "at the token"), key("ahead", `least of the next ${DATA.labels.window}`)),
-      el("span", {}, el("b", {}, "Log-prob"), ` 0 to ${fixed(lowest, 1)}`, key("student", "student"), key("teacher", "teacher")),
-      el("span", {}, el("b", {}, "Token weight"), ` ±${fixed(heaviest, 2)}`),
-    ),
-    scroller,
-  );
-}
-
-// The whole of a long trace: the highest entropy in each bin; a click or the arrows turn to that page.
-function overview(trace, signals, page) {
-  const pages = Math.ceil(signals.tokens.length / PAGE);
-  const bins = Math.min(400, signals.tokens.length);
-  const size = signals.tokens.length / bins;
-  let path = "M0 40";
-  for (let b = 0; b < bins; b += 1) {
-    let high = 0;
-    for (let i = Math.floor(b * size); i < Math.floor((b + 1) * size); i += 1) high = Math.max(high, signals.entropy[i]);
-    path += `L${b} ${(40 - 38 * Math.min(1, high / trace.peak)).toFixed(1)}`;
-  }
-  const turn = (to) => to >= 0 && to < pages && openHash(trace, to * PAGE);
-  const drawing = svg(
-    "svg",
-    { viewBox: `0 0 ${bins} 40`, preserveAspectRatio: "none", "aria-hidden": "true", onclick: (e) => turn(Math.floor((e.offsetX / drawing.getBoundingClientRect().width) * pages)) },
-    svg("rect", { class: "column", x: (page * PAGE) / size, width: Math.max(2, PAGE / size), y: 0, height: 40 }),
-    svg("path", { class: "area entropy", d: `${path}L${bins} 40Z` }),
+      "li",
+      {},
+      el("span", { class: `run ${r.name}` }, el("span", { class: "tok", "data-letter": r.letter }, r.name)),
+      el("span", { class: "soft" }, r.text),
+    );
+  const tint = el(
+    "span",
+    { class: "ramp", "aria-hidden": "true" },
+    [0, 2, 4, 6, 8, 10].map((h) => el("i", { class: `h${h}` })),
   );
   return el(
-    "div",
-    { class: "overview" },
-    drawing,
-    el(
-      "p",
-      { class: "turn" },
-      el("button", { type: "button", disabled: page === 0, onclick: () => turn(page - 1) }, "← Earlier"),
-      el("span", {}, `page ${page + 1} of ${pages}, ${count(PAGE)} tokens each`),
-      el("button", { type: "button", disabled: page + 1 >= pages, onclick: () => turn(page + 1) }, "Later →"),
-    ),
+    "ul",
+    { class: "legend marks" },
+    REGIMES.map(name),
+    el("li", {}, tint, el("span", { class: "soft" }, "tint: teacher entropy, up to the round's maximum")),
   );
 }
 
 function below(trace, signals, first, last) {
   const cut = (text) => (text.length >= 20000 ? `${text} […]` : text);
-  const rows = el("details", { class: "below", ontoggle: (event) => event.target.open && event.target.children.length === 1 && event.target.append(tokenTable(trace, signals, first, last)) }, el("summary", {}, "Tokens as a table"));
+  const rows = el(
+    "details",
+    {
+      class: "below",
+      ontoggle: (event) =>
+        event.target.open &&
+        event.target.children.length === 1 &&
+        event.target.append(tokenTable(trace, signals, first, last)),
+    },
+    el("summary", {}, "Tokens as a table"),
+  );
   return [
     el("details", { class: "below" }, el("summary", {}, "Plain response"), el("pre", {}, foreign(cut(trace.text)))),
-    el("details", { class: "below" }, el("summary", {}, "Reference solution"), el("pre", {}, foreign(cut(trace.solution)))),
+    el(
+      "details",
+      { class: "below" },
+      el("summary", {}, "Reference solution"),
+      el("pre", {}, foreign(cut(trace.solution))),
+    ),
     rows,
   ];
 }
@@ -264,9 +184,38 @@ function tokenTable(trace, signals, first, last) {
   const rows = [];
   for (let i = first; i < last; i += 1) {
     const more = derived(trace, signals, i);
-    rows.push([String(i), foreign(tokenText(signals.tokens[i]).shown), REGIMES[signals.regime[i]].name, fixed(signals.entropy[i]), fixed(signals.ahead[i]), fixed(signals.student[i]), fixed(signals.teacher[i]), fixed(more.magnitude, 2), fixed(signals.gate[i]), signed(more.restored), signed(signals.weight[i])]);
+    rows.push([
+      String(i),
+      foreign(tokenText(signals.tokens[i]).shown),
+      REGIMES[signals.regime[i]].name,
+      fixed(signals.entropy[i]),
+      fixed(signals.ahead[i]),
+      fixed(signals.student[i]),
+      fixed(signals.teacher[i]),
+      fixed(more.magnitude, 2),
+      fixed(signals.gate[i]),
+      signed(more.restored),
+      signed(signals.weight[i]),
+    ]);
   }
-  return table("Tokens", ["#", "token", "regime", "entropy", "lookahead", "log p student", "log p teacher", "magnitude", "gate", "restored", "weight"], rows, { hideCaption: true, words: [1, 2] });
+  return table(
+    "Tokens",
+    [
+      "#",
+      "token",
+      "regime",
+      "entropy",
+      "lookahead",
+      "log p student",
+      "log p teacher",
+      "magnitude",
+      "gate",
+      "restored",
+      "weight",
+    ],
+    rows,
+    { hideCaption: true, words: [1, 2] },
+  );
 }
 
 // ---- the token at hand -------------------------------------------------------------------------------------------------
@@ -309,26 +258,51 @@ function inspect(trace, signals, i) {
   const more = derived(trace, signals, i);
   const { shown, kind } = tokenText(signals.tokens[i]);
   const row = (name, value, tone) => [el("dt", { class: tone || null }, name), el("dd", {}, value)];
-  const meter = (value) => svg("svg", { class: "meter", viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" }, svg("rect", { class: "track", width: 100, height: 4 }), svg("rect", { class: "fill", width: 100 * Math.min(1, Math.max(0, value)), height: 4 }));
-  document.getElementById("inspector").replaceChildren(
-    el("div", { class: "head" }, el("p", { class: "eyebrow" }, `Token ${i} of ${signals.tokens.length}${kind === "plain" ? "" : kind === "special" ? ", special" : ", bytes that are no text"}`),
-    el("p", { class: "big" }, foreign(shown.replace(/ /g, "␣"))),
-    el("p", { class: "regime" }, el("span", { class: `badge ${regime.name}` }, regime.letter), el("span", {}, el("b", {}, regime.name), el("span", { class: "why" }, ` ${regime.text}`)))),
-    el(
-      "dl",
-      {},
-      row("entropy, nats", fixed(signals.entropy[i]), "entropy"),
-      row("lookahead", fixed(signals.ahead[i]), "ahead"),
-      row("log p student", fixed(signals.student[i]), "student"),
-      row("log p teacher", fixed(signals.teacher[i]), "teacher"),
-      row("δ, T − S", signed(more.delta)),
-      row("magnitude", fixed(more.magnitude)),
-      row("gate", [fixed(signals.gate[i]), meter(signals.gate[i])]),
-      row("restored", signed(more.restored)),
-      row("token weight", el("b", {}, signed(signals.weight[i]))),
-    ),
-    el("p", { class: "fine" }, "weight = advantage × magnitude × gate. The gate divides by the round's largest entropy; training takes its minibatch's."),
-  );
+  const meter = (value) =>
+    svg(
+      "svg",
+      { class: "meter", viewBox: "0 0 100 4", preserveAspectRatio: "none", "aria-hidden": "true" },
+      svg("rect", { class: "track", width: 100, height: 4 }),
+      svg("rect", { class: "fill", width: 100 * Math.min(1, Math.max(0, value)), height: 4 }),
+    );
+  document
+    .getElementById("inspector")
+    .replaceChildren(
+      el(
+        "div",
+        { class: "head" },
+        el(
+          "p",
+          { class: "eyebrow" },
+          `Token ${i} of ${signals.tokens.length}${kind === "plain" ? "" : kind === "special" ? ", special" : ", bytes that are no text"}`,
+        ),
+        el("p", { class: "big" }, foreign(shown.replace(/ /g, "␣"))),
+        el(
+          "p",
+          { class: "regime" },
+          el("span", { class: `badge ${regime.name}` }, regime.letter),
+          el("span", {}, el("b", {}, regime.name), el("span", { class: "why" }, ` ${regime.text}`)),
+        ),
+      ),
+      el(
+        "dl",
+        {},
+        row("entropy, nats", fixed(signals.entropy[i]), "entropy"),
+        row("lookahead", fixed(signals.ahead[i]), "ahead"),
+        row("log p student", fixed(signals.student[i]), "student"),
+        row("log p teacher", fixed(signals.teacher[i]), "teacher"),
+        row("δ, T − S", signed(more.delta)),
+        row("magnitude", fixed(more.magnitude)),
+        row("gate", [fixed(signals.gate[i]), meter(signals.gate[i])]),
+        row("restored", signed(more.restored)),
+        row("token weight", el("b", {}, signed(signals.weight[i]))),
+      ),
+      el(
+        "p",
+        { class: "fine" },
+        "weight = advantage × magnitude × gate. The gate divides by the round's largest entropy; training takes its minibatch's.",
+      ),
+    );
 }
 
 function tokenKeys(event) {

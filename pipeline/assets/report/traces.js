@@ -18,14 +18,27 @@ function filtered() {
   return DATA.sample.traces
     .filter((t) => !view.verdict || t.verdict === view.verdict)
     .filter((t) => view.round === "" || String(t.round) === view.round)
-    .filter((t) => !query || t.id.includes(query) || t.problem.toLowerCase().includes(query) || t.text.toLowerCase().includes(query))
+    .filter(
+      (t) =>
+        !query ||
+        t.id.includes(query) ||
+        t.problem.toLowerCase().includes(query) ||
+        t.text.toLowerCase().includes(query),
+    )
     .sort(ORDERS[view.order][1]);
 }
 
 function tracesView(root) {
   const sample = DATA.sample;
   if (!sample.traces.length) {
-    root.append(el("div", { class: "card" }, el("h2", {}, "No labelled traces"), el("p", {}, "No round of this run is labelled yet. The Run view shows what is there.")));
+    root.append(
+      el(
+        "div",
+        { class: "card" },
+        el("h2", {}, "No labelled traces"),
+        el("p", {}, "No round of this run is labelled yet. The Run view shows what is there."),
+      ),
+    );
     return;
   }
   const verdicts = Object.keys(VERDICTS).filter((v) => sample.traces.some((t) => t.verdict === v));
@@ -40,7 +53,11 @@ function tracesView(root) {
     view[name] = value;
     refresh();
   };
-  const search = el("input", { type: "search", placeholder: "text or id", oninput: (e) => set("query")(e.target.value) });
+  const search = el("input", {
+    type: "search",
+    placeholder: "text or id",
+    oninput: (e) => set("query")(e.target.value),
+  });
   const part = sample.traces.length < sample.labelled;
   const side = el(
     "aside",
@@ -48,9 +65,19 @@ function tracesView(root) {
     el(
       "div",
       { class: "fields" },
-      choice("Verdict", [["", "any"], ...verdicts.map((v) => [v, `${VERDICTS[v].glyph} ${v}`])], view.verdict, set("verdict")),
+      choice(
+        "Verdict",
+        [["", "any"], ...verdicts.map((v) => [v, `${VERDICTS[v].glyph} ${v}`])],
+        view.verdict,
+        set("verdict"),
+      ),
       choice("Round", [["", "any"], ...rounds.map((r) => [String(r), String(r)])], view.round, set("round")),
-      choice("Order", Object.entries(ORDERS).map(([key, [text]]) => [key, text]), view.order, set("order")),
+      choice(
+        "Order",
+        Object.entries(ORDERS).map(([key, [text]]) => [key, text]),
+        view.order,
+        set("order"),
+      ),
       el("label", { class: "field" }, el("span", {}, "Search"), search),
     ),
     found,
@@ -75,7 +102,24 @@ function listTraces(items, found) {
   items.replaceChildren(
     ...view.list.slice(0, view.shown).map(traceItem),
     ...(rest > 0
-      ? [el("li", {}, el("button", { class: "more", type: "button", onclick: () => { view.shown += MORE; view.refresh(); } }, `Show ${count(Math.min(rest, MORE))} more`))]
+      ? [
+          el(
+            "li",
+            {},
+            el(
+              "button",
+              {
+                class: "more",
+                type: "button",
+                onclick: () => {
+                  view.shown += MORE;
+                  view.refresh();
+                },
+              },
+              `Show ${count(Math.min(rest, MORE))} more`,
+            ),
+          ),
+        ]
       : []),
   );
 }
@@ -87,10 +131,25 @@ function traceItem(trace) {
     {},
     el(
       "button",
-      { type: "button", class: "item", "data-id": trace.id, "aria-current": view.trace === trace ? "true" : null, onclick: () => openHash(trace, null) },
+      {
+        type: "button",
+        class: "item",
+        "data-id": trace.id,
+        "aria-current": view.trace === trace ? "true" : null,
+        onclick: () => openHash(trace, null),
+      },
       el("span", { class: `verdict ${verdict.tone}`, "aria-hidden": "true" }, verdict.glyph),
-      el("span", { class: "what" }, el("span", { class: "unseen" }, `${trace.verdict}. `), foreign(trace.problem.slice(0, 120))),
-      el("span", { class: "facts" }, `round ${trace.round} · ${count(trace.length)} tokens · ${trace.pivots} P · ${trace.forks} F · ${signed(trace.restored, 2)}`),
+      el(
+        "span",
+        { class: "what" },
+        el("span", { class: "unseen" }, `${trace.verdict}. `),
+        foreign(trace.problem.slice(0, 120)),
+      ),
+      el(
+        "span",
+        { class: "facts" },
+        `round ${trace.round} · ${count(trace.length)} tokens · ${trace.pivots} P · ${trace.forks} F · ${signed(trace.restored, 2)}`,
+      ),
     ),
   );
 }
