@@ -261,6 +261,7 @@ def _not_joined(error: Exception, target: str) -> UserError:
     """Why Ray would not let this driver in."""
     versions = re.findall(r"(?:Ray|Python): (\S+)", str(error)) if "Version mismatch" in str(error) else []
     if len(versions) == 4:
+        sys.unraisablehook = lambda *_: None  # Ray's exit handler fails on what it had not begun, and says so after all else
         theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in (versions[:2], versions[2:]))
         remedy = "Use the cluster's versions here, or `egrsd submit`, whose driver runs there"
         return UserError(f"the cluster has {theirs}, this driver {ours}", target, remedy)

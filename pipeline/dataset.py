@@ -276,6 +276,8 @@ def quiet_ray_data() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # nodes for engines and ranks are dear and may go: neither a task nor Ray Data's own wish for more CPUs is for them
+    context.execution_options.label_selector = {"egrsd-role": "!in(rollout,train)"}
     context.target_max_block_size = 1  # a row leaves its task as soon as it is done, as a block of its own
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -159,7 +159,7 @@ def _check_uri(uri: str) -> None:
 def _told(error: OSError, what: str, where: str) -> EgrsdError:
     """The user's to mend: a place that does not answer, or where one may not do this. Else StoreError."""
     code = re.search(r"AWS Error ([A-Z_]+)", str(error))
-    said = error.strerror or re.sub(r" \(Request ID: [^)]*\)", "", str(error))
+    said = error.strerror or re.sub(r" \(Request ID: [^)]*\)|; Details: .*", "", str(error))  # which name the endpoint
     if code is not None and code[1] in _REMEDIES:
         return UserError(f"{what} ({said})", where, _REMEDIES[code[1]])
     if error.errno in _RIGHTS:

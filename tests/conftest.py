@@ -1,6 +1,10 @@
 """What tests share: one local Ray, one real engine, two random adapters for it."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: on two busy cores a second thread costs more than it gives
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -99,3 +103,35 @@ def stored_run(engine, tmp_path_factory):
         summary = Live.summarise_round(Live(store, run, *[None] * 5), work)
         store.write_metrics("round", number, [{"round": number, **summary, **clock}])
     return store
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """A client of a server of our own, whose endpoint and credentials are in the environment as a user gives them."""
+    import boto3
+    import botocore.config
+    import botocore.exceptions
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with open(tmp_path_factory.mktemp("moto") / "log", "w") as said:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=said, stderr=said)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        environment.setenv("AWS_ACCESS_KEY_ID", "an-access-key-id")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-access-key")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        client = boto3.client("s3", config=botocore.config.Config(retries={"total_max_attempts": 1}))
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                client.create_bucket(Bucket="runs")
+                break
+            except botocore.exceptions.EndpointConnectionError:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield client
+    server.kill()
+    server.wait()

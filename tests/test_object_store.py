@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,9 +12,6 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
-import boto3
-import botocore.config
-import botocore.exceptions
 import pytest
 
 from actors import adapters
@@ -36,7 +32,6 @@ SETS = [
     "grade.advantage=running",  # a fake engine solves nothing, and a group without a right answer teaches nothing
     "evaluation.problems=8",
 ]
-SECRET = "a-secret-access-key"
 PARTS = b"x" * 12_000_000  # more than one part
 DRIVER = """
 import functools, sys
@@ -61,34 +56,6 @@ stream = filesystem.open_output_stream(f"{root}/torn/big")
 stream.write(b"x" * 12_000_000)
 os.kill(os.getpid(), 9)
 """
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    """A client of a server of our own, whose endpoint and credentials are in the environment as a user gives them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with open(tmp_path_factory.mktemp("moto") / "log", "w") as said:
-        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        server = subprocess.Popen(command, stdout=said, stderr=said)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "an-access-key-id")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        client = boto3.client("s3", config=botocore.config.Config(retries={"total_max_attempts": 1}))
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                client.create_bucket(Bucket="runs")
-                break
-            except botocore.exceptions.EndpointConnectionError:
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
-        yield client
-    server.kill()
-    server.wait()
 
 
 @pytest.fixture
@@ -246,7 +213,7 @@ def test_a_run_whose_driver_is_killed_goes_on_and_every_verb_reads_it(store, s3,
     written = [s3.get_object(Bucket="runs", Key=o["Key"])["Body"].read() for o in s3.list_objects_v2(Bucket="runs")["Contents"]]
     written += [p.read_bytes() for s in (scratch, other_scratch) for p in Path(s).rglob("logs/**/*") if p.is_file()]
     assert len(written) > 50
-    for private in (SECRET, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_ENDPOINT_URL"]):
+    for private in (os.environ[f"AWS_{name}"] for name in ("SECRET_ACCESS_KEY", "ACCESS_KEY_ID", "ENDPOINT_URL")):
         assert not [data for data in written if private.encode() in data]
 
 

@@ -1,0 +1,98 @@
+"""Node types and what runs on them: three of them on this machine, and what Ray's autoscaler would start where one is missing."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
+
+from jobs.distill import distill
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def told(s3, tmp_path_factory):
+    """What happened on a cluster whose nodes share nothing but an object store."""
+    path = tmp_path_factory.mktemp("cluster") / "told.json"
+    command = [sys.executable, str(ROOT / "tests" / "three_nodes.py"), "s3://runs/three", str(path)]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=800)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return json.loads(path.read_text())
+
+
+def launches(requests):
+    """Nodes by type that Ray's scheduler would start for a demand, given the node types of cluster.yaml."""
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    types = {
+        name: NodeTypeConfig(
+            name=name,
+            min_worker_nodes=0,
+            max_worker_nodes=kind.get("max_workers", 0),
+            resources=kind["resources"],
+            labels=kind["labels"],
+        )
+        for name, kind in cluster["available_node_types"].items()
+    }
+    request = SchedulingRequest(
+        disable_launch_config_check=True,
+        node_type_configs=types,
+        max_num_nodes=cluster["max_workers"],
+        resource_requests=requests,
+    )
+    reply = ResourceDemandScheduler().schedule(request)
+    return Counter({launch.instance_type: launch.count for launch in reply.to_launch}), reply.infeasible_resource_requests
+
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_engines_run_on_rollout_nodes_and_ranks_on_train_nodes_only(told):
+    assert set(told["where"]["EngineActor"]) <= {"rollout", "rollout added"}
+    assert told["where"]["rank"] == ["train"]
+    assert told["where"]["data"] == ["head"]
+
+
+def test_a_rollout_node_that_is_added_during_a_run_is_used(told):
+    assert told["rows"]["rollout"] > 0
+    assert told["rows"]["rollout added"] > 0
+
+
+def test_an_engine_without_a_machine_makes_the_autoscaler_start_a_rollout_node_and_nothing_else(told):
+    requests = [ResourceRequestByCount.FromString(bytes.fromhex(text)) for text in told["demand"]]
+    asked = {name: amount for r in requests for name, amount in r.request.resources_bundle.items()}
+    assert asked == {"CPU": 1.0, "rollout": 1.0}
+    assert launches(requests) == ({"rollout": 1}, [])
+    assert launches([]) == ({}, [])
+
+
+def test_versions_that_differ_are_both_named(told):
+    assert "the cluster has Ray 2.1.0 and Python 3.9.1, this driver Ray " in told["mismatch"]
+    assert "Use the cluster's versions here" in told["mismatch"]
+
+
+def test_a_node_that_does_not_see_the_run_is_named(told):
+    assert "does not see this run (cannot read" in told["unreached"]
+    assert "every node the AWS_... settings" in told["unreached"]
+
+
+def test_more_gpus_than_the_cluster_can_ever_have(ray_local, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        distill(str(tmp_path / "run"), "demo", ["engines.rollout.placement.gpus=4"], None, False, None, False)
+    assert ended.value.code == 2
+    assert "error: engines.rollout.placement: one asks for 1 CPU, 4 GPU; the largest node has" in capfd.readouterr().out
+
+
+def test_an_address_that_does_not_answer(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # a driver's process has no Ray yet
+    with pytest.raises(SystemExit) as ended:
+        distill(str(tmp_path / "run"), "demo", [], None, False, "127.0.0.1:1", False)
+    assert ended.value.code == 2
+    assert "error: 127.0.0.1:1: no Ray cluster answers" in capfd.readouterr().out

@@ -1,0 +1,166 @@
+"""A cluster of three node types on this machine, and a run on it: fake engines, real ranks. Told as JSON: what ran where.
+
+A process of its own: the tests' own Ray cannot stand beside a connection to this one. `python tests/three_nodes.py RUN FILE`
+"""
+
+import contextlib
+import functools
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import ray
+from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+from ray._private.state import actors
+from ray._private.worker import global_worker
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
+from ray.cluster_utils import Cluster
+
+from actors.fakes import Behaviour, FakeEngine
+from jobs.distill import distill
+from jobs.session import check_reach, connect
+from pipeline.errors import UserError
+from pipeline.store import Store
+
+SETS = [
+    "rounds=2",
+    "rollout.prompts_per_round=12",
+    "rollout.prompts_per_shard=1",
+    "rollout.group_size=4",
+    "grade.advantage=running",
+    "evaluation.problems=0",
+    "engines.inflight_shards=2",
+    "engines.rollout.max=2",
+    "engines.rollout.placement.resources={rollout: 1}",
+    "train.placement.resources={train: 1}",
+]
+
+
+class Watcher(threading.Thread):
+    """Samples where actors and data tasks live; once an engine waits for a machine, keeps that demand and adds the machine."""
+
+    def __init__(self, cluster):
+        super().__init__(daemon=True)
+        self.cluster, self.roles, self.raylets = cluster, {}, {}
+        self.found, self.engines, self.demand = {"EngineActor": set(), "rank": set(), "data": set()}, {}, None
+        self.rows, self.ended, self.added = {}, threading.Event(), None
+
+    def add(self, role, **options):
+        """A node of a role: one engine or one rank fits."""
+        labels = {"egrsd-role": role.split()[0]}
+        node = self.cluster.add_node(num_cpus=2, labels=labels, object_store_memory=100 * 2**20, **options)
+        self.know(role, node)
+        return node
+
+    def know(self, role, node):
+        self.roles[node.node_id] = role
+        self.raylets[node.all_processes["raylet"][0].process.pid] = role
+
+    def run(self):
+        while not self.ended.wait(0.1):
+            if ray.is_initialized():
+                self.look()
+
+    def look(self):
+        for actor in actors().values():
+            node = self.roles.get(actor["Address"]["NodeID"], "rollout added")
+            if actor["State"] == "ALIVE" and actor["ActorClassName"] == "EngineActor":
+                self.found["EngineActor"].add(node)
+                self.engines[actor["Name"]] = node
+            elif actor["State"] == "ALIVE" and actor["ActorClassName"] == "RayTrainWorker":
+                self.found["rank"].add(node)
+            elif actor["State"] == "PENDING_CREATION" and actor["ActorClassName"] == "EngineActor" and self.engines:
+                self.serve(actor)
+        for pid, role in self.raylets.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(child.name().startswith("ray::Map") for child in psutil.Process(pid).children(recursive=True)):
+                    self.found["data"].add(role)
+        for name, rows in self.answered():
+            self.rows[self.engines.get(name)] = rows
+
+    def serve(self, actor):
+        """An engine waits while another serves: keep what the cluster then asks of its autoscaler, and grant it."""
+        if self.demand is not None:
+            return
+        asked = get_cluster_resource_state(global_worker.gcs_client).pending_resource_requests
+        if asked:
+            self.demand = [request.SerializeToString().hex() for request in asked]
+            ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.cluster.address}"]
+            size = ["--num-cpus=2", "--object-store-memory=100000000", "--labels=egrsd-role=rollout"]
+            self.added = subprocess.Popen([*ray_start, *size, '--resources={"rollout": 1}'])
+            self.raylets[self.added.pid] = "rollout added"
+
+    def answered(self):
+        """Rows by engine, as its pool counts them."""
+        try:
+            pool = ray.get(ray.get_actor("rollout-pool").overview.remote(), timeout=5)
+            return [(engine.name, engine.rows) for engine in pool.engines if engine.rows]
+        except Exception:  # the pool is not there yet, or no more
+            return []
+
+
+def mismatch(address):
+    """What a driver is told whose versions are not the cluster's."""
+    connect(address)
+    theirs = json.dumps({"ray_version": "2.1.0", "python_version": "3.9.1"}).encode()
+    global_worker.gcs_client.internal_kv_put(CLUSTER_METADATA_KEY, theirs, True, b"cluster")
+    ray.shutdown()
+    try:
+        connect(address)
+    except UserError as error:
+        ray._private.worker._global_node = None  # else the cluster takes its head for a node that is in use
+        return str(error)
+    return ""
+
+
+def unreached(watcher, uri):
+    """What a driver is told where a node has another endpoint than it."""
+    connect(watcher.cluster.address)
+    store = Store(uri)
+    store.write_json("lease.json", {})
+    check_reach(store)
+    watcher.add("astray", env_vars={"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
+    try:
+        check_reach(store)
+    except UserError as error:
+        return str(error)
+    finally:
+        ray.shutdown()
+    return ""
+
+
+def main(uri, path):
+    head = {"num_cpus": 4, "labels": {"egrsd-role": "head"}, "include_dashboard": False, "object_store_memory": 150 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    watcher = Watcher(cluster)
+    watcher.know("head", cluster.head_node)
+    watcher.add("rollout", resources={"rollout": 1})
+    watcher.add("train", resources={"train": 1})
+    watcher.start()
+    begun = time.monotonic()
+    slow = functools.partial(FakeEngine, behaviour=Behaviour(batch_s=1.0))
+    distill(uri, "demo", SETS, None, False, cluster.address, False, slow)
+    watcher.ended.set()
+    watcher.join()
+    ray.shutdown()
+    told = {
+        "where": {what: sorted(nodes, key=str) for what, nodes in watcher.found.items()},
+        "rows": watcher.rows,
+        "demand": watcher.demand,
+        "seconds": time.monotonic() - begun,
+        "unreached": unreached(watcher, f"{uri}-other"),
+        "mismatch": mismatch(cluster.address),
+    }
+    with open(path, "w") as file:
+        json.dump(told, file)
+    if watcher.added is not None:
+        watcher.added.terminate()
+        watcher.added.wait()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
