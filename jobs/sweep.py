@@ -195,6 +195,8 @@ def gradient_cosines(
 
     kept = [k for k, work in enumerate(found) if work.store.has_policy(work.policy_version) and traces[k].advantage.any()]
     picks = np.array(kept)[np.unique(np.linspace(0, len(kept) - 1, GRADIENT_ROUNDS).round().astype(int))].tolist() if kept else []
+    if run.train.threads:  # as the trainer: on busy cores a second thread waits more than it works
+        torch.set_num_threads(run.train.threads)
     model = student.build(run, torch.device("cpu")).eval() if picks else None
     flat = [replace(point, gamma=0.0) for point in points]
     result = {}
