@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,6 +18,7 @@ from pipeline.recipes import recipe as named
 from pipeline.store import Store
 
 EVERYTHING = Missing([0], [], [], [])
+PROBE_S = 120.0
 
 
 def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool) -> None:
@@ -28,12 +28,15 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
         run = store.load_run() if store is not None and recipe is None and store.exists() else named(recipe or "demo")
         facts = machine.gather()
         found = [out_line(line, out) for line in machine.judge(facts, machine.requirements())]
+        carrier = facts
         if address is not None:
             connect(address)
-            found += [out_line(line, out) for line in probe_nodes()]
+            nodes = gather_nodes()
+            found += [out_line(line, out) for line in judge_nodes(nodes, machine.requirements())]
+            carrier = best([there for there in nodes.values() if isinstance(there, Facts)] or [facts])
         for part in (
             check_tokenizer(run),
-            check_fit(run, facts),
+            check_fit(run, carrier),
             check_demands(run, facts, address),
             check_hook(run, facts, debug),
         ):
@@ -134,19 +137,36 @@ def check_store(store: Store) -> list[Line]:
     ]
 
 
-def probe_nodes() -> list[Line]:
-    """Findings of every node of the cluster, each by a task that runs there."""
+def gather_nodes() -> dict[str, Facts | str]:
+    """The facts of every node of the cluster by its address, each from a task that ran there, or why there are none."""
     import ray
+    from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    probe = ray.remote(num_cpus=0)(machine.gather)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    asked = [probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote() for n in nodes]
-    lines = []
-    for node, ref in zip(nodes, asked, strict=True):
+    probe, asked = ray.remote(num_cpus=0, max_retries=0)(machine.gather), {}
+    for number, node in enumerate(node for node in ray.nodes() if node["Alive"]):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[f"{node['NodeManagerAddress']}/{number}"] = probe.options(scheduling_strategy=there).remote()
+    found: dict[str, Facts | str] = {}
+    for name, ref in asked.items():
         try:
-            found = machine.judge(ray.get(ref, timeout=120), machine.requirements())
-        except Exception as error:  # a node without this package, or one that died: its line says so
-            found = [Line("error", "probe", f"failed ({type(error).__name__}). Install the same environment on every node")]
-        lines += [replace(line, topic=f"{node['NodeManagerAddress']} {line.topic}") for line in found]
+            found[name] = ray.get(ref, timeout=PROBE_S)
+        except (RayError, GetTimeoutError) as error:
+            found[name] = f"failed ({type(error).__name__}). Install the same environment on every node"
+    return found
+
+
+def judge_nodes(nodes: dict[str, Facts | str], window: list[str]) -> list[Line]:
+    """What stands in the way on each node; one `ok` for a node where nothing does."""
+    lines = []
+    for name, there in nodes.items():
+        found = [Line("error", "probe", there)] if isinstance(there, str) else machine.judge(there, window)
+        wrong = [line for line in found if line.level != "ok"]
+        told = [(line.level, f"{line.topic}: {line.text}") for line in wrong] or [("ok", f"{len(found)} checks")]
+        lines += [Line(level, f"node {name}", text) for level, text in told]
     return lines
+
+
+def best(nodes: list[Facts]) -> Facts:
+    """The node that carries most: by its smallest card, then by its memory. Engines and ranks are held against it."""
+    return max(nodes, key=lambda there: (min(there.gpus, default=0), there.memory))

@@ -45,6 +45,9 @@ def show(uri: str, debug: bool) -> None:
             out.say(note)
         _say_rejected(rejected, out)
         out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
+        for name in store.names("evals"):
+            if not name.isdigit() and (policies := store.numbers(f"evals/{name}")):
+                out.say(f"evals/{name}: policies {', '.join(map(str, policies))}")
 
 
 def _stale_evaluations(store: Store, run: Run) -> list[str]:

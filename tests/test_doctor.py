@@ -1,13 +1,14 @@
 """The doctor: arithmetic by hand, judgements over made-up machines, and the verb as a user runs it."""
 
 import json
+import platform
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from jobs.doctor import check_demands, check_store
+from jobs.doctor import best, check_demands, check_store, gather_nodes, judge_nodes
 from pipeline import config, footprint, machine, recipes
 from pipeline.store import Store
 
@@ -100,6 +101,27 @@ def test_store(tmp_path):
     assert [line.level for line in check_store(Store(str(tmp_path / "file" / "run")))] == ["error"]
     assert [line.level for line in check_store(Store(str(tmp_path / "run")))] == ["ok", "ok"]
     assert not (tmp_path / "run").exists()
+
+
+def test_every_node_of_a_cluster_is_asked_by_a_task_of_its_own(ray_local):
+    nodes = gather_nodes()
+    [(name, facts)] = nodes.items()
+    assert facts.python == platform.python_version()
+    assert facts.versions["ray"] == ray_local.__version__
+    assert [line.topic for line in judge_nodes(nodes, WINDOW)] == [f"node {name}"]
+
+
+def test_a_node_is_told_by_what_is_wrong_with_it():
+    lines = judge_nodes({"a/0": GOOD, "b/1": "failed (ModuleNotFoundError)", "c/2": replace(GOOD, shm=0)}, WINDOW)
+    assert [(line.level, line.topic) for line in lines[:2]] == [("ok", "node a/0"), ("error", "node b/1")]
+    assert "/dev/shm" in lines[2].text
+    assert lines[2].topic == "node c/2"
+
+
+def test_a_recipe_is_held_against_the_node_that_carries_most():
+    small, large = replace(GOOD, gpus=(24 * 2**30,)), replace(GOOD, gpus=(80 * 2**30,) * 8)
+    assert best([GOOD, small, large]) is large
+    assert best([GOOD, replace(GOOD, memory=2 * GOOD.memory)]).memory == 2 * GOOD.memory
 
 
 @pytest.mark.timeout(1500)
