@@ -1,6 +1,7 @@
 """`egrsd evaluate` with the fake engine: only what is missing is asked, every figure has its interval and what decided it."""
 
 import json
+import re
 
 import pytest
 
@@ -87,6 +88,8 @@ def test_sources_have_rows_of_their_own_and_a_macro_mean(run_dir, ray_local, pro
     said = capfd.readouterr().out
     for title in ("sums: 6 problems", "gsm8k: 4 problems", "tiny-arithmetic: 6 problems", "macro mean over 3 sources"):
         assert title in said
+    status.show(run_dir.uri, False)
+    assert re.search(r"evals/gsm8k-\w+: policies 0", capfd.readouterr().out)
 
 
 def test_status_still_reads_the_run(run_dir, capfd):
