@@ -11,9 +11,13 @@ import pytest
 import yaml
 from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
+from ray.core.generated.common_pb2 import LabelSelectorOperator
+from ray.data import DataContext
 
 from jobs.distill import distill
+from pipeline.dataset import quiet_ray_data
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,10 +71,20 @@ def test_a_rollout_node_that_is_added_during_a_run_is_used(told):
 
 def test_an_engine_without_a_machine_makes_the_autoscaler_start_a_rollout_node_and_nothing_else(told):
     requests = [ResourceRequestByCount.FromString(bytes.fromhex(text)) for text in told["demand"]]
-    asked = {name: amount for r in requests for name, amount in r.request.resources_bundle.items()}
-    assert asked == {"CPU": 1.0, "rollout": 1.0}
-    assert launches(requests) == ({"rollout": 1}, [])
+    engines = [r for r in requests if dict(r.request.resources_bundle) == {"CPU": 1.0, "rollout": 1.0}]
+    assert [r.count for r in engines] == [1]
+    assert launches(engines) == ({"rollout": 1}, [])
+    assert launches(requests)[0] == {"rollout": 1}  # whatever data tasks wait beside it
     assert launches([]) == ({}, [])
+
+
+def test_a_data_task_that_waits_starts_no_node_for_engines_or_ranks():
+    quiet_ray_data()
+    assert DataContext.get_current().execution_options.label_selector == {"egrsd-role": "!in(rollout,train)"}
+    elsewhere = [("egrsd-role", LabelSelectorOperator.LABEL_OPERATOR_NOT_IN, ["rollout", "train"])]
+    plain, ours = (ResourceRequestUtil.make({"CPU": 1}, label_selectors=selectors) for selectors in (None, [elsewhere]))
+    assert launches([ResourceRequestByCount(request=plain, count=1)])[0]  # without the selector it would
+    assert launches([ResourceRequestByCount(request=ours, count=1)])[0] == {}
 
 
 def test_versions_that_differ_are_both_named(told):

@@ -27,13 +27,14 @@ from pipeline.store import Store
 
 SETS = [
     "rounds=2",
-    "rollout.prompts_per_round=12",
+    "rollout.prompts_per_round=10",
     "rollout.prompts_per_shard=1",
     "rollout.group_size=4",
     "grade.advantage=running",
     "evaluation.problems=0",
     "engines.inflight_shards=2",
     "engines.rollout.max=2",
+    "engines.rollout.grow_after_s=0.2",
     "engines.rollout.placement.resources={rollout: 1}",
     "train.placement.resources={train: 1}",
 ]
@@ -86,7 +87,7 @@ class Watcher(threading.Thread):
         if self.demand is not None:
             return
         asked = get_cluster_resource_state(global_worker.gcs_client).pending_resource_requests
-        if asked:
+        if any("rollout" in request.request.resources_bundle for request in asked):  # told some time after the actor waits
             self.demand = [request.SerializeToString().hex() for request in asked]
             ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.cluster.address}"]
             size = ["--num-cpus=2", "--object-store-memory=100000000", "--labels=egrsd-role=rollout"]
@@ -111,7 +112,6 @@ def mismatch(address):
     try:
         connect(address)
     except UserError as error:
-        ray._private.worker._global_node = None  # else the cluster takes its head for a node that is in use
         return str(error)
     return ""
 
@@ -141,7 +141,7 @@ def main(uri, path):
     watcher.add("train", resources={"train": 1})
     watcher.start()
     begun = time.monotonic()
-    slow = functools.partial(FakeEngine, behaviour=Behaviour(batch_s=1.0))
+    slow = functools.partial(FakeEngine, behaviour=Behaviour(batch_s=3.0))
     distill(uri, "demo", SETS, None, False, cluster.address, False, slow)
     watcher.ended.set()
     watcher.join()
@@ -159,7 +159,8 @@ def main(uri, path):
     if watcher.added is not None:
         watcher.added.terminate()
         watcher.added.wait()
-    cluster.shutdown()
+    for node in cluster.list_all_nodes():  # `shutdown` takes the head for one that the driver, who was not let in, still uses
+        node.kill_all_processes(check_alive=False)
 
 
 if __name__ == "__main__":
