@@ -16,7 +16,7 @@ from uuid import uuid4
 import psutil
 
 MARK = "EGRSD_CHAOS"  # in the environment of every process of a ground: what is left of it is found, whoever its parent is
-TITLES = {"engine": "EngineActor", "pool": "Dispatcher", "task": "Map(", "rank": "RayTrainWorker"}
+TITLES = {"engine": "EngineActor", "pool": "Dispatcher", "task": "MapBatches(", "rank": "RayTrainWorker"}
 RAY_KEEPS = ("_StatsActor", "_AutoscalingCoordinatorActor")  # Ray Data's own, one a cluster, detached; they reserve nothing
 WORKER = {"num_cpus": 4, "num_gpus": 1, "resources": {"rollout": 2, "train": 1}, "object_store_memory": 80 * 2**20}
 QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
