@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from jobs.session import session
 from pipeline import control
@@ -72,9 +72,9 @@ def answer(pools: Mapping[str, EnginePool], question: control.Document) -> contr
 
 def _table(pool: control.Document) -> Table:
     columns = ("engine", "state", "process", "batches", "rows", "policy", "tokens/s", "for")
-    table = Table(*columns, box=None, padding=(0, 2, 0, 0))
+    table = Table(*(Column(name, no_wrap=True) for name in columns), box=None, padding=(0, 2, 0, 0))
     for engine in pool["engines"]:
-        state = engine["state"] if engine["pid"] else f"{engine['state']}, no node yet"
+        state = engine["state"] if engine["pid"] else "no node yet"
         counts = (str(engine[name]) for name in ("batches", "rows", "policy_version"))
         rate = f"{engine['tokens_per_s']:,.0f}"
         table.add_row(engine["name"], state, str(engine["pid"] or "-"), *counts, rate, _ago(engine["seconds"]))

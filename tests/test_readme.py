@@ -13,6 +13,7 @@ SHOWN = (
     "objective.gamma",
     "objective.window",
     "rounds",
+    "max_staleness",
     "rollout.prompts_per_round",
     "rollout.group_size",
     "rollout.temperature",
