@@ -119,6 +119,11 @@ def work_done(uri: str) -> int:
     return sum(name.endswith(".json") for name in names) + store.latest_policy()
 
 
+def seconds(start: float) -> float:
+    """Since `start`, to a tenth."""
+    return round(time.monotonic() - start, 1)
+
+
 def disturb(command: Command, uri: str, seed: int, kinds: tuple[str, ...] = KINDS, pace: int = 36, say=print) -> Iterator[Kill]:
     """Run a command to its end while victims of `kinds` are killed, in an order and at moments drawn from `seed`.
 
@@ -144,7 +149,7 @@ def _kill(command: Command, uri: str, kind: str, rng: random.Random, seed: int, 
     ground, choice, at_raylet = command.ground, rng.random(), rng.random() < 0.5
 
     def record(pid: int, doing: str) -> Kill:
-        return Kill(seed, round(time.monotonic() - start, 1), kind, pid, doing, progress(uri))
+        return Kill(seed, seconds(start), kind, pid, doing, progress(uri))
 
     if kind == "node":
         kill = record(*ground.lose_node(int(choice * 2), at_raylet)) if command.running() else None

@@ -17,7 +17,7 @@ import chaos_run
 import psutil
 import pytest
 from chaos_ground import ROOT, marked, until
-from chaos_run import FAKE, KINDS, check, check_policy_versions, disturb, fake, real
+from chaos_run import FAKE, KINDS, check, check_policy_versions, disturb, fake, real, seconds
 
 from pipeline.store import Store
 
@@ -34,7 +34,7 @@ OVERLAPPED = (
 )
 REAL = (
     *chaos_run.SMALL,
-    "rounds=3",
+    "rounds=5",
     "rollout.max_new_tokens=72",
     r"grade.answer_pattern='#(-?\d+)$'",
     "engines.rollout.placement.cpus=1",
@@ -77,10 +77,11 @@ def test_fake_overlapped(ground, undisturbed, tmp_path, held, seed):
 @pytest.mark.chaos
 @pytest.mark.engine
 @pytest.mark.timeout(1800)
-def test_real(ground, undisturbed, tmp_path, held):
+@pytest.mark.parametrize("seed", range(2))
+def test_real(ground, undisturbed, tmp_path, held, seed):
     """vLLM: the same trace ids, and a final adapter that equals the undisturbed one within TOLERANCE of its largest weight."""
     whole, uri = undisturbed(real, *REAL), str(tmp_path / "run")
-    kills = list(disturb(real(ground, uri, *REAL), uri, 0, KINDS, pace=8))
+    kills = list(disturb(real(ground, uri, *REAL), uri, seed, KINDS, pace=10))
     chaos_run.check_whole(uri, whole)
     chaos_run.check_clean(ground, uri, whole, same_names=False)
     difference, largest = chaos_run.largest_difference(uri, whole)
@@ -102,13 +103,13 @@ def test_a_driver_with_its_own_ray(ground, undisturbed, tmp_path, held, seed):
     whole, uri = undisturbed(fake, *sets), str(tmp_path / "run")
     command = fake(ground, uri, *sets, address="local")
     before = {process.pid for process in marked(ground.mark)}
-    rng, kills = random.Random(seed), []
+    rng, kills, start = random.Random(seed), [], time.monotonic()
     command.start()
     for goal in (rng.randint(1, 10), rng.randint(11, 40)):
         until(lambda goal=goal: chaos_run.work_done(uri) >= goal or not command.running(), 180, "no progress")
         if not command.running():
             break
-        kills.append(chaos_run.Kill(seed, 0.0, "driver", command.process.pid, "own Ray", chaos_run.progress(uri)))
+        kills.append(chaos_run.Kill(seed, seconds(start), "driver", command.process.pid, "own Ray", chaos_run.progress(uri)))
         command.process.kill()
         command.process.wait()
         until(lambda: not {p.pid for p in marked(ground.mark)} - before, 60, "a process of the dead driver's Ray is left")
@@ -123,13 +124,13 @@ def test_a_driver_with_its_own_ray(ground, undisturbed, tmp_path, held, seed):
 def test_engines_that_load_on_nodes_that_vanish_are_not_an_engine_that_cannot_load(ground, undisturbed, tmp_path, held):
     """More of them than the pool would forgive an engine that dies on its own."""
     sets = (*SHORT, "engines.rollout.min=4", "engines.rollout.max=4")
-    uri, kills = str(tmp_path / "run"), []
+    uri, kills, start = str(tmp_path / "run"), [], time.monotonic()
     command = fake(ground, uri, *sets, start_s=8)
     command.start()
     for which in (0, 1):
         until(lambda: len(ground.victims("engine")) == 4, 120, "four engines")
         pid, doing = ground.lose_node(which, at_raylet=False)
-        kills.append(chaos_run.Kill(0, 0.0, "node", pid, doing, chaos_run.progress(uri)))
+        kills.append(chaos_run.Kill(0, seconds(start), "node", pid, doing, chaos_run.progress(uri)))
         ground.add_node()
         until(lambda: len(ground.victims("engine")) < 4, 60, "engines of a lost node are gone")
     command.finish()
@@ -142,14 +143,14 @@ def test_every_row_is_of_the_policy_its_round_asked_for_while_engines_die_and_jo
     sets = (*SHORT, "rounds=3", "engines.rollout.min=1", "engines.rollout.max=3", "engines.rollout.grow_after_s=0.2")
     uri = str(tmp_path / "run")
     command = fake(ground, uri, *sets)
-    rng, sizes, deaths = random.Random(5), ["1..3", "3..3", "1..1", "2..3"], []
+    rng, sizes, deaths, start = random.Random(5), ["1..3", "3..3", "1..1", "2..3"], [], time.monotonic()
     command.start()
     while command.running():
         time.sleep(rng.uniform(0.5, 2))
         victims = ground.victims("engine")
         if victims and chaos_run.work_done(uri) > len(deaths) * 8:
             victim = rng.choice(victims)
-            deaths.append(chaos_run.Kill(5, 0.0, "engine", victim.pid, "", chaos_run.progress(uri)))
+            deaths.append(chaos_run.Kill(5, seconds(start), "engine", victim.pid, "", chaos_run.progress(uri)))
             os.kill(victim.pid, signal.SIGKILL)
         ask = [sys.executable, "-m", "jobs", "scale", "--run", uri, f"rollout={rng.choice(sizes)}"]
         subprocess.run(ask, cwd=ROOT, env=os.environ | ground.environment, capture_output=True, check=False, timeout=60)
