@@ -20,13 +20,13 @@ from rich.table import Table
 
 from jobs.distill import Live, check_resources, open_inputs
 from jobs.engines import open_engines
-from jobs.evaluate import facts, plain, read_samples, tokenizer_hash
+from jobs.evaluate import check_problems, facts, plain, read_samples, tokenizer_hash
 from jobs.missing import Missing
 from jobs.session import Session, connect, parse_numbers, read_config, session, versions
 from pipeline import lease
 from pipeline.config import Run, differences, load, resolve
 from pipeline.contract import STAGES
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, UserError
 from pipeline.evaluation import Tested, figures, holm, over_seeds, per_problem
 from pipeline.metrics import Estimate
 from pipeline.recipes import recipe as named
@@ -47,6 +47,7 @@ CONTROLS: dict[str, dict[str, str]] = {
     "student_entropy": {"entropy": "student"},
 }
 MEASURES = ("accuracy", "length")
+REJECTED = "`reject_reason` in the shards of its evaluation says why; remove this run once that is mended"
 TEST = (
     "paired by seed and problem: t over seeds, S - 1 degrees of freedom, seeds and problems both random; "
     "beyond noise: p < 0.05 after Holm's correction over the comparisons of one measure"
@@ -100,7 +101,9 @@ def compare(
         settings = describe(base, recipe, sets, against, numbers)
         found = {name: Series() for name in names}
         if left:
-            open_inputs(base)
+            evals = open_inputs(base).evals
+            assert evals is not None
+            check_problems(evals, base.evaluation.problems)
             connect(address)
             check_resources(base, missing[left[0]])
         with contextlib.ExitStack() as stack:
@@ -109,8 +112,11 @@ def compare(
                 if not missing[key].nothing:
                     out.say(f"{key[0]}, seed {key[1]} ({place} of {len(runs)})")
                     train_one(store, key, run, list(runs), engines, out)
-                add_point(found[key[0]], store, key, run)
-                write(store, found, against, settings, runs[key])
+                try:
+                    add_point(found[key[0]], store, key, run)
+                    write(store, found, against, settings, runs[key])
+                except ValueError as error:  # fewer than two problems were answered
+                    raise UserError(str(error), folder(store, *key).locate("evals"), REJECTED) from error
             document = write(store, found, against, settings, base)
         show(out, document, against)
         out.say(store.locate("compare.json"))

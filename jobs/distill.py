@@ -57,6 +57,8 @@ def distill(
         sinks.check(run)
         if not missing.nothing:
             sources = open_inputs(run)
+            for caution in {source.caution() for source in (sources.rounds, sources.evals) if source} - {None}:
+                out.say(str(caution))
             holding = out.exits.enter_context(lease.held(store))
             run = settle(store, recipe, config, sets, accept_changes)  # again: whoever held the run before may have gone on
             missing = Missing.of(store, run)

@@ -26,7 +26,7 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
     with session(debug) as out:
         store = Store(uri) if uri is not None else None
         run = store.load_run() if store is not None and recipe is None and store.exists() else named(recipe or "demo")
-        facts = machine.gather()
+        facts = machine.gather(nearest_folder(store))
         found = [out_line(line, out) for line in machine.judge(facts, machine.requirements())]
         carrier = facts
         if address is not None:
@@ -47,6 +47,14 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
         out.say(f"recipe {run.name}: {errors} errors, {warnings} warnings")
         if errors:
             sys.exit(1)
+
+
+def nearest_folder(store: Store | None) -> str:
+    """The existing folder that a run's local directory is in, or will be: its disk is what counts."""
+    place = store.local_root if store is not None and store.local_root is not None else Path()
+    while not place.is_dir():
+        place = place.parent
+    return str(place)
 
 
 def out_line(line: Line, out: Session) -> Line:

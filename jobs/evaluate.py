@@ -86,6 +86,8 @@ def evaluate(
         asked = [ask(run, spec, k, sets) for spec in specs or [""]]
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
             raise UserError("is given twice with the same settings", f"--source {twice[0].removeprefix('evals/')}")
+        for caution in {one.source.caution() for one in asked} - {None}:
+            out.say(str(caution))
         template = tokenizer_hash(asked[0].run)
         if any(missing(store, one, number) for one in asked for number in numbers):
             out.exits.enter_context(lease.held(Store(store.locate("evals"))))
@@ -143,7 +145,7 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
     shard = max(1, TRACES_PER_SHARD // number)
     held_out = held_out.model_copy(update={"rollout": held_out.rollout.model_copy(update={"prompts_per_shard": shard})})
     one = Asked(_slug(spec or source.source.uri), held_out, source, number if k is None else k)
-    _check_problems(one)
+    check_problems(one.source, one.problems)
     return one
 
 
@@ -175,12 +177,12 @@ def _generated(uri: str) -> bool:
     return uri == "tiny-arithmetic" or uri.startswith("reasoning-gym:")
 
 
-def _check_problems(one: Asked) -> None:
+def check_problems(source: ProblemSet, number: int) -> None:
     """SourceError where a bootstrap has too few problems, or no problem has an answer: before an engine starts."""
-    where = one.source.source.uri
-    if one.problems < 2:
-        raise SourceError(f"{one.problems} problem is too few for an interval over problems", where, "2 at least are needed")
-    rows = _rows(one, range(one.problems))
+    where, number = source.source.uri, min(len(source), number)
+    if number < 2:
+        raise SourceError(f"{number} problem is too few for an interval over problems", where, "2 at least are needed")
+    rows = source.rows(range(number))
     if usable := [row for row in rows if row.reject is None]:
         if len(usable) < 2:
             why = next(row for row in rows if row.reject is not None).detail

@@ -19,8 +19,8 @@ def export_run(uri: str, out_uri: str, debug: bool) -> None:
 
     Raises UserError on a run without traces or a place that may not be written, StoreError when writing fails.
     """
-    store = Store(uri)
     with session(debug) as out:
+        store = Store(uri)
         run = store.load_run()
         rounds = [
             work.number for work in open_rounds(store, run) if work.shards.keys() <= store.entries(work.area, "rollout").keys()

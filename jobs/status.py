@@ -7,16 +7,17 @@ from collections import Counter
 from rich.table import Table
 
 from jobs.session import Session, session
-from pipeline import contract
+from pipeline import contract, lease
 from pipeline.config import Run
+from pipeline.files import SCRATCH
 from pipeline.rounds import TRAINED_ON, Inventory, evaluation_run, open_round, open_rounds
 from pipeline.store import Entry, Store
 
 
 def show(uri: str, debug: bool) -> None:
     """Rows, rejected by reason, stale shards and seconds of every stage of every round; policies and what they were made of."""
-    store = Store(uri)
     with session(debug) as out:
+        store = Store(uri)
         run = store.load_run()
         names = [stage.name for stage in contract.PLAN]
         rounds = store.numbers("rounds")
@@ -46,7 +47,7 @@ def show(uri: str, debug: bool) -> None:
         _say_rejected(rejected, out)
         out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
         for name in store.names("evals"):
-            if not name.isdigit() and (policies := store.numbers(f"evals/{name}")):
+            if not name.isdigit() and name not in (SCRATCH, lease.LEASE) and (policies := store.numbers(f"evals/{name}")):
                 out.say(f"evals/{name}: policies {', '.join(map(str, policies))}")
 
 

@@ -171,16 +171,20 @@ def _told(error: OSError, what: str, where: str) -> EgrsdError:
     return StoreError(f"{what} ({said})", where, remedy)
 
 
-def _write_local(path: Path, scratch: Path, data: bytes) -> None:
-    for folder in (path.parent, scratch):
-        folder.mkdir(parents=True, exist_ok=True)
+def _write_local(path: Path, scratch: Path, data: bytes, tries: int = 10) -> None:
     temporary = scratch / f"{uuid4().hex}-{path.name}"
     try:
+        for folder in (path.parent, scratch):
+            folder.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except FileNotFoundError:
+        if tries == 1:
+            raise
+        return _write_local(path, scratch, data, tries - 1)  # swept meanwhile: an evaluation writes beside a driver that ends
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

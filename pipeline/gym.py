@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -41,6 +42,24 @@ def problem(task: str, options: str, split: str, seed: int, size: int, index: in
             answer = None if item["answer"] is None else str(item["answer"])
             return {"problem": item["question"], "solution": _solution(task, answer, item["metadata"]), "answer": answer}
     raise SourceError(f"{task} has too few different problems to hold some out for '{split}'", "source", "Widen source.options")
+
+
+def caution(task: str, answers: list[str]) -> str | None:
+    """What to know before accuracies of a task are believed: whether other answers than the reference may be right.
+
+    Tasks with a scorer of their own and answers that are no plain numbers (a sudoku is one, a game of 24 is not). Their scorers
+    are not used: some evaluate the response as Python.
+    """
+    from reasoning_gym.dataset import ProceduralDataset
+    from reasoning_gym.factory import DATASETS
+
+    own = DATASETS[task][0].score_answer is not ProceduralDataset.score_answer
+    if not own or all(_NUMBER.fullmatch(answer) for answer in answers):
+        return None
+    return f"{task} may have several right answers; only what equals the reference counts as correct"
+
+
+_NUMBER = re.compile(r"-?[\d.,/ ]+", re.ASCII)
 
 
 @lru_cache(maxsize=TRIES)

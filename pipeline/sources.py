@@ -59,6 +59,13 @@ class ProblemSet(ABC):
             raise IndexError(f"row {wrong[0]} of a source of {self.size}")
         return [_problem(int(index), row, *self._fields) for index, row in zip(indices, self._read(indices), strict=True)]
 
+    def caution(self) -> str | None:
+        """What to know before accuracies on this source are believed; None where nothing is known against them."""
+        kind, _, task = self.source.uri.partition(":")
+        first = self.rows(range(min(8, self.size))) if kind == "reasoning-gym" else []
+        said = gym.caution(task, [row.answer or "" for row in first]) if first else None
+        return said and f"note: {self.source.uri}: {said}"
+
     @abstractmethod
     def _read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Raw rows in the order asked."""

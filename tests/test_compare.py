@@ -1,5 +1,7 @@
 """`egrsd compare` with the fake engine and the real trainer: balanced, resumable, nothing common made twice, honest verdicts."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,25 @@ def test_again_nothing_is_done(compared, monkeypatch, capfd):
     said = capfd.readouterr().out
     assert "0 to do" in said
     assert "untested" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"problem": "1+1+1+1", "answer": "4"}], "1 problem is too few for an interval over problems"),
+        ([{"problem": "1+1+1+1", "answer": ""}] * 6, "none of its 6 problems can be asked and graded"),
+    ],
+)
+def test_problems_that_tell_nothing_are_refused_before_anything_is_trained(tmp_path, rows, message, capfd):
+    path = tmp_path / "held_out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [*SETS, f"evaluation.source.uri={path}", "evaluation.source.solution="]
+    with pytest.raises(SystemExit) as ended:
+        run_it(str(tmp_path / "out"), sets=sets)
+    assert ended.value.code == 2
+    said = " ".join(capfd.readouterr().out.split())
+    assert message in said
+    assert "held_out.jsonl" in said
 
 
 def test_other_settings_are_refused(compared, capfd):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from jobs import doctor
 from jobs.doctor import best, check_demands, check_store, gather_nodes, judge_nodes
 from pipeline import config, footprint, machine, recipes
 from pipeline.store import Store
@@ -101,6 +102,11 @@ def test_store(tmp_path):
     assert [line.level for line in check_store(Store(str(tmp_path / "file" / "run")))] == ["error"]
     assert [line.level for line in check_store(Store(str(tmp_path / "run")))] == ["ok", "ok"]
     assert not (tmp_path / "run").exists()
+
+
+def test_the_disk_is_that_of_the_run(tmp_path):
+    assert doctor.nearest_folder(Store(str(tmp_path / "not" / "yet" / "there"))) == str(tmp_path)
+    assert doctor.nearest_folder(None) == "."
 
 
 def test_every_node_of_a_cluster_is_asked_by_a_task_of_its_own(ray_local):

@@ -92,7 +92,15 @@ def test_sources_have_rows_of_their_own_and_a_macro_mean(run_dir, ray_local, pro
     assert re.search(r"evals/gsm8k-\w+: policies 0", capfd.readouterr().out)
 
 
-def test_status_still_reads_the_run(run_dir, capfd):
+def test_status_still_reads_the_run_also_while_another_evaluation_works_or_was_killed(run_dir, capfd):
+    run_dir.write_json("evals/lease.json", {"token": "x", "holder": "process 1", "host": "elsewhere", "pid": 1, "beats": 0})
+    (run_dir.local_root / "evals" / ".tmp").mkdir(exist_ok=True)
+    status.show(run_dir.uri, True)
+    run_dir.delete("evals/lease.json")
+    assert "evals/sums-" in capfd.readouterr().out
+
+
+def test_status_of_a_finished_evaluation(run_dir, capfd):
     status.show(run_dir.uri, False)
     assert "policies: 0 to 3" in capfd.readouterr().out
 

@@ -108,6 +108,35 @@ def test_one_problem_has_no_interval():
         evaluation.figures(answered([[1]]), 1)
 
 
+def test_problems_without_an_answer_leave_and_the_rest_keep_every_figure():
+    lost = [[math.nan, math.nan]]
+    whole, holey = answered([[1, 0], [1, 1]] * 5), answered([[1, 0], [1, 1]] * 5 + lost * 10)
+    assert evaluation.figures(holey, 2) == evaluation.figures(whole, 2)
+    assert evaluation.macro([(holey, None)], 2) == evaluation.macro([(whole, None)], 2)
+    with pytest.raises(ValueError, match="1 problems are too few"):
+        evaluation.figures(answered([[1, 0], *lost, *lost]), 1)
+
+
+def test_pass_at_k_is_that_of_the_problems_with_k_samples_if_there_are_two():
+    found = evaluation.figures(answered([[1, math.nan]] * 6 + [[1, 0], [0, 0], [1, 1], [0, 0]]), 2)
+    assert found["pass"].value == 0.5
+    assert found.keys() == set(evaluation.FIGURES)
+    assert "pass" not in evaluation.figures(answered([[1, math.nan]] * 9 + [[1, 0]]), 2)
+
+
+def test_intervals_over_problems_cover_as_often_as_they_say():
+    """Of 300 evaluations of 60 problems x 2 samples about 95 % hold the truth; so do differences of two policies."""
+    rng, held = np.random.default_rng(5), {"figures": 0, "differences": 0}
+    for seed in range(300):
+        chance = rng.beta(2, 2, 60)
+        draw = lambda chance=chance: answered((rng.random((60, 2)) < chance[:, None]).astype(float))  # noqa: E731
+        found = evaluation.figures(draw(), 1, seed)["avg"]
+        held["figures"] += found.low <= 0.5 <= found.high
+        found = evaluation.differences(draw(), draw(), 1, seed)["avg"]
+        held["differences"] += found.low <= 0 <= found.high
+    assert all(0.90 <= count / 300 <= 0.985 for count in held.values()), held
+
+
 def test_the_macro_mean_counts_sources_not_problems():
     small, large = answered([[1], [1]]), answered([[0]] * 50)
     assert evaluation.macro([(small, None), (large, None)], 1)["avg"].value == 0.5
@@ -130,7 +159,7 @@ def test_holm_raises_the_least_most():
 
 
 def test_a_mean_over_seeds_covers_the_truth_as_often_as_it_says():
-    """Seeds and problems both random: of 400 intervals about 95 % hold 0; those over problems alone hold it far less often."""
+    """Seeds and problems both random: of 400 intervals 95 % at least hold 0; those over problems alone hold it far less often."""
     rng, held, naive = np.random.default_rng(3), 0, 0
     for _ in range(400):
         values = rng.normal(0, 1, (5, 1)) + rng.normal(0, 2, (1, 40)) + rng.normal(0, 1, (5, 40))
@@ -138,7 +167,7 @@ def test_a_mean_over_seeds_covers_the_truth_as_often_as_it_says():
         held += found.low <= 0 <= found.high
         by_problem = values.mean(0)
         naive += abs(by_problem.mean()) < 2 * by_problem.std(ddof=1) / math.sqrt(40)
-    assert 0.92 <= held / 400 <= 1.0
+    assert 0.94 <= held / 400 <= 0.995, held  # 395: S - 1 degrees for the problems' share too err on the careful side
     assert naive < held
 
 

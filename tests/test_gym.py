@@ -31,6 +31,13 @@ def test_chain_sum_is_worked_from_left_to_right():
         assert last_boxed(row.solution) == row.answer == str(eval(expression))
 
 
+@pytest.mark.parametrize(("task", "told"), [("chain_sum", False), ("letter_counting", False), ("countdown", True)])
+def test_a_task_with_several_right_answers_is_told(task, told):
+    said = open_source(source(task)).caution()
+    assert bool(said) == told
+    assert not told or said.startswith("note: reasoning-gym:countdown: countdown may have several right answers")
+
+
 def test_a_sum_of_one_term_needs_no_steps():
     row = open_source(source("chain_sum", min_terms=1, max_terms=1)).rows([0])[0]
     assert row.solution == f"The answer is \\boxed{{{row.answer}}}."

@@ -124,6 +124,15 @@ def test_a_trace_longer_than_the_limit_is_shown_when_there_is_no_other():
 
 
 @pytest.mark.engine
+def test_long_texts_share_what_room_there_is():
+    assert traces._room(["x" * 50_000] * 10) == traces.MOST_TEXT
+    for text in ("x", "\u3042", "<"):  # as JSON in a page: 1, 6 and 6 bytes
+        texts = [text * 20_000] * 600
+        most = traces._room(texts)
+        assert 100 <= most < traces.MOST_TEXT
+        assert sum(len(page.embedded(t[:most])) for t in texts) <= traces.MOST_BYTES
+
+
 def test_packed_signals_are_the_stored_ones_to_three_digits(stored_run):
     import base64
 

@@ -175,6 +175,39 @@ def test_the_keyboard_reaches_everything(driver, real):
     assert "round 0" in text(driver, ".readout")
 
 
+def test_who_turns_by_keyboard_stays_where_they_are(driver, hostile, real):
+    opened(driver, hostile[0])
+    order = driver.find_elements(By.CSS_SELECTOR, ".side select")[2]
+    order.find_element(By.CSS_SELECTOR, "option[value=longest]").click()
+    driver.find_element(By.CSS_SELECTOR, ".item").click()
+    soon(driver, ".overview", "page 1 of 167")
+    driver.execute_script("document.querySelector('[data-turn=later]').focus()")
+    for page in (2, 3):
+        ActionChains(driver).send_keys(Keys.ENTER).perform()
+        soon(driver, ".overview", f"page {page} of 167")
+    for page in (2, 1):
+        ActionChains(driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform() if page == 2 else None
+        ActionChains(driver).send_keys(Keys.ENTER).perform()
+        soon(driver, ".overview", f"page {page} of 167")
+    assert driver.execute_script("return document.activeElement.id") == "tokens"  # "Earlier" is gone on the first page
+    opened(driver, real)
+    before = driver.execute_script("return [view.shown, view.list.length]")
+    if before[1] > before[0]:
+        driver.execute_script("const more = document.querySelector('.more'); more.focus(); more.click()")
+        place = "return [...document.querySelectorAll('.items li')].indexOf(document.activeElement.parentElement)"
+        assert driver.execute_script(place) == before[0]
+    driver.execute_script("document.querySelector('[data-turn=next]').focus()")
+    first = driver.execute_script("return location.hash")
+    ActionChains(driver).send_keys(Keys.ENTER).perform()
+    WebDriverWait(driver, 30).until(lambda _: driver.execute_script("return location.hash") != first)
+    assert driver.execute_script("return document.activeElement.dataset.turn") == "next"
+
+
+def test_the_skip_links_address_opens_like_any(driver, real):
+    opened(driver, real, "#main")
+    assert driver.find_elements(By.CSS_SELECTOR, ".item")
+
+
 def test_regimes_are_told_by_line_and_letter_not_by_colour_alone(driver, real):
     opened(driver, real)
     script = """return [...document.querySelectorAll('.marks .run')].map(
@@ -199,21 +232,38 @@ def test_a_screen_reader_finds_names_and_tables(driver, real):
     assert len(driver.find_elements(By.CSS_SELECTOR, ".chart table tbody tr")) >= 2 * len(charts)
 
 
+# the least contrast of a text with all that lies behind it, painted one over the other; and where
+CONTRAST = """const ctx = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+    const light = colours => {
+        colours.forEach(c => { ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1); });
+        return [...ctx.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
+            .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+    };
+    const behind = e => e ? [...behind(e.parentElement), getComputedStyle(e).backgroundColor] : ['white'];
+    const words = '.card p, .card th, .card td, .card dt, .card dd, .card summary, .chip, .facts, .tok, .cell, .badge';
+    let least = [99, ''];
+    for (const e of [...document.querySelectorAll(words)].filter(e => e.offsetParent)) {
+        const marks = e.dataset.letter ? [[getComputedStyle(e, '::after').color, e.parentElement]] : [];
+        for (const [colour, on] of [[getComputedStyle(e).color, e], ...marks]) {
+            const [a, b] = [light([...behind(on), colour]), light(behind(on))];
+            const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+            if (ratio < least[0]) least = [ratio, `${e.tagName}.${e.className} ${e.textContent.slice(0, 40)} ${colour}`];
+        }
+    }
+    return least"""
+
+
 @pytest.mark.parametrize("view", ["#traces", "#run", "#evidence"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_either_scheme_with_enough_contrast(driver, real, view, scheme):
     opened(driver, real, view, 390, 844, scheme)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
-    script = """const rgb = c => c.match(/[\\d.]+/g).slice(0, 3).map(Number);
-        const light = c => rgb(c).map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-            .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-        const card = getComputedStyle(document.querySelector('.card')).backgroundColor;
-        const words = '.card p, .card th, .card td, .card dt, .card dd, .chip, .facts';
-        const shown = [...document.querySelectorAll(words)].filter(e => e.offsetParent);
-        return shown.map(e => [light(getComputedStyle(e).color), light(card)])
-            .map(([a, b]) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05))
-            .reduce((least, ratio) => Math.min(least, ratio), 99)"""
-    assert driver.execute_script(script) >= 4.5  # WCAG 2.1, AA
+    for heat in range(11) if view == "#traces" else ():  # every tint there is, also on tokens that are no text
+        script = f"const t = document.querySelectorAll('.tok')[{heat}]; if (t) t.className = 'tok special h{heat}'"
+        driver.execute_script(script)
+    ratio, where = driver.execute_script(CONTRAST)
+    assert ratio >= 4.5, where  # WCAG 2.1, AA
     assert complaints(driver) == []
 
 

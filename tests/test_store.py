@@ -2,6 +2,7 @@
 
 import errno
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -91,6 +92,25 @@ def test_two_writers_of_one_shard_leave_one_whole_shard(run_dir):
     assert winner in entries
     assert run_dir.read(winner).equals(tables[entries.index(winner)])
     assert not [name for name in run_dir.names("rounds/0000/score") if name.startswith(".tmp")]
+
+
+def test_who_writes_while_another_sweeps_writes_all_the_same(run_dir):
+    """An evaluation, which holds no lease on the run, beside a driver that takes the run or leaves it."""
+    store, done = Store(run_dir.uri), threading.Event()
+
+    def sweep():
+        while not done.wait(0.02):
+            store.sweep()
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        for number in range(200):
+            store.write(f"evals/x/{number}", b"whole")
+    finally:
+        done.set()
+        sweeper.join()
+    assert [store.read_bytes(f"evals/x/{number}") for number in range(200)] == [b"whole"] * 200
 
 
 def test_no_space_left_is_told_and_leaves_nothing(run_dir, monkeypatch):

@@ -19,12 +19,15 @@ from pipeline import regimes
 from pipeline.config import Label
 from pipeline.contract import Regime
 from pipeline.report.figures import Rows
+from pipeline.report.page import embedded
 from pipeline.report.tokens import pieces
 from pipeline.rounds import Inventory, Round
 from pipeline.stages import ragged
 
 MOST_TRACES, MOST_TOKENS = 1500, 300_000
-MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response
+MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response; fewer where all of them are MOST_BYTES
+MOST_BYTES = 8_000_000  # of all texts, as the page holds them
+TEXTS = ("problem", "answer", "solution", "text")
 SIGNALS = {
     "entropy": ("score", "teacher_entropy"),
     "ahead": ("profile", "lookahead_entropy"),
@@ -73,17 +76,28 @@ def sample(measured: list[Rows], tokenizer: Any) -> dict[str, Any]:
     found = [t for k, rows in enumerate(measured) for t in _of_round(rows, chosen[owner[chosen] == k] - starts[k])]
     used = np.unique(np.concatenate([trace["tokens"] for trace in found])) if found else np.zeros(0, np.int32)
     vocabulary = pieces(tokenizer, used.tolist())
+    most_text = _room([trace[name] for trace in found for name in TEXTS])
     for trace in found:
+        trace |= {name: trace[name][:most_text] for name in TEXTS}
         trace["tokens"] = _packed(np.searchsorted(used, trace["tokens"]), "<u4")
     return {
         "traces": found,
         "vocabulary": [piece.text for piece in vocabulary],
         "kinds": "".join(piece.kind[0] for piece in vocabulary),  # t text, s special, b bytes
+        "most_text": most_text,
         "labelled": len(ids),
         "labelled_tokens": int(lengths.sum()),
         "shown_tokens": int(lengths[chosen].sum()),
         "strata": len(np.unique(strata)),
     }
+
+
+def _room(texts: list[str]) -> int:
+    """Characters that each text may keep, so that all of them fit."""
+    most = MOST_TEXT
+    while most > 100 and sum(len(embedded(text[:most])) for text in texts) > MOST_BYTES:
+        most //= 2
+    return most
 
 
 def _of_round(rows: Rows, chosen: np.ndarray) -> Iterator[dict[str, Any]]:

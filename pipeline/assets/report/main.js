@@ -25,7 +25,7 @@ function route() {
     return;
   }
   const name = location.hash.slice(1);
-  if (name === "main") return;
+  if (name === "main" && drawn.size) return;
   show(name in VIEWS ? name : "traces");
   if (!view.trace && view.list.length) openTrace(view.list[0], null);
 }

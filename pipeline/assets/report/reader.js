@@ -50,6 +50,7 @@ function drawReader(trace, page) {
   });
   text.append(...tokenRuns(trace, signals, first, last));
   const detail = el("aside", { class: "inspector card", id: "inspector", "aria-label": "Token" });
+  const turn = root.contains(document.activeElement) ? document.activeElement.dataset.turn : null;
   root.replaceChildren(
     el(
       "article",
@@ -82,12 +83,14 @@ function drawReader(trace, page) {
       el(
         "p",
         { class: "turn" },
-        el("button", { type: "button", onclick: () => neighbour(-1) }, "← Previous trace"),
-        el("button", { type: "button", onclick: () => neighbour(1) }, "Next trace →"),
+        el("button", { type: "button", "data-turn": "previous", onclick: () => neighbour(-1) }, "← Previous trace"),
+        el("button", { type: "button", "data-turn": "next", onclick: () => neighbour(1) }, "Next trace →"),
       ),
     ),
     detail,
   );
+  // who turned by keyboard goes on from there: the button that was pressed is gone
+  if (turn) (root.querySelector(`[data-turn="${turn}"]:enabled`) ?? text).focus({ preventScroll: true });
 }
 
 // Runs of one regime share an underline; the first token of a run bears its letter.
@@ -156,7 +159,7 @@ function legend() {
 }
 
 function below(trace, signals, first, last) {
-  const cut = (text) => (text.length >= 20000 ? `${text} […]` : text);
+  const cut = (text) => (text.length >= DATA.sample.most_text ? `${text} […]` : text);
   const rows = el(
     "details",
     {

@@ -173,9 +173,9 @@ function overview(trace, signals, page) {
     el(
       "p",
       { class: "turn" },
-      el("button", { type: "button", disabled: page === 0, onclick: () => turn(page - 1) }, "← Earlier"),
+      el("button", { type: "button", "data-turn": "earlier", disabled: page === 0, onclick: () => turn(page - 1) }, "← Earlier"),
       el("span", {}, `page ${page + 1} of ${pages}, ${count(PAGE)} tokens each`),
-      el("button", { type: "button", disabled: page + 1 >= pages, onclick: () => turn(page + 1) }, "Later →"),
+      el("button", { type: "button", "data-turn": "later", disabled: page + 1 >= pages, onclick: () => turn(page + 1) }, "Later →"),
     ),
   );
 }

@@ -112,8 +112,10 @@ function listTraces(items, found) {
                 class: "more",
                 type: "button",
                 onclick: () => {
+                  const before = view.shown;
                   view.shown += MORE;
                   view.refresh();
+                  items.children[before].querySelector("button").focus();
                 },
               },
               `Show ${count(Math.min(rest, MORE))} more`,
