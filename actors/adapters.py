@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from pipeline import config
@@ -13,12 +16,15 @@ from pipeline.store import MANIFEST, Store
 from pipeline.training import adapter
 from pipeline.training.adapter import ADAPTER
 
+_KEPT = 32  # policies of a run on one machine: more than engines hold at once
+
 
 def fetch(uri: str) -> tuple[str, str]:
     """(local folder, hash of the content) of the adapter at `uri`: the folder itself when local, else a checked copy.
 
-    A policy that is published again has another hash, and on this machine its copy replaces the one before. Raises StoreError
-    when a remote policy has no manifest, or a file is not the one its manifest names.
+    A policy that is published again has another hash, and on this machine its copy replaces the one before; of a run's copies the
+    last _KEPT that were asked for stay. Raises StoreError when a remote policy has no manifest, or a file is not the one its
+    manifest names.
     """
     if "://" not in uri or uri.startswith("file://"):
         folder = uri.removeprefix("file://")
@@ -26,10 +32,12 @@ def fetch(uri: str) -> tuple[str, str]:
     parent, _, name = uri.rstrip("/").rpartition("/")
     store = Store(parent)
     version = _version(store, name)
-    copies = Path(tempfile.gettempdir()) / "egrsd-adapters" / hashlib.sha256(uri.encode()).hexdigest()[:24]
-    target = copies / version
+    copies = Path(tempfile.gettempdir()) / "egrsd-adapters" / _digest(parent.encode())
+    target = copies / f"{name}-{version}"
     if not target.exists():
         _copy(store, name, target)
+    with contextlib.suppress(OSError):
+        os.utime(target, ns=(time.time_ns(), time.time_ns()))  # the clock of files is coarse
     return str(target), version
 
 
@@ -76,9 +84,9 @@ def _digest(data: bytes) -> str:
 
 
 def _copy(store: Store, name: str, target: Path) -> None:
-    """Put a checked copy of a policy at `target`, and drop what lies beside it: other versions of the same policy."""
+    """Put a checked copy of a policy at `target`; drop other versions of the same policy, and policies not asked for lately."""
     copy = store.fetch(name)
-    if copy is None or _version(store, name) != target.name:
+    if copy is None or target.name != f"{name}-{_version(store, name)}":
         raise StoreError("the policy changed while it was read", store.locate(name), "Run the same command again")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,6 +95,14 @@ def _copy(store: Store, name: str, target: Path) -> None:
         if not target.exists():  # else another engine on this machine was quicker
             raise
         shutil.rmtree(copy)
-    for other in target.parent.iterdir():
-        if other != target:
+    others = sorted((path for path in target.parent.iterdir() if path != target), key=_last_used, reverse=True)
+    for place, other in enumerate(others):
+        if place >= _KEPT - 1 or other.name.rpartition("-")[0] == name:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # another engine on this machine has just dropped it
+        return 0.0

@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors import sizing
 from actors.serving import EngineActor, EngineClass, Gone, Lease, Member, PoolStatus, blameless
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _WATCH_S = 3.0
 _SIZE_S = 0.25
+_FORGET_S = 15.0  # a lease that its engine has not known for so long has no caller any more
 _START_TRIES = 3  # engines that may fail to load, one after the other, before the pool gives up
 _REMEMBERED = 8  # dead engines that `overview` tells of
 
@@ -141,7 +142,12 @@ class Dispatcher:
 
     async def _keep_size(self) -> None:
         while self._failure is None:
-            self._size()
+            try:
+                self._size()
+            except Exception as error:  # Ray refuses the placement: nobody else would hear of it
+                log.exception("The pool cannot be sized")
+                what = f"engines cannot be asked for ({type(error).__name__}: {first_line(error)})"
+                self._fail(EngineError(what, f"{self._setting}.placement", "Change the placement"))
             await asyncio.sleep(_SIZE_S)
 
     def _size(self) -> None:
@@ -173,21 +179,20 @@ class Dispatcher:
     async def _serve(self, member: Member) -> None:
         """Bring an engine up, then look after it until it ends."""
         timeout = self._settings.start_timeout_s
-        others = any(m.state == "serving" for m in self._members.values())
         try:
-            # While others serve, a new engine may wait for its machine as long as the autoscaler takes.
-            member.pid = await asyncio.wait_for(member.handle.pid.remote(), None if others else timeout)
+            member.pid = await self._placed(member)
             facts = await asyncio.wait_for(member.handle.load.remote(*self._load_args), timeout)
-        except RayActorError as error:
+        except RayTaskError as error:
+            cause = error.cause
+            told = cause if isinstance(cause, EgrsdError) else EngineError(first_line(cause), self._setting)
+            self._failed_to_load(member, told, died=False)
+        except RayError as error:  # of many kinds: Ray's memory monitor, say, has its own
             if blameless(error):
                 return self._bury(member, first_line(error))
             self._failed_to_load(member, EngineError(f"its process died ({first_line(error)})", self._setting), died=True)
         except TimeoutError:
             remedy = "Raise start_timeout_s, or see what holds the resources"
-            self._fail(EngineError(f"an engine did not start within {timeout:g} s", self._setting, remedy))
-        except RayTaskError as error:
-            cause = error.cause
-            told = cause if isinstance(cause, EgrsdError) else EngineError(first_line(cause), self._setting)
+            told = EngineError(f"an engine did not start within {timeout:g} s", self._setting, remedy)
             self._failed_to_load(member, told, died=False)
         else:
             self._failures_to_load = 0
@@ -199,6 +204,20 @@ class Dispatcher:
             self._drop(member, set())
             self._notify()
             await self._watch(member)
+
+    async def _placed(self, member: Member) -> int:
+        """The process of an engine once Ray has found its place, for which it may wait as long as the autoscaler takes while
+        others serve."""
+        process: asyncio.Future[int] = asyncio.ensure_future(member.handle.pid.remote())
+        while not (await asyncio.wait({process}, timeout=self._settings.start_timeout_s))[0]:
+            if not self._others_serve():
+                process.cancel()
+                raise TimeoutError
+        return process.result()
+
+    def _others_serve(self) -> bool:
+        """Whether any engine answers now."""
+        return any(member.state == "serving" for member in self._members.values())
 
     def _agrees(self, facts: EngineFacts) -> bool:
         """Whether a new engine's numbers mean what those of the first mean. If not, the pool ends: no one may mix them."""
@@ -216,24 +235,24 @@ class Dispatcher:
         return not odd
 
     async def _watch(self, member: Member) -> None:
-        """Notice a death nobody reported, and leases whose callers died: the engine does not know them, twice in a row."""
+        """Notice a death nobody reported, and leases whose callers died: the engine has not known them for a while."""
         while member.name in self._members:
             await asyncio.sleep(_WATCH_S)
             try:
-                unseen = set(member.leases) - set(await member.handle.active.remote())
-            except RayActorError as error:
+                absent = set(member.leases) - set(await member.handle.active.remote())
+            except RayError as error:
                 self._bury(member, first_line(error))
             else:
-                self._drop(member, unseen & member.unseen)
-                member.unseen = unseen
+                now = time.monotonic()
+                member.unseen = {lease: member.unseen.get(lease, now) for lease in absent}
+                self._drop(member, {lease for lease, since in member.unseen.items() if now - since >= _FORGET_S})
 
     def _failed_to_load(self, member: Member, error: EgrsdError, died: bool) -> None:
         """Try another, unless it would only fail as well: a user's mistake, an error while no other serves, too many tries."""
         if member.name not in self._members:  # drained while it loaded
             return
         self._failures_to_load += 1
-        others = any(m.state == "serving" for m in self._members.values())
-        if isinstance(error, UserError) or not (died or others):
+        if isinstance(error, UserError) or not (died or self._others_serve()):
             self._fail(error)
         elif self._failures_to_load >= _START_TRIES:
             what = f"{self._failures_to_load} engines could not be loaded, the last one because {error.what}"
@@ -274,7 +293,7 @@ class Dispatcher:
         try:
             if member.pid:  # else Ray still looks for a place for it
                 await asyncio.wait_for(member.handle.close.remote(), 10)
-        except (TimeoutError, RayActorError, RayTaskError) as error:
+        except (TimeoutError, RayError) as error:
             log.warning("Engine %s did not close: %s", member.name, first_line(error))
         ray.kill(member.handle)
 
@@ -317,4 +336,10 @@ class Dispatcher:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:  # ours: nobody waits for an engine in vain
+            log.error("The dispatcher failed", exc_info=error)
+            self._fail(EngineError(f"the pool failed ({type(error).__name__}: {first_line(error)})", self._setting))

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources
 from actors.dispatcher import Dispatcher
@@ -25,10 +26,11 @@ from actors.serving import EngineClass, EngineStatus, PoolStatus, blameless
 from actors.sizing import Bounds
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
-from pipeline.errors import EgrsdError, EngineError, first_line
+from pipeline.errors import EgrsdError, EngineError, ResourceError, first_line
 
 log = logging.getLogger(__name__)
 
+_NODE_TYPE = "ray.io/node-group"  # the label of nodes that an autoscaler looks after
 _PIECES = 8  # into how many a suspect batch is split: every death costs an engine's load, a small batch little
 
 
@@ -37,6 +39,7 @@ class EnginePool:
 
     def __init__(self, dispatcher: Any, settings: config.Pool, setting: str) -> None:
         self._dispatcher, self._settings, self._setting = dispatcher, settings, setting
+        self._asked: Bounds | None = None  # what `resize` asked for last
 
     @classmethod
     def start(
@@ -54,12 +57,14 @@ class EnginePool:
         Raises ResourceError when the cluster can never hold the engines.
         """
         setting = f"engines.{name}"
-        resources.check([resources.Demand(setting, max(settings.min, 1), settings.placement)], cluster_nodes())
+        check_room([resources.Demand(setting, max(settings.min, 1), settings.placement)])
+        here = ray.get_runtime_context().get_node_id()  # the driver's: a spot machine would take all other engines along
         dispatcher: Any = (
             ray.remote(Dispatcher)
             .options(
                 name=f"{name}-pool",
                 num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
                 max_concurrency=10_000,
                 max_restarts=-1,  # a killed dispatcher takes its engines along, and starts anew with fresh ones
                 max_task_retries=-1,
@@ -91,8 +96,13 @@ class EnginePool:
         Raises ResourceError when the cluster can never hold them.
         """
         most = max(1, least) if most is None else most
-        resources.check([resources.Demand(self._setting, most, self._settings.placement)], cluster_nodes())
-        self._tell(self._dispatcher.resize.remote(Bounds(least, most)))
+        check_room([self.demand(most)])
+        self._asked = Bounds(least, most)
+        self._tell(self._dispatcher.resize.remote(self._asked))
+
+    def demand(self, count: int) -> resources.Demand:
+        """What `count` of its engines ask of the cluster."""
+        return resources.Demand(self._setting, count, self._settings.placement)
 
     def status(self) -> list[EngineStatus]:
         """The engines now, in the order they were started."""
@@ -100,7 +110,11 @@ class EnginePool:
 
     def overview(self) -> PoolStatus:
         """The engines, those that died, what waits for one, and the bounds."""
-        return self._tell(self._dispatcher.overview.remote())
+        found: PoolStatus = self._tell(self._dispatcher.overview.remote())
+        if self._asked not in (None, Bounds(found.least, found.most)):  # a dispatcher that was restarted has forgotten
+            self._tell(self._dispatcher.resize.remote(self._asked))
+            found = self._tell(self._dispatcher.overview.remote())
+        return found
 
     def close(self) -> None:
         """End the engines and the dispatcher."""
@@ -126,13 +140,13 @@ class EnginePool:
             try:
                 call = getattr(lease.handle, method).remote(lease.id, [items[row] for row in piece.rows], policy, *more)
                 found = _get(call)
-            except (RayActorError, ObjectLostError, EngineError) as error:
+            except BaseException as error:
+                if isinstance(error, RayTaskError) or not isinstance(error, (RayError, EngineError)):
+                    self._dispatcher.release.remote(lease.id, 0, 0)
+                    raise
                 self._tell(self._dispatcher.lost.remote(lease.engine, first_line(error)))
                 pieces.extend(self._after_death(piece, error, answers))
                 continue
-            except BaseException:
-                self._dispatcher.release.remote(lease.id, 0, 0)
-                raise
             self._dispatcher.release.remote(lease.id, len(found), _num_tokens(found))
             for row, answer in zip(piece.rows, found, strict=True):
                 answers[row] = answer
@@ -140,25 +154,30 @@ class EnginePool:
 
     def _after_death(self, piece: _Piece, error: Exception, answers: list[Any]) -> list[_Piece]:
         """What to ask again. The first death may be the machine's fault; after the second the batch is asked alone, in parts,
-        so that in the end one row alone has killed an engine that served no one else."""
+        so that in the end one row alone has killed an engine that served no one else: twice, since one death that it did not
+        cause must not be held against it with those that a neighbour caused before."""
         if blameless(error):
             return [piece]
         deaths, tries = piece.deaths + 1, self._settings.request_tries
-        if piece.alone and len(piece.rows) == 1 and deaths >= tries:
+        single = len(piece.rows) == 1
+        lone = piece.lone + (piece.alone and single)
+        if deaths >= tries and lone >= min(2, tries):
             answers[piece.rows[0]] = Failure(f"killed its engine {deaths} times: {first_line(error)}")
             return []
         if deaths < min(2, tries):
             return [_Piece(piece.rows, deaths)]
         size = -(-len(piece.rows) // _PIECES)
-        return [_Piece(piece.rows[i : i + size], deaths, alone=True) for i in range(0, len(piece.rows), size)]
+        return [_Piece(piece.rows[i : i + size], deaths, lone, alone=True) for i in range(0, len(piece.rows), size)]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a caller's batch that go to one engine together; `alone`: with no other caller's."""
+    """Rows of a caller's batch that go to one engine together; `alone`: with no other caller's. `deaths` of engines that held
+    them, `lone` those that held nothing but this one row."""
 
     rows: list[int]
     deaths: int = 0
+    lone: int = 0
     alone: bool = False
 
 
@@ -167,17 +186,21 @@ def _num_tokens(answers: list[Generation | Score | Failure]) -> int:
     return sum(len(answer.tokens) for answer in answers if not isinstance(answer, Failure))
 
 
-def cluster_nodes() -> list[resources.Node]:
-    """The cluster's live nodes; with an autoscaler, as many nodes of every type as it may start."""
-    from ray._private.state import state
+def check_room(demands: list[resources.Demand]) -> str | None:
+    """What the cluster lacks now, where an autoscaler may add it; None where nothing is missing.
 
-    grown = state.get_cluster_config()
-    nodes = [resources.Node(n["Resources"], n.get("Labels", {})) for n in ray.nodes() if n["Alive"]]
-    if grown is not None and grown.node_group_configs:
-        for group in grown.node_group_configs:
-            most = 10_000 if group.max_count < 0 else group.max_count
-            nodes += [resources.Node(dict(group.resources))] * most
-    return nodes
+    Raises ResourceError where there is no autoscaler. Ray 2.60 tells nobody what its autoscaler may start (no part of it calls
+    ReportClusterConfig), only that a node is of one of its types.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    try:
+        resources.check(demands, [resources.Node(node["Resources"], node.get("Labels", {})) for node in alive])
+    except ResourceError as error:
+        if not any(node.get("Labels", {}).get(_NODE_TYPE) for node in alive):
+            raise
+        log.warning("%s. The autoscaler is asked for it", error.what)
+        return error.what
+    return None
 
 
 def _get(ref: Any) -> Any:

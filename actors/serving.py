@@ -87,7 +87,7 @@ class Member:
     state: str = "loading"
     pid: int = 0
     leases: dict[str, int] = field(default_factory=dict)  # id -> rows
-    unseen: set[str] = field(default_factory=set)  # leases the engine did not know at the last look
+    unseen: dict[str, float] = field(default_factory=dict)  # leases the engine does not know, and since when
     held_for: str | None = None  # the lease that wants this engine for itself
     rows: int = 0
     tokens: int = 0

@@ -105,7 +105,7 @@ def compare(
             assert evals is not None
             check_problems(evals, base.evaluation.problems)
             connect(address)
-            check_resources(base, missing[left[0]])
+            check_resources(base, missing[left[0]], out)
         with contextlib.ExitStack() as stack:
             engines = stack.enter_context(open_engines(base, engine_class)) if left else {}
             for place, (key, run) in enumerate(runs.items(), 1):

@@ -66,7 +66,7 @@ def distill(
             out.say(f"run {store.uri}: {missing.text(run)}")
             connect(address)
             check_reach(store)
-            check_resources(run, missing)
+            check_resources(run, missing, out)
             store.save_run(run, versions())
             with (
                 sinks.feeding(store, run, out.say, holding),
@@ -109,12 +109,15 @@ def open_inputs(run: Run) -> Sources:
     return Sources(rounds, evals)
 
 
-def check_resources(run: Run, missing: Missing) -> None:
-    """Raise ResourceError when the cluster can never hold engines, ranks and a data task at once, instead of waiting for it."""
-    from actors import resources
-    from actors.pool import cluster_nodes
+def check_resources(run: Run, missing: Missing, out: Session) -> None:
+    """Raise ResourceError when the cluster can never hold engines, ranks and a data task at once, instead of waiting for it.
 
-    resources.check(demands(run, missing), cluster_nodes())
+    Where an autoscaler may add what is missing, say so and go on.
+    """
+    from actors.pool import check_room
+
+    if lacking := check_room(demands(run, missing)):
+        out.say(f"the cluster's autoscaler is asked for nodes: {lacking}.")
 
 
 def demands(run: Run, missing: Missing) -> list[Demand]:
@@ -178,7 +181,8 @@ class Live:
 
         with contextlib.ExitStack() as stack:
             if engines is None:
-                engines = stack.enter_context(open_engines(run, engine_class, store)) if missing.on_engines else {}
+                beside = [demand for demand in demands(run, missing) if not demand.setting.startswith("engines.")]
+                engines = stack.enter_context(open_engines(run, engine_class, store, beside)) if missing.on_engines else {}
             trainer = None
             if missing.train:
                 for number in set(missing.train) & set(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
-from jobs.distill import check_resources, demands
+from jobs.distill import demands
 from jobs.missing import Missing
 from jobs.session import Session, connect, divert_output, session
 from pipeline import config, footprint, lease, machine
@@ -86,10 +86,12 @@ def check_fit(run: config.Run, facts: Facts) -> list[Line]:
 def check_demands(run: config.Run, facts: Facts, address: str | None) -> list[Line]:
     """Actors against the cluster's resources, or against what Ray would count on this machine."""
     from actors import resources
+    from actors.pool import check_room
 
     try:
         if address is not None:
-            check_resources(run, EVERYTHING)
+            if lacking := check_room(demands(run, EVERYTHING)):
+                return [Line("warning", "resources", f"nodes that the autoscaler would have to start: {lacking}")]
         else:
             here = resources.Node({"CPU": 8.0, "GPU": float(len(facts.gpus))})  # CPUs as jobs.session.connect counts them
             resources.check(demands(run, EVERYTHING), [here])

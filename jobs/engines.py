@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,17 +13,18 @@ from pipeline.store import Store
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool
+    from actors.resources import Demand
     from actors.serving import EngineClass
     from pipeline.config import Run
 
 
 @contextlib.contextmanager
 def open_engines(
-    run: Run, engine_class: EngineClass | None = None, store: Store | None = None
+    run: Run, engine_class: EngineClass | None = None, store: Store | None = None, beside: Sequence[Demand] = ()
 ) -> Iterator[dict[str, EnginePool]]:
     """The run's pool, or its two, by stage; closed at the end of the block. `engine_class`: vLLM's engine unless given.
 
-    With `store`, `egrsd scale` reaches them meanwhile.
+    With `store`, `egrsd scale` reaches them meanwhile; `beside` is what else the run asks of the cluster at the same time.
     """
     from actors.engine import Engine
     from actors.pool import EnginePool
@@ -37,5 +38,5 @@ def open_engines(
                 stack.callback(pool.close)
                 pools[name] = pool
         if store is not None:
-            stack.enter_context(control.answering(store, partial(answer, pools)))
+            stack.enter_context(control.answering(store, partial(answer, pools, beside)))
         yield {"rollout": pools["rollout"], "score": pools.get("score", pools["rollout"])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from pipeline.store import Store
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool
+    from actors.resources import Demand
     from pipeline.config import Run
 
 _LIMIT = 100_000
@@ -63,9 +64,15 @@ def parse(sizes: list[str], run: Run) -> dict[str, tuple[int, int]]:
     return wanted
 
 
-def answer(pools: Mapping[str, EnginePool], question: control.Document) -> control.Document:
-    """The driver's side: hold to the sizes that are asked for, then tell how the pools are."""
-    for name, (least, most) in question["sizes"].items():
+def answer(pools: Mapping[str, EnginePool], beside: Sequence[Demand], question: control.Document) -> control.Document:
+    """The driver's side: hold to the sizes that are asked for, then tell how the pools are. `beside`: what the run's ranks and
+    data tasks take. Raises ResourceError when the cluster can never hold all of it at once."""
+    if sizes := question["sizes"]:
+        from actors.pool import check_room
+
+        most_of = {name: sizes[name][1] if name in sizes else max(1, pool.overview().least) for name, pool in pools.items()}
+        check_room([*(pools[name].demand(most) for name, most in most_of.items()), *beside])
+    for name, (least, most) in sizes.items():
         pools[name].resize(least, most)
     return {"pools": {name: asdict(pool.overview()) for name, pool in pools.items()}}
 

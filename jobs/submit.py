@@ -16,6 +16,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,6 +34,8 @@ STOP_S = 60  # Ray kills after 3 s by default; engines and a commit under way ne
 SECRETS = [
     *("*token*", "*secret*", "*password*", "*credential*", "!*tokeniz*", "!*.py", ".env", ".env.*", "*.env", ".envrc"),
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.tfstate*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
+    *(f"*{word}{plural}.py" for word in ("secret", "password", "credential") for plural in ("", "s")),
+    *("*secret*tokeniz*", ".pgpass", ".my.cnf", ".git-credentials"),
     *(".netrc", "_netrc", ".npmrc", ".pypirc", ".htpasswd", "kubeconfig*", "service?account*.json"),
     *(".aws", ".azure", ".config", ".docker", ".gnupg", ".kube", ".ray", ".ssh"),
 ]
@@ -81,13 +84,14 @@ def stop(submission_id: str, address: str | None, wait: bool, debug: bool) -> No
         if found.status.is_terminal():
             out.say(f"job {submission_id} had ended already: {found.status}.")
             return
-        client.stop_job(submission_id)
+        with _reaching(submission_id):
+            client.stop_job(submission_id)
         if found.status == "PENDING":
             out.say(
                 f"job {submission_id} has not started yet: it ends when it does, or when Ray gives up waiting for its resources."
             )
             return
-        while wait and not (found := client.get_job_info(submission_id)).status.is_terminal():
+        while wait and not (found := _info(client, submission_id)).status.is_terminal():
             time.sleep(POLL_S)
         out.say(f"job {submission_id}: {found.status if wait else 'asked to stop'}.")
 
@@ -217,7 +221,25 @@ def _quiet_ray() -> None:
 
 
 def _jobs(client: JobSubmissionClient) -> dict[str, JobDetails]:
-    return {job.submission_id: job for job in client.list_jobs() if job.submission_id is not None}
+    with _reaching("its jobs"):
+        return {job.submission_id: job for job in client.list_jobs() if job.submission_id is not None}
+
+
+def _info(client: JobSubmissionClient, name: str) -> JobDetails:
+    with _reaching(name):
+        return client.get_job_info(name)
+
+
+@contextlib.contextmanager
+def _reaching(name: str) -> Iterator[None]:
+    """EgrsdError where the cluster does not answer any more, or refuses; `name`: what it was asked about."""
+    import requests
+
+    try:
+        yield
+    except (requests.RequestException, ConnectionError, RuntimeError) as error:
+        remedy = "A job may still run: the same command follows it again"
+        raise EgrsdError(f"lost the cluster ({first_line(error)[:200]})", name, remedy) from error
 
 
 def start_once(client: JobSubmissionClient, base: str, entrypoint: str, options: dict[str, Any]) -> tuple[str, bool]:
@@ -246,7 +268,7 @@ def start_once(client: JobSubmissionClient, base: str, entrypoint: str, options:
 def _say_if_waiting(client: JobSubmissionClient, name: str, out: Session) -> None:
     """Tell why nothing is seen of a job that has not started after a while: its log begins only then."""
     deadline = time.monotonic() + START_S
-    while (job := client.get_job_info(name)).status == "PENDING":
+    while (job := _info(client, name)).status == "PENDING":
         if time.monotonic() >= deadline:
             out.say(f"job {name}: {job.message}")
             return
@@ -260,12 +282,8 @@ def follow(client: JobSubmissionClient, name: str, out: Session) -> JobDetails:
     seen = 0
     while True:
         seen = asyncio.run(_tail(client, name, seen, out))
-        try:
-            if (found := client.get_job_info(name)).status.is_terminal():
-                break
-        except (requests.RequestException, RuntimeError) as error:
-            remedy = "The job may still run: the same command follows it again"
-            raise EgrsdError(f"lost the cluster ({first_line(error)[:200]})", name, remedy) from error
+        if (found := _info(client, name)).status.is_terminal():
+            break
         time.sleep(POLL_S)
     with contextlib.suppress(requests.RequestException, RuntimeError):  # what a broken connection kept back; its node may be gone
         _write(out, client.get_job_logs(name)[seen:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors import resources
-from actors.pool import cluster_nodes
+from actors.pool import check_room
 from jobs.session import check_reach, connect, session, versions
 from pipeline import lease, sinks
 from pipeline.config import Run, differences, resolve
@@ -36,7 +36,8 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
         out.log_to(store)
         connect(address)
         check_reach(store)
-        resources.check([resources.Demand("train", run.train.workers, run.train.placement)], cluster_nodes())
+        if lacking := check_room([resources.Demand("train", run.train.workers, run.train.placement)]):
+            out.say(f"the cluster's autoscaler is asked for nodes: {lacking}.")
         store.save_run(run, versions())
         for work in rounds:
             commit_round(work)

@@ -171,6 +171,14 @@ class Placement(Section):
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _as_ray_takes_it(self) -> Placement:
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus {self.gpus:g}: more than one GPU must be a whole number")
+        if own := {"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys():
+            raise ValueError(f"resources holds {', '.join(sorted(own))}: use cpus and gpus; it is for a cluster's own names")
+        return self
+
 
 class Pool(Section):
     """A pool of engines. `min` start with the run; work that waits makes it grow to `max`, idleness shrinks it to `min`."""

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
-from pipeline.errors import EgrsdError, StoreError, UserError, from_data, to_data
-from pipeline.lease import LEASE
+from pipeline.errors import EgrsdError, UserError, first_line, from_data, to_data
+from pipeline.lease import LEASE, is_dead
 from pipeline.store import Store
 
 log = logging.getLogger(__name__)
@@ -29,16 +29,19 @@ Document = dict[str, Any]
 
 def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Document:
     """The answer of the driver that works on the run. Raises UserError when none does, and what the driver's answer raises."""
-    lease = store.read_json(LEASE, "holder")
+    lease = store.read_json(LEASE, "holder", "host", "pid")
     if lease is None:
         raise UserError("no command works on this run", store.uri, "Start it with `egrsd distill --run URI`")
+    if is_dead(lease):
+        raise UserError(f"{lease['holder']} is dead", store.uri, "Run its command again: it goes on where it was")
     name = f"{FOLDER}/{uuid4().hex}"
     store.write_json(f"{name}.ask.json", question)
     try:
         deadline = time.monotonic() + patience_s
         while (answer := store.read_json(f"{name}.answer.json")) is None:
             if time.monotonic() > deadline:
-                raise UserError(f"{lease['holder']} does not answer", store.uri, "If it is dead, run its command again")
+                remedy = "Engines are up while `egrsd distill` rolls out, not while it starts or under other verbs; or it died"
+                raise UserError(f"{lease['holder']} does not answer", store.uri, remedy)
             time.sleep(LOOK_S / 4)
     finally:
         for kind in ("ask", "answer"):
@@ -60,7 +63,7 @@ def answering(store: Store, answer: Callable[[Document], Document]) -> Iterator[
                 for name in store.names(FOLDER):
                     if name.endswith(".ask.json"):
                         _reply(store, f"{FOLDER}/{name[:-9]}", answer)
-            except StoreError as error:  # a full disk now may be none at the next look
+            except EgrsdError as error:  # a full disk now may be none at the next look
                 log.warning("Questions in %s are not heard: %s", FOLDER, error)
 
     store.delete(FOLDER)  # what was asked of a driver that died
@@ -82,5 +85,8 @@ def _reply(store: Store, name: str, answer: Callable[[Document], Document]) -> N
         reply = answer(question)
     except EgrsdError as error:
         reply = {"error": to_data(error)}
+    except Exception as error:  # a question of another version, say: its asker is told, the next one is heard
+        log.exception("A question could not be answered")
+        reply = {"error": to_data(EgrsdError(f"the run's driver failed ({type(error).__name__}: {first_line(error)})"))}
     store.delete(f"{name}.ask.json")
     store.write_json(f"{name}.answer.json", reply)

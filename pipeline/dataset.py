@@ -95,8 +95,10 @@ def execute(
     for item in _stream(work, chain, source, missing, force, inflight) if missing else ():
         for document, computed in item["entries"]:
             on_entry(Entry(**document), computed)
-    if len(work.shards) >= SUMMARISED_FROM:
-        for name in chain:
+    for name in chain:
+        if missing:
+            work.store.tidy(work.area, name)
+        if len(work.shards) >= SUMMARISED_FROM:
             work.store.summarise(work.area, name)
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from pipeline.errors import EgrsdError, StoreError, UserError
@@ -90,7 +91,7 @@ def living_holder(store: Store, ttl_s: float) -> str | None:
     first = store.read_json(LEASE, "token", "holder", "host", "pid", "beats")
     if first is None:
         return None
-    if first["host"] == _host() and not _runs(first["pid"]):
+    if is_dead(first):
         return None
     deadline = time.monotonic() + ttl_s
     while time.monotonic() < deadline:
@@ -101,6 +102,11 @@ def living_holder(store: Store, ttl_s: float) -> str | None:
         if (now["token"], now["beats"]) != (first["token"], first["beats"]):
             return str(now["holder"])
     return None
+
+
+def is_dead(found: dict[str, Any]) -> bool:
+    """Whether the holder that a lease names is a process of this machine that is no more; False where that cannot be told."""
+    return found["host"] == _host() and not _runs(found["pid"])
 
 
 def _runs(pid: int) -> bool:

@@ -17,8 +17,10 @@ disk and on an object store.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -147,6 +149,15 @@ class Store(Files):
         if self._survey(f"{area}/{stage}")[1]:
             self.write(f"{area}/{stage}/{SUMMARY}", to_summary(self.entries(area, stage).values()))
 
+    def tidy(self, area: str, stage: str) -> None:
+        """Drop data files that no entry names: of a writer that was killed before it wrote the entry, where the shard came out
+        otherwise the next time. For whoever holds the run alone, while nothing is computed."""
+        named = {shard: entry.data for shard, entry in self.entries(area, stage).items()}
+        for name in self.names(f"{area}/{stage}"):
+            shard = name.rpartition("-")[0]
+            if name.endswith(".parquet") and shard in named and named[shard] != name:
+                self.delete(f"{area}/{stage}/{name}")
+
     def _survey(self, folder: str) -> tuple[dict[str, Entry], list[str]]:
         names = self.names(folder)
         return survey(names, (self.read_bytes(f"{folder}/{SUMMARY}") if SUMMARY in names else None) or b"")
@@ -228,9 +239,15 @@ class Store(Files):
         for old in [version for version in self.numbers("train") if self.has_policy(version)][:-keep]:
             self.delete(area("train", old))
 
-    def load_state(self, version: int) -> Path | None:
-        """A local folder with the training state of `version`, checked; None when there is none."""
-        return self.fetch(area("train", version))
+    @contextlib.contextmanager
+    def state(self, version: int) -> Iterator[Path | None]:
+        """A local folder with the training state of `version`, checked, for the length of a block; None when there is none."""
+        folder = self.fetch(area("train", version))
+        try:
+            yield folder
+        finally:
+            if folder is not None and self.local_root is None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def has_policy(self, version: int) -> bool:
         """Whether policy `version` is published; 0, the base, always is."""
@@ -254,24 +271,32 @@ class Store(Files):
         if manifest is None:
             return None
         target = self.local_root / folder if self.local_root else Path(tempfile.mkdtemp(prefix="egrsd-"))
-        for name, data in self._checked(folder, manifest):
+        try:
+            for name, data in self._checked(folder, manifest):
+                if self.local_root is None:
+                    (target / name).write_bytes(data)
+        except BaseException:
             if self.local_root is None:
-                (target / name).write_bytes(data)
+                shutil.rmtree(target, ignore_errors=True)
+            raise
         return target
 
     def check_policy(self, version: int) -> None:
         """Raise StoreError when a file of a published policy is missing or damaged: an engine would answer all the same."""
         folder = area("policy", version)
-        for _ in self._checked(folder, self.read_json(f"{folder}/{MANIFEST}", "files") or {"files": {}}):
+        for _ in self._checked(folder, self.read_json(f"{folder}/{MANIFEST}", "files") if version else {"files": {}}):
             pass
 
-    def _checked(self, folder: str, manifest: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    def _checked(self, folder: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, bytes]]:
+        remedy = "Delete the folder and resume"
+        if folder.startswith("policy"):
+            remedy = "Delete its folder and those of all later policies, and resume: they are trained again"
+        if manifest is None:
+            raise StoreError("is not published", self.locate(folder), remedy)
         for name, digest in manifest["files"].items():
             data = self.read_bytes(f"{folder}/{name}")
             if data is None or hashlib.sha256(data).hexdigest() != digest:
-                raise StoreError(
-                    "the file is missing or damaged", self.locate(f"{folder}/{name}"), "Delete the folder and resume"
-                )
+                raise StoreError("the file is missing or damaged", self.locate(f"{folder}/{name}"), remedy)
             yield name, data
 
     def _put_folder(self, path: str, folder: Path) -> None:

@@ -62,11 +62,17 @@ def test_engines_run_on_rollout_nodes_and_ranks_on_train_nodes_only(told):
     assert set(told["where"]["EngineActor"]) <= {"rollout", "rollout added"}
     assert told["where"]["rank"] == ["train"]
     assert told["where"]["data"] == ["head"]
+    assert told["where"]["Dispatcher"] == ["head"]  # with the driver: a spot machine takes no other's engines along
 
 
 def test_a_rollout_node_that_is_added_during_a_run_is_used(told):
     assert told["rows"]["rollout"] > 0
     assert told["rows"]["rollout added"] > 0
+
+
+def test_a_run_begins_on_a_cluster_whose_rollout_nodes_are_still_to_be_started(told):
+    requests = [ResourceRequestByCount.FromString(bytes.fromhex(text)) for text in told["fresh"]]
+    assert launches(requests)[0] == {"rollout": 1}
 
 
 def test_an_engine_without_a_machine_makes_the_autoscaler_start_a_rollout_node_and_nothing_else(told):

@@ -67,6 +67,18 @@ def test_free_form_sections_take_new_keys():
     assert run.engines.rollout.placement.labels == {"zone": "a"}
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.placement.gpus=1.5", "gpus 1.5: more than one GPU must be a whole number"),
+        ("engines.rollout.placement.resources={CPU: 1}", "resources holds CPU: use cpus and gpus"),
+    ],
+)
+def test_a_placement_that_ray_would_refuse_is_refused(setting, message):
+    with pytest.raises(SettingError, match=message):
+        resolve(BASE, [setting])
+
+
 def test_an_empty_section_clears_what_was_there():
     run = resolve(BASE, ["source.options.min_terms=3", "source.options={}", "source.options.max_terms=4"])
     assert run.source.options == {"max_terms": 4}

@@ -6,14 +6,16 @@ import signal
 import threading
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from actors.dispatcher import Dispatcher
 from actors.fakes import Behaviour, FakeEngine
-from actors.pool import EnginePool
+from actors.pool import EnginePool, _Piece
 from actors.resources import Demand, Node, check
 from actors.serving import Member
 from pipeline import config
@@ -127,6 +129,94 @@ def test_a_row_that_keeps_killing_its_engine_is_isolated(start):
     expected = undisturbed()
     assert same(answers[:17] + answers[18:], expected[:17] + expected[18:])
     assert same(beside(), undisturbed(other))
+
+
+def test_a_row_is_not_blamed_for_the_deaths_of_its_neighbours_and_one_more():
+    """Three engines die with a poisonous neighbour in the batch; then one, on its own, of something else."""
+    pool = EnginePool(None, config.Pool(request_tries=3), "engines.rollout")
+    answers = [None] * 32
+    batch = _Piece(list(range(32)))
+    for _ in range(3):
+        batch = pool._after_death(batch, RayActorError(), answers)[0]
+    assert (len(batch.rows), batch.alone, batch.deaths) == (1, True, 3)
+    [again] = pool._after_death(batch, RayActorError(), answers)
+    assert answers == [None] * 32
+    assert pool._after_death(again, RayActorError(), answers) == []
+    assert answers[0] == Failure("killed its engine 5 times: " + str(RayActorError()).splitlines()[0])
+
+
+class Refuses:
+    """A method of an engine whose calls end in an error, or in an answer after some seconds."""
+
+    def __init__(self, outcome):
+        self.outcome = outcome
+
+    async def remote(self, *_):
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        await asyncio.sleep(self.outcome)
+        return []
+
+
+def test_an_engine_that_rays_memory_monitor_ends_is_dead(monkeypatch):
+    """Its death is of a kind of its own, while it loads and while it serves; no real machine can be filled for a test."""
+    ended = []
+    monkeypatch.setattr("actors.dispatcher.ray.kill", ended.append)
+    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr(Dispatcher, "_fill", lambda self: None)
+    full = OutOfMemoryError("the node ran out of memory")
+
+    async def told():
+        pool = Dispatcher("rollout", MODEL, config.Pool(), SCORE, FakeEngine, 4)
+        loading, serving = (SimpleNamespace(pid=Refuses(0), load=Refuses(full), active=Refuses(full)) for _ in range(2))
+        pool._members = {"loads": Member("loads", loading), "serves": Member("serves", serving, state="serving")}
+        await pool._serve(pool._members["loads"])
+        await asyncio.wait_for(pool._watch(pool._members["serves"]), 5)
+        return pool
+
+    pool = asyncio.run(told())
+    assert pool._members == {}
+    assert pool._failure is None
+    assert [gone.cause for gone in pool._gone] == ["its process died (the node ran out of memory)", "the node ran out of memory"]
+    assert len(ended) == 2
+
+
+def test_an_engine_that_is_slow_to_start_ends_nothing_while_others_serve(monkeypatch):
+    monkeypatch.setattr("actors.dispatcher.ray.kill", lambda _: None)
+    monkeypatch.setattr(Dispatcher, "_fill", lambda self: None)
+    settings = config.Pool(start_timeout_s=0.05)
+
+    async def told(*others):
+        pool = Dispatcher("rollout", MODEL, settings, SCORE, FakeEngine, 4)
+        waits = Member("waits", SimpleNamespace(pid=Refuses(0.2), load=Refuses(9)))
+        pool._members = {member.name: member for member in (waits, *others)}
+        await pool._serve(waits)
+        return pool
+
+    pool = asyncio.run(told(Member("serves", None, state="serving")))
+    assert pool._failure is None  # it waited for its machine, then took too long to load: another is tried
+    assert list(pool._members) == ["serves"]
+    pool = asyncio.run(told())
+    assert "did not start within 0.05 s" in str(pool._failure)
+
+
+def test_a_placement_that_ray_refuses_ends_the_pool_with_that_error(ray_local, monkeypatch):
+    monkeypatch.setattr(Dispatcher, "_actor", lambda *_: (_ for _ in ()).throw(ValueError("no such resource")))
+
+    async def told():
+        return await asyncio.wait_for(Dispatcher("rollout", MODEL, config.Pool(), SCORE, FakeEngine, 4).facts(), 5)
+
+    with pytest.raises(EngineError, match=r"rollout\.placement: engines cannot be asked for \(ValueError: no such resource"):
+        asyncio.run(told())
+
+
+def test_sizes_outlive_the_dispatcher(start):
+    pool = start(size=1)
+    pool.resize(2, 3)
+    wait_for(lambda: len(serving(pool)) == 2)
+    ray.kill(pool._dispatcher, no_restart=False)
+    wait_for(lambda: (pool.overview().least, pool.overview().most) == (2, 3))
+    wait_for(lambda: len(serving(pool)) == 2)
 
 
 def test_resize_joins_after_load_and_drains_before_it_ends(start):

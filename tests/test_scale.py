@@ -1,6 +1,7 @@
 """`egrsd scale` on a live run, from another process; its mistakes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -9,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from jobs import scale
-from pipeline import control
+from pipeline import control, lease
 from pipeline.config import EnginePools, Pool, Run
-from pipeline.errors import ResourceError, SettingError, UserError
+from pipeline.errors import EgrsdError, ResourceError, SettingError, UserError
 from pipeline.lease import LEASE
 from pipeline.rounds import open_rounds
 from pipeline.store import Store
@@ -84,7 +85,7 @@ def test_a_run_that_is_not_alive_says_so(tmp_path):
     assert done.returncode == 2
     assert "no command works on this run" in done.stdout
     assert len(done.stdout.splitlines()) == 1
-    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x"})
+    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7})
     with pytest.raises(UserError, match="process 7 on far does not answer"):
         control.ask(store, {"sizes": {}}, patience_s=0.5)
     assert store.names("control") == []
@@ -116,17 +117,31 @@ def test_sizes_are_bounds():
 
 def test_a_question_gets_its_answer_or_its_error(tmp_path):
     store = Store(str(tmp_path))
-    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x"})
+    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7})
     store.write("control/old.ask.json", b"{}")  # of a driver that died
 
     def answer(question):
         if question["add"] < 0:
             raise ResourceError("too few", "engines.rollout", "Add")
+        if question["add"] > 99:
+            raise KeyError("sizes")
         return {"sum": question["add"] + 1}
 
     with control.answering(store, answer):
         assert control.ask(store, {"add": 1}) == {"sum": 2}
         with pytest.raises(ResourceError, match=r"engines\.rollout: too few\. Add"):
             control.ask(store, {"add": -1})
+        with pytest.raises(EgrsdError, match=r"the run's driver failed \(KeyError: 'sizes'\)"):
+            control.ask(store, {"add": 100})
         assert json.loads(json.dumps(control.ask(store, {"add": 2}))) == {"sum": 3}
     assert store.names("control") == []
+
+
+def test_a_driver_that_died_here_or_has_no_engines_is_told_apart(tmp_path):
+    store = Store(str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid, message in ((ended.pid, "is dead. Run its command again"), (os.getpid(), "does not answer. Engines are up while")):
+        store.write_json(LEASE, {"holder": f"process {pid}", "token": "x", "host": lease._host(), "pid": pid})
+        with pytest.raises(UserError, match=message):
+            control.ask(store, {}, patience_s=0.3)

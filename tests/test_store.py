@@ -277,6 +277,27 @@ def test_a_policy_without_its_manifest_is_not_published(run_dir, tmp_path):
         run_dir.policy(1)
 
 
+def test_a_policy_in_between_that_is_gone_is_told_with_the_way_out(run_dir, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "x.safetensors").write_bytes(b"x")
+    for version in (1, 2):
+        run_dir.publish_policy(version, tmp_path / "adapter")
+    run_dir.check_policy(0)
+    run_dir.check_policy(1)
+    run_dir.delete("policy/0001")
+    with pytest.raises(StoreError, match=r"policy/0001: is not published\. Delete its folder and those of all later policies"):
+        run_dir.check_policy(1)
+
+
+def test_a_data_file_that_no_entry_names_is_dropped(run_dir):
+    folder = run_dir.local_root / "rounds/0000/score"
+    entry = commit(run_dir)
+    (folder / f"{entry.shard}-0123456789ab.parquet").write_bytes(b"of a writer that was killed")
+    (folder / "0099-0123456789ab.parquet").write_bytes(b"its entry is still to come")
+    run_dir.tidy("rounds/0000", "score")
+    assert sorted(path.name for path in folder.glob("*.parquet")) == sorted([entry.data, "0099-0123456789ab.parquet"])
+
+
 def test_training_state_is_checked_and_only_the_last_are_kept(run_dir, tmp_path):
     state = tmp_path / "state"
     state.mkdir()
@@ -288,11 +309,13 @@ def test_training_state_is_checked_and_only_the_last_are_kept(run_dir, tmp_path)
     run_dir.save_state(4, state)
     run_dir.prune_states(keep=2)  # 4 has no policy yet: the state before it must stay
     assert run_dir.numbers("train") == [2, 3, 4]
-    assert run_dir.load_state(1) is None
-    assert (run_dir.load_state(3) / "optimizer.safetensors").read_bytes() == b"\x03"
+    with run_dir.state(1) as folder:
+        assert folder is None
+    with run_dir.state(3) as folder:
+        assert (folder / "optimizer.safetensors").read_bytes() == b"\x03"
     (run_dir.local_root / "train/0003/optimizer.safetensors").write_bytes(b"x")
-    with pytest.raises(StoreError, match="missing or damaged"):
-        run_dir.load_state(3)
+    with pytest.raises(StoreError, match="missing or damaged"), run_dir.state(3):
+        pass
 
 
 def test_metrics_of_a_round_that_is_trained_again_replace_the_first(run_dir):

@@ -24,6 +24,7 @@ SHIPPED = ("problems.jsonl", "tokenizer.json", "pipeline/token_weights.py", "dat
 KEPT_HOME = (
     *("runs/demo/run.json", "sub/runs/x.parquet", "assets-cache/model.bin", ".venv/bin/python", ".git/config", ".mypy_cache/x"),
     *(".env", ".env.local", "prod.ENV", "tls.pem", "tls.key", "HF_TOKEN", "auth_token", "my-tokens.txt", "client_secret.json"),
+    *("secrets.py", "conf/db_passwords.py", "aws_credentials.py", "client_secret_tokenizer.json", ".pgpass"),
     *(".aws/credentials", ".ssh/id_ed25519", "id_rsa", ".netrc", "gcp-Credentials.json", ".ray/auth_token", "ignored.bin"),
 )
 # a project of its own: `python -m jobs` there lists its files, and `train` then runs until it is interrupted

@@ -6,6 +6,7 @@ A process of its own: the tests' own Ray cannot stand beside a connection to thi
 import contextlib
 import functools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -46,8 +47,8 @@ class Watcher(threading.Thread):
     def __init__(self, cluster):
         super().__init__(daemon=True)
         self.cluster, self.roles, self.raylets = cluster, {}, {}
-        self.found, self.engines, self.demand = {"EngineActor": set(), "rank": set(), "data": set()}, {}, None
-        self.rows, self.ended, self.added = {}, threading.Event(), None
+        self.found, self.engines, self.demand = {k: set() for k in ("EngineActor", "Dispatcher", "rank", "data")}, {}, None
+        self.rows, self.ended, self.added, self.fresh = {}, threading.Event(), None, None
 
     def add(self, role, **options):
         """A node of a role: one engine or one rank fits."""
@@ -73,8 +74,10 @@ class Watcher(threading.Thread):
                 self.engines[actor["Name"]] = node
             elif actor["State"] == "ALIVE" and actor["ActorClassName"] == "RayTrainWorker":
                 self.found["rank"].add(node)
-            elif actor["State"] == "PENDING_CREATION" and actor["ActorClassName"] == "EngineActor" and self.engines:
-                self.serve(actor)
+            elif actor["State"] == "PENDING_CREATION" and actor["ActorClassName"] == "EngineActor":
+                self.serve()
+            elif actor["State"] == "ALIVE" and actor["ActorClassName"] == "Dispatcher":
+                self.found["Dispatcher"].add(node)
         for pid, role in self.raylets.items():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if any(child.name().startswith("ray::Map") for child in psutil.Process(pid).children(recursive=True)):
@@ -82,13 +85,20 @@ class Watcher(threading.Thread):
         for name, rows in self.answered():
             self.rows[self.engines.get(name)] = rows
 
-    def serve(self, actor):
-        """An engine waits while another serves: keep what the cluster then asks of its autoscaler, and grant it."""
-        if self.demand is not None:
+    def serve(self):
+        """An engine waits: keep what the cluster then asks of its autoscaler, and grant it. The first one waits on a cluster that
+        has no rollout node yet, the second while the first serves."""
+        if self.demand is not None or (self.fresh is not None and not self.engines):
             return
         asked = get_cluster_resource_state(global_worker.gcs_client).pending_resource_requests
-        if any("rollout" in request.request.resources_bundle for request in asked):  # told some time after the actor waits
-            self.demand = [request.SerializeToString().hex() for request in asked]
+        if not any("rollout" in request.request.resources_bundle for request in asked):  # told some time after the actor waits
+            return
+        told = [request.SerializeToString().hex() for request in asked]
+        if self.fresh is None:
+            self.fresh = told
+            self.add("rollout", resources={"rollout": 1})
+        else:
+            self.demand = told
             ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.cluster.address}"]
             size = ["--num-cpus=2", "--object-store-memory=100000000", "--labels=egrsd-role=rollout"]
             self.added = subprocess.Popen([*ray_start, *size, '--resources={"rollout": 1}'])
@@ -134,10 +144,11 @@ def unreached(watcher, uri):
 
 def main(uri, path):
     head = {"num_cpus": 4, "labels": {"egrsd-role": "head"}, "include_dashboard": False, "object_store_memory": 150 * 2**20}
+    os.environ["RAY_NODE_TYPE_NAME"] = "head"  # as `ray up` and KubeRay tell a head what it is: an autoscaler looks after it
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    del os.environ["RAY_NODE_TYPE_NAME"]
     watcher = Watcher(cluster)
     watcher.know("head", cluster.head_node)
-    watcher.add("rollout", resources={"rollout": 1})
     watcher.add("train", resources={"train": 1})
     watcher.start()
     begun = time.monotonic()
@@ -150,6 +161,7 @@ def main(uri, path):
         "where": {what: sorted(nodes, key=str) for what, nodes in watcher.found.items()},
         "rows": watcher.rows,
         "demand": watcher.demand,
+        "fresh": watcher.fresh,
         "seconds": time.monotonic() - begun,
         "unreached": unreached(watcher, f"{uri}-other"),
         "mismatch": mismatch(cluster.address),

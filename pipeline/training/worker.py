@@ -149,14 +149,13 @@ def resume(store: Store, run: Run, device: torch.device) -> Trainer:
     model = student.build(run, device)
     if version == 0:
         return Trainer(run, model, device)
-    folder = store.load_state(version)
-    if folder is None:
-        raise TrainingError(
-            f"policy {version} has no training state", store.locate("train"), "Delete that policy to go back to the one before"
-        )
-    checkpoint.load_adapter(model, folder, run.model)
-    trainer = Trainer(run, model, device)
-    checkpoint.load_optimizer(trainer, folder)
+    with store.state(version) as folder:
+        if folder is None:
+            remedy = "Delete that policy to go back to the one before"
+            raise TrainingError(f"policy {version} has no training state", store.locate("train"), remedy)
+        checkpoint.load_adapter(model, folder, run.model)
+        trainer = Trainer(run, model, device)
+        checkpoint.load_optimizer(trainer, folder)
     return trainer
 
 

@@ -224,6 +224,8 @@ def check_clean(ground: Ground, uri: str, undisturbed: str, same_names: bool = T
     """
 
     check_nothing_held(ground)
+    orphans = {name for name in files(uri) if name.endswith(".parquet")} - named(uri)
+    assert not orphans
     names = [set(files(run) if same_names else filter(lambda n: ".parquet" not in n, files(run))) for run in (uri, undisturbed)]
     assert not names[0] ^ names[1]
     assert not list(ground.tmp.glob("egrsd*"))
@@ -245,6 +247,13 @@ def files(uri: str) -> list[str]:
     """Every file and folder of a run but its logs."""
     found = (str(path.relative_to(uri)) for path in Path(uri).rglob("*"))
     return sorted(name for name in found if not name.startswith("logs/"))
+
+
+def named(uri: str) -> set[str]:
+    """The data files that entries of a run name."""
+    store = Store(uri)
+    areas = [area(kind, number) for kind in ("rounds", "evals") for number in store.numbers(kind)]
+    return {f"{w}/{s.name}/{e.data}" for w in areas for s in contract.PLAN for e in store.entries(w, s.name).values()}
 
 
 def trace_ids(uri: str) -> list[str]:

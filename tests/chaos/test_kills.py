@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def test_fake(ground, undisturbed, tmp_path, held, seed):
     whole, uri = undisturbed(fake, *LONG), str(tmp_path / "run")
     kills = list(disturb(fake(ground, uri, *LONG), uri, seed))
     check(ground, uri, whole)
+    assert len(kills) >= 5  # of six: the last one's turn may come after the run
     held("fake", kills)
 
 
@@ -71,6 +73,7 @@ def test_fake_overlapped(ground, undisturbed, tmp_path, held, seed):
     whole, uri = undisturbed(fake, *OVERLAPPED), str(tmp_path / "run")
     kills = list(disturb(fake(ground, uri, *OVERLAPPED), uri, seed))
     check(ground, uri, whole)
+    assert len(kills) >= 5
     held("fake", kills)
 
 
@@ -144,6 +147,7 @@ def test_every_row_is_of_the_policy_its_round_asked_for_while_engines_die_and_jo
     uri = str(tmp_path / "run")
     command = fake(ground, uri, *sets)
     rng, sizes, deaths, start = random.Random(5), ["1..3", "3..3", "1..1", "2..3"], [], time.monotonic()
+    resized = []
     command.start()
     while command.running():
         time.sleep(rng.uniform(0.5, 2))
@@ -153,9 +157,12 @@ def test_every_row_is_of_the_policy_its_round_asked_for_while_engines_die_and_jo
             deaths.append(chaos_run.Kill(5, seconds(start), "engine", victim.pid, "", chaos_run.progress(uri)))
             os.kill(victim.pid, signal.SIGKILL)
         ask = [sys.executable, "-m", "jobs", "scale", "--run", uri, f"rollout={rng.choice(sizes)}"]
-        subprocess.run(ask, cwd=ROOT, env=os.environ | ground.environment, capture_output=True, check=False, timeout=60)
+        asked = subprocess.run(ask, cwd=ROOT, env=os.environ | ground.environment, capture_output=True, text=True, timeout=60)
+        if asked.returncode == 0:
+            resized.append(re.search(r"(\d+)( to \d+)? wanted", asked.stdout)[0])
     command.finish()
     assert len(deaths) >= 3
+    assert len(set(resized)) >= 2, resized
     seen = check_policy_versions(uri)
     assert seen == {("teacher", 0): 3 * 8, **{("student", version): 24 for version in range(3)}}
     held("fake", deaths)
