@@ -61,7 +61,7 @@ def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
         assert "1 to 2 wanted" in fewer.stdout
         never = egrsd("scale", "--run", store.uri, "rollout=5000")
         assert never.returncode == 2
-        assert "5001" in never.stdout or "5000 CPU are asked for" in never.stdout
+        assert "5000 x 1 (engines.rollout) + 1 x 1 (train)" in never.stdout
         assert len(never.stdout.splitlines()) == 1
         assert driver.wait(timeout=200) == 0, driver.stdout.read()
     finally:
