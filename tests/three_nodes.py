@@ -48,7 +48,7 @@ class Watcher(threading.Thread):
         super().__init__(daemon=True)
         self.cluster, self.roles, self.raylets = cluster, {}, {}
         self.found, self.engines, self.demand = {k: set() for k in ("EngineActor", "Dispatcher", "rank", "data")}, {}, None
-        self.rows, self.ended, self.added, self.fresh = {}, threading.Event(), None, None
+        self.rows, self.ended, self.added, self.fresh = {}, threading.Event(), [], None
 
     def add(self, role, **options):
         """A node of a role: one engine or one rank fits."""
@@ -68,7 +68,7 @@ class Watcher(threading.Thread):
 
     def look(self):
         for actor in actors().values():
-            node = self.roles.get(actor["Address"]["NodeID"], "rollout added")
+            node = self.role(actor["Address"]["NodeID"]) if actor["State"] == "ALIVE" else None
             if actor["State"] == "ALIVE" and actor["ActorClassName"] == "EngineActor":
                 self.found["EngineActor"].add(node)
                 self.engines[actor["Name"]] = node
@@ -96,13 +96,16 @@ class Watcher(threading.Thread):
         told = [request.SerializeToString().hex() for request in asked]
         if self.fresh is None:
             self.fresh = told
-            self.add("rollout", resources={"rollout": 1})
         else:
             self.demand = told
-            ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.cluster.address}"]
-            size = ["--num-cpus=2", "--object-store-memory=100000000", "--labels=egrsd-role=rollout"]
-            self.added = subprocess.Popen([*ray_start, *size, '--resources={"rollout": 1}'])
-            self.raylets[self.added.pid] = "rollout added"
+        ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={self.cluster.address}"]
+        size = ["--num-cpus=2", "--object-store-memory=100000000", "--labels=egrsd-role=rollout"]
+        self.added.append(subprocess.Popen([*ray_start, *size, '--resources={"rollout": 1}']))
+        self.raylets[self.added[-1].pid] = "rollout added" if self.demand else "rollout"
+
+    def role(self, node):
+        """The role of a node; of those that were granted the first is "rollout", the second "rollout added"."""
+        return self.roles.setdefault(node, "rollout added" if "rollout" in self.roles.values() else "rollout")
 
     def answered(self):
         """Rows by engine, as its pool counts them."""
@@ -168,9 +171,9 @@ def main(uri, path):
     }
     with open(path, "w") as file:
         json.dump(told, file)
-    if watcher.added is not None:
-        watcher.added.terminate()
-        watcher.added.wait()
+    for process in watcher.added:
+        process.terminate()
+        process.wait()
     for node in cluster.list_all_nodes():  # `shutdown` takes the head for one that the driver, who was not let in, still uses
         node.kill_all_processes(check_alive=False)
 
