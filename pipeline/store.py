@@ -347,5 +347,5 @@ class Store(Files):
 
 def _remedy(entry: Entry) -> str:
     if entry.area.startswith("evals"):
-        return f"Delete the folder {entry.area} and run `egrsd distill` again: it evaluates anew"
+        return f"Delete the folder {entry.area} and run `egrsd distill` or `egrsd evaluate` again: it evaluates anew"
     return f"Recompute it with `egrsd stage {entry.stage} --round {int(entry.area[-4:])} --shard {entry.shard} --force`"
