@@ -119,10 +119,9 @@ def test_a_flipped_bit_in_a_policy_is_found_before_an_engine_answers_with_it(fin
     sets = [*SETS, "rounds=2"]
     said = error_of(capfd, distill.distill, store.uri, "demo", sets, None, True, None, False, partial(FakeEngine))
     assert f"{path}: the file is missing or damaged" in said
-    assert "Delete the folder and resume" in said
+    assert "Delete its folder and those of all later policies, and resume" in said
     assert store.entries("rounds/0001", "rollout") == {}
-    for folder in ("policy/0001", "train/0001"):
-        store.delete(folder)
+    store.delete("policy/0001")
     distill.distill(store.uri, "demo", sets, None, True, None, False, partial(FakeEngine))
     assert store.read_json("policy/0001/manifest.json") == Store(finished).read_json("policy/0001/manifest.json")
 
