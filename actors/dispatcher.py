@@ -209,8 +209,10 @@ class Dispatcher:
         """The process of an engine once Ray has found its place, for which it may wait as long as the autoscaler takes while
         others serve."""
         process: asyncio.Future[int] = asyncio.ensure_future(member.handle.pid.remote())
+        served = self._others_serve()
         while not (await asyncio.wait({process}, timeout=self._settings.start_timeout_s))[0]:
-            if not self._others_serve():
+            before, served = served, self._others_serve()
+            if not (before or served):  # a pool that is about to replace its only engine has not failed
                 process.cancel()
                 raise TimeoutError
         return process.result()

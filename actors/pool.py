@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources
@@ -30,6 +38,7 @@ from pipeline.errors import EgrsdError, EngineError, ResourceError, first_line
 
 log = logging.getLogger(__name__)
 
+_DEATHS = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, EngineError)
 _NODE_TYPE = "ray.io/node-group"  # the label of nodes that an autoscaler looks after
 _PIECES = 8  # into how many a suspect batch is split: every death costs an engine's load, a small batch little
 
@@ -141,7 +150,7 @@ class EnginePool:
                 call = getattr(lease.handle, method).remote(lease.id, [items[row] for row in piece.rows], policy, *more)
                 found = _get(call)
             except BaseException as error:
-                if isinstance(error, RayTaskError) or not isinstance(error, (RayError, EngineError)):
+                if not isinstance(error, _DEATHS):
                     self._dispatcher.release.remote(lease.id, 0, 0)
                     raise
                 self._tell(self._dispatcher.lost.remote(lease.engine, first_line(error)))

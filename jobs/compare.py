@@ -292,7 +292,9 @@ def show(out: Session, document: dict[str, Any], against: str) -> None:
     settings = document["settings"]
     title = f"{settings['problems']} held-out problems, {settings['rounds']} rounds; mean over seeds and 95 % interval"
     columns = ("objective", "seeds", "accuracy, %", f"- {against}", "", "length, tokens", f"- {against}", "")
-    table = Table(Column(columns[0], no_wrap=True), *columns[1:], title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        Column(columns[0], no_wrap=True), *columns[1:], title=title, title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
     changes = {(pair["objective"], pair["measure"]): pair for pair in document["pairs"]}
     for row in document["objectives"]:
         cells = [row["objective"], str(len(row["seeds"]))]

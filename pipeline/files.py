@@ -182,6 +182,7 @@ def _write_local(path: Path, scratch: Path, data: bytes, tries: int = 10) -> Non
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except FileNotFoundError:
+        temporary.unlink(missing_ok=True)
         if tries == 1:
             raise
         return _write_local(path, scratch, data, tries - 1)  # swept meanwhile: an evaluation writes beside a driver that ends

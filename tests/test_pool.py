@@ -90,7 +90,7 @@ def ask_from_a_task(pool, seeds):
 
 
 def test_a_pool_travels_into_tasks_and_spreads_their_batches(start):
-    pool = start(size=2, behaviour=Behaviour(batch_s=0.5))
+    pool = start(size=2, behaviour=Behaviour(batch_s=2.0))
     wait_for(lambda: len(serving(pool)) == 2)
     answers = ray.get([ask_from_a_task.remote(pool, range(i * 10, i * 10 + 10)) for i in range(4)])
     assert same([row for answer in answers for row in answer], undisturbed())
@@ -214,9 +214,10 @@ def test_sizes_outlive_the_dispatcher(start):
     pool = start(size=1)
     pool.resize(2, 3)
     wait_for(lambda: len(serving(pool)) == 2)
+    old = {engine.name for engine in serving(pool)}
     ray.kill(pool._dispatcher, no_restart=False)
-    wait_for(lambda: (pool.overview().least, pool.overview().most) == (2, 3))
-    wait_for(lambda: len(serving(pool)) == 2)
+    wait_for(lambda: len({engine.name for engine in serving(pool)} - old) == 2)
+    assert (pool.overview().least, pool.overview().most) == (2, 3)
 
 
 def test_resize_joins_after_load_and_drains_before_it_ends(start):

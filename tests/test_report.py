@@ -123,7 +123,6 @@ def test_a_trace_longer_than_the_limit_is_shown_when_there_is_no_other():
     assert traces.choose(np.array(["a"]), np.array(["k"]), np.array([10**6])).tolist() == [0]
 
 
-@pytest.mark.engine
 def test_long_texts_share_what_room_there_is():
     assert traces._room(["x" * 50_000] * 10) == traces.MOST_TEXT
     for text in ("x", "\u3042", "<"):  # as JSON in a page: 1, 6 and 6 bytes
@@ -133,6 +132,7 @@ def test_long_texts_share_what_room_there_is():
         assert sum(len(page.embedded(t[:most])) for t in texts) <= traces.MOST_BYTES
 
 
+@pytest.mark.engine
 def test_packed_signals_are_the_stored_ones_to_three_digits(stored_run):
     import base64
 

@@ -197,9 +197,9 @@ def test_who_turns_by_keyboard_stays_where_they_are(driver, hostile, real):
         place = "return [...document.querySelectorAll('.items li')].indexOf(document.activeElement.parentElement)"
         assert driver.execute_script(place) == before[0]
     driver.execute_script("document.querySelector('[data-turn=next]').focus()")
-    first = driver.execute_script("return location.hash")
+    first = driver.execute_script("return reader.trace.id")
     ActionChains(driver).send_keys(Keys.ENTER).perform()
-    WebDriverWait(driver, 30).until(lambda _: driver.execute_script("return location.hash") != first)
+    WebDriverWait(driver, 30).until(lambda _: driver.execute_script("return reader.trace.id") != first)
     assert driver.execute_script("return document.activeElement.dataset.turn") == "next"
 
 

@@ -242,6 +242,7 @@ def _trainer(store: Store, run: Run) -> Any:
     place = run.train.placement
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train reads these in the driver, nowhere else
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is resumed from like a lost rank
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")  # the autoscaler may have to start train nodes first
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative model path means the same in a rank
     return TorchTrainer(
         train_loop,
