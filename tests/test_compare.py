@@ -89,7 +89,7 @@ def test_again_nothing_is_done(compared, monkeypatch, capfd):
 def test_problems_that_tell_nothing_are_refused_before_anything_is_trained(tmp_path, rows, message, capfd):
     path = tmp_path / "held_out.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sets = [*SETS, f"evaluation.source.uri={path}", "evaluation.source.solution="]
+    sets = [*SETS, f"evaluation.source.uri={path}", "evaluation.source.solution=''"]
     with pytest.raises(SystemExit) as ended:
         run_it(str(tmp_path / "out"), sets=sets)
     assert ended.value.code == 2

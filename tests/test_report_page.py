@@ -9,6 +9,7 @@ from itertools import pairwise
 import browser as browsers
 import pytest
 from report_runs import RIGHT_TO_LEFT, hostile_run
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -94,7 +95,10 @@ def text(driver, selector):
 
 def soon(driver, selector, expected):
     """Wait until an element says what is expected: the page follows its address, which is told in a moment of its own."""
-    WebDriverWait(driver, 30).until(lambda d: expected in text(d, selector), f"{expected} in {selector}")
+    redrawn = [StaleElementReferenceException]  # between finding and reading
+    WebDriverWait(driver, 30, ignored_exceptions=redrawn).until(
+        lambda d: expected in text(d, selector), f"{expected} in {selector}"
+    )
 
 
 def test_it_opens_without_a_complaint_and_asks_the_network_for_nothing(driver, real):

@@ -154,7 +154,7 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
     ]
     running = cluster.submit("--no-wait", *verb)
     log = cluster.folder / "ray" / "session_latest" / "logs" / f"job-driver-{name}.log"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not log.exists() or "FILES" not in log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.5)
