@@ -205,6 +205,5 @@ def test_the_harness_sees_what_a_kill_leaves(ground, tmp_path):
     assert any("EngineActor" in line for line in ground.remains())
     psutil.Process(command.process.pid).kill()
     command.process.wait()
-    # Ray Train's detached cleaner may stay where a driver dies while its rank starts: Ray's own, without CPU or GPU
-    ours = lambda lines: [line for line in lines if "PlacementGroupCleaner" not in line]  # noqa: E731
+    ours = lambda lines: [line for line in lines if chaos_run.RAYS_CLEANER not in line]  # noqa: E731
     until(lambda: not (ground.reserved() or ours(ground.actors()) or ours(ground.remains())), 60, "something is left")
