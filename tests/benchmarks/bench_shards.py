@@ -69,7 +69,8 @@ def _commit_inputs(store: Store) -> int:
         "student_logprob_source": ["rollout"] * ROWS,
         "student_logprob_gap": [None] * ROWS,
     }
-    grade = {**keys, "verdict": ["correct"] * ROWS, "reward": [1.0] * ROWS, "advantage": rng.normal(0, 1, ROWS)}
+    said = {"verdict": ["correct"] * ROWS, "extracted_answer": ["7"] * ROWS, "reward": [1.0] * ROWS}
+    grade = {**keys, **said, "advantage": rng.normal(0, 1, ROWS)}
     facts = {"entropy_max": float(np.float32(entropy.max())), "vocab_size": 151_936}
     for name, columns in (("score", score), ("grade", grade)):
         _commit(store, name, pa.table(columns, schema=contract.schema(contract.STAGES[name])), **facts)
