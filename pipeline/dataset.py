@@ -59,7 +59,7 @@ class Cut:
         threads = -(-inflight // tasks)
         group = min(_MAX_GROUP, max(1, num_shards // _ROWS))
         # A task ends with its slowest shard: in a long round it gets several per thread, so that it seldom does.
-        held = threads * min(_MAX_TURNS, max(1, num_shards // (8 * inflight)))
+        held = threads * min(_MAX_TURNS, max(1, num_shards // (4 * inflight)))
         return cls(group, tasks, threads, -(-held // group))
 
 
