@@ -149,13 +149,13 @@ class EnginePool:
             try:
                 call = getattr(lease.handle, method).remote(lease.id, [items[row] for row in piece.rows], policy, *more)
                 found = _get(call)
-            except BaseException as error:
-                if not isinstance(error, _DEATHS):
-                    self._dispatcher.release.remote(lease.id, 0, 0)
-                    raise
+            except _DEATHS as error:
                 self._tell(self._dispatcher.lost.remote(lease.engine, first_line(error)))
                 pieces.extend(self._after_death(piece, error, answers))
                 continue
+            except BaseException:
+                self._dispatcher.release.remote(lease.id, 0, 0)
+                raise
             self._dispatcher.release.remote(lease.id, len(found), _num_tokens(found))
             for row, answer in zip(piece.rows, found, strict=True):
                 answers[row] = answer

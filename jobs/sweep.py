@@ -216,9 +216,10 @@ def _cosines(
 ) -> np.ndarray:
     from pipeline.training import checkpoint, gradients
 
-    folder = work.store.fetch(area("policy", work.policy_version)) if work.policy_version else None
-    if folder is not None:  # policy 0 is the base: the fresh adapter
-        checkpoint.load_adapter(model, folder, run.model)
+    work.store.policy(work.policy_version)  # or it says that it is not published
+    with work.store.local(area("policy", work.policy_version)) as folder:
+        if folder is not None:  # policy 0 is the base: the fresh adapter
+            checkpoint.load_adapter(model, folder, run.model)
     return gradients.cosines(model, traces, rows, weights, reference, run.train.micro_batch_tokens)
 
 

@@ -92,12 +92,15 @@ def execute(
     del seen
     if missing and any(contract.STAGES[name].where == "engines" for name in chain):
         work.store.check_policy(work.policy_version)
+    named: dict[str, dict[str, str]] = {name: {} for name in chain}
     for item in _stream(work, chain, source, missing, force, inflight) if missing else ():
         for document, computed in item["entries"]:
-            on_entry(Entry(**document), computed)
+            entry = Entry(**document)
+            named[entry.stage][entry.shard] = entry.data
+            on_entry(entry, computed)
     for name in chain:
         if missing:
-            work.store.tidy(work.area, name)
+            work.store.tidy(work.area, name, named[name])
         if len(work.shards) >= SUMMARISED_FROM:
             work.store.summarise(work.area, name)
 

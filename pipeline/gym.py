@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.errors import SettingError, SourceError
 
 HELD_OUT = 5  # one problem text in five belongs to the test split
+_NUMBER = re.compile(r"-?[\d.,/ ]+", re.ASCII)
 TRIES = 256  # problems generated for one row before its split is given up as empty
 
 
@@ -57,9 +58,6 @@ def caution(task: str, answers: list[str]) -> str | None:
     if not own or all(_NUMBER.fullmatch(answer) for answer in answers):
         return None
     return f"{task} may have several right answers; only what equals the reference counts as correct"
-
-
-_NUMBER = re.compile(r"-?[\d.,/ ]+", re.ASCII)
 
 
 @lru_cache(maxsize=TRIES)

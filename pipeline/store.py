@@ -149,13 +149,11 @@ class Store(Files):
         if self._survey(f"{area}/{stage}")[1]:
             self.write(f"{area}/{stage}/{SUMMARY}", to_summary(self.entries(area, stage).values()))
 
-    def tidy(self, area: str, stage: str) -> None:
-        """Drop data files that no entry names: of a writer that was killed before it wrote the entry, where the shard came out
-        otherwise the next time. For whoever holds the run alone, while nothing is computed."""
-        named = {shard: entry.data for shard, entry in self.entries(area, stage).items()}
+    def tidy(self, area: str, stage: str, named: dict[str, str]) -> None:
+        """Of the shards in `named` drop all data files but the one that is named: those of a writer that was killed before it
+        wrote its entry, where the shard came out otherwise the next time. For whoever holds the run, with nothing under way."""
         for name in self.names(f"{area}/{stage}"):
-            shard = name.rpartition("-")[0]
-            if name.endswith(".parquet") and shard in named and named[shard] != name:
+            if name.endswith(".parquet") and named.get(name.rpartition("-")[0], name) != name:
                 self.delete(f"{area}/{stage}/{name}")
 
     def _survey(self, folder: str) -> tuple[dict[str, Entry], list[str]]:
@@ -240,14 +238,14 @@ class Store(Files):
             self.delete(area("train", old))
 
     @contextlib.contextmanager
-    def state(self, version: int) -> Iterator[Path | None]:
-        """A local folder with the training state of `version`, checked, for the length of a block; None when there is none."""
-        folder = self.fetch(area("train", version))
+    def local(self, folder: str) -> Iterator[Path | None]:
+        """What `fetch` gives, for the length of a block: a copy is gone after it."""
+        found = self.fetch(folder)
         try:
-            yield folder
+            yield found
         finally:
-            if folder is not None and self.local_root is None:
-                shutil.rmtree(folder, ignore_errors=True)
+            if found is not None and self.local_root is None:
+                shutil.rmtree(found, ignore_errors=True)
 
     def has_policy(self, version: int) -> bool:
         """Whether policy `version` is published; 0, the base, always is."""
@@ -284,8 +282,9 @@ class Store(Files):
     def check_policy(self, version: int) -> None:
         """Raise StoreError when a file of a published policy is missing or damaged: an engine would answer all the same."""
         folder = area("policy", version)
-        for _ in self._checked(folder, self.read_json(f"{folder}/{MANIFEST}", "files") if version else {"files": {}}):
-            pass
+        if version:  # 0 is the base
+            for _ in self._checked(folder, self.read_json(f"{folder}/{MANIFEST}", "files")):
+                pass
 
     def _checked(self, folder: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, bytes]]:
         remedy = "Delete the folder and resume"

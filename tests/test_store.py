@@ -294,7 +294,7 @@ def test_a_data_file_that_no_entry_names_is_dropped(run_dir):
     entry = commit(run_dir)
     (folder / f"{entry.shard}-0123456789ab.parquet").write_bytes(b"of a writer that was killed")
     (folder / "0099-0123456789ab.parquet").write_bytes(b"its entry is still to come")
-    run_dir.tidy("rounds/0000", "score")
+    run_dir.tidy("rounds/0000", "score", {entry.shard: entry.data})
     assert sorted(path.name for path in folder.glob("*.parquet")) == sorted([entry.data, "0099-0123456789ab.parquet"])
 
 
@@ -309,12 +309,12 @@ def test_training_state_is_checked_and_only_the_last_are_kept(run_dir, tmp_path)
     run_dir.save_state(4, state)
     run_dir.prune_states(keep=2)  # 4 has no policy yet: the state before it must stay
     assert run_dir.numbers("train") == [2, 3, 4]
-    with run_dir.state(1) as folder:
+    with run_dir.local("train/0001") as folder:
         assert folder is None
-    with run_dir.state(3) as folder:
+    with run_dir.local("train/0003") as folder:
         assert (folder / "optimizer.safetensors").read_bytes() == b"\x03"
     (run_dir.local_root / "train/0003/optimizer.safetensors").write_bytes(b"x")
-    with pytest.raises(StoreError, match="missing or damaged"), run_dir.state(3):
+    with pytest.raises(StoreError, match="missing or damaged"), run_dir.local("train/0003"):
         pass
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pipeline.config import Run, load
 from pipeline.errors import EgrsdError, StoreError, TrainingError
 from pipeline.files import NO_SPACE, SCRATCH
-from pipeline.store import Store
+from pipeline.store import Store, area
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +149,7 @@ def resume(store: Store, run: Run, device: torch.device) -> Trainer:
     model = student.build(run, device)
     if version == 0:
         return Trainer(run, model, device)
-    with store.state(version) as folder:
+    with store.local(area("train", version)) as folder:
         if folder is None:
             remedy = "Delete that policy to go back to the one before"
             raise TrainingError(f"policy {version} has no training state", store.locate("train"), remedy)
