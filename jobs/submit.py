@@ -285,8 +285,11 @@ def follow(client: JobSubmissionClient, name: str, out: Session) -> JobDetails:
         if (found := _info(client, name)).status.is_terminal():
             break
         time.sleep(POLL_S)
-    with contextlib.suppress(requests.RequestException, RuntimeError):  # what a broken connection kept back; its node may be gone
-        _write(out, client.get_job_logs(name)[seen:])
+    for pause in (0, POLL_S, 5 * POLL_S):  # what a broken connection kept back; its node may be busy, or gone
+        time.sleep(pause)
+        with contextlib.suppress(requests.RequestException, RuntimeError):
+            _write(out, client.get_job_logs(name)[seen:])
+            break
     return found
 
 
