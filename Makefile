@@ -26,7 +26,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks
 
 smollm2: install $(VENV)/.smollm2
-	test -f assets-cache/smollm2/config.json || $(BIN)/python -m jobs.convert_smollm2 --out assets-cache/smollm2
+	test -f assets-cache/smollm2/config.json || $(BIN)/python -m pipeline.models.smollm2 --out assets-cache/smollm2
 	$(BIN)/egrsd distill --recipe smollm2 --run runs/smollm2
 
 install: $(VENV)/.installed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline import config
 from pipeline.errors import ModelError, StoreError
-from pipeline.store import MANIFEST, Store
+from pipeline.store.directory import MANIFEST, Store
 from pipeline.training import adapter
 from pipeline.training.adapter import ADAPTER
 

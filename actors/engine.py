@@ -23,8 +23,8 @@ from actors import adapters, startup
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError, ModelError, first_line
-from pipeline.prompts import splice
-from pipeline.tiny import resolve_model
+from pipeline.models.resolve import resolve_model
+from pipeline.stages.chat import splice
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -170,7 +170,7 @@ class Engine:
         table = np.asarray(flat, dtype=np.float32).reshape(num_tokens, self._columns + 1)
         if self._facts.entropy_method == "exact":
             return table[:, 0].copy(), np.maximum(table[:, 1], 0.0), 0.0
-        from pipeline.entropy import bounds
+        from pipeline.method.entropy import bounds
 
         lower, upper = bounds(table[:, 1:-1], self._facts.vocab_size)  # a faulty hook may have written the last column
         return table[:, 0].copy(), ((lower + upper) / 2).astype(np.float32), float(((upper - lower) / 2).max(initial=0.0))

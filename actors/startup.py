@@ -12,7 +12,7 @@ from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError, first_line
 
-EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # "1" lets the entropy hook into vLLM, see actors.vllm_entropy
+EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # "1" lets the entropy hook into vLLM, see actors.exact_entropy
 DEBUG = "EGRSD_DEBUG"  # set: vLLM's own log
 LOGPROBS_MODE = "raw_logprobs"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allocates for
@@ -77,10 +77,10 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from actors import vllm_entropy, vllm_lora
+        from actors import exact_entropy, vllm_lora
 
         gpu = torch.cuda.is_available()
-        vllm_entropy.install()
+        exact_entropy.install()
         if not gpu:
             vllm_lora.install()
         engine = LLMEngine.from_engine_args(EngineArgs(**engine_args(model, pool, path, gpu)))

@@ -21,17 +21,17 @@ from rich.table import Column, Table
 from jobs.distill import Live, check_resources, open_inputs
 from jobs.engines import open_engines
 from jobs.evaluate import check_problems, facts, plain, read_samples, tokenizer_hash
-from jobs.missing import Missing
 from jobs.session import Session, connect, parse_numbers, read_config, session, versions
-from pipeline import lease
 from pipeline.config import Run, differences, load, resolve
-from pipeline.contract import STAGES
 from pipeline.errors import SettingError, UserError
-from pipeline.evaluation import Tested, figures, holm, over_seeds, per_problem
-from pipeline.metrics import Estimate
+from pipeline.evidence.evaluation import Tested, figures, holm, over_seeds, per_problem
 from pipeline.recipes import recipe as named
-from pipeline.rounds import EVALUATION, MEASURE, evaluation_run, open_round
-from pipeline.store import Store
+from pipeline.rounds.metrics import Estimate
+from pipeline.rounds.round import evaluation_run, open_round
+from pipeline.rounds.todo import Missing
+from pipeline.stages import EVALUATION, MEASURE, STAGES
+from pipeline.store import lease
+from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool

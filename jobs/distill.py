@@ -17,20 +17,23 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from jobs.engines import open_engines
-from jobs.missing import Missing, incomplete
 from jobs.progress import Bars
 from jobs.session import Session, check_reach, connect, session, settle, versions
-from pipeline import lease, sinks
 from pipeline.errors import TrainingError
-from pipeline.rounds import EVALUATION, Inventory, Round
-from pipeline.store import Entry, Store, area
+from pipeline.evidence import trackers
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
+from pipeline.rounds.todo import Missing, incomplete
+from pipeline.stages import EVALUATION
+from pipeline.store import lease
+from pipeline.store.directory import Entry, Store, area
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool
     from actors.resources import Demand
     from actors.serving import EngineClass, PoolStatus
     from pipeline.config import Run
-    from pipeline.sources import ProblemSet
+    from pipeline.problems.sources import ProblemSet
 
 _ROOM_FOR = 8  # engines
 END_S = 30.0  # a trainer that waits for resources does not hear that it should stop
@@ -54,7 +57,7 @@ def distill(
         store = Store(uri)
         run = settle(store, recipe, config, sets, accept_changes)
         missing = Missing.of(store, run)
-        sinks.check(run)
+        trackers.check(run)
         if not missing.nothing:
             sources = open_inputs(run)
             for caution in {source.caution() for source in (sources.rounds, sources.evals) if source} - {None}:
@@ -69,12 +72,12 @@ def distill(
             check_resources(run, missing, out)
             store.save_run(run, versions())
             with (
-                sinks.feeding(store, run, out.say, holding),
+                trackers.feeding(store, run, out.say, holding),
                 Live.start(store, run, sources, out, missing, holding, engine_class) as live,
             ):
                 live.bring_to_end(missing, holding)
         else:
-            sinks.catch_up(store, run, out.say)
+            trackers.catch_up(store, run, out.say)
             store.save_run(run, versions())
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
         for line in missing.stale:
@@ -95,17 +98,16 @@ class Sources:
 def open_inputs(run: Run) -> Sources:
     """What can be known to be wrong before anything starts: sources, model path, tokenizer, chat and prompt templates,
     the answer pattern."""
-    from pipeline import stages
-    from pipeline.grading import shared_grader
-    from pipeline.prompts import load_tokenizer
-    from pipeline.sources import open_source
-    from pipeline.tiny import resolve_model
+    from pipeline.models.tokenizer import tokenizer_of
+    from pipeline.problems.sources import open_source
+    from pipeline.stages.prompts import prompts
+    from pipeline.stages.verifier import grader_of
 
-    shared_grader(run.grade.verifier, run.grade.answer_pattern, run.grade.deadline_s, run.grade.processes)
+    grader_of(run.grade)
     rounds = open_source(run.source)
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
-    tokenizer = load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code)
-    stages.prompts(rounds.rows([0]), run, tokenizer)
+    tokenizer = tokenizer_of(run.model)
+    prompts(rounds.rows([0]), run, tokenizer)
     return Sources(rounds, evals)
 
 
@@ -197,7 +199,7 @@ class Live:
 
     def bring_to_end(self, missing: Missing, holding: lease.Lease) -> None:
         """Everything that is to do, in order. Raises StoreError when another driver has taken the run over."""
-        from pipeline.rounds import open_round
+        from pipeline.rounds.round import open_round
 
         if 0 in missing.evaluate:
             self.evaluate(0)
@@ -230,8 +232,10 @@ class Live:
 
     def measure(self, number: int) -> Measured:
         """Bring a round's evidence up to date, hand it to the trainer, and label it while that works."""
-        from pipeline.dataset import execute
-        from pipeline.rounds import MEASURE, commit_round, plan_round, with_engines
+        from pipeline.rounds.inventory import commit_round
+        from pipeline.rounds.round import plan_round, with_engines
+        from pipeline.rounds.schedule import execute
+        from pipeline.stages import MEASURE
 
         begun, busy = time.perf_counter(), self.engine_seconds()
         version = max(0, number - self.run.max_staleness)
@@ -279,16 +283,16 @@ class Live:
 
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
         """Profile and label a measured round."""
-        from pipeline.dataset import execute
-        from pipeline.rounds import LABELS
+        from pipeline.rounds.schedule import execute
+        from pipeline.stages import LABELS
 
         seconds = {} if spent is None else spent
         execute(work, LABELS, on_entry=lambda entry, computed: _count(seconds, entry, computed))
 
     def evaluate(self, version: int) -> None:
         """Answer the held-out problems with a policy."""
-        from pipeline.dataset import execute
-        from pipeline.rounds import evaluation_run, plan_round, with_engines
+        from pipeline.rounds.round import evaluation_run, plan_round, with_engines
+        from pipeline.rounds.schedule import execute
 
         run = evaluation_run(self.run)
         assert self.sources.evals is not None
@@ -316,7 +320,7 @@ class Live:
 
     def add_lost_metrics(self, missing: Missing) -> None:
         """Summaries of rounds whose driver died between their policy and their metrics."""
-        from pipeline.rounds import open_rounds
+        from pipeline.rounds.round import open_rounds
 
         known = {row["round"] for row in self.store.metrics() if row["writer"] == "round"}
         trained = missing.train[0] if missing.train else self.run.rounds
@@ -329,7 +333,7 @@ class Live:
         import numpy as np
         import pyarrow.compute as pc
 
-        from pipeline.metrics import regime_summary, round_summary
+        from pipeline.rounds.metrics import regime_summary, round_summary
 
         def read(stage: str, columns: list[str]) -> list[Any]:
             """These columns of every shard of a stage."""

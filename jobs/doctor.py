@@ -9,13 +9,15 @@ from pathlib import Path
 from uuid import uuid4
 
 from jobs.distill import demands
-from jobs.missing import Missing
 from jobs.session import Session, connect, divert_output, session
-from pipeline import config, footprint, lease, machine
+from pipeline import config
 from pipeline.errors import EgrsdError
-from pipeline.machine import Facts, Line
+from pipeline.fit import footprint, machine
+from pipeline.fit.machine import Facts, Line
 from pipeline.recipes import recipe as named
-from pipeline.store import Store
+from pipeline.rounds.todo import Missing
+from pipeline.store import lease
+from pipeline.store.directory import Store
 
 EVERYTHING = Missing([0], [], [], [])
 PROBE_S = 120.0
@@ -65,11 +67,10 @@ def out_line(line: Line, out: Session) -> Line:
 
 def check_tokenizer(run: config.Run) -> list[Line]:
     """Tokenizer and template hash. Student and teacher are one model, so that they see the same ids."""
-    from pipeline.prompts import load_tokenizer, template_hash
-    from pipeline.tiny import resolve_model
+    from pipeline.models.tokenizer import template_hash, tokenizer_of
 
     try:
-        tokenizer = load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code)
+        tokenizer = tokenizer_of(run.model)
     except EgrsdError as error:
         return [Line("error", "tokenizer", str(error))]
     return [Line("ok", "tokenizer", f"{len(tokenizer)} tokens, hash {template_hash(tokenizer)}, student and teacher alike")]
@@ -102,7 +103,7 @@ def check_demands(run: config.Run, facts: Facts, address: str | None) -> list[Li
 
 def check_hook(run: config.Run, facts: Facts, debug: bool) -> list[Line]:
     """Start a real engine, of the recipe's model where that can be here, and ask what its self-check allowed."""
-    from pipeline.tiny import resolve_model
+    from pipeline.models.resolve import resolve_model
 
     pool, model = run.engines.rollout, run.model
     if not Path(resolve_model(model.path)).is_dir() or pool.placement.gpus > len(facts.gpus):

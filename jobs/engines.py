@@ -8,8 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.scale import answer
-from pipeline import control
-from pipeline.store import Store
+from pipeline.store import control
+from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool

@@ -18,19 +18,20 @@ from rich.table import Table
 from jobs.engines import open_engines
 from jobs.progress import Bars
 from jobs.session import Session, connect, parse_numbers, session, versions
-from pipeline import lease
-from pipeline.benchmarks import benchmark, near, open_benchmark
 from pipeline.config import Run, differences, load, resolve
-from pipeline.contract import STAGES
 from pipeline.errors import SettingError, SourceError, UserError
-from pipeline.evaluation import FIGURES, Samples, figures, macro, samples
-from pipeline.evaluation import differences as paired
-from pipeline.metrics import Estimate
-from pipeline.prompts import load_tokenizer, template_hash
-from pipeline.rounds import EVALUATION, Inventory, Round, evaluation_run, plan_round, problems_digest, with_engines
-from pipeline.sources import Problem, ProblemSet, open_source
-from pipeline.store import Store, area
-from pipeline.tiny import resolve_model
+from pipeline.evidence.evaluation import FIGURES, Samples, figures, macro, samples
+from pipeline.evidence.evaluation import differences as paired
+from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.problems.benchmarks import benchmark, near, open_benchmark
+from pipeline.problems.sources import Problem, ProblemSet, open_source
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.metrics import Estimate
+from pipeline.rounds.plan import read_plan
+from pipeline.rounds.round import Round, evaluation_run, plan_round, problems_digest, with_engines
+from pipeline.stages import EVALUATION, STAGES
+from pipeline.store import lease
+from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
     from actors.serving import EngineClass
@@ -204,7 +205,7 @@ def _slug(text: str) -> str:
 
 def tokenizer_hash(run: Run) -> str:
     """Hash of the chat template and vocabulary that the problems are asked with. Raises ModelError."""
-    return template_hash(load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code))
+    return template_hash(tokenizer_of(run.model))
 
 
 # ---- answers -----------------------------------------------------------------------------------------------------------
@@ -212,8 +213,8 @@ def tokenizer_hash(run: Run) -> str:
 
 def missing(store: Store, one: Asked, number: int) -> bool:
     """Whether anything of one policy on one source has to be computed."""
-    plan = store.read_json(f"{area(one.kind, number)}/plan.json", "asked", "source")
-    if plan is None or (plan["asked"], plan["source"]) != (one.run.rollout.prompts_per_round, one.source.fingerprint):
+    plan = read_plan(store, one.kind, number)
+    if plan is None or (plan.asked, plan.source) != (one.run.rollout.prompts_per_round, one.source.fingerprint):
         return True
     work = plan_round(store, one.run, one.kind, number, number, one.source)
     seen = Inventory(work)
@@ -226,7 +227,7 @@ def missing(store: Store, one: Asked, number: int) -> bool:
 
 def answer(store: Store, asked: list[Asked], numbers: list[int], out: Session, engine_class: EngineClass | None) -> None:
     """Bring every policy's answers on every source up to date, with one pool of engines for all."""
-    from pipeline.dataset import execute
+    from pipeline.rounds.schedule import execute
 
     run = asked[0].run
     run = run.model_copy(update={"engines": run.engines.model_copy(update={"score": None})})  # nothing is scored

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 from jobs.session import session
 from pipeline import contract
 from pipeline.errors import UserError
-from pipeline.files import Files
-from pipeline.rounds import open_rounds
-from pipeline.store import Store, area
+from pipeline.rounds.plan import read_plan
+from pipeline.rounds.round import open_rounds
+from pipeline.stages import PLAN
+from pipeline.store.directory import Store, area
+from pipeline.store.files import Files
 
 
 def export_run(uri: str, out_uri: str, debug: bool) -> None:
@@ -42,11 +44,11 @@ def joined_round(store: Store, number: int) -> pa.Table:
     reject_reason is the first that any stage gave.
     """
     where = area("rounds", number)
-    plan = store.read_json(f"{where}/plan.json", "shards")
+    plan = read_plan(store, "rounds", number)
     assert plan is not None
-    entries = {stage.name: store.entries(where, stage.name) for stage in contract.PLAN}
+    entries = {stage.name: store.entries(where, stage.name) for stage in PLAN}
     tables = []
-    for shard in sorted(plan["shards"]):
+    for shard in sorted(plan.shards):
         parts = {name: store.read(found[shard]) for name, found in entries.items() if shard in found}
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([number] * parts["rollout"].num_rows, pa.int32())}

@@ -10,13 +10,12 @@ from jobs.summary import read_answers
 from jobs.sweep import EVIDENCE
 from pipeline.config import Run
 from pipeline.errors import UserError
-from pipeline.metrics import bootstrap
-from pipeline.prompts import load_tokenizer
+from pipeline.models.tokenizer import tokenizer_of
 from pipeline.report import figures, ledger, traces
 from pipeline.report.page import page
-from pipeline.rounds import open_rounds
-from pipeline.store import Store
-from pipeline.tiny import resolve_model
+from pipeline.rounds.metrics import bootstrap
+from pipeline.rounds.round import open_rounds
+from pipeline.store.directory import Store
 
 REPORT = "report.html"
 COMPARE = "compare.json"
@@ -50,7 +49,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
     measured = [figures.measure(work, metrics.get(work.number, [])) for work in open_rounds(store, run)]
     if not any(part.figures["traces"] for part in measured):
         raise UserError("nothing to report: no round has graded and scored traces", store.uri, "Run `egrsd distill` first")
-    tokenizer = load_tokenizer(resolve_model(run.model.path), run.model.revision, run.model.trust_remote_code)
+    tokenizer = tokenizer_of(run.model)
     counts = [part.counts for part in measured]
     whole = ledger.document(ledger.total(counts))
     stored = store.read_json("run.json") or {}

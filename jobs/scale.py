@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 
 from jobs.session import session
-from pipeline import control
 from pipeline.errors import SettingError
-from pipeline.store import Store
+from pipeline.store import control
+from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
     from actors.pool import EnginePool

@@ -22,7 +22,7 @@ from pipeline.config import Run, decides, differences, resolve
 from pipeline.errors import EgrsdError, SettingError, SourceError, UserError
 
 if TYPE_CHECKING:
-    from pipeline.store import Store
+    from pipeline.store.directory import Store
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -291,7 +291,7 @@ def check_reach(store: Store) -> None:
 
 def _cannot_see(store: Store) -> str:
     """Inside a Ray task: why this node does not see the lease of the run, or nothing."""
-    from pipeline.lease import LEASE
+    from pipeline.store.lease import LEASE
 
     try:
         return "" if store.read_bytes(LEASE) is not None else f"{LEASE}, just written, is not there"

@@ -6,11 +6,14 @@ import contextlib
 import difflib
 
 from jobs.session import Session, check_reach, connect, session, versions
-from pipeline import contract, lease
+from pipeline import contract
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, UserError
-from pipeline.rounds import Inventory, Round, open_round, open_rounds, with_engines
-from pipeline.store import Entry, Store
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
+from pipeline.stages import PLAN, STAGES
+from pipeline.store import lease
+from pipeline.store.directory import Entry, Store
 
 
 def run_stage(
@@ -50,17 +53,17 @@ def run_stage(
 
 def find_stage(name: str) -> contract.Stage:
     """A stage by name. Raises UserError that lists those there are."""
-    if name not in contract.STAGES:
-        near = difflib.get_close_matches(name, contract.STAGES, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Stages: {', '.join(contract.STAGES)}"
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Stages: {', '.join(STAGES)}"
         raise UserError(f"unknown stage '{name}'", "egrsd stage", hint)
-    return contract.STAGES[name]
+    return STAGES[name]
 
 
 def _check_settings(stage: contract.Stage, old: Run, new: Run) -> None:
     for setting, _, _ in differences(old, new):
         if not _reads(stage, setting) and not setting.startswith("engines."):
-            readers = [s.name for s in contract.PLAN if _reads(s, setting)]
+            readers = [s.name for s in PLAN if _reads(s, setting)]
             hint = (
                 f"It is read by: {', '.join(readers)}"
                 if readers
@@ -75,8 +78,8 @@ def _reads(stage: contract.Stage, setting: str) -> bool:
 
 def _bring_up(work: Round, stage: contract.Stage, force: bool, only: set[str], out: Session) -> list[Entry]:
     from jobs.engines import open_engines
-    from pipeline.dataset import execute
-    from pipeline.sources import open_source
+    from pipeline.problems.sources import open_source
+    from pipeline.rounds.schedule import execute
 
     source = open_source(work.run.source) if stage.name == "prompts" else None
     seen = Inventory(work)
@@ -94,7 +97,7 @@ def _bring_up(work: Round, stage: contract.Stage, force: bool, only: set[str], o
 
 
 def _tell_stale(work: Round, stage: contract.Stage, out: Session) -> None:
-    later = contract.PLAN[contract.PLAN.index(stage) + 1 :]
+    later = PLAN[PLAN.index(stage) + 1 :]
     seen = Inventory(work)
     for other in later:
         reasons = seen.reasons(other.name)

@@ -7,11 +7,13 @@ from collections import Counter
 from rich.table import Table
 
 from jobs.session import Session, session
-from pipeline import contract, lease
 from pipeline.config import Run
-from pipeline.files import SCRATCH
-from pipeline.rounds import TRAINED_ON, Inventory, evaluation_run, open_round, open_rounds
-from pipeline.store import Entry, Store
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import evaluation_run, open_round, open_rounds
+from pipeline.stages import MEASURE, PLAN
+from pipeline.store import lease
+from pipeline.store.directory import Entry, Store
+from pipeline.store.files import SCRATCH
 
 
 def show(uri: str, debug: bool) -> None:
@@ -19,7 +21,7 @@ def show(uri: str, debug: bool) -> None:
     with session(debug) as out:
         store = Store(uri)
         run = store.load_run()
-        names = [stage.name for stage in contract.PLAN]
+        names = [stage.name for stage in PLAN]
         rounds = store.numbers("rounds")
         table = Table(
             "round", *names, "trained", title=f"{run.name}: {len(rounds)} of {run.rounds} rounds", title_justify="left", box=None
@@ -85,8 +87,8 @@ def _trained(seen: Inventory, notes: list[str]) -> str:
     version = work.number + 1
     if not work.store.has_policy(version):
         return "committed"
-    entries = {name: seen.entries(name) for name in TRAINED_ON}
-    now = {shard: {name: entries[name][shard].sha256 for name in TRAINED_ON if shard in entries[name]} for shard in work.shards}
+    entries = {name: seen.entries(name) for name in MEASURE}
+    now = {shard: {name: entries[name][shard].sha256 for name in MEASURE if shard in entries[name]} for shard in work.shards}
     if now == ready["shards"]:
         return f"policy {version}"
     notes.append(f"stale: policy {version} was trained on other shards of {work.area}; `egrsd train --from-round {work.number}`")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.table import Table
 
-from pipeline.metrics import Answers, answers, bootstrap
-from pipeline.store import Store, area
+from pipeline.rounds.metrics import Answers, answers, bootstrap
+from pipeline.rounds.plan import read_plan
+from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
     from jobs.session import Session
@@ -35,11 +36,11 @@ def summarise(store: Store, run: Run, out: Session) -> None:
 def read_answers(store: Store, version: int) -> Answers | None:
     """What a policy answered on the held-out problems, or None where it was not evaluated."""
     where = area("evals", version)
-    plan = store.read_json(f"{where}/plan.json", "shards")
+    plan = read_plan(store, "evals", version)
     rollouts, grades = store.entries(where, "rollout"), store.entries(where, "grade")
-    if plan is None or not plan["shards"].keys() <= rollouts.keys() & grades.keys():
+    if plan is None or not plan.shards.keys() <= rollouts.keys() & grades.keys():
         return None
-    return answers([(store.read(rollouts[shard]), store.read(grades[shard])) for shard in sorted(plan["shards"])])
+    return answers([(store.read(rollouts[shard]), store.read(grades[shard])) for shard in sorted(plan.shards)])
 
 
 def _enough(before: Answers, after: Answers) -> bool:

@@ -15,9 +15,10 @@ from jobs.session import Session, session
 from pipeline.config import Run, resolve
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
-from pipeline.rounds import Inventory, Round, open_rounds
-from pipeline.store import Store, area
-from pipeline.sweep import Figures, Point, Relabel, Signals, select, sweep, token_weights
+from pipeline.method.relabel import Figures, Point, Relabel, Signals, select, sweep, token_weights
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round, open_rounds
+from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
     from pipeline.training.batches import Traces

@@ -5,11 +5,14 @@ from __future__ import annotations
 from actors import resources
 from actors.pool import check_room
 from jobs.session import check_reach, connect, session, versions
-from pipeline import lease, sinks
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, TrainingError, UserError
-from pipeline.rounds import MEASURE, Inventory, Round, commit_round, open_rounds
-from pipeline.store import MANIFEST, Store, area
+from pipeline.evidence import trackers
+from pipeline.rounds.inventory import Inventory, commit_round
+from pipeline.rounds.round import Round, open_rounds
+from pipeline.stages import MEASURE
+from pipeline.store import lease
+from pipeline.store.directory import MANIFEST, Store, area
 from pipeline.training import worker
 
 END_S = 30.0
@@ -30,7 +33,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
         for name, _, _ in differences(old, run):
             if name.split(".")[0] not in {"objective", "train", "metrics"}:
                 raise SettingError("training does not read this setting", name, "Use `egrsd stage` or `egrsd distill`")
-        sinks.check(run)
+        trackers.check(run)
         first = store.latest_policy() if from_round is None else from_round
         rounds = trainable(store, run, first)
         out.log_to(store)
@@ -46,7 +49,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
             store.delete(area("policy", version))
             store.delete(area("train", version))
         last = rounds[-1].number + 1
-        with sinks.feeding(store, run, out.say, holding), out.console.status(f"training rounds {first} to {last - 1}"):
+        with trackers.feeding(store, run, out.say, holding), out.console.status(f"training rounds {first} to {last - 1}"):
             trainer = worker.start(store.uri, run.model_copy(update={"rounds": last}))
             out.exits.callback(trainer.stop, END_S)
             trainer.join()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from functools import reduce
 from typing import Annotated, Any, Literal
@@ -11,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.digest import digest
 from pipeline.errors import SettingError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -144,7 +143,7 @@ class Objective(Weights):
 
     name: Literal["grpo", "rlsd", "egrsd", "cl_egrsd", "position"] = "cl_egrsd"
     gate: Literal["entropy", "shuffled", "uniform", "inverted"] = Field(
-        "entropy", description="the gate of egrsd and cl_egrsd, or a control of what it knows: see pipeline/egrsd.py"
+        "entropy", description="the gate of egrsd and cl_egrsd, or a control of what it knows: see pipeline/method/objective.py"
     )
     entropy: Literal["teacher", "student"] = Field(
         "teacher", description="whose entropy the gate reads; the student's own is a control"
@@ -308,7 +307,7 @@ class Run(Section):
         """Hash of the named settings or sections (`label`, `rollout.top_p`): what makes a shard stale when it changes."""
         data = self.model_dump(mode="json")
         picked = {name: reduce(lambda part, key: part[key], name.split("."), data) for name in settings}
-        return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(picked)
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, readable by `--config`."""

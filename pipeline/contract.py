@@ -1,6 +1,6 @@
 """The contract: every column's name, type, shape, unit, writer and readers. The one place.
 
-Arrow schemas, README's stage table and the checks at every commit derive from COLUMNS and PLAN. Shape legend: `T` response
+Arrow schemas, README's stage table and the checks at every commit derive from COLUMNS. Shape legend: `T` response
 tokens, `P` prompt tokens, `Q` privileged prompt tokens. Entropies and log-probabilities are in nats, at temperature 1, over
 the full vocabulary.
 
@@ -10,14 +10,18 @@ The engines' side of the contract stands here too: what a stage asks an engine (
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import ContractError
+if TYPE_CHECKING:
+    from pipeline.config import Run
+    from pipeline.method.rewards import RunningBaseline
+    from pipeline.problems.sources import Problem
 
 
 class Verdict(StrEnum):
@@ -67,19 +71,87 @@ class Column:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `key` names its rows, `settings` the settings, or whole sections,
-    whose change makes its shards stale."""
+    """One stage: what it reads, what makes its shards stale, and how a shard is computed.
+
+    where: engines or CPU; key: the column that names its rows; reads: columns of earlier stages; settings: settings, or whole
+    sections, whose change makes its shards stale. `round_inputs` says, for a run, which values of the whole round do so too:
+    problems, policy, baseline or peak. `after_round`: it needs every shard of the round to be scored first.
+    """
 
     name: str
     where: str
     key: str
     reads: tuple[str, ...]
     settings: tuple[str, ...]
+    compute: Callable[[Shard], Made]
+    round_inputs: Callable[[Run], tuple[str, ...]] = lambda _: ()
+    after_round: bool = False
 
     @property
     def writes(self) -> tuple[Column, ...]:
         """The columns this stage writes, in file order (key and reject_reason not counted)."""
         return tuple(c for c in COLUMNS.values() if c.writer == self.name)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the stages whose shards it reads, in the order of the plan."""
+        return tuple(dict.fromkeys(column.writer for column in COLUMNS.values() if column.name in self.reads))
+
+    def reads_of(self, writer: Stage) -> list[str]:
+        """The columns of `writer` that this stage may read: key and rejections, and what it declares."""
+        own = [name for name in self.reads if COLUMNS[name].writer == writer.name]
+        return [writer.key, "reject_reason", "reject_detail", *own]
+
+    def reads_setting(self, setting: str) -> bool:
+        """Whether a change of `setting`, by its dotted name, makes its shards stale."""
+        return any(setting == name or setting.startswith(f"{name}.") for name in self.settings)
+
+
+class Scope(NamedTuple):
+    """What labels need of a whole round: its largest teacher entropy in nats, and the size of the vocabulary."""
+
+    peak: float
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a stage is given to compute one shard.
+
+    tables and facts: of the stages it reads, by name; where: the round's folder; first: the place of the shard's first prompt in
+    the round; lag: rounds by which the policy is behind; problems: source rows, for the first stage alone.
+    """
+
+    run: Run
+    name: str
+    where: str
+    first: int
+    lag: int
+    tables: Mapping[str, pa.Table]
+    facts: Mapping[str, Mapping[str, Any]]
+    problems: list[Problem] | None = None
+    engines: Engines | None = None
+    policy: Policy | None = None
+    baseline: RunningBaseline | None = None
+    scope: Scope | None = None
+
+    def on_engines(self) -> tuple[Engines, Policy]:
+        """The engines that answer, and the policy they must answer with."""
+        assert self.engines is not None
+        assert self.policy is not None
+        return self.engines, self.policy
+
+    def whole_round(self) -> Scope:
+        """The scope of the round, which is there once every shard is scored."""
+        assert self.scope is not None
+        return self.scope
+
+
+class Made(NamedTuple):
+    """A computed shard: its table, and small results that later stages need without opening it."""
+
+    table: pa.Table
+    facts: dict[str, Any]
 
 
 _IDS, _FLOATS, _TEXT = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.string()
@@ -163,78 +235,7 @@ COLUMNS: dict[str, Column] = {
     )
 }
 
-_WEIGHTS = ("model.path", "model.revision", "model.dtype", "model.max_model_len")
-_REGIMES = ("profile.normaliser", "profile.tau_low", "profile.tau_high")
-
-PLAN: tuple[Stage, ...] = (
-    Stage(
-        "prompts",
-        "CPU",
-        "prompt_id",
-        (),
-        ("source", "model.path", "model.revision", "model.max_model_len", "prompts", "rollout.max_new_tokens"),
-    ),
-    Stage(
-        "rollout",
-        "engines",
-        "trace_id",
-        ("prompt_tokens", "teacher_prompt_tokens"),
-        (
-            "seed",
-            *_WEIGHTS,
-            "rollout.group_size",
-            "rollout.temperature",
-            "rollout.top_p",
-            "rollout.top_k",
-            "rollout.max_new_tokens",
-            "rollout.teacher_share",
-            "score.entropy",
-            "score.top_k",
-        ),
-    ),
-    Stage(
-        "grade",
-        "CPU",
-        "trace_id",
-        ("answer", "prompt_index", "response_text", "response_tokens", "finish_reason"),
-        (
-            "grade.verifier",
-            "grade.answer_pattern",
-            "grade.deadline_s",
-            "grade.beta_length",
-            "grade.advantage",
-            "grade.running_warmup_steps",
-            "rollout.max_new_tokens",
-            "rollout.group_size",
-        ),
-    ),
-    Stage(
-        "score",
-        "engines",
-        "trace_id",
-        (
-            "prompt_tokens",
-            "teacher_prompt_tokens",
-            "prompt_index",
-            "response_tokens",
-            "rollout_logprobs",
-            "rollout_entropy",
-            "rollout_entropy_error",
-            "trace_source",
-            "policy_version",
-        ),
-        (*_WEIGHTS, "score"),
-    ),
-    Stage("profile", "CPU", "trace_id", ("teacher_entropy",), ("profile", "label.min_normaliser")),
-    Stage(
-        "label",
-        "CPU",
-        "trace_id",
-        ("teacher_entropy", "lookahead_entropy", "advantage", "student_logprobs", "teacher_logprobs"),
-        (*_REGIMES, "label"),
-    ),
-)
-STAGES: dict[str, Stage] = {stage.name: stage for stage in PLAN}
+WEIGHTS = ("model.path", "model.revision", "model.dtype", "model.max_model_len")  # settings that decide an engine's numbers
 
 
 def schema(stage: Stage) -> pa.Schema:
@@ -242,42 +243,6 @@ def schema(stage: Stage) -> pa.Schema:
     columns = [c for c in stage.writes if c.name != stage.key]
     fields = [pa.field(stage.key, _TEXT, nullable=False), pa.field("reject_reason", _TEXT), pa.field("reject_detail", _TEXT)]
     return pa.schema(fields + [pa.field(c.name, c.type) for c in columns])
-
-
-def readers(column: str) -> tuple[str, ...]:
-    """Names of the stages that read `column`."""
-    return tuple(stage.name for stage in PLAN if column in stage.reads)
-
-
-def inputs(stage: Stage) -> tuple[str, ...]:
-    """Names of the stages whose shards `stage` reads, in plan order; every stage after prompts also reads its predecessor's
-    reject_reason through them."""
-    writers = {COLUMNS[name].writer for name in stage.reads}
-    return tuple(s.name for s in PLAN if s.name in writers)
-
-
-def check_plan(plan: tuple[Stage, ...] = PLAN) -> None:
-    """Raise ContractError unless every column read was written by an earlier stage and every writer is in the plan."""
-    written: set[str] = set()
-    for stage in plan:
-        for name in stage.reads:
-            if name not in COLUMNS:
-                raise ContractError(f"reads column '{name}' that no one defines", f"stage {stage.name}")
-            if name not in written:
-                raise ContractError(f"reads '{name}' before stage {COLUMNS[name].writer} has written it", f"stage {stage.name}")
-        written |= {c.name for c in stage.writes}
-    orphans = {c.writer for c in COLUMNS.values()} - {stage.name for stage in plan}
-    if orphans:
-        raise ContractError(f"columns are written by stages outside the plan: {sorted(orphans)}", "contract")
-
-
-def stage_table() -> str:
-    """The plan as a Markdown table: README's, which a test holds to this."""
-    lines = ["| stage | where | reads | writes |", "| --- | --- | --- | --- |"]
-    for stage in PLAN:
-        writes = [f"{c.name} `[{c.shape}]`" if c.shape else c.name for c in stage.writes]
-        lines.append(f"| {stage.name} | {stage.where} | {', '.join(stage.reads) or 'a source'} | {', '.join(writes)} |")
-    return "\n".join(lines)
 
 
 # ---- what stages and engines say to each other ------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 
-from pipeline import tiny
 from pipeline.config import (
     EnginePools,
     Evaluation,
@@ -23,6 +22,8 @@ from pipeline.config import (
     Train,
 )
 from pipeline.errors import SettingError
+from pipeline.models.resolve import MODEL_NAME
+from pipeline.problems import tiny
 
 
 def demo() -> Run:
@@ -31,7 +32,7 @@ def demo() -> Run:
         name="demo",
         rounds=16,
         source=Source(uri="tiny-arithmetic", split="train"),
-        model=Model(path=tiny.MODEL_NAME, dtype="float32", max_model_len=128, lora_rank=16, lora_alpha=32),
+        model=Model(path=MODEL_NAME, dtype="float32", max_model_len=128, lora_rank=16, lora_alpha=32),
         prompts=Prompts(student=tiny.STUDENT_PROMPT, teacher=tiny.TEACHER_PROMPT),
         rollout=Rollout(prompts_per_round=32, prompts_per_shard=8, group_size=8, max_new_tokens=72),
         grade=Grade(verifier="exact", answer_pattern=tiny.ANSWER_PATTERN, advantage="group"),

@@ -47,7 +47,7 @@ def adapters(tmp_path_factory):
     from transformers import AutoModelForCausalLM
 
     from pipeline import config
-    from pipeline.tiny import asset_path
+    from pipeline.models.resolve import asset_path
 
     settings, folders = config.Model(), []
     for seed in (1, 2):
@@ -70,12 +70,14 @@ def stored_run(engine, tmp_path_factory):
     import torch
 
     from jobs.distill import Live
-    from pipeline import contract, recipes
+    from pipeline import recipes
     from pipeline.config import resolve
-    from pipeline.dataset import bring_up_to_date
-    from pipeline.rounds import LABELS, MEASURE, commit_round, plan_round, with_engines
-    from pipeline.sources import open_source
-    from pipeline.store import Store
+    from pipeline.problems.sources import open_source
+    from pipeline.rounds.inventory import commit_round
+    from pipeline.rounds.round import plan_round, with_engines
+    from pipeline.rounds.schedule import bring_up_to_date
+    from pipeline.stages import LABELS, MEASURE, STAGES
+    from pipeline.store.directory import Store
     from pipeline.training import worker
 
     sets = [
@@ -94,7 +96,7 @@ def stored_run(engine, tmp_path_factory):
         for name in (*MEASURE, *LABELS):
             for shard, indices in work.shards.items():
                 problems = source.rows(indices) if name == "prompts" else None
-                entry, _ = bring_up_to_date(work, contract.STAGES[name], shard, problems)
+                entry, _ = bring_up_to_date(work, STAGES[name], shard, problems)
                 seconds[name] = seconds.get(name, 0.0) + entry.seconds
         commit_round(work)
         assert worker.train_round(trainer, store, number)

@@ -17,7 +17,7 @@ from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.data import DataContext
 
 from jobs.distill import distill
-from pipeline.dataset import quiet_ray_data
+from pipeline.rounds.schedule import quiet_ray_data
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,22 +6,23 @@ import pyarrow as pa
 import pytest
 
 from pipeline import contract
-from pipeline.contract import COLUMNS, PLAN, STAGES
+from pipeline.contract import COLUMNS
 from pipeline.errors import ContractError
+from pipeline.stages import PLAN, STAGES, check_plan, readers
 
 
 def test_the_plan_reads_only_what_was_written():
-    assert contract.check_plan() is None
+    assert check_plan() is None
 
 
 def test_a_plan_out_of_order_is_refused_with_stage_and_column():
     with pytest.raises(ContractError, match="stage label: reads 'teacher_entropy' before stage score"):
-        contract.check_plan((STAGES["prompts"], STAGES["rollout"], STAGES["grade"], STAGES["label"]))
+        check_plan((STAGES["prompts"], STAGES["rollout"], STAGES["grade"], STAGES["label"]))
 
 
 def test_a_column_without_a_definition_is_refused():
     with pytest.raises(ContractError, match="reads column 'mood' that no one defines"):
-        contract.check_plan((replace(STAGES["prompts"], reads=("mood",)), *PLAN[1:]))
+        check_plan((replace(STAGES["prompts"], reads=("mood",)), *PLAN[1:]))
 
 
 def test_every_shard_starts_with_its_key_and_its_rejection():
@@ -47,5 +48,5 @@ def test_every_column_has_a_meaning_and_entropies_have_a_unit():
 def test_readers_and_inputs_are_two_views_of_one_table():
     for stage in PLAN:
         for name in stage.reads:
-            assert stage.name in contract.readers(name)
-            assert COLUMNS[name].writer in contract.inputs(stage)
+            assert stage.name in readers(name)
+            assert COLUMNS[name].writer in stage.inputs

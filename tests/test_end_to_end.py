@@ -13,9 +13,11 @@ import torch
 
 from jobs import distill, export, stage, status, summary, train
 from pipeline import contract
-from pipeline.rounds import open_round, why_stale
-from pipeline.store import Store, area
-from pipeline.tiny import asset_path
+from pipeline.models.resolve import asset_path
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import open_round
+from pipeline.stages import PLAN
+from pipeline.store.directory import Store, area
 
 ROUNDS, PROMPTS, GROUP = 2, 8, 8
 SETS = [
@@ -53,7 +55,7 @@ def live_rows(store, number):
 def test_every_row_is_accounted_for_from_source_to_loss(run_dir):
     for number in range(ROUNDS):
         where = area("rounds", number)
-        for plan_stage in contract.PLAN:
+        for plan_stage in PLAN:
             rows = sum(entry.rows for entry in run_dir.entries(where, plan_stage.name).values())
             assert rows == (PROMPTS if plan_stage.key == "prompt_id" else PROMPTS * GROUP), plan_stage.name
         table = run_dir.round_table(number)
@@ -148,7 +150,7 @@ def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_d
     distill.distill(cut.uri, None, [], None, False, None, False)
     assert kept == {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
     assert cut.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
-    for plan_stage in contract.PLAN:
+    for plan_stage in PLAN:
         hashes = [{e.sha256 for e in s.entries("rounds/0001", plan_stage.name).values()} for s in (cut, run_dir)]
         assert hashes[0] == hashes[1], plan_stage.name
 
@@ -165,10 +167,10 @@ def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, ca
     stale = {
         (number, plan_stage.name)
         for number in range(ROUNDS)
-        for plan_stage in contract.PLAN
+        for plan_stage in PLAN
         for work in [open_round(run_dir, run, "rounds", number)]
         for shard in work.shards
-        if why_stale(work, plan_stage, shard)
+        if Inventory(work, whole=False).why_stale(plan_stage, shard)
     }
     assert stale == {(1, "label")}
     status.show(run_dir.uri, False)
@@ -201,7 +203,7 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
 
     def rolled_out(first, shard):
         prompts = run_dir.read(run_dir.entry(area("rounds", 0), "prompts", shard))
-        return stages.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0), first)
+        return stages.rollout.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0), first)
 
     try:
         while [engine.state for engine in pool.status()] != ["serving", "serving"]:

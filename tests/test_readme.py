@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from jobs.cli import app
-from pipeline import contract, recipes
+from pipeline import recipes
+from pipeline.stages import stage_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,7 +47,7 @@ def settings_table():
 
 
 def test_the_stage_table_is_the_contracts():
-    assert contract.stage_table() in README
+    assert stage_table() in README
 
 
 def test_the_settings_table_is_the_recipes():
@@ -82,6 +83,6 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_the_table_of_metrics_is_the_one_that_runs_write():
-    from pipeline.metrics import metric_table
+    from pipeline.rounds.metrics import metric_table
 
     assert metric_table().strip() in README

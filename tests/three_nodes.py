@@ -24,7 +24,7 @@ from actors.fakes import Behaviour, FakeEngine
 from jobs.distill import distill
 from jobs.session import check_reach, connect
 from pipeline.errors import UserError
-from pipeline.store import Store
+from pipeline.store.directory import Store
 
 SETS = [
     "rounds=2",

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from pipeline.contract import Regime, Verdict
 from pipeline.report import ledger
-from pipeline.rounds import Round
-from pipeline.stages import ragged
+from pipeline.rounds.round import Round
+from pipeline.stages.tables import ragged
 
 CLOCK = ("seconds_round", "seconds_measure", "seconds_label", "seconds_engines", "seconds_engines_idle")
 EXAMPLES = 3  # rejected rows shown by reason, at most, of a round

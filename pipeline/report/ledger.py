@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.rounds import Inventory, Round
-from pipeline.store import Entry
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
+from pipeline.store.directory import Entry
 
 
 @dataclass

@@ -18,7 +18,7 @@ SCRIPTS = ("data.js", "dom.js", "charts.js", "traces.js", "strip.js", "reader.js
 
 def page(document: dict[str, Any]) -> bytes:
     """One HTML file, UTF-8, that shows `document`. The same document gives the same bytes."""
-    folder = files("pipeline") / "assets" / "report"
+    folder = files("pipeline") / "report" / "assets"
     style = (folder / "report.css").read_text(encoding="utf-8")
     script = '"use strict";\n' + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"

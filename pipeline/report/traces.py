@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import regimes
 from pipeline.config import Label
 from pipeline.contract import Regime
+from pipeline.method import regimes
 from pipeline.report.figures import Rows
 from pipeline.report.page import embedded
 from pipeline.report.tokens import pieces
-from pipeline.rounds import Inventory, Round
-from pipeline.stages import ragged
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
+from pipeline.stages.tables import ragged
 
 MOST_TRACES, MOST_TOKENS = 1500, 300_000
 MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response; fewer where all of them are MOST_BYTES

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from pipeline import egrsd
 from pipeline.config import Run
 from pipeline.errors import TrainingError
+from pipeline.method import objective
 from pipeline.training import batches, student
 from pipeline.training.batches import MicroBatch, Round
 
@@ -102,7 +102,7 @@ class Trainer:
         worst = torch.zeros((), device=self.device)
         broken: list[str] = []
         for index, micro in enumerate(share):
-            weights = egrsd.token_weights(self.run.objective.name, self._signals(micro, peak, mean_gate), self.run.objective)
+            weights = objective.token_weights(self.run.objective.name, self._signals(micro, peak, mean_gate), self.run.objective)
             with student.accumulate(self.module, last=index == len(share) - 1):
                 loss, logprobs = self.module(micro.tokens, micro.sources, micro.targets, -weights[micro.mask] / num_tokens)
                 (loss * self.ranks).backward()  # both strategies average over ranks; the token mean is already global
@@ -115,7 +115,7 @@ class Trainer:
     def _peak(self, share: list[MicroBatch]) -> float:
         """M of the global minibatch (2605.13255, Eq. 5): over micro-batches and ranks, before any weight is computed."""
         least = self.run.objective.min_normaliser
-        peaks = torch.stack([egrsd.entropy_peak(m.teacher_entropy, m.mask, least) for m in share])
+        peaks = torch.stack([objective.entropy_peak(m.teacher_entropy, m.mask, least) for m in share])
         return float(reduce_(peaks.max(), dist.ReduceOp.MAX))
 
     def _num_tokens(self, share: list[MicroBatch]) -> int:
@@ -124,16 +124,16 @@ class Trainer:
 
     def _mean_gate(self, share: list[MicroBatch], peak: float, num_tokens: int) -> float | None:
         """Mean gate of the global minibatch, over ranks and micro-batches like M; None where no control asks for it."""
-        objective = self.run.objective
-        if objective.gate != "uniform" or objective.name not in {"egrsd", "cl_egrsd"}:
+        settings = self.run.objective
+        if settings.gate != "uniform" or settings.name not in {"egrsd", "cl_egrsd"}:
             return None
-        sums = [egrsd.gate_sum(objective.name, self._signals(micro, peak), objective) for micro in share]
+        sums = [objective.gate_sum(settings.name, self._signals(micro, peak), settings) for micro in share]
         return float(reduce_(torch.stack(sums).sum(), dist.ReduceOp.SUM)) / num_tokens
 
-    def _signals(self, micro: MicroBatch, peak: float, mean_gate: float | None = None) -> egrsd.Signals:
+    def _signals(self, micro: MicroBatch, peak: float, mean_gate: float | None = None) -> objective.Signals:
         seeds = batches.trace_seeds(micro, self.run.seed) if self.run.objective.gate == "shuffled" else None
         logprobs = (micro.teacher_logprobs, micro.student_logprobs)
-        return egrsd.Signals(micro.advantage, *logprobs, micro.teacher_entropy, micro.mask, peak, self.step, seeds, mean_gate)
+        return objective.Signals(micro.advantage, *logprobs, micro.teacher_entropy, micro.mask, peak, self.step, seeds, mean_gate)
 
     def _clip(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters().values(), self.run.train.grad_clip)

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
-from pipeline.tiny import resolve_model
+from pipeline.models.resolve import resolve_model
 from pipeline.training.head import weighted_logprob
 
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head is off by far more

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Run, load
 from pipeline.errors import EgrsdError, StoreError, TrainingError
-from pipeline.files import NO_SPACE, SCRATCH
-from pipeline.store import Store, area
+from pipeline.store.directory import Store, area
+from pipeline.store.files import NO_SPACE, SCRATCH
 
 if TYPE_CHECKING:
     import torch

@@ -25,10 +25,12 @@ import psutil
 
 from pipeline import contract
 from pipeline.config import Run, resolve
+from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
-from pipeline.rounds import Inventory, plan_round, with_engines
-from pipeline.sources import open_source
-from pipeline.store import Entry, Store, area
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import plan_round, with_engines
+from pipeline.stages import PLAN
+from pipeline.store.directory import Entry, Store, area
 
 BATCH_S, GROUP, PROMPTS_PER_SHARD = 0.5, 8, 4  # 32 traces a batch, of at most 8 tokens
 LEAST_BATCHES = 120  # an engine: a minute, so that start and end do not count
@@ -69,7 +71,7 @@ def _rollouts(engines: int, batches: int, folder: str) -> dict[str, float]:
 
     from actors.fakes import Behaviour, FakeEngine
     from actors.pool import EnginePool
-    from pipeline.dataset import execute
+    from pipeline.rounds.schedule import execute
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     run = _run(batches, engines)
@@ -158,7 +160,7 @@ def listing(shards: int, rounds: int = 1) -> dict[str, float]:
         status_plain = _status(store)
         begun = time.perf_counter()
         for number in range(rounds):
-            for stage in contract.PLAN:
+            for stage in PLAN:
                 store.summarise(area("rounds", number), stage.name)
         written = time.perf_counter() - begun
         listed = _timed(lambda: store.entries(where, "score"))
@@ -183,7 +185,7 @@ def generate(store: Store, shards: int, rounds: int) -> None:
     for number in range(rounds):
         work = plan_round(store, run, "rounds", number, 0, source)
         seen = Inventory(dataclasses.replace(work, scope=(1.5, 57)))
-        for stage in contract.PLAN:
+        for stage in PLAN:
             folder = Path(store.uri) / work.area / stage.name
             folder.mkdir(parents=True)
             seen._stages[stage.name] = {shard: _entry(seen, stage, shard) for shard in work.shards}

@@ -17,7 +17,8 @@ from typing import Any
 from actors.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
-from pipeline.tiny import build_tokenizer, problem
+from pipeline.models.warmstart import build_tokenizer
+from pipeline.problems.tiny import problem
 
 NUM_TRACES, NUM_TOKENS, REPEATS = 128, 48, 9
 NEEDED = {"generation_ratio": 0.85, "scoring_ratio": 0.85}
@@ -105,7 +106,7 @@ def random_adapter(folder: str) -> str:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from pipeline.tiny import asset_path
+    from pipeline.models.resolve import asset_path
 
     model = config.Model()
     lora = LoraConfig(r=model.lora_rank, lora_alpha=model.lora_alpha, target_modules=list(model.lora_targets))

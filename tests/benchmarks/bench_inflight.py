@@ -15,7 +15,8 @@ from typing import Any
 from actors.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling
-from pipeline.tiny import build_tokenizer, problem
+from pipeline.models.warmstart import build_tokenizer
+from pipeline.problems.tiny import problem
 
 SHARDS, ROWS, REPEATS, CAP = 12, 16, 5, 72
 WAYS = {"alone": 1, "interleaved": 4}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import regimes
+from pipeline.method import regimes
 
 SETTINGS: dict[str, Any] = {"scale": math.log(151_936), "tau_low": 0.01, "tau_high": 0.17}
 WEIGHTS: dict[str, Any] = {"peak": 4.0, "gamma": 0.3, "floor": 0.1, "epsilon": 0.2}

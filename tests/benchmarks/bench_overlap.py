@@ -46,7 +46,7 @@ def _rounds(staleness: int) -> dict[str, float]:
         settings = [*SETS, f"max_staleness={staleness}"]
         command = [sys.executable, "-c", DRIVER, f"{folder}/run", str(BATCH_S), *settings]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
-        from pipeline.store import Store
+        from pipeline.store.directory import Store
 
         store = Store(f"{folder}/run")
         rows = [row for row in store.metrics() if row["writer"] == "round" and row["round"] >= LEFT_OUT]

@@ -20,7 +20,7 @@ def measure() -> dict[str, float]:
         settings = ["--set", f"rounds={ROUNDS}", "--set", "evaluation.problems=0"]
         command = [sys.executable, "-m", "jobs", "distill", "--recipe", "demo", "--run", f"{folder}/run", *settings]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
-        from pipeline.store import Store
+        from pipeline.store.directory import Store
 
         rows = [row for row in Store(f"{folder}/run").metrics() if row["round"] >= LEFT_OUT]
     rounds = [row for row in rows if row["writer"] == "round"]

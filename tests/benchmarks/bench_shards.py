@@ -8,10 +8,12 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from pipeline import contract, recipes, stages
+from pipeline import contract, recipes
 from pipeline.config import Run
-from pipeline.dataset import declared
-from pipeline.store import Entry, Store
+from pipeline.stages import STAGES
+from pipeline.stages.label import label as label_shard
+from pipeline.stages.profile import profile as profile_shard
+from pipeline.store.directory import Entry, Store
 
 AREA = "rounds/0000"
 ROWS, TOKENS = 4000, 500
@@ -36,15 +38,15 @@ def _profile_and_label(store: Store, run: Run) -> None:
     """What the two stages do to a shard, from the bytes of their inputs to the bytes they commit."""
     score, grade = (store.entry(AREA, name, "0000") for name in ("score", "grade"))
     peak, vocab = score.facts["entropy_max"], score.facts["vocab_size"]
-    profile = stages.profile(store.read(score, declared(contract.STAGES["profile"], "score")), run, peak, vocab)
+    profile = profile_shard(store.read(score, STAGES["profile"].reads_of(STAGES["score"])), run, peak, vocab)
     done = _commit(store, "profile", profile)
-    label = contract.STAGES["label"]
-    inputs = [store.read(entry, declared(label, entry.stage)) for entry in (grade, score, done)]
-    _commit(store, "label", stages.label(*inputs, run, peak, vocab))
+    label = STAGES["label"]
+    inputs = [store.read(entry, label.reads_of(STAGES[entry.stage])) for entry in (grade, score, done)]
+    _commit(store, "label", label_shard(*inputs, run, peak, vocab))
 
 
 def _commit(store: Store, name: str, table: pa.Table, **facts: float) -> Entry:
-    return store.commit(AREA, contract.STAGES[name], "0000", table, settings="", inputs={}, seconds=0, facts=facts)
+    return store.commit(AREA, STAGES[name], "0000", table, settings="", inputs={}, seconds=0, facts=facts)
 
 
 def _commit_inputs(store: Store) -> int:
@@ -73,7 +75,7 @@ def _commit_inputs(store: Store) -> int:
     grade = {**keys, **said, "advantage": rng.normal(0, 1, ROWS)}
     facts = {"entropy_max": float(np.float32(entropy.max())), "vocab_size": 151_936}
     for name, columns in (("score", score), ("grade", grade)):
-        _commit(store, name, pa.table(columns, schema=contract.schema(contract.STAGES[name])), **facts)
+        _commit(store, name, pa.table(columns, schema=contract.schema(STAGES[name])), **facts)
     return size
 
 

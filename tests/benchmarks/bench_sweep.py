@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from pipeline.sweep import Point, Signals, sweep
+from pipeline.method.relabel import Point, Signals, sweep
 from tests.benchmarks.bench_labels import traces
 
 GRID = [Point(window=window, gamma=gamma) for gamma in (0.0, 0.1, 0.3, 1.0) for window in (0, 1, 3, 5, 7)]

@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 from chaos_ground import Ground, title, until
 
-from pipeline import contract
-from pipeline.rounds import open_rounds
-from pipeline.store import Store, area
+from pipeline.rounds.round import open_rounds
+from pipeline.stages import PLAN
+from pipeline.store.directory import Store, area
 
 KINDS = ("driver", "engine", "pool", "task", "rank", "node")
 RAYS_CLEANER = "PlacementGroupCleaner"
@@ -107,7 +107,7 @@ def progress(uri: str) -> str:
     last = max(store.numbers("rounds"), default=None)
     if last is None:
         return "before the first round"
-    count = {s.name: sum(n.endswith(".json") for n in store.names(f"{area('rounds', last)}/{s.name}")) for s in contract.PLAN}
+    count = {s.name: sum(n.endswith(".json") for n in store.names(f"{area('rounds', last)}/{s.name}")) for s in PLAN}
     ready = "  committed" if store.ready(last) else ""
     return f"policy {store.latest_policy()}, round {last}: " + " ".join(f"{k} {v}" for k, v in count.items() if v) + ready
 
@@ -116,7 +116,7 @@ def work_done(uri: str) -> int:
     """Shards committed and policies published so far."""
     store = Store(uri)
     areas = [area(kind, number) for kind in ("rounds", "evals") for number in store.numbers(kind)]
-    names = [name for where in areas for stage in contract.PLAN for name in store.names(f"{where}/{stage.name}")]
+    names = [name for where in areas for stage in PLAN for name in store.names(f"{where}/{stage.name}")]
     return sum(name.endswith(".json") for name in names) + store.latest_policy()
 
 
@@ -189,7 +189,7 @@ def check(ground: Ground, uri: str, undisturbed: str) -> None:
 
 def check_whole(uri: str, undisturbed: str) -> None:
     """All rounds are finished, every trace is there once and counted once, and the adapter moved in every round."""
-    from jobs.missing import Missing
+    from pipeline.rounds.todo import Missing
 
     store = Store(uri)
     run = store.load_run()
@@ -260,7 +260,7 @@ def named(uri: str) -> set[str]:
     """The data files that entries of a run name."""
     store = Store(uri)
     areas = [area(kind, number) for kind in ("rounds", "evals") for number in store.numbers(kind)]
-    return {f"{w}/{s.name}/{e.data}" for w in areas for s in contract.PLAN for e in store.entries(w, s.name).values()}
+    return {f"{w}/{s.name}/{e.data}" for w in areas for s in PLAN for e in store.entries(w, s.name).values()}
 
 
 def trace_ids(uri: str) -> list[str]:
@@ -276,7 +276,7 @@ def shards(uri: str) -> dict[tuple[str, str, str], str]:
     areas = [area(kind, number) for kind in ("rounds", "evals") for number in store.numbers(kind)]
     found = {}
     for where in areas:
-        for stage in contract.PLAN:
+        for stage in PLAN:
             for shard, entry in store.entries(where, stage.name).items():
                 store.read(entry)  # its bytes are those of the hash
                 found[where, stage.name, shard] = entry.sha256

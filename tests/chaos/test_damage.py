@@ -14,10 +14,10 @@ from chaos_run import files, metrics, shards, weights
 
 from actors.fakes import Behaviour, FakeEngine
 from jobs import distill, export, stage, train
-from pipeline import contract, lease
 from pipeline.errors import UserError
-from pipeline.rounds import MEASURE
-from pipeline.store import Store
+from pipeline.stages import MEASURE, PLAN, STAGES
+from pipeline.store import lease
+from pipeline.store.directory import Store
 
 SETS = [
     "rounds=1",
@@ -88,9 +88,9 @@ def test_a_flipped_bit_is_found_by_train_and_by_distill_before_it_is_trained_on(
     assert untrained.names("metrics") == []
 
 
-@pytest.mark.parametrize("reader", [s for s in contract.PLAN if contract.inputs(s) and s.where == "CPU"], ids=lambda s: s.name)
+@pytest.mark.parametrize("reader", [s for s in PLAN if s.inputs and s.where == "CPU"], ids=lambda s: s.name)
 def test_a_flipped_bit_is_found_by_every_stage_that_reads_it(untrained, capfd, reader):
-    for name in contract.inputs(reader):
+    for name in reader.inputs:
         path = flip(untrained, name)
         old = untrained.entry("rounds/0000", reader.name, "0000")
         said = error_of(capfd, stage.run_stage, reader.name, untrained.uri, 0, [], True, ["0000"], None, False)
@@ -99,13 +99,13 @@ def test_a_flipped_bit_is_found_by_every_stage_that_reads_it(untrained, capfd, r
         flip(untrained, name)  # the same bit again: whole
 
 
-@pytest.mark.parametrize("name", contract.STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_a_flipped_bit_is_found_by_export_and_the_remedy_repairs_it(untrained, finished, capfd, tmp_path, name):
     path = flip(untrained, name)
     said = error_of(capfd, export.export_run, untrained.uri, str(tmp_path / "out"), False)
     assert f"{path}: the bytes are not those that were committed" in said
     assert f"`egrsd stage {name} --round 0 --shard 0000 --force`" in said
-    if contract.STAGES[name].where == "CPU":  # the others want an engine, and this test has only fakes
+    if STAGES[name].where == "CPU":  # the others want an engine, and this test has only fakes
         stage.run_stage(name, untrained.uri, 0, [], True, ["0000"], None, False)
         assert shards(untrained.uri) == shards(finished)
 
@@ -189,7 +189,7 @@ day = float(sys.argv[2]) * 86400
 wall, steady = time.time, time.monotonic
 time.time, time.monotonic = lambda: wall() + day, lambda: steady() + day
 from pipeline import lease
-from pipeline.store import Store
+from pipeline.store.directory import Store
 lease.BEAT_S = 0.2
 with lease.held(Store(sys.argv[1])):
     print("held", flush=True)

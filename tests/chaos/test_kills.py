@@ -20,7 +20,7 @@ import pytest
 from chaos_ground import ROOT, marked, until
 from chaos_run import FAKE, KINDS, check, check_policy_versions, disturb, fake, real, seconds
 
-from pipeline.store import Store
+from pipeline.store.directory import Store
 
 SHORT = (*FAKE, "rounds=2", "evaluation.problems=0")
 LONG = (*FAKE, "rounds=6")

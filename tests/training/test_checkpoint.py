@@ -12,7 +12,7 @@ from training_rounds import make_round, tiny_run
 
 from pipeline.config import Run
 from pipeline.errors import ModelError, TrainingError
-from pipeline.tiny import resolve_model
+from pipeline.models.resolve import resolve_model
 from pipeline.training import checkpoint, student
 from pipeline.training.step import Trainer
 

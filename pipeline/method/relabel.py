@@ -1,0 +1,242 @@
+"""What other labels would make of stored traces (2605.13255, section 5.5), without an engine: numpy, whole arrays, one core.
+
+A point is one choice of label settings. `sweep` measures many of them on the same signals and computes once what they share:
+|delta| and entropy deciles, the magnitudes of an epsilon, the gates of a gamma on the entropy itself, a window's lookahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from math import log
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from pipeline.method import regimes
+from pipeline.method.regimes import NUM_REGIMES
+
+NUM_DECILES = 10
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice of the settings that `profile` and `label` read. Thresholds are shares of the normaliser, see `regimes`."""
+
+    window: int = 3
+    normaliser: Literal["log_vocab", "batch_max"] = "log_vocab"
+    tau_low: float = 0.01
+    tau_high: float = 0.17
+    gamma: float = 0.3
+    floor: float = 0.1
+    epsilon: float = 0.2
+    min_normaliser: float = 1.0
+    lookahead: bool = True
+
+
+class Signals(NamedTuple):
+    """Stored signals of R traces in K rounds, ragged (see `regimes`): what a label is made from.
+
+    entropy, teacher_logprobs, student_logprobs float32 [N] nats; offsets int64 [R + 1]; advantage float32 [R]; round k has the
+    rows rounds[k] .. rounds[k + 1] (int64 [K + 1]) and the largest entropy peaks[k] nats, the scope of its gate (Eq. 5).
+    """
+
+    entropy: np.ndarray
+    teacher_logprobs: np.ndarray
+    student_logprobs: np.ndarray
+    offsets: np.ndarray
+    advantage: np.ndarray
+    rounds: np.ndarray
+    peaks: np.ndarray
+    vocab_size: int
+
+
+class Labels(NamedTuple):
+    """Labels of every token at one point: regime int8 [N]; gate, and what the gate would be on the entropy itself, float32 [N];
+    factor = magnitude x gate float32 [N], which times the trace's advantage is its token weight (Eq. 7)."""
+
+    regime: np.ndarray
+    gate: np.ndarray
+    gate_now: np.ndarray
+    gate_ahead: np.ndarray
+    factor: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Figures:
+    """What a point makes of the traces. [4] is by regime (lock, mid, pivot, fork), [10] by decile; NaN where no token is.
+
+    shares of all tokens; restored: mean of omega(H^CL) - omega(H) over all tokens; gates over all tokens. Over tokens of traces
+    that have an advantage: factors, the mean of magnitude x gate; kept, the sum of |weights| as a share of that at gamma = 0;
+    effective_tokens = (sum |weight|)^2 / sum weight^2 (Kish), and its share of those tokens; correlation of magnitude x gate
+    with |delta|.
+    """
+
+    shares: np.ndarray
+    gates: np.ndarray
+    factors: np.ndarray
+    restored: np.ndarray
+    kept: float
+    effective_tokens: float
+    effective_share: float
+    correlation: float
+    decile_gates: np.ndarray
+    decile_factors: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Deciles:
+    """Tokens by decile of teacher entropy, lowest first (the paper's Figure 4), [10]: number, mean entropy, mean |delta|, nats.
+
+    Equal entropies share a decile, so deciles may differ in size.
+    """
+
+    tokens: np.ndarray
+    entropy: np.ndarray
+    delta: np.ndarray
+
+
+class Relabel:
+    """Signals, and what several points share of them. Ask for the points of one window one after another."""
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+        self.delta = np.abs(signals.teacher_logprobs - signals.student_logprobs)
+        strength = np.abs(signals.advantage).astype(np.float64)
+        self.strength = np.repeat(strength, np.diff(signals.offsets))
+        self.decile = decile(signals.entropy)
+        # numpy arrays cannot be hashed: each cache is keyed by the settings alone
+        self.ahead: Callable[[int], np.ndarray] = lru_cache(1)(
+            lambda window: regimes.lookahead_min(signals.entropy, signals.offsets, window)
+        )
+        self.magnitude: Callable[[float], np.ndarray] = lru_cache(2)(self._magnitude)
+        self.gate_now: Callable[[float, float, float], np.ndarray] = lru_cache(8)(
+            lambda *settings: self._gate(signals.entropy, *settings)
+        )
+
+    def labels(self, point: Point) -> Labels:
+        """Labels of every token, equal to what the label stage would write. Raises ValueError on thresholds out of order."""
+        ahead, settings = self.ahead(point.window), (point.gamma, point.floor, point.min_normaliser)
+        now = self.gate_now(*settings)
+        looking = self._gate(ahead, *settings)
+        gate = looking if point.lookahead else now
+        scale = self._scales(point)
+        codes = regimes.regimes(self.signals.entropy, ahead, self.signals.offsets, scale, point.tau_low, point.tau_high)
+        return Labels(codes, gate, now, looking, self.magnitude(point.epsilon) * gate)
+
+    def figures(self, point: Point) -> Figures:
+        """What `point` makes of the traces."""
+        labels = self.labels(point)
+        signal = self.strength > 0
+        restored = labels.gate_ahead - labels.gate_now
+        weights = self.strength * labels.factor
+        total, square = weights.sum(), weights @ weights
+        return Figures(
+            shares=np.bincount(labels.regime, minlength=NUM_REGIMES) / max(len(labels.regime), 1),
+            gates=means(labels.gate, labels.regime, NUM_REGIMES),
+            factors=means(labels.factor, labels.regime, NUM_REGIMES, signal),
+            restored=means(restored, labels.regime, NUM_REGIMES),
+            kept=_ratio(total, self.strength @ self.magnitude(point.epsilon)),
+            effective_tokens=_ratio(total * total, square),
+            effective_share=_ratio(total * total, square * signal.sum()),
+            correlation=correlation(labels.factor, self.delta, signal),
+            decile_gates=means(labels.gate, self.decile, NUM_DECILES),
+            decile_factors=means(labels.factor, self.decile, NUM_DECILES, signal),
+        )
+
+    def deciles(self) -> Deciles:
+        """Entropy and |delta| by decile of entropy: the same at every point."""
+        tokens = np.bincount(self.decile, minlength=NUM_DECILES)
+        entropy, delta = (means(values, self.decile, NUM_DECILES) for values in (self.signals.entropy, self.delta))
+        return Deciles(tokens, entropy, delta)
+
+    def _magnitude(self, epsilon: float) -> np.ndarray:
+        s = self.signals
+        return regimes.magnitude(s.teacher_logprobs, s.student_logprobs, s.offsets, s.advantage, epsilon)
+
+    def _gate(self, entropy: np.ndarray, gamma: float, floor: float, min_normaliser: float) -> np.ndarray:
+        omega = np.empty_like(entropy)
+        for tokens, peak in zip(round_tokens(self.signals), self.signals.peaks.tolist(), strict=True):
+            omega[tokens] = regimes.gate(entropy[tokens], max(peak, min_normaliser), gamma, floor)
+        return omega
+
+    def _scales(self, point: Point) -> float | np.ndarray:
+        """What entropies are divided by before they meet the thresholds, in nats: one number, or one per row [R]."""
+        if point.normaliser == "log_vocab":
+            return log(self.signals.vocab_size)
+        return np.repeat(np.maximum(self.signals.peaks, point.min_normaliser), np.diff(self.signals.rounds))
+
+
+def sweep(signals: Signals, points: Iterable[Point]) -> dict[Point, Figures]:
+    """Figures of every point. Raises ValueError on malformed signals or thresholds."""
+    regimes.check_ragged(
+        signals.offsets,
+        entropy=signals.entropy,
+        teacher_logprobs=signals.teacher_logprobs,
+        student_logprobs=signals.student_logprobs,
+    )
+    relabel, wanted = Relabel(signals), list(dict.fromkeys(points))
+    found = {point: relabel.figures(point) for point in sorted(wanted, key=lambda point: point.window)}
+    return {point: found[point] for point in wanted}
+
+
+def select(signals: Signals, number: int, rows: np.ndarray) -> Signals:
+    """Rows [B], counted within round `number`, as signals of their own; the scope of their gate stays the round."""
+    rows = rows + signals.rounds[number]
+    lengths = np.diff(signals.offsets)[rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.arange(offsets[-1]) + np.repeat(signals.offsets[rows] - offsets[:-1], lengths)
+    columns = {name: getattr(signals, name)[tokens] for name in ("entropy", "teacher_logprobs", "student_logprobs")}
+    return signals._replace(
+        **columns,
+        offsets=offsets,
+        advantage=signals.advantage[rows],
+        rounds=np.array([0, len(rows)]),
+        peaks=signals.peaks[number : number + 1],
+    )
+
+
+def token_weights(signals: Signals, points: Iterable[Point]) -> list[np.ndarray]:
+    """Token weight A w omega (Eq. 7) of every token at each point, float32 [N]."""
+    relabel, advantage = Relabel(signals), np.repeat(signals.advantage, np.diff(signals.offsets))
+    return [advantage * relabel.labels(point).factor for point in points]
+
+
+def round_tokens(signals: Signals) -> Iterator[slice]:
+    """The tokens of each round."""
+    edges = signals.offsets[signals.rounds].tolist()
+    for first, last in pairwise(edges):
+        yield slice(first, last)
+
+
+def decile(values: np.ndarray) -> np.ndarray:
+    """Decile of each value, 0 the lowest: [N] -> int8 [N]. Equal values share one."""
+    if not len(values):
+        return np.empty(0, np.int8)
+    cuts = np.quantile(values, np.arange(1, NUM_DECILES) / NUM_DECILES)
+    return np.searchsorted(cuts.astype(values.dtype), values, side="left").astype(np.int8)
+
+
+def means(values: np.ndarray, codes: np.ndarray, num_codes: int, mask: np.ndarray | None = None) -> np.ndarray:
+    """Mean of values [N] by code [N] where mask [N] holds -> float64 [num_codes], NaN where there is no value."""
+    if mask is not None and not mask.all():
+        values, codes = values[mask], codes[mask]
+    counts = np.bincount(codes, minlength=num_codes)
+    sums = np.bincount(codes, values, minlength=num_codes)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def correlation(one: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float:
+    """Pearson's correlation of two arrays [N] where mask [N] holds; NaN where one of them does not vary."""
+    if not mask.all():
+        one, other = one[mask], other[mask]
+    if not len(one):
+        return float("nan")
+    a, b = one - one.mean(dtype=np.float64), other - other.mean(dtype=np.float64)
+    return _ratio(float(a @ b), float(np.sqrt((a @ a) * (b @ b))))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole > 0 else float("nan")

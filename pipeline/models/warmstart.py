@@ -1,0 +1,216 @@
+"""Make the tiny reasoner: a Qwen3-architecture model, supervised on wordy, fallible traces of the tiny task.
+
+    python -m pipeline.models.warmstart --out DIR [--steps 900] [--seed 0]
+
+Six in ten training traces answer the bare problem, four in ten the problem with its reference solution, so that the same
+weights are a student with room to improve and a privileged teacher that is really better.
+Loss on everything after the problem, the reference solution included.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.problems import tiny
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+AIDED_SHARE = 0.4
+BATCH = 64
+LEARNING_RATE = 2e-3
+WARMUP_STEPS = 20
+MAX_NEW_TOKENS = 64
+RECORD = "warmstart.json"
+_SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+_SYMBOLS = "0123456789+-*/=;#|?!.,:() \nabcdefghijklmnopqrstuvwxyz"
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '\\n' + message['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('The tiny reasoner takes user and assistant messages only: leave prompts.system empty') }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Sampled at temperature 1 on held-out problems: share correct and mean response tokens (end of sequence included)."""
+
+    accuracy: float
+    mean_length: float
+    num_problems: int
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The character tokenizer: 57 ids, one per symbol, with pad, bos, eos, unk and the chat template; pads on the left."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {symbol: index for index, symbol in enumerate((*_SPECIAL, *_SYMBOLS))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def build_model(seed: int) -> Qwen3ForCausalLM:
+    """An untrained model of 0.8 M parameters, initialised from `seed`; head size 32, which every engine supports."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = build_tokenizer()
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerFast, item: tiny.Problem, aided: bool) -> str:
+    """The student's prompt, or (`aided`) the privileged one, inside the chat template."""
+    content = (tiny.TEACHER_PROMPT if aided else tiny.STUDENT_PROMPT).format(**item)
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    assert isinstance(text, str)
+    return text
+
+
+def training_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> tuple[Tensor, Tensor]:
+    """`size` fresh traces -> (ids [B, P+T], labels [B, P+T]), right-padded; labels are -100 on problem and padding."""
+    import torch
+
+    rows, labels = [], []
+    for _ in range(size):
+        aided = rng.random() < AIDED_SHARE
+        item = tiny.problem(rng.randrange(1 << 30), 0, "train")
+        trace = tiny.verbose_trace(item["problem"], rng, tiny.AIDED if aided else tiny.UNAIDED)
+        prompt = tokenizer(prompt_text(tokenizer, item, aided)).input_ids
+        response = [*tokenizer(trace).input_ids, tokenizer.eos_token_id]
+        given = 1 + len(
+            item["problem"]
+        )  # <bos> and the problem cannot be predicted; the clean reference behind it is worth learning
+        rows.append(torch.tensor(prompt + response))
+        labels.append(torch.tensor([-100] * given + prompt[given:] + response))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id), pad(labels, batch_first=True, padding_value=-100)
+
+
+def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = None) -> list[float]:
+    """Train in place for `steps` optimiser steps (only the first `stop` of them when given); the loss of each, in nats.
+
+    The learning rate rises linearly, then falls as a cosine to zero at `steps`, so a stopped run equals the start of a full one.
+    """
+    import torch
+    from rich.progress import track
+    from transformers import get_cosine_schedule_with_warmup
+
+    tokenizer, rng = build_tokenizer(), random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
+    losses = []
+    model.train()
+    for _ in track(range(stop or steps), description="warm start"):
+        ids, labels = training_batch(tokenizer, rng, BATCH)
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int = 0, batch: int = 256) -> Scores:
+    """One sampled response (temperature 1) for each of `num_problems` held-out problems."""
+    import re
+
+    import torch
+
+    tokenizer, correct, tokens = build_tokenizer(), 0, 0
+    torch.manual_seed(seed)
+    model.eval()
+    for start in range(0, num_problems, batch):
+        items = [tiny.problem(i, seed, "test") for i in range(start, min(start + batch, num_problems))]
+        inputs = tokenizer([prompt_text(tokenizer, item, aided) for item in items], padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            out = model.generate(  # type: ignore[misc]
+                input_ids=inputs.input_ids,
+                attention_mask=inputs.attention_mask,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=MAX_NEW_TOKENS,
+            )[:, inputs.input_ids.shape[1] :]
+        tokens += int((out != tokenizer.pad_token_id).sum())
+        for item, text in zip(items, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
+            found = re.search(tiny.ANSWER_PATTERN, text)
+            correct += found is not None and found[1] == item["answer"]
+    return Scores(correct / num_problems, tokens / num_problems, num_problems)
+
+
+def make(out: Path, steps: int, seed: int, num_problems: int = 1024) -> dict[str, object]:
+    """Train, round to bf16, evaluate the rounded weights and save the folder that from_pretrained and vLLM read.
+
+    Returns what is also written beside the weights: seed, steps, losses (nats), scores with and without the reference.
+    """
+    model = build_model(seed)
+    losses = train(model, steps, seed)
+    model.bfloat16()
+    model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+    model.save_pretrained(out)
+    build_tokenizer().save_pretrained(out)
+    model.float()
+    scores = {name: asdict(evaluate(model, num_problems, aided)) for name, aided in (("unaided", False), ("aided", True))}
+    record = {"seed": seed, "steps": steps, "losses": [round(loss, 4) for loss in losses], **scores}
+    (out / RECORD).write_text(json.dumps(record) + "\n")
+    return record
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    steps: Annotated[int, typer.Option(help="optimiser steps")] = 450,
+    seed: Annotated[int, typer.Option(help="of initialisation and traces")] = 0,
+    threads: Annotated[int, typer.Option(help="torch threads")] = 2,
+) -> None:
+    """Make the tiny reasoner."""
+    import torch
+
+    torch.set_num_threads(threads)
+    record = make(out, steps, seed)
+    for name in ("unaided", "aided"):
+        typer.echo(f"{name}: {record[name]}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

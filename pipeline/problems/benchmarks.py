@@ -1,0 +1,79 @@
+"""Benchmarks by name: where each lies on the hub, its split, and the columns in which its copies keep problem and answer.
+
+A copy may be named instead (`gsm8k=/data/gsm8k`): it goes through the same mapping. Answers are read as the source states them:
+`#### 42` of GSM8K, the last \\boxed{} of a worked solution (Minerva, MATH), a cell of its own elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass, field
+from itertools import product
+
+from pipeline.config import Source
+from pipeline.errors import SourceError
+from pipeline.problems.sources import ProblemSet, open_source
+
+# a copy that numbers its problems in `problem` asks them in `question`
+COLUMNS = tuple(product(("question", "problem", "Problem"), ("answer", "Answer", "solution", "Solution")))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A dataset of the hub, its split and what `datasets.load_dataset` needs to be told besides."""
+
+    hub: str
+    split: str
+    options: dict[str, str] = field(default_factory=dict)
+
+
+BENCHMARKS = {
+    "aime24": Benchmark("HuggingFaceH4/aime_2024", "train"),  # problem, solution, answer
+    "aime25": Benchmark("math-ai/aime25", "test"),  # problem, answer
+    "hmmt25": Benchmark("MathArena/hmmt_feb_2025", "train"),  # problem, answer
+    "math500": Benchmark("HuggingFaceH4/MATH-500", "test"),  # problem, solution, answer
+    "minerva": Benchmark("math-ai/minervamath", "test"),  # question, answer; other copies: problem, boxed in solution
+    "gsm8k": Benchmark("openai/gsm8k", "test", {"name": "main"}),  # question, answer: the working, then #### 42
+}
+
+
+def benchmark(spec: str) -> str | None:
+    """The benchmark that `gsm8k` or `gsm8k=/data/gsm8k` names; None: another kind of source."""
+    name = spec.partition("=")[0].lower()
+    return name if name in BENCHMARKS else None
+
+
+def near(spec: str) -> str:
+    """What a name that is none may mean, as a hint."""
+    found = difflib.get_close_matches(spec.partition("=")[0].lower(), BENCHMARKS, n=1)
+    return f"Did you mean '{found[0]}'?" if found else f"Benchmarks: {', '.join(BENCHMARKS)}"
+
+
+def open_benchmark(spec: str) -> ProblemSet:
+    """The problems of `gsm8k`, or of a copy of it in `gsm8k=/data/gsm8k` (a file, a folder, datasets:NAME), without solutions.
+
+    Raises SourceError when it cannot be read, or holds no pair of COLUMNS; that names the hub's own name and the remedy.
+    """
+    name, _, copy = spec.partition("=")
+    failures: list[SourceError] = []
+    for source in _places(BENCHMARKS[name.lower()], copy):
+        for problem, answer in COLUMNS:
+            columns = {"problem": problem, "solution": "", "answer": answer}
+            try:
+                return open_source(source.model_copy(update=columns))
+            except SourceError as error:
+                failures.append(error)
+                if "has no column" not in error.what:
+                    break
+    hint = f"Name a copy: --source {name}=/path/to/file.jsonl, .parquet or folder"
+    raise SourceError(failures[0].what, f"{name}, {failures[0].where}", hint)
+
+
+def _places(known: Benchmark, copy: str) -> list[Source]:
+    """Where to look, in order: the hub (or its cache), or the copy as a file, a folder of splits, a folder of Parquet files."""
+    hub = Source(uri=f"datasets:{copy.removeprefix('datasets:') or known.hub}", split=known.split, solution="")
+    if not copy or copy.startswith("datasets:"):
+        return [hub.model_copy(update={"options": dict(known.options)})]
+    direct = Source(uri=copy, split=known.split, solution="")
+    return [hub, direct] if os.path.isdir(copy) else [direct]

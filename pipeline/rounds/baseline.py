@@ -1,0 +1,47 @@
+"""The running reward state that is carried from round to round, where advantages come from it. No Ray."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Run
+from pipeline.digest import digest
+from pipeline.method.rewards import RunningBaseline
+from pipeline.rounds.plan import read_plan
+from pipeline.store.directory import Store, area
+
+
+def baselines(store: Store, run: Run, keep: bool = False) -> Iterator[RunningBaseline]:
+    """Running reward state at the start of round 0, 1, ...: all rewards of earlier rounds, folded in order.
+
+    Each round's part is on file (written with `keep`, by whoever drives the run) and is folded again when its grades, or what
+    came before them, changed. Nothing where the group estimator is used.
+    """
+    if run.grade.advantage != "running":
+        return
+    state = RunningBaseline()
+    for number in itertools.count():
+        yield state
+        where, plan = area("rounds", number), read_plan(store, "rounds", number)
+        planned = plan.shards if plan is not None else {}
+        entries = {shard: entry for shard, entry in store.entries(where, "grade").items() if shard in planned}
+        hashes, before = {shard: entry.sha256 for shard, entry in entries.items()}, digest(state.to_dict())
+        kept = store.read_json(f"{where}/baseline.json", "grade", "before", "after")
+        if kept is None or kept["grade"] != hashes or kept["before"] != before:
+            rewards = [store.read(entries[shard], ["reward"])["reward"] for shard in sorted(entries)]
+            merged = pc.drop_null(pa.chunked_array([c for r in rewards for c in r.chunks], pa.float32()))
+            kept = {"grade": hashes, "before": before, "after": state.update(merged.to_numpy()).to_dict()}
+            if entries and keep:
+                store.write_json(f"{where}/baseline.json", kept)
+        state = RunningBaseline.from_dict(kept["after"])
+
+
+def baseline_at(store: Store, run: Run, kind: str, number: int, keep: bool = False) -> RunningBaseline | None:
+    """The state at the start of a round; that of an evaluation is empty. None where the group estimator is used."""
+    if run.grade.advantage != "running":
+        return None
+    return next(itertools.islice(baselines(store, run, keep), number, None)) if kind == "rounds" else RunningBaseline()

@@ -1,0 +1,156 @@
+"""What is there of a round: whole, fresh, stale or missing. Every verb asks here, and nowhere else. No Ray.
+
+A shard is fresh when it was made with the settings its stage reads and from the inputs that are there now, by hash. Recomputing
+an input to the same bytes therefore makes nothing stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from functools import cached_property
+
+from pipeline.contract import Scope, Stage
+from pipeline.digest import digest
+from pipeline.errors import StoreError
+from pipeline.rounds.round import Round
+from pipeline.stages import MEASURE, STAGES
+from pipeline.store.directory import Entry, area
+
+
+class Inventory:
+    """What is there of a round, for one question: every entry, setting and policy is read at most once.
+
+    `whole` reads all entries of a stage at the first one asked for, as a driver wants them; without it a shard's are read one
+    by one, as a task does that works on a few. Ask a new one what is there later.
+    """
+
+    def __init__(self, work: Round, whole: bool = True) -> None:
+        self.work, self._whole = work, whole
+        self._stages: dict[str, dict[str, Entry]] = {}
+        self._single: dict[tuple[str, str], Entry | None] = {}
+        self._settings: dict[str, str] = {}
+
+    def entries(self, name: str) -> dict[str, Entry]:
+        """Entries of a stage for the shards that the round's plan names; others are left over from an earlier plan."""
+        if name not in self._stages:
+            found = self.work.store.entries(self.work.area, name)
+            self._stages[name] = {shard: entry for shard, entry in found.items() if shard in self.work.shards}
+        return self._stages[name]
+
+    def entry(self, name: str, shard: str) -> Entry | None:
+        """Entry of one shard, None where it does not exist."""
+        if self._whole:
+            return self.entries(name).get(shard)
+        if (name, shard) not in self._single:
+            self._single[name, shard] = self.work.store.entry(self.work.area, name, shard)
+        return self._single[name, shard]
+
+    def expected_inputs(self, stage: Stage, shard: str, problems: str | None = None) -> dict[str, str] | None:
+        """What a fresh shard of `stage` would be made from, by hash; None while something it needs does not exist.
+
+        `problems` is the digest of the shard's source rows where the source is open; without it the last one is trusted.
+        """
+        found: dict[str, str] = {}
+        for name in stage.inputs:
+            entry = self.entry(name, shard)
+            if entry is None:
+                return None
+            found[name] = entry.sha256
+        if stage.after_round and self.scope is None:
+            return None
+        of_round = {name: self._of_round(name, problems) for name in stage.round_inputs(self.work.run)}
+        return found | {name: value for name, value in of_round.items() if value is not None}
+
+    def why_stale(self, stage: Stage, shard: str, problems: str | None = None) -> str | None:
+        """Why a shard must be computed: missing, settings, or the input that changed; None when it is fresh."""
+        entry = self.entry(stage.name, shard)
+        if entry is None:
+            return "missing"
+        if entry.settings != self.settings(stage):
+            return "settings"
+        expected = self.expected_inputs(stage, shard, problems)
+        if expected is None:
+            return "input missing"
+        named = expected.keys() | (entry.inputs.keys() & {"policy"})  # made by a policy, where the base must answer now
+        changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
+        return f"{changed[0]} changed" if changed else None
+
+    def reasons(self, name: str) -> Counter[str]:
+        """Shards of a stage by why they must be computed."""
+        found = (self.why_stale(STAGES[name], shard) for shard in self.work.shards)
+        return Counter(reason for reason in found if reason is not None)
+
+    def stale_input(self, stage: Stage, shard: str) -> str | None:
+        """The input stage of a shard that would itself be computed again, and why; None when all are fresh.
+
+        What only reads stored traces (grade, profile, label) may also read those whose policy has been trained again since.
+        """
+        for name in stage.inputs:
+            reason = self.why_stale(STAGES[name], shard)
+            if reason and not (reason == "policy changed" and stage.where == "CPU"):
+                return f"{name} ({reason})"
+        return None
+
+    def settings(self, stage: Stage) -> str:
+        """Hash of the settings that a stage reads."""
+        if stage.name not in self._settings:
+            self._settings[stage.name] = self.work.run.digest(stage.settings)
+        return self._settings[stage.name]
+
+    def is_whole(self, *names: str) -> bool:
+        """Whether every shard of these stages is there, fresh or not."""
+        return all(self.work.shards.keys() <= self.entries(name).keys() for name in names)
+
+    def is_fresh(self, *names: str) -> bool:
+        """Whether no shard of these stages has to be computed."""
+        return not any(self.reasons(name) for name in names)
+
+    def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """sha256 by shard and stage, of the entries that are there."""
+        found = {name: self.entries(name) for name in names}
+        return {shard: {name: e[shard].sha256 for name, e in found.items() if shard in e} for shard in self.work.shards}
+
+    @cached_property
+    def scope(self) -> Scope | None:
+        """The round's largest teacher entropy and its vocabulary; None while scores are missing."""
+        if self.work.scope is not None:
+            return self.work.scope
+        entries = self.entries("score")
+        if not entries or self.work.shards.keys() - entries.keys():
+            return None
+        facts = [entry.facts for entry in entries.values()]
+        return Scope(max(fact["entropy_max"] for fact in facts), facts[0]["vocab_size"])
+
+    def _of_round(self, name: str, problems: str | None) -> str | None:
+        """The hash of a value of the whole round; None where it plays no part."""
+        match name:
+            case "problems":
+                return problems
+            case "policy":
+                return self._policy if self.work.policy_version else None
+            case "baseline":
+                return self._baseline
+            case "peak":
+                return None if self.scope is None else repr(self.scope.peak)
+        raise AssertionError(name)
+
+    @cached_property
+    def _policy(self) -> str:
+        manifest = self.work.store.read_bytes(f"{area('policy', self.work.policy_version)}/manifest.json") or b""
+        return hashlib.sha256(manifest).hexdigest()[:16]
+
+    @cached_property
+    def _baseline(self) -> str | None:
+        return None if self.work.baseline is None else digest(self.work.baseline.to_dict())
+
+
+def commit_round(work: Round) -> None:
+    """Hand a round to the trainer: ready.json names exactly the shards it may train on."""
+    shards = Inventory(work).hashes(MEASURE)
+    if short := [shard for shard, hashes in shards.items() if len(hashes) < len(MEASURE)]:
+        raise StoreError("a round is committed with a shard missing", f"{work.area}, shard {short[0]}")
+    document = {"policy": work.policy_version, "shards": shards}
+    if work.store.ready(work.number) != document:
+        work.store.write_json(f"{work.area}/ready.json", document)

@@ -1,0 +1,172 @@
+"""Figures of a run: summaries of shards and policies, each with the interval that says how much to believe it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.contract import Regime, Verdict
+from pipeline.stages import PLAN
+
+
+class Metric(NamedTuple):
+    """A name, the unit of its value, how values of many rows become one, and what it means."""
+
+    name: str
+    unit: str
+    reduction: Literal["sum", "mean", "max", "last"]
+    meaning: str
+
+
+# Every metric of a run, by writer: `train` writes a row per optimiser step, `round` one per round.
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "train": (
+        Metric("round", "", "last", "round whose traces were trained on"),
+        Metric("step", "", "last", "optimiser steps before this one"),
+        Metric("loss", "nats", "mean", "objective, a mean over the minibatch's response tokens (Eq. 7)"),
+        Metric("grad_norm", "", "mean", "norm of the adapter's gradient before clipping"),
+        Metric("lr", "", "last", "learning rate of the step"),
+        Metric("traces", "traces", "sum", "traces of the minibatch"),
+        Metric("tokens", "tokens", "sum", "response tokens of the minibatch"),
+        Metric("rejected", "traces", "last", "traces of the round that were not finite and left the loss"),
+        Metric("advantage", "", "mean", "mean advantage of the traces"),
+        Metric("positive_share", "share", "mean", "traces with a positive advantage"),
+        Metric("peak_entropy", "nats", "max", "M of Eq. 5: largest teacher entropy of the minibatch, at least min_normaliser"),
+        Metric("weight", "", "mean", "mean magnitude x gate of tokens with a signal"),
+        Metric("delta", "nats", "mean", "mean |teacher log-prob - student log-prob|"),
+        Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|; first step of an on-policy round"),
+        Metric("logprob_gap_max", "nats", "max", "the largest of these gaps"),
+        Metric("seconds", "s", "sum", "time of the step"),
+        Metric("tokens_per_s", "tokens/s", "mean", "response tokens trained in a second"),
+    ),
+    "round": (
+        Metric("round", "", "last", "number of the round"),
+        Metric("policy_lag", "rounds", "mean", "rounds by which the answering policy is behind; 0: on-policy"),
+        *(Metric(f"num_{verdict}", "traces", "sum", f"traces with verdict {verdict}") for verdict in Verdict),
+        Metric("num_rows", "traces", "sum", "traces, rejected ones too"),
+        Metric("num_rejected", "traces", "sum", "traces that a stage rejected"),
+        Metric("accuracy", "share", "mean", "correct traces among those not rejected"),
+        Metric("mean_reward", "", "mean", "mean length-shaped reward"),
+        Metric("mean_length", "tokens", "mean", "mean response length"),
+        Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
+        Metric("num_groups", "groups", "sum", "prompts with their traces"),
+        Metric("num_groups_without_signal", "groups", "sum", "groups whose advantages are all 0"),
+        *(Metric(f"share_{name}", "share", "mean", f"response tokens in regime {name}") for name in Regime.NAMES),
+        Metric("seconds_measure", "s", "sum", "rollout to score, until the round is with the trainer"),
+        Metric("seconds_engines", "s", "sum", "of it the busiest engine of each pool"),
+        Metric(
+            "seconds_engines_idle", "s", "sum", "in it, time that engines which were up had nothing to do, summed over engines"
+        ),
+        Metric("seconds_label", "s", "sum", "profile and label"),
+        Metric("seconds_round", "s", "sum", "from the first prompt to the new policy"),
+        *(Metric(f"seconds_stage_{stage.name}", "s", "sum", f"work in {stage.name}, summed over shards") for stage in PLAN),
+    ),
+}
+
+
+def metric_table() -> str:
+    """README's table of every metric."""
+    rows = [
+        f"| `{writer}/{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning} |"
+        for writer, metrics in METRICS.items()
+        for metric in metrics
+    ]
+    return "\n".join(["| metric | unit | over rows | meaning |", "| --- | --- | --- | --- |", *rows])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def text(self, scale: float = 1.0, digits: int = 1, signed: bool = False) -> str:
+        """`47.3 [43.0, 51.6]`."""
+        sign = "+" if signed else ""
+        value, low, high = (f"{x * scale:{sign}.{digits}f}" for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
+
+def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Mean of per-problem values [N] and its 95 % percentile bootstrap over problems; NaN is a problem without an answer.
+
+    Raises ValueError on fewer than two values: there is no spread to resample.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[np.isfinite(values)]
+    if values.size < 2:
+        raise ValueError(f"{values.size} problems are too few for an interval: 2 at least")
+    picks = np.random.default_rng(seed).integers(0, values.size, (resamples, values.size))
+    low, high = np.quantile(values[picks].mean(axis=1), (0.025, 0.975))
+    return Estimate(float(values.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one policy answered on held-out problems, per problem in source order: mean accuracy and length over samples.
+
+    NaN where every row of a problem was rejected, so that two policies pair by problem.
+    """
+
+    accuracy: np.ndarray
+    length: np.ndarray
+    verdicts: dict[str, int]
+    rejected: int
+
+
+def answers(tables: list[tuple[pa.Table, pa.Table]]) -> Answers:
+    """Summary of an evaluation from its (rollout, grade) shards. Rejected rows leave the means and are counted."""
+    accuracy, length = [], []
+    verdicts: Counter[str] = Counter()
+    rejected = 0
+    for rollout, grade in tables:
+        live = np.array(pc.is_null(grade["reject_reason"]))
+        rejected += int((~live).sum())
+        verdict = np.array(grade["verdict"].to_pylist(), object)
+        verdicts.update(v for v in verdict if v is not None)  # a timeout is a verdict of a rejected row
+        prompt = np.array(rollout["prompt_index"])
+        tokens = pc.fill_null(pc.list_value_length(rollout["response_tokens"]), 0).to_numpy()
+        for index in np.unique(prompt):
+            rows = live & (prompt == index)
+            accuracy.append(float(np.mean(verdict[rows] == Verdict.CORRECT)) if rows.any() else np.nan)
+            length.append(float(np.mean(tokens[rows])) if rows.any() else np.nan)
+    return Answers(np.array(accuracy), np.array(length), dict(verdicts), rejected)
+
+
+def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size: int) -> dict[str, float]:
+    """Counts that show early whether a round has a signal (traps 7 and 8): verdicts, rewards, groups with none."""
+    table = pa.concat_tables(grades)
+    live = table.filter(pc.is_null(table["reject_reason"]))
+    counts = Counter(pc.drop_null(table["verdict"]).to_pylist())
+    reward = live["reward"].to_numpy()
+    advantage = np.array(table["advantage"].to_pylist(), np.float64)
+    groups = np.nan_to_num(advantage).reshape(-1, group_size) if len(advantage) % group_size == 0 else advantage[None]
+    summary = {f"num_{verdict}": float(counts.get(str(verdict), 0)) for verdict in Verdict}
+    return summary | {
+        "num_rows": float(table.num_rows),
+        "num_rejected": float(table.num_rows - live.num_rows),
+        "accuracy": float(counts.get("correct", 0) / max(live.num_rows, 1)),
+        "mean_reward": float(reward.mean()) if reward.size else 0.0,
+        "mean_length": float(np.mean(np.concatenate(lengths))) if lengths and sum(map(len, lengths)) else 0.0,
+        "num_positive_advantage": float((live["advantage"].to_numpy() > 0).sum()),
+        "num_groups": float(len(groups)),
+        "num_groups_without_signal": float((np.abs(groups).max(axis=1) == 0).sum()),
+    }
+
+
+def regime_summary(tables: list[pa.Table], lengths: list[np.ndarray]) -> dict[str, float]:
+    """Share of all response tokens in each regime, from profile shards and their row lengths."""
+    weight = np.concatenate(lengths).astype(np.float64)
+    total = max(weight.sum(), 1.0)
+    shares = {}
+    for name in Regime.NAMES:
+        column = np.concatenate([np.nan_to_num(np.array(t[f"share_{name}"].to_pylist(), np.float64)) for t in tables])
+        shares[f"share_{name}"] = float((column * weight).sum() / total)
+    return shares

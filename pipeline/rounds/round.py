@@ -1,0 +1,108 @@
+"""Rounds and evaluations of a run: planned, opened again, and handed over to the trainer. No Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+from pipeline.config import Run
+from pipeline.contract import Engines, Scope
+from pipeline.digest import digest
+from pipeline.errors import UserError
+from pipeline.method.rewards import RunningBaseline
+from pipeline.problems.sources import Problem, ProblemSet, epoch_indices
+from pipeline.rounds.baseline import baseline_at, baselines
+from pipeline.rounds.plan import Plan, cut, read_plan, write_plan
+from pipeline.store.directory import Store, area
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round (or evaluation) of a run, as every stage of it sees it. Picklable.
+
+    `shards` maps shard to source indices; `baseline` is the running reward state at the start of the round, None where the
+    group estimator is used; `engines` maps stage to its pool; `scope` is Inventory.scope for tasks, so that none reads it again.
+    """
+
+    store: Store
+    run: Run
+    kind: str
+    number: int
+    policy_version: int
+    shards: dict[str, list[int]]
+    baseline: RunningBaseline | None
+    engines: dict[str, Engines]
+    scope: Scope | None = None
+
+    @property
+    def area(self) -> str:
+        """Folder of the round."""
+        return area(self.kind, self.number)
+
+    @property
+    def lag(self) -> int:
+        """Rounds between the policy that answers and the one an on-policy round would ask for; 0 for an evaluation."""
+        return self.number - self.policy_version if self.kind == "rounds" else 0
+
+
+def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: int, source: ProblemSet) -> Round:
+    """The shards of a round as source indices, kept in plan.json so that a rerun meets the same ones.
+
+    Rounds walk through shuffled epochs of the source without a gap; an evaluation takes the first problems in order.
+    """
+    count = run.rollout.prompts_per_round
+    if kind == "rounds":
+        indices = epoch_indices(len(source), run.seed, number * count, count).tolist()
+    else:
+        indices = list(range(min(count, len(source))))
+    shards = cut(indices, run.rollout.prompts_per_shard)
+    write_plan(store, kind, number, Plan(policy_version, shards, source.fingerprint, count))
+    return Round(store, run, kind, number, policy_version, shards, baseline_at(store, run, kind, number, keep=True), {})
+
+
+def open_round(store: Store, run: Run, kind: str, number: int, baseline: RunningBaseline | None = None) -> Round:
+    """A round that was planned earlier; `baseline` saves folding it again. Raises UserError when there is none."""
+    plan = read_plan(store, kind, number)
+    if plan is None:
+        known = store.numbers(kind)
+        here = f"Here: {known[0]} to {known[-1]}" if known else "Start the run with `egrsd distill`"
+        raise UserError(f"no {kind.removesuffix('s')} {number}", store.uri, here)
+    state = baseline or baseline_at(store, run, kind, number)
+    return Round(store, run, kind, number, plan.policy, plan.shards, state, {})
+
+
+def open_rounds(store: Store, run: Run) -> Iterator[Round]:
+    """All planned rounds in order; the running reward state is folded once."""
+    states = baselines(store, run)
+    for number in store.numbers("rounds"):
+        if read_plan(store, "rounds", number) is not None:
+            yield open_round(store, run, "rounds", number, next(states, None))
+
+
+def with_engines(work: Round, engines: Mapping[str, Engines]) -> Round:
+    """The same round with engines at hand."""
+    return replace(work, engines=dict(engines))
+
+
+def problems_digest(problems: list[Problem]) -> str:
+    """Hash of source rows."""
+    return digest([asdict(p) for p in problems])
+
+
+def evaluation_run(run: Run) -> Run:
+    """The run whose rounds are the evaluations of `run`: its held-out source and sampling, graded the same way."""
+    ev = run.evaluation
+    rollout = run.rollout.model_copy(
+        update={
+            "prompts_per_round": ev.problems,
+            "prompts_per_shard": max(1, min(128, ev.problems)),
+            "group_size": ev.samples,
+            "temperature": ev.temperature,
+            "top_p": ev.top_p,
+            "top_k": ev.top_k,
+            "max_new_tokens": ev.max_new_tokens,
+            "teacher_share": 0.0,
+        }
+    )
+    grade = run.grade.model_copy(update={"advantage": "running"})  # G may be 1; nothing trains on these advantages
+    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade})

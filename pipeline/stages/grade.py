@@ -1,0 +1,69 @@
+"""Stage `grade`: did the answer verify? The verdict, the length-shaped reward, and the advantage: the direction of the update."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Run
+from pipeline.contract import Made, Shard, Stage, Verdict
+from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward
+from pipeline.stages.tables import Draft, clean
+from pipeline.stages.verifier import Grader, grader_of
+
+
+def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseline: RunningBaseline | None) -> pa.Table:
+    """Verdict, reward and advantage of every trace. A verifier that failed rejects its row: never a zero reward.
+
+    `baseline` is the running state at the start of the round; None uses the group estimator.
+    """
+    draft = Draft.after(STAGE, rollout)
+    live = np.array(draft.live(), np.int64)
+    answers = prompts["answer"].take(rollout["prompt_index"]).take(live).to_pylist()
+    lengths = pc.list_value_length(rollout["response_tokens"]).to_numpy(zero_copy_only=False)
+    rewards = np.full(rollout.num_rows, np.nan)
+    chosen = rollout.take(live)
+    verdicts = grader.grade(chosen["response_text"].to_pylist(), answers, chosen["finish_reason"].to_pylist())
+    for row, verdict in zip(live.tolist(), verdicts, strict=True):
+        draft.values[row] = {"verdict": verdict.verdict, "extracted_answer": verdict.answer and clean(verdict.answer)}
+        if verdict.reject is not None:
+            draft.reject(row, verdict.reject, verdict.detail)
+            continue
+        correct = np.array([verdict.verdict == Verdict.CORRECT])
+        rewards[row] = length_shaped_reward(correct, np.array([lengths[row]]), run.rollout.max_new_tokens, run.grade.beta_length)[
+            0
+        ]
+    advantages = (
+        group_advantage(rewards, run.rollout.group_size)
+        if baseline is None
+        else baseline.advantage(rewards, run.grade.running_warmup_steps)
+    )
+    for row in draft.live():
+        draft.values[row] |= {"reward": float(rewards[row]), "advantage": float(advantages[row])}
+    return draft.table()
+
+
+def _compute(shard: Shard) -> Made:
+    tables, run = shard.tables, shard.run
+    return Made(grade(tables["prompts"], tables["rollout"], run, grader_of(run.grade), shard.baseline), {})
+
+
+STAGE = Stage(
+    "grade",
+    "CPU",
+    "trace_id",
+    reads=("answer", "prompt_index", "response_text", "response_tokens", "finish_reason"),
+    settings=(
+        "grade.verifier",
+        "grade.answer_pattern",
+        "grade.deadline_s",
+        "grade.beta_length",
+        "grade.advantage",
+        "grade.running_warmup_steps",
+        "rollout.max_new_tokens",
+        "rollout.group_size",
+    ),
+    compute=_compute,
+    round_inputs=lambda _: ("baseline",),
+)

@@ -1,0 +1,64 @@
+"""Stage `label`: regime of every token, spans, gate and token weight. Kept to be looked at; training does not read them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipeline.config import Run
+from pipeline.contract import COLUMNS, Made, Shard, Stage
+from pipeline.method import regimes
+from pipeline.stages.profile import regime_settings
+from pipeline.stages.tables import Ragged
+
+
+def label(grade: pa.Table, score: pa.Table, profile: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table:
+    """Regime, spans, gate and token weight of every trace that was graded and scored.
+
+    The gate's maximum M is the round's here (`peak`, nats), at least label.min_normaliser; the trainer takes its minibatch's.
+    """
+    shard = Ragged(STAGE, grade, score)
+    entropy, offsets = shard.take(score["teacher_entropy"])
+    settings = run.label
+    result = regimes.label(
+        entropy,
+        shard.take(profile["lookahead_entropy"])[0],
+        offsets,
+        shard.rows(grade["advantage"]),
+        shard.take(score["teacher_logprobs"])[0],
+        shard.take(score["student_logprobs"])[0],
+        **regime_settings(run, peak, vocab_size),
+        peak=max(peak, settings.min_normaliser),
+        gamma=settings.gamma,
+        floor=settings.floor,
+        epsilon=settings.epsilon,
+        gate_on_lookahead=settings.lookahead,
+    )
+    spans = result.spans
+    fields = COLUMNS["spans"].type.value_type
+    runs = pa.StructArray.from_arrays([pa.array(v) for v in spans[:-1]], fields=list(fields))
+    return shard.table(
+        {
+            "regime": shard.lists(result.regime, offsets),
+            "spans": shard.lists(runs, spans.offsets),
+            "gate": shard.lists(result.gate, offsets),
+            "token_weight": shard.lists(result.weight, offsets),
+        }
+    )
+
+
+def _compute(shard: Shard) -> Made:
+    scope, tables = shard.whole_round(), shard.tables
+    table = label(tables["grade"], tables["score"], tables["profile"], shard.run, scope.peak, scope.vocab_size)
+    return Made(table, {"peak": scope.peak})
+
+
+STAGE = Stage(
+    "label",
+    "CPU",
+    "trace_id",
+    reads=("teacher_entropy", "lookahead_entropy", "advantage", "student_logprobs", "teacher_logprobs"),
+    settings=("profile.normaliser", "profile.tau_low", "profile.tau_high", "label"),
+    compute=_compute,
+    round_inputs=lambda _: ("peak",),
+    after_round=True,
+)

@@ -1,0 +1,51 @@
+"""Stage `profile`: lookahead entropy, statistics and regime shares of every trace."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import Run
+from pipeline.contract import Made, Regime, Shard, Stage
+from pipeline.method import regimes
+from pipeline.stages.tables import Ragged
+
+
+def profile(score: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table:
+    """Lookahead entropy, row statistics and regime shares of every scored trace; peak in nats is the round's maximum."""
+    shard = Ragged(STAGE, score, score)
+    entropy, offsets = shard.take(score["teacher_entropy"])
+    result = regimes.profile(entropy, offsets, **regime_settings(run, peak, vocab_size), window=run.profile.window)
+    stats = result.statistics
+    columns = {"lookahead_entropy": shard.lists(result.lookahead, offsets)}
+    for name, values in zip(("mean", "p50", "p90", "max"), stats, strict=True):
+        columns[f"entropy_{name}"] = shard.scalars(values)
+    for code, name in enumerate(Regime.NAMES):
+        columns[f"share_{name}"] = shard.scalars(np.ascontiguousarray(result.shares[:, code]))
+    return shard.table(columns)
+
+
+def regime_settings(run: Run, peak: float, vocab_size: int) -> dict[str, float]:
+    """What entropies are divided by before they meet the thresholds (nats), and the thresholds, as `regimes` takes them."""
+    settings = run.profile
+    scale = math.log(vocab_size) if settings.normaliser == "log_vocab" else max(peak, run.label.min_normaliser)
+    return {"scale": scale, "tau_low": settings.tau_low, "tau_high": settings.tau_high}
+
+
+def _compute(shard: Shard) -> Made:
+    scope = shard.whole_round()
+    return Made(profile(shard.tables["score"], shard.run, scope.peak, scope.vocab_size), {})
+
+
+STAGE = Stage(
+    "profile",
+    "CPU",
+    "trace_id",
+    reads=("teacher_entropy",),
+    settings=("profile", "label.min_normaliser"),
+    compute=_compute,
+    round_inputs=lambda run: ("peak",) if run.profile.normaliser == "batch_max" else (),
+    after_round=True,
+)

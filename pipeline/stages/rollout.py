@@ -1,0 +1,107 @@
+"""Stage `rollout`: an engine writes G traces for each prompt, each with its log-probs and entropies."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Run
+from pipeline.contract import WEIGHTS, Engines, Failure, Generate, Generation, Made, Policy, Reject, Sampling, Shard, Stage
+from pipeline.digest import digest
+from pipeline.errors import EngineError
+from pipeline.models.tokenizer import tokenizer_of
+from pipeline.stages.tables import Draft, clean
+
+
+def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where: str, first: int = 0, lag: int = 0) -> pa.Table:
+    """G traces per prompt, next to each other; a trace depends on its seed, prompt and policy only.
+
+    `where` (the round or evaluation) and the prompt's place in it go into trace ids and seeds, not the cut into shards; `first`
+    is the place of this shard's first prompt; `lag` the rounds by which `policy` is behind the round. Raises EngineError when
+    an answer names another policy.
+    """
+    size = run.rollout.group_size
+    num_teacher = round(size * run.rollout.teacher_share)
+    source_of = ["student"] * (size - num_teacher) + ["teacher"] * num_teacher
+    draft = Draft(STAGE, [""] * (prompts.num_rows * size))
+    asked: dict[str, list[int]] = {"student": [], "teacher": []}
+    requests: dict[str, list[Generate]] = {"student": [], "teacher": []}
+    ids = {"student": prompts["prompt_tokens"].to_pylist(), "teacher": prompts["teacher_prompt_tokens"].to_pylist()}
+    carried = prompts.select(["prompt_id", "reject_reason", "reject_detail"]).to_pylist()
+    for i, prompt in enumerate(carried):
+        for sample, source in enumerate(source_of):
+            row = i * size + sample
+            name = f"{run.seed}/{where}/{prompt['prompt_id']}/{first + i}/{sample}"
+            seed = int(digest(f"seed/{name}"), 16) & 0x7FFFFFFF
+            draft.keys[row] = digest(name)
+            if prompt["reject_reason"]:
+                draft.reject(row, prompt["reject_reason"], prompt["reject_detail"])
+                draft.values[row] = {"prompt_index": i}
+                continue
+            draft.values[row] = {"prompt_index": i, "sample_index": sample, "trace_source": source, "seed": seed}
+            asked[source].append(row)
+            requests[source].append(Generate(ids[source][i], seed))
+    sampling = Sampling(run.rollout.temperature, run.rollout.top_p, run.rollout.top_k, run.rollout.max_new_tokens)
+    for source, who in (("student", policy), ("teacher", Policy(0))):
+        if requests[source]:
+            for row, answer in zip(asked[source], engines.generate(requests[source], who, sampling), strict=True):
+                _take_generation(draft, row, answer, who, lag)
+    return draft.table()
+
+
+def _take_generation(draft: Draft, row: int, answer: Generation | Failure, policy: Policy, lag: int) -> None:
+    if isinstance(answer, Failure):
+        draft.reject(row, Reject.ENGINE_ERROR, answer.cause)
+        return
+    if answer.policy_version != policy.version:
+        raise EngineError(f"policy {answer.policy_version} answered a request for policy {policy.version}", "rollout")
+    if len(answer.tokens) == 0:
+        draft.reject(row, Reject.EMPTY_RESPONSE, "no token was generated")
+        return
+    if not (np.isfinite(answer.logprobs).all() and np.isfinite(answer.entropy).all()):
+        draft.reject(row, Reject.NON_FINITE, "rollout log-prob or entropy")
+        return
+    draft.values[row] |= {
+        "response_tokens": answer.tokens,
+        "rollout_logprobs": answer.logprobs,
+        "rollout_entropy": answer.entropy,
+        "rollout_entropy_error": answer.entropy_error,
+        "finish_reason": answer.finish_reason,
+        "policy_version": answer.policy_version,
+        "policy_lag": lag,
+    }
+
+
+def decode(table: pa.Table, tokenizer: Any) -> pa.Table:
+    """Fill `response_text` of a rollout shard from its ids."""
+    live = pc.is_null(table["reject_reason"])
+    texts = iter(tokenizer.batch_decode(table.filter(live)["response_tokens"].to_pylist(), skip_special_tokens=True))
+    column = pa.array([clean(next(texts)) if ok else None for ok in live.to_pylist()], pa.string())
+    return table.set_column(table.schema.get_field_index("response_text"), "response_text", column)
+
+
+def _compute(shard: Shard) -> Made:
+    engines, policy = shard.on_engines()
+    table = rollout(shard.tables["prompts"], shard.run, engines, policy, shard.where, shard.first, shard.lag)
+    return Made(decode(table, tokenizer_of(shard.run.model)), asdict(engines.facts()))
+
+
+STAGE = Stage(
+    "rollout",
+    "engines",
+    "trace_id",
+    reads=("prompt_tokens", "teacher_prompt_tokens"),
+    settings=(
+        "seed",
+        *WEIGHTS,
+        *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens", "teacher_share")),
+        "score.entropy",
+        "score.top_k",
+    ),
+    compute=_compute,
+    round_inputs=lambda _: ("policy",),
+)

@@ -1,0 +1,114 @@
+"""Stage `score`: the frozen teacher, with the reference in view, scores the very ids that the student wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Run
+from pipeline.contract import WEIGHTS, EngineFacts, Engines, Failure, Made, Policy, Reject, Score, Sequence, Shard, Stage
+from pipeline.errors import EngineError
+from pipeline.stages.tables import Draft, ragged, views
+
+
+def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, policy: Policy) -> pa.Table:
+    """Student and teacher log-probs and the teacher's entropy of every response token, from one engine and numerics.
+
+    What generation already measured is not measured again: the student's log-probs of its own traces, the teacher's of the
+    teacher's. A sample (`score.rescore_share`) of student traces is scored again and its gap kept.
+    """
+    draft = Draft.after(STAGE, rollout)
+    facts = engines.facts()
+    indices, sources = rollout["prompt_index"].to_pylist(), rollout["trace_source"].to_pylist()
+    ids = {name: views(prompts[name]) for name in ("prompt_tokens", "teacher_prompt_tokens")}
+    responses, logprobs, entropies = (views(rollout[n]) for n in ("response_tokens", "rollout_logprobs", "rollout_entropy"))
+    by_student = [row for row in draft.live() if sources[row] == "student"]
+    by_teacher = [row for row in draft.live() if sources[row] == "teacher"]
+    again = [row for row in by_student if int(draft.keys[row], 16) % 10_000 < run.score.rescore_share * 10_000]
+    for row in draft.live():
+        draft.values[row] = {"entropy_method": facts.entropy_method, "entropy_error": 0.0}
+    for row in by_student:
+        draft.values[row] |= {"student_logprobs": logprobs[row], "student_logprob_source": "rollout"}
+    for row in by_teacher:
+        draft.values[row] |= {"teacher_logprobs": logprobs[row], "teacher_entropy": entropies[row]}
+        draft.values[row]["entropy_error"] = rollout["rollout_entropy_error"][row].as_py()
+
+    def ask(rows: list[int], prompt: str, who: Policy) -> list[tuple[int, Score]]:
+        """The usable scores of these rows under one prompt column and policy; the others are rejected."""
+        sequences = [Sequence(ids[prompt][indices[row]].tolist(), responses[row].tolist()) for row in rows]
+        answers = engines.score(sequences, who) if rows else []
+        scored = ((row, _usable(draft, row, answer, responses[row])) for row, answer in zip(rows, answers, strict=True))
+        return [(row, answer) for row, answer in scored if answer is not None]
+
+    for row, scored in ask(by_student, "teacher_prompt_tokens", Policy(0)):
+        draft.values[row] |= {"teacher_logprobs": scored.logprobs, "teacher_entropy": scored.entropy}
+        draft.values[row]["entropy_error"] = scored.entropy_error
+    for row, scored in ask(by_teacher, "prompt_tokens", policy):
+        draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
+    for row, scored in ask(again, "prompt_tokens", policy):
+        draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
+    return draft.table()
+
+
+def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray) -> Score | None:
+    """The score, or None after rejecting its row: both scorings must have seen the same response ids (trap 5)."""
+    if isinstance(answer, Failure):
+        draft.reject(row, Reject.ENGINE_ERROR, answer.cause)
+    elif not np.array_equal(answer.tokens, response):
+        draft.reject(row, Reject.RESPONSE_MISMATCH, f"scored {len(answer.tokens)} ids that are not the {len(response)} sampled")
+    elif not (np.isfinite(answer.logprobs).all() and np.isfinite(answer.entropy).all()):
+        draft.reject(row, Reject.NON_FINITE, "scored log-prob or entropy")
+    else:
+        return answer
+    return None
+
+
+def entropy_max(score: pa.Table) -> float:
+    """Largest teacher entropy of a shard in nats over the rows that go on; 0 when there is none."""
+    flat, _ = ragged(score.filter(pc.is_null(score["reject_reason"]))["teacher_entropy"])
+    return float(flat.max()) if flat.size else 0.0
+
+
+def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str) -> None:
+    """Refuse to score with other numerics than those that wrote the traces: student and teacher must come from the same ones.
+
+    `wrote` are the facts of the rollout shard. Raises EngineError that names what differs.
+    """
+    scores = asdict(facts)
+    names = ("engine", "dtype", "logprobs_mode", "entropy_method", "vocab_size")
+    if changed := [name for name in names if wrote[name] != scores[name]]:
+        named = ", ".join(f"{name} was {wrote[name]}, now {scores[name]}" for name in changed)
+        raise EngineError(f"the engine that scores is not like the one that wrote the traces: {named}", where, "Roll out again")
+
+
+def _compute(shard: Shard) -> Made:
+    engines, policy = shard.on_engines()
+    check_facts(shard.facts["rollout"], engines.facts(), f"{shard.where}, shard {shard.name}")
+    table = score(shard.tables["prompts"], shard.tables["rollout"], shard.run, engines, policy)
+    return Made(table, {"entropy_max": entropy_max(table), **asdict(engines.facts())})
+
+
+STAGE = Stage(
+    "score",
+    "engines",
+    "trace_id",
+    reads=(
+        "prompt_tokens",
+        "teacher_prompt_tokens",
+        "prompt_index",
+        "response_tokens",
+        "rollout_logprobs",
+        "rollout_entropy",
+        "rollout_entropy_error",
+        "trace_source",
+        "policy_version",
+    ),
+    settings=(*WEIGHTS, "score"),
+    compute=_compute,
+    round_inputs=lambda _: ("policy",),
+)

@@ -1,0 +1,115 @@
+"""Shards in the making: by row (`Draft`) or as whole ragged arrays (`Ragged`), rejected rows kept in their places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import contract
+from pipeline.contract import Stage
+
+
+class Ragged:
+    """A shard computed as whole ragged arrays over its live rows, and put back among the rejected ones."""
+
+    def __init__(self, stage: Stage, *inputs: pa.Table) -> None:
+        self.stage, self.keys = stage, inputs[0]["trace_id"]
+        self.reasons = pc.coalesce(*(t["reject_reason"] for t in inputs))
+        self.details = pc.coalesce(*(t["reject_detail"] for t in inputs))
+        self.live = np.asarray(pc.is_null(self.reasons))
+
+    def rows(self, column: pa.ChunkedArray) -> np.ndarray:
+        """A scalar column of the live rows."""
+        return (column if self.live.all() else column.filter(pa.array(self.live))).to_numpy()
+
+    def take(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        """A list column of the live rows as flat values and offsets."""
+        return ragged(column if self.live.all() else column.filter(pa.array(self.live)))
+
+    def scalars(self, values: np.ndarray) -> pa.Array:
+        """A value per live row, null among the others."""
+        out = np.zeros(len(self.live), values.dtype)
+        out[self.live] = values
+        return pa.array(out, mask=~self.live)
+
+    def lists(self, values: np.ndarray | pa.Array, offsets: np.ndarray) -> pa.Array:
+        """A list per live row, null among the others."""
+        lengths = np.zeros(len(self.live), np.int32)
+        lengths[self.live] = np.diff(offsets)
+        ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)])
+        flat = values if isinstance(values, pa.Array) else pa.array(values)
+        return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, mask=pa.array(~self.live))
+
+    def table(self, columns: dict[str, pa.Array]) -> pa.Table:
+        """The shard, in the order of the contract."""
+        fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
+        schema = contract.schema(self.stage)
+        return pa.Table.from_arrays([{**fixed, **columns}[name] for name in schema.names], schema=schema)
+
+
+def views(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """The rows of a list column as numpy views of one flat array; an empty view where null stands."""
+    flat, offsets = ragged(column)
+    return [flat[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """A list column as flat values [N] and offsets int64 [R+1]; null rows are empty."""
+    array = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+    return array.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
+class Draft:
+    """A shard in the making: one dict of values per row, and the rows that were rejected."""
+
+    def __init__(self, stage: Stage, keys: list[str]) -> None:
+        self.stage, self.keys = stage, keys
+        self.values: list[dict[str, Any]] = [{} for _ in keys]
+        self.reasons: list[str | None] = [None] * len(keys)
+        self.details: list[str | None] = [None] * len(keys)
+
+    @classmethod
+    def after(cls, stage: Stage, previous: pa.Table) -> Draft:
+        """A draft for the same rows as `previous`, with its rejections carried on."""
+        draft = cls(stage, previous["trace_id"].to_pylist())
+        draft.reasons, draft.details = previous["reject_reason"].to_pylist(), previous["reject_detail"].to_pylist()
+        return draft
+
+    def live(self) -> list[int]:
+        """Rows that go on."""
+        return [row for row, reason in enumerate(self.reasons) if reason is None]
+
+    def reject(self, row: int, reason: str, detail: str | None) -> None:
+        """Take a row out, unless an earlier reason already did."""
+        if self.reasons[row] is None:
+            self.reasons[row], self.details[row] = str(reason), detail and clean(detail)[:500]
+
+    def table(self) -> pa.Table:
+        """The shard, in the order of the contract."""
+        schema = contract.schema(self.stage)
+        fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
+        arrays = [
+            pa.array(fixed[f.name], f.type) if f.name in fixed else _column([v.get(f.name) for v in self.values], f.type)
+            for f in schema
+        ]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """A column from Python values; lists of numbers go through one concatenation instead of one object per token."""
+    if not pa.types.is_list(kind):
+        return pa.array(values, kind)
+    lengths = np.array([0 if v is None else len(v) for v in values], np.int64)
+    parts = [np.asarray(v, kind.value_type.to_pandas_dtype()) for v in values if v is not None and len(v)]
+    flat = np.concatenate(parts) if parts else np.empty(0, kind.value_type.to_pandas_dtype())
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(flat), type=kind, mask=pa.array([v is None for v in values], pa.bool_()))
+
+
+def clean(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")

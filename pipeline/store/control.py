@@ -1,0 +1,92 @@
+"""Questions to a live run and its answers, through the run directory: no address, no token, any store.
+
+    control/<id>.ask.json       put by whoever asks
+    control/<id>.answer.json    put by the driver, which looks once a second; taken away by whoever asked
+
+Whether a driver lives is the lease's matter (pipeline.store.lease).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+from pipeline.errors import EgrsdError, UserError, first_line, from_data, to_data
+from pipeline.store.directory import Store
+from pipeline.store.lease import LEASE, is_dead
+
+log = logging.getLogger(__name__)
+
+FOLDER = "control"
+LOOK_S, ANSWER_S = 1.0, 30.0
+Document = dict[str, Any]
+
+
+def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Document:
+    """The answer of the driver that works on the run. Raises UserError when none does, and what the driver's answer raises."""
+    lease = store.read_json(LEASE, "holder", "host", "pid")
+    if lease is None:
+        raise UserError("no command works on this run", store.uri, "Start it with `egrsd distill --run URI`")
+    if is_dead(lease):
+        raise UserError(f"{lease['holder']} is dead", store.uri, "Run its command again: it goes on where it was")
+    name = f"{FOLDER}/{uuid4().hex}"
+    store.write_json(f"{name}.ask.json", question)
+    try:
+        deadline = time.monotonic() + patience_s
+        while (answer := store.read_json(f"{name}.answer.json")) is None:
+            if time.monotonic() > deadline:
+                remedy = "Engines are up while `egrsd distill` rolls out, not while it starts or under other verbs; or it died"
+                raise UserError(f"{lease['holder']} does not answer", store.uri, remedy)
+            time.sleep(LOOK_S / 4)
+    finally:
+        for kind in ("ask", "answer"):
+            store.delete(f"{name}.{kind}.json")
+    if "error" in answer:
+        raise from_data(answer["error"])
+    return answer
+
+
+@contextlib.contextmanager
+def answering(store: Store, answer: Callable[[Document], Document]) -> Iterator[None]:
+    """Answer questions while a block runs. A question that cannot be answered tells its asker why, and harms nothing else."""
+    end = threading.Event()
+
+    def look() -> None:
+        """Until the block ends."""
+        while not end.wait(LOOK_S):
+            try:
+                for name in store.names(FOLDER):
+                    if name.endswith(".ask.json"):
+                        _reply(store, f"{FOLDER}/{name[:-9]}", answer)
+            except EgrsdError as error:  # a full disk now may be none at the next look
+                log.warning("Questions in %s are not heard: %s", FOLDER, error)
+
+    store.delete(FOLDER)  # what was asked of a driver that died
+    thread = threading.Thread(target=look, name="egrsd-control", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(2 * LOOK_S)
+        store.delete(FOLDER)
+
+
+def _reply(store: Store, name: str, answer: Callable[[Document], Document]) -> None:
+    question = store.read_json(f"{name}.ask.json")
+    if question is None:  # taken back
+        return
+    try:
+        reply = answer(question)
+    except EgrsdError as error:
+        reply = {"error": to_data(error)}
+    except Exception as error:  # a question of another version, say: its asker is told, the next one is heard
+        log.exception("A question could not be answered")
+        reply = {"error": to_data(EgrsdError(f"the run's driver failed ({type(error).__name__}: {first_line(error)})"))}
+    store.delete(f"{name}.ask.json")
+    store.write_json(f"{name}.answer.json", reply)

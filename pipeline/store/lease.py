@@ -1,0 +1,134 @@
+"""One driver per run: a lease in the run directory, kept alive by a heartbeat and judged without comparing clocks.
+
+`lease.json` names its holder and counts heartbeats. Whoever finds one watches the count: a holder that lives changes it within
+TTL_S, so clocks of different machines need not agree. A holder on this machine whose process is gone is dead at once.
+
+No store offers a lock on every back end, so taking is write, wait, read again: of two that write at one time the later write
+stands and the other one is refused. The wait is long beside one's own write, so a write that began before it has most likely
+arrived; a holder that finds another's name in its lease all the same knows at its next heartbeat. That suffices: the lease saves
+work, it does not guard data. What two drivers commit cannot mix, and the last whole entry wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pipeline.errors import EgrsdError, StoreError, UserError
+from pipeline.store.directory import Store
+
+LEASE = "lease.json"
+BEAT_S, TTL_S, SETTLE_S = 5.0, 20.0, 0.3
+
+
+@dataclass
+class Lease:
+    """A held lease. `check` raises once another driver has taken it."""
+
+    store: Store
+    token: str
+    stolen_by: str | None = None
+    _end: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raise StoreError when this driver no longer holds the run."""
+        if self.stolen_by is not None:
+            raise StoreError(f"{self.stolen_by} has taken over this run", self.store.uri, "Let it finish, or stop it and resume")
+
+    def _beat(self) -> None:
+        beats = 0
+        while self.stolen_by is None and not self._end.wait(BEAT_S):
+            with contextlib.suppress(EgrsdError, OSError):  # a full disk now may be none at the next beat
+                current = self.store.read_json(LEASE, "token", "holder")
+                if current is not None and current["token"] != self.token:
+                    self.stolen_by = current["holder"]
+                    return
+                beats += 1
+                _write(self.store, self.token, beats)
+
+
+@contextlib.contextmanager
+def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
+    """Hold the run for the length of a block, after `ttl_s` in which a silent holder may stir.
+
+    Raises UserError that says who holds it.
+    """
+    token = uuid4().hex
+    if (holder := living_holder(store, ttl_s)) is not None:
+        raise UserError(f"{holder} is working on this run", store.uri, "Wait for it or stop it, then run the same command again")
+    begun = time.monotonic()
+    _write(store, token, 0)
+    time.sleep(max(SETTLE_S, 5 * (time.monotonic() - begun)))
+    current = store.read_json(LEASE, "token", "holder")
+    if current is None or current["token"] != token:
+        other = current["holder"] if current else "another driver"
+        raise UserError(f"{other} has just started on this run", store.uri, "Wait for it or stop it")
+    store.sweep()  # what a driver that was killed, or its workers, had begun to write
+    lease = Lease(store, token)
+    thread = threading.Thread(target=lease._beat, name="egrsd-lease", daemon=True)
+    thread.start()
+    try:
+        yield lease
+    finally:
+        lease._end.set()
+        thread.join(BEAT_S)
+        now = store.read_json(LEASE, "token")
+        if now is not None and now["token"] == token:
+            store.sweep()
+            store.delete(LEASE)
+
+
+def living_holder(store: Store, ttl_s: float) -> str | None:
+    """Who works on this run, or None; a silent holder on another machine is watched for `ttl_s` seconds."""
+    first = store.read_json(LEASE, "token", "holder", "host", "pid", "beats")
+    if first is None:
+        return None
+    if is_dead(first):
+        return None
+    deadline = time.monotonic() + ttl_s
+    while time.monotonic() < deadline:
+        time.sleep(min(0.2, ttl_s))
+        now = store.read_json(LEASE, "token", "holder", "beats")
+        if now is None:
+            return None
+        if (now["token"], now["beats"]) != (first["token"], first["beats"]):
+            return str(now["holder"])
+    return None
+
+
+def is_dead(found: dict[str, Any]) -> bool:
+    """Whether the holder that a lease names is a process of this machine that is no more; False where that cannot be told."""
+    return found["host"] == _host() and not _runs(found["pid"])
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _write(store: Store, token: str, beats: int) -> None:
+    pid = os.getpid()
+    holder = f"process {pid} on {socket.gethostname()}"
+    store.write_json(LEASE, {"token": token, "holder": holder, "host": _host(), "pid": pid, "beats": beats})
+
+
+def _host() -> str:
+    """This machine, this boot and this space of process ids: containers may share a name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()

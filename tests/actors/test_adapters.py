@@ -1,0 +1,86 @@
+"""Policies on an object store: copied once, checked, and never served stale."""
+
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from actors import adapters
+from pipeline.errors import ModelError, StoreError
+from pipeline.store.directory import Store
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A run directory that is read as an object store is: through a file system that is not the local one."""
+    disk = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    local = Store.opened.func
+    opened = property(lambda self: (disk, self.uri.removeprefix("s3://")) if self.uri.startswith("s3://") else local(self))
+    monkeypatch.setattr(Store, "opened", opened)
+    monkeypatch.setattr(adapters.tempfile, "tempdir", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "bucket"
+
+
+def publish(remote: Path, version: int, weights: bytes) -> str:
+    folder = remote.parent / "adapter"
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    Store(str(remote)).publish_policy(version, folder)
+    return f"s3://bucket/policy/{version:04d}"
+
+
+def weights(folder: str) -> bytes:
+    return Path(folder, "adapter_model.safetensors").read_bytes()
+
+
+def test_a_policy_is_copied_once_and_again_when_it_is_published_again(remote):
+    uri, other = publish(remote, 1, b"first"), publish(remote, 2, b"other")
+    folder, content = adapters.fetch(uri)
+    assert weights(folder) == b"first"
+    Path(folder, "mark").touch()
+    assert adapters.fetch(uri) == (folder, content)
+    assert Path(folder, "mark").exists()
+    adapters.fetch(other)
+    publish(remote, 1, b"again")
+    newer, newer_content = adapters.fetch(uri)
+    assert weights(newer) == b"again"
+    assert newer_content != content
+    assert not Path(folder).exists()
+    assert len(list((remote.parent / "cache").rglob("*.safetensors"))) == 2
+
+
+def test_of_a_runs_policies_the_last_that_were_asked_for_stay(remote, monkeypatch):
+    monkeypatch.setattr(adapters, "_KEPT", 3)
+    uris = [publish(remote, version, b"%d" % version) for version in range(1, 6)]
+    for uri in (*uris[:3], uris[0], *uris[3:]):
+        adapters.fetch(uri)
+    kept = {path.read_bytes() for path in (remote.parent / "cache").rglob("*.safetensors")}
+    assert kept == {b"1", b"4", b"5"}
+
+
+def test_a_damaged_or_unpublished_policy_is_refused(remote):
+    uri = publish(remote, 1, b"first")
+    (remote / "policy/0001/adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(StoreError, match="missing or damaged"):
+        adapters.fetch(uri)
+    (remote / "policy/0001/manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"bucket/policy/0001: no policy is published here: manifest\.json is missing"):
+        adapters.fetch(uri)
+
+
+def test_a_local_policy_is_used_as_it_is_and_its_change_is_seen(remote):
+    publish(remote, 1, b"first")
+    folder = str(remote / "policy/0001")
+    assert adapters.fetch(f"file://{folder}") == (found := adapters.fetch(folder))
+    assert found[0] == folder
+    publish(remote, 1, b"again")
+    assert adapters.fetch(folder)[1] != found[1]
+
+
+def test_an_adapter_configuration_that_is_torn_is_named(tmp_path):
+    from pipeline.config import Model
+
+    (tmp_path / "adapter_config.json").write_text('{"r": ')
+    with pytest.raises(ModelError, match=r"s3://here: adapter_config\.json is not JSON"):
+        adapters.check(str(tmp_path), "s3://here", Model(), 128)

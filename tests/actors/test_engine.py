@@ -1,0 +1,292 @@
+"""The real engine on the tiny reasoner: its numbers against transformers and peft in fp32, and what must not change them."""
+
+import json
+import logging
+import shutil
+import threading
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from actors import startup
+from actors.engine import Engine
+from pipeline import config
+from pipeline.contract import Generate, Policy, Sampling, Sequence
+from pipeline.errors import EngineError, ModelError, SettingError
+from pipeline.method.entropy import bounds
+from pipeline.models.resolve import asset_path
+from pipeline.models.warmstart import build_tokenizer
+from pipeline.store.directory import Store
+from pipeline.training.adapter import ADAPTER, ADAPTER_CONFIG
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+SAMPLING = Sampling(temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=48)
+BASE = Policy(0)
+PROMPTS = [build_tokenizer().encode(f"<bos>{text}\n") for text in ("7+4-3+9", "1-9-9+2", "5+5-5+5", "8-1+6-7")]
+REQUESTS = [Generate(PROMPTS[i % 4], seed=100 + i) for i in range(16)]
+
+
+@pytest.fixture(scope="module")
+def policies(adapters):
+    return [BASE, Policy(1, adapters[0]), Policy(2, adapters[1])]
+
+
+@pytest.fixture(scope="module")
+def traces(engine, policies):
+    return [engine.generate(REQUESTS, policy, SAMPLING) for policy in policies]
+
+
+@pytest.fixture(scope="module")
+def exact(adapters):
+    """exact(policy, prompt, response) -> log-probs [T] and entropies [T] of a plain forward in fp32."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32), adapters[0], "1")
+    model.load_adapter(adapters[1], "2")
+    model.eval()
+
+    @torch.no_grad()
+    def forward(policy, prompt, response):
+        ids = torch.tensor([[*prompt, *response]])
+        if policy.adapter is None:
+            with model.disable_adapter():
+                logits = model(ids).logits
+        else:
+            model.set_adapter(str(policy.version))
+            logits = model(ids).logits
+        logprobs = logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+        picked = logprobs.gather(1, torch.tensor(response)[:, None])[:, 0]
+        return picked.numpy(), -(logprobs.exp() * logprobs).sum(-1).numpy()
+
+    return forward
+
+
+def same_traces(one, other):
+    return [a.tokens.tolist() for a in one] == [b.tokens.tolist() for b in other]
+
+
+def test_facts_say_what_the_numbers_mean(engine):
+    facts = engine.facts()
+    assert (facts.entropy_method, facts.logprobs_mode, facts.dtype) == ("exact", "raw_logprobs", "float32")
+    assert facts.engine.startswith("vllm ")
+    assert (facts.max_model_len, facts.vocab_size) == (256, 57)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_generation_and_scoring_agree_with_a_plain_forward(engine, policies, traces, exact, number):
+    policy, worst = policies[number], 0.0
+    sequences = [Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(REQUESTS, traces[number], strict=True)]
+    scores = engine.score(sequences, policy)
+    for sequence, trace, score in zip(sequences, traces[number], scores, strict=True):
+        logprobs, entropy = exact(policy, sequence.prompt, sequence.response)
+        assert score.tokens.tolist() == sequence.response
+        assert trace.policy_version == policy.version
+        assert trace.entropy_error == score.entropy_error == 0.0
+        for got in (trace, score):
+            assert got.tokens.dtype == np.int32
+            assert got.logprobs.dtype == got.entropy.dtype == np.float32
+            worst = max(worst, np.abs(got.logprobs - logprobs).max(), np.abs(got.entropy - entropy).max())
+    assert worst <= 2e-5  # nats; the promise is 1e-4
+
+
+def test_traces_end_with_the_models_own_end_or_at_the_cap(engine, traces):
+    end = build_tokenizer().eos_token_id
+    for trace in traces[0]:
+        assert (trace.finish_reason == "stop") == (trace.tokens[-1] == end)
+        assert end not in trace.tokens[:-1]
+    short = engine.generate(REQUESTS[:4], BASE, replace(SAMPLING, max_new_tokens=3))
+    assert {(len(t.tokens), t.finish_reason) for t in short} == {(3, "length")}
+    assert all(s.tokens.tolist() == t.tokens[:3].tolist() for s, t in zip(short, traces[0], strict=False))
+
+
+def test_a_trace_does_not_depend_on_its_batch(engine, traces):
+    alone = [engine.generate([request], BASE, SAMPLING)[0] for request in REQUESTS[:4]]
+    assert same_traces(alone, traces[0][:4])
+    sevens = [trace for i in range(0, 16, 7) for trace in engine.generate(REQUESTS[i : i + 7], BASE, SAMPLING)]
+    assert same_traces(sevens, traces[0])
+    assert not same_traces(engine.generate([replace(r, seed=r.seed + 1) for r in REQUESTS], BASE, SAMPLING), traces[0])
+
+
+def test_threads_and_policies_interleave_without_touching_each_other(engine, policies, traces):
+    """Base and adapters in one step: vLLM's own CPU kernels answer the base's requests with an adapter here."""
+    answers = {}
+
+    def ask(number, part):
+        answers[number, part] = engine.generate(REQUESTS[part * 8 : part * 8 + 8], policies[number], SAMPLING)
+
+    threads = [threading.Thread(target=ask, args=(number, part)) for part in (0, 1) for number in (0, 1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in (0, 1, 2):
+        assert same_traces(answers[number, 0] + answers[number, 1], traces[number])
+    assert not same_traces(traces[0], traces[1])
+    assert not same_traces(traces[1], traces[2])
+
+
+def test_what_an_engine_cannot_answer_fails_alone(engine, traces):
+    full = [3] * 256
+    answers = engine.generate([Generate(full, 1), REQUESTS[0], Generate([], 1), Generate([1, 57], 1)], BASE, SAMPLING)
+    assert [getattr(a, "cause", "answered") for a in answers] == [
+        "prompt of 256 tokens leaves no room in model.max_model_len 256",
+        "answered",
+        "empty prompt",
+        "token id 57 is outside the vocabulary of 57",
+    ]
+    assert same_traces([answers[1]], traces[0][:1])
+    rows = [Sequence([1], []), Sequence([1], full), Sequence([1], [5, -3]), Sequence([1], full[:255])]
+    scores = engine.score(rows, BASE)
+    assert [getattr(s, "cause", "answered") for s in scores] == [
+        "empty response",
+        "prompt and response of 257 tokens exceed model.max_model_len 256",
+        "token id -3 is outside the vocabulary of 57",
+        "answered",
+    ]
+    assert len(scores[3].tokens) == 255  # a sequence that fills the window is scored to its end
+    [trace] = engine.generate([Generate(full[:250], 1)], BASE, SAMPLING)
+    assert len(trace.tokens) <= 6
+
+
+def test_an_adapter_that_does_not_fit_is_named(engine, adapters, traces, tmp_path):
+    def changed(name, **changes):
+        folder = tmp_path / name
+        shutil.copytree(adapters[0], folder)
+        found = json.loads((folder / ADAPTER_CONFIG).read_text())
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(found | changes))
+        return folder
+
+    wide = changed("wide")
+    weights = {k: torch.zeros(16, 64) if "q_proj.lora_A" in k else v for k, v in load_file(wide / ADAPTER).items()}
+    save_file(weights, wide / ADAPTER)
+    cut = changed("cut")
+    (cut / ADAPTER).write_bytes(b"torn")
+    for folder, message in (
+        (changed("rank", r=8), "the adapter's r is 8, the run asks for 16"),
+        (changed("base", base_model_name_or_path="org/other"), "trained on 'org/other', the run's model is 'tiny-reasoner'"),
+        (wide, "the adapter's layers are 64 wide, the model's 128"),
+        (cut, "cannot be read"),
+        (tmp_path / "nowhere", "no adapter here"),
+    ):
+        with pytest.raises(ModelError, match=message) as caught:
+            engine.generate(REQUESTS[:1], Policy(3, str(folder)), SAMPLING)
+        assert caught.value.where == str(folder)
+    assert same_traces(engine.generate(REQUESTS[:2], BASE, SAMPLING), traces[0][:2])
+
+
+@pytest.mark.parametrize("place", ["folder", "policy"])
+def test_an_adapter_that_changed_where_it_lies_is_loaded_again(engine, adapters, traces, tmp_path, place):
+    """A round is trained again: the same version, the same place, other weights."""
+    store = Store(str(tmp_path))
+    folder = tmp_path / "policy/0001"
+    for number in (0, 1, 0):
+        if place == "policy":
+            store.publish_policy(1, adapters[number])
+        else:
+            shutil.copytree(adapters[number], folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        assert same_traces(engine.generate(REQUESTS[:4], Policy(1, str(folder)), SAMPLING), traces[number + 1][:4])
+
+
+def test_without_the_hook_bounds_take_over_aloud(engine, traces, monkeypatch, caplog):
+    """The hook taken out under a running engine: the self-check must see it, and the bounds must hold the exact value."""
+    from vllm.v1.sample.sampler import Sampler
+
+    twin = object.__new__(Engine)  # shares vLLM, keeps its own idea of the entropy
+    twin.__dict__.update(engine.__dict__)
+    twin._score = config.ScoreSettings(top_k=20)
+    monkeypatch.setattr(Sampler, "gather_logprobs", staticmethod(Sampler.gather_logprobs.__wrapped__))
+    with caplog.at_level(logging.WARNING):
+        twin._choose_entropy()
+    assert "Exact entropy is not available" in caplog.text
+    assert twin.facts().entropy_method == "bounds"
+    answers = twin.generate(REQUESTS, BASE, SAMPLING)
+    assert same_traces(answers, traces[0])
+    scores = twin.score([Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(REQUESTS, answers, strict=True)], BASE)
+    for known, trace, score in zip(traces[0], answers, scores, strict=True):
+        for got in (trace, score):
+            assert 0 < got.entropy_error < 0.5
+            assert (np.abs(got.entropy - known.entropy) <= got.entropy_error + 1e-5).all()
+            np.testing.assert_allclose(got.logprobs, known.logprobs, atol=1e-5)
+
+
+def test_bounds_on_request_are_not_spoilt_by_a_hook_that_is_there(engine, traces):
+    twin = object.__new__(Engine)
+    twin.__dict__.update(engine.__dict__)
+    twin._score = config.ScoreSettings(entropy="bounds", top_k=5)
+    twin._choose_entropy()
+    for known, got in zip(traces[0], twin.generate(REQUESTS, BASE, SAMPLING), strict=True):
+        assert (np.abs(got.entropy - known.entropy) <= got.entropy_error + 1e-5).all()
+
+
+def test_bounds_hold_the_exact_entropy():
+    logprobs = torch.randn(50, 57).mul(3).log_softmax(-1)
+    lower, upper = bounds(logprobs.topk(20).values.numpy(), 57)
+    entropy = torch.special.entr(logprobs.exp()).sum(-1).numpy()
+    assert ((lower - 1e-6 <= entropy) & (entropy <= upper + 1e-6)).all()
+
+
+def started(**changes):
+    return Engine(config.Model(**changes), config.Pool(), config.ScoreSettings())
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ModelError, match="no such folder") as caught:
+        started(path=str(tmp_path / "none"))
+    assert caught.value.where == str(tmp_path / "none")
+    with pytest.raises(ModelError, match="no model here"):
+        started(path=str(tmp_path))
+    with pytest.raises(ModelError, match=r"the model's window is 256 tokens\. Lower model.max_model_len 512"):
+        started(max_model_len=512)
+
+
+def test_settings_that_cannot_work_here_are_named():
+    with pytest.raises(SettingError, match=r"tensor_parallel: 2 needs GPUs"):
+        Engine(config.Model(), config.Pool(tensor_parallel=2), config.ScoreSettings())
+
+
+def test_a_start_that_fails_is_one_clear_line():
+    error = startup.start_error(ValueError("\n No available memory for the KV cache blocks.\nTraceback ..."), "some/model")
+    assert isinstance(error, EngineError)
+    assert str(error) == (
+        "some/model: vLLM did not start (ValueError: No available memory for the KV cache blocks.). "
+        "Lower memory_share, max_num_seqs or model.max_model_len"
+    )
+    assert startup.start_error(error, "elsewhere") is error
+
+
+def test_gpu_engines_may_split_prompts_and_cpu_engines_may_not():
+    model, pool = config.Model(max_model_len=20_000), config.Pool(max_batched_tokens=2048)
+    cpu, gpu = (startup.engine_args(model, pool, "m", on_gpu) for on_gpu in (False, True))
+    assert (cpu["enable_chunked_prefill"], cpu["max_num_batched_tokens"]) == (False, 20_001)
+    assert (gpu["enable_chunked_prefill"], gpu["max_num_batched_tokens"]) == (True, 2048)
+
+
+def test_a_broken_engine_says_so_to_everyone(engine, monkeypatch):
+    """A step that fails ends the callers that wait and those that come, not with silence."""
+    twin = object.__new__(Engine)
+    twin.__dict__.update(engine.__dict__)
+    twin._inbox, twin._gate, twin._broken = type(engine._inbox)(), threading.Lock(), None
+
+    class Breaks:
+        engine_core = type("Core", (), {"shutdown": lambda self: None})()
+
+        def add_request(self, *_, **__):
+            pass
+
+        def step(self):
+            raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(startup, "start_vllm", lambda *_: Breaks())
+    monkeypatch.setattr(startup, "facts", lambda *_: engine.facts())
+    thread = threading.Thread(target=twin._run, args=(Future(),))
+    thread.start()
+    for _ in range(2):
+        with pytest.raises(EngineError, match="the engine broke: the device is gone"):
+            twin.generate(REQUESTS[:2], BASE, SAMPLING)
+    thread.join(10)
+    assert not thread.is_alive()

@@ -1,0 +1,100 @@
+"""The entropy hook: the arithmetic, the gate that keeps it out of other people's vLLM, both samplers."""
+
+import importlib
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors import exact_entropy
+from actors.startup import EXACT_ENTROPY
+
+
+def reference(logprobs):
+    """-sum p log p in double precision, token by token."""
+    rows = [[-math.exp(x) * x if x > -math.inf else 0.0 for x in row] for row in logprobs.double().tolist()]
+    return torch.tensor([math.fsum(row) for row in rows], dtype=torch.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 20), vocab=st.integers(2, 300), scale=st.sampled_from([0.0, 1.0, 30.0]), seed=st.integers(0, 99))
+def test_entropy_of_any_distribution(rows, vocab, scale, seed):
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
+    logits[:, 0] = -math.inf  # a masked token
+    logprobs = logits.log_softmax(-1)
+    got = exact_entropy.entropy_of(logprobs)
+    torch.testing.assert_close(got, reference(logprobs), atol=2e-6, rtol=2e-6)
+    assert ((got >= -1e-6) & (got <= math.log(vocab) + 1e-5)).all()
+
+
+def test_entropy_does_not_hide_a_nan_and_does_not_depend_on_blocks():
+    logprobs = torch.randn(7, 200_000).log_softmax(-1)  # more than a block a row
+    logprobs[3, 5] = math.nan
+    got = exact_entropy.entropy_of(logprobs)
+    assert got.isnan().tolist() == [i == 3 for i in range(7)]
+    torch.testing.assert_close(got[6:], exact_entropy.entropy_of(logprobs[6:]), atol=0, rtol=0)
+    assert exact_entropy.entropy_of(torch.tensor([[0.0, -math.inf]])).item() == 0.0
+
+
+@pytest.fixture
+def sampler(monkeypatch):
+    """vLLM's V1 sampler as it ships, put back afterwards as it was found."""
+    from vllm.v1.sample import sampler as module
+
+    found = module.Sampler.gather_logprobs
+    monkeypatch.setattr(module.Sampler, "gather_logprobs", staticmethod(getattr(found, "__wrapped__", found)))
+    return module.Sampler
+
+
+def test_without_the_marker_nothing_is_touched(sampler, monkeypatch):
+    """The entry point also runs in other people's vLLM, wherever this package is installed."""
+    monkeypatch.delenv(EXACT_ENTROPY, raising=False)
+    before = sampler.gather_logprobs
+    assert exact_entropy.install() is False
+    assert sampler.gather_logprobs is before
+
+
+def test_the_hook_writes_entropy_in_the_last_column_only(sampler, monkeypatch):
+    logprobs = torch.randn(9, 57, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    ids = torch.arange(9)
+    plain = {k: sampler.gather_logprobs(logprobs.clone(), k, ids) for k in (0, 1, 5)}
+    monkeypatch.setenv(EXACT_ENTROPY, "1")
+    assert exact_entropy.install() is True
+    hook = sampler.gather_logprobs
+    assert exact_entropy.install() is True
+    assert sampler.gather_logprobs is hook, "installing twice must not wrap twice"
+    assert torch.equal(hook(logprobs, 0, ids).logprobs, plain[0].logprobs)
+    for k in (1, 5):
+        got = hook(logprobs, k, ids)
+        assert got.logprobs.shape == got.logprob_token_ids.shape == (9, k + 1)
+        assert torch.equal(got.logprobs[:, :k], plain[k].logprobs[:, :k])
+        assert torch.equal(got.logprob_token_ids[:, 0], plain[k].logprob_token_ids[:, 0])
+        torch.testing.assert_close(got.logprobs[:, -1], reference(logprobs), atol=2e-6, rtol=2e-6)
+
+
+def test_the_gpu_runners_function_is_where_the_hook_looks_for_it():
+    """The V2 runner needs Triton to run; that its names are still there can be said anywhere."""
+    for name in exact_entropy._V2_MODULES:
+        assert callable(importlib.import_module(name).compute_topk_scores), name
+
+
+def test_the_gpu_runners_hook_computes_from_logits():
+    from vllm.v1.outputs import LogprobsTensors
+
+    def compute_topk_scores(logits, num_logprobs, sampled_token_ids, cu_num_logits=None, **_):
+        """vLLM's, without its Triton kernels."""
+        best = logits.topk(num_logprobs).indices if num_logprobs else sampled_token_ids[:, None][:, :0]
+        ids = torch.cat((sampled_token_ids[:, None], best), 1)
+        return LogprobsTensors(ids, logits.float().log_softmax(-1).gather(1, ids), torch.zeros(len(logits)), cu_num_logits)
+
+    hook = exact_entropy.topk_scores_hook(compute_topk_scores)
+    logits, ids = torch.randn(6, 1000).bfloat16() * 3, torch.arange(6)
+    for k in (0, 1, 4):
+        plain, got = compute_topk_scores(logits, k, ids), hook(logits, k, ids)
+        assert torch.equal(got.logprobs[:, : max(k, 1)], plain.logprobs[:, : max(k, 1)])
+        if k:
+            expected = reference(logits.float().log_softmax(-1))
+            torch.testing.assert_close(got.logprobs[:, -1], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(hook(logits, 4, ids, logits_mode=True).logprobs, compute_topk_scores(logits, 4, ids).logprobs)

@@ -1,0 +1,142 @@
+"""`egrsd compare` with the fake engine and the real trainer: balanced, resumable, nothing common made twice, honest verdicts."""
+
+import json
+
+import numpy as np
+import pytest
+
+from actors.fakes import FakeEngine
+from jobs import compare
+from pipeline.config import resolve
+from pipeline.errors import SettingError
+from pipeline.recipes import demo
+from pipeline.store.directory import Store
+
+SETS = [
+    "rounds=2",
+    "rollout.prompts_per_round=4",
+    "rollout.prompts_per_shard=2",
+    "rollout.group_size=4",
+    "grade.advantage=running",  # fake traces are never right: a group of zeros would teach nothing
+    "train.batch_traces=8",
+    "train.warmup_steps=0",
+    "evaluation.problems=6",
+]
+NAMES = "grpo,cl_egrsd,no_reference"
+pytestmark = pytest.mark.timeout(900)
+
+
+def run_it(uri, objectives=NAMES, seeds="0", sets=SETS):
+    compare.compare("demo", objectives, seeds, uri, None, sets, None, None, False, FakeEngine)
+
+
+@pytest.fixture(scope="module")
+def compared(ray_local, tmp_path_factory):
+    """Three objectives, one seed."""
+    store = Store(str(tmp_path_factory.mktemp("compare") / "out"))
+    run_it(store.uri)
+    return store
+
+
+def hashes(store, run, area, stage):
+    return {shard: entry.sha256 for shard, entry in Store(store.locate(run)).entries(area, stage).items()}
+
+
+def test_every_run_is_a_run_and_has_its_point(compared):
+    document = compared.read_json("compare.json", "points", "objectives", "pairs", "settings")
+    assert [(p["objective"], p["seed"], p["run"]) for p in document["points"]] == [(n, 0, f"{n}-s0") for n in NAMES.split(",")]
+    for point in document["points"]:
+        assert 0 <= point["accuracy"]["low"] <= point["accuracy"]["value"] <= point["accuracy"]["high"] <= 1
+        assert point["length"]["low"] <= point["length"]["value"] <= point["length"]["high"]
+        assert Store(compared.locate(point["run"])).latest_policy() == 2
+    assert {pair["beyond_noise"] for pair in document["pairs"]} == {None}  # one seed tells nothing of training
+    assert document["settings"]["template_hash"]
+
+
+def test_what_a_seed_shares_is_made_once_and_is_the_same_to_the_byte(compared):
+    for area, stages in (("rounds/0000", ("prompts", "rollout", "grade", "score")), ("evals/0000", ("rollout", "grade"))):
+        for stage in stages:
+            assert hashes(compared, "grpo-s0", area, stage) == hashes(compared, "cl_egrsd-s0", area, stage), (area, stage)
+    policies = {Store(compared.locate(f"{n}-s0")).read_bytes("policy/0002/manifest.json") for n in NAMES.split(",")}
+    assert len(policies) == 3
+    own = Store(compared.locate("cl_egrsd-s0")).entry("rounds/0000", "rollout", "0000")
+    first = Store(compared.locate("grpo-s0")).entry("rounds/0000", "rollout", "0000")
+    assert own == first  # its seconds too: copied, not made again
+
+
+def test_a_teacher_without_the_reference_is_scored_anew_under_the_students_prompt(compared):
+    store = Store(compared.locate("no_reference-s0"))
+    rows = store.read(store.entry("rounds/0000", "prompts", "0000")).to_pylist()
+    assert all(row["teacher_prompt_tokens"] == row["prompt_tokens"] for row in rows)
+    assert hashes(compared, "no_reference-s0", "rounds/0000", "score") != hashes(compared, "grpo-s0", "rounds/0000", "score")
+
+
+def test_again_nothing_is_done(compared, monkeypatch, capfd):
+    monkeypatch.setattr(compare, "train_one", lambda *_: pytest.fail("trained again"))
+    run_it(compared.uri)
+    said = capfd.readouterr().out
+    assert "0 to do" in said
+    assert "untested" in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"problem": "1+1+1+1", "answer": "4"}], "1 problem is too few for an interval over problems"),
+        ([{"problem": "1+1+1+1", "answer": ""}] * 6, "none of its 6 problems can be asked and graded"),
+    ],
+)
+def test_problems_that_tell_nothing_are_refused_before_anything_is_trained(tmp_path, rows, message, capfd):
+    path = tmp_path / "held_out.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [*SETS, f"evaluation.source.uri={path}", "evaluation.source.solution=''"]
+    with pytest.raises(SystemExit) as ended:
+        run_it(str(tmp_path / "out"), sets=sets)
+    assert ended.value.code == 2
+    said = " ".join(capfd.readouterr().out.split())
+    assert message in said
+    assert "held_out.jsonl" in said
+
+
+def test_other_settings_are_refused(compared, capfd):
+    with pytest.raises(SystemExit) as ended:
+        run_it(compared.uri, sets=[*SETS, "train.learning_rate=0.1"])
+    assert ended.value.code == 2
+    assert "train.learning_rate was 0.001, now 0.1" in capfd.readouterr().out
+
+
+def test_controls_change_one_thing():
+    base = demo()
+    for name, changed in {
+        "shuffled": {"objective.gate"},
+        "uniform": {"objective.gate"},
+        "inverted": {"objective.gate"},
+        "student_entropy": {"objective.entropy"},
+        "no_reference": {"prompts.teacher"},
+    }.items():
+        from pipeline.config import differences
+
+        assert {setting for setting, _, _ in differences(base, compare.variant(base, name, base.seed))} == changed, name
+    with pytest.raises(SettingError, match="'grpo' has no gate"):
+        compare.variant(resolve(base, ["objective.name=grpo"]), "shuffled", 0)
+
+
+def series(shift, noise, seeds=5, size=200):
+    """Runs whose accuracy by problem is that of the baseline plus a shift."""
+    rng = np.random.default_rng(1)
+    common, found = rng.random((seeds, size)), compare.Series()
+    for seed in range(seeds):
+        found.points[seed] = {}
+        found.accuracy[seed] = common[seed] + shift + np.random.default_rng((2, seed)).normal(0, noise, size)
+        found.length[seed] = common[seed]
+    return found
+
+
+def test_verdicts_tell_a_shift_from_noise():
+    found = {"grpo": series(0, 0), "better": series(0.1, 0.05), "same": series(0, 0.05)}
+    told = {(p["objective"], p["measure"]): p for p in compare.pairs(found, "grpo")}
+    assert told["better", "accuracy"]["beyond_noise"] is True
+    assert told["same", "accuracy"]["beyond_noise"] is False
+    assert told["better", "length"]["beyond_noise"] is False
+    assert told["better", "accuracy"]["p_holm"] >= told["better", "accuracy"]["p"]
+    assert compare.verdict(told["same", "accuracy"]).startswith("not beyond noise")

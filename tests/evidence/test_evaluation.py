@@ -1,0 +1,185 @@
+"""Figures of evaluations: known values, what pairs, what leaves, and the tests over seeds against tables and simulation."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.evidence import evaluation
+
+
+def shards(verdicts, lengths, answers, rejected=()):
+    """A (rollout, grade) pair."""
+    reasons = ["verifier_timeout" if i in rejected else None for i in range(len(verdicts))]
+    rollout = pa.table({"response_tokens": pa.array([[1] * n for n in lengths], pa.list_(pa.int32()))})
+    columns = {"reject_reason": reasons, "verdict": verdicts, "extracted_answer": answers}
+    return rollout, pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def answered(correct, length=None):
+    """Samples [N, K] with the verdicts that `correct` says."""
+    correct = np.asarray(correct, float)
+    length = np.ones_like(correct) if length is None else np.asarray(length, float)
+    texts = [[None if c != 0 else "x" for c in row] for row in correct]
+    votes = np.array([evaluation.majority(c, np.array(t, object)) for c, t in zip(correct, texts, strict=True)])
+    return evaluation.Samples(correct, np.zeros_like(correct), length, votes, {}, {})
+
+
+def test_samples_are_problems_by_samples_and_a_rejected_row_is_nan():
+    first = shards(["correct", "wrong", "truncated", "unparsable"], [2, 4, 6, 8], ["7", "8", None, None])
+    second = shards(["timeout", "correct"], [3, 5], ["9", "1"], rejected={0})
+    found = evaluation.samples([first, second], 2)
+    np.testing.assert_array_equal(found.correct, [[1, 0], [0, 0], [np.nan, 1]])
+    np.testing.assert_array_equal(found.truncated, [[0, 0], [1, 0], [np.nan, 0]])
+    np.testing.assert_array_equal(found.length, [[2, 4], [6, 8], [np.nan, 5]])
+    assert found.majority.tolist() == [0.5, 0.0, 1.0]
+    assert found.verdicts == {"correct": 2, "wrong": 1, "truncated": 1, "unparsable": 1, "timeout": 1}
+    assert found.rejected == {"verifier_timeout": 1}
+
+
+@pytest.mark.parametrize(
+    ("correct", "answers", "expected"),
+    [
+        ([1, 1, 0], ["7", "7.0", "8"], 1.0),
+        ([1, 0, 0], ["7", "8", "8.0"], 0.0),  # wrong answers meet in their normal form
+        ([1, 0, 0], ["7", "8", "9"], 1 / 3),  # a tie of three
+        ([1, 1, 0, 0], ["1/2", "0.5", "3", "3"], 0.5),  # right answers are one, however they are written
+        ([1, 0, 0, 0], ["7", None, None, None], 1.0),  # no answer, no vote
+        ([0, 0], [None, None], 0.0),
+        ([math.nan, 1], ["8", "7"], 1.0),
+        ([math.nan, math.nan], [None, None], math.nan),
+    ],
+)
+def test_the_majority_counts_a_tie_as_its_chance(correct, answers, expected):
+    assert evaluation.majority(np.array(correct, float), np.array(answers, object)) == pytest.approx(expected, nan_ok=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=7), st.integers(1, 7))
+def test_pass_at_k_is_the_mean_over_all_subsets(right, k):
+    [found] = evaluation.pass_at(np.array([right], float), k)
+    if k > len(right):
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(np.mean([any(chosen) for chosen in combinations(right, k)]))
+
+
+def test_pass_at_k_counts_a_rejected_row_as_no_sample():
+    found = evaluation.pass_at(np.array([[1, 0, np.nan], [np.nan, np.nan, 0]]), 2)
+    assert found[0] == 1.0
+    assert math.isnan(found[1])
+
+
+def test_figures_are_the_known_ones():
+    found = evaluation.figures(answered([[1, 0], [1, 1], [0, 0], [1, 0]], [[2, 4], [6, 8], [10, 12], [2, 4]]), 2)
+    assert found["avg"].value == 0.5
+    assert found["pass"].value == 0.75
+    assert found["maj"].value == 0.5
+    assert found["length"].value == 6.0
+    assert found["median_length"].value == 5.0
+    assert found["tokens_per_correct"].value == 12.0
+    assert all(value.low <= value.value <= value.high for value in found.values())
+
+
+def test_no_correct_answer_has_no_price():
+    found = evaluation.figures(answered([[0], [0]]), 1)
+    assert found["tokens_per_correct"].value == math.inf
+    assert found["avg"].value == 0.0
+    changed = evaluation.differences(answered([[0], [1], [0]]), answered([[1], [0], [0]]), 1)
+    assert "tokens_per_correct" not in changed  # some resamples have no correct answer on one side: no bound
+    assert "avg" in changed
+
+
+def test_differences_pair_by_problem_and_leave_what_one_side_lacks():
+    hard_and_easy = [[0], [0], [1], [1]]
+    before, after = answered([*hard_and_easy, [1]]), answered([*hard_and_easy, [math.nan]])
+    found = evaluation.differences(after, before, 1)["avg"]
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+    with pytest.raises(ValueError, match="5 and 4 problems do not pair"):
+        evaluation.differences(after, answered(hard_and_easy), 1)
+
+
+def test_one_problem_has_no_interval():
+    with pytest.raises(ValueError, match="1 problems are too few"):
+        evaluation.figures(answered([[1]]), 1)
+
+
+def test_problems_without_an_answer_leave_and_the_rest_keep_every_figure():
+    lost = [[math.nan, math.nan]]
+    whole, holey = answered([[1, 0], [1, 1]] * 5), answered([[1, 0], [1, 1]] * 5 + lost * 10)
+    assert evaluation.figures(holey, 2) == evaluation.figures(whole, 2)
+    assert evaluation.macro([(holey, None)], 2) == evaluation.macro([(whole, None)], 2)
+    with pytest.raises(ValueError, match="1 problems are too few"):
+        evaluation.figures(answered([[1, 0], *lost, *lost]), 1)
+
+
+def test_pass_at_k_is_that_of_the_problems_with_k_samples_if_there_are_two():
+    found = evaluation.figures(answered([[1, math.nan]] * 6 + [[1, 0], [0, 0], [1, 1], [0, 0]]), 2)
+    assert found["pass"].value == 0.5
+    assert found.keys() == set(evaluation.FIGURES)
+    assert "pass" not in evaluation.figures(answered([[1, math.nan]] * 9 + [[1, 0]]), 2)
+
+
+def test_intervals_over_problems_cover_as_often_as_they_say():
+    """Of 100 evaluations of 60 problems x 2 samples about 95 % hold the truth; so do differences of two policies."""
+    rng, held = np.random.default_rng(5), {"figures": 0, "differences": 0}
+    for seed in range(100):
+        chance = rng.beta(2, 2, 60)
+        draw = lambda chance=chance: answered((rng.random((60, 2)) < chance[:, None]).astype(float))  # noqa: E731
+        found = evaluation.figures(draw(), 1, seed)["avg"]
+        held["figures"] += found.low <= 0.5 <= found.high
+        found = evaluation.differences(draw(), draw(), 1, seed)["avg"]
+        held["differences"] += found.low <= 0 <= found.high
+    assert all(0.90 <= count / 100 <= 0.99 for count in held.values()), held
+
+
+def test_the_macro_mean_counts_sources_not_problems():
+    small, large = answered([[1], [1]]), answered([[0]] * 50)
+    assert evaluation.macro([(small, None), (large, None)], 1)["avg"].value == 0.5
+    assert evaluation.macro([(small, small), (large, answered([[1]] * 50))], 1)["avg"].value == -0.5
+
+
+# ---- over seeds
+
+
+@pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042)])
+def test_students_t_is_that_of_the_tables(freedom, t):
+    assert evaluation.student_t(0.05, freedom) == pytest.approx(t, abs=6e-4)
+    assert evaluation.tail(t, freedom) == pytest.approx(0.05, abs=5e-5)
+    assert evaluation.tail(0.0, freedom) == 1.0
+
+
+def test_holm_raises_the_least_most():
+    assert evaluation.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert evaluation.holm([]) == []
+
+
+def test_a_mean_over_seeds_covers_the_truth_as_often_as_it_says():
+    """Seeds and problems both random: of 400 intervals 95 % at least hold 0; those over problems alone hold it far less often."""
+    rng, held, naive = np.random.default_rng(3), 0, 0
+    for _ in range(400):
+        values = rng.normal(0, 1, (5, 1)) + rng.normal(0, 2, (1, 40)) + rng.normal(0, 1, (5, 40))
+        found = evaluation.over_seeds(values)
+        held += found.low <= 0 <= found.high
+        by_problem = values.mean(0)
+        naive += abs(by_problem.mean()) < 2 * by_problem.std(ddof=1) / math.sqrt(40)
+    assert 0.94 <= held / 400 <= 0.995, held  # 395: S - 1 degrees for the problems' share too err on the careful side
+    assert naive < held
+
+
+def test_p_and_interval_agree():
+    rng = np.random.default_rng(0)
+    for shift in (0.0, 0.5, 2.0):
+        found = evaluation.over_seeds(rng.normal(shift, 1, (4, 30)))
+        assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+
+
+def test_one_seed_says_nothing_of_training():
+    found = evaluation.over_seeds(np.array([[0.0, 1.0, 1.0, np.nan]]))
+    assert (found.value, found.p) == (pytest.approx(2 / 3), None)
+    same = evaluation.over_seeds(np.zeros((3, 4)))
+    assert (same.value, same.p) == (0.0, 1.0)

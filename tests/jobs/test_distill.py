@@ -1,0 +1,96 @@
+"""Rounds that overlap: `distill` with the fake engine, real Ray Data, real trainer."""
+
+import pathlib
+from functools import partial
+
+import pytest
+
+from actors.fakes import Behaviour, FakeEngine
+from jobs import distill, status, train
+from pipeline.rounds.round import open_rounds
+from pipeline.store.directory import Store
+
+ROUNDS = 4
+SETS = [
+    f"rounds={ROUNDS}",
+    "rollout.prompts_per_round=4",
+    "rollout.prompts_per_shard=2",
+    "rollout.group_size=4",
+    "grade.advantage=running",  # fake traces are never right: a group of zeros would teach nothing
+    "train.batch_traces=8",
+    "train.warmup_steps=0",
+    "evaluation.problems=0",
+]
+pytestmark = pytest.mark.timeout(900)
+
+
+def finished(folder: pathlib.Path, *sets: str) -> Store:
+    """A finished run with the fake engine."""
+    engine = partial(FakeEngine, behaviour=Behaviour(batch_s=0.2))
+    distill.distill(str(folder), "demo", [*SETS, *sets], None, False, None, False, engine)
+    return Store(str(folder))
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def overlapped(request, ray_local, tmp_path_factory):
+    """(max_staleness, a finished run)."""
+    return request.param, finished(tmp_path_factory.mktemp("runs") / "run", f"max_staleness={request.param}")
+
+
+def rollouts(store):
+    run = store.load_run()
+    for work in open_rounds(store, run):
+        for entry in store.entries(work.area, "rollout").values():
+            yield work, store.read(entry).to_pylist()
+
+
+def test_every_row_tells_the_policy_that_wrote_it_and_how_far_it_is_behind(overlapped):
+    staleness, store = overlapped
+    for work, rows in rollouts(store):
+        asked = max(0, work.number - staleness)
+        assert {(row["policy_version"], row["policy_lag"]) for row in rows} == {(asked, work.number - asked)}
+
+
+def test_every_round_is_trained_and_its_lag_is_in_the_metrics(overlapped, capfd):
+    staleness, store = overlapped
+    assert store.latest_policy() == ROUNDS
+    rounds = {row["round"]: row for row in store.metrics() if row["writer"] == "round"}
+    assert [rounds[n]["policy_lag"] for n in range(ROUNDS)] == [min(n, staleness) for n in range(ROUNDS)]
+    hashes = {store.read_bytes(f"policy/{n:04d}/manifest.json") for n in range(1, ROUNDS + 1)}
+    assert len(hashes) == ROUNDS  # the adapter moved every time
+    capfd.readouterr()
+    status.show(store.uri, False)
+    said = capfd.readouterr().out
+    assert ("behind" in said) == (staleness > 0)
+
+
+def test_only_a_lagging_round_is_begun_before_its_forerunner_is_trained(overlapped):
+    """By the order in which files came to be: the first rollout of round n against policy n."""
+    staleness, store = overlapped
+    begun = [min(p.stat().st_mtime_ns for p in (store.local_root / f"rounds/{n:04d}/rollout").iterdir()) for n in range(ROUNDS)]
+    trained = [(store.local_root / f"policy/{n:04d}/manifest.json").stat().st_mtime_ns for n in range(1, ROUNDS + 1)]
+    for number in range(1, ROUNDS):
+        if staleness == 0:
+            assert begun[number] > trained[number - 1]
+        elif number > 1:
+            assert begun[number] > trained[number - 2]
+
+
+def test_training_again_on_the_stored_traces_gives_the_same_policy(overlapped, capfd):
+    _, store = overlapped
+    before = store.read_json("policy/0004/manifest.json")
+    train.train_committed(store.uri, 3, [], None, False)
+    assert store.read_json("policy/0004/manifest.json") == before
+
+
+def test_rounds_that_lag_more_than_the_run_allows_are_not_trained_on(overlapped, capfd):
+    staleness, store = overlapped
+    if staleness == 0:
+        pytest.skip("nothing lags")
+    document = store.read_json("run.json")
+    document["config"]["max_staleness"] = 0
+    store.write_json("run.json", document)
+    with pytest.raises(SystemExit):
+        train.train_committed(store.uri, 3, [], None, False)
+    assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in capfd.readouterr().out
+    assert store.latest_policy() == ROUNDS

@@ -1,0 +1,125 @@
+"""`egrsd evaluate` with the fake engine: only what is missing is asked, every figure has its interval and what decided it."""
+
+import json
+import re
+
+import pytest
+
+from actors.fakes import FakeEngine
+from jobs import evaluate, status
+from pipeline import recipes
+from pipeline.errors import UserError
+from pipeline.store.directory import Store
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run that has published a policy beside the base; the fake engine looks at its version alone."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    store = Store(str(folder / "run"))
+    store.save_run(recipes.demo(), {})
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    store.publish_policy(3, folder / "adapter")
+    return store
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory):
+    """Forty rows without a solution, of which one has no answer."""
+    rows = [{"problem": f"{i}+1+1+1", "answer": str(i + 3)} for i in range(10, 49)]
+    return write(tmp_path_factory.mktemp("problems") / "sums.jsonl", [*rows, {"problem": "1", "answer": None}])
+
+
+def run_it(store, *sources, policies="0,last", k=2, sets=()):
+    evaluate.evaluate(store.uri, policies, list(sources), k, list(sets), None, False, FakeEngine)
+
+
+def shards(store, kind):
+    return {path: path.stat().st_mtime_ns for path in (store.local_root / kind).rglob("*.parquet")}
+
+
+def test_figures_settings_and_every_row_are_there(run_dir, ray_local, problems, capfd):
+    run_it(run_dir, problems)
+    said = " ".join(capfd.readouterr().out.split())
+    assert "avg@2, %" in said
+    assert "missing_answer" in said
+    [kind] = [name for name in run_dir.names("evals") if name.startswith("sums-")]
+    summary = run_dir.read_json(f"evals/{kind}/summary.json")
+    assert (summary["problems"], summary["samples"], summary["k"]) == (40, 2, 2)
+    assert summary["policies"].keys() == {"0", "3"}
+    assert [(d["policy"], d["against"]) for d in summary["differences"]] == [(3, 0)]
+    for policy in summary["policies"].values():
+        assert sum(policy["verdicts"].values()) + sum(policy["rejected"].values()) == 80
+        assert policy["rejected"] == {"missing_answer": 2}
+        assert policy["figures"]["length"]["low"] <= policy["figures"]["length"]["high"]
+    wanted = {"temperature", "top_p", "top_k", "max_new_tokens", "seed", "engine", "dtype", "template_hash", "verifier"}
+    assert wanted <= summary["settings"].keys()
+    assert summary["settings"]["engine"] == "fake"
+    json.loads(json.dumps(summary, allow_nan=False))
+
+
+def test_again_nothing_is_asked_and_after_a_kill_only_what_is_missing(run_dir, ray_local, problems, monkeypatch, capfd):
+    run_it(run_dir, problems)
+    [kind] = {path.parts[-4] for path in shards(run_dir, "evals") if path.parts[-4].startswith("sums-")}
+    before = shards(run_dir, f"evals/{kind}")
+    run_dir.delete(f"evals/{kind}/0003/rollout/0001.json")
+    run_dir.delete(f"evals/{kind}/0003/grade/0001.json")
+    run_it(run_dir, problems)
+    after = shards(run_dir, f"evals/{kind}")
+    changed = {(path.parts[-3], path.parts[-2], path.name[:4]) for path in after if before.get(path) != after[path]}
+    assert changed == {("0003", "rollout", "0001"), ("0003", "grade", "0001")}
+    monkeypatch.setattr(evaluate, "answer", lambda *_: pytest.fail("asked again"))
+    capfd.readouterr()
+    run_it(run_dir, problems)
+    assert "avg@2" in capfd.readouterr().out
+
+
+def test_sources_have_rows_of_their_own_and_a_macro_mean(run_dir, ray_local, problems, tmp_path, capfd):
+    rows = [{"question": f"{i}+1", "answer": f"so it is\n#### {i + 1}"} for i in range(4)]
+    run_it(run_dir, problems, f"gsm8k={write(tmp_path / 'copy.jsonl', rows)}", "tiny-arithmetic", sets=["evaluation.problems=6"])
+    said = capfd.readouterr().out
+    for title in ("sums: 6 problems", "gsm8k: 4 problems", "tiny-arithmetic: 6 problems", "macro mean over 3 sources"):
+        assert title in said
+    status.show(run_dir.uri, False)
+    assert re.search(r"evals/gsm8k-\w+: policies 0", capfd.readouterr().out)
+
+
+def test_status_still_reads_the_run_also_while_another_evaluation_works_or_was_killed(run_dir, capfd):
+    run_dir.write_json("evals/lease.json", {"token": "x", "holder": "process 1", "host": "elsewhere", "pid": 1, "beats": 0})
+    (run_dir.local_root / "evals" / ".tmp").mkdir(exist_ok=True)
+    status.show(run_dir.uri, True)
+    run_dir.delete("evals/lease.json")
+    assert "evals/sums-" in capfd.readouterr().out
+
+
+def test_status_of_a_finished_evaluation(run_dir, capfd):
+    status.show(run_dir.uri, False)
+    assert "policies: 0 to 3" in capfd.readouterr().out
+
+
+def test_more_samples_than_k_make_pass_at_k_an_estimate(run_dir, problems):
+    one = evaluate.ask(run_dir.load_run(), problems, 2, ["evaluation.samples=6"])
+    assert (one.k, one.run.rollout.group_size, one.problems) == (2, 6, 40)
+    assert one.run.rollout.prompts_per_shard == 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"problem": "1+1", "answer": ""}] * 5, "none of its 5 problems can be asked and graded: column 'answer' is empty"),
+        ([{"problem": "1+1", "result": "2"}] * 5, "has no column 'answer'"),
+        ([{"problem": "1+1", "answer": "2"}], "1 problem is too few for an interval"),
+        ([{"problem": "1+1", "answer": "2"}, {"problem": "", "answer": "2"}], "only 1 of 2 problems can be asked"),
+    ],
+)
+def test_a_source_that_cannot_be_evaluated_is_refused_before_anything_starts(run_dir, tmp_path, rows, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.ask(run_dir.load_run(), write(tmp_path / "a.jsonl", rows), 1, [])

@@ -1,0 +1,147 @@
+"""`egrsd scale` on a live run, from another process; its mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import scale
+from pipeline.config import EnginePools, Pool, Run
+from pipeline.errors import EgrsdError, ResourceError, SettingError, UserError
+from pipeline.rounds.round import open_rounds
+from pipeline.store import control, lease
+from pipeline.store.directory import Store
+from pipeline.store.lease import LEASE
+
+ROOT = Path(__file__).parents[2]
+DRIVER = """
+import sys
+from functools import partial
+from actors.fakes import Behaviour, FakeEngine
+from jobs import distill
+sets = ["rounds=2", "rollout.prompts_per_round=16", "rollout.prompts_per_shard=1", "rollout.group_size=2"]
+sets += ["train.batch_traces=16", "grade.advantage=running", "evaluation.problems=0"]
+sets += ["engines.inflight_shards=1", "engines.rollout.max=2"]
+distill.distill(sys.argv[1], "demo", sets, None, False, None, False, partial(FakeEngine, behaviour=Behaviour(batch_s=1.0)))
+"""
+
+
+def egrsd(*arguments):
+    """The command as its user runs it, from another terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+def until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, store.uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        until(lambda: store.entries("rounds/0000", "rollout"))
+        more = egrsd("scale", "--run", store.uri, "rollout=4")
+        assert "rollout: 4 engines, 4 wanted" in more.stdout, more.stdout + more.stderr
+        shown = until(lambda: text if (text := egrsd("scale", "--run", store.uri).stdout).count("serving") == 4 else None)
+        assert "batches wait" in shown
+        for column in ("engine", "state", "batches", "policy", "tokens/s"):
+            assert column in shown
+        fewer = egrsd("scale", "--run", store.uri, "rollout=1..2")
+        assert "1 to 2 wanted" in fewer.stdout
+        never = egrsd("scale", "--run", store.uri, "rollout=5000")
+        assert never.returncode == 2
+        assert "5000 x 1 (engines.rollout) + 1 x 1 (train)" in never.stdout
+        assert len(never.stdout.splitlines()) == 1
+        assert driver.wait(timeout=200) == 0, driver.stdout.read()
+    finally:
+        driver.kill()
+        driver.stdout.close()
+    run, ids = store.load_run(), []
+    for work in open_rounds(store, run):
+        rows = [row for entry in store.entries(work.area, "rollout").values() for row in store.read(entry).to_pylist()]
+        assert len(rows) == 32
+        assert {row["policy_version"] for row in rows} == {work.number}
+        assert {row["reject_reason"] for row in rows} == {None}
+        ids += [row["trace_id"] for row in rows]
+    assert len(set(ids)) == len(ids) == 64
+    assert store.names("control") == []
+
+
+def test_a_run_that_is_not_alive_says_so(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save_run(Run(name="x"), {})
+    done = egrsd("scale", "--run", store.uri, "rollout=4")
+    assert done.returncode == 2
+    assert "no command works on this run" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7})
+    with pytest.raises(UserError, match="process 7 on far does not answer"):
+        control.ask(store, {"sizes": {}}, patience_s=0.5)
+    assert store.names("control") == []
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ("rolout=4", "unknown pool 'rolout'. Did you mean 'rollout'"),
+        ("score=4", "unknown pool 'score'. This run's pools: rollout"),
+        ("rollout", "'rollout' is no size"),
+        ("rollout=-1", "'rollout=-1' is no size"),
+        ("rollout=8..2", "rollout=8..2: least 8 is above most 2"),
+        ("rollout=0..0", "most 0 is not within 1"),
+        ("rollout=9999999", "is not within 1 to"),
+    ],
+)
+def test_a_mistaken_size_is_one_line(size, message):
+    with pytest.raises(SettingError) as caught:
+        scale.parse([size], Run(name="x"))
+    assert message in str(caught.value)
+
+
+def test_sizes_are_bounds():
+    run = Run(name="x", engines=EnginePools(score=Pool()))
+    assert scale.parse(["rollout=4", "score=0..3"], run) == {"rollout": (4, 4), "score": (0, 3)}
+    assert scale.parse(["rollout=0"], run) == {"rollout": (0, 1)}
+
+
+def test_a_question_gets_its_answer_or_its_error(tmp_path):
+    store = Store(str(tmp_path))
+    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7})
+    store.write("control/old.ask.json", b"{}")  # of a driver that died
+
+    def answer(question):
+        if question["add"] < 0:
+            raise ResourceError("too few", "engines.rollout", "Add")
+        if question["add"] > 99:
+            raise KeyError("sizes")
+        return {"sum": question["add"] + 1}
+
+    with control.answering(store, answer):
+        assert control.ask(store, {"add": 1}) == {"sum": 2}
+        with pytest.raises(ResourceError, match=r"engines\.rollout: too few\. Add"):
+            control.ask(store, {"add": -1})
+        with pytest.raises(EgrsdError, match=r"the run's driver failed \(KeyError: 'sizes'\)"):
+            control.ask(store, {"add": 100})
+        assert json.loads(json.dumps(control.ask(store, {"add": 2}))) == {"sum": 3}
+    assert store.names("control") == []
+
+
+def test_a_driver_that_died_here_or_has_no_engines_is_told_apart(tmp_path):
+    store = Store(str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid, message in ((ended.pid, "is dead. Run its command again"), (os.getpid(), "does not answer. Engines are up while")):
+        store.write_json(LEASE, {"holder": f"process {pid}", "token": "x", "host": lease._host(), "pid": pid})
+        with pytest.raises(UserError, match=message):
+            control.ask(store, {}, patience_s=0.3)

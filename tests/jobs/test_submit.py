@@ -1,0 +1,263 @@
+"""`egrsd submit` against a real head on loopback: what travels, once only, to the end, with the token and without."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import submit
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "b5d1c0ffee" * 4
+SHIPPED = ("problems.jsonl", "tokenizer.json", "pipeline/token_weights.py", "data/monkey.txt")
+KEPT_HOME = (
+    *("runs/demo/run.json", "sub/runs/x.parquet", "assets-cache/model.bin", ".venv/bin/python", ".git/config", ".mypy_cache/x"),
+    *(".env", ".env.local", "prod.ENV", "tls.pem", "tls.key", "HF_TOKEN", "auth_token", "my-tokens.txt", "client_secret.json"),
+    *("secrets.py", "conf/db_passwords.py", "aws_credentials.py", "client_secret_tokenizer.json", ".pgpass"),
+    *(".aws/credentials", ".ssh/id_ed25519", "id_rsa", ".netrc", "gcp-Credentials.json", ".ray/auth_token", "ignored.bin"),
+)
+# a project of its own: `python -m jobs` there lists its files, and `train` then runs until it is interrupted
+PROBE = """
+import pathlib, sys, time
+print("FILES", sorted(p.as_posix() for p in pathlib.Path(".").rglob("*") if p.is_file()))
+try:
+    while sys.argv[1] == "train":
+        time.sleep(0.2)
+except KeyboardInterrupt:
+    print("ended well")
+    sys.exit(130)
+"""
+
+
+@dataclass
+class Head:
+    """A cluster of one machine, and the shell of somebody who may use it."""
+
+    address: str
+    folder: Path
+    environment: dict[str, str] = field(repr=False)
+
+    def command(self, *arguments, address=None):
+        return [sys.executable, "-m", "jobs", "submit", "--address", address or self.address, *arguments]
+
+    def submit(self, *arguments, address=None, **environment):
+        """The command as its user runs it."""
+        shell = {name: value for name, value in {**self.environment, **environment}.items() if value is not None}
+        done = subprocess.run(
+            self.command(*arguments, address=address),
+            env=shell,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert TOKEN not in done.stdout + done.stderr
+        return done
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [str(each.getsockname()[1]) for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head with a job server and token authentication, in folders of its own (short: Ray's sockets lie there)."""
+    folder = Path(tempfile.mkdtemp(prefix="egrsd"))
+    (folder / "token").write_text(TOKEN)
+    gcs, dashboard, client, agent = free_ports(4)
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    mine |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
+    mine |= {"HOME": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    options = ["--port", gcs, "--dashboard-port", dashboard, "--ray-client-server-port", client]
+    options += ["--dashboard-agent-listen-port", agent, "--metrics-export-port", "0", "--dashboard-host", "127.0.0.1"]
+    options += ["--include-dashboard=true", "--num-cpus", "4", "--object-store-memory", "100000000"]
+    options += ["--temp-dir", str(folder / "ray"), "--labels", "egrsd-role=head", "--resources", '{"desk": 1}']
+    with open(folder / "head.log", "w") as log:
+        command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *options]
+        process = subprocess.Popen(command, env=mine, stdout=log, stderr=log, cwd=folder)
+    started = Head(f"http://127.0.0.1:{dashboard}", folder, mine)
+    try:
+        yield started
+    finally:
+        family = [process, *psutil.Process(process.pid).children(recursive=True)]
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        for left in family[1:]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(head):
+    """The head once it takes jobs."""
+    deadline = time.monotonic() + 120
+    while "no such job" not in head.submit("--stop", "nobody").stdout:
+        assert time.monotonic() < deadline, (head.folder / "head.log").read_text()
+        time.sleep(1)
+    return head
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    """A folder to submit, full of what must stay at home."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in (*SHIPPED, *KEPT_HOME):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("text")
+    (folder / ".gitignore").write_text("ignored.bin\n")
+    (folder / "jobs").mkdir()
+    (folder / "jobs" / "__main__.py").write_text(PROBE)
+    return folder
+
+
+def test_a_verb_runs_there_and_again_under_a_new_id(cluster):
+    first, second = cluster.submit("recipes"), cluster.submit("recipes")
+    for done, ending in ((first, ""), (second, "-2")):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "qwen3_4b" in done.stdout
+        assert f"job {submit.default_id(['recipes'])}{ending}: SUCCEEDED." in done.stdout
+
+
+def test_a_verb_that_fails_gives_back_its_exit_code(cluster):
+    done = cluster.submit("--entrypoint-cpus", "1", "--entrypoint-resources", "desk=1", "status", "--run", "/no/such/run")
+    assert "no run here" in done.stdout
+    assert done.returncode == 2
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, probe):
+    verb = ("--working-dir", str(probe), "--entrypoint-label", "egrsd-role=head", "train", "--run", "/shared/run")
+    name = submit.default_id(["train", "--run", "/shared/run"])
+    pair = [
+        subprocess.Popen(cluster.command(*verb), env=cluster.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    running = cluster.submit("--no-wait", *verb)
+    log = cluster.folder / "ray" / "session_latest" / "logs" / f"job-driver-{name}.log"
+    deadline = time.monotonic() + 180
+    while not log.exists() or "FILES" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    other = cluster.submit("--working-dir", str(probe), "--submission-id", name, "train", "--run", "/shared/other")
+    stopped = cluster.submit("--stop", name)
+    outputs = [process.communicate(timeout=60)[0] for process in pair]
+    assert f"job {name} " in running.stdout or f"job {name}:" in running.stdout
+    assert f"job {name}: STOPPED." in stopped.stdout
+    assert "had ended already: STOPPED" in cluster.submit("--stop", name).stdout
+    assert sum(f"job {name}: submitted." in text for text in (*outputs, running.stdout)) == 1
+    for process, text in zip(pair, outputs, strict=True):
+        assert process.returncode == 130
+        assert text.count("FILES") == text.count("ended well") == 1
+    assert other.returncode == 2
+    assert f"{name} is the id of another command" in other.stdout
+    travelled = set(re.findall(r"'([^']+)'", log.read_text().partition("FILES")[2]))
+    assert {*SHIPPED, "jobs/__main__.py"} <= travelled
+    assert not travelled & set(KEPT_HOME)
+
+
+@pytest.mark.parametrize(
+    ("shell", "message"),
+    [
+        ({"RAY_AUTH_TOKEN": "wrong-token"}, "Invalid authentication token"),
+        ({"RAY_AUTH_TOKEN_PATH": None}, "Missing authentication token"),
+        ({"RAY_AUTH_TOKEN_PATH": "/no/such/file"}, "RAY_AUTH_TOKEN_PATH"),
+    ],
+)
+def test_a_token_that_does_not_fit_is_one_line(cluster, shell, message):
+    done = cluster.submit("recipes", RAY_AUTH_MODE=None, **shell)
+    assert done.returncode == 2
+    assert message in done.stdout
+    assert "Put the cluster's token into RAY_AUTH_TOKEN" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert "wrong-token" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("way", ["RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "home"])
+def test_the_token_travels_from_wherever_ray_looks(cluster, tmp_path, way):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(TOKEN if way == "home" else "another")
+    shell = {"RAY_AUTH_TOKEN": {"RAY_AUTH_TOKEN": TOKEN}, "RAY_AUTH_TOKEN_PATH": {}, "home": {"RAY_AUTH_TOKEN_PATH": None}}[way]
+    done = cluster.submit("--stop", "nobody", RAY_AUTH_MODE=None, HOME=str(tmp_path), **shell)
+    assert "no such job" in done.stdout
+
+
+def test_an_address_that_does_not_answer_is_one_line():
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # bound, not listening: refused at once
+        address = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        done = Head(address, ROOT, dict(os.environ)).submit("recipes", RAY_ADDRESS="http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"error: {address}: no Ray job server answers")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("status", "--rn", "/x"), "No such option: --rn"),
+        (("statu", "--run", "/x"), "Did you mean 'status'"),
+        (("submit", "recipes"), "cannot submit itself"),
+        ((), "give a verb to run"),
+        (("--stop", "x", "recipes"), "give a verb to run, or --stop ID"),
+        (("status", "--run", "runs/demo"), "absolute path that every node reaches"),
+        (("--working-dir", "/no/such", "recipes"), "no such folder"),
+        (("--working-dir", "/", "recipes"), "holds your home directory"),
+        (("--entrypoint-resources", "desk", "recipes"), "'desk' is not NAME=VALUE"),
+        (("--entrypoint-resources", "desk=many", "recipes"), "Write NAME=AMOUNT"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_sent(arguments, message):
+    done = Head("http://127.0.0.1:9", ROOT, dict(os.environ)).submit(*arguments)
+    assert done.returncode == 2
+    assert message in " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://head:10001", "http://user:pass@head:8265"])
+def test_only_a_plain_http_address_is_taken(address):
+    done = Head(address, ROOT, dict(os.environ)).submit("recipes")
+    assert done.returncode == 2
+    assert "Give the head's dashboard" in done.stdout
+    assert "pass@" not in done.stdout
+
+
+def test_the_excludes_leave_the_project_itself_whole(tmp_path):
+    from ray._private.runtime_env.packaging import create_package
+
+    create_package(str(ROOT), tmp_path / "project.zip", include_gitignore=True, excludes=submit.excludes())
+    sent = set(zipfile.ZipFile(tmp_path / "project.zip").namelist())
+    own = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("pipeline", "actors", "jobs")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert own <= sent
+    assert not any(name.startswith(("runs/", ".git/", ".venv/", "assets-cache/")) for name in sent)
+
+
+def test_the_id_depends_on_verb_and_arguments_only():
+    assert submit.default_id(["train", "--run", "/a"]) == submit.default_id(["train", "--run", "/a"])
+    assert submit.default_id(["train", "--run", "/a"]) != submit.default_id(["train", "--run", "/a b"])
+    assert submit.default_id(["train", "--run /a"]) != submit.default_id(["train", "--run", "/a"])

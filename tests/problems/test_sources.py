@@ -1,0 +1,274 @@
+"""Sources: every row comes, in order, once per epoch; whatever is wrong with a file is named before it costs anything."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import Source
+from pipeline.contract import Reject
+from pipeline.errors import SettingError, SourceError
+from pipeline.problems import tiny
+from pipeline.problems.sources import epoch_indices, open_source
+
+ROWS = [{"problem": f"{i}+{i}", "solution": f"It is \\boxed{{{2 * i}}}.", "answer": str(2 * i)} for i in range(25)]
+
+
+def write_jsonl(path: Path, rows: list) -> str:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_parquet(path: Path, rows: list[dict], group: int = 4) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
+    return str(path)
+
+
+@pytest.fixture(params=["jsonl", "file uri", "fsspec", "parquet", "folder", "glob", "datasets file", "datasets saved"])
+def uri(request, tmp_path, monkeypatch) -> str:
+    """The same 25 rows through every kind of file source."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if request.param == "jsonl":
+        return write_jsonl(tmp_path / "a.jsonl", ROWS)
+    if request.param == "file uri":
+        return "file://" + write_jsonl(tmp_path / "a.jsonl", ROWS)
+    if request.param == "fsspec":
+        import fsspec
+
+        with fsspec.open("memory://sources/a.jsonl", "w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in ROWS)
+        return "memory://sources/a.jsonl"
+    if request.param == "parquet":
+        return write_parquet(tmp_path / "a.parquet", ROWS)
+    if request.param in {"folder", "glob"}:
+        for part, rows in enumerate((ROWS[:7], ROWS[7:8], ROWS[8:])):
+            write_parquet(tmp_path / "data" / f"part-{part}.parquet", rows)
+        write_parquet(tmp_path / "data" / "other.pq", ROWS[:3])
+        return str(tmp_path / "data" / ("" if request.param == "folder" else "part-?.parquet"))
+    import datasets
+
+    if request.param == "datasets saved":
+        datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(str(tmp_path / "saved"))
+        return f"datasets:{tmp_path / 'saved'}"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "folder").mkdir()
+    write_jsonl(tmp_path / "folder" / "train.jsonl", ROWS)
+    return f"datasets:{tmp_path / 'folder'}"
+
+
+def test_rows_come_as_asked_from_every_kind(uri):
+    problems = open_source(Source(uri=uri))
+    assert len(problems) == 25
+    asked = [24, 0, 7, 8, 7, 3]
+    for found in (problems, pickle.loads(pickle.dumps(problems))):
+        rows = found.rows(asked)
+        assert [row.index for row in rows] == asked
+        assert [(row.problem, row.solution, row.answer) for row in rows] == [tuple(ROWS[i].values()) for i in asked]
+        assert all(row.reject is None for row in rows)
+    assert problems.rows([]) == []
+    with pytest.raises(IndexError):
+        problems.rows([25])
+
+
+def test_size_caps_a_file_and_the_fingerprint_follows_content(uri):
+    source = Source(uri=uri)
+    assert open_source(source).fingerprint == open_source(source).fingerprint
+    capped = open_source(source.model_copy(update={"size": 10}))
+    assert len(capped) == 10
+    with pytest.raises(IndexError):
+        capped.rows([10])
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_one_changed_row_changes_the_fingerprint(tmp_path, write):
+    changed = [*ROWS[:-1], ROWS[-1] | {"solution": "another"}]
+    first, second = (
+        open_source(Source(uri=write(tmp_path / f"{name}.{write.__name__[6:]}", rows)))
+        for name, rows in (("a", ROWS), ("b", changed))
+    )
+    assert first.fingerprint != second.fingerprint
+
+
+@pytest.mark.parametrize("write", [write_jsonl, write_parquet])
+def test_rows_without_what_is_needed_stay_and_say_why(tmp_path, write):
+    rows = [
+        {"problem": "", "solution": "s", "answer": "1"},
+        {"problem": None, "solution": "s", "answer": "1"},
+        {"problem": "p", "solution": " \n", "answer": "1"},
+        {"problem": "p", "solution": "s", "answer": None},
+        {"problem": "p", "solution": "s", "answer": "1"},
+    ]
+    found = open_source(Source(uri=write(tmp_path / f"a.{write.__name__[6:]}", rows))).rows(range(5))
+    assert [row.reject for row in found] == [
+        Reject.MISSING_PROBLEM,
+        Reject.MISSING_PROBLEM,
+        Reject.MISSING_SOLUTION,
+        Reject.MISSING_ANSWER,
+        None,
+    ]
+    assert "'problem' is empty" in found[0].detail
+
+
+def test_an_answer_column_of_solution_reads_the_last_box(tmp_path):
+    rows = [
+        {"q": "p", "s": r"\boxed{0}, no: \boxed{\frac{1}{2}}"},
+        {"q": "p", "s": r"cut: \boxed{1"},
+        {"q": ["chat"], "s": r"\boxed{1}"},
+    ]
+    uri = write_jsonl(tmp_path / "a.jsonl", rows)
+    found = open_source(Source(uri=uri, problem="q", solution="s", answer="s")).rows(range(3))
+    assert found[0].answer == r"\frac{1}{2}"
+    assert (found[1].reject, found[1].detail) == (Reject.MISSING_ANSWER, "column 's' holds no complete \\boxed{...} and no ####")
+    assert (found[2].reject, found[2].detail) == (Reject.MISSING_PROBLEM, "column 'q' holds a list, not text")
+
+
+@pytest.mark.parametrize(
+    ("written", "text"),
+    [("3", "3"), ("3.0", "3"), ("-0.50", "-0.50"), ('"3.0"', "3.0"), ("9" * 5000,) * 2, ("true", "true")],
+)
+def test_numbers_in_json_become_the_text_they_were(tmp_path, written, text):
+    uri = write_jsonl(tmp_path / "a.jsonl", [f'{{"problem": "p", "solution": "s", "answer": {written}}}\n'])
+    assert open_source(Source(uri=uri)).rows([0])[0].answer == text
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [(pa.array([3]), "3"), (pa.array([3.0]), "3"), (pa.array([float("nan")]), None)],
+)
+def test_numbers_in_parquet_become_text(tmp_path, column, text):
+    pq.write_table(pa.table({"problem": ["p"], "solution": ["s"], "answer": column}), tmp_path / "a.parquet")
+    row = open_source(Source(uri=str(tmp_path / "a.parquet"))).rows([0])[0]
+    assert row.answer == text
+    assert (row.reject is None) == (text is not None)
+
+
+def test_a_byte_order_mark_blank_lines_and_half_surrogates_are_survived(tmp_path):
+    line = json.dumps(ROWS[0])
+    broken = json.dumps(ROWS[1] | {"problem": "a\ud800b"})
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n\n  \n{broken}\n{line}".encode())
+    rows = open_source(Source(uri=str(tmp_path / "a.jsonl"))).rows([2, 1, 0])
+    assert [row.problem for row in rows] == ["0+0", "a?b", "0+0"]
+    pa.array([row.problem for row in rows])
+
+
+GOOD = json.dumps(ROWS[0]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"a\.jsonl: is empty"),
+        (b"\n \n", r"a\.jsonl: is empty"),
+        (GOOD.encode() * 2 + b'{"problem": "x",\n', r"a\.jsonl:3: malformed JSON: .+ at column \d+"),
+        (GOOD.encode() + b"\n[1, 2]\n", r"a\.jsonl:3: holds a JSON list, not an object"),
+        (GOOD.encode() + b'"text"\n', r"a\.jsonl:2: holds a JSON str"),
+        (GOOD.encode() + '{"problem": "é"}'.encode("latin-1"), r"a\.jsonl:2: is not UTF-8 text"),
+        (GOOD.encode("utf-16"), r"a\.jsonl:1: is not UTF-8 text"),
+        (b"[" * 100_000, r"a\.jsonl:1: malformed JSON: nested too deeply"),
+        (b'{"question": "p", "solution": "s", "anwser": "1"}', r"has no column 'problem'; there are: anwser, question, solution"),
+        (b'{"problem": "p", "solution": "s", "anwser": "1"}', r"no column 'answer'.+Set source\.answer=anwser\?"),
+    ],
+)
+def test_a_bad_jsonl_file_is_named_with_its_line(tmp_path, content, message):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(SourceError, match=message) as caught:
+        open_source(Source(uri=str(tmp_path / "a.jsonl")))
+    assert caught.value.exit_code == 2
+
+
+def test_other_unreadable_sources_are_the_users_mistake(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 this is none")
+    whole = Path(write_parquet(tmp_path / "cut.parquet", ROWS)).read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    write_parquet(tmp_path / "columns.parquet", [{"problem": "p", "solutions": "s"}])
+    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in ROWS[0]}), tmp_path / "empty.parquet")
+    (tmp_path / "bare").mkdir()
+    for name, message in {
+        f"{tmp_path}/none.jsonl": "cannot be read",
+        f"{tmp_path}/none.parquet": "no file, folder or kind",
+        f"{tmp_path}/none-*.parquet": "no file, folder or kind",
+        f"{tmp_path}/bare": "no file, folder or kind",
+        f"{tmp_path}/bare.jsonl.gz": "no file, folder or kind",
+        f"{tmp_path}/no.parquet": "not a readable Parquet file",
+        f"{tmp_path}/cut.parquet": "not a readable Parquet file",
+        f"{tmp_path}/columns.parquet": r"no column 'solution'.+source\.solution=solutions\?",
+        f"{tmp_path}/empty.parquet": "is empty",
+        "ftps3://bucket/a.parquet": "cannot be opened",
+        "something else": "no file, folder or kind",
+        f"datasets:{tmp_path}/bare": "cannot be loaded",
+        "reasoning-gym:chain_sums": "no task 'chain_sums'.+chain_sum",
+    }.items():
+        with pytest.raises(SourceError, match=message) as caught:
+            open_source(Source(uri=name))
+        assert caught.value.exit_code == 2
+
+
+def test_a_damaged_row_group_is_found_when_the_file_is_opened(tmp_path):
+    path = Path(write_parquet(tmp_path / "a.parquet", ROWS))
+    content = bytearray(path.read_bytes())
+    content[60:80] = bytes(20)
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"row group|readable"):
+        open_source(Source(uri=str(path)))
+
+
+def test_a_split_that_a_dataset_lacks_is_named(tmp_path):
+    import datasets
+
+    datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(SourceError, match="split 'test'"):
+        open_source(Source(uri=f"datasets:{tmp_path / 'saved'}", split="test"))
+    with pytest.raises(SettingError, match=r"source\.options\.trust_remote_code"):
+        open_source(Source(uri=f"datasets:{tmp_path / 'saved'}", options={"trust_remote_code": True}))
+
+
+def test_the_tiny_task_comes_as_its_module_makes_it():
+    problems = open_source(Source(seed=3, size=50))
+    assert len(problems) == 50
+    row = problems.rows([7])[0]
+    assert {"problem": row.problem, "solution": row.solution, "answer": row.answer} == tiny.problem(7, 3, "train")
+    assert problems.fingerprint != open_source(Source(seed=4, size=50)).fingerprint
+    with pytest.raises(SettingError, match=r"source\.options\.terms: unknown option"):
+        open_source(Source(options={"terms": 3}))
+
+
+@pytest.mark.parametrize(("seed", "start", "count"), [(0, 0, 40), (1, 13, 1), (2, 9, 21)])
+def test_epochs_hold_every_row_once(seed, start, count):
+    whole = epoch_indices(10, seed, 0, 60)
+    for epoch in range(6):
+        assert sorted(whole[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert not np.array_equal(whole[:10], whole[10:20])
+    np.testing.assert_array_equal(epoch_indices(10, seed, start, count), whole[start : start + count])
+
+
+@given(
+    size=st.integers(1, 40),
+    seed=st.integers(0, 2**40),
+    start=st.integers(0, 500),
+    cuts=st.lists(st.integers(0, 60), min_size=1, max_size=5),
+)
+def test_an_order_read_in_pieces_is_the_order_read_at_once(size, seed, start, cuts):
+    places = start + np.concatenate([[0], np.cumsum(cuts)])
+    parts = [epoch_indices(size, seed, int(at), cut) for at, cut in zip(places, cuts, strict=False)]
+    whole = epoch_indices(size, seed, start, sum(cuts))
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    first = -start % size  # drop up to the next epoch's start, then every full epoch is a permutation
+    for at in range(first, len(whole) - size + 1, size):
+        assert sorted(whole[at : at + size]) == list(range(size))
+
+
+def test_the_order_never_changes():
+    """A resumed run relies on it, so it may not follow numpy's or our own taste."""
+    assert epoch_indices(8, 1, 0, 8).tolist() == [6, 3, 7, 1, 4, 0, 2, 5]
+    with pytest.raises(ValueError, match="no positions"):
+        epoch_indices(0, 0, 0, 1)

@@ -1,0 +1,325 @@
+"""The report in headless Chromium: it opens, is moved through by pointer and keys, and stays whole whatever a model wrote."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+
+import browser as browsers
+import pytest
+from report_runs import RIGHT_TO_LEFT, hostile_run
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from jobs import report, sweep
+from pipeline.store.directory import Store
+
+pytestmark = pytest.mark.timeout(600)
+COMPARED = {
+    "points": [
+        {
+            "objective": name,
+            "seed": seed,
+            "run": f"{name}-s{seed}",
+            "accuracy": {"value": 0.8 + 0.01 * seed, "low": 0.75, "high": 0.85},
+            "length": {"value": 30.0 - seed, "low": 28.0, "high": 33.0},
+        }
+        for name in ("grpo", "<b>egrsd</b>")
+        for seed in (0, 1)
+    ],
+    "objectives": [],
+    "pairs": [],
+}
+
+
+@pytest.fixture(scope="module")
+def driver():
+    """Chromium, or a reason why not."""
+    if (reason := browsers.missing()) is not None:
+        pytest.skip(reason)
+    with browsers.chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def real(stored_run, tmp_path_factory):
+    """The report of a real run, with a sweep and a comparison."""
+    folder = tmp_path_factory.mktemp("report")
+    store = Store(str(shutil.copytree(stored_run.uri, folder / "run")))
+    (folder / "compare.json").write_text(json.dumps(COMPARED))
+    sweep.sweep_run(store.uri, ["label.gamma=0,1", "label.window=0,3"], None, 0, True)
+    report.report_run(store.uri, str(folder), str(folder / "report.html"), True)
+    return str(folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """The report of a hostile run, and its texts."""
+    folder = tmp_path_factory.mktemp("hostile")
+    store, texts = hostile_run(folder)
+    report.report_run(store.uri, None, None, True)
+    return f"{store.uri}/report.html", texts
+
+
+def opened(driver, path, hash_="", width=1400, height=1000, scheme="light"):
+    """The page, fresh, at an address and on a screen; what earlier pages logged is dropped."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    driver.get("about:blank")
+    driver.get_log("browser")
+    driver.get_log("performance")
+    driver.get(f"file://{path}{hash_}")
+    WebDriverWait(driver, 30).until(lambda d: d.execute_script("return performance.getEntriesByName('report-ready').length"))
+    return driver
+
+
+def complaints(driver):
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+def requested(driver):
+    """Addresses asked for, the file itself left out."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    asked = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+    return [url for url in asked if not url.startswith(("file://", "about:"))]
+
+
+def text(driver, selector):
+    return driver.find_element(By.CSS_SELECTOR, selector).text
+
+
+def soon(driver, selector, expected):
+    """Wait until an element says what is expected: the page follows its address, which is told in a moment of its own."""
+    redrawn = [StaleElementReferenceException]  # between finding and reading
+    WebDriverWait(driver, 30, ignored_exceptions=redrawn).until(
+        lambda d: expected in text(d, selector), f"{expected} in {selector}"
+    )
+
+
+def test_it_opens_without_a_complaint_and_asks_the_network_for_nothing(driver, real):
+    opened(driver, real)
+    for view in ("run", "evidence", "traces"):
+        driver.find_element(By.CSS_SELECTOR, f"nav a[href='#{view}']").click()
+        assert driver.find_element(By.ID, f"view-{view}").is_displayed()
+        assert text(driver, "nav a[aria-current]").lower() == view
+    assert complaints(driver) == []
+    assert requested(driver) == []
+    body = driver.find_element(By.TAG_NAME, "body").text
+    assert not {"undefined", "NaN", "null", "[object"} & set(body.replace("=", " ").split())
+
+
+def test_a_trace_is_picked_by_verdict_and_order(driver, real):
+    opened(driver, real)
+    selects = driver.find_elements(By.CSS_SELECTOR, ".side select")
+    selects[0].find_element(By.CSS_SELECTOR, "option[value=wrong]").click()
+    selects[2].find_element(By.CSS_SELECTOR, "option[value=longest]").click()
+    items = driver.find_elements(By.CSS_SELECTOR, ".item")
+    lengths = [int(item.find_element(By.CLASS_NAME, "facts").text.split(" tokens")[0].split()[-1]) for item in items]
+    assert lengths == sorted(lengths, reverse=True)
+    items[1].click()
+    WebDriverWait(driver, 30).until(lambda _: items[1].get_attribute("aria-current") == "true")
+    assert "wrong" in text(driver, ".trace .chips")
+    assert f"{lengths[1]} tokens" in text(driver, ".trace .chips")
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#tokens .tok")) == lengths[1]
+
+
+def test_a_token_is_told_on_hover_and_linked_on_click(driver, real):
+    opened(driver, real)
+    token = driver.find_element(By.ID, "tok-3")
+    ActionChains(driver).move_to_element(token).perform()
+    assert "Token 3 of" in text(driver, "#inspector")
+    for name in ("entropy", "lookahead", "log p student", "log p teacher", "gate", "restored", "token weight"):
+        assert name in text(driver, "#inspector")
+    token.click()
+    address = driver.execute_script("return location.hash")
+    assert address.endswith("&token=3")
+    opened(driver, real, address)
+    assert "Token 3 of" in text(driver, "#inspector")
+    assert "pinned" in driver.find_element(By.ID, "tok-3").get_attribute("class")
+
+
+def test_what_is_told_of_a_token_is_what_is_stored(driver, real, stored_run):
+    trace = stored_run.read(next(iter(stored_run.entries("rounds/0000", "label").values()))).to_pylist()[0]
+    opened(driver, real, f"#trace={trace['trace_id']}&token=5")
+    shown = text(driver, "#inspector").replace("−", "-").splitlines()
+    values = dict(pairwise(shown))
+    assert float(values["gate"]) == pytest.approx(trace["gate"][5], abs=1e-3)
+    assert float(values["token weight"]) == pytest.approx(trace["token_weight"][5], rel=2e-3, abs=1e-3)
+    names = ("lock", "mid", "pivot", "fork")
+    marked = [driver.find_element(By.ID, f"tok-{i}").find_element(By.XPATH, "..") for i in range(len(trace["regime"]))]
+    assert [m.get_attribute("class").split()[1] for m in marked] == [names[code] for code in trace["regime"]]
+
+
+def test_the_keyboard_reaches_everything(driver, real):
+    opened(driver, real)
+    tokens = driver.find_element(By.ID, "tokens")
+    driver.execute_script("arguments[0].focus()", tokens)
+    tokens.send_keys(Keys.HOME)
+    tokens.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert tokens.get_attribute("aria-activedescendant") == "tok-2"
+    assert driver.find_element(By.ID, "tok-2").get_attribute("aria-selected") == "true"
+    tokens.send_keys(Keys.HOME, "p")
+    assert "pivot" in text(driver, "#inspector .regime")
+    tokens.send_keys(Keys.ENTER)
+    assert "token=" in driver.execute_script("return location.hash")
+    first = driver.find_element(By.CSS_SELECTOR, ".item")
+    driver.execute_script("arguments[0].focus()", first)
+    first.send_keys(Keys.ARROW_DOWN)
+    ActionChains(driver).send_keys(Keys.ENTER).perform()
+    second = driver.find_elements(By.CSS_SELECTOR, ".item")[1]
+    WebDriverWait(driver, 30).until(lambda _: second.get_attribute("aria-current") == "true")
+    opened(driver, real, "#run")
+    plot = driver.find_element(By.CSS_SELECTOR, ".plot")
+    plot.send_keys(Keys.HOME)
+    assert "round 0" in text(driver, ".readout")
+
+
+def test_who_turns_by_keyboard_stays_where_they_are(driver, hostile, real):
+    opened(driver, hostile[0])
+    order = driver.find_elements(By.CSS_SELECTOR, ".side select")[2]
+    order.find_element(By.CSS_SELECTOR, "option[value=longest]").click()
+    driver.find_element(By.CSS_SELECTOR, ".item").click()
+    soon(driver, ".overview", "page 1 of 167")
+    driver.execute_script("document.querySelector('[data-turn=later]').focus()")
+    for page in (2, 3):
+        ActionChains(driver).send_keys(Keys.ENTER).perform()
+        soon(driver, ".overview", f"page {page} of 167")
+    for page in (2, 1):
+        ActionChains(driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform() if page == 2 else None
+        ActionChains(driver).send_keys(Keys.ENTER).perform()
+        soon(driver, ".overview", f"page {page} of 167")
+    assert driver.execute_script("return document.activeElement.id") == "tokens"  # "Earlier" is gone on the first page
+    opened(driver, real)
+    before = driver.execute_script("return [view.shown, view.list.length]")
+    if before[1] > before[0]:
+        driver.execute_script("const more = document.querySelector('.more'); more.focus(); more.click()")
+        place = "return [...document.querySelectorAll('.items li')].indexOf(document.activeElement.parentElement)"
+        assert driver.execute_script(place) == before[0]
+    driver.execute_script("document.querySelector('[data-turn=next]').focus()")
+    first = driver.execute_script("return reader.trace.id")
+    ActionChains(driver).send_keys(Keys.ENTER).perform()
+    WebDriverWait(driver, 30).until(lambda _: driver.execute_script("return reader.trace.id") != first)
+    assert driver.execute_script("return document.activeElement.dataset.turn") == "next"
+
+
+def test_the_skip_links_address_opens_like_any(driver, real):
+    opened(driver, real, "#main")
+    assert driver.find_elements(By.CSS_SELECTOR, ".item")
+
+
+def test_regimes_are_told_by_line_and_letter_not_by_colour_alone(driver, real):
+    opened(driver, real)
+    script = """return [...document.querySelectorAll('.marks .run')].map(
+        r => [getComputedStyle(r).textDecorationStyle, r.firstChild.dataset.letter])"""
+    assert driver.execute_script(script) == [["solid", "L"], ["dotted", "M"], ["double", "P"], ["wavy", "F"]]
+
+
+def test_a_screen_reader_finds_names_and_tables(driver, real):
+    for view in ("#traces", "#run", "#evidence"):
+        opened(driver, real, view)
+        script = """return [...document.querySelectorAll('button, select, input, summary, [role]')]
+            .filter(e => e.offsetParent && ['BUTTON', 'SELECT', 'INPUT', 'SUMMARY', 'DIV'].includes(e.tagName))
+            .filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label'))).length"""
+        assert driver.execute_script(script) == 0
+        headings = "return [...document.querySelectorAll('h1, h2, h3')].filter(e => e.offsetParent).map(e => +e.tagName[1])"
+        levels = driver.execute_script(headings)
+        assert levels[0] == 1
+        assert all(after - before <= 1 for before, after in pairwise(levels))
+    opened(driver, real, "#run")
+    charts = driver.find_elements(By.CSS_SELECTOR, ".chart .plot")
+    assert len(charts) >= 10
+    assert len(driver.find_elements(By.CSS_SELECTOR, ".chart table tbody tr")) >= 2 * len(charts)
+
+
+# the least contrast of a text with all that lies behind it, painted one over the other; and where
+CONTRAST = """const ctx = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+    const light = colours => {
+        colours.forEach(c => { ctx.fillStyle = c; ctx.fillRect(0, 0, 1, 1); });
+        return [...ctx.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
+            .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+            .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+    };
+    const behind = e => e ? [...behind(e.parentElement), getComputedStyle(e).backgroundColor] : ['white'];
+    const words = '.card p, .card th, .card td, .card dt, .card dd, .card summary, .chip, .facts, .tok, .cell, .badge';
+    let least = [99, ''];
+    for (const e of [...document.querySelectorAll(words)].filter(e => e.offsetParent)) {
+        const marks = e.dataset.letter ? [[getComputedStyle(e, '::after').color, e.parentElement]] : [];
+        for (const [colour, on] of [[getComputedStyle(e).color, e], ...marks]) {
+            const [a, b] = [light([...behind(on), colour]), light(behind(on))];
+            const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+            if (ratio < least[0]) least = [ratio, `${e.tagName}.${e.className} ${e.textContent.slice(0, 40)} ${colour}`];
+        }
+    }
+    return least"""
+
+
+@pytest.mark.parametrize("view", ["#traces", "#run", "#evidence"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_in_either_scheme_with_enough_contrast(driver, real, view, scheme):
+    opened(driver, real, view, 390, 844, scheme)
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+    for heat in range(11) if view == "#traces" else ():  # every tint there is, also on tokens that are no text
+        script = f"const t = document.querySelectorAll('.tok')[{heat}]; if (t) t.className = 'tok special h{heat}'"
+        driver.execute_script(script)
+    ratio, where = driver.execute_script(CONTRAST)
+    assert ratio >= 4.5, where  # WCAG 2.1, AA
+    assert complaints(driver) == []
+
+
+def test_markup_marks_of_direction_and_broken_letters_stay_text(driver, hostile):
+    path, _ = hostile
+    opened(driver, path)
+    assert driver.title == "run: egrsd report"
+    for item in range(len(driver.find_elements(By.CSS_SELECTOR, ".item"))):
+        driver.find_elements(By.CSS_SELECTOR, ".item")[item].click()
+    assert driver.title == "run: egrsd report"
+    assert driver.execute_script("return document.querySelectorAll('main script, main img, main [onerror]').length") == 0
+    search = driver.find_element(By.CSS_SELECTOR, "input[type=search]")
+    for query, expected in (
+        ("owned", "<script>document.title"),
+        ("onerror", "</script><img src=x"),
+        ("left", "⟨U+202E⟩abc⟨U+2066⟩"),
+    ):
+        search.clear()
+        search.send_keys(query)
+        driver.find_elements(By.CSS_SELECTOR, ".item")[0].click()
+        soon(driver, ".trace", expected)
+    search.clear()
+    search.send_keys("日本")
+    driver.find_element(By.CSS_SELECTOR, ".item").click()
+    soon(driver, "#tokens", "‹C3›‹A9›")
+    assert not any(mark in driver.find_element(By.TAG_NAME, "body").text for mark in RIGHT_TO_LEFT[::4])
+    isolation = "return getComputedStyle(document.querySelector('.tok')).unicodeBidi"
+    assert driver.execute_script(isolation) == "isolate"
+    for view in ("#run", "#evidence"):
+        opened(driver, path, view)
+    assert driver.title == "run: egrsd report"
+    assert complaints(driver) == []
+    assert requested(driver) == []
+
+
+def test_a_trace_of_a_hundred_thousand_tokens_has_pages(driver, hostile):
+    opened(driver, hostile[0])
+    order = driver.find_elements(By.CSS_SELECTOR, ".side select")[2]
+    order.find_element(By.CSS_SELECTOR, "option[value=longest]").click()
+    driver.find_element(By.CSS_SELECTOR, ".item").click()
+    soon(driver, ".trace .chips", "100,000 tokens")
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#tokens .tok")) == 600
+    assert "page 1 of 167" in text(driver, ".overview")
+    driver.find_elements(By.CSS_SELECTOR, ".overview button")[1].click()
+    soon(driver, ".overview", "page 2 of 167")
+    tokens = driver.find_element(By.ID, "tokens")
+    driver.execute_script("arguments[0].focus()", tokens)
+    tokens.send_keys(Keys.END)
+    driver.find_element(By.ID, "tokens").send_keys(Keys.ARROW_RIGHT)
+    assert "page 3 of 167" in text(driver, ".overview")
+    assert "Token 1200 of 100000" in text(driver, "#inspector")
+    address = driver.execute_script("return location.hash.split('&')[0]") + "&token=99999"
+    opened(driver, hostile[0], address)
+    assert "Token 99999 of 100000" in text(driver, "#inspector")
+    assert complaints(driver) == []

@@ -1,0 +1,229 @@
+"""The report without a browser: ledger, sample, pieces of tokens, and what leaves Python as one file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run
+
+from jobs.report import collect, read_comparison, report_run
+from pipeline.errors import UserError
+from pipeline.models.resolve import asset_path
+from pipeline.models.tokenizer import load_tokenizer
+from pipeline.report import ledger, page, tokens, traces
+from pipeline.store.directory import Store
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A hostile run and its texts."""
+    return hostile_run(tmp_path_factory.mktemp("hostile"))
+
+
+# ---- the ledger -----------------------------------------------------------------------------------------------------------
+
+
+def counts(**changes):
+    """A round that adds up, with changes."""
+    rejected = {"rollout": Counter(engine_error=2), "grade": Counter(verifier_error=1), "score": Counter()}
+    whole = {"planned": 4, "prompts": 4, "expected": 32, "traces": 32, "rejected": rejected, "fit": 29, "in_loss": 29}
+    return ledger.Counts(**(whole | {"fit_tokens": 290, "tokens_in_loss": 290} | changes))
+
+
+def test_a_ledger_that_adds_up_says_so():
+    assert [check["ok"] for check in ledger.checks(counts())] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "broken"),
+    [
+        ({"prompts": 3}, 0),
+        ({"traces": 31, "fit": 28, "in_loss": 28}, 1),
+        ({"fit": 30, "in_loss": 30}, 2),
+        ({"in_loss": 28}, 3),
+        ({"tokens_in_loss": 289}, 4),
+    ],
+)
+def test_a_row_that_is_lost_anywhere_is_seen(changes, broken):
+    assert [i for i, check in enumerate(ledger.checks(counts(**changes))) if check["ok"] is False] == [broken]
+
+
+def test_what_is_not_done_yet_is_neither_right_nor_wrong():
+    found = ledger.checks(counts(trained=False, in_loss=0, tokens_in_loss=0))
+    assert [check["ok"] for check in found] == [True, True, True, None, None]
+
+
+def test_rounds_add_up_to_the_run():
+    whole = ledger.total([counts(), counts(left_out=1, in_loss=28)])
+    assert (whole.traces, whole.fit, whole.left_out, whole.in_loss) == (64, 58, 1, 57)
+    assert whole.rejected["rollout"] == Counter(engine_error=4)
+    assert all(check["ok"] for check in ledger.checks(whole))
+
+
+@pytest.mark.engine
+def test_a_real_run_adds_up_and_a_lost_trace_is_told(stored_run, tmp_path):
+    store = Store(str(shutil.copytree(stored_run.uri, tmp_path / "run")))
+    whole = collect(store, store.load_run())
+    assert whole["ledger"]["adds_up"]
+    assert [c["ok"] for c in whole["ledger"]["total"]["checks"]] == [True] * 5
+    assert whole["ledger"]["total"]["in_loss"] == 256
+    rows = [row for row in store.metrics() if row["writer"] == "train" and row["round"] == 1]
+    store.write_metrics("train", 1, [{k: v for k, v in row.items() if k != "writer"} for row in rows[:-1]])
+    again = collect(store, store.load_run())
+    assert not again["ledger"]["adds_up"]
+    assert [c["ok"] for c in again["ledger"]["rounds"][1]["checks"]] == [True, True, True, False, False]
+
+
+@pytest.mark.engine
+def test_figures_are_those_of_the_metrics(stored_run):
+    found = collect(stored_run, stored_run.load_run())["rounds"]
+    known = [row for row in stored_run.metrics() if row["writer"] == "round"]
+    for figures, row in zip(found, known, strict=True):
+        assert figures["accuracy"] == pytest.approx(row["accuracy"])
+        assert figures["reward"] == pytest.approx(row["mean_reward"], rel=1e-5)
+        assert figures["length"] == pytest.approx(row["mean_length"])
+        assert figures["shares"] == pytest.approx([row[f"share_{n}"] for n in ("lock", "mid", "pivot", "fork")], abs=1e-6)
+        assert figures["lag"] == row["policy_lag"]
+        assert figures["trainer_gap"] < 1e-3
+
+
+# ---- the sample -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=1, max_size=80),
+    st.integers(1, 30),
+    st.integers(1, 400),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_sample_is_even_within_its_limits_and_does_not_depend_on_order(rows, most_traces, most_tokens):
+    strata, lengths = np.array([s for s, _ in rows]), np.array([n for _, n in rows])
+    keys = np.array([f"{(i * 7919) % 1009:04d}" for i in range(len(rows))])
+    chosen = traces.choose(strata, keys, lengths, most_traces, most_tokens)
+    assert 1 <= len(chosen) <= most_traces
+    assert len(chosen) == 1 or lengths[chosen].sum() <= most_tokens
+    order = np.random.default_rng(0).permutation(len(rows))
+    again = traces.choose(strata[order], keys[order], lengths[order], most_traces, most_tokens)
+    assert sorted(keys[order][again]) == sorted(keys[chosen])
+    if lengths.sum() <= most_tokens:  # then only the number is limited
+        taken = Counter(strata[chosen].tolist())
+        whole = Counter(strata.tolist())
+        short = [taken[s] for s in whole if taken[s] < whole[s]]
+        assert not short or max(taken.values()) - min(short) <= 1
+
+
+def test_a_trace_longer_than_the_limit_is_shown_when_there_is_no_other():
+    assert traces.choose(np.array(["a"]), np.array(["k"]), np.array([10**6])).tolist() == [0]
+
+
+def test_long_texts_share_what_room_there_is():
+    assert traces._room(["x" * 50_000] * 10) == traces.MOST_TEXT
+    for text in ("x", "\u3042", "<"):  # as JSON in a page: 1, 6 and 6 bytes
+        texts = [text * 20_000] * 600
+        most = traces._room(texts)
+        assert 100 <= most < traces.MOST_TEXT
+        assert sum(len(page.embedded(t[:most])) for t in texts) <= traces.MOST_BYTES
+
+
+@pytest.mark.engine
+def test_packed_signals_are_the_stored_ones_to_three_digits(stored_run):
+    import base64
+
+    found = collect(stored_run, stored_run.load_run())["sample"]
+    rows = {}
+    for number in range(2):
+        for entry in stored_run.entries(f"rounds/{number:04d}", "score").values():
+            rows |= {row["trace_id"]: row for row in stored_run.read(entry).to_pylist()}
+    assert len(found["traces"]) == found["labelled"] == 256
+    for trace in found["traces"][::17]:
+        packed = np.frombuffer(base64.b64decode(trace["teacher"]), "<f2")
+        assert np.allclose(packed, rows[trace["id"]]["teacher_logprobs"], rtol=1e-3, atol=1e-7)
+        words = np.frombuffer(base64.b64decode(trace["tokens"]), "<u4")
+        text = "".join(t for t, k in ((found["vocabulary"][w], found["kinds"][w]) for w in words) if k == "t")
+        assert text == trace["text"]
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------------------
+
+
+def test_pieces_of_a_letter_are_shown_as_their_bytes(tmp_path):
+    tokenizer = byte_tokenizer(tmp_path)
+    ids = tokenizer("né", add_special_tokens=False)["input_ids"]
+    assert [tuple(piece) for piece in tokens.pieces(tokenizer, ids)] == [("n", "text"), ("C3", "bytes"), ("A9", "bytes")]
+
+
+def test_special_and_unknown_ids_are_told(tmp_path):
+    tokenizer = byte_tokenizer(tmp_path)
+    found = tokens.pieces(tokenizer, [tokenizer.eos_token_id, 10**6])
+    assert [tuple(piece) for piece in found] == [("<eos>", "special"), ("id 1000000", "bytes")]
+
+
+def test_the_tiny_reasoners_tokens_are_its_letters():
+    tokenizer = load_tokenizer(str(asset_path()))
+    ids = tokenizer("7+4=11 a", add_special_tokens=False)["input_ids"]
+    assert "".join(piece.text for piece in tokens.pieces(tokenizer, ids)) == "7+4=11 a"
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_a_model_wrote_can_end_the_data_or_be_markup(hostile):
+    store, texts = hostile
+    report_run(store.uri, None, None, True)
+    html = store.read_bytes("report.html").decode()
+    assert SCRIPT not in html
+    assert END not in html
+    assert RIGHT_TO_LEFT not in html
+    found = re.fullmatch(r'[\s\S]*<script type="application/json" id="data">([^<>&]*)</script>[\s\S]*', html)
+    document = json.loads(found[1])
+    by_text = {trace["text"] for trace in document["sample"]["traces"]}
+    assert by_text == {text[: traces.MOST_TEXT] for text in texts[:7]}  # the eighth was rejected
+    assert document["rejected"][0]["detail"] == f"died on {SCRIPT}"
+    assert html.count("<script") == 2
+    assert html.count("</script>") == 2
+
+
+def test_the_page_names_what_may_run_by_hash_and_nothing_else(hostile):
+    store, _ = hostile
+    document = collect(store, store.load_run()) | {"compare": None}
+    html = page.page(document).decode()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert not re.search(r"(src|href)=\"?(https?:)?//", html)
+    assert "innerHTML" not in html
+    assert page.page(document) == page.page(collect(store, store.load_run()) | {"compare": None})
+
+
+def test_a_number_that_json_does_not_know_never_reaches_the_page():
+    with pytest.raises(ValueError, match="Out of range"):
+        page.embedded({"x": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["[]", '{"points": [{}], "objectives": [], "pairs": []}', '{"points": 3, "objectives": 1, "pairs": 1}'],
+)
+def test_a_comparison_that_is_none_is_told(tmp_path, document):
+    (tmp_path / "compare.json").write_text(document)
+    with pytest.raises(Exception, match=r"compare\.json"):
+        read_comparison(str(tmp_path))
+
+
+def test_a_run_that_is_not_labelled_has_a_report_without_traces(hostile, tmp_path):
+    store = Store(str(shutil.copytree(hostile[0].uri, tmp_path / "run")))
+    store.delete("rounds/0000/label")
+    found = collect(store, store.load_run())
+    assert found["sample"]["traces"] == []
+    assert found["rounds"][0]["accuracy"] is not None
+    assert found["ledger"]["adds_up"]
+    store.delete("rounds/0000/grade")
+    with pytest.raises(UserError, match="nothing to report"):
+        collect(store, store.load_run())

@@ -1,0 +1,371 @@
+"""Commit protocol: what was committed is read back, what was not does not exist, what was damaged is refused."""
+
+import errno
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import contract
+from pipeline.config import Run
+from pipeline.errors import ContractError, StoreError, UserError
+from pipeline.stages import STAGES
+from pipeline.store import files, shards
+from pipeline.store.directory import Store
+
+SCORE = STAGES["score"]
+
+
+def score_table(rows=3, tokens=4, **replaced):
+    """A valid score shard, with columns replaced."""
+    values = {
+        "trace_id": [f"t{i}" for i in range(rows)],
+        "reject_reason": [None] * rows,
+        "reject_detail": [None] * rows,
+        "entropy_method": ["exact"] * rows,
+        "entropy_error": [0.0] * rows,
+        "student_logprob_source": ["rollout"] * rows,
+        "student_logprob_gap": [None] * rows,
+    }
+    values |= {name: [[-0.5] * tokens] * rows for name in ("student_logprobs", "teacher_logprobs")}
+    values["teacher_entropy"] = [[0.25] * tokens] * rows
+    return pa.table(values | replaced, schema=contract.schema(SCORE))
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return Store(str(tmp_path / "run"))
+
+
+def commit(target, table=None, shard="0000", **facts):
+    table = score_table() if table is None else table
+    return target.commit("rounds/0000", SCORE, shard, table, settings="s", inputs={"rollout": "x"}, seconds=0.1, facts=facts)
+
+
+def test_a_committed_shard_is_read_back_whole(run_dir):
+    entry = commit(run_dir, peak=0.25)
+    assert run_dir.read(run_dir.entry("rounds/0000", "score", "0000")).equals(score_table())
+    assert (entry.rows, entry.tokens, entry.rejected, entry.facts) == (3, 12, {}, {"peak": 0.25})
+    assert run_dir.entries("rounds/0000", "score") == {"0000": entry}
+
+
+def test_a_shard_without_an_entry_does_not_exist(run_dir):
+    entry = commit(run_dir)
+    run_dir.delete("rounds/0000/score/0000.json")
+    assert run_dir.entry("rounds/0000", "score", "0000") is None
+    assert run_dir.entries("rounds/0000", "score") == {}
+    assert entry.data in run_dir.names("rounds/0000/score")
+
+
+def test_a_flipped_bit_is_refused_with_the_way_out(run_dir):
+    entry = commit(run_dir)
+    path = run_dir.local_root / "rounds/0000/score" / entry.data
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(StoreError, match=r"sha256 differs.*egrsd stage score --round 0 --shard 0000 --force"):
+        run_dir.read(entry)
+
+
+def test_a_torn_entry_is_refused(run_dir):
+    commit(run_dir)
+    path = run_dir.local_root / "rounds/0000/score/0000.json"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(StoreError, match="is not JSON"):
+        run_dir.entry("rounds/0000", "score", "0000")
+
+
+def test_the_same_rows_have_the_same_name_and_a_recommit_leaves_one_file(run_dir):
+    first, second = commit(run_dir), commit(run_dir)
+    assert first.data == second.data
+    third = commit(run_dir, score_table(teacher_entropy=[[0.5] * 4] * 3))
+    assert third.data != first.data
+    assert run_dir.names("rounds/0000/score") == sorted(["0000.json", third.data])
+
+
+def test_two_writers_of_one_shard_leave_one_whole_shard(run_dir):
+    tables = [score_table(teacher_entropy=[[k / 10] * 4] * 3) for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        entries = list(pool.map(lambda table: commit(run_dir, table), tables))
+    winner = run_dir.entry("rounds/0000", "score", "0000")
+    assert winner in entries
+    assert run_dir.read(winner).equals(tables[entries.index(winner)])
+    assert not [name for name in run_dir.names("rounds/0000/score") if name.startswith(".tmp")]
+
+
+def test_who_writes_while_another_sweeps_writes_all_the_same(run_dir):
+    """An evaluation, which holds no lease on the run, beside a driver that takes the run or leaves it."""
+    store, done = Store(run_dir.uri), threading.Event()
+
+    def sweep():
+        while not done.wait(0.02):
+            store.sweep()
+
+    sweeper = threading.Thread(target=sweep)
+    sweeper.start()
+    try:
+        for number in range(200):
+            store.write(f"evals/x/{number}", b"whole")
+    finally:
+        done.set()
+        sweeper.join()
+    assert [store.read_bytes(f"evals/x/{number}") for number in range(200)] == [b"whole"] * 200
+
+
+def test_no_space_left_is_told_and_leaves_nothing(run_dir, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(StoreError, match=r"No space left.*Free some space"):
+        commit(run_dir)
+    monkeypatch.undo()
+    assert run_dir.names("rounds/0000/score") == []
+
+
+def truth(target):
+    """Entries as the files that hold them say."""
+    names = target.names("rounds/0000/score")
+    shards = [name[:-5] for name in names if name.endswith(".json")]
+    return {shard: target.entry("rounds/0000", "score", shard) for shard in shards}
+
+
+def summarised(target, shards=3):
+    for number in range(shards):
+        commit(target, shard=f"{number:04d}")
+    target.summarise("rounds/0000", "score")
+
+
+def test_a_summary_spares_reading_the_entries(run_dir, monkeypatch):
+    summarised(run_dir)
+    expected = truth(run_dir)
+    monkeypatch.setattr(Store, "entry", None)
+    assert run_dir.entries("rounds/0000", "score") == expected
+    assert list(expected) == ["0000", "0001", "0002"]
+
+
+def test_a_summary_never_hides_what_came_after_it(run_dir):
+    summarised(run_dir)
+    run_dir.commit("rounds/0000", SCORE, "0000", score_table(), settings="other", inputs={"rollout": "x"}, seconds=0.1)
+    commit(run_dir, score_table(teacher_entropy=[[0.5] * 4] * 3), shard="0001")
+    run_dir.delete("rounds/0000/score/0002.json")
+    commit(run_dir, shard="0003")
+    found = run_dir.entries("rounds/0000", "score")
+    assert found == truth(run_dir)
+    assert (found["0000"].settings, list(found)) == ("other", ["0000", "0001", "0003"])
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_commit_that_dies_at_any_step_leaves_a_summary_that_tells_the_truth(run_dir, monkeypatch, steps):
+    summarised(run_dir)
+    left = iter(range(steps))
+
+    def until_death(work):
+        def step(self, *arguments):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return work(self, *arguments)
+
+        return step
+
+    monkeypatch.setattr(Store, "write", until_death(Store.write))
+    monkeypatch.setattr(Store, "delete", until_death(Store.delete))
+    died = False
+    try:
+        commit(run_dir, score_table(teacher_entropy=[[0.5] * 4] * 3))
+    except KeyboardInterrupt:
+        died = True
+    monkeypatch.undo()
+    assert died == (steps < 3)
+    assert run_dir.entries("rounds/0000", "score") == truth(run_dir)
+    run_dir.summarise("rounds/0000", "score")
+    assert run_dir.entries("rounds/0000", "score") == truth(run_dir)
+
+
+def test_a_summary_that_was_made_while_a_shard_changed_is_not_believed(run_dir, monkeypatch):
+    summarised(run_dir)
+    run_dir.delete("rounds/0000/score/summary")
+    write = Store.write
+
+    def overtaken(self, path, data):
+        if path.endswith("summary"):
+            monkeypatch.undo()
+            commit(self, score_table(teacher_entropy=[[0.5] * 4] * 3))
+        write(self, path, data)
+
+    monkeypatch.setattr(Store, "write", overtaken)
+    run_dir.summarise("rounds/0000", "score")
+    assert run_dir.entries("rounds/0000", "score") == truth(run_dir)
+
+
+def test_who_lists_while_another_commits_sees_one_commit_or_the_next(run_dir):
+    summarised(run_dir)
+    tables = [score_table(teacher_entropy=[[k / 40 + 0.01] * 4] * 3) for k in range(40)]
+    reader = Store(run_dir.uri)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [commit(run_dir, table) for table in tables])
+        seen = []
+        while not writing.done():
+            seen.append(reader.entries("rounds/0000", "score")["0000"])
+            reader.summarise("rounds/0000", "score")
+        committed = writing.result()
+    order = [committed.index(entry) for entry in seen if entry in committed]
+    assert order == sorted(order)
+    assert reader.entries("rounds/0000", "score") == truth(run_dir)
+    assert reader.entries("rounds/0000", "score")["0000"] == committed[-1]
+
+
+def test_a_damaged_summary_is_passed_over(run_dir):
+    summarised(run_dir)
+    path = run_dir.local_root / "rounds/0000/score/summary"
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], whole.replace(b'"rows": 3', b'"rows": 9', 1), b"", b"\n", b"x"):
+        path.write_bytes(damaged)
+        assert run_dir.entries("rounds/0000", "score") == truth(run_dir)
+
+
+def test_a_store_travels_between_processes(run_dir):
+    commit(run_dir)
+    again = pickle.loads(pickle.dumps(run_dir))
+    assert again.entries("rounds/0000", "score") == run_dir.entries("rounds/0000", "score")
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"teacher_entropy": [[0.1] * 3] * 3}, "differ in length"),
+        ({"teacher_entropy": [[0.1, np.nan, 0.1, 0.1]] * 3}, "column teacher_entropy: not finite"),
+        ({"teacher_logprobs": [[-np.inf] * 4] * 3}, "column teacher_logprobs: not finite"),
+        ({"entropy_method": ["exact", None, "exact"]}, "column entropy_method: null in a row that was not rejected"),
+        ({"trace_id": ["a", "a", "b"]}, "keys are not unique"),
+    ],
+)
+def test_a_shard_that_breaks_the_contract_is_not_committed(run_dir, replaced, message):
+    with pytest.raises(ContractError, match=message):
+        commit(run_dir, score_table(**replaced))
+    assert run_dir.entries("rounds/0000", "score") == {}
+
+
+def test_another_schema_is_refused():
+    with pytest.raises(ContractError, match="schema is"):
+        shards.check_table(SCORE, score_table().drop_columns(["entropy_error"]))
+
+
+def test_rejected_rows_may_be_null_and_are_counted(run_dir):
+    gone = score_table(
+        reject_reason=[None, "non_finite", None],
+        teacher_entropy=[[0.1] * 4, None, [0.1] * 4],
+        teacher_logprobs=[[-0.1] * 4, None, [-0.1] * 4],
+    )
+    entry = commit(run_dir, gone)
+    assert (entry.rows, entry.tokens, entry.rejected) == (3, 8, {"non_finite": 1})
+
+
+def test_a_policy_without_its_manifest_is_not_published(run_dir, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    assert run_dir.latest_policy() == 0
+    run_dir.publish_policy(1, adapter)
+    assert run_dir.latest_policy() == 1
+    assert run_dir.policy(1) == contract.Policy(1, run_dir.locate("policy/0001"))
+    run_dir.delete("policy/0001/manifest.json")
+    assert run_dir.latest_policy() == 0
+    with pytest.raises(StoreError, match="policy 1 is not published"):
+        run_dir.policy(1)
+
+
+def test_a_policy_in_between_that_is_gone_is_told_with_the_way_out(run_dir, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "x.safetensors").write_bytes(b"x")
+    for version in (1, 2):
+        run_dir.publish_policy(version, tmp_path / "adapter")
+    run_dir.check_policy(0)
+    run_dir.check_policy(1)
+    run_dir.delete("policy/0001")
+    with pytest.raises(StoreError, match=r"policy/0001: is not published\. Delete its folder and those of all later policies"):
+        run_dir.check_policy(1)
+
+
+def test_a_data_file_that_no_entry_names_is_dropped(run_dir):
+    folder = run_dir.local_root / "rounds/0000/score"
+    entry = commit(run_dir)
+    (folder / f"{entry.shard}-0123456789ab.parquet").write_bytes(b"of a writer that was killed")
+    (folder / "0099-0123456789ab.parquet").write_bytes(b"its entry is still to come")
+    run_dir.tidy("rounds/0000", "score", {entry.shard: entry.data})
+    assert sorted(path.name for path in folder.glob("*.parquet")) == sorted([entry.data, "0099-0123456789ab.parquet"])
+
+
+def test_training_state_is_checked_and_only_the_last_are_kept(run_dir, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    for version in (1, 2, 3):
+        (state / "optimizer.safetensors").write_bytes(bytes([version]))
+        run_dir.save_state(version, state)
+        run_dir.publish_policy(version, state)
+        run_dir.prune_states(keep=2)
+    run_dir.save_state(4, state)
+    run_dir.prune_states(keep=2)  # 4 has no policy yet: the state before it must stay
+    assert run_dir.numbers("train") == [2, 3, 4]
+    with run_dir.local("train/0001") as folder:
+        assert folder is None
+    with run_dir.local("train/0003") as folder:
+        assert (folder / "optimizer.safetensors").read_bytes() == b"\x03"
+    (run_dir.local_root / "train/0003/optimizer.safetensors").write_bytes(b"x")
+    with pytest.raises(StoreError, match="missing or damaged"), run_dir.local("train/0003"):
+        pass
+
+
+def test_metrics_of_a_round_that_is_trained_again_replace_the_first(run_dir):
+    run_dir.append_metrics([{"round": 0, "loss": 1.0}, {"round": 1, "loss": 2.0}])
+    run_dir.append_metrics([{"round": 1, "loss": 3.0}])
+    assert [(row["round"], row["loss"]) for row in run_dir.metrics()] == [(0, 1.0), (1, 3.0)]
+
+
+def test_no_run_is_said_so(run_dir):
+    assert not run_dir.exists()
+    with pytest.raises(UserError, match=r"no run here.*egrsd distill"):
+        run_dir.load_run()
+    run_dir.save_run(Run(name="t"), {})
+    assert run_dir.load_run() == Run(name="t")
+
+
+def test_an_unknown_scheme_is_refused():
+    with pytest.raises(UserError, match="cannot be opened"):
+        Store("gopher://somewhere/run").names("rounds")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"config": 1', "null"])
+def test_a_file_of_another_shape_is_named_and_not_guessed(run_dir, text):
+    for path, read in (
+        ("run.json", run_dir.load_run),
+        ("rounds/0000/score/0000.json", lambda: run_dir.entry("rounds/0000", "score", "0000")),
+        ("rounds/0000/ready.json", lambda: run_dir.ready(0)),
+        ("policy/0001/manifest.json", lambda: run_dir.fetch("policy/0001")),
+    ):
+        run_dir.write(path, text.encode())
+        with pytest.raises(StoreError, match=path):
+            read()
+
+
+def test_an_entry_of_a_later_version_is_read(run_dir):
+    entry = commit(run_dir)
+    document = run_dir.read_json("rounds/0000/score/0000.json")
+    run_dir.write_json("rounds/0000/score/0000.json", document | {"compression": "new"})
+    assert run_dir.entry("rounds/0000", "score", "0000") == entry
+
+
+@pytest.mark.parametrize("uri", ["", "  ", "~nobody-here/x"])
+def test_a_run_needs_a_place(uri):
+    with pytest.raises(UserError):
+        Store(uri)
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated():
+    with pytest.raises(UserError, match="holds credentials") as caught:
+        Store("s3://key:hunter2@bucket/run")
+    assert "hunter2" not in str(caught.value)

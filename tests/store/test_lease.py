@@ -1,0 +1,137 @@
+"""Two drivers on one run: the second is refused and told who holds it; a dead holder loses it; clocks do not matter."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pipeline.errors import StoreError, UserError
+from pipeline.store import lease
+from pipeline.store.directory import Store
+
+HOLD = "import sys, time; from pipeline.store import lease; from pipeline.store.directory import Store\n"
+HOLD += "lease.BEAT_S = 0.2\nwith lease.held(Store(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def other_driver(store):
+    """Another process that holds the run."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, store.uri], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "held"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_a_lease_ends_with_its_block_also_after_an_error(store):
+    with contextlib.suppress(RuntimeError), lease.held(store):
+        assert store.read_json(lease.LEASE)["pid"] == os.getpid()
+        raise RuntimeError
+    assert store.read_json(lease.LEASE) is None
+    with lease.held(store):
+        pass
+
+
+WRITE = "import os, signal, sys; from pipeline.store.directory import Store\n"
+WRITE += "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nStore(sys.argv[1]).write('rounds/0000/plan.json', b'{}')"
+
+
+def test_what_a_killed_writer_had_begun_is_swept_by_whoever_takes_the_run(store):
+    subprocess.run([sys.executable, "-c", WRITE, store.uri], check=False)
+    assert len(store.names(".tmp")) == 1
+    with lease.held(store):
+        assert store.names(".tmp") == []
+        subprocess.run([sys.executable, "-c", WRITE, store.uri], check=False)  # as a stage's worker that dies under this driver
+    assert store.names("") == ["rounds"]
+    assert store.names("rounds/0000") == []
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_run(store, other_driver):
+    with pytest.raises(UserError, match=f"process {other_driver.pid} on .* is working on this run"), lease.held(store):
+        pass
+    assert store.read_json(lease.LEASE)["pid"] == other_driver.pid
+
+
+def test_a_killed_driver_on_this_machine_is_taken_over_at_once(store, other_driver):
+    other_driver.send_signal(signal.SIGKILL)
+    other_driver.wait()
+    start = time.monotonic()
+    with lease.held(store) as mine:
+        mine.check()
+    assert time.monotonic() - start < 5
+
+
+def test_a_silent_holder_elsewhere_loses_it_after_the_ttl_whatever_its_clock(store):
+    store.write_json(lease.LEASE, {"token": "x", "holder": "process 1 on far", "host": "far", "pid": 1, "beats": 7})
+    with lease.held(store, ttl_s=0.5):
+        assert store.read_json(lease.LEASE)["pid"] == os.getpid()
+
+
+def test_a_holder_elsewhere_that_stirs_keeps_it(store):
+    far = {"token": "x", "holder": "process 1 on far", "host": "far", "pid": 1}
+    store.write_json(lease.LEASE, far | {"beats": 7})
+    threading.Timer(0.3, lambda: store.write_json(lease.LEASE, far | {"beats": 8})).start()
+    with pytest.raises(UserError, match="process 1 on far"), lease.held(store, ttl_s=5):
+        pass
+
+
+def test_of_many_that_start_together_one_holds(store):
+    held, refused, go = [], [], threading.Barrier(6)
+
+    def driver():
+        go.wait()
+        try:
+            with lease.held(store, ttl_s=0.2):
+                held.append(1)
+                time.sleep(1.5)
+        except UserError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=driver) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(held), len(refused)) == (1, 5)
+
+
+def test_a_beat_that_cannot_be_written_is_not_the_last(store, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    failures = []
+
+    def failing(*arguments):
+        failures.append(arguments)
+        raise StoreError("cannot write (No space left on device)")
+
+    with lease.held(store) as mine:
+        with monkeypatch.context() as full:
+            full.setattr(lease, "_write", failing)
+            while not failures:
+                time.sleep(0.05)
+        store.write_json(lease.LEASE, {"token": "y", "holder": "process 2 on far", "host": "far", "pid": 2, "beats": 0})
+        time.sleep(0.5)
+        assert mine.stolen_by == "process 2 on far"
+    assert store.read_json(lease.LEASE)["token"] == "y"
+
+
+def test_a_driver_whose_lease_was_taken_notices(store, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    with lease.held(store) as mine:
+        deadline = time.monotonic() + 30
+        while mine.stolen_by is None and time.monotonic() < deadline:  # again: a beat under way may have come after it
+            store.write_json(lease.LEASE, {"token": "y", "holder": "process 2 on far", "host": "far", "pid": 2, "beats": 0})
+            time.sleep(0.2)
+        with pytest.raises(StoreError, match="process 2 on far has taken over"):
+            mine.check()
+    assert store.read_json(lease.LEASE)["token"] == "y"
