@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from waiting import until
 
 from jobs import distill, export, stage, status, summary, train
 from pipeline import contract
@@ -206,8 +206,7 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
         return stages.rollout.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0), first)
 
     try:
-        while [engine.state for engine in pool.status()] != ["serving", "serving"]:
-            time.sleep(0.2)
+        until(lambda: [engine.state for engine in pool.status()] == ["serving", "serving"], 300, "two engines serve")
         with ThreadPoolExecutor(2) as both:
             tables = list(both.map(rolled_out, (0, 4), ("0000", "0001")))
         for table, shard in zip(tables, ("0000", "0001"), strict=True):

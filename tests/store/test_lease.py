@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from waiting import until
 
 from pipeline.errors import StoreError, UserError
 from pipeline.store import lease
@@ -94,7 +95,7 @@ def test_of_many_that_start_together_one_holds(store):
         try:
             with lease.held(store, ttl_s=0.2):
                 held.append(1)
-                time.sleep(1.5)
+                until(lambda: len(refused) == 5, 10, "five are refused")
         except UserError:
             refused.append(1)
 
@@ -120,7 +121,7 @@ def test_a_beat_that_cannot_be_written_is_not_the_last(store, monkeypatch):
             while not failures:
                 time.sleep(0.05)
         store.write_json(lease.LEASE, {"token": "y", "holder": "process 2 on far", "host": "far", "pid": 2, "beats": 0})
-        time.sleep(0.5)
+        until(lambda: mine.stolen_by, 10, "the next beat")
         assert mine.stolen_by == "process 2 on far"
     assert store.read_json(lease.LEASE)["token"] == "y"
 
