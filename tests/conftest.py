@@ -19,7 +19,9 @@ hypothesis.settings.load_profile("any machine")
 
 
 ENGINE = {"engine", "stored_run"}  # fixtures that load vLLM into the process
-LONGEST = ()  # groups of tests in the order in which processes take them
+# Groups of tests that take minutes, in the order in which processes take them; the others follow.
+LONGEST = ("test_damage", "test_kills", "engine", "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit")
+LONGEST += ("test_trackers", "test_distill", "test_comparison", "test_evaluate", "test_scale", "test_doctor", "test_worker")
 
 
 def pytest_collection_modifyitems(config, items):
