@@ -116,8 +116,11 @@ class Scope(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a shard stands: the folder of its round or evaluation, the place of its first prompt in there, and the rounds by which
-    the answering policy is behind (0 is on-policy)."""
+    """Where a shard stands.
+
+    where: folder of its round or evaluation; first: place of its first prompt in there; lag: rounds by which the policy that
+    answers is behind, 0 is on-policy.
+    """
 
     where: str
     first: int = 0
