@@ -20,12 +20,14 @@ hypothesis.settings.load_profile("any machine")
 
 ENGINE = {"engine", "stored_run"}  # fixtures that load vLLM into the process
 # Groups of tests that take minutes, in the order in which processes take them; the others follow.
-LONGEST = ("test_damage", "test_kills", "engine", "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit")
-LONGEST += ("test_trackers", "test_distill", "test_comparison", "test_evaluate", "test_scale", "test_doctor", "test_worker")
+LONGEST = (
+    *("test_damage", "test_kills", "engine", "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit"),
+    *("test_trackers", "test_distill", "test_comparison", "test_evaluate", "test_scale", "test_doctor", "test_worker"),
+)
 
 
 def pytest_collection_modifyitems(config, items):
-    """With several processes (pytest-xdist) a file's tests share one, and all tests of the one engine do; long groups begin first."""
+    """Under pytest-xdist the tests of a file share a process, and so do all tests of the one engine. Long groups begin first."""
     if not hasattr(config, "workerinput"):
         return
     groups = {item: "engine" if ENGINE & set(item.fixturenames) else item.path.stem for item in items}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-# Ray gives its workers ports up to 19999, and the kernel gives anybody ports from 32768: a server that is still starting keeps its own.
+# Ray gives its workers ports below these, the kernel gives anybody ports above: a server that is still starting keeps its own.
 _PORTS = iter(random.SystemRandom().sample(range(20_000, 32_000), 12_000))
 
 

@@ -12,7 +12,6 @@ import pytest
 from chaos_ground import Ground
 from chaos_run import Command, Kill
 
-
 KILL = "kill"  # name of the property of a test's report that holds [what engine, kind of victim, a line]
 
 
