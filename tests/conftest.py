@@ -58,6 +58,16 @@ def engine():
     engine.close()
 
 
+@pytest.fixture
+def trained_here(monkeypatch):
+    """Rounds are trained in this process, not by Ray Train's ranks."""
+    import trainer_here
+
+    from pipeline.training import worker
+
+    monkeypatch.setattr(worker, "fit", trainer_here.fit)
+
+
 @pytest.fixture(scope="session")
 def adapters(tmp_path_factory):
     """Folders of two random LoRA adapters for the tiny reasoner, far enough from zero to change every trace."""

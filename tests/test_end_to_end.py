@@ -123,7 +123,7 @@ def test_training_again_on_the_stored_traces_gives_the_very_same_policy(run_dir,
     assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
 
 
-def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_dir, copy_of, capfd):
+def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_dir, trained_here, copy_of, capfd):
     again = copy_of(run_dir)
     train.train_committed(again.uri, 0, ["objective.name=grpo"], None, False)
     assert again.read_json("policy/0002/manifest.json") != run_dir.read_json("policy/0002/manifest.json")
