@@ -19,7 +19,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder -m "not benchmark and not chaos"
+	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos"
 
 chaos: install
 	$(BIN)/pytest -m chaos tests/chaos
