@@ -21,10 +21,13 @@ from rich.table import Column, Table
 from jobs.distill import Live, check_resources, open_inputs
 from jobs.engines import open_engines
 from jobs.evaluate import check_problems, facts, plain, read_samples, tokenizer_hash
-from jobs.session import Session, connect, parse_numbers, read_config, session, versions
+from jobs.opened import hold, start
+from jobs.settle import parse_numbers, read_config
+from jobs.terminal import Session, session
 from pipeline.config import Run, differences, load, resolve
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.evaluation import Tested, figures, holm, over_seeds, per_problem
+from pipeline.fit.versions import versions
 from pipeline.recipes import recipe as named
 from pipeline.rounds.metrics import Estimate
 from pipeline.rounds.round import evaluation_run, open_round
@@ -96,7 +99,8 @@ def compare(
             refuse_other_settings(folder(store, *key), run)
         missing = {key: Missing.of(folder(store, *key), run) for key, run in runs.items()}
         left = [key for key in runs if not missing[key].nothing]
-        out.log_to(store)
+        if left:
+            hold(out, store)
         out.say(f"{len(runs)} runs of recipe {base.name}: {len(names)} objectives x {len(numbers)} seeds, {len(left)} to do")
         settings = describe(base, recipe, sets, against, numbers)
         found = {name: Series() for name in names}
@@ -104,7 +108,7 @@ def compare(
             evals = open_inputs(base).evals
             assert evals is not None
             check_problems(evals, base.evaluation.problems)
-            connect(address)
+            start(out, store, address)
             check_resources(base, missing[left[0]], out)
         with contextlib.ExitStack() as stack:
             engines = stack.enter_context(open_engines(base, engine_class)) if left else {}

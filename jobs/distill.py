@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from jobs.engines import open_engines
+from jobs.opened import hold, start
 from jobs.progress import Bars
-from jobs.session import Session, check_reach, connect, session, settle, versions
+from jobs.settle import settle
+from jobs.terminal import Session, session
 from pipeline.errors import TrainingError
 from pipeline.evidence import trackers
+from pipeline.fit.versions import versions
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.rounds.todo import Missing, incomplete
@@ -62,13 +65,11 @@ def distill(
             sources = open_inputs(run)
             for caution in {source.caution() for source in (sources.rounds, sources.evals) if source} - {None}:
                 out.say(str(caution))
-            holding = out.exits.enter_context(lease.held(store))
+            holding = hold(out, store)
             run = settle(store, recipe, config, sets, accept_changes)  # again: whoever held the run before may have gone on
             missing = Missing.of(store, run)
-            out.log_to(store)
             out.say(f"run {store.uri}: {missing.text(run)}")
-            connect(address)
-            check_reach(store)
+            start(out, store, address)
             check_resources(run, missing, out)
             store.save_run(run, versions())
             with (

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
+from actors.cluster import connect
 from jobs.distill import demands
-from jobs.session import Session, connect, divert_output, session
+from jobs.terminal import Session, divert_output, session
 from pipeline import config
 from pipeline.errors import EgrsdError
 from pipeline.fit import footprint, machine

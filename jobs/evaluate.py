@@ -16,12 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.table import Table
 
 from jobs.engines import open_engines
+from jobs.opened import hold, start
 from jobs.progress import Bars
-from jobs.session import Session, connect, parse_numbers, session, versions
+from jobs.settle import parse_numbers
+from jobs.terminal import Session, session
 from pipeline.config import Run, differences, load, resolve
 from pipeline.errors import SettingError, SourceError, UserError
 from pipeline.evidence.evaluation import FIGURES, Samples, figures, macro, samples
 from pipeline.evidence.evaluation import differences as paired
+from pipeline.fit.versions import versions
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.problems.benchmarks import benchmark, near, open_benchmark
 from pipeline.problems.sources import Problem, ProblemSet, open_source
@@ -30,7 +33,6 @@ from pipeline.rounds.metrics import Estimate
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, plan_round, problems_digest, with_engines
 from pipeline.stages import EVALUATION, STAGES
-from pipeline.store import lease
 from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
@@ -91,9 +93,9 @@ def evaluate(
             out.say(str(caution))
         template = tokenizer_hash(asked[0].run)
         if any(missing(store, one, number) for one in asked for number in numbers):
-            out.exits.enter_context(lease.held(Store(store.locate("evals"))))
-            out.log_to(store)
-            connect(address)
+            evals = Store(store.locate("evals"))
+            hold(out, evals)
+            start(out, store, address, held=evals)
             answer(store, asked, numbers, out, engine_class)
         found = {one.kind: {number: read(store, one, number) for number in numbers} for one in asked}
         for one in asked:

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.session import session
+from jobs.terminal import session
 from pipeline import contract
 from pipeline.errors import UserError
 from pipeline.rounds.plan import read_plan

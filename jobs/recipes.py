@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from jobs.session import session
+from jobs.terminal import session
 from pipeline.recipes import descriptions, recipe
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jobs.session import session
 from jobs.summary import read_answers
 from jobs.sweep import EVIDENCE
+from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.models.tokenizer import tokenizer_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
-from jobs.session import session
+from jobs.terminal import session
 from pipeline.errors import SettingError
 from pipeline.store import control
 from pipeline.store.directory import Store

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import difflib
 
-from jobs.session import Session, check_reach, connect, session, versions
+from jobs.opened import hold, start
+from jobs.terminal import Session, session
 from pipeline import contract
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, UserError
+from pipeline.fit.versions import versions
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
 from pipeline.stages import PLAN, STAGES
-from pipeline.store import lease
 from pipeline.store.directory import Entry, Store
 
 
@@ -27,7 +28,7 @@ def run_stage(
     with session(debug) as out:
         stage, store = find_stage(name), Store(uri)
         store.load_run()
-        out.exits.enter_context(lease.held(store))
+        hold(out, store)
         old = store.load_run()
         run = resolve(old, sets)
         _check_settings(stage, old, run)
@@ -41,9 +42,7 @@ def run_stage(
                 raise UserError(
                     f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
                 )
-        out.log_to(store)
-        connect(address)
-        check_reach(store)
+        start(out, store, address)
         computed = _bring_up(work, stage, force, only, out)
         store.save_run(run, versions())  # settings that failed are not kept
         rows = sum(entry.rows for entry in computed)

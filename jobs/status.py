@@ -6,7 +6,7 @@ from collections import Counter
 
 from rich.table import Table
 
-from jobs.session import Session, session
+from jobs.terminal import Session, session
 from pipeline.config import Run
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds

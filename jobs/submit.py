@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from jobs.session import Session, session
+from jobs.terminal import Session, session
 from pipeline.errors import EgrsdError, SettingError, UserError, first_line
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pipeline.rounds.plan import read_plan
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
-    from jobs.session import Session
+    from jobs.terminal import Session
     from pipeline.config import Run
 
 

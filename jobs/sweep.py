@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from jobs.session import Session, session
+from jobs.terminal import Session, session
 from pipeline.config import Run, resolve
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from actors import resources
 from actors.pool import check_room
-from jobs.session import check_reach, connect, session, versions
+from jobs.opened import hold, start
+from jobs.terminal import session
 from pipeline.config import Run, differences, resolve
 from pipeline.errors import SettingError, TrainingError, UserError
 from pipeline.evidence import trackers
+from pipeline.fit.versions import versions
 from pipeline.rounds.inventory import Inventory, commit_round
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.stages import MEASURE
-from pipeline.store import lease
 from pipeline.store.directory import MANIFEST, Store, area
 from pipeline.training import worker
 
@@ -27,7 +28,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
     with session(debug) as out:
         store = Store(uri)
         store.load_run()
-        holding = out.exits.enter_context(lease.held(store))
+        holding = hold(out, store)
         old = store.load_run()
         run = resolve(old, sets)
         for name, _, _ in differences(old, run):
@@ -36,9 +37,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
         trackers.check(run)
         first = store.latest_policy() if from_round is None else from_round
         rounds = trainable(store, run, first)
-        out.log_to(store)
-        connect(address)
-        check_reach(store)
+        start(out, store, address)
         if lacking := check_room([resources.Demand("train", run.train.workers, run.train.placement)]):
             out.say(f"the cluster's autoscaler is asked for nodes: {lacking}.")
         store.save_run(run, versions())

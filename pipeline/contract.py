@@ -115,18 +115,28 @@ class Scope(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a shard stands.
+
+    where: folder of its round or evaluation; first: place of its first prompt in there; lag: rounds by which the policy that
+    answers is behind, 0 is on-policy.
+    """
+
+    where: str
+    first: int = 0
+    lag: int = 0
+
+
+@dataclass(frozen=True)
 class Shard:
     """What a stage is given to compute one shard.
 
-    tables and facts: of the stages it reads, by name; where: the round's folder; first: the place of the shard's first prompt in
-    the round; lag: rounds by which the policy is behind; problems: source rows, for the first stage alone.
+    tables and facts: of the stages it reads, by stage name; problems: source rows, for the first stage alone.
     """
 
     run: Run
     name: str
-    where: str
-    first: int
-    lag: int
+    place: Place
     tables: Mapping[str, pa.Table]
     facts: Mapping[str, Mapping[str, Any]]
     problems: list[Problem] | None = None

@@ -203,7 +203,7 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
 
     def rolled_out(first, shard):
         prompts = run_dir.read(run_dir.entry(area("rounds", 0), "prompts", shard))
-        return stages.rollout.rollout(prompts, run, pool, contract.Policy(0), area("rounds", 0), first)
+        return stages.rollout.rollout(prompts, run, pool, contract.Policy(0), contract.Place(area("rounds", 0), first))
 
     try:
         while [engine.state for engine in pool.status()] != ["serving", "serving"]:

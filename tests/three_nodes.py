@@ -20,9 +20,9 @@ from ray._private.worker import global_worker
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
 
+from actors.cluster import check_reach, connect
 from actors.fakes import Behaviour, FakeEngine
 from jobs.distill import distill
-from jobs.session import check_reach, connect
 from pipeline.errors import UserError
 from pipeline.store.directory import Store
 

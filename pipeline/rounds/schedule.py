@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.contract import Shard, Stage
+from pipeline.contract import Place, Shard, Stage
 from pipeline.errors import EgrsdError, StoreError, from_data, to_data
 from pipeline.problems.sources import Problem, ProblemSet
 from pipeline.rounds.inventory import Inventory
@@ -218,9 +218,7 @@ def _shard(seen: Inventory, stage: Stage, name: str, first: int, problems: list[
     return Shard(
         run=work.run,
         name=name,
-        where=work.area,
-        first=first,
-        lag=work.lag,
+        place=Place(work.area, first, work.lag),
         tables={writer: work.store.read(entry, stage.reads_of(STAGES[writer])) for writer, entry in entries.items()},
         facts={writer: entry.facts for writer, entry in entries.items()},
         problems=problems,

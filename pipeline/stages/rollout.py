@@ -10,19 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
-from pipeline.contract import WEIGHTS, Engines, Failure, Generate, Generation, Made, Policy, Reject, Sampling, Shard, Stage
+from pipeline.contract import WEIGHTS, Engines, Failure, Generate, Generation, Made, Place, Policy, Reject, Sampling, Shard, Stage
 from pipeline.digest import digest
 from pipeline.errors import EngineError
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.stages.tables import Draft, clean
 
 
-def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where: str, first: int = 0, lag: int = 0) -> pa.Table:
+def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place: Place) -> pa.Table:
     """G traces per prompt, next to each other; a trace depends on its seed, prompt and policy only.
 
-    `where` (the round or evaluation) and the prompt's place in it go into trace ids and seeds, not the cut into shards; `first`
-    is the place of this shard's first prompt; `lag` the rounds by which `policy` is behind the round. Raises EngineError when
-    an answer names another policy.
+    Trace ids and seeds are made from the round and the prompt's place in it, so the cut into shards changes neither. Raises
+    EngineError when an answer names another policy.
     """
     size = run.rollout.group_size
     num_teacher = round(size * run.rollout.teacher_share)
@@ -35,7 +34,7 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where
     for i, prompt in enumerate(carried):
         for sample, source in enumerate(source_of):
             row = i * size + sample
-            name = f"{run.seed}/{where}/{prompt['prompt_id']}/{first + i}/{sample}"
+            name = f"{run.seed}/{place.where}/{prompt['prompt_id']}/{place.first + i}/{sample}"
             seed = int(digest(f"seed/{name}"), 16) & 0x7FFFFFFF
             draft.keys[row] = digest(name)
             if prompt["reject_reason"]:
@@ -49,7 +48,7 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, where
     for source, who in (("student", policy), ("teacher", Policy(0))):
         if requests[source]:
             for row, answer in zip(asked[source], engines.generate(requests[source], who, sampling), strict=True):
-                _take_generation(draft, row, answer, who, lag)
+                _take_generation(draft, row, answer, who, place.lag)
     return draft.table()
 
 
@@ -86,7 +85,7 @@ def decode(table: pa.Table, tokenizer: Any) -> pa.Table:
 
 def _compute(shard: Shard) -> Made:
     engines, policy = shard.on_engines()
-    table = rollout(shard.tables["prompts"], shard.run, engines, policy, shard.where, shard.first, shard.lag)
+    table = rollout(shard.tables["prompts"], shard.run, engines, policy, shard.place)
     return Made(decode(table, tokenizer_of(shard.run.model)), asdict(engines.facts()))
 
 

@@ -88,7 +88,7 @@ def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str) -> Non
 
 def _compute(shard: Shard) -> Made:
     engines, policy = shard.on_engines()
-    check_facts(shard.facts["rollout"], engines.facts(), f"{shard.where}, shard {shard.name}")
+    check_facts(shard.facts["rollout"], engines.facts(), f"{shard.place.where}, shard {shard.name}")
     table = score(shard.tables["prompts"], shard.tables["rollout"], shard.run, engines, policy)
     return Made(table, {"entropy_max": entropy_max(table), **asdict(engines.facts())})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from actors.fakes import FakeEngine
-from jobs import distill, session, stage, train
+from jobs import distill, stage, terminal, train
 from pipeline import config, recipes
 from pipeline.errors import SettingError
 from pipeline.evidence import trackers
@@ -297,9 +297,9 @@ def test_sinks_decide_no_result():
 
 def test_a_resume_may_change_sinks_and_nothing_else(store):
     store.write_json("rounds/0000/plan.json", {"policy": 0, "shards": {}, "source": ""})
-    assert session.settle(store, None, None, ["metrics.sinks=mlflow"], False).metrics.sinks == ("mlflow",)
+    assert terminal.settle(store, None, None, ["metrics.sinks=mlflow"], False).metrics.sinks == ("mlflow",)
     with pytest.raises(SettingError, match="rounds was 16, now 3"):
-        session.settle(store, None, None, ["metrics.sinks=mlflow", "rounds=3"], False)
+        terminal.settle(store, None, None, ["metrics.sinks=mlflow", "rounds=3"], False)
 
 
 def test_a_stage_does_not_take_sinks(store):

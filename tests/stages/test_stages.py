@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actors.fakes import FakeEngine, token_evidence
 from pipeline import stages
 from pipeline.config import resolve
-from pipeline.contract import Failure, Policy, Reject, Score
+from pipeline.contract import Failure, Place, Policy, Reject, Score
 from pipeline.errors import EngineError
 from pipeline.method.rewards import RunningBaseline
 from pipeline.models.resolve import asset_path
@@ -24,7 +24,7 @@ from pipeline.stages import STAGES
 from pipeline.stages.verifier import Grader
 from pipeline.store.shards import check_table, count_rejected
 
-POLICY = Policy(3, "adapter")
+POLICY, PLACE = Policy(3, "adapter"), Place("rounds/0003")
 PROBLEMS = [
     Problem(0, "7+4-3+9", "7+4=11;11-3=8;8+9=17#17", "17", None, ""),
     Problem(1, "1+1+1+1", "1+1=2;2+1=3;3+1=4#4", "4", None, ""),
@@ -67,7 +67,7 @@ def prompts(run, tokenizer):
 
 def rolled_out(prompts, run, tokenizer, engine=None, policy=POLICY):
     engine = engine or Odd(run.model)
-    return stages.rollout.decode(stages.rollout.rollout(prompts, run, engine, policy, "rounds/0003"), tokenizer)
+    return stages.rollout.decode(stages.rollout.rollout(prompts, run, engine, policy, PLACE), tokenizer)
 
 
 def test_prompts_reject_what_cannot_be_asked_and_keep_the_row(prompts, tokenizer):
@@ -90,7 +90,7 @@ def test_seeds_and_ids_depend_on_seed_round_prompt_and_sample_only(prompts, run,
     whole = rolled_out(prompts, run, tokenizer)
     alone = rolled_out(prompts.slice(0, 1), run, tokenizer)
     assert whole.slice(0, 4).equals(alone)
-    other = stages.rollout.rollout(prompts, run.model_copy(update={"seed": 1}), Odd(run.model), POLICY, "rounds/0003")
+    other = stages.rollout.rollout(prompts, run.model_copy(update={"seed": 1}), Odd(run.model), POLICY, PLACE)
     assert not set(other["trace_id"].to_pylist()) & set(whole["trace_id"].to_pylist())
     assert len(set(whole["trace_id"].to_pylist())) == whole.num_rows
 
@@ -178,7 +178,7 @@ def test_a_spoiled_score_is_a_typed_row(prompts, run, tokenizer, spoil, reason):
 def test_another_policy_that_answers_ends_the_stage(prompts, run):
     engine = Odd(run.model, spoil_generate={0: spoiled(policy_version=lambda v: v - 1)})
     with pytest.raises(EngineError, match="policy 2 answered a request for policy 3"):
-        stages.rollout.rollout(prompts, run, engine, POLICY, "rounds/0003")
+        stages.rollout.rollout(prompts, run, engine, POLICY, PLACE)
 
 
 @pytest.fixture

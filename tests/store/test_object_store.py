@@ -271,7 +271,7 @@ def test_a_folder_that_may_be_read_but_not_written_is_named(tmp_path):
     folder = Path(tempfile.mkdtemp(prefix="egr", dir="/tmp"))
     folder.chmod(0o555)
     other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.getuid() == 0 else []
-    code = "import sys\nfrom jobs.session import session\n"
+    code = "import sys\nfrom jobs.terminal import session\n"
     code += "from pipeline.store import lease\nfrom pipeline.store.directory import Store\n"
     code += f"with session(False), lease.held(Store({str(folder)!r})): pass"
     environment = {**os.environ, "HOME": str(folder), "PYTHONPATH": os.getcwd(), "PYTHONDONTWRITEBYTECODE": "1"}

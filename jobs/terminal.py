@@ -1,0 +1,150 @@
+"""The terminal of a verb: a quiet console, a log file for everything else, errors as one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from pipeline.errors import EgrsdError
+
+if TYPE_CHECKING:
+    from pipeline.store.directory import Store
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_LOGGING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+log = logging.getLogger("egrsd")
+
+
+@dataclass
+class Session:
+    """The terminal of one verb. After `log_to`, everything else that would be printed lands in `log_path`."""
+
+    console: Console
+    debug: bool
+    exits: contextlib.ExitStack
+    log_path: Path | None = None
+    log_uri: str | None = None  # where a reader finds it: on an object store, once the verb has ended
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal, markup off and control characters shown: paths and data may hold either."""
+        self.console.print(escape(_printable(text)), highlight=False, soft_wrap=True)
+        log.info(text)
+
+    def log_to(self, store: Store) -> None:
+        """Send the noise of Ray, vLLM and logging to a new file in the run's logs/ (an object store gets it at the end)."""
+        if self.debug:
+            return
+        name = f"logs/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        self.log_uri = store.locate(name)
+        if store.local_root is None:
+            self.log_path = Path(self.exits.enter_context(tempfile.TemporaryDirectory(prefix="egrsd-"))) / "run.log"
+            self.exits.callback(_upload, store, name, self.log_path)
+        else:
+            store.write(name, b"")
+            self.log_path = store.local_root / name
+        self.exits.enter_context(divert_output(self.log_path))
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
+
+
+@contextlib.contextmanager
+def session(debug: bool) -> Iterator[Session]:
+    """Run a verb: errors become one line and an exit code, 2 for the user's mistakes.
+
+    With `debug` nothing is hidden: tracebacks, and the output of Ray and vLLM on the terminal.
+    """
+    quiet = {"EGRSD_DEBUG": "1"} if debug else QUIET
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    if debug:
+        logging.basicConfig(level=logging.INFO, force=True)
+    else:
+        logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+    console = Console(file=os.fdopen(os.dup(1), "w", buffering=1), soft_wrap=True, emoji=False)
+    with _closing(console, debug) as exits:
+        out = Session(console, debug, exits)
+        try:
+            yield out
+        except EgrsdError as error:
+            _fail(out, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail(out, "Interrupted. The same command goes on where this one stopped", 130)
+        except SystemExit:
+            raise
+        except BaseException as error:  # not understood: told in one line, kept whole in the log
+            _fail(out, f"Internal error ({type(error).__name__}): {error}. Run again with --debug", 1)
+
+
+@contextlib.contextmanager
+def _closing(console: Console, debug: bool) -> Iterator[contextlib.ExitStack]:
+    """Exits of a verb; what goes wrong in them is told like any other error."""
+    try:
+        with contextlib.ExitStack() as exits:
+            yield exits
+    except EgrsdError as error:
+        if debug:
+            raise
+        console.print(f"[red]error:[/red] {escape(_printable(' '.join(str(error).split())))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _fail(out: Session, message: str, code: int) -> None:
+    log.exception("the command failed")
+    if out.debug:
+        raise
+    line = _printable(" ".join(message.split()))
+    out.console.print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
+    if out.log_path is not None and code == 1:
+        out.console.print(f"log: {escape(str(out.log_uri))}", highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _upload(store: Store, name: str, log_path: Path) -> None:
+    store.write(name, log_path.read_bytes())
+
+
+def _printable(text: str) -> str:
+    """Control characters and direction marks as escapes: data must not drive the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def divert_output(path: Path) -> Iterator[None]:
+    """File descriptors 1 and 2 into the log, so that child processes and C++ land there too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with open(path, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(ValueError, OSError):
+                    stream.flush()
+            for number, original in zip((1, 2), saved, strict=True):
+                os.dup2(original, number)
+                os.close(original)
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------------
