@@ -350,7 +350,7 @@ class Live:
         return {"policy_lag": work.lag, **round_summary(grades, lengths, self.run.rollout.group_size), **shares}
 
     def warn_without_signal(self, number: int, summary: dict[str, float]) -> None:
-        """Say early, and plainly, that a round taught nothing (traps 7 and 8)."""
+        """Say early, and plainly, that a round taught nothing."""
         rows = summary["num_rows"] - summary["num_rejected"]
         positive = summary["num_positive_advantage"]
         if not rows:

@@ -1,6 +1,6 @@
 """The contract: every column's name, type, shape, unit, writer and readers. The one place.
 
-Arrow schemas, README's stage table and the checks at every commit derive from COLUMNS. Shape legend: `T` response
+Arrow schemas, the tables of pipeline/README.md and the checks at every commit derive from COLUMNS. Shape legend: `T` response
 tokens, `P` prompt tokens, `Q` privileged prompt tokens. Entropies and log-probabilities are in nats, at temperature 1, over
 the full vocabulary.
 
@@ -240,7 +240,7 @@ COLUMNS: dict[str, Column] = {
         Column("share_fork", pa.float32(), "profile", doc="share of tokens in this regime"),
         Column("regime", pa.list_(pa.int8()), "label", "T", doc="0 lock, 1 mid, 2 pivot, 3 fork"),
         Column("spans", _SPANS, "label", "S", doc="maximal runs of one regime: [start, end), mean and peak entropy"),
-        Column("gate", _FLOATS, "label", "T", doc="confidence omega in [floor, 1]; scope: the round, see README"),
+        Column("gate", _FLOATS, "label", "T", doc="confidence omega in [floor, 1]; its M is the largest entropy of the round"),
         Column("token_weight", _FLOATS, "label", "T", doc="advantage x magnitude x gate"),
     )
 }

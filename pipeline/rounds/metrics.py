@@ -70,9 +70,10 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 
 
 def metric_table() -> str:
-    """README's table of every metric."""
+    """Every metric as a Markdown table, for pipeline/README.md."""
+    bar = r"\|"  # a bar within a cell
     rows = [
-        f"| `{writer}/{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning} |"
+        f"| `{writer}/{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning.replace('|', bar)} |"
         for writer, metrics in METRICS.items()
         for metric in metrics
     ]
@@ -141,7 +142,7 @@ def answers(tables: list[tuple[pa.Table, pa.Table]]) -> Answers:
 
 
 def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size: int) -> dict[str, float]:
-    """Counts that show early whether a round has a signal (traps 7 and 8): verdicts, rewards, groups with none."""
+    """Counts that show early whether a round has a signal: verdicts, rewards, groups with none."""
     table = pa.concat_tables(grades)
     live = table.filter(pc.is_null(table["reject_reason"]))
     counts = Counter(pc.drop_null(table["verdict"]).to_pylist())

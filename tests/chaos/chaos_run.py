@@ -236,7 +236,7 @@ def check_nothing_held(ground: Ground, patience_s: float = 90) -> None:
     """No actor, process or reservation of a driver is left: at once, or as soon as Ray has noticed that it is gone.
 
     Ray Train's detached cleaner stays where a driver dies between its creation and its first call; it holds no CPU and no GPU.
-    README tells of it, and so does the output.
+    tests/README.md tells of it, and so does the output.
     """
 
     def left() -> list[str]:

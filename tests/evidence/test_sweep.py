@@ -177,7 +177,7 @@ def test_the_stored_settings_give_the_stored_labels_bit_for_bit(stored):
 def test_what_the_paper_says_of_its_traces_holds_on_ours_or_is_reported(stored, record_property):
     """2605.13255, section 5.5: restored weight is largest on pivots and nothing on locks; |delta| grows with the entropy decile.
 
-    Of the paper's order forks (.053) > mid (.040) nothing is asserted: the tiny reasoner has next to no fork, see README.
+    Of the paper's order forks (.053) > mid (.040) nothing is asserted: the tiny reasoner has next to no fork.
     """
     found = swept(stored, "label.gamma=.3", "label.window=5", rounds=[0])
     point = found["points"][0]
