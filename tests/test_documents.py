@@ -107,7 +107,7 @@ def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def column_table() -> str:
     """Every column of the contract."""
     rows = [
-        (f"`{c.name}`", c.writer, f"`[{c.shape}]`" * bool(c.shape), c.unit, re.sub(r"item: ", "", str(c.type)), c.doc)
+        (f"`{c.name}`", c.writer, f"`[{c.shape}]`" * bool(c.shape), c.unit, f"`{str(c.type).replace('item: ', '')}`", c.doc)
         for c in COLUMNS.values()
     ]
     return markdown(("column", "stage", "shape", "unit", "type", "meaning"), rows)
@@ -136,9 +136,8 @@ def module_table(room: str) -> str:
     for path in sorted((ROOT / room).rglob("*.py"), key=lambda path: (len(path.relative_to(ROOT).parts), path)):
         said = ast.get_docstring(ast.parse(path.read_text()))
         if said:
-            first = re.split(r"(?<=[.:])\s", " ".join(said.split("\n\n")[0].split()))
-            phrase = first[0] if len(first[0].split()) > 2 or len(first) == 1 else " ".join(first[:2])
-            rows.append((f"`{path.relative_to(ROOT / room)}`", phrase))
+            first = re.split(r"(?<=[.])\s", " ".join(said.split("\n\n")[0].split()))[0]
+            rows.append((f"`{path.relative_to(ROOT / room)}`", first))
     return markdown(("module", "what it is"), rows)
 
 
