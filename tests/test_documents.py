@@ -32,27 +32,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted(path for room in ROOMS for path in (ROO
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 MOST_LINES, MOST_CHARACTERS, MOST_WORDS, MOST_WORDS_OF_SENTENCE = 200, 130, 2500, 25
 SHOWN_SETTINGS = (
-    "objective.name",
-    "objective.gamma",
-    "objective.window",
-    "rounds",
-    "max_staleness",
-    "rollout.prompts_per_round",
-    "rollout.group_size",
-    "rollout.temperature",
-    "rollout.max_new_tokens",
-    "rollout.teacher_share",
-    "grade.verifier",
-    "grade.advantage",
-    "model.lora_rank",
-    "train.strategy",
-    "train.workers",
-    "train.batch_traces",
-    "train.learning_rate",
-    "engines.rollout.min",
-    "engines.rollout.max",
-    "engines.rollout.threads",
-    "engines.rollout.max_num_seqs",
+    *("objective.name", "objective.gamma", "objective.window", "rounds", "max_staleness"),
+    *(f"rollout.{name}" for name in ("prompts_per_round", "group_size", "temperature", "max_new_tokens", "teacher_share")),
+    *("grade.verifier", "grade.advantage", "model.lora_rank"),
+    *(f"train.{name}" for name in ("strategy", "workers", "batch_traces", "learning_rate")),
+    *(f"engines.rollout.{name}" for name in ("min", "max", "threads", "max_num_seqs")),
 )
 STANDS_FOR = {"N": "0", "NAME": "demo", "LABEL": "label"}  # placeholders that an option would not take
 EXAMPLES = {"secrets.py"}  # names that no file of the project has
