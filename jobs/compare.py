@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Column, Table
 
-from jobs.distill import Live, check_resources, open_inputs
+from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.evaluate import check_problems, facts, plain, read_samples, tokenizer_hash
-from jobs.opened import hold, start
+from jobs.opened import hold, holding_for, open_folder, start
+from jobs.progress import open_screen
 from jobs.settle import parse_numbers, read_config
 from jobs.terminal import Session, session
 from pipeline.config import Run, differences, load, resolve
+from pipeline.driver import Driver, open_sources
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.evaluation import Tested, figures, holm, over_seeds, per_problem
 from pipeline.fit.versions import versions
@@ -33,12 +35,12 @@ from pipeline.rounds.metrics import Estimate
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.rounds.todo import Missing
 from pipeline.stages import EVALUATION, MEASURE, STAGES
-from pipeline.store import lease
 from pipeline.store.directory import Store
+from pipeline.training import worker
 
 if TYPE_CHECKING:
+    from actors.member import EngineClass
     from actors.pool import EnginePool
-    from actors.serving import EngineClass
 
 OBJECTIVES = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")
 # each takes one thing from the recipe's own objective, which has to be egrsd or cl_egrsd
@@ -83,7 +85,7 @@ def compare(
     Runs that are done are left alone, one that was cut off goes on. `baseline`: the first objective unless named.
     """
     with session(debug) as out:
-        store = Store(uri)
+        store = open_folder(uri)
         names = chosen_objectives(objectives)
         against = chosen_objectives(baseline, "--baseline")[0] if baseline else names[0]
         if against not in names:
@@ -105,11 +107,10 @@ def compare(
         settings = describe(base, recipe, sets, against, numbers)
         found = {name: Series() for name in names}
         if left:
-            evals = open_inputs(base).evals
+            evals = open_sources(base).evals
             assert evals is not None
             check_problems(evals, base.evaluation.problems)
-            start(out, store, address)
-            check_resources(base, missing[left[0]], out)
+            start(out, store, address, demands_of(base, missing[left[0]].on_engines, bool(missing[left[0]].train)))
         with contextlib.ExitStack() as stack:
             engines = stack.enter_context(open_engines(base, engine_class)) if left else {}
             for place, (key, run) in enumerate(runs.items(), 1):
@@ -155,7 +156,7 @@ def variant(base: Run, name: str, seed: int) -> Run:
 
 def folder(store: Store, name: str, seed: int) -> Store:
     """The run directory of one objective and seed."""
-    return Store(store.locate(f"{name}-s{seed}"))
+    return open_folder(store.locate(f"{name}-s{seed}"))
 
 
 def refuse_other_settings(store: Store, run: Run) -> None:
@@ -181,12 +182,10 @@ def train_one(
     for other in keys:
         if other[1] == key[1] and other != key:
             share(folder(store, *other), own, run)
-    sources = open_inputs(run)
-    with lease.held(own) as holding:
+    sources = open_sources(run)
+    with holding_for(own) as holding, open_screen(out) as screen:
         own.save_run(run, versions())
-        missing = Missing.of(own, run)
-        with Live.start(own, run, sources, out, missing, holding, engines=engines) as live:
-            live.bring_to_end(missing, holding)
+        Driver(own, run, sources, engines, worker.start, screen).bring_to_end(Missing.of(own, run), holding)
 
 
 def share(donor: Store, own: Store, run: Run) -> None:

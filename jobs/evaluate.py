@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.table import Table
 
 from jobs.engines import open_engines
-from jobs.opened import hold, start
+from jobs.opened import hold, open_folder, open_run, start
 from jobs.progress import Bars
 from jobs.settle import parse_numbers
 from jobs.terminal import Session, session
@@ -36,7 +36,7 @@ from pipeline.stages import EVALUATION, STAGES
 from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
-    from actors.serving import EngineClass
+    from actors.member import EngineClass
 
 TRACES_PER_SHARD = 32  # what a kill costs at most, per shard in flight
 # what tells one evaluation from another: the policy's answers, or their grades, would differ
@@ -83,8 +83,7 @@ def evaluate(
     `k` samples a problem, unless `--set evaluation.samples=n` asks for more: pass@k is then the unbiased estimate from n.
     """
     with session(debug) as out:
-        store = Store(uri)
-        run = store.load_run()
+        store, run = open_run(uri)
         numbers = chosen_policies(store, policies)
         asked = [ask(run, spec, k, sets) for spec in specs or [""]]
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
@@ -93,7 +92,7 @@ def evaluate(
             out.say(str(caution))
         template = tokenizer_hash(asked[0].run)
         if any(missing(store, one, number) for one in asked for number in numbers):
-            evals = Store(store.locate("evals"))
+            evals = open_folder(store.locate("evals"))
             hold(out, evals)
             start(out, store, address, held=evals)
             answer(store, asked, numbers, out, engine_class)

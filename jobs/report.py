@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from jobs.opened import open_folder, open_run
 from jobs.summary import read_answers
 from jobs.sweep import EVIDENCE
 from jobs.terminal import session
@@ -27,8 +28,7 @@ def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool) 
     Raises UserError when the run has no measured round, or there is no comparison where one was named.
     """
     with session(debug) as out:
-        store = Store(uri)
-        run = store.load_run()
+        store, run = open_run(uri)
         target, name = _target(out_uri) if out_uri else (store, REPORT)
         compared = read_comparison(compare) if compare else None
         document = collect(store, run)
@@ -75,7 +75,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
 
 def read_comparison(uri: str) -> dict[str, Any]:
     """compare.json of a folder. Raises UserError where there is none, or it is not one."""
-    store = Store(uri)
+    store = open_folder(uri)
     found = store.read_json(COMPARE, "points", "objectives", "pairs")
     if found is None:
         raise UserError(f"no comparison here: {COMPARE} is missing", store.uri, "Make one with `egrsd compare`")
@@ -120,4 +120,4 @@ def _target(uri: str) -> tuple[Store, str]:
     folder, _, name = uri.rpartition("/")
     if not name:
         raise UserError("is a folder", "--out", "Name a file, for example report.html")
-    return Store(folder or ("/" if uri.startswith("/") else ".")), name
+    return open_folder(folder or ("/" if uri.startswith("/") else ".")), name

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from jobs.opened import open_run
 from jobs.terminal import Session, session
 from pipeline.config import Run, resolve
 from pipeline.contract import Regime
@@ -41,8 +42,7 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
     on a malformed grid, UserError when no round has what labels are made from.
     """
     with session(debug) as out:
-        store = Store(uri)
-        run = store.load_run()
+        store, run = open_run(uri)
         axes = read_grid(run, sets or list(PAPER))
         chosen = grid(run, axes)
         found = choose_rounds(store, run, rounds, out)

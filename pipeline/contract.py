@@ -347,3 +347,24 @@ class Engines(Protocol):
     def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
         """Log-prob and entropy of every response token under `policy`, at temperature 1."""
         ...
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a pool of engines has done in its life.
+
+    busiest_s: seconds of work of its busiest engine; idle_s: seconds without work, added up over engines that could answer; most:
+    engines that it may have now.
+    """
+
+    busiest_s: float
+    idle_s: float
+    most: int
+
+
+class PooledEngines(Engines, Protocol):
+    """Inference as the driver sees it: a pool that also tells what its engines have done."""
+
+    def usage(self) -> Usage:
+        """What its engines have done so far."""
+        ...

@@ -69,11 +69,11 @@ def stored_run(engine, tmp_path_factory):
     """Two finished rounds of the tiny reasoner: real engine, stages and trainer, without Ray. Copy it to spoil it."""
     import torch
 
-    from jobs.distill import Live
     from pipeline import recipes
     from pipeline.config import resolve
     from pipeline.problems.sources import open_source
     from pipeline.rounds.inventory import commit_round
+    from pipeline.rounds.metrics import summarise_round
     from pipeline.rounds.round import plan_round, with_engines
     from pipeline.rounds.schedule import bring_up_to_date
     from pipeline.stages import LABELS, MEASURE, STAGES
@@ -102,8 +102,7 @@ def stored_run(engine, tmp_path_factory):
         assert worker.train_round(trainer, store, number)
         clock = {f"seconds_stage_{name}": value for name, value in seconds.items()}
         clock |= {"seconds_engines": seconds["rollout"] + seconds["score"], "seconds_round": sum(seconds.values()) + 1}
-        summary = Live.summarise_round(Live(store, run, *[None] * 5), work)
-        store.write_metrics("round", number, [{"round": number, **summary, **clock}])
+        store.write_metrics("round", number, [{"round": number, **summarise_round(work), **clock}])
     return store
 
 

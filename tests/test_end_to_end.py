@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from jobs import distill, export, stage, status, summary, train
+from jobs.settle import Choices
 from pipeline import contract
 from pipeline.models.resolve import asset_path
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
+from pipeline.rounds.rows import joined_round
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
 
@@ -37,7 +39,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 def run_dir(ray_local, tmp_path_factory):
     """A finished run of the demo recipe, made small."""
     uri = str(tmp_path_factory.mktemp("runs") / "small")
-    distill.distill(uri, "demo", SETS, None, False, None, False)
+    distill.distill(uri, Choices("demo", SETS))
     return Store(uri)
 
 
@@ -48,7 +50,7 @@ def copy_of(tmp_path):
 
 
 def live_rows(store, number):
-    table = export.joined_round(store, number)
+    table = joined_round(open_round(store, store.load_run(), "rounds", number))
     return table.filter(pa.compute.is_null(table["reject_reason"])).to_pylist()
 
 
@@ -111,7 +113,7 @@ def test_the_measured_gap_between_generation_and_scoring_is_stored(run_dir):
 
 def test_running_it_again_does_nothing_and_says_so(run_dir, capfd):
     before = {path: path.stat().st_mtime_ns for path in run_dir.local_root.rglob("*.parquet")}
-    distill.distill(run_dir.uri, None, [], None, False, None, False)
+    distill.distill(run_dir.uri, Choices())
     assert "Nothing to do" in capfd.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.local_root.rglob("*.parquet")}
 
@@ -147,7 +149,7 @@ def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_d
     cut.delete("rounds/0001/grade/0001.json")
     cut.delete("metrics/0001-train.jsonl")
     kept = {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
-    distill.distill(cut.uri, None, [], None, False, None, False)
+    distill.distill(cut.uri, Choices())
     assert kept == {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
     assert cut.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
     for plan_stage in PLAN:
@@ -157,7 +159,7 @@ def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_d
 
 def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, capfd):
     old = run_dir.entries(area("rounds", 0), "label")
-    stage.run_stage("label", run_dir.uri, 0, ["label.gamma=1.0"], False, None, None, False)
+    stage.run_stage(run_dir.uri, stage.Redo("label", 0, ["label.gamma=1.0"]))
     said = capfd.readouterr().out
     assert "2 shards computed" in said
     assert "now stale: rounds/0001 label (settings)" in said

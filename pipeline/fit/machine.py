@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -92,6 +93,22 @@ def judge(facts: Facts, window: list[str]) -> list[Line]:
             for name, why in facts.broken.items()
         ),
     ]
+
+
+def judge_nodes(nodes: Mapping[str, Facts | str], window: list[str]) -> list[Line]:
+    """What stands in the way on each node, facts or why there are none by its name; one `ok` for a node where nothing does."""
+    lines = []
+    for name, there in nodes.items():
+        found = [Line("error", "probe", there)] if isinstance(there, str) else judge(there, window)
+        wrong = [line for line in found if line.level != "ok"]
+        told = [(line.level, f"{line.topic}: {line.text}") for line in wrong] or [("ok", f"{len(found)} checks")]
+        lines += [Line(level, f"node {name}", text) for level, text in told]
+    return lines
+
+
+def best(nodes: list[Facts]) -> Facts:
+    """The node that carries most: by its smallest card, then by its memory. Engines and ranks are held against it."""
+    return max(nodes, key=lambda there: (min(there.gpus, default=0), there.memory))
 
 
 def judge_versions(facts: Facts, window: list[str]) -> list[Line]:

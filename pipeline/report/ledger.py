@@ -45,16 +45,14 @@ def count_round(work: Round, rows: dict[str, Any], train: list[dict[str, Any]]) 
     """
     seen = Inventory(work)
     entries = {name: list(seen.entries(name).values()) for name in ("prompts", "rollout", "grade", "score")}
-    rejected = {name: _reasons(found) for name, found in entries.items()}
-    later = {name: rejected[name] - rejected["rollout"] for name in ("grade", "score")}
     counts = Counts(
         planned=sum(map(len, work.shards.values())),
         prompts=_rows(entries["prompts"]),
-        prompts_rejected=rejected["prompts"],
+        prompts_rejected=seen.rejected("prompts"),
         expected=_rows(entries["prompts"]) * work.run.rollout.group_size,
         traces=_rows(entries["rollout"]),
-        rejected={"rollout": rejected["rollout"], **later},
-        complete=all(len(found) == len(work.shards) for found in entries.values()),
+        rejected={"rollout": seen.rejected("rollout"), **{name: seen.rejected_first(name) for name in ("grade", "score")}},
+        complete=seen.is_whole(*entries),
         trained=bool(train),
         **rows,
     )
@@ -119,10 +117,3 @@ _SUMMED = (
 
 def _rows(entries: list[Entry]) -> int:
     return sum(entry.rows for entry in entries)
-
-
-def _reasons(entries: list[Entry]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for entry in entries:
-        found.update(entry.rejected)
-    return found

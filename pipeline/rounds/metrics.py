@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.contract import Regime, Verdict
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
 from pipeline.stages import PLAN
 
 
@@ -139,6 +141,40 @@ def answers(tables: list[tuple[pa.Table, pa.Table]]) -> Answers:
             accuracy.append(float(np.mean(verdict[rows] == Verdict.CORRECT)) if rows.any() else np.nan)
             length.append(float(np.mean(tokens[rows])) if rows.any() else np.nan)
     return Answers(np.array(accuracy), np.array(length), dict(verdicts), rejected)
+
+
+def summarise_round(work: Round) -> dict[str, float]:
+    """Figures of a round whose grades and profiles are there, by their names in METRICS."""
+    seen = Inventory(work)
+
+    def read(stage: str, columns: list[str]) -> list[pa.Table]:
+        """These columns of every shard of a stage."""
+        entries = seen.entries(stage)
+        return [work.store.read(entries[shard], columns) for shard in sorted(work.shards)]
+
+    grades = read("grade", ["reject_reason", "verdict", "reward", "advantage"])
+    profiles = read("profile", ["lookahead_entropy", *(f"share_{name}" for name in Regime.NAMES)])
+    rollouts = read("rollout", ["response_tokens"])
+    lengths = [np.array(pc.drop_null(pc.list_value_length(table["response_tokens"]))) for table in rollouts]
+    scored = [pc.fill_null(pc.list_value_length(table["lookahead_entropy"]), 0).to_numpy() for table in profiles]
+    shares = regime_summary(profiles, scored)
+    return {"policy_lag": work.lag, **round_summary(grades, lengths, work.run.rollout.group_size), **shares}
+
+
+def warning(summary: dict[str, float]) -> str | None:
+    """Why a round with these figures taught nothing, or little; None where it has a signal."""
+    rows, positive = summary["num_rows"] - summary["num_rejected"], summary["num_positive_advantage"]
+    if not rows:
+        return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status`."
+    if summary["num_correct"] == 0:
+        return (
+            f"no signal. None of {rows:.0f} traces was correct "
+            f"({summary['num_truncated']:.0f} truncated, {summary['num_unparsable']:.0f} unparsable): every reward is 0. "
+            "Choose easier problems, more traces per prompt or a higher rollout.max_new_tokens."
+        )
+    if positive < 0.02 * rows:
+        return f"weak signal. {positive:.0f} of {rows:.0f} traces have a positive advantage."
+    return None
 
 
 def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size: int) -> dict[str, float]:

@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 
+from actors.cluster import gather_nodes
 from jobs import doctor
-from jobs.doctor import best, check_demands, check_store, gather_nodes, judge_nodes
+from jobs.doctor import judge
 from pipeline import config, recipes
 from pipeline.fit import footprint, machine
+from pipeline.fit.machine import best, judge_nodes
 from pipeline.store.directory import Store
+from pipeline.store.probe import judge_store
 
 QWEN3_8B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -93,15 +96,15 @@ def test_memory_that_does_not_suffice(qwen):
 
 
 def test_gpus_that_are_not_here():
-    [line] = check_demands(recipes.qwen3_8b(), GOOD, None)
+    [line] = judge("resources", lambda: [doctor.judge_room(recipes.qwen3_8b(), GOOD, None)])
     assert line.level == "error"
     assert "GPU" in line.text
 
 
 def test_store(tmp_path):
     (tmp_path / "file").write_text("")
-    assert [line.level for line in check_store(Store(str(tmp_path / "file" / "run")))] == ["error"]
-    assert [line.level for line in check_store(Store(str(tmp_path / "run")))] == ["ok", "ok"]
+    assert [line.level for line in judge("store", lambda: judge_store(Store(str(tmp_path / "file" / "run"))))] == ["error"]
+    assert [line.level for line in judge_store(Store(str(tmp_path / "run")))] == ["ok", "ok"]
     assert not (tmp_path / "run").exists()
 
 

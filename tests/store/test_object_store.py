@@ -17,6 +17,7 @@ import pytest
 from actors import adapters
 from jobs import export, status
 from jobs.distill import distill
+from jobs.settle import Choices
 from pipeline.config import Source
 from pipeline.errors import SourceError, UserError
 from pipeline.problems.sources import open_source
@@ -37,14 +38,15 @@ DRIVER = """
 import functools, sys
 from actors.fakes import FakeEngine
 from jobs.distill import distill
-from jobs.stage import run_stage
+from jobs.settle import Choices
+from jobs.stage import Redo, run_stage
 from jobs.train import train_committed
 from pipeline.store.directory import Store
 uri, *sets = sys.argv[1:]
-distill(uri, "demo", sets, None, False, None, False, FakeEngine)
+distill(uri, Choices("demo", sets), engine_class=FakeEngine)
 if not sets:
     before = Store(uri).read_json("policy/0002/manifest.json")
-    run_stage("label", uri, 0, ["label.gamma=1.0"], False, None, None, False)
+    run_stage(uri, Redo("label", 0, ["label.gamma=1.0"]))
     train_committed(uri, 0, [], None, False)
     print("trained alike:", Store(uri).read_json("policy/0002/manifest.json") == before)
 """
@@ -228,7 +230,7 @@ def test_a_uri_that_would_put_settings_into_logs_is_refused(uri):
 
 def test_a_bucket_that_is_not_there_is_named(s3, capfd):
     with pytest.raises(SystemExit) as ended:
-        distill("s3://nowhere/run", "demo", [], None, False, None, False)
+        distill("s3://nowhere/run", Choices("demo"))
     assert ended.value.code == 2
     assert "error: s3://nowhere/run/lease.json: cannot write" in (said := capfd.readouterr().out)
     assert "Create the bucket" in said
@@ -236,7 +238,7 @@ def test_a_bucket_that_is_not_there_is_named(s3, capfd):
 
 def test_a_store_that_may_be_read_but_not_written_is_named(store, s3, capfd):
     with denied(s3, "s3:PutObject", "*"), pytest.raises(SystemExit) as ended:
-        distill(store.uri, "demo", [], None, False, None, False)
+        distill(store.uri, Choices("demo"))
     assert ended.value.code == 2
     assert "lease.json: cannot write" in (said := capfd.readouterr().out)
     assert "Give these credentials the right to" in said
@@ -244,7 +246,7 @@ def test_a_store_that_may_be_read_but_not_written_is_named(store, s3, capfd):
 
 def test_a_run_that_another_holds_is_refused(store, capfd):
     with lease.held(store), pytest.raises(SystemExit) as ended:
-        distill(store.uri, "demo", [], None, False, None, False)
+        distill(store.uri, Choices("demo"))
     assert ended.value.code == 2
     assert f"{store.uri}: process {os.getpid()} on" in capfd.readouterr().out
 
@@ -252,7 +254,7 @@ def test_a_run_that_another_holds_is_refused(store, capfd):
 def test_an_endpoint_that_does_not_answer_is_named(monkeypatch, capfd):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(SystemExit) as ended:
-        distill("s3://runs/none", "demo", [], None, False, None, False)
+        distill("s3://runs/none", Choices("demo"))
     assert ended.value.code == 2
     assert "Check AWS_ENDPOINT_URL and the network" in capfd.readouterr().out
 
