@@ -82,9 +82,10 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Accuracy and length of policies with intervals, on benchmarks or any problems; only what is missing is generated."""
+    from jobs.evaluate import Options
     from jobs.evaluate import evaluate as job
 
-    job(run, policy, source or [], k, set or [], address, debug)
+    job(run, Options(policy, source or [], k, set or []), address, debug)
 
 
 @app.command()
@@ -102,9 +103,10 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Train objectives x seeds from one base and say which differences in accuracy and length are beyond noise."""
+    from jobs.compare import Options
     from jobs.compare import compare as job
 
-    job(recipe, objectives, seeds, out, baseline, set or [], config, address, debug)
+    job(out, Options(recipe, objectives, seeds, baseline, set or [], config), address, debug)
 
 
 @app.command()

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from jobs.opened import open_folder, open_run
-from jobs.summary import read_answers
-from jobs.sweep import EVIDENCE
+from jobs.opened import open_run
 from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import UserError
+from pipeline.evidence.comparison import COMPARE
+from pipeline.evidence.evaluation import MEANS, held_out
+from pipeline.evidence.evaluation import figures as evaluated
+from pipeline.evidence.plain import plain
+from pipeline.evidence.sweep import EVIDENCE
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.report import figures, ledger, traces
 from pipeline.report.page import page
-from pipeline.rounds.metrics import bootstrap
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
 
 REPORT = "report.html"
-COMPARE = "compare.json"
 
 
 def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool) -> None:
@@ -53,7 +53,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
     counts = [part.counts for part in measured]
     whole = ledger.document(ledger.total(counts))
     stored = store.read_json("run.json") or {}
-    return finite(
+    return plain(
         {
             "run": {"name": run.name, "folder": store.uri.rstrip("/").rsplit("/", 1)[-1], "versions": stored.get("versions", {})},
             "settings": run.to_yaml(),
@@ -66,7 +66,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
                 "adds_up": all(check["ok"] is not False for part in counts for check in ledger.checks(part)),
             },
             "rejected": [row for part in measured for row in part.rejected][:100],
-            "evaluations": [shown for version in store.numbers("evals") if (shown := _evaluation(store, version))],
+            "evaluations": [shown for version in store.numbers("evals") if (shown := _evaluation(store, run, version))],
             "sample": traces.sample([part.rows for part in measured], tokenizer),
             "sweep": store.read_json(EVIDENCE, "points", "deciles", "axes"),
         }
@@ -83,16 +83,7 @@ def read_comparison(uri: str) -> dict[str, Any]:
         if not _is_point(point):
             what = f"point {index} lacks objective, or accuracy and length with value, low and high"
             raise UserError(what, store.locate(COMPARE), "Compare anew")
-    return dict(finite(found))
-
-
-def finite(value: Any) -> Any:
-    """Plain JSON: what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return dict(plain(found))
 
 
 def _is_point(point: Any) -> bool:
@@ -105,14 +96,16 @@ def _is_point(point: Any) -> bool:
 _INTERVAL = ("value", "low", "high")
 
 
-def _evaluation(store: Store, version: int) -> dict[str, Any] | None:
+def _evaluation(store: Store, run: Run, version: int) -> dict[str, Any] | None:
     """Accuracy and length of a policy on the held-out problems, with intervals; None where too few were answered."""
-    found = read_answers(store, version)
+    found = held_out(store, run, version)
+    if found is None:
+        return None
     try:
-        shown = {name: vars(bootstrap(getattr(found, name))) for name in ("accuracy", "length")} if found else None
+        shown = evaluated(found, 1, names=MEANS)
     except ValueError:
         return None
-    return None if shown is None or found is None else {"policy": version, "problems": len(found.accuracy), **shown}
+    return {"policy": version, "problems": len(found), "accuracy": plain(shown["avg"]), "length": plain(shown["length"])}
 
 
 def _target(uri: str) -> tuple[Store, str]:

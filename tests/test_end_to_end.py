@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs import distill, export, stage, status, summary, train
+from jobs import distill, export, stage, status, train
 from jobs.settle import Choices
 from pipeline import contract
+from pipeline.evidence.evaluation import held_out
 from pipeline.models.resolve import asset_path
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
@@ -189,8 +190,8 @@ def test_export_is_plain_parquet_with_every_column(run_dir, tmp_path):
 
 
 def test_evaluations_and_metadata_are_there(run_dir):
-    assert len(summary.read_answers(run_dir, 0).accuracy) == 8
-    assert len(summary.read_answers(run_dir, ROUNDS).accuracy) == 8
+    run = run_dir.load_run()
+    assert len(held_out(run_dir, run, 0)) == len(held_out(run_dir, run, ROUNDS)) == 8
     assert {"ray", "torch", "pyarrow"} <= json.loads((run_dir.local_root / "run.json").read_text())["versions"].keys()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from pipeline.contract import Scope, Stage
@@ -77,9 +77,9 @@ class Inventory:
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
         return f"{changed[0]} changed" if changed else None
 
-    def reasons(self, name: str) -> Counter[str]:
-        """Shards of a stage by why they must be computed."""
-        found = (self.why_stale(STAGES[name], shard) for shard in self.work.shards)
+    def reasons(self, name: str, problems: Mapping[str, str] | None = None) -> Counter[str]:
+        """Shards of a stage by why they must be computed; `problems` has the digest of each shard's source rows, as above."""
+        found = (self.why_stale(STAGES[name], shard, (problems or {}).get(shard)) for shard in self.work.shards)
         return Counter(reason for reason in found if reason is not None)
 
     def stale_input(self, stage: Stage, shard: str) -> str | None:
@@ -129,9 +129,9 @@ class Inventory:
         """Whether every shard of these stages is there, fresh or not."""
         return all(self.work.shards.keys() <= self.entries(name).keys() for name in names)
 
-    def is_fresh(self, *names: str) -> bool:
-        """Whether no shard of these stages has to be computed."""
-        return not any(self.reasons(name) for name in names)
+    def is_fresh(self, *names: str, problems: Mapping[str, str] | None = None) -> bool:
+        """Whether no shard of these stages has to be computed; `problems` has the digest of each shard's source rows."""
+        return not any(self.reasons(name, problems) for name in names)
 
     def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """sha256 by shard and stage, of the entries that are there."""

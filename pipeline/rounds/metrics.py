@@ -1,9 +1,8 @@
-"""Figures of a run: summaries of shards and policies, each with the interval that says how much to believe it."""
+"""Metrics of a run: what each means, and the counts and shares of one round."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -80,67 +79,6 @@ def metric_table() -> str:
         for metric in metrics
     ]
     return "\n".join(["| metric | unit | over rows | meaning |", "| --- | --- | --- | --- |", *rows])
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def text(self, scale: float = 1.0, digits: int = 1, signed: bool = False) -> str:
-        """`47.3 [43.0, 51.6]`."""
-        sign = "+" if signed else ""
-        value, low, high = (f"{x * scale:{sign}.{digits}f}" for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]"
-
-
-def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """Mean of per-problem values [N] and its 95 % percentile bootstrap over problems; NaN is a problem without an answer.
-
-    Raises ValueError on fewer than two values: there is no spread to resample.
-    """
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    if values.size < 2:
-        raise ValueError(f"{values.size} problems are too few for an interval: 2 at least")
-    picks = np.random.default_rng(seed).integers(0, values.size, (resamples, values.size))
-    low, high = np.quantile(values[picks].mean(axis=1), (0.025, 0.975))
-    return Estimate(float(values.mean()), float(low), float(high))
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one policy answered on held-out problems, per problem in source order: mean accuracy and length over samples.
-
-    NaN where every row of a problem was rejected, so that two policies pair by problem.
-    """
-
-    accuracy: np.ndarray
-    length: np.ndarray
-    verdicts: dict[str, int]
-    rejected: int
-
-
-def answers(tables: list[tuple[pa.Table, pa.Table]]) -> Answers:
-    """Summary of an evaluation from its (rollout, grade) shards. Rejected rows leave the means and are counted."""
-    accuracy, length = [], []
-    verdicts: Counter[str] = Counter()
-    rejected = 0
-    for rollout, grade in tables:
-        live = np.array(pc.is_null(grade["reject_reason"]))
-        rejected += int((~live).sum())
-        verdict = np.array(grade["verdict"].to_pylist(), object)
-        verdicts.update(v for v in verdict if v is not None)  # a timeout is a verdict of a rejected row
-        prompt = np.array(rollout["prompt_index"])
-        tokens = pc.fill_null(pc.list_value_length(rollout["response_tokens"]), 0).to_numpy()
-        for index in np.unique(prompt):
-            rows = live & (prompt == index)
-            accuracy.append(float(np.mean(verdict[rows] == Verdict.CORRECT)) if rows.any() else np.nan)
-            length.append(float(np.mean(tokens[rows])) if rows.any() else np.nan)
-    return Answers(np.array(accuracy), np.array(length), dict(verdicts), rejected)
 
 
 def summarise_round(work: Round) -> dict[str, float]:

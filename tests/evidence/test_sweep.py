@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from jobs import sweep as job
 from pipeline.contract import Regime
+from pipeline.evidence import sweep
+from pipeline.evidence.plain import plain as to_json
 from pipeline.method import relabel
 from pipeline.method.relabel import Point, Relabel, Signals
 from pipeline.rounds.round import open_round
@@ -99,7 +101,7 @@ def test_many_points_at_once_are_each_point_alone_in_the_order_asked_for():
     assert list(together) == list(dict.fromkeys(points))
     for point in POINTS:
         alone = relabel.sweep(signals, [point])[point]
-        assert json.dumps(job._plain(vars(together[point]))) == json.dumps(job._plain(vars(alone)))
+        assert json.dumps(to_json(together[point], 6)) == json.dumps(to_json(alone, 6))
 
 
 def test_gamma_zero_keeps_everything_and_restores_nothing():
@@ -151,7 +153,7 @@ def test_no_trace_at_all_gives_no_number():
 def swept(store, *sets, rounds=None, sample=0):
     """The evidence of a sweep."""
     job.sweep_run(store.uri, list(sets), rounds, sample, True)
-    return store.read_json(job.EVIDENCE)
+    return store.read_json(sweep.EVIDENCE)
 
 
 @pytest.fixture(scope="module")
@@ -164,12 +166,12 @@ def stored(stored_run, tmp_path_factory):
 def test_the_stored_settings_give_the_stored_labels_bit_for_bit(stored):
     run = stored.load_run()
     works = [open_round(stored, run, "rounds", number) for number in range(2)]
-    traces = [job.read_traces(work) for work in works]
-    labels = Relabel(job.join(works, traces)).labels(job.point_of(run))
+    signals = sweep.read(run, works).signals
+    labels = Relabel(signals).labels(sweep.point_of(run))
     tables = [stored.read(stored.entry(work.area, "label", shard)) for work in works for shard in sorted(work.shards)]
     for name, values in (("regime", labels.regime), ("gate", labels.gate)):
         assert np.array_equal(np.concatenate([ragged(table[name])[0] for table in tables]), values), name
-    weights = relabel.token_weights(job.join(works, traces), [job.point_of(run)])[0]
+    weights = relabel.token_weights(signals, [sweep.point_of(run)])[0]
     assert np.array_equal(np.concatenate([ragged(table["token_weight"])[0] for table in tables]), weights)
 
 
