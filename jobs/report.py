@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.opened import open_run
+from jobs.opened import open_folder, open_run
 from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import UserError

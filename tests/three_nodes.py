@@ -24,9 +24,8 @@ from ray.cluster_utils import Cluster
 
 from actors.cluster import check_reach, connect
 from actors.fakes import Behaviour, FakeEngine
-from jobs.compare import compare
+from jobs import compare, evaluate
 from jobs.distill import distill
-from jobs.evaluate import evaluate
 from jobs.settle import Choices
 from jobs.stage import Redo, run_stage
 from jobs.terminal import divert_output
@@ -145,13 +144,16 @@ def unreached(watcher, uri):
     store.write_json("lease.json", {})
     check_reach(store)
     watcher.add("astray", env_vars={"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
-    few, more = "evaluation.problems=2", Choices(sets=["rounds=3"], accept_changes=True)
+    few = "evaluation.problems=2"
+    asked = evaluate.Options("last", [], None, [few])
+    compared = compare.Options("demo", "grpo", "0", None, [*SETS, few], None)
+    more = Choices(sets=["rounds=3"], accept_changes=True)
     verbs = {
         "distill": lambda: distill(uri, more, address, engine_class=FakeEngine),
         "stage": lambda: run_stage(uri, Redo("label", 0, force=True), address),
         "train": lambda: train_committed(uri, 0, [], address, False),
-        "evaluate": lambda: evaluate(uri, "last", [], None, [few], address, False, FakeEngine),
-        "compare": lambda: compare("demo", "grpo", "0", f"{uri}-compared", None, [*SETS, few], None, address, False, FakeEngine),
+        "evaluate": lambda: evaluate.evaluate(uri, asked, address, False, FakeEngine),
+        "compare": lambda: compare.compare(f"{uri}-compared", compared, address, False, FakeEngine),
     }
     told = {name: said(verb) for name, verb in verbs.items()}
     ray.shutdown()
