@@ -9,19 +9,17 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column
-
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, start
 from jobs.progress import open_screen
 from jobs.settle import parse_numbers, read_config
-from jobs.tables import aligned, interval
+from jobs.tables import of_comparison
 from jobs.terminal import Session, session
 from pipeline.config import resolve
 from pipeline.driver import Driver, open_sources
 from pipeline.evidence.asked import check_problems
-from pipeline.evidence.comparison import COMPARE, MEASURES, Comparison, Key, Series, chosen_objectives, keep_point
+from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
 from pipeline.fit.versions import versions
 from pipeline.recipes import recipe as named
 from pipeline.rounds.todo import Missing
@@ -96,25 +94,7 @@ def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], ou
 
 
 def show(out: Session, document: dict[str, Any]) -> None:
-    """The table: means over seeds, differences to the baseline, verdicts."""
+    """The table, and below it how it was tested and on what."""
+    out.console.print(of_comparison(document))
     settings = document["settings"]
-    title = f"{settings['problems']} held-out problems, {settings['rounds']} rounds; mean over seeds and 95 % interval"
-    change = f"- {settings['baseline']}"
-    table = aligned(title, Column("objective", no_wrap=True), "seeds", "accuracy, %", change, "", "length, tokens", change, "")
-    changes = {(pair["objective"], pair["measure"]): pair for pair in document["pairs"]}
-    for row in document["objectives"]:
-        cells = [row["objective"], str(len(row["seeds"]))]
-        for measure, scale in zip(MEASURES, (100.0, 1.0), strict=True):
-            cells.append(interval(row[measure], scale))
-            pair = changes.get((row["objective"], measure))
-            cells += [interval(pair, scale, signed=True), verdict(pair)] if pair else ["", ""]
-        table.add_row(*cells)
-    out.console.print(table)
     out.say(f"{settings['test']}. Template {settings['template_hash']}, {settings['dtype']}, {settings['sampling']}.")
-
-
-def verdict(pair: dict[str, Any]) -> str:
-    """A difference in words."""
-    if pair["beyond_noise"] is None:
-        return "one seed: untested"
-    return f"{'beyond noise' if pair['beyond_noise'] else 'not beyond noise'} (p {pair['p_holm']:.2g})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
+from pipeline.evidence.comparison import MEASURES
 from pipeline.evidence.evaluation import FIGURES
 from pipeline.evidence.intervals import Estimate
 
@@ -45,6 +46,30 @@ def of_macro_mean(macro: dict[str, Any]) -> Table:
     labels = _labels(macro["k"], macro["samples"])
     _add_figures(table, labels, list(macro["policies"].values()), list(macro["differences"].values()))
     return table
+
+
+def of_comparison(document: dict[str, Any]) -> Table:
+    """compare.json: means over seeds, differences to the baseline, verdicts."""
+    settings = document["settings"]
+    title = f"{settings['problems']} held-out problems, {settings['rounds']} rounds; mean over seeds and 95 % interval"
+    change = f"- {settings['baseline']}"
+    table = aligned(title, Column("objective", no_wrap=True), "seeds", "accuracy, %", change, "", "length, tokens", change, "")
+    changes = {(pair["objective"], pair["measure"]): pair for pair in document["pairs"]}
+    for row in document["objectives"]:
+        cells = [row["objective"], str(len(row["seeds"]))]
+        for measure, scale in zip(MEASURES, (100.0, 1.0), strict=True):
+            cells.append(interval(row[measure], scale))
+            pair = changes.get((row["objective"], measure))
+            cells += [interval(pair, scale, signed=True), verdict(pair)] if pair else ["", ""]
+        table.add_row(*cells)
+    return table
+
+
+def verdict(pair: dict[str, Any]) -> str:
+    """A difference in words."""
+    if pair["beyond_noise"] is None:
+        return "one seed: untested"
+    return f"{'beyond noise' if pair['beyond_noise'] else 'not beyond noise'} (p {pair['p_holm']:.2g})"
 
 
 def _labels(k: int, samples: int) -> dict[str, tuple[str, float]]:

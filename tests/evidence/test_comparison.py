@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actors.fakes import FakeEngine
-from jobs import compare
+from jobs import compare, tables
 from pipeline.config import differences, resolve
 from pipeline.errors import SettingError
 from pipeline.evidence import comparison
@@ -120,6 +120,21 @@ def test_controls_change_one_thing():
         comparison.variant(resolve(base, ["objective.name=grpo"]), "shuffled", 0)
 
 
+@pytest.mark.parametrize(
+    ("baseline", "problems", "message"), [("rlsd", 6, "'rlsd' is not compared"), ("grpo", 1, "1 problems are too few")]
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, baseline, problems, message):
+    base = resolve(demo(), [f"evaluation.problems={problems}"])
+    with pytest.raises(SettingError, match=message):
+        comparison.Comparison.of(Store(str(tmp_path)), base, ["grpo", "cl_egrsd"], [0], baseline)
+
+
+def test_runs_go_seed_by_seed(tmp_path):
+    found = comparison.Comparison.of(Store(str(tmp_path)), demo(), ["grpo", "cl_egrsd"], [3, 0], "grpo")
+    assert [key.name for key in found.runs] == ["grpo-s3", "cl_egrsd-s3", "grpo-s0", "cl_egrsd-s0"]
+    assert (found.objectives, found.seeds) == (["grpo", "cl_egrsd"], [3, 0])
+
+
 def series(shift, noise, seeds=5, size=200):
     """Runs whose accuracy by problem is that of the baseline plus a shift."""
     rng = np.random.default_rng(1)
@@ -138,4 +153,4 @@ def test_verdicts_tell_a_shift_from_noise():
     assert told["same", "accuracy"]["beyond_noise"] is False
     assert told["better", "length"]["beyond_noise"] is False
     assert told["better", "accuracy"]["p_holm"] >= told["better", "accuracy"]["p"]
-    assert compare.verdict(told["same", "accuracy"]).startswith("not beyond noise")
+    assert tables.verdict(told["same", "accuracy"]).startswith("not beyond noise")
