@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 
 from jobs.session import Session, session
-from pipeline.config import Run, resolve
+from pipeline.config import Label, Profile, Run, resolve
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
-from pipeline.method.relabel import Figures, Point, Relabel, Signals, select, sweep, token_weights
+from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, select, sweep, token_weights
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.store.directory import Store, area
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 EVIDENCE = "evidence/sweep.json"
 PAPER = ("label.gamma=0,.1,.3,1", "label.window=0,1,3,5,7")  # what is swept when nothing is asked for
-SETTINGS = {name: f"label.{name}" for name in ("gamma", "floor", "epsilon", "min_normaliser", "lookahead")} | {
-    name: f"profile.{name}" for name in ("window", "normaliser", "tau_low", "tau_high")
-}
+SETTINGS = (*(f"label.{name}" for name in Label.model_fields), *(f"profile.{name}" for name in Profile.model_fields))
 ALIASES = {"label.window": "profile.window"}  # labels look ahead as far as the profile did
 MOST_POINTS = 1000
 GRADIENT_ROUNDS = 3
@@ -79,9 +77,9 @@ def read_grid(run: Run, sets: list[str]) -> dict[str, list[Any]]:
             )
         if name in axes:
             raise SettingError("is given twice", name, "List all its values in one --set, separated by commas")
-        if name not in SETTINGS.values():
+        if name not in SETTINGS:
             resolve(run, [f"{name}={values[0]}"])  # a name that no one knows is told with the nearest that is known
-            raise SettingError("labels do not read this setting", name, f"A sweep varies: {', '.join(sorted(SETTINGS.values()))}")
+            raise SettingError("labels do not read this setting", name, f"A sweep varies: {', '.join(sorted(SETTINGS))}")
         axes[name] = list(dict.fromkeys(_value(_alone(run, name, value), name) for value in values))
     return axes
 
@@ -97,7 +95,7 @@ def grid(run: Run, axes: dict[str, list[Any]]) -> list[Point]:
 
 def point_of(run: Run) -> Point:
     """The label settings of a run."""
-    return Point(**{name: _value(run, setting) for name, setting in SETTINGS.items()})
+    return Point(run.profile, run.label)
 
 
 def _alone(run: Run, name: str, value: str) -> Run:
@@ -149,11 +147,11 @@ def read_traces(work: Round) -> Traces:
         work.store.training_rows(work.area, shard, {name: entries[name][shard].sha256 for name in MADE_FROM}, work.policy_version)
         for shard in sorted(work.shards)
     ]
-    data = batches.Round(work.number, work.policy_version, pa.concat_tables(tables))
+    data = batches.RoundTable(work.number, work.policy_version, pa.concat_tables(tables))
     return batches.usable(data, max_staleness=work.number)
 
 
-def join(found: list[Round], traces: list[Traces]) -> Signals:
+def join(found: list[Round], traces: list[Traces]) -> StoredSignals:
     """The signals of all rounds, one after another."""
     columns = {
         name: np.concatenate([getattr(part, name).take(np.arange(len(part.trace_ids))) for part in traces])
@@ -163,7 +161,7 @@ def join(found: list[Round], traces: list[Traces]) -> Signals:
     if not len(lengths):
         raise UserError("every trace was rejected", found[0].store.uri, "`egrsd status` counts the reasons")
     scopes = [scope for work in found if (scope := Inventory(work).scope) is not None]
-    return Signals(
+    return StoredSignals(
         entropy=columns["teacher_entropy"],
         teacher_logprobs=columns["teacher_logprobs"],
         student_logprobs=columns["student_logprobs"],
@@ -183,7 +181,7 @@ def _measured(work: Round) -> bool:
 
 
 def gradient_cosines(
-    run: Run, found: list[Round], traces: list[Traces], signals: Signals, points: list[Point], sample: int
+    run: Run, found: list[Round], traces: list[Traces], signals: StoredSignals, points: list[Point], sample: int
 ) -> dict[str, dict[str, Any]]:
     """By round, for up to three of them from first to last: cosine of every point's gradient with that at gamma = 0.
 
@@ -199,7 +197,7 @@ def gradient_cosines(
     if run.train.threads:  # as the trainer: on busy cores a second thread waits more than it works
         torch.set_num_threads(run.train.threads)
     model = student.build(run, torch.device("cpu")).eval() if picks else None
-    flat = [replace(point, gamma=0.0) for point in points]
+    flat = [point.ungated() for point in points]
     result = {}
     for k in picks:
         usable = np.flatnonzero(traces[k].advantage)
@@ -231,7 +229,7 @@ def evidence(
     run: Run,
     axes: dict[str, list[Any]],
     found: list[Round],
-    signals: Signals,
+    signals: StoredSignals,
     figures: dict[Point, Figures],
     gradient: dict[str, dict[str, Any]],
     clock: dict[str, float],
@@ -327,7 +325,8 @@ def _decile_table(document: dict[str, Any]) -> Table:
 
 
 def _settings(point: Point) -> dict[str, Any]:
-    return {SETTINGS[name]: value for name, value in asdict(point).items()}
+    sections = {"label": point.label, "profile": point.profile}
+    return {f"{section}.{name}": value for section, settings in sections.items() for name, value in settings}
 
 
 def _plain(value: Any) -> Any:

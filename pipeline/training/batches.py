@@ -1,6 +1,6 @@
 """Shards to tensors: a round's usable traces, its steps, the share of a rank, micro-batches under a token budget.
 
-    Round.table -> usable() -> Traces -> steps() -> rows of a step -> share() -> MicroBatch, MicroBatch, ...
+    RoundTable -> usable() -> Traces -> steps() -> rows of a step -> share() -> MicroBatch, MicroBatch, ...
 
 Everything is a function of (table, seed, round number, ranks): a resumed round is dealt exactly as the first time, and the
 union over ranks is the same minibatch however many there are. Ragged rows become padded tensors by whole-array operations.
@@ -23,8 +23,8 @@ SIGNALS = ("teacher_logprobs", "student_logprobs", "teacher_entropy")
 
 
 @dataclass(frozen=True)
-class Round:
-    """A committed round: `table` has one row per trace, `policy_version` is the policy its student log-probs belong to."""
+class RoundTable:
+    """The rows of a round: `table` has one per trace. The student log-probs belong to policy `policy_version`."""
 
     number: int
     policy_version: int
@@ -32,15 +32,15 @@ class Round:
 
 
 @dataclass(frozen=True, eq=False)
-class Ragged:
-    """Rows of unequal length: row i is `values[starts[i] : starts[i] + lengths[i]]`."""
+class RaggedColumn:
+    """Rows of unequal length from a list column: row i is `values[starts[i] : starts[i] + lengths[i]]`."""
 
     values: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray) -> Ragged:
+    def of(cls, column: pa.ChunkedArray) -> RaggedColumn:
         """From an Arrow list column; nulls inside a float row become NaN, a null row becomes an empty one."""
         lists = column.combine_chunks()
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -65,11 +65,11 @@ class Traces:
 
     number: int
     trace_ids: np.ndarray
-    prompt_tokens: Ragged
-    response_tokens: Ragged
-    teacher_logprobs: Ragged
-    student_logprobs: Ragged
-    teacher_entropy: Ragged
+    prompt_tokens: RaggedColumn
+    response_tokens: RaggedColumn
+    teacher_logprobs: RaggedColumn
+    student_logprobs: RaggedColumn
+    teacher_entropy: RaggedColumn
     advantage: np.ndarray
     num_rejected: int
 
@@ -108,7 +108,7 @@ class MicroBatch:
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
-def usable(data: Round, max_staleness: int, entropy: str = "teacher") -> Traces:
+def usable(data: RoundTable, max_staleness: int, entropy: str = "teacher") -> Traces:
     """The traces of a round that may be trained on: not rejected, complete and finite; `entropy`: teacher's or student's own.
 
     Raises TrainingError when a trace was written by a policy older than `max_staleness` rounds, or when signals of a trace
@@ -119,14 +119,14 @@ def usable(data: Round, max_staleness: int, entropy: str = "teacher") -> Traces:
         place = table.schema.get_field_index("teacher_entropy")
         table = table.set_column(place, "teacher_entropy", table["rollout_entropy"])
     _check_fresh(data.number, table, max_staleness)
-    ragged = {name: Ragged.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS)}
+    ragged = {name: RaggedColumn.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS)}
     _check_lengths(data.number, table, ragged)
     advantage = table["advantage"].to_numpy().astype(np.float32)
     good = np.isfinite(advantage) & (ragged["prompt_tokens"].lengths > 0) & (ragged["response_tokens"].lengths > 0)
     for name in SIGNALS:
         signal = ragged[name]
         good[np.repeat(np.arange(len(good)), signal.lengths)[~np.isfinite(signal.values)]] = False
-    kept = {name: Ragged(r.values, r.starts[good], r.lengths[good]) for name, r in ragged.items()}
+    kept = {name: RaggedColumn(r.values, r.starts[good], r.lengths[good]) for name, r in ragged.items()}
     ids = table["trace_id"].to_numpy()[good]
     return Traces(data.number, ids, advantage=advantage[good], num_rejected=int((~good).sum()), **kept)
 
@@ -223,7 +223,7 @@ def _check_fresh(number: int, table: pa.Table, max_staleness: int) -> None:
         )
 
 
-def _check_lengths(number: int, table: pa.Table, ragged: dict[str, Ragged]) -> None:
+def _check_lengths(number: int, table: pa.Table, ragged: dict[str, RaggedColumn]) -> None:
     for name in SIGNALS:
         wrong = np.flatnonzero(ragged[name].lengths != ragged["response_tokens"].lengths)
         if len(wrong):

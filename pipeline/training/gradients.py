@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.method.objective import coefficients
 from pipeline.training.batches import Traces, micro_batch, pack
 from pipeline.training.student import Student
 
@@ -32,8 +33,8 @@ def gradients(student: Student, traces: Traces, rows: np.ndarray, weights: Seque
         hidden = student.states(micro.tokens, micro.sources)
         slopes = _slopes(student, hidden, micro.targets)
         for k, weight in enumerate(weights):
-            coefficients = torch.from_numpy(-weight[tokens]).to(slopes)
-            flow = torch.autograd.grad(hidden, parameters, slopes * coefficients[:, None], retain_graph=k + 1 < len(weights))
+            factors = coefficients(torch.from_numpy(weight[tokens]), num_tokens=1).to(slopes)
+            flow = torch.autograd.grad(hidden, parameters, slopes * factors[:, None], retain_graph=k + 1 < len(weights))
             total[k] += torch.cat([part.flatten() for part in flow])
     return total
 

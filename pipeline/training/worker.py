@@ -173,13 +173,13 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     State is saved before the policy is published, and older states are dropped after: whatever is published last can be gone on
     from. A round that was cut short is trained again from the policy before it, to the same weights.
     """
-    from pipeline.training.batches import Round
+    from pipeline.training.batches import RoundTable
 
     ready, table = store.ready(number), store.round_table(number)
     if ready is None or table is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     metrics = []
-    for row in trainer.train_round(Round(number, ready["policy"], table)):
+    for row in trainer.train_round(RoundTable(number, ready["policy"], table)):
         metrics.append(row)
         if first_rank(store.stop_requested):
             return False
