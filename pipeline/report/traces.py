@@ -1,8 +1,8 @@
 """A sample of labelled traces with every token's signals, small enough to travel inside a page.
 
-The sample is even over strata (round and verdict), so that what is rare is there to be looked at, and drawn in the order of
-trace ids, which are hashes: the same run gives the same sample. Numbers travel as little-endian half floats in base64; half
-precision keeps three digits at any size, which the 0.002 nat of a locked token need and a fixed step would lose.
+The sample is even over strata (round and verdict), so that rare verdicts are in it. It is drawn in the order of trace ids, which
+are hashes, so the same run gives the same sample. Numbers travel as little-endian half floats in base64. Half precision keeps
+three digits at any size; a fixed step would lose the 0.002 nat of a locked token.
 """
 
 from __future__ import annotations

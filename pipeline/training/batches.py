@@ -2,8 +2,8 @@
 
     RoundTable -> usable() -> Traces -> steps() -> rows of a step -> share() -> MicroBatch, MicroBatch, ...
 
-Everything is a function of (table, seed, round number, ranks): a resumed round is dealt exactly as the first time, and the
-union over ranks is the same minibatch however many there are. Ragged rows become padded tensors by whole-array operations.
+Everything is a function of the table, the seed, the round number and the number of ranks. A resumed round is therefore dealt
+exactly as the first time, and all ranks together always compute the same minibatch. Whole-array operations pad the rows.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class RaggedColumn:
 class Traces:
     """The N usable traces of a round. Signals are ragged float32 in nats, as long as the response; advantage is [N].
 
-    `num_rejected` rows were not finite (or empty) although no stage rejected them: they are out of the loss and of its
-    denominator. In the control that gates on the student's own entropy, `teacher_entropy` holds that one.
+    `num_rejected` counts rows that no stage rejected and that are empty or not finite. They leave the loss and its denominator.
+    In the control `student_entropy`, `teacher_entropy` holds the student's entropy.
     """
 
     number: int
@@ -83,10 +83,10 @@ class Traces:
 class MicroBatch:
     """One forward pass: B traces, L tokens wide, T response tokens wide, N response tokens in all.
 
-    A row of `tokens` [B, L] is [prompt | response | padding] without a gap. Under causal attention nothing before the
-    padding can see it and its positions count from 0, so no attention mask and no position ids are needed and the fast
-    causal kernels apply. Padding on the left would need both; padding between prompt and response would make the first
-    response token be predicted from a pad position.
+    A row of `tokens` [B, L] is [prompt | response | padding] without a gap. Under causal attention no token before the padding
+    sees it, and positions count from 0. So the forward pass needs no attention mask and no position ids, and fast causal
+    kernels apply. Padding on the left would need both. Padding between prompt and response would predict the first response
+    token from a pad position (trap 6).
 
     `sources` [N] are the flat positions in B x L whose hidden state predicts a response token, `targets` [N] those tokens, in
     the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B].
@@ -142,7 +142,8 @@ def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np
 def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int) -> list[MicroBatch]:
     """What `rank` of `ranks` computes of the minibatch `rows`, in micro-batches of at most `budget` padded tokens.
 
-    Every rank gets equally many micro-batches, for FSDP gathers parameters in each: idle ones (one token, no response) fill up.
+    Every rank gets the same number of micro-batches, because FSDP gathers parameters in each. A rank with fewer computes idle
+    ones (one token, no response).
     """
     packed = [pack(traces.lengths[part], budget) for part in deal(traces.lengths[rows], ranks, rows)]
     mine = deal(traces.lengths[rows], ranks, rows)[rank]
@@ -195,7 +196,7 @@ def micro_batch(traces: Traces, rows: np.ndarray) -> MicroBatch:
 
 
 def trace_seeds(micro: MicroBatch, seed: int) -> Tensor:
-    """A number for every trace [B] int64 that its id and the run's seed decide, wherever the trace stands."""
+    """A number for every trace, int64 [B], that only its id and the run's seed decide: not its place, batch or rank."""
     digests = [hashlib.sha256(f"{seed}/{trace}".encode()).digest()[:7] for trace in micro.trace_ids]
     seeds = [int.from_bytes(digest, "big") for digest in digests]
     return torch.tensor(seeds or [0], dtype=torch.int64, device=micro.mask.device)  # an idle micro-batch has a row, but no trace

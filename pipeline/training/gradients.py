@@ -1,7 +1,7 @@
-"""Gradients of one sample of traces under many token weights: what another gate would have changed. Torch only.
+"""Gradients of one sample of traces under many sets of token weights: what another gate would have changed. Torch only.
 
-Weights enter a gradient linearly, and the head's part of it, d log p_n / d h_n, is the same for all of them. So one forward pass
-and one pass through the head serve every set of weights; each costs one backward pass through the layers.
+A gradient is linear in the token weights, and d log p_n / d h_n is the same for every set. One forward pass and one pass through
+the head therefore serve all sets. Each set costs one backward pass through the layers.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Log-probabilities of the response tokens from hidden states, chunk by chunk, so that `[B, T, V]` never exists.
 
-The weight of every token is known before the head runs, so the gradient with respect to the hidden states is taken in the
-forward pass while the chunk's logits are there: two matrix products a token, as with full logits, and no logits kept.
+The coefficient of every token (objective.coefficients) is known before the head runs. The forward pass therefore computes the
+gradient of the hidden states as well, while the logits of a chunk exist. That takes two matrix products per token, as with full
+logits, and keeps no logits.
 
-Rejected, with the figures of tests/benchmarks/bench_step.py on two cores: `torch.nn.functional.linear_cross_entropy` (new in
-torch 2.13) knows weights per class but not per row, and its `reduction="none"` computes the logits again in the backward
-pass, a third matrix product; the Triton kernels of cut-cross-entropy and Liger do not run on a CPU.
+What was rejected: `torch.nn.functional.linear_cross_entropy` (new in torch 2.13) has weights per class but not per row, and its
+`reduction="none"` computes the logits again in the backward pass, which is a third matrix product. The Triton kernels of
+cut-cross-entropy and Liger do not run on a CPU. tests/benchmarks/bench_step.py has the figures.
 """
 
 from __future__ import annotations

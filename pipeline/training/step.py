@@ -1,8 +1,8 @@
-"""The optimiser step: global maximum and token count, token weights, chunked forward and backward, clip, update. Torch only.
+"""The optimiser step: global normaliser and token count, token weights, chunked forward and backward, clip, update. Torch only.
 
-    share of the minibatch -> M, num_tokens over ranks -> token weights -> per micro-batch: forward, backward -> clip -> AdamW
+    share of the minibatch -> M, num_tokens over ranks -> token weights -> coefficients -> forward, backward -> clip -> AdamW
 
-Works in one process without a process group, and over ranks with DDP or FSDP2; the result is the same up to rounding.
+It works in one process without a process group, and over ranks with DDP or FSDP2. The result is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.method import objective
 from pipeline.training import batches, student
 from pipeline.training.batches import MicroBatch, RoundTable
 
-# What a rank adds up over its share; all ranks' sums together make the step's metrics.
+# What each rank adds up over its share. The sums of all ranks together make the metrics of the step.
 SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap")
 
 
@@ -64,9 +64,9 @@ class Trainer:
     def train_step(self, share: list[MicroBatch], where: str, on_policy: bool = False) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.
 
-        With `on_policy` the stored student log-probs are of the very weights that train, and logprob_gap (nats) says how far
-        the engine and the trainer's own forward are apart. Raises TrainingError naming `where` and the traces when loss or
-        gradient norm is not finite; the weights are then untouched.
+        With `on_policy` the stored student log-probs come from the weights that train. The metric logprob_gap (nats) then says
+        how far engine and trainer are apart (trap 3). Raises TrainingError naming `where` and the traces when loss or gradient norm
+        is not finite; the weights are then as before.
         """
         started = time.perf_counter()
         share = [micro.to(self.device) for micro in share]
@@ -97,7 +97,10 @@ class Trainer:
     def _backward(
         self, share: list[MicroBatch], normaliser: float, num_tokens: int, mean_gate: float | None = None
     ) -> tuple[Tensor, Tensor, list[str]]:
-        """Gradients of the global token mean; returns this rank's SUMS, its largest log-prob gap, its traces that broke."""
+        """Gradients of the loss over the global minibatch.
+
+        Returns this rank's SUMS, its largest log-prob gap in nats, and the ids of its traces whose log-probs are not finite.
+        """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         worst = torch.zeros((), device=self.device)
         broken: list[str] = []
@@ -177,7 +180,7 @@ def reduce_(value: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
 def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, loss: Tensor) -> Tensor:
     """The SUMS of one micro-batch, float64: weights [B, T] in, gaps [N] nats between the two engines, its share of the loss."""
     signal = micro.mask & (micro.advantage[:, None] != 0)
-    factors = (weights / micro.advantage[:, None])[signal]  # what the objective makes of an advantage: magnitude x gate
+    factors = (weights / micro.advantage[:, None])[signal]  # by what the objective multiplies an advantage
     delta = (micro.teacher_logprobs - micro.student_logprobs).abs()
     traces = loss.new_tensor(len(micro.trace_ids))
     positive = (micro.advantage > 0).sum()
