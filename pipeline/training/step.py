@@ -65,8 +65,8 @@ class Trainer:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.
 
         With `on_policy` the stored student log-probs come from the weights that train. The metric logprob_gap (nats) then says
-        how far engine and trainer are apart (trap 3). Raises TrainingError naming `where` and the traces when loss or gradient norm
-        is not finite; the weights are then as before.
+        how far engine and trainer are apart (trap 3). Raises TrainingError, naming `where` and the traces, when loss or
+        gradient norm is not finite; the weights are then as before.
         """
         started = time.perf_counter()
         share = [micro.to(self.device) for micro in share]
