@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Run, resolve
+from pipeline.config import Label, Profile, Run, resolve
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.plain import plain
-from pipeline.method.relabel import Figures, Point, Relabel, Signals, select, token_weights
+from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, select, token_weights
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.store.directory import Store, area
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 EVIDENCE = "evidence/sweep.json"
 PAPER = ("label.gamma=0,.1,.3,1", "label.window=0,1,3,5,7")  # the axes where no `--set` names one
-SETTINGS = {name: f"label.{name}" for name in ("gamma", "floor", "epsilon", "min_normaliser", "lookahead")} | {
-    name: f"profile.{name}" for name in ("window", "normaliser", "tau_low", "tau_high")
-}
+SETTINGS = (*(f"label.{name}" for name in Label.model_fields), *(f"profile.{name}" for name in Profile.model_fields))
 ALIASES = {"label.window": "profile.window"}  # labels look ahead as far as the profile does
 MOST_POINTS = 1000
 GRADIENT_ROUNDS = 3
@@ -57,9 +55,9 @@ def read_grid(run: Run, sets: list[str]) -> dict[str, list[Any]]:
             )
         if name in axes:
             raise SettingError("is given twice", name, "List all its values in one --set, separated by commas")
-        if name not in SETTINGS.values():
+        if name not in SETTINGS:
             resolve(run, [f"{name}={values[0]}"])  # an unknown name ends here, with the nearest known one
-            raise SettingError("labels do not read this setting", name, f"A sweep varies: {', '.join(sorted(SETTINGS.values()))}")
+            raise SettingError("labels do not read this setting", name, f"A sweep varies: {', '.join(sorted(SETTINGS))}")
         axes[name] = list(dict.fromkeys(_value(_alone(run, name, value), name) for value in values))
     return axes
 
@@ -75,7 +73,7 @@ def grid(run: Run, axes: dict[str, list[Any]]) -> list[Point]:
 
 def point_of(run: Run) -> Point:
     """The label settings of a run."""
-    return Point(**{name: _value(run, setting) for name, setting in SETTINGS.items()})
+    return Point(run.profile, run.label)
 
 
 def _alone(run: Run, name: str, value: str) -> Run:
@@ -93,7 +91,8 @@ def _resolved(run: Run, values: dict[str, Any]) -> Run:
 
 
 def _settings(point: Point) -> dict[str, Any]:
-    return {setting: getattr(point, name) for name, setting in SETTINGS.items()}
+    sections = {"label": point.label, "profile": point.profile}
+    return {f"{section}.{name}": value for section, settings in sections.items() for name, value in settings}
 
 
 def _value(run: Run, setting: str) -> Any:
@@ -111,7 +110,7 @@ class Stored:
     run: Run
     rounds: list[Round]
     traces: list[Traces]
-    signals: Signals
+    signals: StoredSignals
 
 
 def choose_rounds(store: Store, run: Run, numbers: list[int] | None) -> list[Round]:
@@ -143,7 +142,7 @@ def read(run: Run, rounds: list[Round]) -> Stored:
         for name in ("teacher_entropy", "teacher_logprobs", "student_logprobs")
     }
     scopes = [scope for work in rounds if (scope := Inventory(work).scope) is not None]
-    signals = Signals(
+    signals = StoredSignals(
         entropy=columns["teacher_entropy"],
         teacher_logprobs=columns["teacher_logprobs"],
         student_logprobs=columns["student_logprobs"],
@@ -162,7 +161,7 @@ def read_traces(work: Round) -> Traces:
 
     hashes = Inventory(work).hashes(MADE_FROM)
     tables = [work.store.training_rows(work.area, shard, hashes[shard], work.policy_version) for shard in sorted(work.shards)]
-    data = batches.Round(work.number, work.policy_version, pa.concat_tables(tables))
+    data = batches.RoundTable(work.number, work.policy_version, pa.concat_tables(tables))
     return batches.usable(data, max_staleness=work.number)
 
 
@@ -211,7 +210,7 @@ def _cosines(model: Any, stored: Stored, place: int, rows: np.ndarray, points: l
 
     run, work, chosen = stored.run, stored.rounds[place], select(stored.signals, place, rows)
     weights = token_weights(chosen, points)
-    reference = token_weights(chosen, [replace(point, gamma=0.0) for point in points])
+    reference = token_weights(chosen, [point.ungated() for point in points])
     work.store.policy(work.policy_version)  # or it says that it is not published
     with work.store.local(area("policy", work.policy_version)) as folder:
         if folder is not None:  # policy 0 is the base: the fresh adapter

@@ -93,9 +93,11 @@ def checks(counts: Counts) -> list[dict[str, Any]]:
 
 
 def document(counts: Counts) -> dict[str, Any]:
-    """Counts and checks as plain JSON."""
+    """Counts and checks as plain JSON; num_rejected is the number of traces that are not fit to train on."""
     plain = {name: getattr(counts, name) for name in (*_SUMMED, "complete", "trained")}
     plain["prompts_rejected"] = dict(counts.prompts_rejected)
+    plain["num_prompts_rejected"] = sum(counts.prompts_rejected.values())
+    plain["num_rejected"] = counts.traces - counts.fit
     plain["rejected"] = {stage: dict(reasons) for stage, reasons in counts.rejected.items() if reasons}
     return plain | {"checks": checks(counts)}
 
