@@ -10,7 +10,6 @@ and the first round's evidence, is made once and copied by hash. The engines sta
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from jobs.engines import open_engines
 from jobs.evaluate import check_problems, facts, plain, read_samples, tokenizer_hash
 from jobs.session import Session, connect, parse_numbers, read_config, session, versions
 from pipeline.config import Run, differences, load, resolve
-from pipeline.errors import SettingError, UserError
+from pipeline.errors import SettingError, UserError, nearest
 from pipeline.evidence.evaluation import Tested, figures, holm, over_seeds, per_problem
 from pipeline.recipes import recipe as named
 from pipeline.rounds.metrics import Estimate
@@ -128,10 +127,7 @@ def chosen_objectives(text: str, option: str = "--objectives") -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = (
-                f"Did you mean '{near[0]}'?" if near else f"Objectives: {', '.join(OBJECTIVES)}; controls: {', '.join(CONTROLS)}"
-            )
+            hint = nearest(name, known, f"Objectives: {', '.join(OBJECTIVES)}; controls: {', '.join(CONTROLS)}")
             raise SettingError(f"unknown objective '{name}'", option, hint)
     return names
 

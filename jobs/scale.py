@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 
 from jobs.session import session
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, nearest
 from pipeline.store import control
 from pipeline.store.directory import Store
 
@@ -50,8 +49,7 @@ def parse(sizes: list[str], run: Run) -> dict[str, tuple[int, int]]:
         if found is None:
             raise SettingError(f"{text!r} is no size", "egrsd scale", "Write POOL=N or POOL=LEAST..MOST: rollout=4, rollout=2..8")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"This run's pools: {', '.join(known)}"
+            hint = nearest(name, known, f"This run's pools: {', '.join(known)}")
             raise SettingError(f"unknown pool '{name}'", "egrsd scale", hint)
         least, most = int(found[1]), max(1, int(found[1])) if found[2] is None else int(found[2])
         if least > most:

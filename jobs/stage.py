@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 
 from jobs.session import Session, check_reach, connect, session, versions
 from pipeline import contract
 from pipeline.config import Run, differences, resolve
-from pipeline.errors import SettingError, UserError
+from pipeline.errors import SettingError, UserError, nearest
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
 from pipeline.stages import PLAN, STAGES
@@ -54,9 +53,7 @@ def run_stage(
 def find_stage(name: str) -> contract.Stage:
     """A stage by name. Raises UserError that lists those there are."""
     if name not in STAGES:
-        near = difflib.get_close_matches(name, STAGES, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Stages: {', '.join(STAGES)}"
-        raise UserError(f"unknown stage '{name}'", "egrsd stage", hint)
+        raise UserError(f"unknown stage '{name}'", "egrsd stage", nearest(name, STAGES, f"Stages: {', '.join(STAGES)}"))
     return STAGES[name]
 
 
