@@ -18,6 +18,7 @@ from pipeline.errors import SettingError, UserError
 from pipeline.method.relabel import Figures, Point, Relabel, Signals, select, sweep, token_weights
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
+from pipeline.rounds.rows import training_rows
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
@@ -146,7 +147,9 @@ def read_traces(work: Round) -> Traces:
 
     entries = {name: work.store.entries(work.area, name) for name in MADE_FROM}
     tables = [
-        work.store.training_rows(work.area, shard, {name: entries[name][shard].sha256 for name in MADE_FROM}, work.policy_version)
+        training_rows(
+            work.store, work.area, shard, {name: entries[name][shard].sha256 for name in MADE_FROM}, work.policy_version
+        )
         for shard in sorted(work.shards)
     ]
     data = batches.Round(work.number, work.policy_version, pa.concat_tables(tables))

@@ -12,7 +12,8 @@ from pipeline.rounds.inventory import Inventory, commit_round
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.stages import MEASURE
 from pipeline.store import lease
-from pipeline.store.directory import MANIFEST, Store, area
+from pipeline.store.directory import Store, area
+from pipeline.store.folders import MANIFEST
 from pipeline.training import worker
 
 END_S = 30.0
