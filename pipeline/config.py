@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.digest import digest
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, nearest
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -372,10 +372,7 @@ def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None
         name = f"{where}{key}"
         free_form = where.endswith(("options.", "resources.", "labels."))
         if key not in data and not free_form:
-            import difflib
-
-            near = difflib.get_close_matches(str(key), data.keys(), n=1)
-            hint = f"Did you mean '{where}{near[0]}'?" if near else f"Known here: {', '.join(map(str, data))}"
+            hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
             raise SettingError("unknown setting", name, hint)
         clears = not value and key in {"options", "resources", "labels"}  # `{}` empties a free-form section
         if isinstance(value, dict) and isinstance(data.get(key), dict) and not clears:

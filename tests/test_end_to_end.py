@@ -18,7 +18,7 @@ from pipeline.evidence.evaluation import held_out
 from pipeline.models.resolve import asset_path
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
-from pipeline.rounds.rows import joined_round
+from pipeline.rounds.rows import joined_round, round_table
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
 
@@ -61,7 +61,7 @@ def test_every_row_is_accounted_for_from_source_to_loss(run_dir):
         for plan_stage in PLAN:
             rows = sum(entry.rows for entry in run_dir.entries(where, plan_stage.name).values())
             assert rows == (PROMPTS if plan_stage.key == "prompt_id" else PROMPTS * GROUP), plan_stage.name
-        table = run_dir.round_table(number)
+        table = round_table(run_dir, number)
         rejected = table.num_rows - table["reject_reason"].null_count
         trained = [row for row in run_dir.metrics() if row["writer"] == "train" and row["round"] == number]
         assert sum(row["traces"] for row in trained) + rejected == PROMPTS * GROUP

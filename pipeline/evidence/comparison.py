@@ -9,7 +9,6 @@ evaluation of the base, and the first round's evidence. They are made once and c
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline.config import Run, differences, load
-from pipeline.errors import SettingError, UserError
+from pipeline.errors import SettingError, UserError, nearest
 from pipeline.evidence.evaluation import engine_facts, figures, per_problem, read
 from pipeline.evidence.intervals import holm, over_seeds
 from pipeline.evidence.plain import plain
@@ -129,10 +128,7 @@ def chosen_objectives(text: str, option: str = "--objectives") -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = (
-                f"Did you mean '{near[0]}'?" if near else f"Objectives: {', '.join(OBJECTIVES)}; controls: {', '.join(CONTROLS)}"
-            )
+            hint = nearest(name, known, f"Objectives: {', '.join(OBJECTIVES)}; controls: {', '.join(CONTROLS)}")
             raise SettingError(f"unknown objective '{name}'", option, hint)
     return names
 

@@ -20,6 +20,7 @@ from pipeline.evidence.plain import plain
 from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, select, token_weights
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
+from pipeline.rounds.rows import training_rows
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def read_traces(work: Round) -> Traces:
     from pipeline.training import batches
 
     hashes = Inventory(work).hashes(MADE_FROM)
-    tables = [work.store.training_rows(work.area, shard, hashes[shard], work.policy_version) for shard in sorted(work.shards)]
+    tables = [training_rows(work.store, work.area, shard, hashes[shard], work.policy_version) for shard in sorted(work.shards)]
     data = batches.RoundTable(work.number, work.policy_version, pa.concat_tables(tables))
     return batches.usable(data, max_staleness=work.number)
 

@@ -1,4 +1,4 @@
-"""What a machine is, read from /proc, os and torch, and what stands in the way of a run: judgements are pure over `Facts`."""
+"""What a machine is (`gather`), and what stands in the way of a run on it: judgements are pure functions of `Facts`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 from packaging.requirements import Requirement
 
 GIB = 2**30
@@ -61,15 +62,13 @@ def gather(folder: str = ".") -> Facts:
     import torch
 
     versions = {name: _version(name) for name in (Requirement(line).name for line in requirements())}
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next((line.split(":")[1].split() for line in cpuinfo if line.startswith("flags")), [])
     gpus = tuple(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
     shm = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     return Facts(
         platform.python_version(),
         versions,
         len(os.sched_getaffinity(0)),
-        frozenset(flags),
+        _cpu_flags(),
         _memory(),
         shutil.disk_usage(folder).free,
         shm,
@@ -155,12 +154,19 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _cpu_flags() -> frozenset[str]:
+    """Names of the processor's extensions; empty where the system does not list them."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+    return frozenset()
+
+
 def _memory() -> int:
-    """Bytes that may still be had: MemAvailable, or what the container's limit leaves."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
+    """Bytes that may still be had: what the machine has available, or what the container's limit leaves if that is less."""
+    free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no limit reads "max"
+    with suppress(OSError, ValueError):  # no limit reads "max"; psutil knows the machine only
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return free
 

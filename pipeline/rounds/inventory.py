@@ -16,7 +16,8 @@ from pipeline.digest import digest
 from pipeline.errors import StoreError
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, STAGES
-from pipeline.store.directory import MANIFEST, Entry, Store, area
+from pipeline.store.directory import Entry, Store, area
+from pipeline.store.folders import MANIFEST
 
 
 class Inventory:

@@ -25,7 +25,7 @@ from pipeline.problems.sources import Problem, ProblemSet
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, problems_digest
 from pipeline.stages import STAGES
-from pipeline.store.manifest import SUMMARISED_FROM, Entry
+from pipeline.store.manifest import SUMMARISED_FROM, Entry, Origin
 
 _MIN_TASKS, _MAX_THREADS = 4, 32
 _ROWS, _MAX_GROUP = 512, 16  # a block costs the driver some 3 ms: long rounds have groups of shards for rows
@@ -210,16 +210,8 @@ def _bring_up_to_date(
         )
     start = time.perf_counter()
     made = stage.compute(_shard(seen, stage, shard, first, problems))
-    entry = work.store.commit(
-        work.area,
-        stage,
-        shard,
-        made.table,
-        settings=seen.settings(stage),
-        inputs=inputs,
-        seconds=time.perf_counter() - start,
-        facts=made.facts,
-    )
+    origin = Origin(seen.settings(stage), inputs, time.perf_counter() - start, made.facts)
+    entry = work.store.commit(work.area, stage, shard, made.table, origin)
     return entry, True
 
 

@@ -11,7 +11,8 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds
 from pipeline.stages import EVALUATION, LABELS, MEASURE, STAGES
-from pipeline.store.directory import MANIFEST, Store, area
+from pipeline.store.directory import Store, area
+from pipeline.store.folders import MANIFEST
 
 if TYPE_CHECKING:
     from pipeline.config import Run

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Run, load
 from pipeline.errors import EgrsdError, StoreError, TrainingError
+from pipeline.rounds.rows import round_table
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE, SCRATCH
 
@@ -175,7 +176,7 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     """
     from pipeline.training.batches import RoundTable
 
-    ready, table = store.ready(number), store.round_table(number)
+    ready, table = store.ready(number), round_table(store, number)
     if ready is None or table is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     metrics = []

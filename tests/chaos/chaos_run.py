@@ -18,6 +18,7 @@ import psutil
 from chaos_ground import Ground, title, until
 
 from pipeline.rounds.round import open_rounds
+from pipeline.rounds.rows import round_table
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
 
@@ -212,7 +213,7 @@ def check_counted(store: Store, rounds: int) -> None:
         trained = [row for row in rows if row["writer"] == "train"]
         steps = [row["step"] for row in trained]
         assert len(steps) == len(set(steps))
-        total = store.round_table(number).num_rows
+        total = round_table(store, number).num_rows
         rejected = {row["rejected"] for row in trained}
         assert sum(row["traces"] for row in trained) + rejected.pop() == total
         assert [row["num_rows"] for row in rows if row["writer"] == "round"] == [total]
@@ -266,7 +267,7 @@ def named(uri: str) -> set[str]:
 def trace_ids(uri: str) -> list[str]:
     """Of all rounds, as they are stored."""
     store = Store(uri)
-    tables = [store.round_table(number) for number in store.numbers("rounds")]
+    tables = [round_table(store, number) for number in store.numbers("rounds")]
     return [trace for table in tables for trace in table["trace_id"].to_pylist()]
 
 

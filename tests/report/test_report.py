@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run
 
 from jobs.report import report_run
+from pipeline.config import Model
 from pipeline.errors import UserError
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import load_tokenizer
+from pipeline.models.tokenizer import tokenizer_of
 from pipeline.report import collect, ledger, page, tokens, traces
 from pipeline.store.directory import Store
 
@@ -171,7 +172,7 @@ def test_special_and_unknown_ids_are_told(tmp_path):
 
 
 def test_the_tiny_reasoners_tokens_are_its_letters():
-    tokenizer = load_tokenizer(str(asset_path()))
+    tokenizer = tokenizer_of(Model(path=str(asset_path())))
     ids = tokenizer("7+4=11 a", add_special_tokens=False)["input_ids"]
     assert "".join(piece.text for piece in tokens.pieces(tokenizer, ids)) == "7+4=11 a"
 

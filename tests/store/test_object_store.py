@@ -21,6 +21,7 @@ from jobs.settle import Choices
 from pipeline.config import Source
 from pipeline.errors import SourceError, UserError
 from pipeline.problems.sources import open_source
+from pipeline.rounds.rows import round_table
 from pipeline.store import lease
 from pipeline.store.directory import Store, area
 
@@ -197,7 +198,7 @@ def test_a_run_whose_driver_is_killed_goes_on_and_every_verb_reads_it(store, s3,
     assert "trained rounds 0 to 1" in said
     assert "trained alike: True" in said  # the run that was killed ended with the policy of one that was not
     for number in range(ROUNDS):
-        assert store.round_table(number).num_rows == PROMPTS * GROUP
+        assert round_table(store, number).num_rows == PROMPTS * GROUP
     rows = [(row["writer"], row["round"]) for row in store.metrics()]
     assert sorted(set(rows)) == [(writer, number) for writer in ("round", "train") for number in range(ROUNDS)]
     assert len(rows) == len(set(rows))

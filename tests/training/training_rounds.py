@@ -9,6 +9,7 @@ from pipeline import contract
 from pipeline.config import Run, resolve
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
+from pipeline.store.manifest import Origin
 from pipeline.training.batches import RoundTable
 
 TINY = Run(name="test", seed=3)
@@ -69,5 +70,5 @@ def commit_round(store: Store, data: RoundTable) -> None:
             elif field.name not in columns:
                 columns[field.name] = pa.array([None if "reject" in field.name else fillers[str(field.type)]] * rows)
         table = pa.table({f.name: columns[f.name].cast(f.type) for f in contract.schema(stage)}, contract.schema(stage))
-        hashes[stage.name] = store.commit(where, stage, "0000", table, settings="", inputs={}, seconds=0).sha256
+        hashes[stage.name] = store.commit(where, stage, "0000", table, Origin()).sha256
     store.write_json(f"{where}/ready.json", {"policy": data.policy_version, "shards": {"0000": hashes}})
