@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+# Tests wait more than they compute: three processes of them keep two cores busy.
+PROCESSES ?= 3
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
@@ -17,7 +19,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not benchmark and not chaos"
+	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder -m "not benchmark and not chaos"
 
 chaos: install
 	$(BIN)/pytest -m chaos tests/chaos

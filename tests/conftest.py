@@ -1,10 +1,9 @@
 """What tests share: one local Ray, one real engine, two random adapters for it."""
 
+import contextlib
 import os
-import socket
 import subprocess
 import sys
-import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: on two busy cores a second thread costs more than it gives
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,9 +12,29 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import hypothesis
 import pytest
+from waiting import free_port, until
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("any machine")
+
+
+ENGINE = {"engine", "stored_run"}  # fixtures that load vLLM into the process
+# Groups of tests that take minutes, in the order in which processes take them; the others follow.
+LONGEST = (
+    *("test_damage", "test_kills", "engine", "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit"),
+    *("test_trackers", "test_distill", "test_comparison", "test_evaluate", "test_scale", "test_doctor", "test_worker"),
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Under pytest-xdist the tests of a file share a process, and so do all tests of the one engine. Long groups begin first."""
+    if not hasattr(config, "workerinput"):
+        return
+    groups = {item: "engine" if ENGINE & set(item.fixturenames) else item.path.stem for item in items}
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (ranks.get(groups[item], len(ranks)), groups[item]))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +56,16 @@ def engine():
     engine = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings())
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def trained_here(monkeypatch):
+    """Rounds are trained in this process, not by Ray Train's ranks."""
+    import trainer_here
+
+    from pipeline.training import worker
+
+    monkeypatch.setattr(worker, "fit", trainer_here.fit)
 
 
 @pytest.fixture(scope="session")
@@ -113,8 +142,7 @@ def s3(tmp_path_factory):
     import botocore.config
     import botocore.exceptions
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with open(tmp_path_factory.mktemp("moto") / "log", "w") as said:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
         server = subprocess.Popen(command, stdout=said, stderr=said)
@@ -125,14 +153,12 @@ def s3(tmp_path_factory):
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
         client = boto3.client("s3", config=botocore.config.Config(retries={"total_max_attempts": 1}))
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                client.create_bucket(Bucket="runs")
-                break
-            except botocore.exceptions.EndpointConnectionError:
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+
+        def answers():
+            with contextlib.suppress(botocore.exceptions.EndpointConnectionError):
+                return client.create_bucket(Bucket="runs")
+
+        until(answers, 60, "the object store answers")
         yield client
     server.kill()
     server.wait()

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from waiting import until
 
 from jobs import distill, export, stage, status, train
 from jobs.settle import Choices
@@ -126,7 +126,7 @@ def test_training_again_on_the_stored_traces_gives_the_very_same_policy(run_dir,
     assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
 
 
-def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_dir, copy_of, capfd):
+def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_dir, trained_here, copy_of, capfd):
     again = copy_of(run_dir)
     train.train_committed(again.uri, 0, ["objective.name=grpo"], None, False)
     assert again.read_json("policy/0002/manifest.json") != run_dir.read_json("policy/0002/manifest.json")
@@ -209,8 +209,7 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
         return stages.rollout.rollout(prompts, run, pool, contract.Policy(0), contract.Place(area("rounds", 0), first))
 
     try:
-        while [engine.state for engine in pool.status()] != ["serving", "serving"]:
-            time.sleep(0.2)
+        until(lambda: [engine.state for engine in pool.status()] == ["serving", "serving"], 300, "two engines serve")
         with ThreadPoolExecutor(2) as both:
             tables = list(both.map(rolled_out, (0, 4), ("0000", "0001")))
         for table, shard in zip(tables, ("0000", "0001"), strict=True):

@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psutil
@@ -21,15 +19,6 @@ RAY_KEEPS = ("_StatsActor", "_AutoscalingCoordinatorActor")  # Ray Data's own, o
 WORKER = {"num_cpus": 4, "num_gpus": 1, "resources": {"rollout": 2, "train": 1}, "object_store_memory": 80 * 2**20}
 QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """What `condition` returns once that is true; AssertionError with `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds:g} s: {what}"
-        time.sleep(0.1)
-    return found
 
 
 def marked(mark: str) -> list[psutil.Process]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from chaos_ground import Ground, title, until
+from chaos_ground import Ground, title
+from waiting import until
 
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import round_table

@@ -12,7 +12,7 @@ import pytest
 from chaos_ground import Ground
 from chaos_run import Command, Kill
 
-KILLS: list[tuple[str, Kill]] = []  # (what engine, kill) of runs that were then found whole
+KILL = "kill"  # name of the property of a test's report that holds [what engine, kind of victim, a line]
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +43,26 @@ def undisturbed(ground: Ground, tmp_path_factory: pytest.TempPathFactory) -> Cal
 
 
 @pytest.fixture
-def held() -> Callable[[str, list[Kill]], None]:
-    """Notes kills whose run was found whole."""
-    return lambda engine, kills: KILLS.extend((engine, kill) for kill in kills)
+def held(record_property: Callable[[str, object], None]) -> Callable[[str, list[Kill]], None]:
+    """Notes kills whose run was found whole; they travel with the test's report, also from another process."""
+
+    def note(engine: str, kills: list[Kill]) -> None:
+        for kill in kills:
+            record_property(KILL, [engine, kill.kind, kill.text()])
+
+    return note
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Every kill, and how many of each kind."""
-    if not KILLS:
+    passed = terminalreporter.getreports("passed")
+    kills = [value for report in passed if report.when == "call" for name, value in report.user_properties if name == KILL]
+    if not kills:
         return
     terminalreporter.section("kills after which everything held")
-    for engine, kill in KILLS:
-        terminalreporter.write_line(f"{engine:8} {kill.text()}")
-    counts = Counter((engine, kill.kind) for engine, kill in KILLS)
-    for engine in dict.fromkeys(engine for engine, _ in KILLS):
+    for engine, _, text in kills:
+        terminalreporter.write_line(f"{engine:8} {text}")
+    counts = Counter((engine, kind) for engine, kind, _ in kills)
+    for engine in dict.fromkeys(engine for engine, *_ in kills):
         parts = [f"{kind} {number}" for (of, kind), number in sorted(counts.items()) if of == engine]
-        terminalreporter.write_line(f"{engine}: {sum(of == engine for of, _ in KILLS)} kills: {', '.join(parts)}")
+        terminalreporter.write_line(f"{engine}: {sum(of == engine for of, *_ in kills)} kills: {', '.join(parts)}")

@@ -17,8 +17,9 @@ import time
 import chaos_run
 import psutil
 import pytest
-from chaos_ground import ROOT, marked, until
+from chaos_ground import ROOT, marked
 from chaos_run import FAKE, KINDS, check, check_policy_versions, disturb, fake, real, seconds
+from waiting import until
 
 from pipeline.store.directory import Store
 

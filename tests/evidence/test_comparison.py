@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import trainer_here
 
 from actors.fakes import FakeEngine
 from jobs import compare, tables
@@ -12,6 +13,7 @@ from pipeline.errors import SettingError
 from pipeline.evidence import comparison
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
+from pipeline.training import worker
 
 SETS = [
     "rounds=2",
@@ -35,7 +37,9 @@ def run_it(uri, objectives=NAMES, seeds="0", sets=SETS):
 def compared(ray_local, tmp_path_factory):
     """Three objectives, one seed."""
     store = Store(str(tmp_path_factory.mktemp("compare") / "out"))
-    run_it(store.uri)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "fit", trainer_here.fit)
+        run_it(store.uri)
     return store
 
 

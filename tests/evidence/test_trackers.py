@@ -354,7 +354,7 @@ def test_a_sink_switched_on_after_the_run_catches_up(finished, capfd):
 
 
 @pytest.mark.timeout(900)
-def test_training_again_feeds_the_new_figures(finished):
+def test_training_again_feeds_the_new_figures(finished, trained_here):
     """The same weights come out, in another time: the seconds tell which training a point is of."""
     before = tensorboard_points(finished)["train/seconds"]
     train.train_committed(finished.uri, 1, ["metrics.sinks=tensorboard"], None, False)

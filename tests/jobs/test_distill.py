@@ -77,7 +77,7 @@ def test_only_a_lagging_round_is_begun_before_its_forerunner_is_trained(overlapp
             assert begun[number] > trained[number - 2]
 
 
-def test_training_again_on_the_stored_traces_gives_the_same_policy(overlapped, capfd):
+def test_training_again_on_the_stored_traces_gives_the_same_policy(overlapped, trained_here, capfd):
     _, store = overlapped
     before = store.read_json("policy/0004/manifest.json")
     train.train_committed(store.uri, 3, [], None, False)

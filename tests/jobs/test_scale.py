@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from jobs import scale
 from pipeline.config import EnginePools, Pool, Run
@@ -38,23 +38,15 @@ def egrsd(*arguments):
     )
 
 
-def until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.2)
-    return found
-
-
 @pytest.mark.timeout(900)
 def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
     store = Store(str(tmp_path / "run"))
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, store.uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        until(lambda: store.entries("rounds/0000", "rollout"))
+        until(lambda: store.entries("rounds/0000", "rollout"), 120, "the first shard")
         more = egrsd("scale", "--run", store.uri, "rollout=4")
         assert "rollout: 4 engines, 4 wanted" in more.stdout, more.stdout + more.stderr
-        shown = until(lambda: text if (text := egrsd("scale", "--run", store.uri).stdout).count("serving") == 4 else None)
+        shown = until(lambda: text if (text := egrsd("scale", "--run", store.uri).stdout).count("serving") == 4 else None, 120)
         assert "batches wait" in shown
         for column in ("engine", "state", "batches", "policy", "tokens/s"):
             assert column in shown

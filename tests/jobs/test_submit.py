@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import free_port, until
 
 from jobs import submit
 
@@ -67,21 +67,14 @@ class Head:
         return done
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
-
-
 @pytest.fixture(scope="module")
 def head():
     """A head with a job server and token authentication, in folders of its own (short: Ray's sockets lie there)."""
     folder = Path(tempfile.mkdtemp(prefix="egrsd"))
     (folder / "token").write_text(TOKEN)
-    gcs, dashboard, client, agent = free_ports(4)
+    gcs, dashboard, client, agent = (str(free_port()) for _ in range(4))
     mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    mine.pop("PYTHONPATH", None)  # a job must run what was submitted, not the code that these tests run
     mine |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
     mine |= {"HOME": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     options = ["--port", gcs, "--dashboard-port", dashboard, "--ray-client-server-port", client]
@@ -110,10 +103,10 @@ def head():
 @pytest.fixture(scope="module")
 def cluster(head):
     """The head once it takes jobs."""
-    deadline = time.monotonic() + 120
-    while "no such job" not in head.submit("--stop", "nobody").stdout:
-        assert time.monotonic() < deadline, (head.folder / "head.log").read_text()
-        time.sleep(1)
+    try:
+        until(lambda: "no such job" in head.submit("--stop", "nobody").stdout, 120)
+    except AssertionError as error:
+        raise AssertionError((head.folder / "head.log").read_text()) from error
     return head
 
 
@@ -154,10 +147,7 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
     ]
     running = cluster.submit("--no-wait", *verb)
     log = cluster.folder / "ray" / "session_latest" / "logs" / f"job-driver-{name}.log"
-    deadline = time.monotonic() + 180
-    while not log.exists() or "FILES" not in log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    until(lambda: log.exists() and "FILES" in log.read_text(), 180, "the job lists its files")
     other = cluster.submit("--working-dir", str(probe), "--submission-id", name, "train", "--run", "/shared/other")
     stopped = cluster.submit("--stop", name)
     outputs = [process.communicate(timeout=60)[0] for process in pair]

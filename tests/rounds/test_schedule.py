@@ -105,7 +105,7 @@ def test_a_killed_task_costs_its_unfinished_shards_alone(ray_local, tmp_path):
 
     def kill_a_task(entry, computed):
         seen[entry.shard] = computed
-        tasks = [p for p in psutil.process_iter() if "_bring_rows_up_to_date" in " ".join(_command(p))]
+        tasks = [p for p in psutil.Process().children(recursive=True) if "_bring_rows_up_to_date" in " ".join(_command(p))]
         if not killed and tasks:
             killed.append(tasks[0].pid)
             os.kill(tasks[0].pid, signal.SIGKILL)

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from waiting import until
 
 from pipeline.errors import StoreError, UserError
 from pipeline.store import lease
@@ -94,7 +95,7 @@ def test_of_many_that_start_together_one_holds(store):
         try:
             with lease.held(store, ttl_s=0.2):
                 held.append(1)
-                time.sleep(1.5)
+                until(lambda: len(refused) == 5, 10, "five are refused")
         except UserError:
             refused.append(1)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from waiting import until
 
 from actors import adapters
 from jobs import export, status
@@ -153,7 +154,7 @@ def test_of_many_that_start_together_one_holds(store):
         try:
             with lease.held(store, ttl_s=0.2):
                 held.append(1)
-                time.sleep(3)
+                until(lambda: len(refused) == 4, 30, "four are refused")
         except UserError:
             refused.append(1)
 
