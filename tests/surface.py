@@ -34,7 +34,7 @@ def surface() -> dict[str, Any]:
     return {
         "verbs": _verbs(),
         "settings": _settings(Run.model_json_schema(), Run(name="-").model_dump(mode="json")),
-        "recipes": {name: _departures(recipes.recipe(name)) for name in sorted(recipes.descriptions())},
+        "recipes": {name: value for recipe in sorted(recipes.descriptions()) for name, value in _departures(recipe).items()},
         "columns": {column.name: _column(column) for column in contract.COLUMNS.values()},
         "stages": {stage.name: _stage(stage) for stage in PLAN},
         "chains": {"measure": list(MEASURE), "labels": list(LABELS)},
@@ -129,10 +129,12 @@ def _type(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _departures(run: Run) -> dict[str, Any]:
-    """The settings in which a recipe departs from the defaults."""
+def _departures(recipe: str) -> dict[str, Any]:
+    """The settings in which a recipe departs from the defaults, as `recipe setting`."""
+    run = recipes.recipe(recipe)
     mine, plain = (_flat(one.model_dump(mode="json")) for one in (run, Run(name=run.name)))
-    return {name: value for name, value in mine.items() if plain.get(name, _ABSENT) != value}
+    found = {name: value for name, value in mine.items() if plain.get(name, _ABSENT) != value}
+    return {f"{recipe} {name}": value for name, value in found.items()}
 
 
 def _flat(data: dict[str, Any], before: str = "") -> dict[str, Any]:
