@@ -10,6 +10,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -99,16 +100,19 @@ def test_a_changed_setting_makes_its_own_stages_stale(stored):
 
 
 def test_every_stage_without_engines_computes_the_same_bytes(spoilt):
+    """Another pyarrow writes other bytes: then the values are compared."""
+    same_writer = spoilt[0].read_json("run.json")["versions"]["pyarrow"] == pa.__version__
+    kept = ("settings", "inputs", "facts", "rows", "rejected", *(("sha256", "data") if same_writer else ()))
     for work, stages in works(*spoilt):
         source = open_source(work.run.source)
-        for stage in (stage for stage in stages if stage.where == "CPU"):
+        for stage in reversed([stage for stage in stages if stage.where == "CPU"]):  # each from the stored inputs
             for shard, indices in work.shards.items():
                 old = work.store.entry(work.area, stage.name, shard)
-                problems = None if stage.reads else source.rows(indices)
+                before, problems = work.store.read(old), None if stage.reads else source.rows(indices)
                 new, computed = bring_up_to_date(work, stage, shard, problems, force=True)
                 assert computed
-                facts = ("sha256", "settings", "inputs", "facts", "rows", "rejected", "data")
-                assert {f: getattr(new, f) for f in facts} == {f: getattr(old, f) for f in facts}, f"{work.area} {stage.name}"
+                assert {f: getattr(new, f) for f in kept} == {f: getattr(old, f) for f in kept}, f"{work.area} {stage.name}"
+                assert work.store.read(new).equals(before)
 
 
 def test_the_running_rewards_are_folded_as_they_were(stored):
