@@ -1,8 +1,12 @@
 """The measuring script counts what it says it counts, on a house small enough to count by hand."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import house
 import pytest
@@ -125,3 +129,18 @@ def test_this_repository_is_measured_from_the_command_line():
     assert figures["modules"] > 50
     assert len(figures["files on a row's way, names"]) == figures["files on a row's way"]
     assert "pipeline/contract.py" in figures["files on a row's way, names"]
+
+
+def test_every_package_that_is_imported_is_asked_for():
+    """Another package that happens to bring it along may stop doing so."""
+    root = Path(house.__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
+    asked = {re.split(r"[^\w-]", line)[0].lower() for line in (*project["dependencies"], *extras)}
+    files = [path for folder in house.PRODUCT for path in (root / folder).rglob("*.py")]
+    imported = {name.partition(".")[0] for path in files for name in house.read(path, root).imports}
+    known, foreign = packages_distributions(), imported - sys.stdlib_module_names - set(house.PRODUCT)
+    assert len(foreign) > 15
+    assert not [
+        name for name in sorted(foreign) if not asked & {found.lower().replace("_", "-") for found in known.get(name, [name])}
+    ]
