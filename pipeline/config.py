@@ -16,6 +16,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+LATER = "later"  # marks a setting that came when runs were there, Annotated[float, LATER]: at its default no shard gets stale
 
 
 class Section(BaseModel):
@@ -304,9 +305,17 @@ class Run(Section):
         return self
 
     def digest(self, settings: tuple[str, ...]) -> str:
-        """Hash of the named settings or sections (`label`, `rollout.top_p`): what makes a shard stale when it changes."""
-        data = self.model_dump(mode="json")
-        picked = {name: reduce(lambda part, key: part[key], name.split("."), data) for name in settings}
+        """Hash of the named settings or sections (`label`, `rollout.top_p`): what makes a shard stale when it changes.
+
+        A setting marked LATER counts only where it is not at its default. Raises AttributeError or KeyError for a name that is
+        no setting.
+        """
+        picked = {}
+        for name in settings:
+            *parents, last = name.split(".")
+            section = reduce(getattr, parents, self)
+            if not _later_default(section, last):
+                picked[name] = _counted(getattr(section, last))
         return digest(picked)
 
     def to_yaml(self) -> str:
@@ -365,6 +374,19 @@ def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
 def decides(setting: str) -> bool:
     """Whether a setting, by its dotted name, can change a result of the run."""
     return not setting.startswith("metrics.")
+
+
+def _later_default(section: Section, name: str) -> bool:
+    """Whether a setting is marked LATER and at its default."""
+    field = type(section).model_fields[name]
+    return LATER in field.metadata and getattr(section, name) == field.get_default(call_default_factory=True)
+
+
+def _counted(value: Any) -> Any:
+    """A setting, or all of a section that counts in a digest."""
+    if not isinstance(value, Section):
+        return value
+    return {name: _counted(part) for name, part in value if not _later_default(value, name)}
 
 
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
