@@ -285,16 +285,14 @@ class Run(Section):
     def _fits(self) -> Run:
         if not self.source.solution:
             raise ValueError("source.solution is empty: the teacher needs reference solutions; only an evaluation can do without")
-        if self.rollout.max_new_tokens >= self.model.max_model_len:
-            raise ValueError(
-                f"rollout.max_new_tokens {self.rollout.max_new_tokens} leaves no room for a prompt in "
-                f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
-            )
-        if self.evaluation.problems and self.evaluation.max_new_tokens >= self.model.max_model_len:
-            raise ValueError(
-                f"evaluation.max_new_tokens {self.evaluation.max_new_tokens} leaves no room for a prompt in "
-                f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
-            )
+        caps = {"rollout": self.rollout.max_new_tokens}
+        caps |= {"evaluation": self.evaluation.max_new_tokens} if self.evaluation.problems else {}
+        for section, cap in caps.items():
+            if cap >= self.model.max_model_len:
+                raise ValueError(
+                    f"{section}.max_new_tokens {cap} leaves no room for a prompt in "
+                    f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
+                )
         if self.objective.entropy == "student" and self.rollout.teacher_share:
             raise ValueError(
                 "objective.entropy 'student' needs rollout.teacher_share 0: the student's entropy of a trace that the teacher "
@@ -355,14 +353,9 @@ def load(data: dict[str, Any]) -> Run:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        given = (
-            ""
-            if first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
-            else f" (got {first['input']!r})"
-        )
-        raise SettingError(
-            first["msg"].removeprefix("Value error, ") + given, where, "See `egrsd recipes --show NAME` for every setting"
-        ) from None
+        told = first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
+        what = first["msg"].removeprefix("Value error, ") + ("" if told else f" (got {first['input']!r})")
+        raise SettingError(what, where, "See `egrsd recipes --show NAME` for every setting") from None
 
 
 def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:

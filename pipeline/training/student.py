@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolve import open_model
 from pipeline.training.head import Head, weighted_logprob
 
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more
@@ -112,15 +112,7 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 def _load(model: Model, train: Train) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
-            resolve_model(model.path),
-            revision=model.revision,
-            dtype=getattr(torch, train.dtype),
-            trust_remote_code=model.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be loaded ({error})", model.path, "Give model.path a local folder or a hub id") from error
+    base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, train.dtype))
     return base.requires_grad_(False)
 
 

@@ -271,8 +271,9 @@ def test_no_file_of_a_run_holds_the_key(store):
 def test_a_sink_that_is_not_installed_is_one_line():
     code = (
         "import sys; sys.modules['wandb'] = None\n"
-        "from pipeline import config, recipes, sinks\n"
-        "sinks.check(config.resolve(recipes.demo(), ['metrics.sinks=[wandb]']))"
+        "from pipeline import config, recipes\n"
+        "from pipeline.evidence import trackers\n"
+        "trackers.check(config.resolve(recipes.demo(), ['metrics.sinks=[wandb]']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "SettingError" in done.stderr

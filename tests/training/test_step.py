@@ -219,7 +219,7 @@ def test_the_adapter_is_float32_beside_a_bfloat16_base() -> None:
 
 
 def test_bad_models_and_settings_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere: cannot be loaded"):
+    with pytest.raises(ModelError, match=r"nowhere: there is no such folder"):
         student.build(tiny_run(f"model.path={tmp_path}/nowhere"), CPU)
     with pytest.raises(SettingError, match=r"model\.lora_targets: does not fit tiny-reasoner"):
         student.build(tiny_run("model.lora_targets=[c_attn]"), CPU)
