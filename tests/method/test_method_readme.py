@@ -8,7 +8,7 @@ from pathlib import Path
 
 from golden import arithmetic
 
-from jobs.compare import CONTROLS, OBJECTIVES
+from pipeline.evidence.comparison import CONTROLS, OBJECTIVES
 from pipeline.method import entropy, objective, regimes, rewards
 
 ROOT = Path(__file__).parents[2]
