@@ -137,11 +137,6 @@ def lookahead_min(values: np.ndarray, offsets: np.ndarray, window: int) -> np.nd
     return lowest
 
 
-def row_max(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Largest value of each row, ragged [N] -> [R], NaN for an empty row."""
-    return _reduce_rows(np.maximum, values, offsets, values.dtype)
-
-
 def row_statistics(values: np.ndarray, offsets: np.ndarray) -> RowStatistics:
     """Mean, median, 90th percentile and maximum of each row of ragged float32 values, which are not negative.
 
