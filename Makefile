@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test chaos bench smollm2 install format clean
+.PHONY: demo test chaos wheel bench smollm2 install format clean
 
 demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
@@ -19,10 +19,13 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos"
+	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel"
 
 chaos: install
 	$(BIN)/pytest -m chaos tests/chaos
+
+wheel: install
+	$(BIN)/pytest -m wheel tests/test_wheel.py
 
 bench: install
 	$(BIN)/python -m tests.benchmarks

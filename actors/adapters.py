@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pipeline import config
 from pipeline.errors import ModelError, StoreError
-from pipeline.store.directory import MANIFEST, Store
+from pipeline.store.files import Files
+from pipeline.store.folders import MANIFEST, POLICY_REMEDY, fetch_folder
 from pipeline.training import adapter
 from pipeline.training.adapter import ADAPTER
 
@@ -30,12 +31,12 @@ def fetch(uri: str) -> tuple[str, str]:
         folder = uri.removeprefix("file://")
         return folder, _local_version(Path(folder))
     parent, _, name = uri.rstrip("/").rpartition("/")
-    store = Store(parent)
-    version = _version(store, name)
+    files = Files(parent)
+    version = _version(files, name)
     copies = Path(tempfile.gettempdir()) / "egrsd-adapters" / _digest(parent.encode())
     target = copies / f"{name}-{version}"
     if not target.exists():
-        _copy(store, name, target)
+        _copy(files, name, target)
     with contextlib.suppress(OSError):
         os.utime(target, ns=(time.time_ns(), time.time_ns()))  # the clock of files is coarse
     return str(target), version
@@ -72,10 +73,10 @@ def _local_version(folder: Path) -> str:
     return _digest(repr([(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]).encode())
 
 
-def _version(store: Store, name: str) -> str:
-    manifest = store.read_bytes(f"{name}/{MANIFEST}")
+def _version(files: Files, name: str) -> str:
+    manifest = files.read_bytes(f"{name}/{MANIFEST}")
     if manifest is None:
-        raise StoreError(f"no policy is published here: {MANIFEST} is missing", store.locate(name), adapter.REMEDY)
+        raise StoreError(f"no policy is published here: {MANIFEST} is missing", files.locate(name), adapter.REMEDY)
     return _digest(manifest)
 
 
@@ -83,11 +84,11 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-def _copy(store: Store, name: str, target: Path) -> None:
+def _copy(files: Files, name: str, target: Path) -> None:
     """Put a checked copy of a policy at `target`; drop other versions of the same policy, and policies not asked for lately."""
-    copy = store.fetch(name)
-    if copy is None or target.name != f"{name}-{_version(store, name)}":
-        raise StoreError("the policy changed while it was read", store.locate(name), "Run the same command again")
+    copy = fetch_folder(files, name, POLICY_REMEDY)
+    if copy is None or target.name != f"{name}-{_version(files, name)}":
+        raise StoreError("the policy changed while it was read", files.locate(name), "Run the same command again")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         copy.rename(target)

@@ -1,4 +1,4 @@
-"""The Ray cluster of a verb: joined or started, and proven to see the run from every node."""
+"""The Ray cluster of a verb: joined or started, proven to see the run from every node, and to have room for it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import EgrsdError, UserError
+from actors import resources
+from pipeline.config import Run
+from pipeline.errors import EgrsdError, ResourceError, UserError
+from pipeline.fit import machine
+from pipeline.fit.machine import Facts, Line
 from pipeline.store.directory import Store
 from pipeline.store.lease import LEASE
 
 REACH_S = 60.0
+PROBE_S = 120.0
+LOCAL_CPUS = 8  # logical ones: on a machine of its own, engines, ranks and data tasks take turns on the cores there are
+_NODE_TYPE = "ray.io/node-group"  # the label of nodes that an autoscaler looks after
+
+log = logging.getLogger(__name__)
 
 
-def connect(address: str | None, environment: Mapping[str, str] | None = None, num_cpus: int = 8) -> None:
+def connect(address: str | None, environment: Mapping[str, str] | None = None, num_cpus: int = LOCAL_CPUS) -> None:
     """Join the cluster at `address` (or RAY_ADDRESS), or start one on this machine that ends with this process.
 
     `environment` is that of every worker process. On this machine Ray counts `num_cpus` logical CPUs: engines, ranks and data
@@ -80,6 +89,51 @@ def _cannot_see(store: Store) -> str:
         return "" if store.read_bytes(LEASE) is not None else f"{LEASE}, just written, is not there"
     except EgrsdError as error:
         return error.what
+
+
+def check_room(demands: list[resources.Demand]) -> str | None:
+    """What the cluster lacks now, where an autoscaler may add it; None where nothing is missing.
+
+    Raises ResourceError where there is no autoscaler. Ray 2.60 tells nobody what its autoscaler may start (no part of it calls
+    ReportClusterConfig), only that a node is of one of its types.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    try:
+        resources.check(demands, [resources.Node(node["Resources"], node.get("Labels", {})) for node in alive])
+    except ResourceError as error:
+        if not any(node.get("Labels", {}).get(_NODE_TYPE) for node in alive):
+            raise
+        log.warning("%s. The autoscaler is asked for it", error.what)
+        return error.what
+    return None
+
+
+def gather_nodes() -> dict[str, Facts | str]:
+    """The facts of every node of the cluster by its address, each from a task that ran there, or why there are none."""
+    probe, asked = ray.remote(num_cpus=0, max_retries=0)(machine.gather), {}
+    for number, node in enumerate(node for node in ray.nodes() if node["Alive"]):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked[f"{node['NodeManagerAddress']}/{number}"] = probe.options(scheduling_strategy=there).remote()
+    found: dict[str, Facts | str] = {}
+    for name, ref in asked.items():
+        try:
+            found[name] = ray.get(ref, timeout=PROBE_S)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+            found[name] = f"failed ({type(error).__name__}). Install the same environment on every node"
+    return found
+
+
+def judge_room(run: Run, num_gpus: int, joined: bool) -> Line:
+    """Whether a run's actors find their place in the cluster that was joined, or in what Ray would count on this machine.
+
+    Raises ResourceError where they never will.
+    """
+    asked = resources.demands_of(run)
+    if not joined:
+        resources.check(asked, [resources.Node({"CPU": float(LOCAL_CPUS), "GPU": float(num_gpus)})])
+    elif lacking := check_room(asked):
+        return Line("warning", "resources", f"nodes that the autoscaler would have to start: {lacking}")
+    return Line("ok", "resources", "engines, ranks and a data task find their place at one time")
 
 
 def _check_answers(target: str) -> None:

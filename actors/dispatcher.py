@@ -1,6 +1,6 @@
 """The dispatcher: the small actor that owns a pool's engines, hands them out, replaces the dead and keeps their number right.
 
-Callers get leases here and talk to engines themselves: it sees names and counts, never data.
+Callers get tickets here and talk to engines themselves: it sees names and counts, never data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors import sizing
-from actors.serving import EngineActor, EngineClass, Gone, Lease, Member, PoolStatus, blameless
+from actors.member import EngineActor, EngineClass, Gone, Member, PoolStatus, Ticket, blameless
 from actors.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 _WATCH_S = 3.0
 _SIZE_S = 0.25
-_FORGET_S = 15.0  # a lease that its engine has not known for so long has no caller any more
+_FORGET_S = 15.0  # a ticket that its engine has not known for so long has no caller any more
 _START_TRIES = 3  # engines that may fail to load, one after the other, before the pool gives up
 _REMEMBERED = 8  # dead engines that `overview` tells of
 
 
 class Dispatcher:
-    """Owns the engine actors; knows who works for whom. Callers get leases here and talk to engines themselves."""
+    """Owns the engine actors; knows who works for whom. Callers get tickets here and talk to engines themselves."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Dispatcher:
             self._queued -= 1
         return self._facts
 
-    async def acquire(self, rows: int, policy_version: int, alone: bool) -> Lease:
+    async def acquire(self, rows: int, policy_version: int, alone: bool) -> Ticket:
         """The least loaded engine, once one has room; `alone`: once one is idle, and nobody else gets it meanwhile.
 
         Raises what ended the pool, also while engines are left.
@@ -87,18 +87,18 @@ class Dispatcher:
                 await self._change(in_line=not alone)
         finally:
             self._queued -= 1
-        if not member.leases:
+        if not member.tickets:
             member.busy_since = time.monotonic()
-        member.leases[ticket] = rows
+        member.tickets[ticket] = rows
         member.policy_version = policy_version
-        return Lease(ticket, member.name, member.handle)
+        return Ticket(ticket, member.name, member.handle)
 
-    async def release(self, lease: str, rows: int, tokens: int) -> None:
+    async def release(self, ticket: str, rows: int, tokens: int) -> None:
         """A batch ended, with `rows` answered that hold `tokens`."""
         for member in self._members.values():
-            if lease in member.leases:
+            if ticket in member.tickets:
                 member.count(rows, tokens)
-                self._drop(member, {lease})
+                self._drop(member, {ticket})
                 return
 
     async def lost(self, engine: str, cause: str) -> None:
@@ -152,7 +152,7 @@ class Dispatcher:
 
     def _size(self) -> None:
         """Start or drain engines, as the work there is asks for."""
-        batches = self._queued + sum(len(m.leases) for m in self._members.values())
+        batches = self._queued + sum(len(m.tickets) for m in self._members.values())
         self._sizing = sizing.resize(self._sizing, batches, self._inflight, self._bounds, self._pace, time.monotonic())
         self._fill()
         staying = [m for m in self._members.values() if m.state != "draining"]
@@ -237,17 +237,17 @@ class Dispatcher:
         return not odd
 
     async def _watch(self, member: Member) -> None:
-        """Notice a death nobody reported, and leases whose callers died: the engine has not known them for a while."""
+        """Notice a death nobody reported, and tickets whose callers died: the engine has not known them for a while."""
         while member.name in self._members:
             await asyncio.sleep(_WATCH_S)
             try:
-                absent = set(member.leases) - set(await member.handle.active.remote())
+                absent = set(member.tickets) - set(await member.handle.active.remote())
             except RayError as error:
                 self._bury(member, first_line(error))
             else:
                 now = time.monotonic()
-                member.unseen = {lease: member.unseen.get(lease, now) for lease in absent}
-                self._drop(member, {lease for lease, since in member.unseen.items() if now - since >= _FORGET_S})
+                member.unseen = {ticket: member.unseen.get(ticket, now) for ticket in absent}
+                self._drop(member, {ticket for ticket, since in member.unseen.items() if now - since >= _FORGET_S})
 
     def _failed_to_load(self, member: Member, error: EgrsdError, died: bool) -> None:
         """Try another, unless it would only fail as well: a user's mistake, an error while no other serves, too many tries."""
@@ -278,15 +278,15 @@ class Dispatcher:
         serving, working = self._past
         self._past = (serving + member.serving_s(now), working + member.working_s(now))
 
-    def _drop(self, member: Member, leases: set[str]) -> None:
-        held, room = bool(member.leases), len(leases)
-        for lease in leases:
-            member.leases.pop(lease, None)
-            if member.held_for == lease:
+    def _drop(self, member: Member, tickets: set[str]) -> None:
+        held, room = bool(member.tickets), len(tickets)
+        for ticket in tickets:
+            member.tickets.pop(ticket, None)
+            if member.held_for == ticket:
                 member.held_for, room = None, len(self._line)
-        if held and not member.leases:
+        if held and not member.tickets:
             member.busy_s += time.monotonic() - member.busy_since
-        if member.state == "draining" and not member.leases and member.name in self._members:
+        if member.state == "draining" and not member.tickets and member.name in self._members:
             self._leave(member)
             self._spawn(self._end(member))
         self._notify(room)
@@ -307,8 +307,8 @@ class Dispatcher:
             held = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load"), default=None))
             if held is not None:
                 held.held_for = ticket
-            return held if held is not None and not held.leases else None
-        return min((m for m in serving if len(m.leases) < self._inflight), key=attrgetter("load"), default=None)
+            return held if held is not None and not held.tickets else None
+        return min((m for m in serving if len(m.tickets) < self._inflight), key=attrgetter("load"), default=None)
 
     async def _change(self, in_line: bool = False) -> None:
         if self._failure is not None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline import config
-from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
+from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
 from pipeline.errors import EgrsdError, ModelError
 
 END_TOKEN = 2
@@ -85,6 +85,10 @@ class FakeEngine:
         answers = [self._read(sequence, policy) for sequence in sequences]
         self._take_time(sum(len(s.response) for s in sequences))
         return answers
+
+    def usage(self) -> Usage:
+        """As of a pool of this one engine, which takes no time."""
+        return Usage(0.0, 0.0, 1)
 
     def close(self) -> None:
         """Nothing to free."""

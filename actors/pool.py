@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +29,18 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources
+from actors.cluster import check_room
 from actors.dispatcher import Dispatcher
 from actors.engine import Engine
-from actors.serving import EngineClass, EngineStatus, PoolStatus, blameless
+from actors.member import EngineClass, EngineStatus, PoolStatus, blameless
 from actors.sizing import Bounds
 from pipeline import config
-from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
-from pipeline.errors import EgrsdError, EngineError, ResourceError, first_line
+from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
+from pipeline.errors import EgrsdError, EngineError, first_line
 
 log = logging.getLogger(__name__)
 
 _DEATHS = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, EngineError)
-_NODE_TYPE = "ray.io/node-group"  # the label of nodes that an autoscaler looks after
 _PIECES = 8  # into how many a suspect batch is split: every death costs an engine's load, a small batch little
 
 
@@ -125,6 +126,11 @@ class EnginePool:
             found = self._tell(self._dispatcher.overview.remote())
         return found
 
+    def usage(self) -> Usage:
+        """What its engines have done so far."""
+        now = self.overview()
+        return Usage(max((engine.busy_s for engine in now.engines), default=0.0), now.serving_s - now.working_s, now.most)
+
     def close(self) -> None:
         """End the engines and the dispatcher."""
         try:
@@ -145,18 +151,18 @@ class EnginePool:
         pieces = deque([_Piece(list(range(len(items))))] if items else [])
         while pieces:
             piece = pieces.popleft()
-            lease = self._tell(self._dispatcher.acquire.remote(len(piece.rows), policy.version, piece.alone))
+            ticket = self._tell(self._dispatcher.acquire.remote(len(piece.rows), policy.version, piece.alone))
             try:
-                call = getattr(lease.handle, method).remote(lease.id, [items[row] for row in piece.rows], policy, *more)
+                call = getattr(ticket.handle, method).remote(ticket.id, [items[row] for row in piece.rows], policy, *more)
                 found = _get(call)
             except _DEATHS as error:
-                self._tell(self._dispatcher.lost.remote(lease.engine, first_line(error)))
+                self._tell(self._dispatcher.lost.remote(ticket.engine, first_line(error)))
                 pieces.extend(self._after_death(piece, error, answers))
                 continue
             except BaseException:
-                self._dispatcher.release.remote(lease.id, 0, 0)
+                self._dispatcher.release.remote(ticket.id, 0, 0)
                 raise
-            self._dispatcher.release.remote(lease.id, len(found), _num_tokens(found))
+            self._dispatcher.release.remote(ticket.id, len(found), _num_tokens(found))
             for row, answer in zip(piece.rows, found, strict=True):
                 answers[row] = answer
         return answers
@@ -195,21 +201,19 @@ def _num_tokens(answers: list[Generation | Score | Failure]) -> int:
     return sum(len(answer.tokens) for answer in answers if not isinstance(answer, Failure))
 
 
-def check_room(demands: list[resources.Demand]) -> str | None:
-    """What the cluster lacks now, where an autoscaler may add it; None where nothing is missing.
+def rescale(
+    pools: Mapping[str, EnginePool], sizes: Mapping[str, tuple[int, int]], beside: Iterable[resources.Demand]
+) -> dict[str, PoolStatus]:
+    """Hold pools to other sizes, the least and the most engines of each; returns how all of them are then.
 
-    Raises ResourceError where there is no autoscaler. Ray 2.60 tells nobody what its autoscaler may start (no part of it calls
-    ReportClusterConfig), only that a node is of one of its types.
+    `beside`: what else the run asks of the cluster. Raises ResourceError when the cluster can never hold all of it at once.
     """
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    try:
-        resources.check(demands, [resources.Node(node["Resources"], node.get("Labels", {})) for node in alive])
-    except ResourceError as error:
-        if not any(node.get("Labels", {}).get(_NODE_TYPE) for node in alive):
-            raise
-        log.warning("%s. The autoscaler is asked for it", error.what)
-        return error.what
-    return None
+    if sizes:
+        most_of = {name: sizes[name][1] if name in sizes else max(1, pool.overview().least) for name, pool in pools.items()}
+        check_room([*(pools[name].demand(most) for name, most in most_of.items()), *beside])
+    for name, (least, most) in sizes.items():
+        pools[name].resize(least, most)
+    return {name: pool.overview() for name, pool in pools.items()}
 
 
 def _get(ref: Any) -> Any:

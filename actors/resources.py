@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.config import Placement
+from pipeline.config import Placement, Run
 from pipeline.errors import ResourceError
 
 
@@ -30,6 +30,15 @@ class Demand:
         """What one actor takes, by Ray's names; nothing that is 0."""
         asked = {"CPU": self.placement.cpus, "GPU": self.placement.gpus, **self.placement.resources}
         return {name: amount for name, amount in asked.items() if amount > 0}
+
+
+def demands_of(run: Run, engines: bool = True, train: bool = True) -> list[Demand]:
+    """What a run asks of the cluster at one time: engines at their fewest, ranks, and a data task."""
+    pools = (("rollout", run.engines.rollout), ("score", run.engines.score)) if engines else ()
+    asked = [Demand(f"engines.{name}", max(1, pool.min), pool.placement) for name, pool in pools if pool is not None]
+    if train:
+        asked.append(Demand("train", run.train.workers, run.train.placement))
+    return [*asked, Demand("data stages", 1, Placement(cpus=1))]
 
 
 def check(demands: list[Demand], nodes: list[Node]) -> None:

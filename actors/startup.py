@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError, first_line
+from pipeline.models.resolve import open_model
 
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # "1" lets the entropy hook into vLLM, see actors.exact_entropy
 DEBUG = "EGRSD_DEBUG"  # set: vLLM's own log
@@ -50,13 +50,7 @@ def inspect_model(model: config.Model, path: str) -> tuple[list[int], int]:
     """
     from transformers import AutoConfig, GenerationConfig
 
-    local = Path(path).expanduser()
-    if not local.exists() and (local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1):
-        raise ModelError("no such folder", path, "Set model.path to a model's folder or hub id")
-    try:
-        found = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"no model here ({first_line(error)})", path, "Set model.path to a model's folder or hub id") from None
+    found = open_model(AutoConfig, model, "configuration")
     window = getattr(found, "max_position_embeddings", None)
     if window and model.max_model_len > window:
         raise ModelError(f"the model's window is {window} tokens", path, f"Lower model.max_model_len {model.max_model_len}")

@@ -35,8 +35,9 @@ def distill(
 ) -> None:
     """Run or resume rounds: roll out, grade, score, label, train. Does nothing when all is done."""
     from jobs.distill import distill as job
+    from jobs.settle import Choices
 
-    job(run, recipe, set or [], config, accept_changes, address, debug)
+    job(run, Choices(recipe, set or [], config, accept_changes), address, debug)
 
 
 @app.command()
@@ -51,9 +52,9 @@ def stage(
     debug: Debug = False,
 ) -> None:
     """Bring one stage of one round up to date; --set changes the settings of that stage."""
-    from jobs.stage import run_stage
+    from jobs.stage import Redo, run_stage
 
-    run_stage(stage, run, round, set or [], force, shard, address, debug)
+    run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
 
 
 @app.command()
@@ -81,9 +82,10 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Accuracy and length of policies with intervals, on benchmarks or any problems; only what is missing is generated."""
+    from jobs.evaluate import Options
     from jobs.evaluate import evaluate as job
 
-    job(run, policy, source or [], k, set or [], address, debug)
+    job(run, Options(policy, source or [], k, set or []), address, debug)
 
 
 @app.command()
@@ -101,9 +103,10 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Train objectives x seeds from one base and say which differences in accuracy and length are beyond noise."""
+    from jobs.compare import Options
     from jobs.compare import compare as job
 
-    job(recipe, objectives, seeds, out, baseline, set or [], config, address, debug)
+    job(out, Options(recipe, objectives, seeds, baseline, set or [], config), address, debug)
 
 
 @app.command()
@@ -211,8 +214,9 @@ def submit(
     if stop is not None:
         job.stop(stop, address, not no_wait, debug)
     elif verb and context.parent is not None:
-        placement = (entrypoint_cpus, entrypoint_resources or [], entrypoint_label or [])
-        job.submit(context.parent, verb, address, submission_id, placement, working_dir, not no_wait, debug)
+        placement = job.Placement(entrypoint_cpus, entrypoint_resources or [], entrypoint_label or [])
+        asked = job.Job(verb, submission_id, placement, working_dir, not no_wait)
+        job.submit(context.parent, asked, address, debug)
 
 
 def main() -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from jobs.scale import answer
 from pipeline.store import control
 from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
+    from actors.member import EngineClass
     from actors.pool import EnginePool
     from actors.resources import Demand
-    from actors.serving import EngineClass
     from pipeline.config import Run
 
 
@@ -27,7 +26,7 @@ def open_engines(
     With `store`, `egrsd scale` reaches them meanwhile; `beside` is what else the run asks of the cluster at the same time.
     """
     from actors.engine import Engine
-    from actors.pool import EnginePool
+    from actors.pool import EnginePool, rescale
 
     with contextlib.ExitStack() as stack:
         pools: dict[str, EnginePool] = {}
@@ -37,6 +36,11 @@ def open_engines(
                 pool = EnginePool.start(name, run.model, settings, run.score, engine_class or Engine, inflight)
                 stack.callback(pool.close)
                 pools[name] = pool
+
+        def answer(question: control.Document) -> control.Document:
+            """Hold to the sizes that `egrsd scale` asks for, and tell how the pools are."""
+            return {"pools": {name: asdict(found) for name, found in rescale(pools, question["sizes"], beside).items()}}
+
         if store is not None:
-            stack.enter_context(control.answering(store, partial(answer, pools, beside)))
+            stack.enter_context(control.answering(store, answer))
         yield {"rollout": pools["rollout"], "score": pools.get("score", pools["rollout"])}

@@ -1,11 +1,17 @@
-"""Progress bars for terminals and for logs."""
+"""Progress bars for terminals and for logs, and the screen of a run's driver."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from rich.progress import Progress, TaskID
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from jobs.terminal import Session
+from pipeline.driver import Step
 
 EVERY_S = 10.0
 
@@ -39,3 +45,33 @@ class Bars(Progress):
         if moved.finished or time.monotonic() >= self._due.get(task_id, 0.0):
             self._due[task_id] = time.monotonic() + EVERY_S
             self.console.print(self.make_tasks_table([moved]))
+
+
+@dataclass(frozen=True)
+class TerminalScreen:
+    """The screen of a driver (pipeline.driver.Screen) on a terminal, or in a log."""
+
+    out: Session
+    bars: Bars
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        self.out.say(text)
+
+    def bar(self, title: str, total: int, done: int = 0) -> Step:
+        """Show a bar of `total` steps of which `done` are done."""
+        task = self.bars.add_task(title, total=total, completed=done, note="")
+
+        def step(note: str = "") -> None:
+            """Move the bar by one."""
+            self.bars.update(task, advance=1, note=note)
+
+        return step
+
+
+@contextlib.contextmanager
+def open_screen(out: Session) -> Iterator[TerminalScreen]:
+    """Bars on a verb's terminal for the length of a block."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4) as bars:
+        yield TerminalScreen(out, bars)

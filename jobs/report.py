@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-from jobs.summary import read_answers
-from jobs.sweep import EVIDENCE
+from jobs.opened import open_folder, open_run
 from jobs.terminal import session
-from pipeline.config import Run
 from pipeline.errors import UserError
-from pipeline.models.tokenizer import tokenizer_of
-from pipeline.report import figures, ledger, traces
+from pipeline.report.collect import collect, read_comparison
 from pipeline.report.page import page
-from pipeline.rounds.metrics import bootstrap
-from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
 
 REPORT = "report.html"
-COMPARE = "compare.json"
 
 
 def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool) -> None:
@@ -27,10 +18,9 @@ def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool) 
     Raises UserError when the run has no measured round, or there is no comparison where one was named.
     """
     with session(debug) as out:
-        store = Store(uri)
-        run = store.load_run()
+        store, run = open_run(uri)
         target, name = _target(out_uri) if out_uri else (store, REPORT)
-        compared = read_comparison(compare) if compare else None
+        compared = read_comparison(open_folder(compare)) if compare else None
         document = collect(store, run)
         html = page(document | {"compare": compared})
         target.write(name, html)
@@ -41,83 +31,9 @@ def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool) 
             out.say("The ledger does not add up: see the Run view.")
 
 
-def collect(store: Store, run: Run) -> dict[str, Any]:
-    """Everything the page shows, as plain JSON. Raises UserError when no round is measured."""
-    metrics: dict[int, list[dict[str, Any]]] = {}
-    for row in store.metrics():
-        metrics.setdefault(int(row["round"]), []).append(row)
-    measured = [figures.measure(work, metrics.get(work.number, [])) for work in open_rounds(store, run)]
-    if not any(part.figures["traces"] for part in measured):
-        raise UserError("nothing to report: no round has graded and scored traces", store.uri, "Run `egrsd distill` first")
-    tokenizer = tokenizer_of(run.model)
-    counts = [part.counts for part in measured]
-    whole = ledger.document(ledger.total(counts))
-    stored = store.read_json("run.json") or {}
-    return finite(
-        {
-            "run": {"name": run.name, "folder": store.uri.rstrip("/").rsplit("/", 1)[-1], "versions": stored.get("versions", {})},
-            "settings": run.to_yaml(),
-            "labels": {**run.profile.model_dump(), **run.label.model_dump()},
-            "rounds": [part.figures for part in measured],
-            "ledger": {
-                "total": whole,
-                "rounds": [ledger.document(part.counts) | {"round": part.figures["round"]} for part in measured],
-                "group_size": run.rollout.group_size,
-                "adds_up": all(check["ok"] is not False for part in counts for check in ledger.checks(part)),
-            },
-            "rejected": [row for part in measured for row in part.rejected][:100],
-            "evaluations": [shown for version in store.numbers("evals") if (shown := _evaluation(store, version))],
-            "sample": traces.sample([part.rows for part in measured], tokenizer),
-            "sweep": store.read_json(EVIDENCE, "points", "deciles", "axes"),
-        }
-    )
-
-
-def read_comparison(uri: str) -> dict[str, Any]:
-    """compare.json of a folder. Raises UserError where there is none, or it is not one."""
-    store = Store(uri)
-    found = store.read_json(COMPARE, "points", "objectives", "pairs")
-    if found is None:
-        raise UserError(f"no comparison here: {COMPARE} is missing", store.uri, "Make one with `egrsd compare`")
-    for index, point in enumerate(found["points"] if isinstance(found["points"], list) else [None]):
-        if not _is_point(point):
-            what = f"point {index} lacks objective, or accuracy and length with value, low and high"
-            raise UserError(what, store.locate(COMPARE), "Compare anew")
-    return dict(finite(found))
-
-
-def finite(value: Any) -> Any:
-    """Plain JSON: what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _is_point(point: Any) -> bool:
-    if not isinstance(point, dict) or not isinstance(point.get("objective"), str):
-        return False
-    ends = [point.get(name) for name in ("accuracy", "length")]
-    return all(isinstance(end, dict) and all(isinstance(end.get(k), int | float) for k in _INTERVAL) for end in ends)
-
-
-_INTERVAL = ("value", "low", "high")
-
-
-def _evaluation(store: Store, version: int) -> dict[str, Any] | None:
-    """Accuracy and length of a policy on the held-out problems, with intervals; None where too few were answered."""
-    found = read_answers(store, version)
-    try:
-        shown = {name: vars(bootstrap(getattr(found, name))) for name in ("accuracy", "length")} if found else None
-    except ValueError:
-        return None
-    return None if shown is None or found is None else {"policy": version, "problems": len(found.accuracy), **shown}
-
-
 def _target(uri: str) -> tuple[Store, str]:
     """The folder of a file, and its name in it. Raises UserError for a folder."""
     folder, _, name = uri.rpartition("/")
     if not name:
         raise UserError("is a folder", "--out", "Name a file, for example report.html")
-    return Store(folder or ("/" if uri.startswith("/") else ".")), name
+    return open_folder(folder or ("/" if uri.startswith("/") else ".")), name

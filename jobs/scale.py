@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
+from jobs.opened import open_run
 from jobs.terminal import session
-from pipeline.errors import SettingError
+from pipeline.config import Run
+from pipeline.errors import SettingError, nearest
 from pipeline.store import control
-from pipeline.store.directory import Store
-
-if TYPE_CHECKING:
-    from actors.pool import EnginePool
-    from actors.resources import Demand
-    from pipeline.config import Run
 
 _LIMIT = 100_000
 
@@ -30,8 +22,8 @@ def scale(uri: str, sizes: list[str], debug: bool) -> None:
     the cluster can never hold the engines.
     """
     with session(debug) as out:
-        store = Store(uri)
-        wanted = parse(sizes, store.load_run())
+        store, run = open_run(uri)
+        wanted = parse(sizes, run)
         pools = control.ask(store, {"sizes": wanted})["pools"]
         for name, pool in pools.items():
             bounds = str(pool["least"]) if pool["least"] == pool["most"] else f"{pool['least']} to {pool['most']}"
@@ -50,8 +42,7 @@ def parse(sizes: list[str], run: Run) -> dict[str, tuple[int, int]]:
         if found is None:
             raise SettingError(f"{text!r} is no size", "egrsd scale", "Write POOL=N or POOL=LEAST..MOST: rollout=4, rollout=2..8")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"This run's pools: {', '.join(known)}"
+            hint = nearest(name, known, f"This run's pools: {', '.join(known)}")
             raise SettingError(f"unknown pool '{name}'", "egrsd scale", hint)
         least, most = int(found[1]), max(1, int(found[1])) if found[2] is None else int(found[2])
         if least > most:
@@ -62,19 +53,6 @@ def parse(sizes: list[str], run: Run) -> dict[str, tuple[int, int]]:
             )
         wanted[name] = (least, most)
     return wanted
-
-
-def answer(pools: Mapping[str, EnginePool], beside: Sequence[Demand], question: control.Document) -> control.Document:
-    """The driver's side: hold to the sizes that are asked for, then tell how the pools are. `beside`: what the run's ranks and
-    data tasks take. Raises ResourceError when the cluster can never hold all of it at once."""
-    if sizes := question["sizes"]:
-        from actors.pool import check_room
-
-        most_of = {name: sizes[name][1] if name in sizes else max(1, pool.overview().least) for name, pool in pools.items()}
-        check_room([*(pools[name].demand(most) for name, most in most_of.items()), *beside])
-    for name, (least, most) in sizes.items():
-        pools[name].resize(least, most)
-    return {"pools": {name: asdict(pool.overview()) for name, pool in pools.items()}}
 
 
 def _table(pool: control.Document) -> Table:

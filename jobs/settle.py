@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,23 @@ from pipeline.recipes import recipe as named
 from pipeline.store.directory import Store
 
 
-def settle(store: Store, recipe: str | None, config: str | None, sets: list[str], accept_changes: bool) -> Run:
+@dataclass(frozen=True)
+class Choices:
+    """What a command line says of settings: a recipe, `--set` lines, a file for `--config`, and whether to go on with others."""
+
+    recipe: str | None = None
+    sets: Sequence[str] = ()
+    config: str | None = None
+    accept_changes: bool = False
+
+
+def settle(store: Store, choices: Choices) -> Run:
     """The configuration to run with: the run's own if it was started, else the recipe's, with file and overrides laid over.
 
     Raises SettingError that lists the settings which differ from those the run was made with.
     """
-    document = read_config(config) if config else {}
+    recipe, sets = choices.recipe, list(choices.sets)
+    document = read_config(choices.config) if choices.config else {}
     old = store.load_run() if store.exists() else None
     if old is None and recipe is None:
         raise SettingError("a new run needs a recipe", "--recipe", "`egrsd recipes` lists them")
@@ -29,7 +42,7 @@ def settle(store: Store, recipe: str | None, config: str | None, sets: list[str]
         raise SettingError(f"this run was started from recipe '{old.name}'", "--recipe", "Leave it out, or use another --run")
     run = resolve(old, sets, document)  # run.json is the truth, also where a recipe or a stage's settings changed since
     changed = [difference for difference in differences(old, run) if decides(difference[0])]
-    if begun and changed and not accept_changes:
+    if begun and changed and not choices.accept_changes:
         listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:8])
         more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
         raise SettingError(

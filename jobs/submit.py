@@ -16,7 +16,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -42,32 +43,44 @@ SECRETS = [
 BULK = ["runs", "assets-cache", ".venv", "venv", ".git", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"]
 
 
-def submit(
-    context: Any,
-    verb: list[str],
-    address: str | None,
-    submission_id: str | None,
-    placement: tuple[float | None, list[str], list[str]],
-    folder: str,
-    wait: bool,
-    debug: bool,
-) -> None:
-    """Run `egrsd VERB ...` on the cluster at `address` with `folder` as its working directory; end with the job's exit code.
+@dataclass(frozen=True)
+class Placement:
+    """What the driver of a job takes of its node: CPUs, NAME=AMOUNT resources, KEY=VALUE labels."""
 
-    `placement` is what the driver itself takes: CPUs, NAME=AMOUNT resources, KEY=VALUE labels. Raises click's usage errors for
-    a verb that `context`, Typer's of the whole command line, cannot parse, before anything is sent.
+    cpus: float | None = None
+    resources: Sequence[str] = ()
+    labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked: a verb with its arguments, the job's id (None: made of the verb), its driver's place, its working directory,
+    and whether to follow it."""
+
+    verb: list[str]
+    submission_id: str | None
+    placement: Placement
+    folder: str
+    wait: bool
+
+
+def submit(context: Any, job: Job, address: str | None, debug: bool) -> None:
+    """Run `egrsd VERB ...` on the cluster at `address`; end with the job's exit code.
+
+    Raises click's usage errors for a verb that `context`, Typer's of the whole command line, cannot parse, before anything is
+    sent.
     """
-    parsed = parse_verb(context, verb)
+    parsed = parse_verb(context, job.verb)
     with session(debug) as out:
         _check_paths(parsed)
-        options = {"runtime_env": runtime_env(folder), **_placement(*placement)}
-        entrypoint = shlex.join(["python", "-m", "jobs", *verb])
+        options = {"runtime_env": runtime_env(job.folder), **_placement(job.placement)}
+        entrypoint = shlex.join(["python", "-m", "jobs", *job.verb])
         client = open_client(address)
         if not debug:
             _quiet_ray()
-        name, started = start_once(client, submission_id or default_id(verb), entrypoint, options)
+        name, started = start_once(client, job.submission_id or default_id(job.verb), entrypoint, options)
         out.say(f"job {name}: submitted." if started else f"job {name} is running already, with the code of its submission.")
-        if not wait:
+        if not job.wait:
             out.say(f"The same command without --no-wait follows it; `egrsd submit --stop {name}` ends it.")
             return
         _say_if_waiting(client, name, out)
@@ -145,21 +158,22 @@ def runtime_env(folder: str) -> dict[str, Any]:
     return {"working_dir": str(path), "excludes": excludes(), "env_vars": variables}
 
 
-def _placement(cpus: float | None, resources: list[str], labels: list[str]) -> dict[str, Any]:
-    amounts = _pairs(resources, "--entrypoint-resources")
+def _placement(placement: Placement) -> dict[str, Any]:
+    """Where the job's driver runs, by the names of Ray's job client."""
+    amounts = _pairs(placement.resources, "--entrypoint-resources")
     try:
         numbers = {name: float(amount) for name, amount in amounts.items()}
     except ValueError as error:
         raise SettingError(f"{error}", "--entrypoint-resources", "Write NAME=AMOUNT") from error
     chosen = {
-        "entrypoint_num_cpus": cpus,
+        "entrypoint_num_cpus": placement.cpus,
         "entrypoint_resources": numbers,
-        "entrypoint_label_selector": _pairs(labels, "--entrypoint-label"),
+        "entrypoint_label_selector": _pairs(placement.labels, "--entrypoint-label"),
     }
     return {name: value for name, value in chosen.items() if value}
 
 
-def _pairs(items: list[str], option: str) -> dict[str, str]:
+def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
     for item in items:
         if not all(item.partition("=")):
             raise SettingError(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.table import Table
 
-from pipeline.rounds.metrics import Answers, answers, bootstrap
-from pipeline.rounds.plan import read_plan
+from jobs.tables import aligned
+from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
 def summarise(store: Store, run: Run, out: Session) -> None:
     """Print what came out of a run, from what it stored."""
     versions = [0, store.latest_policy()]
-    found = {v: read_answers(store, v) for v in versions}
-    before, after = (found[v] for v in versions)
-    if before is not None and after is not None and versions[1] > 0 and _enough(before, after):
+    before, after = (held_out(store, run, version) for version in versions)
+    if before is not None and after is not None and versions[1] > 0 and comparable(after, before):
         out.console.print(_evaluation_table(before, after, versions[1]))
     rounds = [row for row in store.metrics() if row["writer"] == "round"]
     if rounds:
@@ -33,42 +31,24 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}")
 
 
-def read_answers(store: Store, version: int) -> Answers | None:
-    """What a policy answered on the held-out problems, or None where it was not evaluated."""
-    where = area("evals", version)
-    plan = read_plan(store, "evals", version)
-    rollouts, grades = store.entries(where, "rollout"), store.entries(where, "grade")
-    if plan is None or not plan.shards.keys() <= rollouts.keys() & grades.keys():
-        return None
-    return answers([(store.read(rollouts[shard]), store.read(grades[shard])) for shard in sorted(plan.shards)])
-
-
-def _enough(before: Answers, after: Answers) -> bool:
-    """Whether two problems at least were answered by both: an interval needs them."""
-    return len(before.accuracy) == len(after.accuracy) and int(np.isfinite(after.accuracy - before.accuracy).sum()) > 1
-
-
-def _evaluation_table(before: Answers, after: Answers, version: int) -> Table:
-    title = f"{len(before.accuracy)} held-out problems: mean and 95 % interval, difference paired by problem"
-    table = Table(
-        "", "policy 0", f"policy {version}", "difference", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0)
-    )
-    for name, scale in (("accuracy", 100.0), ("length", 1.0)):
-        a, b = getattr(before, name), getattr(after, name)
-        label = "accuracy, %" if name == "accuracy" else "length, tokens"
-        cells = [bootstrap(a).text(scale), bootstrap(b).text(scale)]
-        paired = bootstrap(b - a).text(scale, signed=True)
-        table.add_row(label, *cells, paired)
+def _evaluation_table(before: Samples, after: Samples, version: int) -> Table:
+    """Accuracy and length of the base and of the last policy, their difference, and the verdicts."""
+    title = f"{len(before)} held-out problems: mean and 95 % interval, difference paired by problem"
+    table = aligned(title, "", "policy 0", f"policy {version}", "difference")
+    old, new = (figures(found, 1, names=MEANS) for found in (before, after))
+    change = differences(after, before, 1, names=MEANS)
+    for name, label, scale in (("avg", "accuracy, %", 100.0), ("length", "length, tokens", 1.0)):
+        table.add_row(label, old[name].text(scale), new[name].text(scale), change[name].text(scale, signed=True))
     for verdict in sorted(before.verdicts.keys() | after.verdicts.keys()):
         table.add_row(verdict, str(before.verdicts.get(verdict, 0)), str(after.verdicts.get(verdict, 0)), "")
     if before.rejected or after.rejected:
-        table.add_row("rejected rows", str(before.rejected), str(after.rejected), "")
+        table.add_row("rejected rows", str(sum(before.rejected.values())), str(sum(after.rejected.values())), "")
     return table
 
 
 def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
     title = f"{len(rounds)} training rounds of recipe {run.name}"
-    table = Table("", "", title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), show_header=False)
+    table = aligned(title, "", "", header=False)
     total: Counter[str] = Counter()
     for row in rounds:
         total.update(

@@ -145,6 +145,3 @@ def divert_output(path: Path) -> Iterator[None]:
             for number, original in zip((1, 2), saved, strict=True):
                 os.dup2(original, number)
                 os.close(original)
-
-
-# ---- settings ----------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.digest import digest
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, nearest
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+LATER = "later"  # marks a setting that came when runs were there, Annotated[float, LATER]: at its default no shard gets stale
 
 
 class Section(BaseModel):
@@ -284,16 +285,14 @@ class Run(Section):
     def _fits(self) -> Run:
         if not self.source.solution:
             raise ValueError("source.solution is empty: the teacher needs reference solutions; only an evaluation can do without")
-        if self.rollout.max_new_tokens >= self.model.max_model_len:
-            raise ValueError(
-                f"rollout.max_new_tokens {self.rollout.max_new_tokens} leaves no room for a prompt in "
-                f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
-            )
-        if self.evaluation.problems and self.evaluation.max_new_tokens >= self.model.max_model_len:
-            raise ValueError(
-                f"evaluation.max_new_tokens {self.evaluation.max_new_tokens} leaves no room for a prompt in "
-                f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
-            )
+        caps = {"rollout": self.rollout.max_new_tokens}
+        caps |= {"evaluation": self.evaluation.max_new_tokens} if self.evaluation.problems else {}
+        for section, cap in caps.items():
+            if cap >= self.model.max_model_len:
+                raise ValueError(
+                    f"{section}.max_new_tokens {cap} leaves no room for a prompt in "
+                    f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
+                )
         if self.objective.entropy == "student" and self.rollout.teacher_share:
             raise ValueError(
                 "objective.entropy 'student' needs rollout.teacher_share 0: the student's entropy of a trace that the teacher "
@@ -304,9 +303,17 @@ class Run(Section):
         return self
 
     def digest(self, settings: tuple[str, ...]) -> str:
-        """Hash of the named settings or sections (`label`, `rollout.top_p`): what makes a shard stale when it changes."""
-        data = self.model_dump(mode="json")
-        picked = {name: reduce(lambda part, key: part[key], name.split("."), data) for name in settings}
+        """Hash of the named settings or sections (`label`, `rollout.top_p`): what makes a shard stale when it changes.
+
+        A setting marked LATER counts only where it is not at its default. Raises AttributeError or KeyError for a name that is
+        no setting.
+        """
+        picked = {}
+        for name in settings:
+            *parents, last = name.split(".")
+            section = reduce(getattr, parents, self)
+            if not _later_default(section, last):
+                picked[name] = _counted(getattr(section, last))
         return digest(picked)
 
     def to_yaml(self) -> str:
@@ -346,14 +353,9 @@ def load(data: dict[str, Any]) -> Run:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        given = (
-            ""
-            if first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
-            else f" (got {first['input']!r})"
-        )
-        raise SettingError(
-            first["msg"].removeprefix("Value error, ") + given, where, "See `egrsd recipes --show NAME` for every setting"
-        ) from None
+        told = first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
+        what = first["msg"].removeprefix("Value error, ") + ("" if told else f" (got {first['input']!r})")
+        raise SettingError(what, where, "See `egrsd recipes --show NAME` for every setting") from None
 
 
 def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
@@ -367,15 +369,25 @@ def decides(setting: str) -> bool:
     return not setting.startswith("metrics.")
 
 
+def _later_default(section: Section, name: str) -> bool:
+    """Whether a setting is marked LATER and at its default."""
+    field = type(section).model_fields[name]
+    return LATER in field.metadata and getattr(section, name) == field.get_default(call_default_factory=True)
+
+
+def _counted(value: Any) -> Any:
+    """A setting, or all of a section that counts in a digest."""
+    if not isinstance(value, Section):
+        return value
+    return {name: _counted(part) for name, part in value if not _later_default(value, name)}
+
+
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
     for key, value in document.items():
         name = f"{where}{key}"
         free_form = where.endswith(("options.", "resources.", "labels."))
         if key not in data and not free_form:
-            import difflib
-
-            near = difflib.get_close_matches(str(key), data.keys(), n=1)
-            hint = f"Did you mean '{where}{near[0]}'?" if near else f"Known here: {', '.join(map(str, data))}"
+            hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
             raise SettingError("unknown setting", name, hint)
         clears = not value and key in {"options", "resources", "labels"}  # `{}` empties a free-form section
         if isinstance(value, dict) and isinstance(data.get(key), dict) and not clears:

@@ -1,6 +1,6 @@
 """The contract: every column's name, type, shape, unit, writer and readers. The one place.
 
-Arrow schemas, README's stage table and the checks at every commit derive from COLUMNS. Shape legend: `T` response
+Arrow schemas, the tables of pipeline/README.md and the checks at every commit derive from COLUMNS. Shape legend: `T` response
 tokens, `P` prompt tokens, `Q` privileged prompt tokens. Entropies and log-probabilities are in nats, at temperature 1, over
 the full vocabulary.
 
@@ -240,7 +240,7 @@ COLUMNS: dict[str, Column] = {
         Column("share_fork", pa.float32(), "profile", doc="share of tokens in this regime"),
         Column("regime", pa.list_(pa.int8()), "label", "T", doc="0 lock, 1 mid, 2 pivot, 3 fork"),
         Column("spans", _SPANS, "label", "S", doc="maximal runs of one regime: [start, end), mean and peak entropy"),
-        Column("gate", _FLOATS, "label", "T", doc="confidence omega in [floor, 1]; scope: the round, see README"),
+        Column("gate", _FLOATS, "label", "T", doc="confidence omega in [floor, 1]; its M is the largest entropy of the round"),
         Column("token_weight", _FLOATS, "label", "T", doc="advantage x magnitude x gate"),
     )
 }
@@ -346,4 +346,25 @@ class Engines(Protocol):
 
     def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
         """Log-prob and entropy of every response token under `policy`, at temperature 1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a pool of engines has done in its life.
+
+    busiest_s: seconds of work of its busiest engine; idle_s: seconds without work, added up over engines that could answer; most:
+    engines that it may have now.
+    """
+
+    busiest_s: float
+    idle_s: float
+    most: int
+
+
+class PooledEngines(Engines, Protocol):
+    """Inference as the driver sees it: a pool that also tells what its engines have done."""
+
+    def usage(self) -> Usage:
+        """What its engines have done so far."""
         ...

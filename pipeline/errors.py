@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class EgrsdError(Exception):
     """A failure the system understands; `exit_code` is what the command line ends with."""
@@ -74,3 +77,9 @@ def _family(error: type[EgrsdError]) -> list[type[EgrsdError]]:
 def first_line(error: BaseException) -> str:
     """The first line of an error that says something; its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def nearest(word: str, known: Iterable[str], otherwise: str, hint: str = "Did you mean '{}'?") -> str:
+    """The remedy for a word that is not known: `hint` with the most similar known word for `{}`, else `otherwise`."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return hint.replace("{}", found[0]) if found else otherwise

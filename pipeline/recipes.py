@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from pipeline.config import (
     EnginePools,
     Evaluation,
@@ -21,7 +19,7 @@ from pipeline.config import (
     Source,
     Train,
 )
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, nearest
 from pipeline.models.resolve import MODEL_NAME
 from pipeline.problems import tiny
 
@@ -134,16 +132,17 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
     )
 
 
+_RECIPES = (demo, smollm2, qwen3_4b, qwen3_8b)
+
+
 def recipe(name: str) -> Run:
     """A recipe by name. Raises SettingError that lists those there are."""
-    known = {function.__name__: function for function in (demo, smollm2, qwen3_4b, qwen3_8b)}
+    known = {function.__name__: function for function in _RECIPES}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known)}"
-        raise SettingError(f"unknown recipe '{name}'", "--recipe", hint)
+        raise SettingError(f"unknown recipe '{name}'", "--recipe", nearest(name, known, f"Known: {', '.join(known)}"))
     return known[name]()
 
 
 def descriptions() -> dict[str, str]:
     """Every recipe with the first line of what it is."""
-    return {f.__name__: (f.__doc__ or "").splitlines()[0] for f in (demo, smollm2, qwen3_4b, qwen3_8b)}
+    return {f.__name__: (f.__doc__ or "").splitlines()[0] for f in _RECIPES}

@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("any machine")
 
 
 # What pytest-xdist's processes take: one file, or all files that load vLLM into the process. What takes minutes begins first.
-ENGINE = ("test_engine", "test_stages", "test_sweep", "test_report", "test_page")
+ENGINE = ("test_engine", "test_sweep", "test_report", "test_page")
 LONGEST = (
     *("test_damage", "test_kills", *ENGINE, "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit"),
     *("test_trackers", "test_distill", "test_comparison", "test_evaluate", "test_scale", "test_doctor", "test_worker"),
@@ -109,11 +109,11 @@ def stored_run(engine, tmp_path_factory):
     """Two finished rounds of the tiny reasoner: real engine, stages and trainer, without Ray. Copy it to spoil it."""
     import torch
 
-    from jobs.distill import Live
     from pipeline import recipes
     from pipeline.config import resolve
     from pipeline.problems.sources import open_source
     from pipeline.rounds.inventory import commit_round
+    from pipeline.rounds.metrics import summarise_round
     from pipeline.rounds.round import plan_round, with_engines
     from pipeline.rounds.schedule import bring_up_to_date
     from pipeline.stages import LABELS, MEASURE, STAGES
@@ -142,8 +142,7 @@ def stored_run(engine, tmp_path_factory):
         assert worker.train_round(trainer, store, number)
         clock = {f"seconds_stage_{name}": value for name, value in seconds.items()}
         clock |= {"seconds_engines": seconds["rollout"] + seconds["score"], "seconds_round": sum(seconds.values()) + 1}
-        summary = Live.summarise_round(Live(store, run, *[None] * 5), work)
-        store.write_metrics("round", number, [{"round": number, **summary, **clock}])
+        store.write_metrics("round", number, [{"round": number, **summarise_round(work), **clock}])
     return store
 
 

@@ -17,6 +17,7 @@ from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.data import DataContext
 
 from jobs.distill import distill
+from jobs.settle import Choices
 from pipeline.rounds.schedule import quiet_ray_data
 
 ROOT = Path(__file__).parent.parent
@@ -98,14 +99,16 @@ def test_versions_that_differ_are_both_named(told):
     assert "Use the cluster's versions here" in told["mismatch"]
 
 
-def test_a_node_that_does_not_see_the_run_is_named(told):
-    assert "does not see this run (cannot read" in told["unreached"]
-    assert "every node the AWS_... settings" in told["unreached"]
+@pytest.mark.parametrize("verb", ["distill", "stage", "train", "evaluate", "compare"])
+def test_every_working_verb_names_a_node_that_does_not_see_the_run(told, verb):
+    said = told["unreached"][verb]
+    assert "does not see this run (cannot read" in said
+    assert "every node the AWS_... settings" in said
 
 
 def test_more_gpus_than_the_cluster_can_ever_have(ray_local, tmp_path, capfd):
     with pytest.raises(SystemExit) as ended:
-        distill(str(tmp_path / "run"), "demo", ["engines.rollout.placement.gpus=4"], None, False, None, False)
+        distill(str(tmp_path / "run"), Choices("demo", ["engines.rollout.placement.gpus=4"]))
     assert ended.value.code == 2
     assert "error: engines.rollout.placement: one asks for 1 CPU, 4 GPU; the largest node has" in capfd.readouterr().out
 
@@ -113,6 +116,6 @@ def test_more_gpus_than_the_cluster_can_ever_have(ray_local, tmp_path, capfd):
 def test_an_address_that_does_not_answer(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # a driver's process has no Ray yet
     with pytest.raises(SystemExit) as ended:
-        distill(str(tmp_path / "run"), "demo", [], None, False, "127.0.0.1:1", False)
+        distill(str(tmp_path / "run"), Choices("demo"), "127.0.0.1:1")
     assert ended.value.code == 2
     assert "error: 127.0.0.1:1: no Ray cluster answers" in capfd.readouterr().out

@@ -1,10 +1,12 @@
 """Settings: overrides, messages that name the field and the remedy, digests per section."""
 
+from typing import Annotated
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Run, differences, load, resolve
+from pipeline.config import LATER, Label, Run, differences, load, resolve
 from pipeline.errors import SettingError
 
 BASE = Run(name="t")
@@ -110,3 +112,26 @@ def test_only_the_changed_section_changes_its_digest(gamma):
 
 def test_differences_name_both_values():
     assert differences(BASE, resolve(BASE, ["label.gamma=1.0"])) == [("label.gamma", 0.3, 1.0)]
+
+
+class LaterLabel(Label):
+    brightness: Annotated[float, LATER] = 1.0
+
+
+class LaterRun(Run):
+    label: LaterLabel = LaterLabel()
+
+
+def test_a_setting_that_came_later_counts_only_away_from_its_default():
+    """Stages name it alone, or the whole section."""
+    before, after = Run(name="t"), LaterRun(name="t")
+    moved = after.model_copy(update={"label": LaterLabel(brightness=2.0)})
+    assert before.digest(("label", "label.gamma")) == after.digest(("label", "label.gamma", "label.brightness"))
+    assert len({run.digest(("label",)) for run in (before, after, moved)}) == 2
+    assert after.digest(("label.brightness",)) != moved.digest(("label.brightness",))
+
+
+def test_a_digest_of_what_is_no_setting_is_refused():
+    for name in ("label.gama", "lable", "lable.gamma"):
+        with pytest.raises((KeyError, AttributeError)):
+            BASE.digest((name,))

@@ -1,4 +1,4 @@
-"""The contract holds together, and README's stage table is the one derived from it."""
+"""The contract holds together, and so do its columns."""
 
 from dataclasses import replace
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 from waiting import until
 
-from jobs import distill, export, stage, status, summary, train
+from jobs import distill, export, stage, status, train
+from jobs.settle import Choices
 from pipeline import contract
+from pipeline.evidence.evaluation import held_out
 from pipeline.models.resolve import asset_path
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
+from pipeline.rounds.rows import joined_round, round_table
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
 
@@ -37,7 +40,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 def run_dir(ray_local, tmp_path_factory):
     """A finished run of the demo recipe, made small."""
     uri = str(tmp_path_factory.mktemp("runs") / "small")
-    distill.distill(uri, "demo", SETS, None, False, None, False)
+    distill.distill(uri, Choices("demo", SETS))
     return Store(uri)
 
 
@@ -48,7 +51,7 @@ def copy_of(tmp_path):
 
 
 def live_rows(store, number):
-    table = export.joined_round(store, number)
+    table = joined_round(open_round(store, store.load_run(), "rounds", number))
     return table.filter(pa.compute.is_null(table["reject_reason"])).to_pylist()
 
 
@@ -58,7 +61,7 @@ def test_every_row_is_accounted_for_from_source_to_loss(run_dir):
         for plan_stage in PLAN:
             rows = sum(entry.rows for entry in run_dir.entries(where, plan_stage.name).values())
             assert rows == (PROMPTS if plan_stage.key == "prompt_id" else PROMPTS * GROUP), plan_stage.name
-        table = run_dir.round_table(number)
+        table = round_table(run_dir, number)
         rejected = table.num_rows - table["reject_reason"].null_count
         trained = [row for row in run_dir.metrics() if row["writer"] == "train" and row["round"] == number]
         assert sum(row["traces"] for row in trained) + rejected == PROMPTS * GROUP
@@ -111,7 +114,7 @@ def test_the_measured_gap_between_generation_and_scoring_is_stored(run_dir):
 
 def test_running_it_again_does_nothing_and_says_so(run_dir, capfd):
     before = {path: path.stat().st_mtime_ns for path in run_dir.local_root.rglob("*.parquet")}
-    distill.distill(run_dir.uri, None, [], None, False, None, False)
+    distill.distill(run_dir.uri, Choices())
     assert "Nothing to do" in capfd.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.local_root.rglob("*.parquet")}
 
@@ -147,7 +150,7 @@ def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_d
     cut.delete("rounds/0001/grade/0001.json")
     cut.delete("metrics/0001-train.jsonl")
     kept = {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
-    distill.distill(cut.uri, None, [], None, False, None, False)
+    distill.distill(cut.uri, Choices())
     assert kept == {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
     assert cut.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
     for plan_stage in PLAN:
@@ -157,7 +160,7 @@ def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_d
 
 def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, capfd):
     old = run_dir.entries(area("rounds", 0), "label")
-    stage.run_stage("label", run_dir.uri, 0, ["label.gamma=1.0"], False, None, None, False)
+    stage.run_stage(run_dir.uri, stage.Redo("label", 0, ["label.gamma=1.0"]))
     said = capfd.readouterr().out
     assert "2 shards computed" in said
     assert "now stale: rounds/0001 label (settings)" in said
@@ -187,8 +190,8 @@ def test_export_is_plain_parquet_with_every_column(run_dir, tmp_path):
 
 
 def test_evaluations_and_metadata_are_there(run_dir):
-    assert len(summary.read_answers(run_dir, 0).accuracy) == 8
-    assert len(summary.read_answers(run_dir, ROUNDS).accuracy) == 8
+    run = run_dir.load_run()
+    assert len(held_out(run_dir, run, 0)) == len(held_out(run_dir, run, ROUNDS)) == 8
     assert {"ray", "torch", "pyarrow"} <= json.loads((run_dir.local_root / "run.json").read_text())["versions"].keys()
 
 

@@ -7,8 +7,10 @@ import contextlib
 import functools
 import json
 import os
+import pathlib
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -22,7 +24,12 @@ from ray.cluster_utils import Cluster
 
 from actors.cluster import check_reach, connect
 from actors.fakes import Behaviour, FakeEngine
+from jobs import compare, evaluate
 from jobs.distill import distill
+from jobs.settle import Choices
+from jobs.stage import Redo, run_stage
+from jobs.terminal import divert_output
+from jobs.train import train_committed
 from pipeline.errors import UserError
 from pipeline.store.directory import Store
 
@@ -130,18 +137,38 @@ def mismatch(address):
 
 
 def unreached(watcher, uri):
-    """What a driver is told where a node has another endpoint than it."""
-    connect(watcher.cluster.address)
-    store = Store(uri)
+    """What each working verb says, by its name, where a node has another endpoint than the driver."""
+    address = watcher.cluster.address
+    connect(address)
+    store = Store(f"{uri}-other")
     store.write_json("lease.json", {})
     check_reach(store)
     watcher.add("astray", env_vars={"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
-    try:
-        check_reach(store)
-    except UserError as error:
-        return str(error)
-    finally:
-        ray.shutdown()
+    few = "evaluation.problems=2"
+    asked = evaluate.Options("last", [], None, [few])
+    compared = compare.Options("demo", "grpo", "0", None, [*SETS, few], None)
+    more = Choices(sets=["rounds=3"], accept_changes=True)
+    verbs = {
+        "distill": lambda: distill(uri, more, address, engine_class=FakeEngine),
+        "stage": lambda: run_stage(uri, Redo("label", 0, force=True), address),
+        "train": lambda: train_committed(uri, 0, [], address, False),
+        "evaluate": lambda: evaluate.evaluate(uri, asked, address, False, FakeEngine),
+        "compare": lambda: compare.compare(f"{uri}-compared", compared, address, False, FakeEngine),
+    }
+    told = {name: said(verb) for name, verb in verbs.items()}
+    ray.shutdown()
+    return told
+
+
+def said(verb):
+    """What a verb that is refused prints; nothing where it is not refused."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "said"
+        try:
+            with divert_output(path):
+                verb()
+        except SystemExit as ended:
+            return path.read_text() if ended.code == 2 else ""
     return ""
 
 
@@ -156,7 +183,7 @@ def main(uri, path):
     watcher.start()
     begun = time.monotonic()
     slow = functools.partial(FakeEngine, behaviour=Behaviour(batch_s=3.0))
-    distill(uri, "demo", SETS, None, False, cluster.address, False, slow)
+    distill(uri, Choices("demo", SETS), cluster.address, engine_class=slow)
     watcher.ended.set()
     watcher.join()
     ray.shutdown()
@@ -166,7 +193,7 @@ def main(uri, path):
         "demand": watcher.demand,
         "fresh": watcher.fresh,
         "seconds": time.monotonic() - begun,
-        "unreached": unreached(watcher, f"{uri}-other"),
+        "unreached": unreached(watcher, uri),
         "mismatch": mismatch(cluster.address),
     }
     with open(path, "w") as file:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.config import Model, Pool, Run, Train
 from pipeline.errors import ModelError, first_line
 from pipeline.fit.machine import GIB, Facts, Line
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolve import open_model
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -28,18 +28,16 @@ class Size:
 
 
 def measure(model: Model) -> Size:
-    """Count on the meta device. Raises ModelError when there is no configuration at `model.path`."""
+    """Count on the meta device. Raises ModelError when `model.path` has no configuration of a causal language model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = open_model(AutoConfig, model, "configuration")
     try:
-        path = resolve_model(model.path)
-        config = AutoConfig.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code)
         with torch.device("meta"):
             net = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        remedy = "Download it, or set model.path to its folder; unset HF_HUB_OFFLINE if it must be downloaded"
-        raise ModelError(f"is not here ({first_line(error)})", model.path, remedy) from error
+        raise ModelError(f"is no causal language model ({first_line(error)})", model.path, "Use a model that is one") from error
     text = config.get_text_config()
     layers, heads = text.num_hidden_layers, text.num_attention_heads
     dim = getattr(text, "head_dim", None) or text.hidden_size // heads

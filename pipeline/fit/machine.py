@@ -1,4 +1,4 @@
-"""What a machine is, read from /proc, os and torch, and what stands in the way of a run: judgements are pure over `Facts`."""
+"""What a machine is (`gather`), and what stands in the way of a run on it: judgements are pure functions of `Facts`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 from packaging.requirements import Requirement
 
 GIB = 2**30
@@ -60,15 +62,13 @@ def gather(folder: str = ".") -> Facts:
     import torch
 
     versions = {name: _version(name) for name in (Requirement(line).name for line in requirements())}
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next((line.split(":")[1].split() for line in cpuinfo if line.startswith("flags")), [])
     gpus = tuple(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
     shm = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     return Facts(
         platform.python_version(),
         versions,
         len(os.sched_getaffinity(0)),
-        frozenset(flags),
+        _cpu_flags(),
         _memory(),
         shutil.disk_usage(folder).free,
         shm,
@@ -92,6 +92,22 @@ def judge(facts: Facts, window: list[str]) -> list[Line]:
             for name, why in facts.broken.items()
         ),
     ]
+
+
+def judge_nodes(nodes: Mapping[str, Facts | str], window: list[str]) -> list[Line]:
+    """What stands in the way on each node, facts or why there are none by its name; one `ok` for a node where nothing does."""
+    lines = []
+    for name, there in nodes.items():
+        found = [Line("error", "probe", there)] if isinstance(there, str) else judge(there, window)
+        wrong = [line for line in found if line.level != "ok"]
+        told = [(line.level, f"{line.topic}: {line.text}") for line in wrong] or [("ok", f"{len(found)} checks")]
+        lines += [Line(level, f"node {name}", text) for level, text in told]
+    return lines
+
+
+def best(nodes: list[Facts]) -> Facts:
+    """The node that carries most: by its smallest card, then by its memory. Engines and ranks are held against it."""
+    return max(nodes, key=lambda there: (min(there.gpus, default=0), there.memory))
 
 
 def judge_versions(facts: Facts, window: list[str]) -> list[Line]:
@@ -138,12 +154,19 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _cpu_flags() -> frozenset[str]:
+    """Names of the processor's extensions; empty where the system does not list them."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return frozenset(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+    return frozenset()
+
+
 def _memory() -> int:
-    """Bytes that may still be had: MemAvailable, or what the container's limit leaves."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
+    """Bytes that may still be had: what the machine has available, or what the container's limit leaves if that is less."""
+    free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no limit reads "max"
+    with suppress(OSError, ValueError):  # no limit reads "max"; psutil knows the machine only
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return free
 

@@ -16,14 +16,20 @@ def exact_entropy(logits: Tensor, chunk: int = 16) -> Tensor:
     logits [N, V], any float type, -inf allowed (p = 0 adds nothing) -> [N] float32 nats. Only `chunk` rows exist in fp32 at
     one time; on CPUs few rows are also faster, as they stay in the cache. Raises ValueError on other shapes.
     """
-    return _by_chunks(logits, None, chunk)[1]
-
-
-def logprob_and_entropy(logits: Tensor, ids: Tensor, chunk: int = 16) -> tuple[Tensor, Tensor]:
-    """log p(ids) [N] and entropy [N], float32 nats, of logits [N, V] at ids [N] int64; chunked as `exact_entropy`."""
-    if ids.shape != logits.shape[:1] or ids.dtype != torch.int64:
-        raise ValueError(f"ids: {ids.dtype} {tuple(ids.shape)}, expected int64 [N] for logits {tuple(logits.shape)}")
-    return _by_chunks(logits, ids, chunk)
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise ValueError(f"logits: {logits.dtype} {tuple(logits.shape)}, expected floating point [N, V]")
+    if chunk < 1:
+        raise ValueError(f"chunk: {chunk}, expected at least one row")
+    entropies = [logits.new_empty(0, dtype=torch.float32)]
+    for start in range(0, logits.shape[0], chunk):
+        rows = logits[start : start + chunk].float()
+        rows = rows - rows.amax(-1, keepdim=True)
+        mass = rows.exp()
+        total = mass.sum(-1)
+        # H = log Z - sum(e^x x) / Z divides by the sum that was really taken: errs by 1e-6 nat where -sum(p log p) of a
+        # log-softmax errs by 1e-5 at V = 49 152. Below -200 e^x is 0 in fp32, and 0 * -inf would be NaN.
+        entropies.append(total.log() - mass.mul_(rows.clamp_(min=-200)).sum(-1) / total)
+    return torch.cat(entropies)
 
 
 def bounds(top_logprobs: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,25 +54,6 @@ def bounds(top_logprobs: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.nd
     rest = vocab_size - top_logprobs.shape[1]
     upper = kept_entropy + _plogp(tail) + tail * np.log(max(rest, 1))
     return np.minimum(lower, upper), upper
-
-
-def _by_chunks(logits: Tensor, ids: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
-    if logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(f"logits: {logits.dtype} {tuple(logits.shape)}, expected floating point [N, V]")
-    if chunk < 1:
-        raise ValueError(f"chunk: {chunk}, expected at least one row")
-    logprobs, entropies = [logits.new_empty(0, dtype=torch.float32)], [logits.new_empty(0, dtype=torch.float32)]
-    for start in range(0, logits.shape[0], chunk):
-        rows = logits[start : start + chunk].float()
-        rows = rows - rows.amax(-1, keepdim=True)
-        mass = rows.exp()
-        total = mass.sum(-1)
-        if ids is not None:
-            logprobs.append(rows.gather(1, ids[start : start + chunk, None])[:, 0] - total.log())
-        # H = log Z - sum(e^x x) / Z divides by the sum that was really taken: errs by 1e-6 nat where -sum(p log p) of a
-        # log-softmax errs by 1e-5 at V = 49 152. Below -200 e^x is 0 in fp32, and 0 * -inf would be NaN.
-        entropies.append(total.log() - mass.mul_(rows.clamp_(min=-200)).sum(-1) / total)
-    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def _plogp(p: np.ndarray) -> np.ndarray:

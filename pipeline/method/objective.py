@@ -1,73 +1,36 @@
-"""EGRSD and CL-EGRSD on padded minibatches (2605.13255): magnitude, lookahead, gate, token weights, loss.
+"""EGRSD and CL-EGRSD on padded minibatches (2605.13255): magnitude, lookahead, gate, token weights, loss. Torch.
 
-Shapes: `B` traces, `T` response tokens (padded); masks are True on response tokens. Entropies and log-probabilities are in
-nats over the full vocabulary at temperature 1. Token weights carry no gradient: it flows through the policy's log-probs alone.
+Shapes: `B` traces, `T` response tokens (padded), `N` response tokens without padding; masks are True on response tokens.
+Entropies and log-probabilities are in nats over the full vocabulary at temperature 1. Token weights carry no gradient: it flows
+through the policy's log-probs alone. The optimiser step (training/step.py) calls `coefficients`, its head `weighted_sum`, and
+`loss` is made of the same two.
+
+Constants arrive as the record that holds them, `config.Objective`: a new constant changes no signature.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-
-class Constants(Protocol):
-    """The constants of a token weight; `config.Objective` has this form."""
-
-    @property
-    def gate(self) -> str:
-        """What the gate makes of the entropies: `entropy` (Eq. 6), or the control `shuffled`, `uniform` or `inverted`."""
-
-    @property
-    def gamma(self) -> float:
-        """How far the gate closes where entropy is largest (Eq. 6)."""
-
-    @property
-    def floor(self) -> float:
-        """The least the gate leaves (Eq. 6)."""
-
-    @property
-    def epsilon(self) -> float:
-        """Half-width of the clip on magnitudes, around 1."""
-
-    @property
-    def window(self) -> int:
-        """Tokens that the lookahead looks ahead."""
-
-    @property
-    def rlsd_lam(self) -> float:
-        """Share of the token weight in RLSD at step 0 (2604.03128)."""
-
-    @property
-    def rlsd_decay_steps(self) -> int:
-        """Optimiser steps until that share is 0; 0 lets it stay."""
-
-    @property
-    def position_min(self) -> float:
-        """The least position weight (2605.21606)."""
-
-    @property
-    def position_tau(self) -> float:
-        """Where in a trace, as a share of its length, the position weight is half way."""
-
-    @property
-    def position_scale(self) -> float:
-        """How gradually it changes there, in the same unit."""
+if TYPE_CHECKING:
+    from pipeline.config import Objective, Weights
 
 
 @dataclass(frozen=True, eq=False)
 class Signals:
     """What was stored about a minibatch, or about one micro-batch of it.
 
-    advantage [B]; teacher_logprobs, student_logprobs, teacher_entropy [B, T] nats; mask [B, T] bool. `peak` is M of Eq. 5, the
-    maximum over the *global* minibatch: reduce `entropy_peak` with MAX over ranks and micro-batches first. `step` counts
-    optimiser steps from 0. Two controls need more: `seeds` [B] int64 (a trace's own, for `shuffled`) and `mean_gate`, the mean of
-    Eq. 6's gate over the *global* minibatch (for `uniform`: add up `gate_sum`, divide by all tokens). Raises ValueError that
-    names the argument whose shape, type or value does not fit; a row without a finite signal has to be left out (mask False) by
-    the caller, so that it leaves the loss's denominator too.
+    advantage [B]; teacher_logprobs, student_logprobs, teacher_entropy [B, T] nats; mask [B, T] bool. `normaliser` is M of Eq. 5
+    in nats over the *global* minibatch: reduce the function `normaliser` with MAX over ranks and micro-batches (trap 2).
+    `step` counts optimiser steps from 0. Two controls need more. `shuffled` needs `seeds` [B] int64, one per trace. `uniform`
+    needs `mean_gate`, the mean gate of the *global* minibatch: the sum of `gate_sum` divided by the number of tokens.
+    Raises ValueError that names the argument whose shape, type or value does not fit. The caller leaves out (mask False) a row
+    without a finite signal, so that the row leaves the denominator of the loss too.
     """
 
     advantage: Tensor
@@ -75,7 +38,7 @@ class Signals:
     student_logprobs: Tensor
     teacher_entropy: Tensor
     mask: Tensor
-    peak: float | Tensor
+    normaliser: float | Tensor
     step: int = 0
     seeds: Tensor | None = None
     mean_gate: float | Tensor | None = None
@@ -88,8 +51,8 @@ class Signals:
         for name in ("teacher_logprobs", "student_logprobs", "teacher_entropy"):
             _check_like(name, getattr(self, name), self.mask)
             _check_finite(name, getattr(self, name), self.mask)
-        if not 0 < float(self.peak) < inf:
-            raise ValueError(f"peak: {float(self.peak)}, expected a positive number of nats")
+        if not 0 < float(self.normaliser) < inf:
+            raise ValueError(f"normaliser: {float(self.normaliser)}, expected a positive number of nats")
         if self.seeds is not None and (self.seeds.shape != self.mask.shape[:1] or self.seeds.dtype != torch.int64):
             raise ValueError(f"seeds: {self.seeds.dtype} {tuple(self.seeds.shape)}, expected int64 [B]")
 
@@ -114,14 +77,15 @@ def lookahead_min(entropy: Tensor, mask: Tensor, window: int) -> Tensor:
     return lowest
 
 
-def entropy_peak(entropy: Tensor, mask: Tensor, least: float = 1.0) -> Tensor:
-    """M = max(largest entropy of the batch, `least`) (2605.13255, Eq. 5): of the raw entropies, not of their lookahead minima.
+def normaliser(entropy: Tensor, mask: Tensor, constants: Weights) -> Tensor:
+    """M = max(largest entropy of the batch, min_normaliser) (2605.13255, Eq. 5).
 
-    entropy [B, T] nats, mask [B, T] bool -> scalar, of this batch alone (a MAX over ranks and micro-batches makes it global).
+    entropy [B, T] nats, as it is and not its lookahead minimum (trap 1), mask [B, T] bool -> scalar nats, of this batch alone.
+    A MAX over ranks and micro-batches makes it global.
     """
     _check_mask(mask)
     _check_like("entropy", entropy, mask)
-    return torch.cat([entropy[mask], entropy.new_tensor([least])]).max()
+    return torch.cat([entropy[mask], entropy.new_tensor([constants.min_normaliser])]).max()
 
 
 def magnitude(teacher_logprobs: Tensor, student_logprobs: Tensor, direction: Tensor, epsilon: float) -> Tensor:
@@ -136,9 +100,9 @@ def magnitude(teacher_logprobs: Tensor, student_logprobs: Tensor, direction: Ten
     return torch.exp(direction[:, None] * delta).clamp(1 - epsilon, 1 + epsilon)
 
 
-def gate(entropy: Tensor, peak: float | Tensor, gamma: float, floor: float) -> Tensor:
-    """omega = clip(1 - gamma H / M, floor, 1) (2605.13255, Eq. 6); entropy [B, T] nats, finite -> [B, T] in [floor, 1]."""
-    return (1 - gamma * (entropy / peak)).clamp(floor, 1)
+def gate(entropy: Tensor, normaliser: float | Tensor, constants: Weights) -> Tensor:
+    """omega = clip(1 - gamma H / M, floor, 1) (2605.13255, Eq. 6): entropy [B, T] nats, finite, M in nats -> [B, T]."""
+    return (1 - constants.gamma * (entropy / normaliser)).clamp(constants.floor, 1)
 
 
 def shuffle(values: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
@@ -170,30 +134,26 @@ def grpo(signals: Signals) -> Tensor:
     return signals.advantage[:, None].expand(signals.mask.shape)
 
 
-def rlsd(signals: Signals, constants: Constants) -> Tensor:
+def rlsd(signals: Signals, constants: Objective) -> Tensor:
     """A ((1 - lam) + lam w) (RLSD, 2604.03128) -> [B, T]; lam falls linearly to 0 over `rlsd_decay_steps` (0: it stays)."""
     decay = constants.rlsd_decay_steps
     lam = constants.rlsd_lam * (max(0.0, 1 - signals.step / decay) if decay else 1.0)
     return grpo(signals) * ((1 - lam) + lam * _magnitude(signals, constants))
 
 
-def egrsd(signals: Signals, constants: Constants) -> Tensor:
-    """A w omega(H) (2605.13255, Eq. 7) -> [B, T]."""
-    return grpo(signals) * _magnitude(signals, constants) * confidence("egrsd", signals, constants)
+def gated(signals: Signals, constants: Objective) -> Tensor:
+    """A w omega (2605.13255, Eq. 7) -> [B, T]: the objectives `egrsd` and `cl_egrsd`, which differ in what the gate reads."""
+    return grpo(signals) * _magnitude(signals, constants) * confidence(signals, constants)
 
 
-def cl_egrsd(signals: Signals, constants: Constants) -> Tensor:
-    """A w omega(H^CL), the gate on the lookahead minimum (2605.13255, Eq. 8) -> [B, T]; window = 0 is `egrsd`."""
-    return grpo(signals) * _magnitude(signals, constants) * confidence("cl_egrsd", signals, constants)
+def confidence(signals: Signals, constants: Objective) -> Tensor:
+    """The gate of `egrsd` or `cl_egrsd` -> [B, T], or one of its controls (`constants.gate`). Each control changes one thing.
 
-
-def confidence(name: str, signals: Signals, constants: Constants) -> Tensor:
-    """The gate of `egrsd` or `cl_egrsd` -> [B, T], or of one of its controls (`constants.gate`), which keep all but one thing:
-
-    shuffled: the same entropies, on other tokens of the trace; uniform: the same mean, the same on every token of the minibatch;
-    inverted: clip(1 - gamma (1 - H / M), floor, 1), confident where the teacher is not.
+    shuffled: the same entropies on other tokens of the same trace. uniform: the same mean, equal on every token of the minibatch.
+    inverted: clip(1 - gamma (1 - H / M), floor, 1), which is open where the teacher is uncertain.
+    Raises ValueError: `seeds` or `mean_gate` is missing, or the gate has another name.
     """
-    entropy = _gated_entropy(name, signals, constants)
+    entropy = _gated_entropy(signals, constants)
     match constants.gate:
         case "entropy":
             pass
@@ -206,75 +166,82 @@ def confidence(name: str, signals: Signals, constants: Constants) -> Tensor:
                 raise ValueError("mean_gate: the uniform gate needs the global minibatch's")
             return torch.ones_like(entropy) * signals.mean_gate
         case "inverted":
-            entropy = signals.peak - entropy
+            entropy = signals.normaliser - entropy
         case _:
             raise ValueError(f"gate: '{constants.gate}', expected entropy, shuffled, uniform or inverted")
-    return gate(entropy, signals.peak, constants.gamma, constants.floor)
+    return gate(entropy, signals.normaliser, constants)
 
 
 @torch.no_grad()
-def gate_sum(name: str, signals: Signals, constants: Constants) -> Tensor:
-    """Sum of the gate of Eq. 6 over the tokens of a micro-batch -> float64 scalar; what the control `uniform` is the mean of."""
-    entropy = _gated_entropy(name, signals, constants)
-    return gate(entropy, signals.peak, constants.gamma, constants.floor)[signals.mask].double().sum()
+def gate_sum(signals: Signals, constants: Objective) -> Tensor:
+    """Sum of the gate of Eq. 6 over the tokens of a micro-batch -> float64 scalar. The control `uniform` needs their mean."""
+    return gate(_gated_entropy(signals, constants), signals.normaliser, constants)[signals.mask].double().sum()
 
 
-def position(signals: Signals, constants: Constants) -> Tensor:
+def position(signals: Signals, constants: Objective) -> Tensor:
     """A w times `position_weight`, the rival explanation of the gain (PW-OPSD, 2605.21606) -> [B, T]."""
     place = position_weight(signals.mask, constants.position_min, constants.position_tau, constants.position_scale)
     return grpo(signals) * _magnitude(signals, constants) * place
 
 
 @torch.no_grad()
-def token_weights(name: str, signals: Signals, constants: Constants) -> Tensor:
-    """Token advantages of the objective `name` (Eq. 7): [B, T], detached, finite, 0 outside the mask."""
-    match name:
+def token_weights(signals: Signals, constants: Objective) -> Tensor:
+    """Token advantages A_t of the objective `constants.name` (Eq. 7) -> [B, T], detached, finite, 0 outside the mask."""
+    match constants.name:
         case "grpo":
             weights = grpo(signals)
         case "rlsd":
             weights = rlsd(signals, constants)
-        case "egrsd":
-            weights = egrsd(signals, constants)
-        case "cl_egrsd":
-            weights = cl_egrsd(signals, constants)
+        case "egrsd" | "cl_egrsd":
+            weights = gated(signals, constants)
         case "position":
             weights = position(signals, constants)
         case _:
-            raise ValueError(f"name: no objective '{name}', expected grpo, rlsd, egrsd, cl_egrsd or position")
-    return weights.masked_fill(~signals.mask, 0)  # fill, not multiply: padding may hold inf or NaN
+            raise ValueError(f"name: no objective '{constants.name}', expected grpo, rlsd, egrsd, cl_egrsd or position")
+    return weights.masked_fill(~signals.mask, 0)
 
 
-def loss_sum(logprobs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
-    """-sum(m A_t log p) (numerator of 2605.13255, Eq. 7): what a rank adds up before it divides by the global token count.
+# ---- Eq. 7: the loss that is tested is the loss that trains ------------------------------------------------------------
 
-    logprobs [B, T] nats of the current policy, weights [B, T] (no gradient flows into them), mask [B, T] -> scalar.
+
+def coefficients(weights: Tensor, num_tokens: float) -> Tensor:
+    """dL / dlog p = -A_t / num_tokens of every token (2605.13255, Eq. 7): weights of any shape -> the same shape, detached.
+
+    num_tokens counts the response tokens of the *global* minibatch. With 1 it gives the numerator of Eq. 7 alone.
+    """
+    return -weights.detach() / num_tokens
+
+
+def weighted_sum(logprobs: Tensor, coefficients: Tensor) -> Tensor:
+    """sum_n c_n log p_n -> scalar nats: L of Eq. 7, or one micro-batch's part of it, where c comes from `coefficients`.
+
+    logprobs [N] nats of the current policy, coefficients [N].
+    """
+    return (coefficients * logprobs).sum()
+
+
+def loss(logprobs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
+    """-sum(m A_t log p) / sum(m), the token mean over all response tokens of a whole minibatch (2605.13255, Eq. 7) -> scalar.
+
+    logprobs [B, T] nats of the current policy, weights [B, T] as of `token_weights`, mask [B, T] bool. No gradient flows into the
+    weights. Raises ValueError on shapes that differ, and on a mask without a token, whose mean would be NaN.
     """
     _check_mask(mask)
     _check_like("weights", weights, mask)
     if logprobs.shape != mask.shape:
         raise ValueError(f"logprobs: shape {tuple(logprobs.shape)}, expected {tuple(mask.shape)} as the mask")
-    terms = weights.detach() * logprobs.masked_fill(~mask, 0)
-    return -terms.masked_fill(~mask, 0).sum()
-
-
-def loss(logprobs: Tensor, weights: Tensor, mask: Tensor) -> Tensor:
-    """-sum(m A_t log p) / sum(m), the token mean over all completion tokens of the batch (2605.13255, Eq. 7) -> scalar.
-
-    Raises ValueError when the mask has no token at all: a mean of nothing would be NaN.
-    """
-    total = loss_sum(logprobs, weights, mask)
     if not mask.any():
         raise ValueError("mask: no token to train on")
-    return total / mask.sum()
+    return weighted_sum(logprobs[mask], coefficients(weights[mask], int(mask.sum())))
 
 
-def _magnitude(signals: Signals, constants: Constants) -> Tensor:
+def _magnitude(signals: Signals, constants: Weights) -> Tensor:
     return magnitude(signals.teacher_logprobs, signals.student_logprobs, signals.advantage.sign(), constants.epsilon)
 
 
-def _gated_entropy(name: str, signals: Signals, constants: Constants) -> Tensor:
-    """What the gate of `egrsd` (H) or `cl_egrsd` (H^CL) reads."""
-    if name == "egrsd":
+def _gated_entropy(signals: Signals, constants: Objective) -> Tensor:
+    """What the gate reads -> [B, T] nats: H in `egrsd`, H^CL in `cl_egrsd`."""
+    if constants.name == "egrsd":
         return signals.teacher_entropy
     return lookahead_min(signals.teacher_entropy, signals.mask, constants.window)
 

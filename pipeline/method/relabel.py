@@ -1,61 +1,59 @@
 """What other labels would make of stored traces (2605.13255, section 5.5), without an engine: numpy, whole arrays, one core.
 
-A point is one choice of label settings. `sweep` measures many of them on the same signals and computes once what they share:
-|delta| and entropy deciles, the magnitudes of an epsilon, the gates of a gamma on the entropy itself, a window's lookahead.
+A point is one choice of label settings. `sweep` measures many points on the same signals and computes once what they share:
+|delta| and entropy deciles, the magnitudes of an epsilon, the gates on the entropy itself, the lookahead of a window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from math import log
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline.method import regimes
-from pipeline.method.regimes import NUM_REGIMES
+from pipeline.method.regimes import NUM_REGIMES, RaggedSignals
+
+if TYPE_CHECKING:
+    from pipeline.config import Label, Profile
 
 NUM_DECILES = 10
 
 
 @dataclass(frozen=True)
 class Point:
-    """One choice of the settings that `profile` and `label` read. Thresholds are shares of the normaliser, see `regimes`."""
+    """One choice of the settings that the stages `profile` and `label` read."""
 
-    window: int = 3
-    normaliser: Literal["log_vocab", "batch_max"] = "log_vocab"
-    tau_low: float = 0.01
-    tau_high: float = 0.17
-    gamma: float = 0.3
-    floor: float = 0.1
-    epsilon: float = 0.2
-    min_normaliser: float = 1.0
-    lookahead: bool = True
+    profile: Profile
+    label: Label
+
+    def ungated(self) -> Point:
+        """The same point with gamma = 0, at which every gate is 1."""
+        return replace(self, label=self.label.model_copy(update={"gamma": 0.0}))
 
 
-class Signals(NamedTuple):
-    """Stored signals of R traces in K rounds, ragged (see `regimes`): what a label is made from.
+@dataclass(frozen=True, eq=False)
+class StoredSignals(RaggedSignals):
+    """Stored signals of R traces in K rounds: what labels are made from.
 
-    entropy, teacher_logprobs, student_logprobs float32 [N] nats; offsets int64 [R + 1]; advantage float32 [R]; round k has the
-    rows rounds[k] .. rounds[k + 1] (int64 [K + 1]) and the largest entropy peaks[k] nats, the scope of its gate (Eq. 5).
+    Round k has the rows rounds[k] .. rounds[k + 1] (int64 [K + 1]) and the largest entropy peaks[k] in nats, float64 [K]: the
+    scope of its gate (Eq. 5). vocab_size is V.
     """
 
-    entropy: np.ndarray
-    teacher_logprobs: np.ndarray
-    student_logprobs: np.ndarray
-    offsets: np.ndarray
-    advantage: np.ndarray
     rounds: np.ndarray
     peaks: np.ndarray
     vocab_size: int
 
 
-class Labels(NamedTuple):
-    """Labels of every token at one point: regime int8 [N]; gate, and what the gate would be on the entropy itself, float32 [N];
-    factor = magnitude x gate float32 [N], which times the trace's advantage is its token weight (Eq. 7)."""
+class PointLabels(NamedTuple):
+    """Labels of every token at one point: regime int8 [N]; the others float32 [N].
+
+    gate_now is the gate on the entropy, gate_ahead on the lookahead entropy, gate the one of the two that the point uses.
+    factor = magnitude x gate; the trace's advantage times it is the token weight (Eq. 7).
+    """
 
     regime: np.ndarray
     gate: np.ndarray
@@ -101,30 +99,26 @@ class Deciles:
 class Relabel:
     """Signals, and what several points share of them. Ask for the points of one window one after another."""
 
-    def __init__(self, signals: Signals) -> None:
+    def __init__(self, signals: StoredSignals) -> None:
         self.signals = signals
         self.delta = np.abs(signals.teacher_logprobs - signals.student_logprobs)
         strength = np.abs(signals.advantage).astype(np.float64)
         self.strength = np.repeat(strength, np.diff(signals.offsets))
         self.decile = decile(signals.entropy)
-        # numpy arrays cannot be hashed: each cache is keyed by the settings alone
+        # numpy arrays cannot be hashed: each cache is keyed by settings alone
         self.ahead: Callable[[int], np.ndarray] = lru_cache(1)(
             lambda window: regimes.lookahead_min(signals.entropy, signals.offsets, window)
         )
         self.magnitude: Callable[[float], np.ndarray] = lru_cache(2)(self._magnitude)
-        self.gate_now: Callable[[float, float, float], np.ndarray] = lru_cache(8)(
-            lambda *settings: self._gate(signals.entropy, *settings)
-        )
+        self.gate_now: Callable[[Label], np.ndarray] = lru_cache(8)(lambda settings: self._gate(signals.entropy, settings))
 
-    def labels(self, point: Point) -> Labels:
+    def labels(self, point: Point) -> PointLabels:
         """Labels of every token, equal to what the label stage would write. Raises ValueError on thresholds out of order."""
-        ahead, settings = self.ahead(point.window), (point.gamma, point.floor, point.min_normaliser)
-        now = self.gate_now(*settings)
-        looking = self._gate(ahead, *settings)
-        gate = looking if point.lookahead else now
-        scale = self._scales(point)
-        codes = regimes.regimes(self.signals.entropy, ahead, self.signals.offsets, scale, point.tau_low, point.tau_high)
-        return Labels(codes, gate, now, looking, self.magnitude(point.epsilon) * gate)
+        ahead, settings = self.ahead(point.profile.window), point.label
+        now, looking = self.gate_now(settings), self._gate(ahead, settings)
+        gate = looking if settings.lookahead else now
+        codes = regimes.regimes(self.signals.entropy, ahead, self.signals.offsets, self._scale(point), point.profile)
+        return PointLabels(codes, gate, now, looking, self.magnitude(settings.epsilon) * gate)
 
     def figures(self, point: Point) -> Figures:
         """What `point` makes of the traces."""
@@ -138,7 +132,7 @@ class Relabel:
             gates=means(labels.gate, labels.regime, NUM_REGIMES),
             factors=means(labels.factor, labels.regime, NUM_REGIMES, signal),
             restored=means(restored, labels.regime, NUM_REGIMES),
-            kept=_ratio(total, self.strength @ self.magnitude(point.epsilon)),
+            kept=_ratio(total, self.strength @ self.magnitude(point.label.epsilon)),
             effective_tokens=_ratio(total * total, square),
             effective_share=_ratio(total * total, square * signal.sum()),
             correlation=correlation(labels.factor, self.delta, signal),
@@ -156,40 +150,36 @@ class Relabel:
         s = self.signals
         return regimes.magnitude(s.teacher_logprobs, s.student_logprobs, s.offsets, s.advantage, epsilon)
 
-    def _gate(self, entropy: np.ndarray, gamma: float, floor: float, min_normaliser: float) -> np.ndarray:
+    def _gate(self, entropy: np.ndarray, settings: Label) -> np.ndarray:
         omega = np.empty_like(entropy)
-        for tokens, peak in zip(round_tokens(self.signals), self.signals.peaks.tolist(), strict=True):
-            omega[tokens] = regimes.gate(entropy[tokens], max(peak, min_normaliser), gamma, floor)
+        largest = regimes.normaliser(self.signals.peaks, settings).tolist()
+        for tokens, normaliser in zip(round_tokens(self.signals), largest, strict=True):
+            omega[tokens] = regimes.gate(entropy[tokens], normaliser, settings)
         return omega
 
-    def _scales(self, point: Point) -> float | np.ndarray:
+    def _scale(self, point: Point) -> float | np.ndarray:
         """What entropies are divided by before they meet the thresholds, in nats: one number, or one per row [R]."""
-        if point.normaliser == "log_vocab":
-            return log(self.signals.vocab_size)
-        return np.repeat(np.maximum(self.signals.peaks, point.min_normaliser), np.diff(self.signals.rounds))
+        scale = regimes.threshold_scale(self.signals.peaks, self.signals.vocab_size, point.profile, point.label)
+        return np.repeat(scale, np.diff(self.signals.rounds)) if np.ndim(scale) else scale
 
 
-def sweep(signals: Signals, points: Iterable[Point]) -> dict[Point, Figures]:
-    """Figures of every point. Raises ValueError on malformed signals or thresholds."""
-    regimes.check_ragged(
-        signals.offsets,
-        entropy=signals.entropy,
-        teacher_logprobs=signals.teacher_logprobs,
-        student_logprobs=signals.student_logprobs,
-    )
+def sweep(signals: StoredSignals, points: Iterable[Point]) -> dict[Point, Figures]:
+    """Figures of every point, in the order of `points`. Raises ValueError on malformed signals or thresholds."""
+    signals.check()
     relabel, wanted = Relabel(signals), list(dict.fromkeys(points))
-    found = {point: relabel.figures(point) for point in sorted(wanted, key=lambda point: point.window)}
+    found = {point: relabel.figures(point) for point in sorted(wanted, key=lambda point: point.profile.window)}
     return {point: found[point] for point in wanted}
 
 
-def select(signals: Signals, number: int, rows: np.ndarray) -> Signals:
+def select(signals: StoredSignals, number: int, rows: np.ndarray) -> StoredSignals:
     """Rows [B], counted within round `number`, as signals of their own; the scope of their gate stays the round."""
     rows = rows + signals.rounds[number]
     lengths = np.diff(signals.offsets)[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     tokens = np.arange(offsets[-1]) + np.repeat(signals.offsets[rows] - offsets[:-1], lengths)
     columns = {name: getattr(signals, name)[tokens] for name in ("entropy", "teacher_logprobs", "student_logprobs")}
-    return signals._replace(
+    return replace(
+        signals,
         **columns,
         offsets=offsets,
         advantage=signals.advantage[rows],
@@ -198,13 +188,13 @@ def select(signals: Signals, number: int, rows: np.ndarray) -> Signals:
     )
 
 
-def token_weights(signals: Signals, points: Iterable[Point]) -> list[np.ndarray]:
+def token_weights(signals: StoredSignals, points: Iterable[Point]) -> list[np.ndarray]:
     """Token weight A w omega (Eq. 7) of every token at each point, float32 [N]."""
     relabel, advantage = Relabel(signals), np.repeat(signals.advantage, np.diff(signals.offsets))
     return [advantage * relabel.labels(point).factor for point in points]
 
 
-def round_tokens(signals: Signals) -> Iterator[slice]:
+def round_tokens(signals: StoredSignals) -> Iterator[slice]:
     """The tokens of each round."""
     edges = signals.offsets[signals.rounds].tolist()
     for first, last in pairwise(edges):

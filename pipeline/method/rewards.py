@@ -1,8 +1,8 @@
 """Rewards and sequence advantages: length-shaped reward, group and running estimators. State in, state out.
 
-Standard deviations are of the population (divide by n). GRPO implementations on torch.std divide by n - 1; the paper's running
-estimate is Welford's over all earlier rewards, where it makes no difference, and with the population's a group of two right
-and wrong rollouts has |A| = 1 and a group of one has A = 0 instead of NaN.
+Standard deviations are of the population (divide by n). GRPO implementations on torch.std divide by n - 1. With n, a group of one
+right and one wrong trace has |A| = 1, and a group of one has A = 0 instead of NaN. The paper's running estimate is Welford's over
+all earlier rewards, where the two are nearly equal.
 """
 
 from __future__ import annotations

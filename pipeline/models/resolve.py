@@ -1,11 +1,17 @@
-"""From what `model.path` says to what `from_pretrained` opens."""
+"""From what `model.path` says to what transformers opens: one way for configuration, tokenizer and weights."""
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from pipeline.config import Model
+from pipeline.errors import ModelError, first_line
 
 MODEL_NAME = "tiny-reasoner"
+_REMEDY = "Set model.path to a model's folder or hub id; unset HF_HUB_OFFLINE if it must be downloaded"
 
 
 def asset_path() -> Path:
@@ -14,5 +20,20 @@ def asset_path() -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """`path`, or the shipped folder when it is the name of the tiny reasoner."""
-    return str(asset_path()) if path == MODEL_NAME else path
+    """`path` with `~` expanded, or the shipped folder when it is the name of the tiny reasoner."""
+    return str(asset_path()) if path == MODEL_NAME else os.path.expanduser(path)
+
+
+def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
+    """What `kind.from_pretrained` (AutoConfig, AutoTokenizer, ...) gives for a run's model.
+
+    Raises ModelError when there is no such model; `part` says what of it cannot be loaded.
+    """
+    path = resolve_model(model.path)
+    local = path.startswith(("/", ".", "~")) or path.count("/") > 1  # no hub id looks like that
+    if local and not os.path.isdir(path):
+        raise ModelError("there is no such folder", path, _REMEDY)
+    try:
+        return kind.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"no model here: the {part} cannot be loaded ({first_line(error)})", path, _REMEDY) from error

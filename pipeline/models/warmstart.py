@@ -96,7 +96,7 @@ def build_model(seed: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def prompt_text(tokenizer: PreTrainedTokenizerFast, item: tiny.Problem, aided: bool) -> str:
+def prompt_text(tokenizer: PreTrainedTokenizerFast, item: dict[str, str], aided: bool) -> str:
     """The student's prompt, or (`aided`) the privileged one, inside the chat template."""
     content = (tiny.TEACHER_PROMPT if aided else tiny.STUDENT_PROMPT).format(**item)
     text = tokenizer.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)

@@ -6,13 +6,12 @@ A copy may be named instead (`gsm8k=/data/gsm8k`): it goes through the same mapp
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass, field
 from itertools import product
 
 from pipeline.config import Source
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, nearest
 from pipeline.problems.sources import ProblemSet, open_source
 
 # a copy that numbers its problems in `problem` asks them in `question`
@@ -46,8 +45,7 @@ def benchmark(spec: str) -> str | None:
 
 def near(spec: str) -> str:
     """What a name that is none may mean, as a hint."""
-    found = difflib.get_close_matches(spec.partition("=")[0].lower(), BENCHMARKS, n=1)
-    return f"Did you mean '{found[0]}'?" if found else f"Benchmarks: {', '.join(BENCHMARKS)}"
+    return nearest(spec.partition("=")[0].lower(), BENCHMARKS, f"Benchmarks: {', '.join(BENCHMARKS)}")
 
 
 def open_benchmark(spec: str) -> ProblemSet:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from functools import lru_cache
 from typing import Any
 
-from pipeline.errors import SettingError, SourceError
+from pipeline.errors import SettingError, SourceError, nearest
 
 HELD_OUT = 5  # one problem text in five belongs to the test split
 _NUMBER = re.compile(r"-?[\d.,/ ]+", re.ASCII)
@@ -21,8 +20,8 @@ def option_names(task: str) -> set[str]:
     from reasoning_gym.factory import DATASETS
 
     if task not in DATASETS:
-        near = ", ".join(difflib.get_close_matches(task, DATASETS, n=3)) or "see reasoning_gym.factory.DATASETS"
-        raise SourceError(f"reasoning-gym has no task '{task}'", "source.uri", f"Near it: {near}")
+        hint = nearest(task, DATASETS, "reasoning_gym.factory.DATASETS lists the tasks")
+        raise SourceError(f"reasoning-gym has no task '{task}'", "source.uri", hint)
     return set(DATASETS[task][1].__dataclass_fields__) - {"seed", "size"}
 
 

@@ -15,7 +15,6 @@ import random
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypedDict
 
 from pipeline.errors import SettingError
 
@@ -24,14 +23,6 @@ TEACHER_PROMPT = "{problem}|{solution}"
 ANSWER_PATTERN = r"#(-?\d+)$"
 NUM_TERMS = 4
 TEST_SHARE = 10  # per cent of all problems that are held out
-
-
-class Problem(TypedDict):
-    """A problem, its worked reference solution, and the answer the grader compares with."""
-
-    problem: str
-    solution: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,8 @@ UNAIDED = Habits(doubt=0.5, doubtful_error=0.5, plain_error=0.04, repair=0.3, ch
 AIDED = Habits(doubt=0.25, doubtful_error=0.2, plain_error=0.02, repair=0.5, check=0.15)
 
 
-def problem(index: int, seed: int, split: str) -> Problem:
-    """Problem `index` of a split ("train" or "test") in the order that `seed` shuffles it to.
+def problem(index: int, seed: int, split: str) -> dict[str, str]:
+    """Problem `index` of a split ("train" or "test") in the order of `seed`: its problem, solution and answer.
 
     Neighbouring indices are distinct problems until the split is used up (47k train, 5k test); the splits share none.
     Raises SettingError for another split.
@@ -59,7 +50,7 @@ def problem(index: int, seed: int, split: str) -> Problem:
     texts = _shuffled(split, seed)
     text = texts[index % len(texts)]
     *_, (_, _, _, total) = steps(text)
-    return Problem(problem=text, solution=reference_solution(text), answer=str(total))
+    return {"problem": text, "solution": reference_solution(text), "answer": str(total)}
 
 
 def steps(text: str) -> list[tuple[int, str, int, int]]:

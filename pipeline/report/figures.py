@@ -15,7 +15,7 @@ from pipeline.report import ledger
 from pipeline.rounds.round import Round
 from pipeline.stages.tables import ragged
 
-CLOCK = ("seconds_round", "seconds_measure", "seconds_label", "seconds_engines", "seconds_engines_idle")
+CLOCK = ("seconds_round", "seconds_measure", "seconds_label", "seconds_engines")
 EXAMPLES = 3  # rejected rows shown by reason, at most, of a round
 
 
@@ -69,6 +69,7 @@ def measure(work: Round, metrics: list[dict[str, Any]]) -> Measured:
         **_train_figures(train),
         "stages": {key[14:]: value for key, value in clock.items() if key.startswith("seconds_stage_")},
         **{name: clock.get(name) for name in CLOCK},
+        "seconds_engines_idle": clock.get("seconds_engines_idle", _idle(clock)),
     }
     return Measured(figures, ledger.count_round(work, fit, train), _rows(work, shards), [r for s in shards for r in s.rejected])
 
@@ -159,6 +160,12 @@ def _train_figures(train: list[dict[str, Any]]) -> dict[str, Any]:
         "trainer_gap_max": first.get("logprob_gap_max"),
         "seconds_train": sum(row.get("seconds", 0.0) for row in train) if train else None,
     }
+
+
+def _idle(clock: dict[str, Any]) -> float | None:
+    """Idle seconds of the busiest engine in a round, for a run that did not measure the idle time of its engines."""
+    whole, busy = clock.get("seconds_round"), clock.get("seconds_engines")
+    return None if whole is None or busy is None else max(0.0, whole - busy)
 
 
 def _rows(work: Round, shards: list[_Shard]) -> Rows:

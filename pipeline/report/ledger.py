@@ -45,16 +45,14 @@ def count_round(work: Round, rows: dict[str, Any], train: list[dict[str, Any]]) 
     """
     seen = Inventory(work)
     entries = {name: list(seen.entries(name).values()) for name in ("prompts", "rollout", "grade", "score")}
-    rejected = {name: _reasons(found) for name, found in entries.items()}
-    later = {name: rejected[name] - rejected["rollout"] for name in ("grade", "score")}
     counts = Counts(
         planned=sum(map(len, work.shards.values())),
         prompts=_rows(entries["prompts"]),
-        prompts_rejected=rejected["prompts"],
+        prompts_rejected=seen.rejected("prompts"),
         expected=_rows(entries["prompts"]) * work.run.rollout.group_size,
         traces=_rows(entries["rollout"]),
-        rejected={"rollout": rejected["rollout"], **later},
-        complete=all(len(found) == len(work.shards) for found in entries.values()),
+        rejected={"rollout": seen.rejected("rollout"), **{name: seen.rejected_first(name) for name in ("grade", "score")}},
+        complete=seen.is_whole(*entries),
         trained=bool(train),
         **rows,
     )
@@ -95,9 +93,11 @@ def checks(counts: Counts) -> list[dict[str, Any]]:
 
 
 def document(counts: Counts) -> dict[str, Any]:
-    """Counts and checks as plain JSON."""
+    """Counts and checks as plain JSON; num_rejected is the number of traces that are not fit to train on."""
     plain = {name: getattr(counts, name) for name in (*_SUMMED, "complete", "trained")}
     plain["prompts_rejected"] = dict(counts.prompts_rejected)
+    plain["num_prompts_rejected"] = sum(counts.prompts_rejected.values())
+    plain["num_rejected"] = counts.traces - counts.fit
     plain["rejected"] = {stage: dict(reasons) for stage, reasons in counts.rejected.items() if reasons}
     return plain | {"checks": checks(counts)}
 
@@ -119,10 +119,3 @@ _SUMMED = (
 
 def _rows(entries: list[Entry]) -> int:
     return sum(entry.rows for entry in entries)
-
-
-def _reasons(entries: list[Entry]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for entry in entries:
-        found.update(entry.rejected)
-    return found

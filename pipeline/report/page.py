@@ -1,8 +1,8 @@
 """The page: template, style, script and data in one file that asks the network for nothing.
 
-What a model wrote reaches the page as JSON in a script element that browsers do not run; `<`, `>` and `&` are escaped there, so
-no text can end the element. The script builds the document from text nodes alone. The content security policy names style and
-script by hash, so that nothing else could run or load even if a text got through.
+Text that a model wrote reaches the page as JSON in a script element that browsers do not run. `<`, `>` and `&` are escaped, so no
+text can end the element. The script builds the document from text nodes alone. The content security policy names style and script
+by hash: nothing else may run or load, even if a text got through.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a token id looks like on its own. A piece of a byte-level vocabulary may be no valid UTF-8: then its bytes are shown."""
+"""What a token id looks like alone. A token of a byte-level vocabulary may not be valid UTF-8; then the page shows its bytes."""
 
 from __future__ import annotations
 

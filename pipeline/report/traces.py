@@ -1,8 +1,8 @@
 """A sample of labelled traces with every token's signals, small enough to travel inside a page.
 
-The sample is even over strata (round and verdict), so that what is rare is there to be looked at, and drawn in the order of
-trace ids, which are hashes: the same run gives the same sample. Numbers travel as little-endian half floats in base64; half
-precision keeps three digits at any size, which the 0.002 nat of a locked token need and a fixed step would lose.
+The sample is even over strata (round and verdict), so that rare verdicts are in it. It is drawn in the order of trace ids, which
+are hashes, so the same run gives the same sample. Numbers travel as little-endian half floats in base64. Half precision keeps
+three digits at any size; a fixed step would lose the 0.002 nat of a locked token.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pipeline.report.page import embedded
 from pipeline.report.tokens import pieces
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
-from pipeline.stages.tables import ragged
+from pipeline.stages.tables import ragged, views
 
 MOST_TRACES, MOST_TOKENS = 1500, 300_000
 MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response; fewer where all of them are MOST_BYTES
 MOST_BYTES = 8_000_000  # of all texts, as the page holds them
 TEXTS = ("problem", "answer", "solution", "text")
-SIGNALS = {
+STORED = {
     "entropy": ("score", "teacher_entropy"),
     "ahead": ("profile", "lookahead_entropy"),
     "student": ("score", "student_logprobs"),
@@ -114,13 +114,13 @@ def _of_shard(work: Round, shard: str, places: np.ndarray, peak: float) -> Itera
     tables = {n: work.store.read(e, _COLUMNS.get(n)) for n, e in entries.items() if e is not None}
     tables = {name: table.take(places) if name != "prompts" else table for name, table in tables.items()}
     prompts = tables["prompts"].take(tables["rollout"]["prompt_index"])
-    signals = {name: _views(tables[stage][column]) for name, (stage, column) in SIGNALS.items()}
-    tokens, codes = _views(tables["rollout"]["response_tokens"]), _views(tables["label"]["regime"])
-    settings, rollout, grade = work.run.label, tables["rollout"].to_pylist(), tables["grade"].to_pylist()
+    signals = _signals(tables, peak, work.run.label)
+    tokens, codes = views(tables["rollout"]["response_tokens"]), views(tables["label"]["regime"])
+    means = tables["profile"]["entropy_mean"].to_pylist()
+    rollout, grade = tables["rollout"].to_pylist(), tables["grade"].to_pylist()
     for row, (text, written, graded) in enumerate(zip(prompts.to_pylist(), rollout, grade, strict=True)):
         mine = {name: views[row] for name, views in signals.items()}
         spans = tables["label"]["spans"][row].as_py()
-        restored = _restored(mine["entropy"], mine["ahead"], peak, settings)
         yield {
             "id": written["trace_id"],
             "round": work.number,
@@ -134,9 +134,9 @@ def _of_shard(work: Round, shard: str, places: np.ndarray, peak: float) -> Itera
             "length": len(tokens[row]),
             "pivots": sum(span["regime"] == Regime.PIVOT for span in spans),
             "forks": sum(span["regime"] == Regime.FORK for span in spans),
-            "restored": float(restored.sum()),
-            "peak": max(peak, settings.min_normaliser),
-            "mean": float(mine["entropy"].mean()),
+            "restored_sum": float(mine["restored"].sum()),
+            "normaliser": float(regimes.normaliser(peak, work.run.label)),
+            "mean": means[row],
             **{name: (text[name] or "")[:MOST_TEXT] for name in ("problem", "answer", "solution")},
             "text": written["response_text"][:MOST_TEXT],
             "tokens": tokens[row],
@@ -158,22 +158,26 @@ _COLUMNS = {
     ],
     "grade": ["verdict", "reward", "advantage"],
     "score": ["teacher_entropy", "student_logprobs", "teacher_logprobs"],
-    "profile": ["lookahead_entropy"],
+    "profile": ["lookahead_entropy", "entropy_mean"],
     "label": ["regime", "spans", "gate", "token_weight"],
 }
 
 
-def _restored(entropy: np.ndarray, ahead: np.ndarray, peak: float, settings: Label) -> np.ndarray:
-    """omega(H^CL) - omega(H) of every token, with the round's maximum as the label stage takes it."""
-    now, later = (
-        regimes.gate(values, max(peak, settings.min_normaliser), settings.gamma, settings.floor) for values in (entropy, ahead)
-    )
-    return later - now
+def _signals(tables: dict[str, pa.Table], peak: float, settings: Label) -> dict[str, list[np.ndarray]]:
+    """Every signal of a token that the page shows, by name, a view [T] for each trace.
 
-
-def _views(column: pa.ChunkedArray) -> list[np.ndarray]:
-    flat, offsets = ragged(column)
-    return [flat[a:b] for a, b in pairwise(offsets.tolist())]
+    The columns of STORED, and three that no stage writes: delta = log p_T - log p_S in nats, the magnitude of Eq. 2, and
+    restored = omega(H^CL) - omega(H) with M of the round, as the label stage takes it.
+    """
+    found = {name: ragged(tables[stage][column])[0] for name, (stage, column) in STORED.items()}
+    offsets = ragged(tables["score"]["teacher_entropy"])[1]
+    advantage = tables["grade"]["advantage"].to_numpy()
+    largest = regimes.normaliser(peak, settings)
+    now, ahead = (regimes.gate(found[name], largest, settings) for name in ("entropy", "ahead"))
+    found["delta"] = found["teacher"] - found["student"]
+    found["magnitude"] = regimes.magnitude(found["teacher"], found["student"], offsets, advantage, settings.epsilon)
+    found["restored"] = ahead - now
+    return {name: [values[a:b] for a, b in pairwise(offsets.tolist())] for name, values in found.items()}
 
 
 def _packed(values: np.ndarray, kind: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from pipeline.contract import Scope, Stage
@@ -16,7 +16,8 @@ from pipeline.digest import digest
 from pipeline.errors import StoreError
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, STAGES
-from pipeline.store.directory import Entry, area
+from pipeline.store.directory import Entry, Store, area
+from pipeline.store.folders import MANIFEST
 
 
 class Inventory:
@@ -77,9 +78,9 @@ class Inventory:
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
         return f"{changed[0]} changed" if changed else None
 
-    def reasons(self, name: str) -> Counter[str]:
-        """Shards of a stage by why they must be computed."""
-        found = (self.why_stale(STAGES[name], shard) for shard in self.work.shards)
+    def reasons(self, name: str, problems: Mapping[str, str] | None = None) -> Counter[str]:
+        """Shards of a stage by why they must be computed; `problems` has the digest of each shard's source rows, as above."""
+        found = (self.why_stale(STAGES[name], shard, (problems or {}).get(shard)) for shard in self.work.shards)
         return Counter(reason for reason in found if reason is not None)
 
     def stale_input(self, stage: Stage, shard: str) -> str | None:
@@ -99,13 +100,39 @@ class Inventory:
             self._settings[stage.name] = self.work.run.digest(stage.settings)
         return self._settings[stage.name]
 
+    def rejected(self, name: str) -> Counter[str]:
+        """Rejected rows of a stage by reason; a later stage carries the rejections of an earlier one on."""
+        total: Counter[str] = Counter()
+        for entry in self.entries(name).values():
+            total.update(entry.rejected)
+        return total
+
+    def rejected_first(self, name: str) -> Counter[str]:
+        """Rows by reason that a stage after `rollout` rejected itself."""
+        return self.rejected(name) - self.rejected("rollout")
+
+    def all_rejected(self) -> Counter[str]:
+        """Rejected rows by reason: traces where the round has any, else prompts."""
+        found = self.rejected("rollout" if self.entries("rollout") else "prompts")
+        return found + self.rejected_first("grade") + self.rejected_first("score")
+
+    def begun_and_stale(self, name: str) -> Counter[str]:
+        """Shards of a stage by why they must be computed; nothing where the stage was not begun."""
+        return self.reasons(name) if self.entries(name) else Counter()
+
+    @cached_property
+    def as_committed(self) -> bool | None:
+        """Whether the trainer was handed the very shards that are there now; None while the round is not committed."""
+        ready = self.work.store.ready(self.work.number)
+        return None if ready is None else bool(ready["shards"] == self.hashes(MEASURE))
+
     def is_whole(self, *names: str) -> bool:
         """Whether every shard of these stages is there, fresh or not."""
         return all(self.work.shards.keys() <= self.entries(name).keys() for name in names)
 
-    def is_fresh(self, *names: str) -> bool:
-        """Whether no shard of these stages has to be computed."""
-        return not any(self.reasons(name) for name in names)
+    def is_fresh(self, *names: str, problems: Mapping[str, str] | None = None) -> bool:
+        """Whether no shard of these stages has to be computed; `problems` has the digest of each shard's source rows."""
+        return not any(self.reasons(name, problems) for name in names)
 
     def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """sha256 by shard and stage, of the entries that are there."""
@@ -154,3 +181,17 @@ def commit_round(work: Round) -> None:
     document = {"policy": work.policy_version, "shards": shards}
     if work.store.ready(work.number) != document:
         work.store.write_json(f"{work.area}/ready.json", document)
+
+
+def withdraw_rounds(store: Store, numbers: Iterable[int]) -> None:
+    """Take back from the trainer the rounds of these numbers that were committed."""
+    for number in sorted(set(numbers) & set(store.numbers("rounds"))):
+        store.delete(f"{area('rounds', number)}/ready.json")
+
+
+def withdraw_policies(store: Store, first: int) -> None:
+    """Drop every policy after version `first`, with its training state."""
+    for version in reversed([v for v in store.numbers("policy") if v > first]):  # cut off here, the latest stays the latest
+        store.delete(f"{area('policy', version)}/{MANIFEST}")
+        store.delete(area("policy", version))
+        store.delete(area("train", version))

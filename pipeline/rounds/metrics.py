@@ -1,9 +1,8 @@
-"""Figures of a run: summaries of shards and policies, each with the interval that says how much to believe it."""
+"""Metrics of a run: what each means, and the counts and shares of one round."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.contract import Regime, Verdict
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
 from pipeline.stages import PLAN
 
 
@@ -70,78 +71,52 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 
 
 def metric_table() -> str:
-    """README's table of every metric."""
+    """Every metric as a Markdown table, for pipeline/README.md."""
+    bar = r"\|"  # a bar within a cell
     rows = [
-        f"| `{writer}/{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning} |"
+        f"| `{writer}/{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning.replace('|', bar)} |"
         for writer, metrics in METRICS.items()
         for metric in metrics
     ]
     return "\n".join(["| metric | unit | over rows | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its 95 % bootstrap interval."""
+def summarise_round(work: Round) -> dict[str, float]:
+    """Figures of a round whose grades and profiles are there, by their names in METRICS."""
+    seen = Inventory(work)
 
-    value: float
-    low: float
-    high: float
+    def read(stage: str, columns: list[str]) -> list[pa.Table]:
+        """These columns of every shard of a stage."""
+        entries = seen.entries(stage)
+        return [work.store.read(entries[shard], columns) for shard in sorted(work.shards)]
 
-    def text(self, scale: float = 1.0, digits: int = 1, signed: bool = False) -> str:
-        """`47.3 [43.0, 51.6]`."""
-        sign = "+" if signed else ""
-        value, low, high = (f"{x * scale:{sign}.{digits}f}" for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]"
-
-
-def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:
-    """Mean of per-problem values [N] and its 95 % percentile bootstrap over problems; NaN is a problem without an answer.
-
-    Raises ValueError on fewer than two values: there is no spread to resample.
-    """
-    values = np.asarray(values, np.float64)
-    values = values[np.isfinite(values)]
-    if values.size < 2:
-        raise ValueError(f"{values.size} problems are too few for an interval: 2 at least")
-    picks = np.random.default_rng(seed).integers(0, values.size, (resamples, values.size))
-    low, high = np.quantile(values[picks].mean(axis=1), (0.025, 0.975))
-    return Estimate(float(values.mean()), float(low), float(high))
+    grades = read("grade", ["reject_reason", "verdict", "reward", "advantage"])
+    profiles = read("profile", ["lookahead_entropy", *(f"share_{name}" for name in Regime.NAMES)])
+    rollouts = read("rollout", ["response_tokens"])
+    lengths = [np.array(pc.drop_null(pc.list_value_length(table["response_tokens"]))) for table in rollouts]
+    scored = [pc.fill_null(pc.list_value_length(table["lookahead_entropy"]), 0).to_numpy() for table in profiles]
+    shares = regime_summary(profiles, scored)
+    return {"policy_lag": work.lag, **round_summary(grades, lengths, work.run.rollout.group_size), **shares}
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What one policy answered on held-out problems, per problem in source order: mean accuracy and length over samples.
-
-    NaN where every row of a problem was rejected, so that two policies pair by problem.
-    """
-
-    accuracy: np.ndarray
-    length: np.ndarray
-    verdicts: dict[str, int]
-    rejected: int
-
-
-def answers(tables: list[tuple[pa.Table, pa.Table]]) -> Answers:
-    """Summary of an evaluation from its (rollout, grade) shards. Rejected rows leave the means and are counted."""
-    accuracy, length = [], []
-    verdicts: Counter[str] = Counter()
-    rejected = 0
-    for rollout, grade in tables:
-        live = np.array(pc.is_null(grade["reject_reason"]))
-        rejected += int((~live).sum())
-        verdict = np.array(grade["verdict"].to_pylist(), object)
-        verdicts.update(v for v in verdict if v is not None)  # a timeout is a verdict of a rejected row
-        prompt = np.array(rollout["prompt_index"])
-        tokens = pc.fill_null(pc.list_value_length(rollout["response_tokens"]), 0).to_numpy()
-        for index in np.unique(prompt):
-            rows = live & (prompt == index)
-            accuracy.append(float(np.mean(verdict[rows] == Verdict.CORRECT)) if rows.any() else np.nan)
-            length.append(float(np.mean(tokens[rows])) if rows.any() else np.nan)
-    return Answers(np.array(accuracy), np.array(length), dict(verdicts), rejected)
+def warning(summary: dict[str, float]) -> str | None:
+    """Why a round with these figures taught nothing, or little; None where it has a signal."""
+    rows, positive = summary["num_rows"] - summary["num_rejected"], summary["num_positive_advantage"]
+    if not rows:
+        return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status`."
+    if summary["num_correct"] == 0:
+        return (
+            f"no signal. None of {rows:.0f} traces was correct "
+            f"({summary['num_truncated']:.0f} truncated, {summary['num_unparsable']:.0f} unparsable): every reward is 0. "
+            "Choose easier problems, more traces per prompt or a higher rollout.max_new_tokens."
+        )
+    if positive < 0.02 * rows:
+        return f"weak signal. {positive:.0f} of {rows:.0f} traces have a positive advantage."
+    return None
 
 
 def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size: int) -> dict[str, float]:
-    """Counts that show early whether a round has a signal (traps 7 and 8): verdicts, rewards, groups with none."""
+    """Counts that show early whether a round has a signal: verdicts, rewards, groups with none."""
     table = pa.concat_tables(grades)
     live = table.filter(pc.is_null(table["reject_reason"]))
     counts = Counter(pc.drop_null(table["verdict"]).to_pylist())

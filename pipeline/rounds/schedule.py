@@ -25,7 +25,7 @@ from pipeline.problems.sources import Problem, ProblemSet
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, problems_digest
 from pipeline.stages import STAGES
-from pipeline.store.manifest import SUMMARISED_FROM, Entry
+from pipeline.store.manifest import SUMMARISED_FROM, Entry, Origin
 
 _MIN_TASKS, _MAX_THREADS = 4, 32
 _ROWS, _MAX_GROUP = 512, 16  # a block costs the driver some 3 ms: long rounds have groups of shards for rows
@@ -58,17 +58,31 @@ class Cut:
         return cls(group, tasks, threads, -(-held // group))
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which shards to bring up to date: those in `only` (None: all); with `force` also those that are fresh."""
+
+    only: frozenset[str] | None = None
+    force: bool = False
+
+    def has(self, shard: str) -> bool:
+        """Whether a shard was chosen."""
+        return self.only is None or shard in self.only
+
+
+EVERY_SHARD = Choice()
+
+
 def execute(
     work: Round,
     chain: tuple[str, ...],
     source: ProblemSet | None = None,
     *,
-    force: bool = False,
-    only: set[str] | None = None,
+    choice: Choice = EVERY_SHARD,
     inflight: int = 4,
     on_entry: Callable[[Entry, bool], None] = lambda *_: None,
 ) -> None:
-    """Bring the stages of `chain` up to date for every shard.
+    """Bring the stages of `chain` up to date for the chosen shards.
 
     `on_entry(entry, computed)` is called with the entries, fresh and old, as shards get done. `inflight` bounds the shards that
     wait on engines at one time. Raises the stage's own error, not Ray's wrapping of it.
@@ -77,8 +91,7 @@ def execute(
     if STAGES[chain[0]].after_round:
         work = replace(work, scope=seen.scope)
     for shard, indices in work.shards.items():
-        again = force and (only is None or shard in only)
-        if (only is None or shard in only) and (again or not _fresh(seen, chain, shard, source)):
+        if choice.has(shard) and (choice.force or not _fresh(seen, chain, shard, source)):
             missing.append({"shard": shard, "first": first, "indices": indices if source else [], "entries": [], "error": None})
         else:
             for entry in filter(None, (seen.entry(name, shard) for name in chain)):
@@ -88,7 +101,7 @@ def execute(
     if missing and any(STAGES[name].where == "engines" for name in chain):
         work.store.check_policy(work.policy_version)
     named: dict[str, dict[str, str]] = {name: {} for name in chain}
-    for item in _stream(work, chain, source, missing, force, inflight) if missing else ():
+    for item in _stream(work, chain, source, missing, choice.force, inflight) if missing else ():
         for document, computed in item["entries"]:
             entry = Entry(**document)
             named[entry.stage][entry.shard] = entry.data
@@ -124,9 +137,8 @@ def _stream(
     inside = replace(work, shards={})  # a task knows its shards by its rows: a round may have millions of problems
     for name in chain:
         on_engines = STAGES[name].where == "engines"
-        threads = cut.threads if on_engines else 1
         data = data.map_batches(
-            partial(_bring_rows_up_to_date, inside, name, None if STAGES[name].reads else source, force, threads, cut.group),
+            partial(_bring_rows_up_to_date, inside, name, None if STAGES[name].reads else source, force, cut),
             batch_size=cut.rows if on_engines else 1,
             batch_format="pyarrow",
             num_cpus=0.05 if on_engines else 1,
@@ -140,18 +152,18 @@ def _stream(
 
 
 def _bring_rows_up_to_date(
-    work: Round, name: str, source: ProblemSet | None, force: bool, threads: int, group: int, rows: pa.Table
+    work: Round, name: str, source: ProblemSet | None, force: bool, cut: Cut, rows: pa.Table
 ) -> Iterator[pa.Table]:
-    """Some shards through one stage, inside a Ray task, `threads` of them at a time.
+    """Some shards through one stage, inside a Ray task; those that wait on engines `cut.threads` at a time.
 
     Groups leave in the order in which their shards came, each as soon as it is done. The order matters: Ray runs a task whose
     process died again, and skips as many of its rows as it already has.
     """
     items = [item for row in rows["shards"].to_pylist() for item in json.loads(row)]
     seen = Inventory(work, whole=False)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(cut.threads if STAGES[name].where == "engines" else 1) as pool:
         done = pool.map(partial(_bring_item_up_to_date, seen, name, source, force), items)
-        while some := list(itertools.islice(done, group)):
+        while some := list(itertools.islice(done, cut.group)):
             yield pa.table({"shards": [json.dumps(some)]})
 
 
@@ -198,16 +210,8 @@ def _bring_up_to_date(
         )
     start = time.perf_counter()
     made = stage.compute(_shard(seen, stage, shard, first, problems))
-    entry = work.store.commit(
-        work.area,
-        stage,
-        shard,
-        made.table,
-        settings=seen.settings(stage),
-        inputs=inputs,
-        seconds=time.perf_counter() - start,
-        facts=made.facts,
-    )
+    origin = Origin(seen.settings(stage), inputs, time.perf_counter() - start, made.facts)
+    entry = work.store.commit(work.area, stage, shard, made.table, origin)
     return entry, True
 
 

@@ -1,4 +1,4 @@
-"""What a run still lacks, read off its directory: where `distill` goes on."""
+"""What is to do, read off the run directory: what `distill` still lacks, and which rounds `train` may take."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.errors import UserError
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds
 from pipeline.stages import EVALUATION, LABELS, MEASURE, STAGES
-from pipeline.store.directory import Store
+from pipeline.store.directory import Store, area
+from pipeline.store.folders import MANIFEST
 
 if TYPE_CHECKING:
     from pipeline.config import Run
@@ -39,12 +41,12 @@ class Missing:
                 for name in MEASURE
                 for reason in sorted(seen.reasons(name))
             ]
-            if incomplete(seen, LABELS) and not _inputs_stale(seen):
+            if not seen.is_fresh(*LABELS) and not _inputs_stale(seen):
                 label.append(work.number)
         held_out = evaluation_run(run) if run.evaluation.problems else None
         versions = [0, run.rounds] if held_out else []
         planned = {n: _planned(store, held_out, "evals", n) for n in versions if held_out}
-        evaluate = [n for n, work in planned.items() if work is None or incomplete(Inventory(work), EVALUATION)]
+        evaluate = [n for n, work in planned.items() if work is None or not Inventory(work).is_fresh(*EVALUATION)]
         return cls(list(range(first, run.rounds)), label, evaluate, stale)
 
     @property
@@ -80,6 +82,37 @@ def _inputs_stale(seen: Inventory) -> bool:
     )
 
 
-def incomplete(seen: Inventory, stages: tuple[str, ...]) -> bool:
-    """Whether any shard of these stages must be computed."""
-    return any(seen.reasons(name) for name in stages)
+def trainable(store: Store, run: Run, first: int) -> list[Round]:
+    """Rounds from `first` on that can be trained on: measured, without a gap.
+
+    Raises UserError when there is none, when a stage of one is stale, or when the training state that stood beside policy `first`
+    is no longer kept.
+    """
+    if first and store.read_bytes(f"{area('train', first)}/{MANIFEST}") is None:
+        kept = ", ".join(map(str, [0, *store.numbers("train")]))
+        raise UserError(
+            f"the training state beside policy {first} is not kept", store.uri, f"Train from one of these rounds: {kept}"
+        )
+    found: list[Round] = []
+    for work in itertools.dropwhile(lambda work: work.number < first, open_rounds(store, run)):
+        if work.number != first + len(found) or not _is_measured(work):
+            break
+        found.append(work)
+    if not found:
+        raise UserError(f"round {first} is not measured", store.uri, "`egrsd status` shows which are; `egrsd distill` makes them")
+    return found
+
+
+def _is_measured(work: Round) -> bool:
+    """Whether the trainer may take a round; False where nothing is there. Raises UserError where a part is stale or too old."""
+    seen = Inventory(work)
+    # the policy that wrote a trace may have been trained again since: stored traces are what this trains on
+    reasons = {name: why for name in MEASURE for why in seen.reasons(name) if why != "policy changed"}
+    if set(reasons.values()) == {"missing"}:
+        return False
+    if work.lag > work.run.max_staleness:
+        what = f"was rolled out by policy {work.policy_version}, more than max_staleness {work.run.max_staleness} behind"
+        raise UserError(what, work.area, f"It was made under max_staleness {work.lag}: allow that again")
+    for name, why in reasons.items():
+        raise UserError(f"{name} is stale ({why})", work.area, f"Run `egrsd stage {name} --round {work.number}` first")
+    return True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pipeline.contract import COLUMNS, Column, Stage
-from pipeline.errors import ContractError
+from pipeline.errors import ContractError, SettingError, UserError, nearest
 from pipeline.stages import grade, label, profile, prompts, rollout, score
 
 PLAN: tuple[Stage, ...] = (prompts.STAGE, rollout.STAGE, grade.STAGE, score.STAGE, profile.STAGE, label.STAGE)
@@ -12,6 +14,26 @@ STAGES: dict[str, Stage] = {stage.name: stage for stage in PLAN}
 MEASURE = tuple(stage.name for stage in PLAN if not stage.after_round)  # what training reads
 LABELS = tuple(stage.name for stage in PLAN if stage.after_round)  # what the whole round's largest entropy is needed for
 EVALUATION = tuple(stage.name for stage in (prompts.STAGE, rollout.STAGE, grade.STAGE))  # what held-out problems go through
+
+
+def find_stage(name: str) -> Stage:
+    """A stage by name. Raises UserError that lists those there are."""
+    if name not in STAGES:
+        raise UserError(f"unknown stage '{name}'", "egrsd stage", nearest(name, STAGES, f"Stages: {', '.join(STAGES)}"))
+    return STAGES[name]
+
+
+def refuse_unread(stage: Stage, settings: Iterable[str]) -> None:
+    """Raise SettingError, naming the stages that do read it, for the first setting that a change of does nothing to a stage.
+
+    How many engines answer, and where, is no matter of a stage: settings of `engines` pass.
+    """
+    for setting in settings:
+        if not stage.reads_setting(setting) and not setting.startswith("engines."):
+            readers = [other.name for other in PLAN if other.reads_setting(setting)]
+            hint = "No stage reads it; pass it to `egrsd distill` or `egrsd train`"
+            hint = f"It is read by: {', '.join(readers)}" if readers else hint
+            raise SettingError(f"stage {stage.name} does not read this setting", setting, hint)
 
 
 def readers(column: str) -> tuple[str, ...]:

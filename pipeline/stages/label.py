@@ -5,9 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipeline.config import Run
-from pipeline.contract import COLUMNS, Made, Shard, Stage
+from pipeline.contract import COLUMNS, Made, Scope, Shard, Stage
 from pipeline.method import regimes
-from pipeline.stages.profile import regime_settings
 from pipeline.stages.tables import Ragged
 
 
@@ -18,21 +17,15 @@ def label(grade: pa.Table, score: pa.Table, profile: pa.Table, run: Run, peak: f
     """
     shard = Ragged(STAGE, grade, score)
     entropy, offsets = shard.take(score["teacher_entropy"])
-    settings = run.label
-    result = regimes.label(
+    signals = regimes.RaggedSignals(
         entropy,
-        shard.take(profile["lookahead_entropy"])[0],
-        offsets,
-        shard.rows(grade["advantage"]),
         shard.take(score["teacher_logprobs"])[0],
         shard.take(score["student_logprobs"])[0],
-        **regime_settings(run, peak, vocab_size),
-        peak=max(peak, settings.min_normaliser),
-        gamma=settings.gamma,
-        floor=settings.floor,
-        epsilon=settings.epsilon,
-        gate_on_lookahead=settings.lookahead,
+        offsets,
+        shard.rows(grade["advantage"]),
     )
+    lookahead = shard.take(profile["lookahead_entropy"])[0]
+    result = regimes.label(signals, lookahead, Scope(peak, vocab_size), run.profile, run.label)
     spans = result.spans
     fields = COLUMNS["spans"].type.value_type
     runs = pa.StructArray.from_arrays([pa.array(v) for v in spans[:-1]], fields=list(fields))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pyarrow as pa
 
@@ -17,7 +15,8 @@ def profile(score: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table
     """Lookahead entropy, row statistics and regime shares of every scored trace; peak in nats is the round's maximum."""
     shard = Ragged(STAGE, score, score)
     entropy, offsets = shard.take(score["teacher_entropy"])
-    result = regimes.profile(entropy, offsets, **regime_settings(run, peak, vocab_size), window=run.profile.window)
+    scale = regimes.threshold_scale(peak, vocab_size, run.profile, run.label)
+    result = regimes.profile(entropy, offsets, scale, run.profile)
     stats = result.statistics
     columns = {"lookahead_entropy": shard.lists(result.lookahead, offsets)}
     for name, values in zip(("mean", "p50", "p90", "max"), stats, strict=True):
@@ -25,13 +24,6 @@ def profile(score: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table
     for code, name in enumerate(Regime.NAMES):
         columns[f"share_{name}"] = shard.scalars(np.ascontiguousarray(result.shares[:, code]))
     return shard.table(columns)
-
-
-def regime_settings(run: Run, peak: float, vocab_size: int) -> dict[str, float]:
-    """What entropies are divided by before they meet the thresholds (nats), and the thresholds, as `regimes` takes them."""
-    settings = run.profile
-    scale = math.log(vocab_size) if settings.normaliser == "log_vocab" else max(peak, run.label.min_normaliser)
-    return {"scale": scale, "tau_low": settings.tau_low, "tau_high": settings.tau_high}
 
 
 def _compute(shard: Shard) -> Made:

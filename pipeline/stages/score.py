@@ -56,7 +56,7 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
 
 
 def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray) -> Score | None:
-    """The score, or None after rejecting its row: both scorings must have seen the same response ids (trap 5)."""
+    """The score, or None after rejecting its row: both scorings must have seen the same response ids."""
     if isinstance(answer, Failure):
         draft.reject(row, Reject.ENGINE_ERROR, answer.cause)
     elif not np.array_equal(answer.tokens, response):

@@ -21,7 +21,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -29,19 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import contract
 from pipeline.config import Run, load
 from pipeline.errors import StoreError, UserError
-from pipeline.store.files import Files
-from pipeline.store.manifest import ENTRY_FIELDS, SUMMARY, Entry, data_name, survey, to_summary
+from pipeline.store.files import RESTORE, Files
+from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, fetch_folder, is_whole, put_folder
+from pipeline.store.manifest import ENTRY_FIELDS, SUMMARY, Entry, Origin, data_name, survey, to_summary
 from pipeline.store.shards import check_table, count_rejected, to_parquet
 
-MANIFEST = "manifest.json"
 _READERS = 16  # entries that are read at one time: an object store answers each after tens of milliseconds
-_RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
 
 
 def area(kind: str, number: int) -> str:
@@ -51,25 +48,6 @@ def area(kind: str, number: int) -> str:
 
 class Store(Files):
     """A run directory at `uri`: a local path or any URI that pyarrow.fs opens."""
-
-    # ---- JSON --------------------------------------------------------------------------------------------------------
-
-    def write_json(self, path: str, value: Any) -> None:
-        """Put a JSON file, atomically."""
-        self.write(path, json.dumps(value, indent=1, sort_keys=True).encode())
-
-    def read_json(self, path: str, *keys: str) -> Any | None:
-        """A JSON file, or None where there is none. Raises StoreError when it is torn, or not an object with `keys`."""
-        data = self.read_bytes(path)
-        if data is None:
-            return None
-        try:
-            document = json.loads(data)
-        except ValueError as error:
-            raise StoreError(f"is not JSON ({error})", self.locate(path), _RESTORE) from error
-        if keys and not (isinstance(document, dict) and set(keys) <= document.keys()):
-            raise StoreError(f"is not what belongs here: {', '.join(keys)} expected", self.locate(path), _RESTORE)
-        return document
 
     # ---- the run -----------------------------------------------------------------------------------------------------
 
@@ -92,18 +70,7 @@ class Store(Files):
 
     # ---- shards ------------------------------------------------------------------------------------------------------
 
-    def commit(
-        self,
-        area: str,
-        stage: contract.Stage,
-        shard: str,
-        table: pa.Table,
-        *,
-        settings: str,
-        inputs: dict[str, str],
-        seconds: float,
-        facts: dict[str, Any] | None = None,
-    ) -> Entry:
+    def commit(self, area: str, stage: contract.Stage, shard: str, table: pa.Table, origin: Origin) -> Entry:
         """Check a shard against the contract, write it, then its entry. Raises ContractError or StoreError."""
         tokens = check_table(stage, table)
         data = to_parquet(stage, table)
@@ -112,16 +79,16 @@ class Store(Files):
             area=area,
             stage=stage.name,
             shard=shard,
-            data=data_name(shard, digest, settings, inputs, facts or {}),
+            data=data_name(shard, digest, origin),
             rows=table.num_rows,
             tokens=tokens,
             rejected=count_rejected(table),
             bytes=data.size,
             sha256=digest,
-            settings=settings,
-            inputs=inputs,
-            seconds=round(seconds, 4),
-            facts=facts or {},
+            settings=origin.settings,
+            inputs=origin.inputs,
+            seconds=round(origin.seconds, 4),
+            facts=origin.facts,
         )
         old = self.entry(area, stage.name, shard)
         self.write(f"{area}/{stage.name}/{entry.data}", data)
@@ -182,74 +149,24 @@ class Store(Files):
         """What the trainer takes of a round: shard -> stage -> sha256, or None while the round is not committed."""
         return self.read_json(f"{area('rounds', number)}/ready.json", "policy", "shards")
 
-    def round_table(self, number: int) -> pa.Table | None:
-        """Training rows of a committed round, one per trace in shard order; None while it is not committed.
-
-        Columns: those of rollout, grade and score that training reads, prompt_tokens of each trace's prompt, and the first
-        reject_reason of the row. Raises StoreError when a shard is no longer the one that was committed.
-        """
-        ready = self.ready(number)
-        if ready is None:
-            return None
-        where, policy = area("rounds", number), ready["policy"]
-        tables = [self.training_rows(where, shard, hashes, policy) for shard, hashes in sorted(ready["shards"].items())]
-        return pa.concat_tables(tables)
-
-    def training_rows(self, where: str, shard: str, hashes: dict[str, str], policy: int) -> pa.Table:
-        """Training rows of one shard (see `round_table`) whose stages have the hashes given; `policy` was asked to answer.
-
-        Raises StoreError when a stage has other bytes by now.
-        """
-        tables = {}
-        for stage, digest in hashes.items():
-            entry = self.entry(where, stage, shard)
-            if entry is None or entry.sha256 != digest:
-                raise StoreError(
-                    "the shard has changed since its round was committed to the trainer",
-                    self.locate(f"{where}/{stage}/{shard}.json"),
-                    "Run `egrsd stage` for the stages that `egrsd status` shows as stale",
-                )
-            tables[stage] = self.read(entry)
-        rollout = tables["rollout"]
-        prompts = tables["prompts"].take(rollout["prompt_index"])
-        columns = {name: rollout[name] for name in ("trace_id", "response_tokens")}
-        # the policy whose student log-probs these are: a trace the teacher wrote was scored with the round's
-        by_teacher = pc.equal(rollout["trace_source"], "teacher")
-        columns["policy_version"] = pc.if_else(by_teacher, pa.scalar(policy, pa.int32()), rollout["policy_version"])
-        columns |= {"prompt_tokens": prompts["prompt_tokens"], "rollout_entropy": rollout["rollout_entropy"]}
-        columns["advantage"] = tables["grade"]["advantage"]
-        columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}
-        columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))
-        return pa.table(columns)
-
     # ---- policies and training state -----------------------------------------------------------------------------------
 
     def publish_policy(self, version: int, folder: str | Path) -> None:
         """Make the adapter in a local folder policy `version`, atomically: its manifest is written last."""
-        self._put_folder(area("policy", version), Path(folder))
+        put_folder(self, area("policy", version), Path(folder))
 
     def save_state(self, version: int, folder: str | Path) -> None:
         """Keep the exact training state that stands beside policy `version`."""
-        self._put_folder(area("train", version), Path(folder))
+        put_folder(self, area("train", version), Path(folder))
 
     def prune_states(self, keep: int) -> None:
         """Drop all but the last `keep` training states that stand beside a published policy."""
         for old in [version for version in self.numbers("train") if self.has_policy(version)][:-keep]:
             self.delete(area("train", old))
 
-    @contextlib.contextmanager
-    def local(self, folder: str) -> Iterator[Path | None]:
-        """What `fetch` gives, for the length of a block: a copy is gone after it."""
-        found = self.fetch(folder)
-        try:
-            yield found
-        finally:
-            if found is not None and self.local_root is None:
-                shutil.rmtree(found, ignore_errors=True)
-
     def has_policy(self, version: int) -> bool:
         """Whether policy `version` is published; 0, the base, always is."""
-        return version == 0 or self.read_bytes(f"{area('policy', version)}/{MANIFEST}") is not None
+        return version == 0 or is_whole(self, area("policy", version))
 
     def latest_policy(self) -> int:
         """The highest published version; 0 is the base."""
@@ -263,49 +180,27 @@ class Store(Files):
             )
         return contract.Policy(version, self.locate(area("policy", version)) if version else None)
 
-    def fetch(self, folder: str) -> Path | None:
-        """A local copy (or the folder itself on a local disk) of a folder committed with a manifest; every file is checked."""
-        manifest = self.read_json(f"{folder}/{MANIFEST}", "files")
-        if manifest is None:
-            return None
-        target = self.local_root / folder if self.local_root else Path(tempfile.mkdtemp(prefix="egrsd-"))
-        try:
-            for name, data in self._checked(folder, manifest):
-                if self.local_root is None:
-                    (target / name).write_bytes(data)
-        except BaseException:
-            if self.local_root is None:
-                shutil.rmtree(target, ignore_errors=True)
-            raise
-        return target
-
     def check_policy(self, version: int) -> None:
         """Raise StoreError when a file of a published policy is missing or damaged: an engine would answer all the same."""
-        folder = area("policy", version)
         if version:  # 0 is the base
-            for _ in self._checked(folder, self.read_json(f"{folder}/{MANIFEST}", "files")):
-                pass
+            check_folder(self, area("policy", version), POLICY_REMEDY)
 
-    def _checked(self, folder: str, manifest: dict[str, Any] | None) -> Iterator[tuple[str, bytes]]:
-        remedy = "Delete the folder and resume"
-        if "policy" in self.locate(folder).split("/")[-2:]:  # engines open the policies of an object store by themselves
-            remedy = "Delete its folder and those of all later policies, and resume: they are trained again"
-        if manifest is None:
-            raise StoreError("is not published", self.locate(folder), remedy)
-        for name, digest in manifest["files"].items():
-            data = self.read_bytes(f"{folder}/{name}")
-            if data is None or hashlib.sha256(data).hexdigest() != digest:
-                raise StoreError("the file is missing or damaged", self.locate(f"{folder}/{name}"), remedy)
-            yield name, data
+    def fetch(self, folder: str) -> Path | None:
+        """A local copy of a policy or a training state, or the folder itself on a local disk; every file is checked.
 
-    def _put_folder(self, path: str, folder: Path) -> None:
-        files = {}
-        self.delete(f"{path}/{MANIFEST}")
-        for file in sorted(folder.iterdir()):
-            data = file.read_bytes()
-            self.write(f"{path}/{file.name}", data)
-            files[file.name] = hashlib.sha256(data).hexdigest()
-        self.write_json(f"{path}/{MANIFEST}", {"files": files})
+        None where it is not published. Raises StoreError when a file is missing or damaged.
+        """
+        return fetch_folder(self, folder, POLICY_REMEDY if folder.startswith("policy/") else STATE_REMEDY)
+
+    @contextlib.contextmanager
+    def local(self, folder: str) -> Iterator[Path | None]:
+        """What `fetch` gives, for the length of a block: a copy is gone after it."""
+        found = self.fetch(folder)
+        try:
+            yield found
+        finally:
+            if found is not None and self.local_root is None:
+                shutil.rmtree(found, ignore_errors=True)
 
     # ---- metrics and signals -----------------------------------------------------------------------------------------
 
@@ -329,7 +224,7 @@ class Store(Files):
                 try:
                     row = json.loads(line)
                 except ValueError as error:
-                    raise StoreError(f"is not JSON ({error})", self.locate(f"metrics/{name}"), _RESTORE) from error
+                    raise StoreError(f"is not JSON ({error})", self.locate(f"metrics/{name}"), RESTORE) from error
                 yield {"writer": name[5:-6], **row}
 
     def request_stop(self, stop: bool = True) -> None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from pyarrow import fs
 from pipeline.errors import EgrsdError, StoreError, UserError
 
 SCRATCH = ".tmp"
+RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
 NO_SPACE = "Free some space and run the same command again: nothing half-written counts"
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _REMEDIES = {
@@ -102,6 +104,23 @@ class Files:
             return None
         except OSError as error:
             raise _told(error, "cannot read", self.locate(path)) from error
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Put a JSON file, atomically."""
+        self.write(path, json.dumps(value, indent=1, sort_keys=True).encode())
+
+    def read_json(self, path: str, *keys: str) -> Any | None:
+        """A JSON file, or None where there is none. Raises StoreError when it is torn, or not an object with `keys`."""
+        data = self.read_bytes(path)
+        if data is None:
+            return None
+        try:
+            document = json.loads(data)
+        except ValueError as error:
+            raise StoreError(f"is not JSON ({error})", self.locate(path), RESTORE) from error
+        if keys and not (isinstance(document, dict) and set(keys) <= document.keys()):
+            raise StoreError(f"is not what belongs here: {', '.join(keys)} expected", self.locate(path), RESTORE)
+        return document
 
     def names(self, folder: str) -> list[str]:
         """Sorted names in a folder; empty where there is none."""

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import psutil
+
 from pipeline.errors import EgrsdError, StoreError, UserError
 from pipeline.store.directory import Store
 
@@ -106,17 +108,7 @@ def living_holder(store: Store, ttl_s: float) -> str | None:
 
 def is_dead(found: dict[str, Any]) -> bool:
     """Whether the holder that a lease names is a process of this machine that is no more; False where that cannot be told."""
-    return found["host"] == _host() and not _runs(found["pid"])
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return found["host"] == _host() and not psutil.pid_exists(found["pid"])
 
 
 def _write(store: Store, token: str, beats: int) -> None:

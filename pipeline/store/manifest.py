@@ -37,12 +37,23 @@ class Entry:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How a shard came to be. `settings`: digest of the stage's settings; `inputs`: hash of each thing it was made from;
+    `seconds`: time of the computation; `facts`: small results that later stages need without opening the shard."""
+
+    settings: str = ""
+    inputs: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
 ENTRY_FIELDS = tuple(f.name for f in fields(Entry))
 
 
-def data_name(shard: str, sha256: str, settings: str, inputs: dict[str, str], facts: dict[str, Any]) -> str:
+def data_name(shard: str, sha256: str, origin: Origin) -> str:
     """What a data file is called: two entries that differ in more than their seconds never name the same file."""
-    told = json.dumps([sha256, settings, inputs, facts], sort_keys=True)
+    told = json.dumps([sha256, origin.settings, origin.inputs, origin.facts], sort_keys=True)
     return f"{shard}-{hashlib.sha256(told.encode()).hexdigest()[:12]}.parquet"
 
 

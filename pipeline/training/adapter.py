@@ -1,4 +1,4 @@
-"""The files of a LoRA adapter, and whether one belongs to a run. Trainer and engines ask the same; no torch needed."""
+"""The files of a LoRA adapter, and whether an adapter belongs to a run. Trainer and engines both ask here. No torch."""
 
 from __future__ import annotations
 

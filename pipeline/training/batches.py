@@ -1,9 +1,9 @@
 """Shards to tensors: a round's usable traces, its steps, the share of a rank, micro-batches under a token budget.
 
-    Round.table -> usable() -> Traces -> steps() -> rows of a step -> share() -> MicroBatch, MicroBatch, ...
+    RoundTable -> usable() -> Traces -> steps() -> rows of a step -> share() -> MicroBatch, MicroBatch, ...
 
-Everything is a function of (table, seed, round number, ranks): a resumed round is dealt exactly as the first time, and the
-union over ranks is the same minibatch however many there are. Ragged rows become padded tensors by whole-array operations.
+Everything is a function of the table, the seed, the round number and the number of ranks. A resumed round is therefore dealt
+exactly as the first time, and all ranks together always compute the same minibatch. Whole-array operations pad the rows.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SIGNALS = ("teacher_logprobs", "student_logprobs", "teacher_entropy")
 
 
 @dataclass(frozen=True)
-class Round:
-    """A committed round: `table` has one row per trace, `policy_version` is the policy its student log-probs belong to."""
+class RoundTable:
+    """The rows of a round: `table` has one per trace. The student log-probs belong to policy `policy_version`."""
 
     number: int
     policy_version: int
@@ -32,15 +32,15 @@ class Round:
 
 
 @dataclass(frozen=True, eq=False)
-class Ragged:
-    """Rows of unequal length: row i is `values[starts[i] : starts[i] + lengths[i]]`."""
+class RaggedColumn:
+    """Rows of unequal length from a list column: row i is `values[starts[i] : starts[i] + lengths[i]]`."""
 
     values: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray) -> Ragged:
+    def of(cls, column: pa.ChunkedArray) -> RaggedColumn:
         """From an Arrow list column; nulls inside a float row become NaN, a null row becomes an empty one."""
         lists = column.combine_chunks()
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -59,17 +59,17 @@ class Ragged:
 class Traces:
     """The N usable traces of a round. Signals are ragged float32 in nats, as long as the response; advantage is [N].
 
-    `num_rejected` rows were not finite (or empty) although no stage rejected them: they are out of the loss and of its
-    denominator. In the control that gates on the student's own entropy, `teacher_entropy` holds that one.
+    `num_rejected` counts rows that no stage rejected and that are empty or not finite. They leave the loss and its denominator.
+    In the control `student_entropy`, `teacher_entropy` holds the student's entropy.
     """
 
     number: int
     trace_ids: np.ndarray
-    prompt_tokens: Ragged
-    response_tokens: Ragged
-    teacher_logprobs: Ragged
-    student_logprobs: Ragged
-    teacher_entropy: Ragged
+    prompt_tokens: RaggedColumn
+    response_tokens: RaggedColumn
+    teacher_logprobs: RaggedColumn
+    student_logprobs: RaggedColumn
+    teacher_entropy: RaggedColumn
     advantage: np.ndarray
     num_rejected: int
 
@@ -83,10 +83,10 @@ class Traces:
 class MicroBatch:
     """One forward pass: B traces, L tokens wide, T response tokens wide, N response tokens in all.
 
-    A row of `tokens` [B, L] is [prompt | response | padding] without a gap. Under causal attention nothing before the
-    padding can see it and its positions count from 0, so no attention mask and no position ids are needed and the fast
-    causal kernels apply. Padding on the left would need both; padding between prompt and response would make the first
-    response token be predicted from a pad position.
+    A row of `tokens` [B, L] is [prompt | response | padding] without a gap. Under causal attention no token before the padding
+    sees it, and positions count from 0. So the forward pass needs no attention mask and no position ids, and fast causal
+    kernels apply. Padding on the left would need both. Padding between prompt and response would predict the first response
+    token from a pad position (trap 6).
 
     `sources` [N] are the flat positions in B x L whose hidden state predicts a response token, `targets` [N] those tokens, in
     the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B].
@@ -108,7 +108,7 @@ class MicroBatch:
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
-def usable(data: Round, max_staleness: int, entropy: str = "teacher") -> Traces:
+def usable(data: RoundTable, max_staleness: int, entropy: str = "teacher") -> Traces:
     """The traces of a round that may be trained on: not rejected, complete and finite; `entropy`: teacher's or student's own.
 
     Raises TrainingError when a trace was written by a policy older than `max_staleness` rounds, or when signals of a trace
@@ -119,14 +119,14 @@ def usable(data: Round, max_staleness: int, entropy: str = "teacher") -> Traces:
         place = table.schema.get_field_index("teacher_entropy")
         table = table.set_column(place, "teacher_entropy", table["rollout_entropy"])
     _check_fresh(data.number, table, max_staleness)
-    ragged = {name: Ragged.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS)}
+    ragged = {name: RaggedColumn.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS)}
     _check_lengths(data.number, table, ragged)
     advantage = table["advantage"].to_numpy().astype(np.float32)
     good = np.isfinite(advantage) & (ragged["prompt_tokens"].lengths > 0) & (ragged["response_tokens"].lengths > 0)
     for name in SIGNALS:
         signal = ragged[name]
         good[np.repeat(np.arange(len(good)), signal.lengths)[~np.isfinite(signal.values)]] = False
-    kept = {name: Ragged(r.values, r.starts[good], r.lengths[good]) for name, r in ragged.items()}
+    kept = {name: RaggedColumn(r.values, r.starts[good], r.lengths[good]) for name, r in ragged.items()}
     ids = table["trace_id"].to_numpy()[good]
     return Traces(data.number, ids, advantage=advantage[good], num_rejected=int((~good).sum()), **kept)
 
@@ -142,7 +142,8 @@ def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np
 def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int) -> list[MicroBatch]:
     """What `rank` of `ranks` computes of the minibatch `rows`, in micro-batches of at most `budget` padded tokens.
 
-    Every rank gets equally many micro-batches, for FSDP gathers parameters in each: idle ones (one token, no response) fill up.
+    Every rank gets the same number of micro-batches, because FSDP gathers parameters in each. A rank with fewer computes idle
+    ones (one token, no response).
     """
     packed = [pack(traces.lengths[part], budget) for part in deal(traces.lengths[rows], ranks, rows)]
     mine = deal(traces.lengths[rows], ranks, rows)[rank]
@@ -195,7 +196,7 @@ def micro_batch(traces: Traces, rows: np.ndarray) -> MicroBatch:
 
 
 def trace_seeds(micro: MicroBatch, seed: int) -> Tensor:
-    """A number for every trace [B] int64 that its id and the run's seed decide, wherever the trace stands."""
+    """A number for every trace, int64 [B], that only its id and the run's seed decide: not its place, batch or rank."""
     digests = [hashlib.sha256(f"{seed}/{trace}".encode()).digest()[:7] for trace in micro.trace_ids]
     seeds = [int.from_bytes(digest, "big") for digest in digests]
     return torch.tensor(seeds or [0], dtype=torch.int64, device=micro.mask.device)  # an idle micro-batch has a row, but no trace
@@ -223,7 +224,7 @@ def _check_fresh(number: int, table: pa.Table, max_staleness: int) -> None:
         )
 
 
-def _check_lengths(number: int, table: pa.Table, ragged: dict[str, Ragged]) -> None:
+def _check_lengths(number: int, table: pa.Table, ragged: dict[str, RaggedColumn]) -> None:
     for name in SIGNALS:
         wrong = np.flatnonzero(ragged[name].lengths != ragged["response_tokens"].lengths)
         if len(wrong):

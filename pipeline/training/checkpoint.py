@@ -3,7 +3,7 @@
     policy/<n>/  adapter_model.safetensors, adapter_config.json              what vLLM and peft load
     train/<n>/   the same, optimizer.safetensors, cursor.json                what training goes on from
 
-There is no random state to keep: the shuffle is a function of (seed, round) and dropout of (seed, round, rank).
+There is no random state to keep: the shuffle depends on (seed, round) alone, and dropout on (seed, round, rank).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Gradients of one sample of traces under many token weights: what another gate would have changed. Torch only.
+"""Gradients of one sample of traces under many sets of token weights: what another gate would have changed. Torch only.
 
-Weights enter a gradient linearly, and the head's part of it, d log p_n / d h_n, is the same for all of them. So one forward pass
-and one pass through the head serve every set of weights; each costs one backward pass through the layers.
+A gradient is linear in the token weights, and d log p_n / d h_n is the same for every set. One forward pass and one pass through
+the head therefore serve all sets. Each set costs one backward pass through the layers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.method.objective import coefficients
 from pipeline.training.batches import Traces, micro_batch, pack
 from pipeline.training.student import Student
 
@@ -32,8 +33,8 @@ def gradients(student: Student, traces: Traces, rows: np.ndarray, weights: Seque
         hidden = student.states(micro.tokens, micro.sources)
         slopes = _slopes(student, hidden, micro.targets)
         for k, weight in enumerate(weights):
-            coefficients = torch.from_numpy(-weight[tokens]).to(slopes)
-            flow = torch.autograd.grad(hidden, parameters, slopes * coefficients[:, None], retain_graph=k + 1 < len(weights))
+            factors = coefficients(torch.from_numpy(weight[tokens]), num_tokens=1).to(slopes)
+            flow = torch.autograd.grad(hidden, parameters, slopes * factors[:, None], retain_graph=k + 1 < len(weights))
             total[k] += torch.cat([part.flatten() for part in flow])
     return total
 

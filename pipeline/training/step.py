@@ -1,8 +1,8 @@
-"""The optimiser step: global maximum and token count, token weights, chunked forward and backward, clip, update. Torch only.
+"""The optimiser step: global normaliser and token count, token weights, chunked forward and backward, clip, update. Torch only.
 
-    share of the minibatch -> M, num_tokens over ranks -> token weights -> per micro-batch: forward, backward -> clip -> AdamW
+    share of the minibatch -> M, num_tokens over ranks -> token weights -> coefficients -> forward, backward -> clip -> AdamW
 
-Works in one process without a process group, and over ranks with DDP or FSDP2; the result is the same up to rounding.
+It works in one process without a process group, and over ranks with DDP or FSDP2. The result is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pipeline.config import Run
 from pipeline.errors import TrainingError
 from pipeline.method import objective
 from pipeline.training import batches, student
-from pipeline.training.batches import MicroBatch, Round
+from pipeline.training.batches import MicroBatch, RoundTable
 
-# What a rank adds up over its share; all ranks' sums together make the step's metrics.
+# What each rank adds up over its share. The sums of all ranks together make the metrics of the step.
 SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap")
 
 
@@ -46,7 +46,7 @@ class Trainer:
         """What is trained, by name within the peft model; sharded (DTensor) under FSDP2."""
         return {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
 
-    def train_round(self, data: Round) -> Iterator[dict[str, float]]:
+    def train_round(self, data: RoundTable) -> Iterator[dict[str, float]]:
         """Train the steps of a round, yielding the metrics of each.
 
         Dropout draws from a generator seeded by (seed, round, rank), so a resumed round needs no stored random state.
@@ -64,15 +64,15 @@ class Trainer:
     def train_step(self, share: list[MicroBatch], where: str, on_policy: bool = False) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.
 
-        With `on_policy` the stored student log-probs are of the very weights that train, and logprob_gap (nats) says how far
-        the engine and the trainer's own forward are apart. Raises TrainingError naming `where` and the traces when loss or
-        gradient norm is not finite; the weights are then untouched.
+        With `on_policy` the stored student log-probs come from the weights that train. The metric logprob_gap (nats) then says
+        how far engine and trainer are apart (trap 3). Raises TrainingError, naming `where` and the traces, when loss or
+        gradient norm is not finite; the weights are then as before.
         """
         started = time.perf_counter()
         share = [micro.to(self.device) for micro in share]
-        peak, num_tokens = self._peak(share), self._num_tokens(share)
-        mean_gate = self._mean_gate(share, peak, num_tokens)
-        sums, worst, broken = self._backward(share, peak, num_tokens, mean_gate)
+        normaliser, num_tokens = self._normaliser(share), self._num_tokens(share)
+        mean_gate = self._mean_gate(share, normaliser, num_tokens)
+        sums, worst, broken = self._backward(share, normaliser, num_tokens, mean_gate)
         norm = self._clip()
         total = dict(zip(SUMS, reduce_(sums, dist.ReduceOp.SUM).tolist(), strict=True))
         self._check_finite(total["loss"], norm, where, broken, share)
@@ -85,7 +85,7 @@ class Trainer:
             "tokens": num_tokens,
             "advantage": total["advantage"] / total["traces"],
             "positive_share": total["positive"] / total["traces"],
-            "peak_entropy": peak,
+            "peak_entropy": normaliser,
             "weight": total["weight"] / max(1.0, total["weighted"]),
             "delta": total["delta"] / num_tokens,
         }
@@ -95,16 +95,20 @@ class Trainer:
         return metrics | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
 
     def _backward(
-        self, share: list[MicroBatch], peak: float, num_tokens: int, mean_gate: float | None = None
+        self, share: list[MicroBatch], normaliser: float, num_tokens: int, mean_gate: float | None = None
     ) -> tuple[Tensor, Tensor, list[str]]:
-        """Gradients of the global token mean; returns this rank's SUMS, its largest log-prob gap, its traces that broke."""
+        """Gradients of the loss over the global minibatch.
+
+        Returns this rank's SUMS, its largest log-prob gap in nats, and the ids of its traces whose log-probs are not finite.
+        """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         worst = torch.zeros((), device=self.device)
         broken: list[str] = []
         for index, micro in enumerate(share):
-            weights = objective.token_weights(self.run.objective.name, self._signals(micro, peak, mean_gate), self.run.objective)
+            weights = objective.token_weights(self._signals(micro, normaliser, mean_gate), self.run.objective)
+            coefficients = objective.coefficients(weights[micro.mask], num_tokens)
             with student.accumulate(self.module, last=index == len(share) - 1):
-                loss, logprobs = self.module(micro.tokens, micro.sources, micro.targets, -weights[micro.mask] / num_tokens)
+                loss, logprobs = self.module(micro.tokens, micro.sources, micro.targets, coefficients)
                 (loss * self.ranks).backward()  # both strategies average over ranks; the token mean is already global
             gaps = (logprobs - micro.student_logprobs[micro.mask]).abs()
             sums += _sums(micro, weights, gaps, loss.detach())
@@ -112,28 +116,34 @@ class Trainer:
             broken += _broken(micro, logprobs)
         return sums, worst, broken
 
-    def _peak(self, share: list[MicroBatch]) -> float:
-        """M of the global minibatch (2605.13255, Eq. 5): over micro-batches and ranks, before any weight is computed."""
-        least = self.run.objective.min_normaliser
-        peaks = torch.stack([objective.entropy_peak(m.teacher_entropy, m.mask, least) for m in share])
-        return float(reduce_(peaks.max(), dist.ReduceOp.MAX))
+    def _normaliser(self, share: list[MicroBatch]) -> float:
+        """M of the global minibatch in nats (2605.13255, Eq. 5): over micro-batches and ranks, before any weight (trap 2)."""
+        parts = [objective.normaliser(micro.teacher_entropy, micro.mask, self.run.objective) for micro in share]
+        return float(reduce_(torch.stack(parts).max(), dist.ReduceOp.MAX))
 
     def _num_tokens(self, share: list[MicroBatch]) -> int:
         """Response tokens of the global minibatch, the denominator of Eq. 7."""
         return int(reduce_(torch.tensor(sum(len(m.targets) for m in share), device=self.device), dist.ReduceOp.SUM))
 
-    def _mean_gate(self, share: list[MicroBatch], peak: float, num_tokens: int) -> float | None:
+    def _mean_gate(self, share: list[MicroBatch], normaliser: float, num_tokens: int) -> float | None:
         """Mean gate of the global minibatch, over ranks and micro-batches like M; None where no control asks for it."""
-        settings = self.run.objective
-        if settings.gate != "uniform" or settings.name not in {"egrsd", "cl_egrsd"}:
+        if self.run.objective.gate != "uniform":
             return None
-        sums = [objective.gate_sum(settings.name, self._signals(micro, peak), settings) for micro in share]
+        sums = [objective.gate_sum(self._signals(micro, normaliser), self.run.objective) for micro in share]
         return float(reduce_(torch.stack(sums).sum(), dist.ReduceOp.SUM)) / num_tokens
 
-    def _signals(self, micro: MicroBatch, peak: float, mean_gate: float | None = None) -> objective.Signals:
-        seeds = batches.trace_seeds(micro, self.run.seed) if self.run.objective.gate == "shuffled" else None
-        logprobs = (micro.teacher_logprobs, micro.student_logprobs)
-        return objective.Signals(micro.advantage, *logprobs, micro.teacher_entropy, micro.mask, peak, self.step, seeds, mean_gate)
+    def _signals(self, micro: MicroBatch, normaliser: float, mean_gate: float | None = None) -> objective.Signals:
+        return objective.Signals(
+            micro.advantage,
+            micro.teacher_logprobs,
+            micro.student_logprobs,
+            micro.teacher_entropy,
+            micro.mask,
+            normaliser,
+            step=self.step,
+            seeds=batches.trace_seeds(micro, self.run.seed) if self.run.objective.gate == "shuffled" else None,
+            mean_gate=mean_gate,
+        )
 
     def _clip(self) -> float:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters().values(), self.run.train.grad_clip)
@@ -170,7 +180,7 @@ def reduce_(value: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
 def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, loss: Tensor) -> Tensor:
     """The SUMS of one micro-batch, float64: weights [B, T] in, gaps [N] nats between the two engines, its share of the loss."""
     signal = micro.mask & (micro.advantage[:, None] != 0)
-    factors = (weights / micro.advantage[:, None])[signal]  # what the objective makes of an advantage: magnitude x gate
+    factors = (weights / micro.advantage[:, None])[signal]  # by what the objective multiplies an advantage
     delta = (micro.teacher_logprobs - micro.student_logprobs).abs()
     traces = loss.new_tensor(len(micro.trace_ids))
     positive = (micro.advantage > 0).sum()

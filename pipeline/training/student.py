@@ -12,10 +12,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
-from pipeline.models.resolve import resolve_model
-from pipeline.training.head import weighted_logprob
+from pipeline.models.resolve import open_model
+from pipeline.training.head import Head, weighted_logprob
 
-HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head is off by far more
+HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more
 
 
 class Student(nn.Module):
@@ -29,8 +29,8 @@ class Student(nn.Module):
     def forward(self, tokens: Tensor, sources: Tensor, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L], sources [N] flat positions in B x L, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
 
-        Only the positions that predict a response token reach the head. The sum always hangs on the hidden states, even with
-        N = 0, so that every rank has a backward pass to take part in.
+        Only the positions that predict a response token reach the head. The sum depends on the hidden states even with N = 0, so
+        that every rank has a backward pass.
         """
         return self.head(self.states(tokens, sources), targets, coefficients)
 
@@ -42,8 +42,9 @@ class Student(nn.Module):
 
     def head(self, hidden: Tensor, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """sum_n c_n log p_n and log p [N] nats of hidden states [N, H], targets [N] and coefficients [N]."""
-        head = self.model.get_base_model().get_output_embeddings()
-        return weighted_logprob(hidden, head.weight, getattr(head, "bias", None), targets, coefficients, self.chunk)
+        layer = self.model.get_base_model().get_output_embeddings()
+        head = Head(layer.weight, getattr(layer, "bias", None), self.chunk)
+        return weighted_logprob(hidden, head, targets, coefficients)
 
 
 def build(run: Run, device: torch.device) -> Student:
@@ -111,15 +112,7 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 def _load(model: Model, train: Train) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
-            resolve_model(model.path),
-            revision=model.revision,
-            dtype=getattr(torch, train.dtype),
-            trust_remote_code=model.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be loaded ({error})", model.path, "Give model.path a local folder or a hub id") from error
+    base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, train.dtype))
     return base.requires_grad_(False)
 
 

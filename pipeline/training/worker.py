@@ -1,8 +1,8 @@
 """Ray Train: one `TorchTrainer.fit()` that lives for the whole run and takes rounds as they are committed.
 
-Starting workers costs more than a round, so they start once. A rank that dies ends its worker group; a new one goes on from the
-latest published policy. An error that the system understands (bad settings, a loss that is not finite) would only come again,
-so it ends the trainer at once.
+To start workers takes longer than a round, so they start once. A rank that dies ends its worker group, and a new group goes on
+from the latest published policy. An EgrsdError (bad settings, a loss that is not finite) would come again, so it ends the trainer
+at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Run, load
 from pipeline.errors import EgrsdError, StoreError, TrainingError
+from pipeline.rounds.rows import round_table
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE, SCRATCH
 
@@ -32,7 +33,7 @@ RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train insists on a folder that all nodes se
 
 
 class Handle:
-    """A trainer that runs beside its driver."""
+    """A trainer that runs in a thread of the driver's process, while its ranks are Ray workers."""
 
     def __init__(self, store: Store, run: Run) -> None:
         self._store = store
@@ -58,10 +59,10 @@ class Handle:
             raise self._error
 
     def stop(self, timeout: float) -> bool:
-        """Ask the trainer to end after the step it is in; whether it has ended within `timeout` seconds. Raises nothing of it.
+        """Ask the trainer to end after its present step. Returns whether it has ended within `timeout` seconds; raises nothing.
 
-        Workers that the cluster has no room for cannot hear: what waits for them ends with this process, or before its next try.
-        The request is then left in the store, so that a worker that starts after all ends at once; `start` takes it back.
+        Workers that still wait for room in the cluster cannot read the request. It then stays in the store, and a worker that
+        starts later ends at once. `start` removes the request.
         """
         self._store.request_stop()
         self._thread.join(timeout)
@@ -95,9 +96,9 @@ def start(store_uri: str, run: Run) -> Handle:
 def fit(store: Store, run: Run) -> None:
     """Train until the run is complete or asked to stop. Blocks.
 
-    Worker groups that die are replaced, `run.train.max_failures` times between two policies: a run that gets on may lose as many
-    machines as it lasts. Ray Train's own FailureConfig would repeat every failure, also one that cannot but come again, so the
-    repetition is here. Raises the EgrsdError of a rank, or TrainingError.
+    A worker group that dies is replaced, at most `run.train.max_failures` times between two policies. A run that makes progress
+    may therefore lose any number of machines. Ray Train's own FailureConfig would also repeat an EgrsdError, so the repetition is
+    here. Raises the EgrsdError of a rank, or TrainingError.
     """
     from ray.train import TrainingFailedError
 
@@ -170,16 +171,16 @@ def wait(store: Store, number: int) -> bool:
 def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     """Train a committed round and publish policy `number + 1`; False when a stop came first, and nothing was published.
 
-    State is saved before the policy is published, and older states are dropped after: whatever is published last can be gone on
-    from. A round that was cut short is trained again from the policy before it, to the same weights.
+    The state is saved before the policy is published, and older states are deleted after. The latest published policy therefore
+    always has a state to go on from. A round that was cut short is trained again from the policy before it, to the same weights.
     """
-    from pipeline.training.batches import Round
+    from pipeline.training.batches import RoundTable
 
-    ready, table = store.ready(number), store.round_table(number)
+    ready, table = store.ready(number), round_table(store, number)
     if ready is None or table is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     metrics = []
-    for row in trainer.train_round(Round(number, ready["policy"], table)):
+    for row in trainer.train_round(RoundTable(number, ready["policy"], table)):
         metrics.append(row)
         if first_rank(store.stop_requested):
             return False

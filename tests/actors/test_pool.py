@@ -15,9 +15,9 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 
 from actors.dispatcher import Dispatcher
 from actors.fakes import Behaviour, FakeEngine
+from actors.member import Member
 from actors.pool import EnginePool, _Piece
 from actors.resources import Demand, Node, check
-from actors.serving import Member
 from pipeline import config
 from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError, ModelError, ResourceError
@@ -339,7 +339,7 @@ def alive(pid):
         return file.read().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_the_leases_of_a_dead_caller_are_dropped(start):
+def test_the_tickets_of_a_dead_caller_are_dropped(start):
     pool = start(size=1)
     pool.facts()
     ray.get(pool._dispatcher.acquire.remote(5, 0, True))  # and never used: the pool would wait for ever

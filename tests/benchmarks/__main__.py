@@ -1,4 +1,4 @@
-"""`make bench`: every figure README quotes, as ratios within this run, against what is needed. Exit code 1 if one is missed.
+"""`make bench`: the figures of RESULTS.md, as ratios within this run, against what is needed. Exit code 1 if one is missed.
 
 Run it on a quiet machine. Each benchmark runs in a process of its own: threads and allocators of one do not change another.
 """

@@ -229,7 +229,7 @@ def dispatched(engines: int, inflight: int = 4, seconds: float = 3.0) -> float:
 
 async def _dispatch(engines: int, inflight: int, seconds: float) -> float:
     from actors.dispatcher import Dispatcher
-    from actors.serving import Member
+    from actors.member import Member
 
     run = _run(1, engines)
     pool = Dispatcher("rollout", run.model, run.engines.rollout, run.score, None, inflight)  # type: ignore[arg-type]
@@ -271,8 +271,8 @@ def called(engines: int, threads: int = 16, seconds: float = 5.0) -> float:
     def ask(_: int) -> int:
         count = 0
         while time.perf_counter() < end:
-            lease = ray.get(pool._dispatcher.acquire.remote(32, 0, False))
-            pool._dispatcher.release.remote(lease.id, 32, 200)
+            ticket = ray.get(pool._dispatcher.acquire.remote(32, 0, False))
+            pool._dispatcher.release.remote(ticket.id, 32, 200)
             count += 1
         return count
 

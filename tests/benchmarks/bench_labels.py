@@ -8,40 +8,42 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.config import Label, Profile
+from pipeline.contract import Scope
 from pipeline.method import regimes
+from pipeline.method.regimes import RaggedSignals
 
-SETTINGS: dict[str, Any] = {"scale": math.log(151_936), "tau_low": 0.01, "tau_high": 0.17}
-WEIGHTS: dict[str, Any] = {"peak": 4.0, "gamma": 0.3, "floor": 0.1, "epsilon": 0.2}
-WINDOW = 5
+SCOPE = Scope(peak=4.0, vocab_size=151_936)
+PROFILE, LABEL = Profile(window=5), Label()
 
 
-def traces(num_rows: int, seed: int = 0) -> dict[str, np.ndarray]:
+def traces(num_rows: int, seed: int = 0) -> RaggedSignals:
     """Synthetic signals: half the rows of about 40 tokens, half of 400 to 1000; entropies mostly near 0, as a teacher's are."""
     rng = np.random.default_rng(seed)
     lengths = np.where(np.arange(num_rows) % 2, rng.integers(30, 50, num_rows), rng.integers(400, 1001, num_rows))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     size = int(offsets[-1])
     teacher = -rng.exponential(0.5, size).astype(np.float32)
-    return {
-        "entropy": (rng.gamma(0.4, 0.8, size) * (rng.random(size) < 0.6)).astype(np.float32),
-        "offsets": offsets,
-        "advantage": rng.normal(size=num_rows).astype(np.float32),
-        "teacher_logprobs": teacher,
-        "student_logprobs": teacher + rng.normal(0, 0.2, size).astype(np.float32),
-    }
+    return RaggedSignals(
+        entropy=(rng.gamma(0.4, 0.8, size) * (rng.random(size) < 0.6)).astype(np.float32),
+        offsets=offsets,
+        advantage=rng.normal(size=num_rows).astype(np.float32),
+        teacher_logprobs=teacher,
+        student_logprobs=teacher + rng.normal(0, 0.2, size).astype(np.float32),
+    )
 
 
-def vectorised(data: dict[str, np.ndarray]) -> tuple[regimes.Profile, regimes.Labels]:
+def vectorised(data: RaggedSignals) -> tuple[regimes.EntropyProfile, regimes.TokenLabels]:
     """The arithmetic of the profile and the label stage."""
-    profile = regimes.profile(data["entropy"], data["offsets"], window=WINDOW, **SETTINGS)
-    rest = (data["offsets"], data["advantage"], data["teacher_logprobs"], data["student_logprobs"])
-    return profile, regimes.label(data["entropy"], profile.lookahead, *rest, **SETTINGS, **WEIGHTS)
+    scale = regimes.threshold_scale(SCOPE.peak, SCOPE.vocab_size, PROFILE, LABEL)
+    profile = regimes.profile(data.entropy, data.offsets, scale, PROFILE)
+    return profile, regimes.label(data, profile.lookahead, SCOPE, PROFILE, LABEL)
 
 
-def loop(data: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def loop(data: RaggedSignals) -> list[dict[str, Any]]:
     """The same on Python lists, token by token: one dictionary of results per row."""
-    columns = {name: values.tolist() for name, values in data.items()}
-    low, high = SETTINGS["tau_low"] * SETTINGS["scale"], SETTINGS["tau_high"] * SETTINGS["scale"]
+    columns = {name: values.tolist() for name, values in vars(data).items()}
+    low, high = (tau * math.log(SCOPE.vocab_size) for tau in (PROFILE.tau_low, PROFILE.tau_high))
     rows = []
     for row, (begin, end) in enumerate(zip(columns["offsets"], columns["offsets"][1:], strict=False)):
         entropy = columns["entropy"][begin:end]
@@ -55,15 +57,15 @@ def loop(data: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 def measure(num_rows: int = 8000, repeats: int = 7) -> dict[str, float]:
     """tokens_per_second and the loop's, best of `repeats` on one core each, and their ratio."""
     data, few = traces(num_rows), traces(num_rows // 100)
-    speed = len(data["entropy"]) / _best(lambda: vectorised(data), repeats)
-    plain = len(few["entropy"]) / _best(lambda: loop(few), 3)
+    speed = len(data.entropy) / _best(lambda: vectorised(data), repeats)
+    plain = len(few.entropy) / _best(lambda: loop(few), 3)
     return {"tokens_per_second": speed, "loop_tokens_per_second": plain, "ratio": speed / plain}
 
 
 def _profile_row(entropy: list[float], low: float, high: float) -> dict[str, Any]:
     lookahead, codes, counts = [], [], [0, 0, 0, 0]
     for place, now in enumerate(entropy):
-        lowest = min(entropy[place : place + WINDOW + 1])
+        lowest = min(entropy[place : place + PROFILE.window + 1])
         code = 1
         if now <= low:
             code = 0
@@ -85,7 +87,7 @@ def _profile_row(entropy: list[float], low: float, high: float) -> dict[str, Any
 
 def _weights_row(lookahead: list[float], teacher: list[float], student: list[float], advantage: float) -> dict[str, Any]:
     gates, weights = [], []
-    slope, floor, epsilon = WEIGHTS["gamma"] / WEIGHTS["peak"], WEIGHTS["floor"], WEIGHTS["epsilon"]
+    slope, floor, epsilon = LABEL.gamma / SCOPE.peak, LABEL.floor, LABEL.epsilon
     direction = (advantage > 0) - (advantage < 0)
     for place, lowest in enumerate(lookahead):
         gate = min(max(1 - slope * lowest, floor), 1.0)

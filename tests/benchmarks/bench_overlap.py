@@ -18,8 +18,9 @@ import sys
 from functools import partial
 from actors.fakes import Behaviour, FakeEngine
 from jobs import distill
+from jobs.settle import Choices
 engine = partial(FakeEngine, behaviour=Behaviour(batch_s=float(sys.argv[2])))
-distill.distill(sys.argv[1], "demo", sys.argv[3:], None, False, None, False, engine)
+distill.distill(sys.argv[1], Choices("demo", sys.argv[3:]), engine_class=engine)
 """
 SETS = [f"rounds={ROUNDS}", "rollout.group_size=16", "grade.advantage=running", "train.batch_traces=128", "evaluation.problems=0"]
 

@@ -13,7 +13,8 @@ from pipeline.config import Run
 from pipeline.stages import STAGES
 from pipeline.stages.label import label as label_shard
 from pipeline.stages.profile import profile as profile_shard
-from pipeline.store.directory import Entry, Store
+from pipeline.store.directory import Store
+from pipeline.store.manifest import Entry, Origin
 
 AREA = "rounds/0000"
 ROWS, TOKENS = 4000, 500
@@ -46,7 +47,7 @@ def _profile_and_label(store: Store, run: Run) -> None:
 
 
 def _commit(store: Store, name: str, table: pa.Table, **facts: float) -> Entry:
-    return store.commit(AREA, STAGES[name], "0000", table, settings="", inputs={}, seconds=0, facts=facts)
+    return store.commit(AREA, STAGES[name], "0000", table, Origin(facts=facts))
 
 
 def _commit_inputs(store: Store) -> int:

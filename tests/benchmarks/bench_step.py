@@ -53,6 +53,7 @@ def trainer(folder: str, full: bool) -> Any:
     import torch
 
     from pipeline.config import Run, resolve
+    from pipeline.method.objective import weighted_sum
     from pipeline.training import student
     from pipeline.training.step import Trainer
 
@@ -62,7 +63,7 @@ def trainer(folder: str, full: bool) -> Any:
         def forward(self, tokens, sources, targets, coefficients):
             logits = self.model(input_ids=tokens, use_cache=False).logits
             logprobs = logits.flatten(0, 1).log_softmax(-1)[sources, targets]
-            return (coefficients * logprobs).sum(), logprobs.detach()
+            return weighted_sum(logprobs, coefficients), logprobs.detach()
 
     run = resolve(Run(name="bench"), [f"model.path={folder}", "rounds=1"])
     built = student.build(run, torch.device("cpu"))
@@ -93,7 +94,7 @@ def minibatch() -> Any:
         }
         for i in range(TRACES)
     ]
-    traces = batches.usable(batches.Round(0, 0, pa.Table.from_pylist(rows)), 0)
+    traces = batches.usable(batches.RoundTable(0, 0, pa.Table.from_pylist(rows)), 0)
     return batches.share(traces, np.arange(TRACES), 0, 1, budget=TRACES * (PROMPT + RESPONSE))
 
 

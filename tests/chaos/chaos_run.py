@@ -19,6 +19,7 @@ from chaos_ground import Ground, title
 from waiting import until
 
 from pipeline.rounds.round import open_rounds
+from pipeline.rounds.rows import round_table
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
 
@@ -213,7 +214,7 @@ def check_counted(store: Store, rounds: int) -> None:
         trained = [row for row in rows if row["writer"] == "train"]
         steps = [row["step"] for row in trained]
         assert len(steps) == len(set(steps))
-        total = store.round_table(number).num_rows
+        total = round_table(store, number).num_rows
         rejected = {row["rejected"] for row in trained}
         assert sum(row["traces"] for row in trained) + rejected.pop() == total
         assert [row["num_rows"] for row in rows if row["writer"] == "round"] == [total]
@@ -237,7 +238,7 @@ def check_nothing_held(ground: Ground, patience_s: float = 90) -> None:
     """No actor, process or reservation of a driver is left: at once, or as soon as Ray has noticed that it is gone.
 
     Ray Train's detached cleaner stays where a driver dies between its creation and its first call; it holds no CPU and no GPU.
-    README tells of it, and so does the output.
+    tests/README.md tells of it, and so does the output.
     """
 
     def left() -> list[str]:
@@ -267,7 +268,7 @@ def named(uri: str) -> set[str]:
 def trace_ids(uri: str) -> list[str]:
     """Of all rounds, as they are stored."""
     store = Store(uri)
-    tables = [store.round_table(number) for number in store.numbers("rounds")]
+    tables = [round_table(store, number) for number in store.numbers("rounds")]
     return [trace for table in tables for trace in table["trace_id"].to_pylist()]
 
 

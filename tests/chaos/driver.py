@@ -15,10 +15,11 @@ def main() -> None:
     """Run or resume the run."""
     from actors.fakes import Behaviour, FakeEngine
     from jobs.distill import distill
+    from jobs.settle import Choices
 
     uri, address, start_s, batch_s, *sets = sys.argv[1:]
     engine = partial(FakeEngine, behaviour=Behaviour(start_s=float(start_s), batch_s=float(batch_s)))
-    distill(uri, "demo", sets, None, False, address, False, engine)
+    distill(uri, Choices("demo", sets), address, engine_class=engine)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from chaos_run import files, metrics, shards, weights
 
 from actors.fakes import Behaviour, FakeEngine
 from jobs import distill, export, stage, train
+from jobs.settle import Choices
 from pipeline.errors import UserError
 from pipeline.stages import MEASURE, PLAN, STAGES
 from pipeline.store import lease
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.timeout(900)
 
 def run_distill(uri: str) -> None:
     """`egrsd distill` on fake engines, in this process."""
-    distill.distill(uri, "demo", SETS, None, False, None, False, partial(FakeEngine, behaviour=Behaviour()))
+    distill.distill(uri, Choices("demo", SETS), engine_class=partial(FakeEngine, behaviour=Behaviour()))
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_flipped_bit_is_found_by_every_stage_that_reads_it(untrained, capfd, r
     for name in reader.inputs:
         path = flip(untrained, name)
         old = untrained.entry("rounds/0000", reader.name, "0000")
-        said = error_of(capfd, stage.run_stage, reader.name, untrained.uri, 0, [], True, ["0000"], None, False)
+        said = error_of(capfd, stage.run_stage, untrained.uri, stage.Redo(reader.name, 0, force=True, shards=["0000"]))
         assert f"{path}: the bytes are not those that were committed" in said
         assert untrained.entry("rounds/0000", reader.name, "0000") == old
         flip(untrained, name)  # the same bit again: whole
@@ -106,7 +107,7 @@ def test_a_flipped_bit_is_found_by_export_and_the_remedy_repairs_it(untrained, f
     assert f"{path}: the bytes are not those that were committed" in said
     assert f"`egrsd stage {name} --round 0 --shard 0000 --force`" in said
     if STAGES[name].where == "CPU":  # the others want an engine, and this test has only fakes
-        stage.run_stage(name, untrained.uri, 0, [], True, ["0000"], None, False)
+        stage.run_stage(untrained.uri, stage.Redo(name, 0, force=True, shards=["0000"]))
         assert shards(untrained.uri) == shards(finished)
 
 
@@ -117,12 +118,13 @@ def test_a_flipped_bit_in_a_policy_is_found_before_an_engine_answers_with_it(fin
     data[-3] ^= 1
     path.write_bytes(bytes(data))
     sets = [*SETS, "rounds=2"]
-    said = error_of(capfd, distill.distill, store.uri, "demo", sets, None, True, None, False, partial(FakeEngine))
+    choices = Choices("demo", sets, accept_changes=True)
+    said = error_of(capfd, distill.distill, store.uri, choices, None, False, partial(FakeEngine))
     assert f"{path}: the file is missing or damaged" in said
     assert "Delete its folder and those of all later policies, and resume" in said
     assert store.entries("rounds/0001", "rollout") == {}
     store.delete("policy/0001")
-    distill.distill(store.uri, "demo", sets, None, True, None, False, partial(FakeEngine))
+    distill.distill(store.uri, choices, engine_class=partial(FakeEngine))
     assert store.read_json("policy/0001/manifest.json") == Store(finished).read_json("policy/0001/manifest.json")
 
 
@@ -135,7 +137,7 @@ def test_a_torn_manifest_entry_is_named_by_every_verb_and_made_anew_once_it_is_g
     for verb, *arguments in (
         (run_distill, untrained.uri),
         (train.train_committed, untrained.uri, None, [], None, False),
-        (stage.run_stage, "label", untrained.uri, 0, [], False, None, None, False),
+        (stage.run_stage, untrained.uri, stage.Redo("label", 0)),
         (export.export_run, untrained.uri, str(tmp_path / "out"), False),
     ):
         said = error_of(capfd, verb, *arguments)

@@ -7,9 +7,10 @@ import pytest
 import trainer_here
 
 from actors.fakes import FakeEngine
-from jobs import compare
-from pipeline.config import resolve
+from jobs import compare, tables
+from pipeline.config import differences, resolve
 from pipeline.errors import SettingError
+from pipeline.evidence import comparison
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
 from pipeline.training import worker
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 def run_it(uri, objectives=NAMES, seeds="0", sets=SETS):
-    compare.compare("demo", objectives, seeds, uri, None, sets, None, None, False, FakeEngine)
+    compare.compare(uri, compare.Options("demo", objectives, seeds, None, sets, None), None, False, FakeEngine)
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +119,30 @@ def test_controls_change_one_thing():
         "student_entropy": {"objective.entropy"},
         "no_reference": {"prompts.teacher"},
     }.items():
-        from pipeline.config import differences
-
-        assert {setting for setting, _, _ in differences(base, compare.variant(base, name, base.seed))} == changed, name
+        assert {setting for setting, _, _ in differences(base, comparison.variant(base, name, base.seed))} == changed, name
     with pytest.raises(SettingError, match="'grpo' has no gate"):
-        compare.variant(resolve(base, ["objective.name=grpo"]), "shuffled", 0)
+        comparison.variant(resolve(base, ["objective.name=grpo"]), "shuffled", 0)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "problems", "message"), [("rlsd", 6, "'rlsd' is not compared"), ("grpo", 1, "1 problems are too few")]
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, baseline, problems, message):
+    base = resolve(demo(), [f"evaluation.problems={problems}"])
+    with pytest.raises(SettingError, match=message):
+        comparison.Comparison.of(Store(str(tmp_path)), base, ["grpo", "cl_egrsd"], [0], baseline)
+
+
+def test_runs_go_seed_by_seed(tmp_path):
+    found = comparison.Comparison.of(Store(str(tmp_path)), demo(), ["grpo", "cl_egrsd"], [3, 0], "grpo")
+    assert [key.name for key in found.runs] == ["grpo-s3", "cl_egrsd-s3", "grpo-s0", "cl_egrsd-s0"]
+    assert (found.objectives, found.seeds) == (["grpo", "cl_egrsd"], [3, 0])
 
 
 def series(shift, noise, seeds=5, size=200):
     """Runs whose accuracy by problem is that of the baseline plus a shift."""
     rng = np.random.default_rng(1)
-    common, found = rng.random((seeds, size)), compare.Series()
+    common, found = rng.random((seeds, size)), comparison.Series()
     for seed in range(seeds):
         found.points[seed] = {}
         found.accuracy[seed] = common[seed] + shift + np.random.default_rng((2, seed)).normal(0, noise, size)
@@ -138,9 +152,9 @@ def series(shift, noise, seeds=5, size=200):
 
 def test_verdicts_tell_a_shift_from_noise():
     found = {"grpo": series(0, 0), "better": series(0.1, 0.05), "same": series(0, 0.05)}
-    told = {(p["objective"], p["measure"]): p for p in compare.pairs(found, "grpo")}
+    told = {(p["objective"], p["measure"]): p for p in comparison.pairs(found, "grpo")}
     assert told["better", "accuracy"]["beyond_noise"] is True
     assert told["same", "accuracy"]["beyond_noise"] is False
     assert told["better", "length"]["beyond_noise"] is False
     assert told["better", "accuracy"]["p_holm"] >= told["better", "accuracy"]["p"]
-    assert compare.verdict(told["same", "accuracy"]).startswith("not beyond noise")
+    assert tables.verdict(told["same", "accuracy"]).startswith("not beyond noise")

@@ -1,4 +1,4 @@
-"""Figures of evaluations: known values, what pairs, what leaves, and the tests over seeds against tables and simulation."""
+"""Figures of evaluations: known values, what pairs, what leaves, and what is read of a run."""
 
 import math
 from itertools import combinations
@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import recipes
+from pipeline.contract import schema
 from pipeline.evidence import evaluation
+from pipeline.rounds.plan import Plan, write_plan
+from pipeline.rounds.round import evaluation_run, open_round
+from pipeline.stages import STAGES
+from pipeline.store.directory import Store
 
 
 def shards(verdicts, lengths, answers, rejected=()):
@@ -39,6 +45,20 @@ def test_samples_are_problems_by_samples_and_a_rejected_row_is_nan():
     assert found.majority.tolist() == [0.5, 0.0, 1.0]
     assert found.verdicts == {"correct": 2, "wrong": 1, "truncated": 1, "unparsable": 1, "timeout": 1}
     assert found.rejected == {"verifier_timeout": 1}
+
+
+def test_a_timeout_is_counted_and_leaves_the_mean():
+    found = evaluation.samples([shards(["correct", "timeout", "timeout", "timeout"], [2, 4, 6, 8], [None] * 4, {1, 2, 3})], 2)
+    assert evaluation.per_problem(found, "correct")[0] == 1.0
+    assert math.isnan(evaluation.per_problem(found, "correct")[1])
+    assert evaluation.per_problem(found, "length")[0] == 2.0
+    assert (found.verdicts, found.rejected) == ({"correct": 1, "timeout": 3}, {"verifier_timeout": 3})
+
+
+def test_policies_pair_by_problem_also_where_one_failed():
+    before = evaluation.samples([shards(["correct", "wrong", "wrong"], [1, 1, 1], [None] * 3, {0})], 1)
+    after = evaluation.samples([shards(["correct", "correct", "wrong"], [1, 1, 1], [None] * 3)], 1)
+    assert evaluation.differences(after, before, 1, names=evaluation.MEANS)["avg"].value == 0.5
 
 
 @pytest.mark.parametrize(
@@ -112,6 +132,9 @@ def test_problems_without_an_answer_leave_and_the_rest_keep_every_figure():
     lost = [[math.nan, math.nan]]
     whole, holey = answered([[1, 0], [1, 1]] * 5), answered([[1, 0], [1, 1]] * 5 + lost * 10)
     assert evaluation.figures(holey, 2) == evaluation.figures(whole, 2)
+    assert not evaluation.comparable(answered([[1], [1], *[[math.nan]] * 2]), answered([*[[math.nan]] * 2, [1], [1]]))
+    assert not evaluation.comparable(whole, holey)
+    assert evaluation.comparable(holey, holey)
     assert evaluation.macro([(holey, None)], 2) == evaluation.macro([(whole, None)], 2)
     with pytest.raises(ValueError, match="1 problems are too few"):
         evaluation.figures(answered([[1, 0], *lost, *lost]), 1)
@@ -143,43 +166,50 @@ def test_the_macro_mean_counts_sources_not_problems():
     assert evaluation.macro([(small, small), (large, answered([[1]] * 50))], 1)["avg"].value == -0.5
 
 
-# ---- over seeds
+# ---- what is stored
 
 
-@pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (9, 2.262), (30, 2.042)])
-def test_students_t_is_that_of_the_tables(freedom, t):
-    assert evaluation.student_t(0.05, freedom) == pytest.approx(t, abs=6e-4)
-    assert evaluation.tail(t, freedom) == pytest.approx(0.05, abs=5e-5)
-    assert evaluation.tail(0.0, freedom) == 1.0
+def commit(store, shard, verdicts, lengths):
+    """One shard of evaluation 0, its rollouts and its grades; columns that evaluations do not read hold fillers."""
+    facts = {"engine": f"engine {shard}", "dtype": "float32", "logprobs_mode": "raw", "entropy_method": "exact"}
+    for name, known in zip(("rollout", "grade"), shards(verdicts, lengths, ["7"] * len(verdicts)), strict=True):
+        columns = {field.name: filler(field.type, lengths) for field in schema(STAGES[name])}
+        columns |= {"trace_id": [str(i) for i in range(len(verdicts))], "reject_reason": [None] * len(verdicts)}
+        columns |= {column: known[column].to_pylist() for column in known.column_names}
+        table = pa.table(columns, schema(STAGES[name]))
+        store.commit("evals/0000", STAGES[name], shard, table, settings="", inputs={}, seconds=0, facts=facts)
 
 
-def test_holm_raises_the_least_most():
-    assert evaluation.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert evaluation.holm([]) == []
+def filler(kind, lengths):
+    """A column that no one reads; its lists are as long as the response."""
+    if pa.types.is_list(kind):
+        return [[0] * length for length in lengths]
+    return ["x" if pa.types.is_string(kind) else 0] * len(lengths)
 
 
-def test_a_mean_over_seeds_covers_the_truth_as_often_as_it_says():
-    """Seeds and problems both random: of 400 intervals 95 % at least hold 0; those over problems alone hold it far less often."""
-    rng, held, naive = np.random.default_rng(3), 0, 0
-    for _ in range(400):
-        values = rng.normal(0, 1, (5, 1)) + rng.normal(0, 2, (1, 40)) + rng.normal(0, 1, (5, 40))
-        found = evaluation.over_seeds(values)
-        held += found.low <= 0 <= found.high
-        by_problem = values.mean(0)
-        naive += abs(by_problem.mean()) < 2 * by_problem.std(ddof=1) / math.sqrt(40)
-    assert 0.94 <= held / 400 <= 0.995, held  # 395: S - 1 degrees for the problems' share too err on the careful side
-    assert naive < held
+@pytest.fixture
+def evaluated(tmp_path):
+    """A run of which the evaluation of policy 0 is planned: two shards of two problems."""
+    store = Store(str(tmp_path / "run"))
+    store.save_run(recipes.demo(), {})
+    write_plan(store, "evals", 0, Plan(0, {"0000": [0, 1], "0001": [2, 3]}))
+    return store
 
 
-def test_p_and_interval_agree():
-    rng = np.random.default_rng(0)
-    for shift in (0.0, 0.5, 2.0):
-        found = evaluation.over_seeds(rng.normal(shift, 1, (4, 30)))
-        assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+def test_held_out_answers_are_read_in_order_once_they_are_whole(evaluated):
+    run = evaluated.load_run()
+    commit(evaluated, "0001", ["wrong", "correct"], [3, 4])
+    assert evaluation.held_out(evaluated, run, 0) is None  # a shard is missing
+    assert evaluation.held_out(evaluated, run, 1) is None  # never planned
+    commit(evaluated, "0000", ["correct", "correct"], [1, 2])
+    found = evaluation.held_out(evaluated, run, 0)
+    assert found.correct.tolist() == [[1], [1], [0], [1]]
+    assert found.length.tolist() == [[1], [2], [3], [4]]
+    work = open_round(evaluated, evaluation_run(run), "evals", 0)
+    assert evaluation.engine_facts(work)["engine"] == "engine 0000, engine 0001"
 
 
-def test_one_seed_says_nothing_of_training():
-    found = evaluation.over_seeds(np.array([[0.0, 1.0, 1.0, np.nan]]))
-    assert (found.value, found.p) == (pytest.approx(2 / 3), None)
-    same = evaluation.over_seeds(np.zeros((3, 4)))
-    assert (same.value, same.p) == (0.0, 1.0)
+def test_an_evaluation_half_done_anew_with_more_samples_is_not_read(evaluated):
+    commit(evaluated, "0000", ["correct"] * 4, [1] * 4)
+    commit(evaluated, "0001", ["wrong"] * 2, [1] * 2)
+    assert evaluation.held_out(evaluated, evaluated.load_run(), 0) is None

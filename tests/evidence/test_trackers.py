@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from actors.fakes import FakeEngine
-from jobs import distill, stage, terminal, train
+from jobs import distill, train
+from jobs.settle import Choices, settle
 from pipeline import config, recipes
 from pipeline.errors import SettingError
 from pipeline.evidence import trackers
 from pipeline.rounds import metrics
-from pipeline.stages import PLAN
+from pipeline.stages import PLAN, find_stage, refuse_unread
 from pipeline.store.directory import Store
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -270,8 +271,9 @@ def test_no_file_of_a_run_holds_the_key(store):
 def test_a_sink_that_is_not_installed_is_one_line():
     code = (
         "import sys; sys.modules['wandb'] = None\n"
-        "from pipeline import config, recipes, sinks\n"
-        "sinks.check(config.resolve(recipes.demo(), ['metrics.sinks=[wandb]']))"
+        "from pipeline import config, recipes\n"
+        "from pipeline.evidence import trackers\n"
+        "trackers.check(config.resolve(recipes.demo(), ['metrics.sinks=[wandb]']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "SettingError" in done.stderr
@@ -297,14 +299,14 @@ def test_sinks_decide_no_result():
 
 def test_a_resume_may_change_sinks_and_nothing_else(store):
     store.write_json("rounds/0000/plan.json", {"policy": 0, "shards": {}, "source": ""})
-    assert terminal.settle(store, None, None, ["metrics.sinks=mlflow"], False).metrics.sinks == ("mlflow",)
+    assert settle(store, Choices(sets=["metrics.sinks=mlflow"])).metrics.sinks == ("mlflow",)
     with pytest.raises(SettingError, match="rounds was 16, now 3"):
-        terminal.settle(store, None, None, ["metrics.sinks=mlflow", "rounds=3"], False)
+        settle(store, Choices(sets=["metrics.sinks=mlflow", "rounds=3"]))
 
 
 def test_a_stage_does_not_take_sinks(store):
     with pytest.raises(SettingError, match="pass it to `egrsd distill`"):
-        stage._check_settings(stage.find_stage("label"), recipes.demo(), config.resolve(recipes.demo(), ["metrics.sinks=mlflow"]))
+        refuse_unread(find_stage("label"), ["metrics.sinks"])
 
 
 # ---- a run from end to end -----------------------------------------------------------------------------------------------
@@ -317,7 +319,7 @@ def finished(ray_local, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_API_KEY", SECRET)
-        distill.distill(uri, "demo", [*SETS, ALL], None, False, None, False, partial(FakeEngine))
+        distill.distill(uri, Choices("demo", [*SETS, ALL]), engine_class=partial(FakeEngine))
     return Store(uri)
 
 
@@ -347,7 +349,7 @@ def test_the_log_of_a_run_with_sinks_holds_no_key(finished):
 def test_a_sink_switched_on_after_the_run_catches_up(finished, capfd):
     shutil.rmtree(Path(finished.uri, "tensorboard"))
     finished.delete("sinks/tensorboard.json")
-    distill.distill(finished.uri, None, ["metrics.sinks=tensorboard"], None, False, None, False)
+    distill.distill(finished.uri, Choices(sets=["metrics.sinks=tensorboard"]))
     assert "Nothing to do" in capfd.readouterr().out
     assert len(tensorboard_points(finished)["round/accuracy"]) == ROUNDS
 

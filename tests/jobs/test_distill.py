@@ -7,6 +7,7 @@ import pytest
 
 from actors.fakes import Behaviour, FakeEngine
 from jobs import distill, status, train
+from jobs.settle import Choices
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.timeout(900)
 def finished(folder: pathlib.Path, *sets: str) -> Store:
     """A finished run with the fake engine."""
     engine = partial(FakeEngine, behaviour=Behaviour(batch_s=0.2))
-    distill.distill(str(folder), "demo", [*SETS, *sets], None, False, None, False, engine)
+    distill.distill(str(folder), Choices("demo", [*SETS, *sets]), engine_class=engine)
     return Store(str(folder))
 
 

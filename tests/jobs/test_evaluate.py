@@ -8,7 +8,6 @@ import pytest
 from actors.fakes import FakeEngine
 from jobs import evaluate, status
 from pipeline import recipes
-from pipeline.errors import UserError
 from pipeline.store.directory import Store
 
 pytestmark = pytest.mark.timeout(900)
@@ -39,7 +38,8 @@ def problems(tmp_path_factory):
 
 
 def run_it(store, *sources, policies="0,last", k=2, sets=()):
-    evaluate.evaluate(store.uri, policies, list(sources), k, list(sets), None, False, FakeEngine)
+    options = evaluate.Options(policies, list(sources), k, list(sets))
+    evaluate.evaluate(store.uri, options, None, False, FakeEngine)
 
 
 def shards(store, kind):
@@ -103,23 +103,3 @@ def test_status_still_reads_the_run_also_while_another_evaluation_works_or_was_k
 def test_status_of_a_finished_evaluation(run_dir, capfd):
     status.show(run_dir.uri, False)
     assert "policies: 0 to 3" in capfd.readouterr().out
-
-
-def test_more_samples_than_k_make_pass_at_k_an_estimate(run_dir, problems):
-    one = evaluate.ask(run_dir.load_run(), problems, 2, ["evaluation.samples=6"])
-    assert (one.k, one.run.rollout.group_size, one.problems) == (2, 6, 40)
-    assert one.run.rollout.prompts_per_shard == 5
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([{"problem": "1+1", "answer": ""}] * 5, "none of its 5 problems can be asked and graded: column 'answer' is empty"),
-        ([{"problem": "1+1", "result": "2"}] * 5, "has no column 'answer'"),
-        ([{"problem": "1+1", "answer": "2"}], "1 problem is too few for an interval"),
-        ([{"problem": "1+1", "answer": "2"}, {"problem": "", "answer": "2"}], "only 1 of 2 problems can be asked"),
-    ],
-)
-def test_a_source_that_cannot_be_evaluated_is_refused_before_anything_starts(run_dir, tmp_path, rows, message):
-    with pytest.raises(UserError, match=message):
-        evaluate.ask(run_dir.load_run(), write(tmp_path / "a.jsonl", rows), 1, [])

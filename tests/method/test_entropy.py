@@ -88,14 +88,11 @@ def test_bounds_take_no_rows_and_refuse_other_shapes() -> None:
 
 @given(distributions(), st.integers(1, 6))
 @settings(max_examples=60, deadline=None)
-def test_exact_entropy_and_logprob(p: np.ndarray, chunk: int) -> None:
+def test_exact_entropy_is_the_entropy(p: np.ndarray, chunk: int) -> None:
     with np.errstate(divide="ignore"):
         logits = torch.tensor(np.log(p))  # zeros become -inf
-    ids = torch.tensor(p.argmax(1))
-    logprob, found = entropy.logprob_and_entropy(logits, ids, chunk)
+    found = entropy.exact_entropy(logits, chunk)
     np.testing.assert_allclose(found, entropy_of(p), atol=2e-6)
-    np.testing.assert_allclose(logprob, np.log(p.max(1)), atol=2e-6)
-    assert torch.equal(entropy.exact_entropy(logits, chunk), found)
     torch.testing.assert_close(entropy.exact_entropy(logits + 50, 3), found, atol=1e-5, rtol=0)
 
 
@@ -128,7 +125,5 @@ def test_entropy_refuses_other_shapes_and_takes_no_rows() -> None:
         entropy.exact_entropy(torch.zeros(7))
     with pytest.raises(ValueError, match="logits"):
         entropy.exact_entropy(torch.zeros(2, 7, dtype=torch.int64))
-    with pytest.raises(ValueError, match="ids"):
-        entropy.logprob_and_entropy(torch.zeros(2, 7), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="chunk"):
         entropy.exact_entropy(torch.zeros(2, 7), chunk=0)

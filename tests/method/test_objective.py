@@ -33,10 +33,10 @@ def golden_signals() -> objective.Signals:
     columns = {name: padded(GOLDEN[name]) for name in ("teacher_logprobs", "student_logprobs")}
     entropy = padded(GOLDEN["entropy"])
     mask = ~entropy.isnan()
-    peak = objective.entropy_peak(entropy, mask)
+    normaliser = objective.normaliser(entropy, mask, Objective())
     advantage = torch.tensor(GOLDEN["advantage"], dtype=torch.float64)
     seeds = torch.tensor([1, 2])
-    return objective.Signals(advantage, **columns, teacher_entropy=entropy, mask=mask, peak=peak, seeds=seeds)
+    return objective.Signals(advantage, **columns, teacher_entropy=entropy, mask=mask, normaliser=normaliser, seeds=seeds)
 
 
 @dataclass
@@ -59,9 +59,9 @@ def batches(draw: st.DrawFn) -> Batch:
 
     entropy = column(draw(st.sampled_from([0.01, 1.0, 8.0])))
     advantage = torch.randn(shape[0], generator=generator, dtype=torch.float64)
-    peak = objective.entropy_peak(entropy, mask)
+    normaliser = objective.normaliser(entropy, mask, Objective())
     seeds = torch.randint(0, 2**31, shape[:1], generator=generator)
-    return Batch(objective.Signals(advantage, -column(3), -column(3), entropy, mask, peak, step=7, seeds=seeds), -column(5))
+    return Batch(objective.Signals(advantage, -column(3), -column(3), entropy, mask, normaliser, step=7, seeds=seeds), -column(5))
 
 
 KINDS = [(name, "entropy") for name in NAMES]
@@ -77,8 +77,8 @@ objectives = st.builds(
 
 def weights_of(signals: objective.Signals, constants: Objective) -> Tensor:
     if constants.gate == "uniform" and signals.mean_gate is None:
-        signals = replace(signals, mean_gate=objective.gate_sum(constants.name, signals, constants) / signals.mask.sum())
-    return objective.token_weights(constants.name, signals, constants)
+        signals = replace(signals, mean_gate=objective.gate_sum(signals, constants) / signals.mask.sum())
+    return objective.token_weights(signals, constants)
 
 
 def select(signals: objective.Signals, index: Tensor | slice) -> objective.Signals:
@@ -104,7 +104,7 @@ def test_golden_magnitude_and_peak() -> None:
     signals = golden_signals()
     w = objective.magnitude(signals.teacher_logprobs, signals.student_logprobs, signals.advantage.sign(), 0.2)
     assert w[signals.mask].tolist() == pytest.approx(flat(arithmetic.magnitudes()), abs=1e-12)
-    assert float(signals.peak) == GOLDEN["peak"]
+    assert float(signals.normaliser) == GOLDEN["peak"]
 
 
 @CASES
@@ -112,7 +112,7 @@ def test_golden_gate_weights_and_loss(case: dict) -> None:
     signals = golden_signals()
     constants = Objective(gamma=case["gamma"], window=case["window"])
     lowest = objective.lookahead_min(signals.teacher_entropy, signals.mask, case["window"])
-    omega = objective.gate(lowest, signals.peak, case["gamma"], constants.floor)
+    omega = objective.gate(lowest, signals.normaliser, constants)
     assert omega[signals.mask].tolist() == pytest.approx(flat(arithmetic.gates(case["gamma"], case["window"])), abs=1e-12)
     weights = weights_of(signals, constants)
     expected = padded([[a] * len(row) for a, row in zip(GOLDEN["advantage"], GOLDEN["entropy"], strict=True)])
@@ -132,30 +132,30 @@ def test_trap_1_the_normaliser_is_of_the_raw_entropies() -> None:
     before = signals.teacher_entropy.clone()
     lowest = objective.lookahead_min(signals.teacher_entropy, signals.mask, 5)
     torch.testing.assert_close(signals.teacher_entropy, before, equal_nan=True)  # nothing was overwritten
-    assert float(objective.entropy_peak(signals.teacher_entropy, signals.mask)) == 3.0
-    literal = objective.entropy_peak(lowest, signals.mask)  # Algorithm 1 read literally
+    assert float(objective.normaliser(signals.teacher_entropy, signals.mask, Objective())) == 3.0
+    literal = objective.normaliser(lowest, signals.mask, Objective())  # Algorithm 1 read literally
     assert float(literal) == pytest.approx(1.7)
     constants = Objective(gamma=1.0, window=5)
-    assert not torch.allclose(weights_of(signals, constants), weights_of(replace(signals, peak=literal), constants))
+    assert not torch.allclose(weights_of(signals, constants), weights_of(replace(signals, normaliser=literal), constants))
 
 
 def test_trap_2_the_maximum_spans_micro_batches() -> None:
     signals, constants = golden_signals(), Objective(gamma=1.0, window=0)
     parts = [select(signals, slice(row, row + 1)) for row in range(2)]
-    peaks = [objective.entropy_peak(part.teacher_entropy, part.mask) for part in parts]
+    peaks = [objective.normaliser(part.teacher_entropy, part.mask, constants) for part in parts]
     assert [float(p) for p in peaks] == [2.0, 3.0]
     whole = weights_of(signals, constants)
-    together = torch.cat([weights_of(replace(part, peak=max(peaks)), constants) for part in parts])
+    together = torch.cat([weights_of(replace(part, normaliser=max(peaks)), constants) for part in parts])
     torch.testing.assert_close(together, whole)
-    alone = torch.cat([weights_of(replace(part, peak=p), constants) for part, p in zip(parts, peaks, strict=True)])
+    alone = torch.cat([weights_of(replace(part, normaliser=p), constants) for part, p in zip(parts, peaks, strict=True)])
     assert not torch.allclose(alone, whole)
 
 
-def test_peak_has_a_least_value_and_takes_an_empty_batch() -> None:
+def test_the_normaliser_has_a_least_value_and_takes_an_empty_batch() -> None:
     entropy, mask = torch.tensor([[0.2, 9.0]]), torch.tensor([[True, False]])
-    assert float(objective.entropy_peak(entropy, mask)) == 1.0
-    assert float(objective.entropy_peak(entropy, mask, least=0.1)) == pytest.approx(0.2)
-    assert float(objective.entropy_peak(entropy, torch.zeros_like(mask))) == 1.0
+    assert float(objective.normaliser(entropy, mask, Objective())) == 1.0
+    assert float(objective.normaliser(entropy, mask, Objective(min_normaliser=0.1))) == pytest.approx(0.2)
+    assert float(objective.normaliser(entropy, torch.zeros_like(mask), Objective())) == 1.0
 
 
 # ---- properties
@@ -199,10 +199,10 @@ def test_weights_and_loss_do_not_see_padding_or_neighbours(batch: Batch, constan
 @settings(max_examples=40, deadline=None)
 def test_gate_lies_between_floor_and_one_and_falls_with_entropy(batch: Batch, gamma: float, floor: float) -> None:
     entropy = batch.signals.teacher_entropy[batch.signals.mask].sort().values
-    omega = objective.gate(entropy, batch.signals.peak, gamma, floor)
+    omega = objective.gate(entropy, batch.signals.normaliser, Objective(gamma=gamma, floor=floor))
     assert ((omega >= floor) & (omega <= 1)).all()
     assert (omega.diff() <= 0).all()
-    assert (objective.gate(entropy, batch.signals.peak, 0.0, floor) == 1).all()
+    assert (objective.gate(entropy, batch.signals.normaliser, Objective(gamma=0.0, floor=floor)) == 1).all()
 
 
 @given(batches(), st.sampled_from([0.05, 0.2, 0.9]))
@@ -250,13 +250,23 @@ def test_loss_ignores_a_gradient_that_weights_bring_along() -> None:
 @given(batches(), objectives)
 @settings(max_examples=20, deadline=None)
 def test_sums_over_micro_batches_make_the_global_mean(batch: Batch, constants: Objective) -> None:
+    """What the optimiser step does: coefficients of the global minibatch, a weighted sum for each micro-batch."""
     signals, weights = batch.signals, weights_of(batch.signals, constants)
-    sums = [
-        objective.loss_sum(batch.logprobs[i : i + 1], weights[i : i + 1], signals.mask[i : i + 1]) for i in range(len(weights))
-    ]
-    torch.testing.assert_close(
-        torch.stack(sums).sum() / signals.mask.sum(), objective.loss(batch.logprobs, weights, signals.mask)
-    )
+    num_tokens = int(signals.mask.sum())
+    rows = zip(batch.logprobs, weights, signals.mask, strict=True)
+    parts = [objective.weighted_sum(p[m], objective.coefficients(w[m], num_tokens)) for p, w, m in rows]
+    torch.testing.assert_close(torch.stack(parts).sum(), objective.loss(batch.logprobs, weights, signals.mask))
+
+
+@given(batches(), objectives)
+@settings(max_examples=20, deadline=None)
+def test_coefficients_are_the_gradient_of_the_loss(batch: Batch, constants: Objective) -> None:
+    signals, weights = batch.signals, weights_of(batch.signals, constants).requires_grad_()
+    logprobs = batch.logprobs.clone().requires_grad_()
+    objective.loss(logprobs, weights, signals.mask).backward()
+    found = objective.coefficients(weights, int(signals.mask.sum()))
+    assert not found.requires_grad
+    assert torch.equal(found[signals.mask], logprobs.grad[signals.mask])
 
 
 # ---- objectives against their formulas
@@ -279,8 +289,8 @@ def test_objectives_reduce_to_each_other() -> None:
 
 def gates(signals: objective.Signals, **constants: object) -> Tensor:
     constants = Objective(**constants)
-    mean = objective.gate_sum(constants.name, signals, constants) / signals.mask.sum()
-    return objective.confidence(constants.name, replace(signals, mean_gate=mean), constants)
+    mean = objective.gate_sum(signals, constants) / signals.mask.sum()
+    return objective.confidence(replace(signals, mean_gate=mean), constants)
 
 
 @given(batches(), st.sampled_from(["egrsd", "cl_egrsd"]), st.sampled_from([0.3, 1.0]))
@@ -330,7 +340,7 @@ def test_controls_at_gamma_zero_are_no_gate() -> None:
 def test_a_control_without_what_it_needs_is_refused(gate: str, missing: str) -> None:
     signals = replace(golden_signals(), seeds=None)
     with pytest.raises(ValueError, match=missing):
-        objective.token_weights("egrsd", signals, Objective(name="egrsd", gate=gate))
+        objective.token_weights(signals, Objective(name="egrsd", gate=gate))
 
 
 @pytest.mark.parametrize("name", ["grpo", "rlsd", "position"])
@@ -380,8 +390,8 @@ def test_a_token_that_the_teacher_rules_out_stays_finite() -> None:
         ({"student_logprobs": torch.ones(2, 6, dtype=torch.bfloat16)}, "student_logprobs: torch.bfloat16"),
         ({"teacher_entropy": torch.full((2, 6), float("inf"))}, "teacher_entropy: .* infinite"),
         ({"mask": torch.ones(2, 6)}, "mask: torch.float32"),
-        ({"peak": 0.0}, "peak: 0.0"),
-        ({"peak": float("nan")}, "peak: nan"),
+        ({"normaliser": 0.0}, "normaliser: 0.0"),
+        ({"normaliser": float("nan")}, "normaliser: nan"),
         ({"seeds": torch.ones(2)}, "seeds: torch.float32"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -406,7 +416,7 @@ def test_functions_refuse_what_would_broadcast() -> None:
     with pytest.raises(ValueError, match="no token"):
         objective.loss(torch.ones(2, 3), torch.ones(2, 3), ~mask)
     with pytest.raises(ValueError, match="no objective 'ppo'"):
-        objective.token_weights("ppo", golden_signals(), Objective())
+        objective.token_weights(golden_signals(), Objective.model_construct(name="ppo"))
 
 
 def test_shift_left_beyond_the_end_is_all_fill() -> None:

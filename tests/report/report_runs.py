@@ -15,6 +15,7 @@ from pipeline import contract, recipes, stages
 from pipeline.config import Run, resolve
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store, area
+from pipeline.store.manifest import Origin
 
 SCRIPT = "<script>document.title='owned'</script>"
 END = "</script><img src=x onerror=alert(1)>"
@@ -116,7 +117,7 @@ def add_round(
     tables["label"] = stages.label.label(tables["grade"], tables["score"], tables["profile"], run, peak, vocabulary)
     for name, table in tables.items():
         facts = {"entropy_max": peak, "vocab_size": vocabulary} if name == "score" else {}
-        store.commit(where, STAGES[name], "0000", table, settings="", inputs={}, seconds=0.5, facts=facts)
+        store.commit(where, STAGES[name], "0000", table, Origin(seconds=0.5, facts=facts))
     train = {"round": number, "step": number, "loss": 0.1, "traces": float(live.sum()), "tokens": int(lengths[live].sum())}
     store.write_metrics("train", number, [train | {"rejected": 0, "seconds": 1.0, "logprob_gap": 1e-6}])
     store.write_metrics("round", number, [{"round": number, "seconds_round": 3.0, "seconds_stage_rollout": 1.0}])

@@ -13,12 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run
 
-from jobs.report import collect, read_comparison, report_run
+from jobs.report import report_run
+from pipeline.config import Model
 from pipeline.errors import UserError
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import load_tokenizer
-from pipeline.report import ledger, page, tokens, traces
+from pipeline.models.tokenizer import tokenizer_of
+from pipeline.report import collect, ledger, page, tokens, traces
 from pipeline.store.directory import Store
+
+
+def collected(store):
+    """Everything the page shows of a run."""
+    return collect.collect(store, store.load_run())
 
 
 @pytest.fixture(scope="module")
@@ -70,20 +76,20 @@ def test_rounds_add_up_to_the_run():
 @pytest.mark.engine
 def test_a_real_run_adds_up_and_a_lost_trace_is_told(stored_run, tmp_path):
     store = Store(str(shutil.copytree(stored_run.uri, tmp_path / "run")))
-    whole = collect(store, store.load_run())
+    whole = collected(store)
     assert whole["ledger"]["adds_up"]
     assert [c["ok"] for c in whole["ledger"]["total"]["checks"]] == [True] * 5
     assert whole["ledger"]["total"]["in_loss"] == 256
     rows = [row for row in store.metrics() if row["writer"] == "train" and row["round"] == 1]
     store.write_metrics("train", 1, [{k: v for k, v in row.items() if k != "writer"} for row in rows[:-1]])
-    again = collect(store, store.load_run())
+    again = collected(store)
     assert not again["ledger"]["adds_up"]
     assert [c["ok"] for c in again["ledger"]["rounds"][1]["checks"]] == [True, True, True, False, False]
 
 
 @pytest.mark.engine
 def test_figures_are_those_of_the_metrics(stored_run):
-    found = collect(stored_run, stored_run.load_run())["rounds"]
+    found = collected(stored_run)["rounds"]
     known = [row for row in stored_run.metrics() if row["writer"] == "round"]
     for figures, row in zip(found, known, strict=True):
         assert figures["accuracy"] == pytest.approx(row["accuracy"])
@@ -136,7 +142,7 @@ def test_long_texts_share_what_room_there_is():
 def test_packed_signals_are_the_stored_ones_to_three_digits(stored_run):
     import base64
 
-    found = collect(stored_run, stored_run.load_run())["sample"]
+    found = collected(stored_run)["sample"]
     rows = {}
     for number in range(2):
         for entry in stored_run.entries(f"rounds/{number:04d}", "score").values():
@@ -166,7 +172,7 @@ def test_special_and_unknown_ids_are_told(tmp_path):
 
 
 def test_the_tiny_reasoners_tokens_are_its_letters():
-    tokenizer = load_tokenizer(str(asset_path()))
+    tokenizer = tokenizer_of(Model(path=str(asset_path())))
     ids = tokenizer("7+4=11 a", add_special_tokens=False)["input_ids"]
     assert "".join(piece.text for piece in tokens.pieces(tokenizer, ids)) == "7+4=11 a"
 
@@ -192,14 +198,14 @@ def test_nothing_a_model_wrote_can_end_the_data_or_be_markup(hostile):
 
 def test_the_page_names_what_may_run_by_hash_and_nothing_else(hostile):
     store, _ = hostile
-    document = collect(store, store.load_run()) | {"compare": None}
+    document = collected(store) | {"compare": None}
     html = page.page(document).decode()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy
     assert not re.search(r"(src|href)=\"?(https?:)?//", html)
     assert "innerHTML" not in html
-    assert page.page(document) == page.page(collect(store, store.load_run()) | {"compare": None})
+    assert page.page(document) == page.page(collected(store) | {"compare": None})
 
 
 def test_a_number_that_json_does_not_know_never_reaches_the_page():
@@ -214,16 +220,16 @@ def test_a_number_that_json_does_not_know_never_reaches_the_page():
 def test_a_comparison_that_is_none_is_told(tmp_path, document):
     (tmp_path / "compare.json").write_text(document)
     with pytest.raises(Exception, match=r"compare\.json"):
-        read_comparison(str(tmp_path))
+        collect.read_comparison(Store(str(tmp_path)))
 
 
 def test_a_run_that_is_not_labelled_has_a_report_without_traces(hostile, tmp_path):
     store = Store(str(shutil.copytree(hostile[0].uri, tmp_path / "run")))
     store.delete("rounds/0000/label")
-    found = collect(store, store.load_run())
+    found = collected(store)
     assert found["sample"]["traces"] == []
     assert found["rounds"][0]["accuracy"] is not None
     assert found["ledger"]["adds_up"]
     store.delete("rounds/0000/grade")
     with pytest.raises(UserError, match="nothing to report"):
-        collect(store, store.load_run())
+        collected(store)

@@ -1,10 +1,7 @@
-"""Figures and their intervals: known values, what is counted, what leaves the mean."""
+"""Metrics of a round: what is counted, and what weighs by its tokens."""
 
 import numpy as np
 import pyarrow as pa
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.rounds import metrics
 
@@ -29,26 +26,6 @@ def rollout_and_grade(verdicts, lengths, group=2, rejected=()):
     return rollout, pa.table(columns)
 
 
-def test_answers_are_means_per_problem_in_order():
-    found = metrics.answers([rollout_and_grade(["correct", "wrong", "correct", "correct"], [2, 4, 6, 8])])
-    assert found.accuracy.tolist() == [0.5, 1.0]
-    assert found.length.tolist() == [3.0, 7.0]
-    assert found.verdicts == {"correct": 3, "wrong": 1}
-
-
-def test_a_timeout_is_counted_and_leaves_the_mean():
-    found = metrics.answers([rollout_and_grade(["correct", "timeout", "timeout", "timeout"], [2, 4, 6, 8], rejected={1, 2, 3})])
-    assert found.accuracy[0] == 1.0
-    assert np.isnan(found.accuracy[1])
-    assert (found.verdicts, found.rejected) == ({"correct": 1, "timeout": 3}, 3)
-
-
-def test_policies_pair_by_problem_also_where_one_failed():
-    before = metrics.answers([rollout_and_grade(["correct", "wrong", "wrong"], [1, 1, 1], group=1, rejected={0})])
-    after = metrics.answers([rollout_and_grade(["correct", "correct", "wrong"], [1, 1, 1], group=1)])
-    assert metrics.bootstrap(after.accuracy - before.accuracy).value == 0.5
-
-
 def test_a_round_without_signal_shows_it():
     _, grade = rollout_and_grade(["wrong"] * 4, [3] * 4)
     grade = grade.set_column(3, "advantage", pa.array([0.0] * 4, pa.float32()))
@@ -69,24 +46,3 @@ def test_regime_shares_weigh_rows_by_their_tokens():
     table = pa.table({**shares, "share_fork": [0.0, 1.0], "share_lock": [1.0, 0.0]})
     found = metrics.regime_summary([table], [np.array([30, 10])])
     assert (found["share_lock"], found["share_fork"]) == (0.75, 0.25)
-
-
-def test_the_interval_of_a_coin_is_the_known_one():
-    values = np.repeat([0.0, 1.0], 200)
-    found = metrics.bootstrap(values)
-    assert found.value == 0.5
-    assert found.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.005)
-    assert found.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.005)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
-def test_an_interval_holds_its_mean(values):
-    found = metrics.bootstrap(np.array(values), resamples=200)
-    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
-
-
-@pytest.mark.parametrize("values", [[], [1.0], [1.0, np.nan]])
-def test_fewer_than_two_problems_have_no_interval(values):
-    with pytest.raises(ValueError, match="too few for an interval"):
-        metrics.bootstrap(np.array(values))

@@ -18,6 +18,7 @@ from pipeline.recipes import demo
 from pipeline.rounds import inventory
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round, plan_round, with_engines
+from pipeline.rounds.rows import round_table
 from pipeline.rounds.schedule import Cut, bring_up_to_date, execute
 from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
 from pipeline.store.directory import Store, area
@@ -212,7 +213,7 @@ def test_a_round_of_nothing_but_rejected_rows_goes_through_and_is_counted(tmp_pa
     work = planned(tmp_path, "model.max_model_len=74")
     brought(work)
     inventory.commit_round(work)
-    table = work.store.round_table(0)
+    table = round_table(work.store, 0)
     assert table["reject_reason"].to_pylist() == ["prompt_too_long"] * 8
     for stage in PLAN[1:]:
         assert sum(sum(e.rejected.values()) for e in work.store.entries(work.area, stage.name).values()) == 8
@@ -257,15 +258,15 @@ def test_the_trainer_gets_the_committed_shards_and_no_others(tmp_path):
     work = planned(tmp_path)
     with pytest.raises(StoreError, match="committed with a shard missing"):
         inventory.commit_round(work)
-    assert work.store.round_table(0) is None
+    assert round_table(work.store, 0) is None
     brought(work, *MEASURE)
     inventory.commit_round(work)
-    table = work.store.round_table(0)
+    table = round_table(work.store, 0)
     assert table.num_rows == 8
     assert {"prompt_tokens", "response_tokens", "teacher_entropy", "advantage"} <= set(table.column_names)
     brought(planned(tmp_path, "grade.beta_length=0", "grade.advantage=running"), "grade")
     with pytest.raises(StoreError, match="changed since its round was committed"):
-        work.store.round_table(0)
+        round_table(work.store, 0)
 
 
 def test_rounds_walk_through_the_source_and_a_rerun_meets_the_same_problems(tmp_path):

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.config import Model
 from pipeline.errors import ModelError, SettingError
-from pipeline.models.tokenizer import load_tokenizer, template_hash
+from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.problems import tiny
 from pipeline.stages.chat import fill, fits, splice, student_prompt, teacher_prompt
@@ -73,18 +74,18 @@ def test_loading_a_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     saved = build_tokenizer()
     saved.save_pretrained(tmp_path / "good")
-    loaded = load_tokenizer(str(tmp_path / "good"))
+    loaded = tokenizer_of(Model(path=str(tmp_path / "good")))
     assert student_prompt(loaded, "1+1") == student_prompt(saved, "1+1")
     assert template_hash(loaded) == template_hash(saved)
     with pytest.raises(ModelError, match="no such folder"):
-        load_tokenizer(str(tmp_path / "missing"))
+        tokenizer_of(Model(path=str(tmp_path / "missing")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="cannot be loaded"):
-        load_tokenizer(str(tmp_path / "empty"))
+        tokenizer_of(Model(path=str(tmp_path / "empty")))
     saved.chat_template = None
     saved.save_pretrained(tmp_path / "bare")
     with pytest.raises(ModelError, match="no chat template"):
-        load_tokenizer(str(tmp_path / "bare"))
+        tokenizer_of(Model(path=str(tmp_path / "bare")))
 
 
 def test_the_hash_sees_template_and_vocabulary(chatml):

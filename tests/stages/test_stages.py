@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from actors.fakes import FakeEngine, token_evidence
 from pipeline import stages
-from pipeline.config import resolve
+from pipeline.config import Model, resolve
 from pipeline.contract import Failure, Place, Policy, Reject, Score
 from pipeline.errors import EngineError
 from pipeline.method.rewards import RunningBaseline
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import load_tokenizer
+from pipeline.models.tokenizer import tokenizer_of
 from pipeline.problems.sources import Problem
 from pipeline.problems.tiny import ANSWER_PATTERN
 from pipeline.recipes import demo
@@ -52,7 +52,7 @@ class Odd(FakeEngine):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(str(asset_path()))
+    return tokenizer_of(Model(path=str(asset_path())))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from pipeline.errors import ContractError, StoreError, UserError
 from pipeline.stages import STAGES
 from pipeline.store import files, shards
 from pipeline.store.directory import Store
+from pipeline.store.manifest import Origin
 
 SCORE = STAGES["score"]
 
@@ -42,7 +43,7 @@ def run_dir(tmp_path):
 
 def commit(target, table=None, shard="0000", **facts):
     table = score_table() if table is None else table
-    return target.commit("rounds/0000", SCORE, shard, table, settings="s", inputs={"rollout": "x"}, seconds=0.1, facts=facts)
+    return target.commit("rounds/0000", SCORE, shard, table, Origin("s", {"rollout": "x"}, 0.1, facts))
 
 
 def test_a_committed_shard_is_read_back_whole(run_dir):
@@ -149,7 +150,7 @@ def test_a_summary_spares_reading_the_entries(run_dir, monkeypatch):
 
 def test_a_summary_never_hides_what_came_after_it(run_dir):
     summarised(run_dir)
-    run_dir.commit("rounds/0000", SCORE, "0000", score_table(), settings="other", inputs={"rollout": "x"}, seconds=0.1)
+    run_dir.commit("rounds/0000", SCORE, "0000", score_table(), Origin("other", {"rollout": "x"}, 0.1))
     commit(run_dir, score_table(teacher_entropy=[[0.5] * 4] * 3), shard="0001")
     run_dir.delete("rounds/0000/score/0002.json")
     commit(run_dir, shard="0003")

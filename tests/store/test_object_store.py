@@ -18,9 +18,11 @@ from waiting import until
 from actors import adapters
 from jobs import export, status
 from jobs.distill import distill
+from jobs.settle import Choices
 from pipeline.config import Source
 from pipeline.errors import SourceError, UserError
 from pipeline.problems.sources import open_source
+from pipeline.rounds.rows import round_table
 from pipeline.store import lease
 from pipeline.store.directory import Store, area
 
@@ -38,14 +40,15 @@ DRIVER = """
 import functools, sys
 from actors.fakes import FakeEngine
 from jobs.distill import distill
-from jobs.stage import run_stage
+from jobs.settle import Choices
+from jobs.stage import Redo, run_stage
 from jobs.train import train_committed
 from pipeline.store.directory import Store
 uri, *sets = sys.argv[1:]
-distill(uri, "demo", sets, None, False, None, False, FakeEngine)
+distill(uri, Choices("demo", sets), engine_class=FakeEngine)
 if not sets:
     before = Store(uri).read_json("policy/0002/manifest.json")
-    run_stage("label", uri, 0, ["label.gamma=1.0"], False, None, None, False)
+    run_stage(uri, Redo("label", 0, ["label.gamma=1.0"]))
     train_committed(uri, 0, [], None, False)
     print("trained alike:", Store(uri).read_json("policy/0002/manifest.json") == before)
 """
@@ -196,7 +199,7 @@ def test_a_run_whose_driver_is_killed_goes_on_and_every_verb_reads_it(store, s3,
     assert "trained rounds 0 to 1" in said
     assert "trained alike: True" in said  # the run that was killed ended with the policy of one that was not
     for number in range(ROUNDS):
-        assert store.round_table(number).num_rows == PROMPTS * GROUP
+        assert round_table(store, number).num_rows == PROMPTS * GROUP
     rows = [(row["writer"], row["round"]) for row in store.metrics()]
     assert sorted(set(rows)) == [(writer, number) for writer in ("round", "train") for number in range(ROUNDS)]
     assert len(rows) == len(set(rows))
@@ -229,7 +232,7 @@ def test_a_uri_that_would_put_settings_into_logs_is_refused(uri):
 
 def test_a_bucket_that_is_not_there_is_named(s3, capfd):
     with pytest.raises(SystemExit) as ended:
-        distill("s3://nowhere/run", "demo", [], None, False, None, False)
+        distill("s3://nowhere/run", Choices("demo"))
     assert ended.value.code == 2
     assert "error: s3://nowhere/run/lease.json: cannot write" in (said := capfd.readouterr().out)
     assert "Create the bucket" in said
@@ -237,7 +240,7 @@ def test_a_bucket_that_is_not_there_is_named(s3, capfd):
 
 def test_a_store_that_may_be_read_but_not_written_is_named(store, s3, capfd):
     with denied(s3, "s3:PutObject", "*"), pytest.raises(SystemExit) as ended:
-        distill(store.uri, "demo", [], None, False, None, False)
+        distill(store.uri, Choices("demo"))
     assert ended.value.code == 2
     assert "lease.json: cannot write" in (said := capfd.readouterr().out)
     assert "Give these credentials the right to" in said
@@ -245,7 +248,7 @@ def test_a_store_that_may_be_read_but_not_written_is_named(store, s3, capfd):
 
 def test_a_run_that_another_holds_is_refused(store, capfd):
     with lease.held(store), pytest.raises(SystemExit) as ended:
-        distill(store.uri, "demo", [], None, False, None, False)
+        distill(store.uri, Choices("demo"))
     assert ended.value.code == 2
     assert f"{store.uri}: process {os.getpid()} on" in capfd.readouterr().out
 
@@ -253,7 +256,7 @@ def test_a_run_that_another_holds_is_refused(store, capfd):
 def test_an_endpoint_that_does_not_answer_is_named(monkeypatch, capfd):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(SystemExit) as ended:
-        distill("s3://runs/none", "demo", [], None, False, None, False)
+        distill("s3://runs/none", Choices("demo"))
     assert ended.value.code == 2
     assert "Check AWS_ENDPOINT_URL and the network" in capfd.readouterr().out
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.training.head import weighted_logprob
+from pipeline.training.head import Head, weighted_logprob
 
 N, H, V = 23, 8, 50
 
@@ -22,7 +22,7 @@ def draw(bias: bool = False, dtype: torch.dtype = torch.float64) -> tuple[torch.
 @pytest.mark.parametrize("bias", [False, True])
 def test_value_and_gradient_are_those_of_full_logits(chunk: int, bias: bool) -> None:
     hidden, head, offset, targets, coefficients = draw(bias)
-    total, logprobs = weighted_logprob(hidden, head, offset, targets, coefficients, chunk)
+    total, logprobs = weighted_logprob(hidden, Head(head, offset, chunk), targets, coefficients)
     (3 * total).backward()
     found, hidden.grad = hidden.grad, None
     full = torch.nn.functional.linear(hidden, head, offset).log_softmax(-1).gather(1, targets[:, None])[:, 0]
@@ -33,7 +33,7 @@ def test_value_and_gradient_are_those_of_full_logits(chunk: int, bias: bool) -> 
 
 def test_far_logits_stay_finite() -> None:
     hidden, head, _, targets, coefficients = draw(dtype=torch.float32)
-    total, logprobs = weighted_logprob(hidden * 1e4, head, None, targets, coefficients, 8)
+    total, logprobs = weighted_logprob(hidden * 1e4, Head(head, None, 8), targets, coefficients)
     total.backward()
     assert torch.isfinite(logprobs).all()
     assert torch.isfinite(hidden.grad).all()
@@ -41,7 +41,7 @@ def test_far_logits_stay_finite() -> None:
 
 def test_no_token_at_all_still_has_a_backward_pass() -> None:
     hidden, head, *_ = draw()
-    total, logprobs = weighted_logprob(hidden[:0], head, None, torch.zeros(0, dtype=torch.int64), torch.zeros(0), 8)
+    total, logprobs = weighted_logprob(hidden[:0], Head(head, None, 8), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     total.backward()
     assert total == 0
     assert logprobs.shape == (0,)
@@ -64,6 +64,6 @@ class LargestTensor(TorchDispatchMode):
 def test_logits_of_all_tokens_never_exist() -> None:
     hidden, head, _, targets, coefficients = draw()
     with LargestTensor() as seen:
-        weighted_logprob(hidden, head, None, targets, coefficients, 4)[0].backward()
+        weighted_logprob(hidden, Head(head, None, 4), targets, coefficients)[0].backward()
     assert seen.elements <= max(4 * V, head.numel())
     assert seen.elements < N * V

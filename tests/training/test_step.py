@@ -16,7 +16,7 @@ from pipeline.config import Run
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.method import objective
 from pipeline.training import batches, student
-from pipeline.training.batches import Round
+from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 
 CPU = torch.device("cpu")
@@ -33,12 +33,12 @@ def trainer(run: Run) -> Trainer:
     return Trainer(run, model, CPU)
 
 
-def trained(run: Run, data: Round) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+def trained(run: Run, data: RoundTable) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     made = trainer(run)
     return list(made.train_round(data)), {name: p.detach().clone() for name, p in made.parameters().items()}
 
 
-def gradient(run: Run, data: Round) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def gradient(run: Run, data: RoundTable) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics and clipped gradient of a round of one step, read back from Adam's first moment. Weights would not compare: Adam
     turns the rounding of a gradient near zero into a whole step."""
     made = trainer(run)
@@ -95,18 +95,18 @@ def test_the_gradient_is_that_of_the_plain_loss(name: str, gate: str) -> None:
         padded(rows, "student_logprobs"),
         entropy,
         mask,
-        objective.entropy_peak(entropy, mask),
+        objective.normaliser(entropy, mask, run.objective),
         seeds=batches.trace_seeds(batches.micro_batch(batches.usable(data, 0), np.arange(12)), run.seed),
     )
-    signals = replace(signals, mean_gate=objective.gate_sum(name, signals, run.objective) / mask.sum())
-    weights = objective.token_weights(name, signals, run.objective)
+    signals = replace(signals, mean_gate=objective.gate_sum(signals, run.objective) / mask.sum())
+    weights = objective.token_weights(signals, run.objective)
     expected_loss = objective.loss(left_padded_logprobs(made.student.model, rows, width=64), weights, mask)
     expected = torch.autograd.grad(expected_loss, list(made.parameters().values()))
 
     share = batches.share(batches.usable(data, 0), np.arange(12), 0, 1, 90)
     assert len(share) > 2
-    peak, num_tokens = made._peak(share), made._num_tokens(share)
-    sums, _, broken = made._backward(share, peak, num_tokens, made._mean_gate(share, peak, num_tokens))
+    normaliser, num_tokens = made._normaliser(share), made._num_tokens(share)
+    sums, _, broken = made._backward(share, normaliser, num_tokens, made._mean_gate(share, normaliser, num_tokens))
     assert not broken
     assert float(sums[0]) == pytest.approx(expected_loss.item(), abs=1e-5)
     for (name, parameter), gradient in zip(made.parameters().items(), expected, strict=True):
@@ -219,7 +219,7 @@ def test_the_adapter_is_float32_beside_a_bfloat16_base() -> None:
 
 
 def test_bad_models_and_settings_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"nowhere: cannot be loaded"):
+    with pytest.raises(ModelError, match=r"nowhere: there is no such folder"):
         student.build(tiny_run(f"model.path={tmp_path}/nowhere"), CPU)
     with pytest.raises(SettingError, match=r"model\.lora_targets: does not fit tiny-reasoner"):
         student.build(tiny_run("model.lora_targets=[c_attn]"), CPU)

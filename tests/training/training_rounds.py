@@ -9,7 +9,8 @@ from pipeline import contract
 from pipeline.config import Run, resolve
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
-from pipeline.training.batches import Round
+from pipeline.store.manifest import Origin
+from pipeline.training.batches import RoundTable
 
 TINY = Run(name="test", seed=3)
 
@@ -26,7 +27,7 @@ def tiny_run(*overrides: str) -> Run:
     return resolve(TINY, [*settings, *overrides])
 
 
-def make_round(number: int = 0, num_traces: int = 12, seed: int = 0, **columns: list) -> Round:
+def make_round(number: int = 0, num_traces: int = 12, seed: int = 0, **columns: list) -> RoundTable:
     """A committed round with ragged prompts, responses and signals; `columns` replace what was drawn."""
     rng = np.random.default_rng([seed, number])
     prompts = [rng.integers(4, 57, rng.integers(3, 12)).tolist() for _ in range(num_traces)]
@@ -48,10 +49,10 @@ def make_round(number: int = 0, num_traces: int = 12, seed: int = 0, **columns: 
     types = {"prompt_tokens": ids, "response_tokens": ids, "advantage": pa.float32(), "policy_version": pa.int32()}
     types |= dict.fromkeys(("student_logprobs", "teacher_logprobs", "teacher_entropy", "rollout_entropy"), floats)
     table = pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in drawn.items()})
-    return Round(number, number, table)
+    return RoundTable(number, number, table)
 
 
-def commit_round(store: Store, data: Round) -> None:
+def commit_round(store: Store, data: RoundTable) -> None:
     """Commit a round as one shard of a real run directory; columns that training does not read hold fillers."""
     fillers = {"string": "-", "float": 0.0, "int32": 0, "int64": 0}
     same = {
@@ -69,5 +70,5 @@ def commit_round(store: Store, data: Round) -> None:
             elif field.name not in columns:
                 columns[field.name] = pa.array([None if "reject" in field.name else fillers[str(field.type)]] * rows)
         table = pa.table({f.name: columns[f.name].cast(f.type) for f in contract.schema(stage)}, contract.schema(stage))
-        hashes[stage.name] = store.commit(where, stage, "0000", table, settings="", inputs={}, seconds=0).sha256
+        hashes[stage.name] = store.commit(where, stage, "0000", table, Origin()).sha256
     store.write_json(f"{where}/ready.json", {"policy": data.policy_version, "shards": {"0000": hashes}})

@@ -53,27 +53,14 @@ function wordsOf(text) {
 
 const opened = new WeakMap();
 
-// The signals of a trace, opened once: tokens, regime, entropy, ahead, student, teacher, gate, weight.
+const SIGNALS = ["entropy", "ahead", "student", "teacher", "delta", "magnitude", "gate", "restored", "weight"];
+
+// The signals of a trace, opened once: tokens, regime, and one number per token for each of SIGNALS. Python computed all of them.
 function signalsOf(trace) {
   if (!opened.has(trace)) {
     const found = { tokens: wordsOf(trace.tokens), regime: bytesOf(trace.regime) };
-    for (const name of ["entropy", "ahead", "student", "teacher", "gate", "weight"])
-      found[name] = halvesOf(trace[name]);
+    for (const name of SIGNALS) found[name] = halvesOf(trace[name]);
     opened.set(trace, found);
   }
   return opened.get(trace);
-}
-
-// What the label stage computes from these, token by token (Eq. 2 and 6).
-function derived(trace, signals, i) {
-  const labels = DATA.labels;
-  const delta = signals.teacher[i] - signals.student[i];
-  const clip = (x, low, high) => Math.min(Math.max(x, low), high);
-  const gate = (entropy) => clip(1 - (labels.gamma * entropy) / trace.peak, labels.floor, 1);
-  return {
-    delta,
-    magnitude: clip(Math.exp(Math.sign(trace.advantage) * delta), 1 - labels.epsilon, 1 + labels.epsilon),
-    now: gate(signals.entropy[i]),
-    restored: gate(signals.ahead[i]) - gate(signals.entropy[i]),
-  };
 }

@@ -106,10 +106,6 @@ function sweepCards() {
     known(v)
       ? el("span", { class: `cell h${Math.round(10 * Math.sqrt(Math.max(0, v) / restoredSpread))}` }, signed(v))
       : "–";
-  const cosine = (p) => {
-    const values = p.cosine.filter(known);
-    return values.length ? fixed(values.reduce((a, b) => a + b, 0) / values.length, 4) : "–";
-  };
   const rows = sweep.points.map((p) => [
     name(p),
     ...p.restored.map(heat),
@@ -117,7 +113,7 @@ function sweepCards() {
     fixed(p.kept),
     percent(p.effective_share),
     signed(p.correlation, 2),
-    cosine(p),
+    fixed(p.cosine_mean, 4),
   ]);
   const letters = REGIMES.map((r) => r.letter);
   const shares = new Map(sweep.points.map((p) => [p.shares.join(), p]));

@@ -104,7 +104,7 @@ function tokenRuns(trace, signals, first, last) {
     const run = el("span", { class: `run ${REGIMES[code].name}` });
     for (let i = start; i < end; i += 1) {
       const { shown, kind, breaks } = tokenText(signals.tokens[i]);
-      const heat = Math.round(10 * Math.sqrt(Math.min(1, signals.entropy[i] / trace.peak)));
+      const heat = Math.round(10 * Math.sqrt(Math.min(1, signals.entropy[i] / trace.normaliser)));
       const token = el(
         "span",
         {
@@ -186,7 +186,6 @@ function below(trace, signals, first, last) {
 function tokenTable(trace, signals, first, last) {
   const rows = [];
   for (let i = first; i < last; i += 1) {
-    const more = derived(trace, signals, i);
     rows.push([
       String(i),
       foreign(tokenText(signals.tokens[i]).shown),
@@ -195,9 +194,9 @@ function tokenTable(trace, signals, first, last) {
       fixed(signals.ahead[i]),
       fixed(signals.student[i]),
       fixed(signals.teacher[i]),
-      fixed(more.magnitude, 2),
+      fixed(signals.magnitude[i], 2),
       fixed(signals.gate[i]),
-      signed(more.restored),
+      signed(signals.restored[i]),
       signed(signals.weight[i]),
     ]);
   }
@@ -258,7 +257,6 @@ function select(i, { pin, scroll, still }) {
 
 function inspect(trace, signals, i) {
   const regime = REGIMES[signals.regime[i]];
-  const more = derived(trace, signals, i);
   const { shown, kind } = tokenText(signals.tokens[i]);
   const row = (name, value, tone) => [el("dt", { class: tone || null }, name), el("dd", {}, value)];
   const meter = (value) =>
@@ -294,10 +292,10 @@ function inspect(trace, signals, i) {
         row("lookahead", fixed(signals.ahead[i]), "ahead"),
         row("log p student", fixed(signals.student[i]), "student"),
         row("log p teacher", fixed(signals.teacher[i]), "teacher"),
-        row("δ, T − S", signed(more.delta)),
-        row("magnitude", fixed(more.magnitude)),
+        row("δ, T − S", signed(signals.delta[i])),
+        row("magnitude", fixed(signals.magnitude[i])),
         row("gate", [fixed(signals.gate[i]), meter(signals.gate[i])]),
-        row("restored", signed(more.restored)),
+        row("restored", signed(signals.restored[i])),
         row("token weight", el("b", {}, signed(signals.weight[i]))),
       ),
       el(

@@ -90,7 +90,7 @@ function runView(root) {
         [
           ["round", "s0", (r) => r.seconds_round],
           ["busiest", "s2", (r) => r.seconds_engines],
-          ["idle", "s1", (r) => r.seconds_engines_idle ?? idleOf(r)],
+          ["idle", "s1", (r) => r.seconds_engines_idle],
         ],
         { zero: true },
       ),
@@ -113,9 +113,6 @@ function runView(root) {
     ),
   ]);
 }
-
-const idleOf = (r) =>
-  known(r.seconds_round) && known(r.seconds_engines) ? Math.max(0, r.seconds_round - r.seconds_engines) : null;
 
 function tiles() {
   const rounds = DATA.rounds.filter((r) => r.traces);
@@ -163,7 +160,6 @@ function tiles() {
 
 function ledgerCard() {
   const t = DATA.ledger.total;
-  const sum = (reasons) => Object.values(reasons || {}).reduce((a, b) => a + b, 0);
   const line = (label, value, kind, note) =>
     el(
       "tr",
@@ -184,8 +180,8 @@ function ledgerCard() {
       "Prompts stored",
       count(t.prompts),
       "sum",
-      sum(t.prompts_rejected)
-        ? `${count(sum(t.prompts_rejected))} of them rejected; their traces are counted below`
+      t.num_prompts_rejected
+        ? `${count(t.num_prompts_rejected)} of them rejected; their traces are counted below`
         : "",
     ),
     line("Traces", count(t.traces), "sum", `${count(t.prompts)} × ${DATA.ledger.group_size} per prompt`),
@@ -208,7 +204,7 @@ function ledgerCard() {
     String(r.round),
     count(r.prompts),
     count(r.traces),
-    count(r.traces - r.fit),
+    count(r.num_rejected),
     count(r.fit),
     count(r.left_out),
     r.trained ? count(r.in_loss) : "–",

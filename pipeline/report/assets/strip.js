@@ -20,7 +20,7 @@ function stripOf(trace, signals, first, last) {
     heaviest = Math.max(heaviest, Math.abs(signals.weight[i]));
   }
   lowest = Math.max(lowest, -8);
-  const entropy = lane(LANES.entropy, 0, trace.peak);
+  const entropy = lane(LANES.entropy, 0, trace.normaliser);
   const logprob = lane(LANES.logprob, lowest, 0);
   const weight = lane(LANES.weight, -heaviest, heaviest);
   const middle = (i) => (i - first + 0.5) * column;
@@ -124,9 +124,9 @@ function stripOf(trace, signals, first, last) {
         "span",
         {},
         el("b", {}, "Entropy"),
-        ` 0 to ${fixed(trace.peak, 2)} nats`,
+        ` 0 to ${fixed(trace.normaliser, 2)} nats`,
         key("entropy", "at the token"),
-        key("ahead", `least of the next ${DATA.labels.window}`),
+        key("ahead", `least of the next ${DATA.window}`),
       ),
       el(
         "span",
@@ -152,7 +152,7 @@ function overview(trace, signals, page) {
     let high = 0;
     for (let i = Math.floor(b * size); i < Math.floor((b + 1) * size); i += 1)
       high = Math.max(high, signals.entropy[i]);
-    path += `L${b} ${(40 - 38 * Math.min(1, high / trace.peak)).toFixed(1)}`;
+    path += `L${b} ${(40 - 38 * Math.min(1, high / trace.normaliser)).toFixed(1)}`;
   }
   const turn = (to) => to >= 0 && to < pages && openHash(trace, to * PAGE);
   const drawing = svg(

@@ -2,7 +2,7 @@
 
 const ORDERS = {
   round: ["Round", (a, b) => a.round - b.round || (a.id < b.id ? -1 : 1)],
-  restored: ["Most restored weight", (a, b) => b.restored - a.restored],
+  restored: ["Most restored weight", (a, b) => b.restored_sum - a.restored_sum],
   pivots: ["Most pivots", (a, b) => b.pivots - a.pivots],
   forks: ["Most forks", (a, b) => b.forks - a.forks],
   longest: ["Longest", (a, b) => b.length - a.length],
@@ -150,7 +150,7 @@ function traceItem(trace) {
       el(
         "span",
         { class: "facts" },
-        `round ${trace.round} · ${count(trace.length)} tokens · ${trace.pivots} P · ${trace.forks} F · ${signed(trace.restored, 2)}`,
+        `round ${trace.round} · ${count(trace.length)} tokens · ${trace.pivots} P · ${trace.forks} F · ${signed(trace.restored_sum, 2)}`,
       ),
     ),
   );

@@ -1,4 +1,4 @@
-"""The process of one engine, as a plain class that the pool turns into a Ray actor, and what is said about it."""
+"""One engine of a pool: its process (a plain class that the dispatcher turns into a Ray actor), and what is known of it."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class PoolStatus:
 
 
 @dataclass(frozen=True)
-class Lease:
-    """The right to send one batch to one engine."""
+class Ticket:
+    """The right to send one batch to one engine; `handle` is its actor."""
 
     id: str
     engine: str
@@ -86,9 +86,9 @@ class Member:
     handle: Any
     state: str = "loading"
     pid: int = 0
-    leases: dict[str, int] = field(default_factory=dict)  # id -> rows
-    unseen: dict[str, float] = field(default_factory=dict)  # leases the engine does not know, and since when
-    held_for: str | None = None  # the lease that wants this engine for itself
+    tickets: dict[str, int] = field(default_factory=dict)  # id -> rows
+    unseen: dict[str, float] = field(default_factory=dict)  # tickets the engine does not know, and since when
+    held_for: str | None = None  # the ticket that wants this engine for itself
     rows: int = 0
     tokens: int = 0
     answered: deque[tuple[float, int]] = field(default_factory=deque)  # tokens of the last RATE_S seconds, by time
@@ -101,7 +101,7 @@ class Member:
     @property
     def load(self) -> int:
         """Rows it holds now."""
-        return sum(self.leases.values())
+        return sum(self.tickets.values())
 
     def count(self, rows: int, tokens: int) -> None:
         """A batch was answered."""
@@ -114,7 +114,7 @@ class Member:
 
     def working_s(self, now: float) -> float:
         """Seconds with a batch in it, the one in it now included."""
-        return self.busy_s + (now - self.busy_since if self.leases else 0.0)
+        return self.busy_s + (now - self.busy_since if self.tickets else 0.0)
 
     def status(self) -> EngineStatus:
         """What is told about it."""
@@ -122,12 +122,12 @@ class Member:
         while self.answered and self.answered[0][0] < now - RATE_S:
             self.answered.popleft()
         rate = sum(tokens for _, tokens in self.answered) / max(1.0, min(RATE_S, self.serving_s(now)))
-        counts = (self.name, self.state, self.pid, len(self.leases), self.rows, self.policy_version)
+        counts = (self.name, self.state, self.pid, len(self.tickets), self.rows, self.policy_version)
         return EngineStatus(*counts, now - self.since, self.busy_s, self.tokens, rate)
 
 
 class EngineActor:
-    """One engine and the leases it works for. Loading is a call, not the constructor: so its error arrives as raised."""
+    """One engine and the tickets it works for. Loading is a call, not the constructor: so its error arrives as raised."""
 
     def __init__(self) -> None:
         self._engine: Any = None
@@ -145,13 +145,13 @@ class EngineActor:
         self._engine = engine_class(model, settings, score)
         return self._engine.facts()
 
-    def generate(self, lease: str, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
-        """As Engine.generate, under a lease."""
-        return self._under(lease, lambda: self._engine.generate(requests, policy, sampling))
+    def generate(self, ticket: str, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
+        """As Engine.generate, under a ticket."""
+        return self._under(ticket, lambda: self._engine.generate(requests, policy, sampling))
 
-    def score(self, lease: str, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
-        """As Engine.score, under a lease."""
-        return self._under(lease, lambda: self._engine.score(sequences, policy))
+    def score(self, ticket: str, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
+        """As Engine.score, under a ticket."""
+        return self._under(ticket, lambda: self._engine.score(sequences, policy))
 
     def active(self) -> list[str]:
         """Leases whose batches are in the engine."""
@@ -163,14 +163,14 @@ class EngineActor:
         if self._engine is not None:
             self._engine.close()
 
-    def _under(self, lease: str, work: Callable[[], list[Any]]) -> list[Any]:
+    def _under(self, ticket: str, work: Callable[[], list[Any]]) -> list[Any]:
         with self._lock:
-            self._active.add(lease)
+            self._active.add(ticket)
         try:
             return work()
         finally:
             with self._lock:
-                self._active.discard(lease)
+                self._active.discard(ticket)
 
 
 def blameless(error: BaseException) -> bool:

@@ -1,0 +1,88 @@
+"""Tables that verbs print: their look, and the figures of evaluations with their intervals."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Column, Table
+
+from pipeline.evidence.comparison import MEASURES
+from pipeline.evidence.evaluation import FIGURES
+from pipeline.evidence.intervals import Estimate
+
+
+def aligned(title: str, *columns: str | Column, gap: int = 2, header: bool = True) -> Table:
+    """An empty table without lines, `gap` blanks between its columns."""
+    return Table(*columns, title=title, title_justify="left", box=None, padding=(0, gap, 0, 0), show_header=header)
+
+
+def interval(found: dict[str, Any], scale: float, signed: bool = False) -> str:
+    """`47.3 [43.0, 51.6]` of a figure as JSON holds it, in which null is infinite."""
+    value, low, high = (math.inf if found[name] is None else found[name] for name in ("value", "low", "high"))
+    return Estimate(value, low, high).text(scale, signed=signed)
+
+
+def of_source(name: str, summary: dict[str, Any]) -> Table:
+    """summary.json of one source: figures of policies, their differences, verdicts and rejected rows."""
+    title = f"{name}: {summary['problems']} problems x {summary['samples']} samples, mean and 95 % interval over problems"
+    policies, changes = summary["policies"], summary["differences"]
+    names = [*(f"policy {number}" for number in policies), *(f"{d['policy']} - {d['against']}" for d in changes)]
+    table = aligned(title, "", *names)
+    figures = [policy["figures"] for policy in policies.values()]
+    _add_figures(table, _labels(summary["k"], summary["samples"]), figures, [d["figures"] for d in changes])
+    for kind in ("verdicts", "rejected"):
+        for reason in sorted({reason for policy in policies.values() for reason in policy[kind]}):
+            counts = [str(policy[kind].get(reason, 0)) for policy in policies.values()]
+            table.add_row(reason if kind == "verdicts" else f"rejected: {reason}", *counts, *[""] * len(changes))
+    return table
+
+
+def of_macro_mean(macro: dict[str, Any]) -> Table:
+    """The mean over sources, each of which counts the same; see pipeline.evidence.asked.macro_mean."""
+    names = [f"policy {number}" for number in macro["policies"]]
+    names += [f"{number} - {macro['against']}" for number in macro["differences"]]
+    table = aligned(f"macro mean over {macro['sources']} sources", "", *names)
+    labels = _labels(macro["k"], macro["samples"])
+    _add_figures(table, labels, list(macro["policies"].values()), list(macro["differences"].values()))
+    return table
+
+
+def of_comparison(document: dict[str, Any]) -> Table:
+    """compare.json: means over seeds, differences to the baseline, verdicts."""
+    settings = document["settings"]
+    title = f"{settings['problems']} held-out problems, {settings['rounds']} rounds; mean over seeds and 95 % interval"
+    change = f"- {settings['baseline']}"
+    table = aligned(title, Column("objective", no_wrap=True), "seeds", "accuracy, %", change, "", "length, tokens", change, "")
+    changes = {(pair["objective"], pair["measure"]): pair for pair in document["pairs"]}
+    for row in document["objectives"]:
+        cells = [row["objective"], str(len(row["seeds"]))]
+        for measure, scale in zip(MEASURES, (100.0, 1.0), strict=True):
+            cells.append(interval(row[measure], scale))
+            pair = changes.get((row["objective"], measure))
+            cells += [interval(pair, scale, signed=True), verdict(pair)] if pair else ["", ""]
+        table.add_row(*cells)
+    return table
+
+
+def verdict(pair: dict[str, Any]) -> str:
+    """A difference in words."""
+    if pair["beyond_noise"] is None:
+        return "one seed: untested"
+    return f"{'beyond noise' if pair['beyond_noise'] else 'not beyond noise'} (p {pair['p_holm']:.2g})"
+
+
+def _labels(k: int, samples: int) -> dict[str, tuple[str, float]]:
+    """What each figure is called, and the factor it is shown with."""
+    shown = (f"avg@{samples}, %", f"pass@{k}, %", f"maj@{samples}, %", "mean length", "median length")
+    scales = (100.0, 100.0, 100.0, 1.0, 1.0, 100.0, 1.0)
+    return dict(zip(FIGURES, zip((*shown, "truncated, %", "tokens per correct"), scales, strict=True), strict=True))
+
+
+def _add_figures(
+    table: Table, labels: dict[str, tuple[str, float]], figures: list[dict[str, Any]], changes: list[dict[str, Any]]
+) -> None:
+    for name, (label, scale) in labels.items():
+        cells = [interval(found[name], scale) if name in found else "-" for found in figures]
+        cells += [interval(found[name], scale, signed=True) if name in found else "-" for found in changes]
+        table.add_row(label, *cells)

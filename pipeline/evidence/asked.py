@@ -1,0 +1,235 @@
+"""One evaluation of policies on one source: what is asked and under which settings, what is missing, and its summary.
+
+evals/<source>-<settings>/<policy>/   prompts, rollout, grade: shards like those of a round; only what is missing is made
+evals/<source>-<settings>/summary.json  every figure with its interval, and beside it what decided it
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import Run, differences, load, resolve
+from pipeline.errors import SettingError, SourceError, UserError
+from pipeline.evidence.evaluation import Samples, engine_facts, figures, macro, read
+from pipeline.evidence.evaluation import differences as paired
+from pipeline.evidence.plain import plain
+from pipeline.fit.versions import versions
+from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.problems.benchmarks import benchmark, near, open_benchmark
+from pipeline.problems.sources import ProblemSet, open_source
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.plan import read_plan
+from pipeline.rounds.round import evaluation_run, open_round, problems_digest
+from pipeline.stages import EVALUATION
+from pipeline.store.directory import Store
+
+TRACES_PER_SHARD = 32  # what a kill costs at most, per shard in flight
+# the settings that decide a policy's answers or their grades: evaluations with other values lie in another folder
+IDENTITY = (
+    *("seed", "source", "prompts", "model.path", "model.revision", "model.dtype", "model.max_model_len"),
+    *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens")),
+    *("grade.verifier", "grade.answer_pattern"),
+)
+READS = ("evaluation.", "grade.", "prompts.", "engines.", "model.max_model_len", "model.dtype", "seed")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One source to evaluate on: its name, the run whose rounds are its evaluations, its problems, and k of pass@k.
+
+    template: hash of the chat template and vocabulary that the problems are asked with.
+    """
+
+    name: str
+    run: Run
+    source: ProblemSet
+    k: int
+    template: str
+
+    @property
+    def kind(self) -> str:
+        """Folder of this source under these settings; its subfolders are policies."""
+        return f"evals/{self.name}-{self.run.digest(IDENTITY)[:8]}"
+
+    @property
+    def problems(self) -> int:
+        """How many of its problems are asked."""
+        return min(len(self.source), self.run.rollout.prompts_per_round)
+
+    def read(self, store: Store, number: int) -> Samples:
+        """What a policy answered, once nothing of it is missing."""
+        return read(open_round(store, self.run, self.kind, number))
+
+
+def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
+    """A source with the settings it is asked under, checked before anything starts.
+
+    Raises SettingError for k, or for a setting that evaluation does not read. Raises SourceError for a source that is unreadable,
+    unknown, without answers, or of fewer problems than a bootstrap needs; ModelError for a tokenizer that cannot be read.
+    """
+    named = {override.partition("=")[0].strip() for override in sets}
+    changed = _settings(run, sets)
+    number = _samples(changed, k, "evaluation.samples" in named)
+    source = _open(changed, spec, sets)
+    update: dict[str, Any] = {"source": source.source, "samples": number}
+    if not ("evaluation.problems" in named or _generated(source.source.uri) or not spec):
+        update["problems"] = len(source)
+    changed = changed.model_copy(update={"evaluation": changed.evaluation.model_copy(update=update)})
+    if benchmark(spec) and "grade.verifier" not in named:
+        changed = changed.model_copy(update={"grade": changed.grade.model_copy(update={"verifier": "math"})})
+    held_out = evaluation_run(load(changed.model_dump(mode="json")))
+    shard = max(1, TRACES_PER_SHARD // number)
+    held_out = held_out.model_copy(update={"rollout": held_out.rollout.model_copy(update={"prompts_per_shard": shard})})
+    check_problems(source, held_out.rollout.prompts_per_round)
+    template = template_hash(tokenizer_of(held_out.model))
+    return Asked(_slug(spec or source.source.uri), held_out, source, number if k is None else k, template)
+
+
+def _settings(run: Run, sets: list[str]) -> Run:
+    """The run with `--set` laid over it. Raises SettingError for a setting that evaluation does not read."""
+    changed = resolve(run, sets)
+    for setting, _, _ in differences(run, changed):
+        if not setting.startswith(READS):
+            raise SettingError("evaluation does not read this setting", setting, f"It reads {', '.join(READS)}")
+    return changed
+
+
+def _samples(run: Run, k: int | None, is_set: bool) -> int:
+    """Samples a problem: k, unless `--set evaluation.samples` names a number, which must be k at least."""
+    if k is not None and k < 1:
+        raise SettingError(f"is {k}: at least one sample a problem is needed", "-k", "For example -k 4")
+    number = run.evaluation.samples if k is None or is_set else k
+    if k is not None and number < k:
+        raise SettingError(f"is {number}, fewer than -k {k}", "evaluation.samples", "pass@k needs k samples at least")
+    return number
+
+
+def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
+    """The problems behind `--source`: a benchmark, a copy of one, any URI, or (empty) the run's own held-out problems.
+
+    `--set evaluation.source.*` holds for every source. No source needs solutions.
+    """
+    if benchmark(spec):
+        return open_benchmark(spec)
+    own = run.evaluation.source
+    if spec and spec != own.uri:
+        fresh = {"uri": spec, "split": "test", "problem": "problem", "solution": "", "answer": "answer", "options": {}}
+        document = run.model_dump(mode="json")
+        document["evaluation"]["source"] |= fresh | {"size": 100_000, "seed": 0}
+        own = resolve(load(document), [s for s in sets if s.startswith("evaluation.source.")]).evaluation.source
+    if own.answer != own.solution:
+        own = own.model_copy(update={"solution": ""})
+    try:
+        return open_source(own)
+    except SourceError as error:
+        if "is no file, folder" not in error.what:
+            raise
+        raise SourceError("is no benchmark, file, folder or kind of source", f"--source {spec}", near(spec)) from None
+
+
+def _generated(uri: str) -> bool:
+    """Whether a source has as many problems as one likes."""
+    return uri == "tiny-arithmetic" or uri.startswith("reasoning-gym:")
+
+
+def check_problems(source: ProblemSet, number: int) -> None:
+    """Raise SourceError where a bootstrap has too few problems, or no problem has an answer: before an engine starts."""
+    where, number = source.source.uri, min(len(source), number)
+    if number < 2:
+        raise SourceError(f"{number} problem is too few for an interval over problems", where, "2 at least are needed")
+    rows = source.rows(range(number))
+    if usable := [row for row in rows if row.reject is None]:
+        if len(usable) < 2:
+            why = next(row for row in rows if row.reject is not None).detail
+            raise SourceError(f"only 1 of {len(rows)} problems can be asked ({why})", where, "2 at least are needed")
+        return
+    remedy = "Name the columns with --set evaluation.source.problem=... and --set evaluation.source.answer=..."
+    raise SourceError(f"none of its {len(rows)} problems can be asked and graded: {rows[0].detail}", where, remedy)
+
+
+def _slug(text: str) -> str:
+    """A name for a folder: the benchmark, or what a URI ends with."""
+    name = benchmark(text) or re.sub(r"\.(jsonl|ndjson|json|parquet|pq)$", "", text.rstrip("/").rpartition("/")[2])
+    return re.sub(r"[^a-zA-Z0-9_.]+", "-", name).strip("-.")[:40] or "source"
+
+
+# ---- what came out -----------------------------------------------------------------------------------------------------
+
+
+def is_missing(store: Store, one: Asked, number: int) -> bool:
+    """Whether anything of one policy on one source has to be computed."""
+    plan = read_plan(store, one.kind, number)
+    if plan is None or (plan.asked, plan.source) != (one.run.rollout.prompts_per_round, one.source.fingerprint):
+        return True
+    work = open_round(store, one.run, one.kind, number)
+    rows = {shard: problems_digest(one.source.rows(list(indices))) for shard, indices in work.shards.items()}
+    return not Inventory(work).is_fresh(*EVALUATION, problems=rows)
+
+
+def summarise(store: Store, one: Asked, found: dict[int, Samples]) -> dict[str, Any]:
+    """summary.json: figures of every policy, differences to the first, and all that decided them.
+
+    Raises UserError when fewer than two problems were answered and graded.
+    """
+    first, *later = found
+    try:
+        policies = {
+            str(number): {
+                "figures": plain(figures(answered, one.k)),
+                "verdicts": answered.verdicts,
+                "rejected": answered.rejected,
+            }
+            for number, answered in found.items()
+        }
+        changes = [
+            {"policy": number, "against": first, "figures": plain(paired(found[number], found[first], one.k))} for number in later
+        ]
+    except ValueError as error:
+        raise UserError(str(error), store.locate(one.kind), "`reject_reason` in its shards says why") from error
+    return {
+        "source": one.run.source.model_dump(mode="json") | {"fingerprint": one.source.fingerprint},
+        "problems": len(found[first]),
+        "k": one.k,
+        "samples": one.run.rollout.group_size,
+        "interval": "95 % percentile bootstrap over problems, 2000 resamples; differences paired by problem",
+        "policies": policies,
+        "differences": changes,
+        "settings": _deciding(store, one, list(found)),
+        "versions": versions(),
+    }
+
+
+def _deciding(store: Store, one: Asked, numbers: list[int]) -> dict[str, Any]:
+    """The settings and engines that decided the figures of these policies."""
+    run = one.run
+    engines = [engine_facts(open_round(store, run, one.kind, number)) for number in numbers]
+    return {
+        **{name: getattr(run.rollout, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens")},
+        "seed": run.seed,
+        "model": run.model.path,
+        "revision": run.model.revision,
+        "verifier": run.grade.verifier,
+        "answer_pattern": run.grade.answer_pattern,
+        "thinking": run.prompts.student_thinking,
+        "template_hash": one.template,
+        "prompt": run.prompts.student,
+        **{name: ", ".join(sorted({e[name] for e in engines})) for name in engines[0]},
+    }
+
+
+def macro_mean(one: Asked, found: list[dict[int, Samples]]) -> dict[str, Any]:
+    """The mean over sources, each of which counts the same, as plain JSON; `one` is any of the sources.
+
+    found: what each source's policies answered, by policy.
+    """
+    first, *later = found[0]
+    return {
+        "sources": len(found),
+        "k": one.k,
+        "samples": one.run.rollout.group_size,
+        "against": first,
+        "policies": {n: plain(macro([(of[n], None) for of in found], one.k)) for n in found[0]},
+        "differences": {n: plain(macro([(of[n], of[first]) for of in found], one.k)) for n in later},
+    }

@@ -1,0 +1,260 @@
+"""Objectives, and the controls that decide between them, trained from one base and evaluated on one set of problems.
+
+    <out>/cl_egrsd-s0/   the run of one objective and seed: a run directory like any other
+    <out>/compare.json   one point per run, means over seeds, paired differences to the baseline, and what decided them
+
+Runs go seed by seed, so that what is done is balanced at any time. Two things are the same under all objectives of a seed: the
+evaluation of the base, and the first round's evidence. They are made once and copied by hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.config import Run, differences, load
+from pipeline.errors import SettingError, UserError, nearest
+from pipeline.evidence.evaluation import engine_facts, figures, per_problem, read
+from pipeline.evidence.intervals import holm, over_seeds
+from pipeline.evidence.plain import plain
+from pipeline.fit.versions import versions
+from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.plan import read_plan
+from pipeline.rounds.round import evaluation_run, open_round
+from pipeline.stages import EVALUATION, MEASURE, STAGES
+from pipeline.store.directory import Store, area
+
+OBJECTIVES = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")
+# each changes one thing of the recipe's own objective, which has to be egrsd or cl_egrsd
+CONTROLS: dict[str, dict[str, str]] = {
+    "shuffled": {"gate": "shuffled"},
+    "uniform": {"gate": "uniform"},
+    "inverted": {"gate": "inverted"},
+    "no_reference": {},
+    "student_entropy": {"entropy": "student"},
+}
+COMPARE = "compare.json"
+MEASURES = ("accuracy", "length")
+REJECTED = "`reject_reason` in the shards of its evaluation says why; remove this run once that is mended"
+TEST = (
+    "paired by seed and problem: t over seeds, S - 1 degrees of freedom, seeds and problems both random; "
+    "beyond noise: p < 0.05 after Holm's correction over the comparisons of one measure"
+)
+
+
+class Key(NamedTuple):
+    """One run of a comparison: an objective, or a control, and a seed."""
+
+    objective: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its run directory."""
+        return f"{self.objective}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: the folder, the run that all others start from, the runs in their order, and the baseline objective."""
+
+    store: Store
+    base: Run
+    runs: dict[Key, Run]
+    baseline: str
+
+    @classmethod
+    def of(cls, store: Store, base: Run, objectives: list[str], seeds: list[int], baseline: str) -> Comparison:
+        """Every objective with every seed. Raises SettingError for what cannot be compared, or was begun with other settings."""
+        if baseline not in objectives:
+            raise SettingError(f"'{baseline}' is not compared", "--baseline", f"Compared: {', '.join(objectives)}")
+        if base.evaluation.problems < 2:
+            what = f"{base.evaluation.problems} problems are too few for an interval"
+            raise SettingError(what, "evaluation.problems", "2 at least are needed")
+        keys = [Key(name, seed) for seed in seeds for name in objectives]
+        found = cls(store, base, {key: variant(base, *key) for key in keys}, baseline)
+        for key, run in found.runs.items():
+            refuse_other_settings(found.folder(key), run)
+        return found
+
+    @property
+    def objectives(self) -> list[str]:
+        """The objectives in the order they were named."""
+        return list(dict.fromkeys(key.objective for key in self.runs))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds in the order they were named."""
+        return list(dict.fromkeys(key.seed for key in self.runs))
+
+    def folder(self, key: Key) -> Store:
+        """The run directory of one objective and seed."""
+        return Store(self.store.locate(key.name))
+
+    def share(self, key: Key) -> None:
+        """Copy to a run what the other objectives of its seed have already measured on the base."""
+        for other in self.runs:
+            if other.seed == key.seed and other != key:
+                share(self.folder(other), self.folder(key), self.runs[key])
+
+    def describe(self, recipe: str, sets: list[str]) -> dict[str, Any]:
+        """What decided the figures. Raises ModelError where the tokenizer cannot be read."""
+        base, ev = self.base, self.base.evaluation
+        return {
+            "recipe": recipe,
+            "set": sets,
+            "rounds": base.rounds,
+            "seeds": self.seeds,
+            "baseline": self.baseline,
+            "test": TEST,
+            "intervals": "points: 95 % bootstrap over problems; objectives and pairs: 95 %, over seeds and problems",
+            "sampling": {name: getattr(ev, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "samples")},
+            "source": ev.source.model_dump(mode="json"),
+            "template_hash": template_hash(tokenizer_of(base.model)),
+            "model": base.model.path,
+            "dtype": base.model.dtype,
+            "versions": versions(),
+            "problems": ev.problems,
+        }
+
+
+def chosen_objectives(text: str, option: str = "--objectives") -> list[str]:
+    """Objectives and controls of `grpo,cl_egrsd,shuffled`, each once. Raises SettingError for an unknown one."""
+    known = (*OBJECTIVES, *CONTROLS)
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known, f"Objectives: {', '.join(OBJECTIVES)}; controls: {', '.join(CONTROLS)}")
+            raise SettingError(f"unknown objective '{name}'", option, hint)
+    return names
+
+
+def variant(base: Run, name: str, seed: int) -> Run:
+    """The run of one objective, or of one control of the recipe's own objective. Raises SettingError when that has no gate."""
+    data = base.model_dump(mode="json")
+    if name in OBJECTIVES:
+        data["objective"] |= {"name": name, "gate": "entropy", "entropy": "teacher"}
+    else:
+        data["objective"] |= CONTROLS[name]
+    if name == "no_reference":
+        data["prompts"]["teacher"] = data["prompts"]["student"]
+        data["prompts"]["teacher_thinking"] = data["prompts"]["student_thinking"]
+    return load(data | {"seed": seed})
+
+
+def refuse_other_settings(store: Store, run: Run) -> None:
+    """Raise SettingError when the run in this folder was made with other settings."""
+    old = store.load_run() if store.exists() else None
+    if old is not None and (changed := differences(old, run)):
+        listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:4])
+        raise SettingError(
+            f"this run was made with other settings: {listed}", store.uri, "Use another --out, or the same settings"
+        )
+
+
+def share(donor: Store, own: Store, run: Run) -> None:
+    """Copy what another objective of the same seed has already measured on the base: its evaluation and the first round.
+
+    A shard is taken only when it is fresh under this run's settings, and only as the bytes that its entry names. The inventory
+    of this run then asks again: a score under another teacher's prompt, for example, is stale here.
+    """
+    for kind, stages, settings in (("rounds", MEASURE, run), ("evals", EVALUATION, evaluation_run(run))):
+        if read_plan(donor, kind, 0) is None:
+            continue
+        where, seen = area(kind, 0), Inventory(open_round(donor, settings, kind, 0))
+        for name in stages:
+            here = own.entries(where, name)
+            for shard, entry in seen.entries(name).items():
+                if shard in here or seen.why_stale(STAGES[name], shard) is not None:
+                    continue
+                path = f"{where}/{name}/{entry.data}"
+                data = donor.read_bytes(path)
+                if data is not None and hashlib.sha256(data).hexdigest() == entry.sha256:
+                    own.write(path, data)
+                    own.write_json(f"{where}/{name}/{shard}.json", asdict(entry))
+
+
+# ---- what came out -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Series:
+    """What the runs of one objective gave, by seed: points, and accuracies and lengths by problem [N]."""
+
+    points: dict[int, dict[str, Any]] = field(default_factory=dict)
+    accuracy: dict[int, np.ndarray] = field(default_factory=dict)
+    length: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def keep_point(compared: Comparison, found: dict[str, Series], key: Key, settings: dict[str, Any]) -> dict[str, Any]:
+    """Add the point of a finished run to what was `found`, and write compare.json of all that is there so far.
+
+    Returns that document. Raises UserError where fewer than two problems were answered.
+    """
+    own = compared.folder(key)
+    try:
+        add_point(found[key.objective], own, key, compared.runs[key])
+        document = {
+            "points": [point for series in found.values() for _, point in sorted(series.points.items())],
+            "objectives": [summary(name, series) for name, series in found.items() if series.points],
+            "pairs": pairs(found, compared.baseline),
+            "settings": settings,
+        }
+    except ValueError as error:
+        raise UserError(str(error), own.locate("evals"), REJECTED) from error
+    compared.store.write_json(COMPARE, document)
+    return document
+
+
+def add_point(series: Series, own: Store, key: Key, run: Run) -> None:
+    """The evaluation of a finished run's last policy."""
+    work = open_round(own, evaluation_run(run), "evals", run.rounds)
+    answered = read(work)
+    shown = plain(figures(answered, run.evaluation.samples))
+    series.points[key.seed] = {
+        "objective": key.objective,
+        "seed": key.seed,
+        "run": key.name,
+        "accuracy": shown.pop("avg"),
+        **shown,
+        "verdicts": answered.verdicts,
+        "rejected": answered.rejected,
+        "engine": engine_facts(work),
+    }
+    series.accuracy[key.seed] = per_problem(answered, "correct")
+    series.length[key.seed] = per_problem(answered, "length")
+
+
+def summary(name: str, series: Series) -> dict[str, Any]:
+    """Means of one objective over its seeds, with intervals over seeds and problems."""
+    found: dict[str, Any] = {"objective": name, "seeds": sorted(series.points)}
+    for measure in MEASURES:
+        value = over_seeds(np.stack([rows for _, rows in sorted(getattr(series, measure).items())]))
+        found[measure] = {"value": value.value, "mean": value.value, "low": value.low, "high": value.high}
+    return found
+
+
+def pairs(found: dict[str, Series], against: str) -> list[dict[str, Any]]:
+    """Differences to the baseline over the seeds that both have, and whether each is beyond noise."""
+    return [pair for measure in MEASURES for pair in _family(found, against, measure)]
+
+
+def _family(found: dict[str, Series], against: str, measure: str) -> list[dict[str, Any]]:
+    """The differences in one measure, whose p-values are corrected together; one seed has no p and no verdict."""
+    family: list[dict[str, Any]] = []
+    for name, series in found.items():
+        seeds = sorted(series.points.keys() & found[against].points.keys())
+        if name != against and seeds:
+            gaps = [getattr(series, measure)[s] - getattr(found[against], measure)[s] for s in seeds]
+            tested = over_seeds(np.stack(gaps))
+            family.append({"objective": name, "baseline": against, "measure": measure, "seeds": seeds, **asdict(tested)})
+    known = [pair for pair in family if pair["p"] is not None]
+    for pair, raised in zip(known, holm([pair["p"] for pair in known]), strict=True):
+        pair["p_holm"] = raised
+    for pair in family:
+        pair["beyond_noise"] = pair["p_holm"] < 0.05 if "p_holm" in pair else None
+    return family

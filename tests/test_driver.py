@@ -1,0 +1,136 @@
+"""The driver with a fake pool and a fake trainer, handed in through the same door as the real ones."""
+
+import pytest
+
+from actors.fakes import FakeEngine
+from pipeline.config import resolve
+from pipeline.driver import Driver, open_sources
+from pipeline.errors import SettingError, SourceError, StoreError, TrainingError
+from pipeline.recipes import demo
+from pipeline.rounds.round import open_rounds
+from pipeline.rounds.todo import Missing
+from pipeline.store.directory import Store
+from pipeline.store.lease import Lease
+
+SETS = [
+    "rounds=2",
+    "rollout.prompts_per_round=4",
+    "rollout.prompts_per_shard=2",
+    "rollout.group_size=2",
+    "evaluation.problems=0",
+]
+
+
+class Trainer:
+    """Publishes a policy for each committed round when it is looked at; ends, or fails, after `last` rounds."""
+
+    def __init__(self, store, folder, last=2, error=None):
+        self.store, self.folder, self.last, self.error, self.stopped = store, folder, last, error, []
+
+    def running(self):
+        latest = self.store.latest_policy()
+        if latest < self.last and self.store.ready(latest) is not None:
+            self.store.publish_policy(latest + 1, self.folder)
+        return self.store.latest_policy() < self.last
+
+    def join(self):
+        if self.error is not None:
+            raise self.error
+
+    def stop(self, timeout):
+        self.stopped.append(timeout)
+        return True
+
+
+class Screen:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.said, self.bars = [], {}
+
+    def say(self, text):
+        self.said.append(text)
+
+    def bar(self, title, total, done=0):
+        self.bars[title] = [done, total]
+
+        def step(note=""):
+            self.bars[title][0] += 1
+
+        return step
+
+
+def made(folder, *sets, **options):
+    """(driver, its trainer) of a run in a folder; `options` are the trainer's."""
+    store, run = Store(str(folder / "run")), resolve(demo(), [*SETS, *sets])
+    store.save_run(run, {})
+    adapter = folder / "adapter"
+    adapter.mkdir(exist_ok=True)
+    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    trainer = Trainer(store, adapter, **options)
+    pool = FakeEngine(run.model, run.engines.rollout, run.score)
+    return Driver(store, run, open_sources(run), {"rollout": pool, "score": pool}, lambda *_: trainer, Screen()), trainer
+
+
+def brought_to_end(driver):
+    driver.bring_to_end(Missing.of(driver.store, driver.run), Lease(driver.store, "token"))
+
+
+@pytest.fixture(scope="module")
+def finished(ray_local, tmp_path_factory):
+    """(driver, its trainer) of a run that was brought to its end."""
+    driver, trainer = made(tmp_path_factory.mktemp("runs"), "evaluation.problems=4")
+    brought_to_end(driver)
+    return driver, trainer
+
+
+def test_a_run_is_brought_to_its_end(finished):
+    driver, trainer = finished
+    assert Missing.of(driver.store, driver.run).nothing
+    assert [work.policy_version for work in open_rounds(driver.store, driver.run)] == [0, 1]
+    assert driver.screen.bars == {"evaluate policy 0": [3, 3], "rounds": [2, 2], "evaluate policy 2": [3, 3]}
+    assert [text.split(".")[0] for text in driver.screen.said] == [f"round {n}: no signal" for n in range(2)]
+    rows = [row for row in driver.store.metrics() if row["writer"] == "round"]
+    assert [(row["round"], row["num_rows"], row["seconds_engines"]) for row in rows] == [(0, 8, 0.0), (1, 8, 0.0)]
+    assert len(trainer.stopped) == 1
+
+
+def test_metrics_that_a_dead_driver_did_not_write_are_added(finished):
+    driver, trainer = finished
+    [whole] = [row for row in driver.store.metrics() if row["round"] == 1]
+    driver.store.delete("metrics/0001-round.jsonl")
+    brought_to_end(driver)
+    [added] = [row for row in driver.store.metrics() if row["round"] == 1]
+    assert added == {name: value for name, value in whole.items() if not name.startswith("seconds")}
+    assert len(trainer.stopped) == 1  # nothing was to be trained: none was started
+
+
+def test_a_trainer_that_ends_early_is_told_and_a_later_one_does_not_meet_its_commits(ray_local, tmp_path):
+    driver, trainer = made(tmp_path, last=1)
+    with pytest.raises(TrainingError, match="ended before it published policy 2"):
+        brought_to_end(driver)
+    assert len(trainer.stopped) == 1
+    driver, _ = made(tmp_path, last=1, error=StoreError("a rank found a damaged shard"))
+    with pytest.raises(StoreError, match="a rank found a damaged shard"):
+        brought_to_end(driver)
+    driver.store.write_json("rounds/0001/ready.json", {"policy": 1, "shards": {"of an earlier start": {}}})
+    driver, trainer = made(tmp_path)
+    met = []
+    driver.start_trainer = lambda *_: met.append(driver.store.ready(1)) or trainer
+    brought_to_end(driver)
+    assert met == [None]
+    assert Missing.of(driver.store, driver.run).nothing
+
+
+def test_a_driver_that_lost_its_run_ends_and_leaves_the_trainer_to_the_other(tmp_path):
+    driver, trainer = made(tmp_path)
+    with pytest.raises(StoreError, match="another has taken over this run"):
+        driver.bring_to_end(Missing.of(driver.store, driver.run), Lease(driver.store, "token", stolen_by="another"))
+    assert trainer.stopped == []
+
+
+def test_what_is_wrong_with_the_sources_is_known_before_anything_starts():
+    with pytest.raises(SourceError):
+        open_sources(resolve(demo(), ["source.uri=/nowhere.jsonl"]))
+    with pytest.raises(SettingError, match="answer_pattern"):
+        open_sources(resolve(demo(), ["grade.answer_pattern=("]))

@@ -1,0 +1,103 @@
+"""The wheel alone, in a clean environment and an empty folder, runs the demo. `make wheel`; not part of `make test`.
+
+The environment sees the pinned packages of the one that runs this test, but neither its editable install of the project (a path
+file adds a folder without the path files in it) nor the repository.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PRODUCT = ("pipeline", "actors", "jobs")
+SMALL = (
+    "rounds=1",
+    "rollout.prompts_per_round=2",
+    "rollout.prompts_per_shard=2",
+    "rollout.group_size=4",
+    "evaluation.problems=2",
+)
+HOOKED = """
+import os
+os.environ["EGRSD_EXACT_ENTROPY"] = "1"
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.v1.sample.sampler import Sampler
+print(Sampler.gather_logprobs.exact_entropy, Sampler.gather_logprobs.__globals__["__file__"])
+"""
+
+pytestmark = [pytest.mark.wheel, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from a copy: a build leaves its traces in the folder, and an old one's would get into the wheel."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in PRODUCT:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    run(sys.executable, "-m", "pip", "wheel", "-q", ".", "--no-deps", "--no-build-isolation", "-w", str(out), cwd=source)
+    [built] = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def clean(wheel, tmp_path_factory):
+    """Commands of an environment that holds the wheel and sees the pinned packages; the folder they run in is empty."""
+    home = tmp_path_factory.mktemp("clean")
+    run(sys.executable, "-m", "venv", "--without-pip", str(home / "env"))
+    python = home / "env/bin/python"
+    run(sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index", str(wheel))
+    [packages] = (home / "env/lib").glob("python*/site-packages")
+    (packages / "pinned.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (home / "empty").mkdir()
+    return lambda name, *arguments: run(str(python.parent / name), *arguments, cwd=home / "empty")
+
+
+def run(*command, cwd=None):
+    """What a command says. Fails, with all of it, when its exit code is not 0."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return " ".join(done.stdout.split())
+
+
+def test_every_file_of_the_product_is_in_the_wheel(wheel):
+    found = {name for name in zipfile.ZipFile(wheel).namelist() if name.split("/")[0] in PRODUCT}
+    files = (path for name in PRODUCT for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    there = {str(path.relative_to(ROOT)) for path in files if path.suffix != ".md"}
+    assert found == there
+
+
+def test_the_project_is_the_wheels(clean):
+    said = clean("python", "-c", "import pipeline, actors, jobs; print(pipeline.__file__, actors.__file__, jobs.__file__)")
+    assert [Path(part).parts[-4] for part in said.split()] == [f"python{sys.version_info[0]}.{sys.version_info[1]}"] * 3
+    assert str(ROOT) not in said
+
+
+def test_vllm_finds_the_entropy_hook(clean):
+    said = clean("python", "-c", HOOKED)
+    assert said.startswith("True ")
+    assert str(ROOT) not in said
+    assert said.endswith("site-packages/actors/exact_entropy.py")
+
+
+def test_the_demo_runs_to_its_end(clean, tmp_path):
+    uri = str(tmp_path / "run")
+    assert "demo" in clean("egrsd", "recipes")
+    assert "entropy" in clean("egrsd", "doctor", "--recipe", "demo")
+    clean("egrsd", "distill", "--recipe", "demo", "--run", uri, *(part for one in SMALL for part in ("--set", one)))
+    assert "Nothing to do" in clean("egrsd", "distill", "--run", uri)
+    assert "stale" not in clean("egrsd", "status", "--run", uri)
+    [scored] = Path(uri).glob("rounds/0000/score/*.parquet")
+    assert pq.read_table(scored)["entropy_method"].to_pylist() == ["exact"] * 8
+    assert "8 of 8 labelled traces" in clean("egrsd", "report", "--run", uri)
+    assert "<script" in (Path(uri) / "report.html").read_text()
