@@ -19,7 +19,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder -m "not benchmark and not chaos and not wheel"
+	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel"
 
 chaos: install
 	$(BIN)/pytest -m chaos tests/chaos

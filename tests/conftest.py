@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: on two busy cores a second thread costs more than it gives
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,23 +19,33 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # a busy mac
 hypothesis.settings.load_profile("any machine")
 
 
-ENGINE = {"engine", "stored_run"}  # fixtures that load vLLM into the process
-# Groups of tests that take minutes, in the order in which processes take them; the others follow.
+# What pytest-xdist's processes take: one file, or all files that load vLLM into the process. What takes minutes begins first.
+ENGINE = ("test_engine", "test_stages", "test_sweep", "test_report", "test_page")
 LONGEST = (
-    *("test_damage", "test_kills", "engine", "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit"),
+    *("test_damage", "test_kills", *ENGINE, "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit"),
     *("test_trackers", "test_distill", "test_comparison", "test_evaluate", "test_scale", "test_doctor", "test_worker"),
 )
 
 
 def pytest_collection_modifyitems(config, items):
-    """Under pytest-xdist the tests of a file share a process, and so do all tests of the one engine. Long groups begin first."""
-    if not hasattr(config, "workerinput"):
-        return
-    groups = {item: "engine" if ENGINE & set(item.fixturenames) else item.path.stem for item in items}
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (ranks.get(groups[item], len(ranks)), groups[item]))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    """Order the tests of every pytest-xdist process alike, as `LONGEST` has it."""
+    if hasattr(config, "workerinput"):
+        ranks = {name: rank for rank, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of one file share a process, and so do all tests of the one engine."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            name = Path(nodeid.split("::", 1)[0]).stem
+            return "engine" if name in ENGINE else name
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
