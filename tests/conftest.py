@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("any machine")
 
 
 # What pytest-xdist's processes take: one file, or all files that load vLLM into the process. What takes minutes begins first.
-ENGINE = ("test_engine", "test_stages", "test_sweep", "test_report", "test_page")
+ENGINE = ("test_engine", "test_sweep", "test_report", "test_page")
 LONGEST = (
     *("test_damage", "test_kills", *ENGINE, "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit"),
     *("test_trackers", "test_distill", "test_comparison", "test_evaluate", "test_scale", "test_doctor", "test_worker"),

@@ -194,7 +194,7 @@ import sys, time
 day = float(sys.argv[2]) * 86400
 wall, steady = time.time, time.monotonic
 time.time, time.monotonic = lambda: wall() + day, lambda: steady() + day
-from pipeline import lease
+from pipeline.store import lease
 from pipeline.store.directory import Store
 lease.BEAT_S = 0.2
 with lease.held(Store(sys.argv[1])):
