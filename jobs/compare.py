@@ -16,11 +16,11 @@ from jobs.progress import open_screen
 from jobs.settle import parse_numbers, read_config
 from jobs.tables import of_comparison
 from jobs.terminal import Session, session
-from pipeline.config import resolve
 from pipeline.driver import Driver, open_sources
 from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
 from pipeline.fit.versions import versions
+from pipeline.overrides import resolve
 from pipeline.recipes import recipe as named
 from pipeline.rounds.todo import Missing
 from pipeline.store.directory import Store

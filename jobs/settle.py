@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import Run, decides, differences, resolve
+from pipeline.config import Run
 from pipeline.errors import SettingError, SourceError
+from pipeline.overrides import decides, differences, resolve
 from pipeline.recipes import recipe as named
 from pipeline.store.directory import Store
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from jobs.engines import open_engines
 from jobs.opened import hold_run, start
 from jobs.terminal import Session, session
-from pipeline.config import differences, resolve
 from pipeline.contract import Stage
 from pipeline.errors import UserError
 from pipeline.fit.versions import versions
+from pipeline.overrides import differences, resolve
 from pipeline.problems.sources import open_source
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, open_rounds, with_engines

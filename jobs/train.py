@@ -5,11 +5,11 @@ from __future__ import annotations
 from actors.resources import Demand
 from jobs.opened import hold_run, start
 from jobs.terminal import session
-from pipeline.config import differences, resolve
 from pipeline.driver import until_end
 from pipeline.errors import SettingError, TrainingError
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
+from pipeline.overrides import differences, resolve
 from pipeline.rounds.inventory import commit_round, withdraw_policies
 from pipeline.rounds.todo import trainable
 from pipeline.store.directory import area

@@ -108,14 +108,14 @@ def adapters(tmp_path_factory):
 def stored_run(engine, tmp_path_factory):
     """Two finished rounds of the tiny reasoner: real engine, stages and trainer, without Ray. Copy it to spoil it."""
     import torch
+    from in_process import bring_up_to_date
 
     from pipeline import recipes
-    from pipeline.config import resolve
+    from pipeline.overrides import resolve
     from pipeline.problems.sources import open_source
     from pipeline.rounds.inventory import commit_round
     from pipeline.rounds.metrics import summarise_round
     from pipeline.rounds.round import plan_round, with_engines
-    from pipeline.rounds.schedule import bring_up_to_date
     from pipeline.stages import LABELS, MEASURE, STAGES
     from pipeline.store.directory import Store
     from pipeline.training import worker

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import LATER, Label, Run, differences, load, resolve
+from pipeline.config import LATER, Label, Run
 from pipeline.errors import SettingError
+from pipeline.overrides import differences, load, resolve
 
 BASE = Run(name="t")
 

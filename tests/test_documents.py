@@ -20,11 +20,12 @@ from pydantic import BaseModel
 
 from jobs.cli import app
 from pipeline import config, recipes
-from pipeline.config import Run, resolve
+from pipeline.config import Run
 from pipeline.contract import COLUMNS
 from pipeline.errors import EgrsdError
-from pipeline.rounds.metrics import metric_table
-from pipeline.stages import stage_table
+from pipeline.overrides import resolve
+from pipeline.rounds.metrics import METRICS
+from pipeline.stages import PLAN
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "actors", "jobs", "tests")
@@ -51,6 +52,30 @@ class Document(NamedTuple):
     prose: str
     spans: list[str]
     settings: list[str]
+
+
+def stage_table():
+    """The plan as a Markdown table, for the documents."""
+    lines = ["| stage | where | reads | writes |", "| --- | --- | --- | --- |"]
+    for stage in PLAN:
+        writes = ", ".join(_with_shape(column) for column in stage.writes)
+        lines.append(f"| {stage.name} | {stage.where} | {', '.join(stage.reads) or 'a source'} | {writes} |")
+    return "\n".join(lines)
+
+
+def _with_shape(column):
+    return f"{column.name} `[{column.shape}]`" if column.shape else column.name
+
+
+def metric_table():
+    """Every metric as a Markdown table, for pipeline/README.md."""
+    bar = r"\|"  # a bar within a cell
+    rows = [
+        f"| `{writer}/{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning.replace('|', bar)} |"
+        for writer, metrics in METRICS.items()
+        for metric in metrics
+    ]
+    return "\n".join(["| metric | unit | over rows | meaning |", "| --- | --- | --- | --- |", *rows])
 
 
 def read(text: str) -> Document:
@@ -159,12 +184,19 @@ def has_setting(name: str, model: type[BaseModel] = Run) -> bool:
     return free_form or any(rest == "*" or has_setting(rest, section) for section in sections)
 
 
+def is_function(name: str) -> bool:
+    """Whether a dotted name is a function of the method: its module `objective` is called like a section of settings."""
+    module, _, function = name.partition(".")
+    path = ROOT / "pipeline" / "method" / f"{module}.py"
+    return path.exists() and f"\ndef {function}(" in path.read_text()
+
+
 def wrong_settings(found: Document) -> Iterator[str]:
     """Settings that do not exist, and YAML that is no configuration."""
     for span in found.spans:
         name = span.removeprefix("--set ").partition("=")[0]
         dotted = re.fullmatch(r"[a-z_]+(\.([a-z_]+|\*))+", name) and not re.search(r"\.(py|json|html)$", name)
-        if dotted and name.split(".")[0] in Run.model_fields and not has_setting(name):
+        if dotted and name.split(".")[0] in Run.model_fields and not (has_setting(name) or is_function(name)):
             yield f"no setting {name}"
     for text in found.settings:
         try:

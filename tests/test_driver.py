@@ -3,9 +3,9 @@
 import pytest
 
 from actors.fakes import FakeEngine
-from pipeline.config import resolve
 from pipeline.driver import Driver, open_sources
 from pipeline.errors import SettingError, SourceError, StoreError, TrainingError
+from pipeline.overrides import resolve
 from pipeline.recipes import demo
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.todo import Missing

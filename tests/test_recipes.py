@@ -10,8 +10,8 @@ import yaml
 
 from actors import resources
 from pipeline import recipes
-from pipeline.config import load
 from pipeline.errors import SettingError
+from pipeline.overrides import load
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(recipes.descriptions())

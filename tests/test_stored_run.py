@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from in_process import bring_up_to_date
 from safetensors.torch import load_file
 
 from jobs.cli import app
-from pipeline.config import resolve
 from pipeline.contract import COLUMNS
+from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds, problems_digest
-from pipeline.rounds.schedule import bring_up_to_date
 from pipeline.rounds.todo import Missing
 from pipeline.stages import EVALUATION, PLAN, STAGES
 from pipeline.store.directory import Store, area

@@ -96,7 +96,7 @@ def test_the_demo_runs_to_its_end(clean, tmp_path):
     assert "entropy" in clean("egrsd", "doctor", "--recipe", "demo")
     clean("egrsd", "distill", "--recipe", "demo", "--run", uri, *(part for one in SMALL for part in ("--set", one)))
     assert "Nothing to do" in clean("egrsd", "distill", "--run", uri)
-    assert "stale" not in clean("egrsd", "status", "--run", uri)
+    assert "stale:" not in clean("egrsd", "status", "--run", uri)
     [scored] = Path(uri).glob("rounds/0000/score/*.parquet")
     assert pq.read_table(scored)["entropy_method"].to_pylist() == ["exact"] * 8
     assert "8 of 8 labelled traces" in clean("egrsd", "report", "--run", uri)

@@ -10,13 +10,14 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import Run, differences, load, resolve
+from pipeline.config import Run
 from pipeline.errors import SettingError, SourceError, UserError
 from pipeline.evidence.evaluation import Samples, engine_facts, figures, macro, read
 from pipeline.evidence.evaluation import differences as paired
 from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.overrides import differences, load, resolve
 from pipeline.problems.benchmarks import benchmark, near, open_benchmark
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.config import Run, differences, load
+from pipeline.config import Run
 from pipeline.errors import SettingError, UserError, nearest
 from pipeline.evidence.evaluation import engine_facts, figures, per_problem, read
 from pipeline.evidence.intervals import holm, over_seeds
 from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.overrides import differences, load
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round

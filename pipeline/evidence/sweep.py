@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import Label, Profile, Run, resolve
+from pipeline.config import Label, Profile, Run
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.plain import plain
 from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, select, token_weights
+from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import training_rows

@@ -70,17 +70,6 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 
 
-def metric_table() -> str:
-    """Every metric as a Markdown table, for pipeline/README.md."""
-    bar = r"\|"  # a bar within a cell
-    rows = [
-        f"| `{writer}/{metric.name}` | {metric.unit} | {metric.reduction} | {metric.meaning.replace('|', bar)} |"
-        for writer, metrics in METRICS.items()
-        for metric in metrics
-    ]
-    return "\n".join(["| metric | unit | over rows | meaning |", "| --- | --- | --- | --- |", *rows])
-
-
 def summarise_round(work: Round) -> dict[str, float]:
     """Figures of a round whose grades and profiles are there, by their names in METRICS."""
     seen = Inventory(work)

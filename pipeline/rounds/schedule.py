@@ -175,26 +175,20 @@ def _bring_item_up_to_date(
         return item
     try:
         problems = source.rows(item["indices"]) if source is not None else None
-        entry, computed = _bring_up_to_date(seen, STAGES[name], item["shard"], item["first"], problems, force)
+        entry, computed = bring_up_to_date(seen, STAGES[name], item["shard"], item["first"], problems, force)
     except EgrsdError as error:
         return item | {"error": to_data(error)}
     return item | {"indices": [], "entries": [*item["entries"], [asdict(entry), computed]]}
 
 
 def bring_up_to_date(
-    work: Round, stage: Stage, shard: str, problems: list[Problem] | None = None, force: bool = False
+    seen: Inventory, stage: Stage, shard: str, first: int, problems: list[Problem] | None = None, force: bool = False
 ) -> tuple[Entry, bool]:
     """Compute and commit one shard of one stage unless it is fresh. Returns its entry and whether it was computed.
 
-    Raises StoreError when an input is missing, and whatever the stage raises.
+    `first` is the place of the shard's first prompt in the round. Raises StoreError when an input is missing or stale, and
+    whatever the stage raises.
     """
-    first = sum(len(rows) for name, rows in work.shards.items() if name < shard)
-    return _bring_up_to_date(Inventory(work, whole=False), stage, shard, first, problems, force)
-
-
-def _bring_up_to_date(
-    seen: Inventory, stage: Stage, shard: str, first: int, problems: list[Problem] | None, force: bool
-) -> tuple[Entry, bool]:
     work = seen.work
     digest = problems_digest(problems) if problems is not None else None
     old = seen.entry(stage.name, shard)

@@ -31,8 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import contract
-from pipeline.config import Run, load
+from pipeline.config import Run
 from pipeline.errors import StoreError, UserError
+from pipeline.overrides import load
 from pipeline.store.files import RESTORE, Files
 from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, fetch_folder, is_whole, put_folder
 from pipeline.store.manifest import ENTRY_FIELDS, SUMMARY, Entry, Origin, data_name, survey, to_summary

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.config import Run, load
+from pipeline.config import Run
 from pipeline.errors import EgrsdError, StoreError, TrainingError
+from pipeline.overrides import load
 from pipeline.rounds.rows import round_table
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE, SCRATCH

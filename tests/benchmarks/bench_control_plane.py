@@ -24,7 +24,8 @@ from typing import Any
 import psutil
 
 from pipeline import contract
-from pipeline.config import Run, resolve
+from pipeline.config import Run
+from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory

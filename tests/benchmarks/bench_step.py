@@ -52,8 +52,9 @@ def trainer(folder: str, full: bool) -> Any:
     """A Trainer on the saved model, with the chunked head or with full logits."""
     import torch
 
-    from pipeline.config import Run, resolve
+    from pipeline.config import Run
     from pipeline.method.objective import weighted_sum
+    from pipeline.overrides import resolve
     from pipeline.training import student
     from pipeline.training.step import Trainer
 

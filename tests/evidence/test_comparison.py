@@ -8,9 +8,9 @@ import trainer_here
 
 from actors.fakes import FakeEngine
 from jobs import compare, tables
-from pipeline.config import differences, resolve
 from pipeline.errors import SettingError
 from pipeline.evidence import comparison
+from pipeline.overrides import differences, resolve
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
 from pipeline.training import worker

@@ -364,8 +364,3 @@ def test_training_again_feeds_the_new_figures(finished, trained_here):
     assert dict(found) == pytest.approx(dict(stored), abs=1e-5)
     assert found[:2] == before[:2]
     assert found[2:] != before[2:]
-
-
-def test_the_metric_table_names_every_metric():
-    table = metrics.metric_table()
-    assert all(f"| `{writer}/{m.name}` |" in table for writer, known in metrics.METRICS.items() for m in known)

@@ -12,7 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline import contract, recipes, stages
-from pipeline.config import Run, resolve
+from pipeline.config import Run
+from pipeline.overrides import resolve
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store, area
 from pipeline.store.manifest import Origin

@@ -8,18 +8,19 @@ from functools import partial
 import psutil
 import pyarrow as pa
 import pytest
+from in_process import bring_up_to_date
 
 from actors.fakes import Behaviour, FakeEngine
-from pipeline.config import resolve
 from pipeline.errors import EngineError, SettingError, StoreError, UserError
 from pipeline.method.rewards import RunningBaseline
+from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds import inventory
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round, plan_round, with_engines
 from pipeline.rounds.rows import round_table
-from pipeline.rounds.schedule import Cut, bring_up_to_date, execute
+from pipeline.rounds.schedule import Cut, execute
 from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
 from pipeline.store.directory import Store, area
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from actors.fakes import FakeEngine, token_evidence
 from pipeline import stages
-from pipeline.config import Model, resolve
+from pipeline.config import Model
 from pipeline.contract import Failure, Place, Policy, Reject, Score
 from pipeline.errors import EngineError
 from pipeline.method.rewards import RunningBaseline
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizer import tokenizer_of
+from pipeline.overrides import resolve
 from pipeline.problems.sources import Problem
 from pipeline.problems.tiny import ANSWER_PATTERN
 from pipeline.recipes import demo

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import contract
-from pipeline.config import Run, resolve
+from pipeline.config import Run
+from pipeline.overrides import resolve
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
 from pipeline.store.manifest import Origin

@@ -1,0 +1,98 @@
+"""Settings from outside: a configuration document and `--set` laid over a run, plain data as a run, and what differs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config import Pool, Run
+from pipeline.errors import SettingError, nearest
+
+
+def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, Any] | None = None) -> Run:
+    """`base` with a configuration document laid over it, then `a.b=value` overrides (values are YAML).
+
+    Raises SettingError that names the setting: unknown, of the wrong type, or in conflict.
+    """
+    data = base.model_dump(mode="json")
+    _overlay(data, document or {}, "")
+    for override in overrides or []:
+        key, sep, text = override.partition("=")
+        if not sep or not key:
+            raise SettingError("an override is written name.part=value", f"--set {override}", "For example --set label.gamma=0.3")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingError("the value is not YAML", f"--set {override}", "Quote it, or check its brackets") from error
+        nested: dict[str, Any] = {}
+        inner = nested
+        *parents, last = key.strip().split(".")
+        for part in parents:
+            inner = inner.setdefault(part, {})
+        inner[last] = _number(value)
+        _overlay(data, nested, "")
+    return load(data)
+
+
+def load(data: dict[str, Any]) -> Run:
+    """A Run from plain data. Raises SettingError with the first offending field and what it should be."""
+    try:
+        return Run.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        told = first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
+        what = first["msg"].removeprefix("Value error, ") + ("" if told else f" (got {first['input']!r})")
+        raise SettingError(what, where, "See `egrsd recipes --show NAME` for every setting") from None
+
+
+def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
+    """Settings that differ, as (dotted name, old, new)."""
+    a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def decides(setting: str) -> bool:
+    """Whether a setting, by its dotted name, can change a result of the run."""
+    return not setting.startswith("metrics.")
+
+
+def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
+    for key, value in document.items():
+        name = f"{where}{key}"
+        free_form = where.endswith(("options.", "resources.", "labels."))
+        if key not in data and not free_form:
+            hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
+            raise SettingError("unknown setting", name, hint)
+        clears = not value and key in {"options", "resources", "labels"}  # `{}` empties a free-form section
+        if isinstance(value, dict) and isinstance(data.get(key), dict) and not clears:
+            _overlay(data[key], value, f"{name}.")
+        elif isinstance(value, dict) and data.get(key) is None and name == "engines.score":
+            data[key] = Pool().model_dump(mode="json")
+            _overlay(data[key], value, f"{name}.")
+        else:
+            data[key] = value
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text: make it the number people mean."""
+    if isinstance(value, str):
+        try:
+            number = float(value)
+            return number if math.isfinite(number) else value
+        except ValueError:
+            return value
+    return value
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
