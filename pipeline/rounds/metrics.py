@@ -55,7 +55,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("mean_reward", "", "mean", "mean length-shaped reward"),
         Metric("mean_length", "tokens", "mean", "mean response length"),
         Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
-        Metric("num_groups", "groups", "sum", "groups: a group is a prompt with its traces"),
+        Metric("num_groups", "groups", "sum", "groups, each a prompt with its traces"),
         Metric("num_groups_without_signal", "groups", "sum", "groups whose advantages are all 0"),
         *(Metric(f"share_{name}", "share", "mean", f"share of response tokens in regime {name}") for name in Regime.NAMES),
         Metric("seconds_measure", "s", "sum", "prompts to score, until the round is committed to the trainer"),
@@ -90,7 +90,7 @@ def warning(summary: dict[str, float]) -> str | None:
     """Why a round with these figures teaches little or nothing. None when it has a signal."""
     rows, positive = summary["num_rows"] - summary["num_rejected"], summary["num_positive_advantage"]
     if not rows:
-        return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status`."
+        return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status` says why."
     if summary["num_correct"] == 0:
         return (
             f"no signal. None of {rows:.0f} traces was correct "

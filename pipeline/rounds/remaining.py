@@ -39,7 +39,7 @@ class Remaining:
         for work in itertools.takewhile(lambda work: work.number < first, open_rounds(store, run)):
             inventory = Inventory(work)
             stale += [
-                f"stale: {work.area} {name} ({reason}), trained on all the same; `egrsd stage` and `egrsd train` redo it"
+                f"stale: {work.area} {name} ({reason}), and trained on. `egrsd stage` and `egrsd train` make both again"
                 for name in MEASURE
                 for reason in sorted(inventory.reasons(name))
             ]
@@ -117,7 +117,7 @@ def _is_measured(work: Round) -> bool:
         return False
     if work.lag > work.run.max_staleness:
         what = f"was rolled out by policy {work.policy_version}, more than max_staleness {work.run.max_staleness} behind"
-        raise UserError(what, work.area, f"It was made under max_staleness {work.lag}: allow that again")
+        raise UserError(what, work.area, f"It was made under max_staleness {work.lag}: set that value again")
     for name, why in reasons.items():
         raise UserError(f"{name} is stale ({why})", work.area, f"Run `egrsd stage {name} --round {work.number}` first")
     return True

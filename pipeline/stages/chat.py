@@ -32,9 +32,11 @@ def student_prompt(
     Raises SettingError for a template without {problem} or with {solution}, ModelError for an unusable chat template.
     """
     if "{problem}" not in template:
-        raise SettingError("lacks {problem}", "prompts.student", "The student cannot answer what it is not asked")
+        raise SettingError("lacks {problem}", "prompts.student", "The student must see the problem")
     if "{solution}" in template:
-        raise SettingError("holds {solution}", "prompts.student", "Only the teacher may see it: move it to prompts.teacher")
+        raise SettingError(
+            "holds {solution}", "prompts.student", "Only the teacher may see it: move {solution} to prompts.teacher"
+        )
     return _chat_ids(tokenizer, fill(template, problem), system, thinking)
 
 
@@ -47,9 +49,7 @@ def teacher_prompt(
     """
     for field in ("{problem}", "{solution}"):
         if field not in template:
-            raise SettingError(
-                f"lacks {field}", "prompts.teacher", "The teacher scores with problem and reference solution in view"
-            )
+            raise SettingError(f"lacks {field}", "prompts.teacher", "The teacher must see problem and reference solution")
     return _chat_ids(tokenizer, fill(template, problem, solution), system, thinking)
 
 

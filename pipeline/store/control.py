@@ -43,7 +43,7 @@ def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Docum
         deadline = time.monotonic() + patience_s
         while (answer := store.read_json(f"{name}.answer.json")) is None:
             if time.monotonic() > deadline:
-                remedy = "Engines are up while `egrsd distill` rolls out, not while it starts or under other verbs; or it died"
+                remedy = "Engines are up while `egrsd distill` rolls out. It may be starting, or dead, or another verb"
                 raise UserError(f"{lease['holder']} does not answer", store.uri, remedy)
             time.sleep(LOOK_S / 4)
     finally:

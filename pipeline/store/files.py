@@ -26,8 +26,8 @@ from pyarrow import fs
 from pipeline.errors import EgrsdError, StoreError, UserError
 
 SCRATCH = ".tmp"
-RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
-NO_SPACE = "Free some space and run the same command again: nothing half-written counts"
+RESTORE = "Restore the file from a copy, or delete it and run the same command again, which makes its content anew"
+NO_SPACE = "Free some space and run the same command again: unfinished files are ignored"
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _REMEDIES = {
     "ACCESS_DENIED": "Give these credentials the right to list, read, write and delete there, or use another place",
@@ -188,7 +188,7 @@ def _as_egrsd_error(error: OSError, what: str, where: str) -> EgrsdError:
     if code is not None and code[1] in _REMEDIES:
         return UserError(f"{what} ({cause})", where, _REMEDIES[code[1]])
     if error.errno in _RIGHTS:
-        return UserError(f"{what} ({cause})", where, "Get the right to, or use another place")
+        return UserError(f"{what} ({cause})", where, "Get the right to do this, or use another place")
     remedy = NO_SPACE if error.errno == errno.ENOSPC else "Check that the place exists and its permissions"
     return StoreError(f"{what} ({cause})", where, remedy)
 
