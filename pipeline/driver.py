@@ -106,7 +106,7 @@ def open_sources(run: Run) -> Sources:
 def until_end(trainer: Trainer, holding: Lease) -> Iterator[Trainer]:
     """Stop the trainer at the end of a block, also when the block fails.
 
-    When another driver has taken the run over, the trainer may be its own and is left running.
+    When another driver has taken the run over, nothing is stopped: the request would reach the trainer of that driver.
     """
     try:
         yield trainer
