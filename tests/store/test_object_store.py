@@ -281,4 +281,7 @@ def test_a_folder_that_may_be_read_but_not_written_is_named(tmp_path):
     environment = {**os.environ, "HOME": str(folder), "PYTHONPATH": os.getcwd(), "PYTHONDONTWRITEBYTECODE": "1"}
     ended = subprocess.run([*other, sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr
-    assert f"error: {folder}/lease.json: cannot write (Permission denied). Get the right to, or use another place" in ended.stdout
+    assert (
+        f"error: {folder}/lease.json: cannot write (Permission denied). Get the right to do this, or use another place"
+        in ended.stdout
+    )
