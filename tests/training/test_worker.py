@@ -43,7 +43,7 @@ def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> N
     until(lambda: store.has_policy(2), handle)
     os.kill(rank_pid(), signal.SIGKILL)
     commit_round(store, make_round(2))
-    until(lambda: store.has_policy(3), handle)
+    until(lambda: store.has_policy(3) and store.numbers("train") == [2, 3], handle)  # older states go after the policy is there
     os.kill(rank_pid(), signal.SIGKILL)  # once more than max_failures, but the run got on in between
 
     straight = Store(str(tmp_path / "straight"))
