@@ -1,9 +1,9 @@
-# Two commands for a fresh machine with Python 3.11 and pip: `make demo` and `make test`. Each installs what it needs.
+# `make demo` and `make test` work on a fresh machine that has Python 3.11 and pip. Each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
-# Tests wait more than they compute: three processes of them keep two cores busy.
+# Tests wait more than they compute, so three processes keep two cores busy.
 PROCESSES ?= 3
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
@@ -36,7 +36,8 @@ smollm2: install $(VENV)/.smollm2
 
 install: $(VENV)/.installed
 
-# --no-deps: the list is complete and leaves out torchvision, whose wheel does not fit this torch and breaks transformers
+# The lock lists every package, so pip gets --no-deps. Without it pip would add torchvision, whose wheel does not fit this torch
+# and makes transformers fail.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""LoRA adapters as an engine meets them: fetched from wherever the policy lies, and checked before vLLM sees them."""
+"""LoRA adapters for engines: an adapter is fetched from where its policy lies, and checked before vLLM loads it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from pipeline import config
 from pipeline.errors import ModelError, StoreError
 from pipeline.store.files import Files
@@ -17,15 +19,14 @@ from pipeline.store.folders import MANIFEST, POLICY_REMEDY, fetch_folder
 from pipeline.training import adapter
 from pipeline.training.adapter import ADAPTER
 
-_KEPT = 32  # policies of a run on one machine: more than engines hold at once
+_KEPT = 32  # copies of a run's policies that stay on a machine; engines hold fewer at once
 
 
 def fetch(uri: str) -> tuple[str, str]:
-    """(local folder, hash of the content) of the adapter at `uri`: the folder itself when local, else a checked copy.
+    """(local folder, hash of the content) of the adapter at `uri`. A remote policy is copied, and the copy is checked.
 
-    A policy that is published again has another hash, and on this machine its copy replaces the one before; of a run's copies the
-    last _KEPT that were asked for stay. Raises StoreError when a remote policy has no manifest, or a file is not the one its
-    manifest names.
+    A policy that was published again has another hash, and its new copy replaces the old one. The machine keeps the _KEPT
+    copies of a run that were used last. Raises StoreError when a remote policy has no manifest, or when a file does not match it.
     """
     if "://" not in uri or uri.startswith("file://"):
         folder = uri.removeprefix("file://")
@@ -38,14 +39,14 @@ def fetch(uri: str) -> tuple[str, str]:
     if not target.exists():
         _copy(files, name, target)
     with contextlib.suppress(OSError):
-        os.utime(target, ns=(time.time_ns(), time.time_ns()))  # the clock of files is coarse
+        os.utime(target, ns=(time.time_ns(), time.time_ns()))  # the kernel's own clock for files is too coarse to order two uses
     return str(target), version
 
 
 def check(folder: str, uri: str, model: config.Model, hidden_size: int) -> None:
-    """Raise ModelError, naming `uri` and what differs, unless the adapter in `folder` fits the model of this run.
+    """Raise ModelError unless the adapter in `folder` fits the model of this run; the error names `uri` and the difference.
 
-    Settings come from adapter_config.json; the width of the weights from the header of the safetensors file.
+    The adapter's settings are read from adapter_config.json. The width of its weights is read from the safetensors header.
     """
     adapter.check(Path(folder), model, uri)
     width = _input_width(Path(folder) / ADAPTER, uri)
@@ -54,8 +55,7 @@ def check(folder: str, uri: str, model: config.Model, hidden_size: int) -> None:
 
 
 def _input_width(weights: Path, uri: str) -> int | None:
-    from safetensors import SafetensorError, safe_open
-
+    """Input width of the adapter's first query projection; None when it has none. Raises ModelError for a damaged file."""
     try:
         with safe_open(weights, "np") as file:
             name = next((key for key in file.keys() if key.endswith("q_proj.lora_A.weight")), None)  # noqa: SIM118
@@ -65,7 +65,7 @@ def _input_width(weights: Path, uri: str) -> int | None:
 
 
 def _local_version(folder: Path) -> str:
-    """Of a published policy the hash of its manifest, else of the times and sizes of the adapter's files."""
+    """The hash of a published policy's manifest. Other folders give the hash of their adapter files' times and sizes."""
     manifest = folder / MANIFEST
     if manifest.exists():
         return _digest(manifest.read_bytes())
@@ -74,6 +74,7 @@ def _local_version(folder: Path) -> str:
 
 
 def _version(files: Files, name: str) -> str:
+    """The hash of a remote policy's manifest. Raises StoreError when there is no manifest."""
     manifest = files.read_bytes(f"{name}/{MANIFEST}")
     if manifest is None:
         raise StoreError(f"no policy is published here: {MANIFEST} is missing", files.locate(name), adapter.REMEDY)
@@ -85,7 +86,7 @@ def _digest(data: bytes) -> str:
 
 
 def _copy(files: Files, name: str, target: Path) -> None:
-    """Put a checked copy of a policy at `target`; drop other versions of the same policy, and policies not asked for lately."""
+    """Put a checked copy of a policy at `target`. Other versions of this policy and the least used copies are deleted."""
     copy = fetch_folder(files, name, POLICY_REMEDY)
     if copy is None or target.name != f"{name}-{_version(files, name)}":
         raise StoreError("the policy changed while it was read", files.locate(name), "Run the same command again")
@@ -93,17 +94,17 @@ def _copy(files: Files, name: str, target: Path) -> None:
     try:
         copy.rename(target)
     except OSError:
-        if not target.exists():  # else another engine on this machine was quicker
+        if not target.exists():  # otherwise another engine on this machine made the same copy first
             raise
         shutil.rmtree(copy)
     others = sorted((path for path in target.parent.iterdir() if path != target), key=_last_used, reverse=True)
-    for place, other in enumerate(others):
-        if place >= _KEPT - 1 or other.name.rpartition("-")[0] == name:
+    for rank, other in enumerate(others):
+        if rank >= _KEPT - 1 or other.name.rpartition("-")[0] == name:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def _last_used(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except OSError:  # another engine on this machine has just dropped it
+    except OSError:  # another engine on this machine has just deleted it
         return 0.0

@@ -1,4 +1,4 @@
-"""The Ray cluster of a verb: joined or started, proven to see the run from every node, and to have room for it."""
+"""The Ray cluster of a verb: join or start it, check that every node sees the run, and that the run finds room."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ from pipeline.store.lease import LEASE
 
 REACH_S = 60.0
 PROBE_S = 120.0
-LOCAL_CPUS = 8  # logical ones: on a machine of its own, engines, ranks and data tasks take turns on the cores there are
-_NODE_TYPE = "ray.io/node-group"  # the label of nodes that an autoscaler looks after
+LOCAL_CPUS = 8  # logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
+_NODE_TYPE = "ray.io/node-group"  # Ray's autoscalers give this label to the nodes they start
 
 log = logging.getLogger(__name__)
 
 
 def connect(address: str | None, environment: Mapping[str, str] | None = None, num_cpus: int = LOCAL_CPUS) -> None:
-    """Join the cluster at `address` (or RAY_ADDRESS), or start one on this machine that ends with this process.
+    """Join the cluster at `address` or RAY_ADDRESS. Without either, start one here that ends with this process.
 
-    `environment` is that of every worker process. On this machine Ray counts `num_cpus` logical CPUs: engines, ranks and data
-    tasks take turns on the cores there are.
-    Raises UserError when no cluster answers.
+    Every worker process gets the variables of `environment`. A cluster on this machine has `num_cpus` logical CPUs, because
+    engines, ranks and data tasks take turns on the real cores. Raises UserError when no cluster answers.
     """
     if ray.is_initialized():
         return
@@ -55,10 +54,10 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None, n
 
 
 def _not_joined(error: Exception, target: str) -> UserError:
-    """Why Ray would not let this driver in."""
+    """The error for a driver that Ray refused: it names both sides' versions when they differ."""
     versions = re.findall(r"(?:Ray|Python): (\S+)", str(error)) if "Version mismatch" in str(error) else []
     if len(versions) == 4:
-        sys.unraisablehook = lambda *_: None  # Ray's exit handler fails on what it had not begun, and says so after all else
+        sys.unraisablehook = lambda *_: None  # Ray's exit handler would print its own failure after our message
         theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in (versions[:2], versions[2:]))
         remedy = "Use the cluster's versions here, or `egrsd submit`, whose driver runs there"
         return UserError(f"the cluster has {theirs}, this driver {ours}", target, remedy)
@@ -67,24 +66,27 @@ def _not_joined(error: Exception, target: str) -> UserError:
 
 
 def check_reach(store: Store) -> None:
-    """Raise UserError, naming the node, when one that is up does not see the run directory that this driver holds the lease of:
-    a folder of this machine only, or a node that lacks endpoint or credentials."""
+    """Raise UserError that names a live node which does not see this run directory. The driver must hold its lease.
+
+    The usual causes are a folder that only this machine has, and a node without the store's endpoint or credentials.
+    A node that is slow to answer, or that has just ended, raises nothing.
+    """
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    look, looks = ray.remote(num_cpus=0, max_retries=0)(_cannot_see), {}
+    task, node_of = ray.remote(num_cpus=0, max_retries=0)(_cannot_see), {}
     for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        looks[look.options(scheduling_strategy=there).remote(store)] = node["NodeManagerAddress"]
-    for answered in ray.wait(list(looks), num_returns=len(looks), timeout=REACH_S)[0]:  # one that is slow to start is no error
-        with contextlib.suppress(ray.exceptions.RayError):  # nor is one that has just gone
-            if why := ray.get(answered):
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        node_of[task.options(scheduling_strategy=on_node).remote(store)] = node["NodeManagerAddress"]
+    for ref in ray.wait(list(node_of), num_returns=len(node_of), timeout=REACH_S)[0]:
+        with contextlib.suppress(ray.exceptions.RayError):  # the node has just ended
+            if why := ray.get(ref):
                 remedy = "Give --run a place that every node reaches, and every node the AWS_... settings or profile for it"
-                raise UserError(f"node {looks[answered]} does not see this run ({why})", store.uri, remedy)
+                raise UserError(f"node {node_of[ref]} does not see this run ({why})", store.uri, remedy)
 
 
 def _cannot_see(store: Store) -> str:
-    """Inside a Ray task: why this node does not see the lease of the run, or nothing."""
+    """Why the node of this Ray task does not see the run's lease; "" when it does."""
     try:
         return "" if store.read_bytes(LEASE) is not None else f"{LEASE}, just written, is not there"
     except EgrsdError as error:
@@ -92,10 +94,10 @@ def _cannot_see(store: Store) -> str:
 
 
 def check_room(demands: list[resources.Demand]) -> str | None:
-    """What the cluster lacks now, where an autoscaler may add it; None where nothing is missing.
+    """What the cluster lacks for `demands` and an autoscaler may add; None when nothing is missing.
 
-    Raises ResourceError where there is no autoscaler. Ray 2.60 tells nobody what its autoscaler may start (no part of it calls
-    ReportClusterConfig), only that a node is of one of its types.
+    Raises ResourceError when something is missing and there is no autoscaler. Ray 2.60 does not tell what its autoscaler may
+    start, because nothing in it calls ReportClusterConfig. A node's label only tells that an autoscaler started it.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     try:
@@ -109,35 +111,35 @@ def check_room(demands: list[resources.Demand]) -> str | None:
 
 
 def gather_nodes() -> dict[str, Facts | str]:
-    """The facts of every node of the cluster by its address, each from a task that ran there, or why there are none."""
-    probe, asked = ray.remote(num_cpus=0, max_retries=0)(machine.gather), {}
+    """The facts of every node by its address, gathered by a task on that node. A node that fails gives the reason instead."""
+    probe, refs = ray.remote(num_cpus=0, max_retries=0)(machine.gather), {}
     for number, node in enumerate(node for node in ray.nodes() if node["Alive"]):
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[f"{node['NodeManagerAddress']}/{number}"] = probe.options(scheduling_strategy=there).remote()
-    found: dict[str, Facts | str] = {}
-    for name, ref in asked.items():
+        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        refs[f"{node['NodeManagerAddress']}/{number}"] = probe.options(scheduling_strategy=on_node).remote()
+    facts: dict[str, Facts | str] = {}
+    for name, ref in refs.items():
         try:
-            found[name] = ray.get(ref, timeout=PROBE_S)
+            facts[name] = ray.get(ref, timeout=PROBE_S)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
-            found[name] = f"failed ({type(error).__name__}). Install the same environment on every node"
-    return found
+            facts[name] = f"failed ({type(error).__name__}). Install the same environment on every node"
+    return facts
 
 
 def judge_room(run: Run, num_gpus: int, joined: bool) -> Line:
-    """Whether a run's actors find their place in the cluster that was joined, or in what Ray would count on this machine.
+    """Whether a run's actors find room in the `joined` cluster, or in the cluster that Ray would start on this machine.
 
-    Raises ResourceError where they never will.
+    Raises ResourceError when they never will.
     """
-    asked = resources.demands_of(run)
+    demands = resources.demands_of(run)
     if not joined:
-        resources.check(asked, [resources.Node({"CPU": float(LOCAL_CPUS), "GPU": float(num_gpus)})])
-    elif lacking := check_room(asked):
+        resources.check(demands, [resources.Node({"CPU": float(LOCAL_CPUS), "GPU": float(num_gpus)})])
+    elif lacking := check_room(demands):
         return Line("warning", "resources", f"nodes that the autoscaler would have to start: {lacking}")
     return Line("ok", "resources", "engines, ranks and a data task find their place at one time")
 
 
 def _check_answers(target: str) -> None:
-    """Ray tries a dead address for minutes: knock first."""
+    """Raise UserError when nothing listens at HOST:PORT. Ray itself would try a dead address for minutes."""
     host, _, port = target.rpartition(":")
     if "://" in target or not host or not port.isdigit():
         return

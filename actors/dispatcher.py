@@ -1,6 +1,7 @@
-"""The dispatcher: the small actor that owns a pool's engines, hands them out, replaces the dead and keeps their number right.
+"""The dispatcher: the small actor that owns a pool's engines, hands them out, replaces dead ones and keeps their number right.
 
-Callers get tickets here and talk to engines themselves: it sees names and counts, never data.
+A caller gets a ticket for an engine from the dispatcher, and then sends its batch to that engine itself. The dispatcher sees
+names and counts, and never data.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ log = logging.getLogger(__name__)
 
 _WATCH_S = 3.0
 _SIZE_S = 0.25
-_FORGET_S = 15.0  # a ticket that its engine has not known for so long has no caller any more
-_START_TRIES = 3  # engines that may fail to load, one after the other, before the pool gives up
-_REMEMBERED = 8  # dead engines that `overview` tells of
+_FORGET_S = 15.0  # a ticket that its engine has not known for this long has lost its caller
+_START_TRIES = 3  # the pool gives up when this many engines in a row fail to load
+_REMEMBERED = 8  # `overview` lists this many dead engines
 
 
 class Dispatcher:
-    """Owns the engine actors; knows who works for whom. Callers get tickets here and talk to engines themselves."""
+    """Owns the engine actors of one pool, and knows which ticket is at which engine."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Dispatcher:
         self._pace = sizing.Pace(settings.grow_after_s, settings.shrink_after_s)
         self._queued = 0
         self._gone: deque[Gone] = deque(maxlen=_REMEMBERED)
-        self._past = (0.0, 0.0)  # serving and working seconds of engines that are no more
+        self._past = (0.0, 0.0)  # serving and working seconds of engines that have ended
         self._sizer: asyncio.Task[None] | None = None
         self._facts: EngineFacts | None = None
         self._failure: EgrsdError | None = None
@@ -64,8 +65,8 @@ class Dispatcher:
         self._line: deque[asyncio.Future[None]] = deque()  # callers that wait for room at any engine
 
     async def facts(self) -> EngineFacts:
-        """Facts of the first engine that served. Raises what ended the pool."""
-        self._queued += 1  # an empty pool starts an engine to know them
+        """Facts of the first engine that served. Raises the error that ended the pool."""
+        self._queued += 1  # counts as a waiting batch, so that an empty pool starts an engine
         try:
             self._wake()
             while self._facts is None or self._failure is not None:
@@ -75,9 +76,10 @@ class Dispatcher:
         return self._facts
 
     async def acquire(self, rows: int, policy_version: int, alone: bool) -> Ticket:
-        """The least loaded engine, once one has room; `alone`: once one is idle, and nobody else gets it meanwhile.
+        """A ticket for the engine with the fewest rows, as soon as one has room for a batch of `rows`.
 
-        Raises what ended the pool, also while engines are left.
+        With `alone` the ticket is for an idle engine that no one else gets until the batch ends. Raises the error that ended
+        the pool, even while some engines still run.
         """
         ticket = uuid.uuid4().hex
         self._queued += 1
@@ -94,7 +96,7 @@ class Dispatcher:
         return Ticket(ticket, member.name, member.handle)
 
     async def release(self, ticket: str, rows: int, tokens: int) -> None:
-        """A batch ended, with `rows` answered that hold `tokens`."""
+        """Note that a batch has ended: `rows` were answered, with `tokens` response tokens in all."""
         for member in self._members.values():
             if ticket in member.tickets:
                 member.count(rows, tokens)
@@ -102,18 +104,18 @@ class Dispatcher:
                 return
 
     async def lost(self, engine: str, cause: str) -> None:
-        """A caller saw this engine die, or its vLLM break: replace it."""
+        """Replace an engine that a caller saw die, or whose vLLM broke."""
         if member := self._members.get(engine):
             self._bury(member, cause)
 
     async def resize(self, bounds: Bounds) -> None:
-        """Hold to other bounds, from now on."""
+        """Keep the pool within other bounds from now on."""
         self._bounds = bounds
         self._wake()
         self._size()
 
     async def overview(self) -> PoolStatus:
-        """The pool now."""
+        """The state of the pool now."""
         self._wake()
         now = time.monotonic()
         live = self._members.values()
@@ -129,29 +131,30 @@ class Dispatcher:
         )
 
     async def close(self) -> None:
-        """End all engines; later requests raise."""
+        """End all engines. Later calls raise EngineError."""
         self._fail(EngineError("the pool was closed", self._setting))
         await asyncio.gather(*(self._end(member) for member in list(self._members.values())))
 
     # ---- members ---------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Begin to keep the pool's size; a dispatcher that Ray has restarted begins anew when it is first called."""
+        """Start the task that keeps the pool's size, if there is none. A dispatcher that Ray has just restarted has none."""
         if self._sizer is None:
             self._sizer = asyncio.get_running_loop().create_task(self._keep_size())
 
     async def _keep_size(self) -> None:
+        """Look at the size several times a second until the pool fails or is closed."""
         while self._failure is None:
             try:
                 self._size()
-            except Exception as error:  # Ray refuses the placement: nobody else would hear of it
+            except Exception as error:  # Ray refuses the placement, and no caller would hear of it
                 log.exception("The pool cannot be sized")
                 what = f"engines cannot be asked for ({type(error).__name__}: {first_line(error)})"
                 self._fail(EngineError(what, f"{self._setting}.placement", "Change the placement"))
             await asyncio.sleep(_SIZE_S)
 
     def _size(self) -> None:
-        """Start or drain engines, as the work there is asks for."""
+        """Start or drain engines until their number fits the batches that wait or run."""
         batches = self._queued + sum(len(m.tickets) for m in self._members.values())
         self._sizing = sizing.resize(self._sizing, batches, self._inflight, self._bounds, self._pace, time.monotonic())
         self._fill()
@@ -170,6 +173,7 @@ class Dispatcher:
             self._spawn(self._serve(member))
 
     def _actor(self, name: str) -> Any:
+        """Ask Ray for the actor of one engine, at the pool's placement. Ray starts it when there is room."""
         placement = self._settings.placement
         options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "resources": placement.resources}
         if placement.labels:
@@ -177,23 +181,23 @@ class Dispatcher:
         return ray.remote(EngineActor).options(name=name, max_concurrency=self._inflight + 2, **options).remote()
 
     async def _serve(self, member: Member) -> None:
-        """Bring an engine up, then look after it until it ends."""
+        """Load an engine, then watch it until it ends. Failures to load are counted and may end the pool."""
         timeout = self._settings.start_timeout_s
         try:
             member.pid = await self._placed(member)
             facts = await asyncio.wait_for(member.handle.load.remote(*self._load_args), timeout)
         except RayTaskError as error:
             cause = error.cause
-            told = cause if isinstance(cause, EgrsdError) else EngineError(first_line(cause), self._setting)
-            self._failed_to_load(member, told, died=False)
-        except RayError as error:  # of many kinds: Ray's memory monitor, say, has its own
+            failure = cause if isinstance(cause, EgrsdError) else EngineError(first_line(cause), self._setting)
+            self._failed_to_load(member, failure, died=False)
+        except RayError as error:  # the base class, because a death has many causes; Ray's memory monitor raises its own
             if blameless(error):
                 return self._bury(member, first_line(error))
             self._failed_to_load(member, EngineError(f"its process died ({first_line(error)})", self._setting), died=True)
         except TimeoutError:
             remedy = "Raise start_timeout_s, or see what holds the resources"
-            told = EngineError(f"an engine did not start within {timeout:g} s", self._setting, remedy)
-            self._failed_to_load(member, told, died=False)
+            failure = EngineError(f"an engine did not start within {timeout:g} s", self._setting, remedy)
+            self._failed_to_load(member, failure, died=False)
         else:
             self._failures_to_load = 0
             if not self._agrees(facts):
@@ -206,13 +210,15 @@ class Dispatcher:
             await self._watch(member)
 
     async def _placed(self, member: Member) -> int:
-        """The process of an engine once Ray has found its place, for which it may wait as long as the autoscaler takes while
-        others serve."""
+        """The process id of an engine, as soon as Ray has placed it.
+
+        Raises TimeoutError after `start_timeout_s` if no engine serves. While others serve, this one may wait for the autoscaler.
+        """
         process: asyncio.Future[int] = asyncio.ensure_future(member.handle.pid.remote())
         served = self._others_serve()
         while not (await asyncio.wait({process}, timeout=self._settings.start_timeout_s))[0]:
             before, served = served, self._others_serve()
-            if not (before or served):  # a pool that is about to replace its only engine has not failed
+            if not (before or served):  # an engine that served until just now may have ended to be replaced
                 process.cancel()
                 raise TimeoutError
         return process.result()
@@ -222,22 +228,22 @@ class Dispatcher:
         return any(member.state == "serving" for member in self._members.values())
 
     def _agrees(self, facts: EngineFacts) -> bool:
-        """Whether a new engine's numbers mean what those of the first mean. If not, the pool ends: no one may mix them."""
+        """Whether a new engine's facts equal those of the first. If they differ, the pool ends: such numbers must not mix."""
         self._facts = first = self._facts or facts
-        odd = [
+        differences = [
             f"{name} is {got!r}, the first engine's {was!r}"
             for name, was in vars(first).items()
             if (got := vars(facts)[name]) != was
         ]
-        if odd:
-            what = f"engines differ in what their numbers mean: an engine's {'; '.join(odd)}"
+        if differences:
+            what = f"engines differ in what their numbers mean: an engine's {'; '.join(differences)}"
             self._fail(
                 EngineError(what, self._setting, "Give all engines the same vLLM and hardware, or set score.entropy: bounds")
             )
-        return not odd
+        return not differences
 
     async def _watch(self, member: Member) -> None:
-        """Notice a death nobody reported, and tickets whose callers died: the engine has not known them for a while."""
+        """Notice the death of an engine that no caller reported, and drop tickets that the engine has not known for a while."""
         while member.name in self._members:
             await asyncio.sleep(_WATCH_S)
             try:
@@ -250,8 +256,11 @@ class Dispatcher:
                 self._drop(member, {ticket for ticket, since in member.unseen.items() if now - since >= _FORGET_S})
 
     def _failed_to_load(self, member: Member, error: EgrsdError, died: bool) -> None:
-        """Try another, unless it would only fail as well: a user's mistake, an error while no other serves, too many tries."""
-        if member.name not in self._members:  # drained while it loaded
+        """Replace an engine that could not load, or end the pool.
+
+        The pool ends for a user's mistake, for an error while no other engine serves, and after too many failures in a row.
+        """
+        if member.name not in self._members:  # the pool drained it while it loaded
             return
         self._failures_to_load += 1
         if isinstance(error, UserError) or not (died or self._others_serve()):
@@ -262,29 +271,32 @@ class Dispatcher:
         self._bury(member, error.what)
 
     def _bury(self, member: Member, cause: str) -> None:
+        """Take a dead or broken engine out of the pool, end its process and start another."""
         if member.name not in self._members:
             return
         self._leave(member)
         self._gone.append(Gone(member.name, cause, time.monotonic()))
-        ray.kill(member.handle)  # a broken engine's process may still be there
+        ray.kill(member.handle)  # the process of a broken engine may still run
         if self._failure is None:
             log.warning("Engine %s is gone (%s): it is replaced", member.name, cause)
         self._fill()
         self._notify()
 
     def _leave(self, member: Member) -> None:
+        """Take an engine out of the pool, and keep its seconds for the pool's totals."""
         del self._members[member.name]
         now = time.monotonic()
         serving, working = self._past
         self._past = (serving + member.serving_s(now), working + member.working_s(now))
 
     def _drop(self, member: Member, tickets: set[str]) -> None:
-        held, room = bool(member.tickets), len(tickets)
+        """Take tickets away from an engine, wake as many callers as now find room, and end a drained engine that is idle."""
+        was_busy, room = bool(member.tickets), len(tickets)
         for ticket in tickets:
             member.tickets.pop(ticket, None)
             if member.held_for == ticket:
                 member.held_for, room = None, len(self._line)
-        if held and not member.tickets:
+        if was_busy and not member.tickets:
             member.busy_s += time.monotonic() - member.busy_since
         if member.state == "draining" and not member.tickets and member.name in self._members:
             self._leave(member)
@@ -292,8 +304,9 @@ class Dispatcher:
         self._notify(room)
 
     async def _end(self, member: Member) -> None:
+        """Close an engine that has left the pool, and end its process."""
         try:
-            if member.pid:  # else Ray still looks for a place for it
+            if member.pid:  # without a process Ray still looks for a place
                 await asyncio.wait_for(member.handle.close.remote(), 10)
         except (TimeoutError, RayError) as error:
             log.warning("Engine %s did not close: %s", member.name, first_line(error))
@@ -302,15 +315,17 @@ class Dispatcher:
     # ---- waiting ---------------------------------------------------------------------------------------------------
 
     def _pick(self, ticket: str, alone: bool) -> Member | None:
+        """The engine for a ticket, or None when it must wait. With `alone` an engine is held for the ticket until it is idle."""
         serving = [m for m in self._members.values() if m.state == "serving" and m.held_for in (None, ticket)]
         if alone:
-            held = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load"), default=None))
-            if held is not None:
-                held.held_for = ticket
-            return held if held is not None and not held.tickets else None
+            chosen = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load"), default=None))
+            if chosen is not None:
+                chosen.held_for = ticket
+            return chosen if chosen is not None and not chosen.tickets else None
         return min((m for m in serving if len(m.tickets) < self._inflight), key=attrgetter("load"), default=None)
 
     async def _change(self, in_line: bool = False) -> None:
+        """Wait for a change of the pool, or with `in_line` for this caller's turn. Raises the error that ended the pool."""
         if self._failure is not None:
             raise self._failure
         if in_line:
@@ -322,8 +337,10 @@ class Dispatcher:
             raise self._failure
 
     def _notify(self, room: int | None = None) -> None:
-        """Wake who waits. Of those in line only as many as there is new `room` for, where that is known: at a thousand engines
-        a thousand callers that each look at every engine, at each batch that ends, let through ten batches a second."""
+        """Wake the waiting callers. Of those in line only `room` are woken; None wakes them all.
+
+        At a thousand engines, waking every caller at the end of every batch let through only ten batches a second.
+        """
         self._changed.set()
         self._changed = asyncio.Event()
         for _ in range(len(self._line) if room is None else min(room, len(self._line))):
@@ -332,16 +349,19 @@ class Dispatcher:
                 turn.set_result(None)
 
     def _fail(self, error: EgrsdError) -> None:
+        """End the pool with an error, unless it has ended already. Every waiting and later call raises the first error."""
         self._failure = self._failure or error
         self._notify()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Start a task, and keep a reference so that asyncio does not drop it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        """End the pool when a task failed with an error of our own code, so that no caller waits for ever."""
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:  # ours: nobody waits for an engine in vain
+        if not task.cancelled() and (error := task.exception()) is not None:
             log.error("The dispatcher failed", exc_info=error)
             self._fail(EngineError(f"the pool failed ({type(error).__name__}: {first_line(error)})", self._setting))

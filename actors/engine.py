@@ -1,11 +1,13 @@
-"""One vLLM engine as a plain class: writes traces and scores responses, with log-prob and exact entropy of every token.
+"""One vLLM engine as a plain class: it writes traces and scores responses, with log-prob and exact entropy of every token.
 
-`generate` and `score` block, and may be called from many threads at once: one thread owns vLLM, takes requests in as they
-come and steps them together, so traces of different callers share batches (continuous batching).
+`generate` and `score` block, and many threads may call them at once. One thread owns vLLM: it takes requests in as they come
+and steps them together. Traces of different callers therefore share batches (continuous batching).
 
-The base model alone is the teacher; base and LoRA adapter are the student. Each request says which (`Policy`), so an engine
-never has a current policy that could be stale. A seeded trace depends on its prompt, seed and policy only, not on what shares
-its batch (fp32, CPU; on GPUs kernels that choose their tiling by batch size may turn a near-tie).
+The base model without an adapter is the teacher, and with the LoRA adapter it is the student. Every request names its `Policy`,
+so an engine has no current policy that could be stale.
+
+On CPU in fp32 a seeded trace depends on its prompt, seed and policy only, and not on the other rows of its batch. GPU kernels
+choose their tiling by batch size, so there a near-tie between two tokens may fall the other way.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import queue
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from actors import adapters, startup
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError, ModelError, first_line
+from pipeline.fit.machine import Line
 from pipeline.models.resolve import resolve_model
 from pipeline.stages.chat import splice
 
@@ -32,14 +36,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHECK_TOKENS = 8
-# Largest |entropy - entropy of the full distribution| that the self-check lets pass, nats. In half precision the log-probs that
-# the two requests return come from forwards whose batches differ.
+# The self-check accepts entropies that differ from those of the full distribution by at most this, in nats. In half precision
+# the two requests are computed in batches of different size, so that their log-probs differ slightly.
 _CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
 
 @dataclass
 class _Batch:
-    """What one caller waits for: `rows` filled in as its requests end, the future once all have."""
+    """The requests of one call. `rows` gets each answer as its request ends, and `done` gets them all at the end."""
 
     requests: list[tuple[list[int], SamplingParams]]
     lora: Any
@@ -49,7 +53,10 @@ class _Batch:
 
 
 class Engine:
-    """A vLLM engine in this process. Raises ModelError (path, window, adapter settings) or EngineError when it cannot start."""
+    """A vLLM engine in this process.
+
+    The constructor raises ModelError for a wrong path or window, and EngineError when vLLM cannot start.
+    """
 
     def __init__(self, model: config.Model, pool: config.Pool, score: config.ScoreSettings) -> None:
         self._model, self._pool, self._score = model, pool, score
@@ -58,7 +65,7 @@ class Engine:
         self._stop_ids, self._hidden_size = startup.inspect_model(model, self._path)
         self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
-        self._gate = threading.Lock()  # nothing enters the inbox of a broken engine
+        self._gate = threading.Lock()  # guards _broken: nothing may enter the inbox of a broken engine
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._columns = 1
@@ -73,14 +80,14 @@ class Engine:
             raise
 
     def facts(self) -> EngineFacts:
-        """What this engine's numbers mean; entropy_method is what the self-check at start allowed."""
+        """What this engine's numbers mean. The self-check at the start has decided `entropy_method`."""
         return self._facts
 
     def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
-        """One trace per request, in order. Log-probs and entropies are raw, at temperature 1, whatever `sampling` says.
+        """One trace per request, in order. Log-probs and entropies are those at temperature 1, whatever `sampling` says.
 
-        A prompt that leaves no room in the window is a Failure. Raises ModelError for an adapter that does not fit and
-        EngineError when the engine itself broke.
+        A prompt that leaves no room in the window becomes a Failure. Raises ModelError for an adapter that does not fit, and
+        EngineError when the engine broke.
         """
         window = self._model.max_model_len
         lora = self._lora(policy)
@@ -96,14 +103,13 @@ class Engine:
         ]
 
     def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
-        """Log-prob and entropy of every response token under `policy`, at temperature 1; tokens are those the engine saw.
+        """Log-prob and entropy of every response token under `policy`, at temperature 1, in nats.
 
-        A sequence longer than the window, or with an empty response, is a Failure. Raises as `generate` does.
+        `Score.tokens` holds the ids that the engine scored. A sequence that exceeds the window, or has an empty response,
+        becomes a Failure. Raises as `generate` does.
         """
-        from vllm import SamplingParams
-
         lora = self._lora(policy)
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=self._columns, **final_only())
+        params = sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=self._columns)
         window = self._model.max_model_len
         prepared: list[tuple[list[int], SamplingParams] | Failure] = []
         for sequence in sequences:
@@ -121,14 +127,14 @@ class Engine:
         ]
 
     def close(self) -> None:
-        """Stop the engine and free its memory; callers that still wait get EngineError."""
+        """Stop the engine and free its memory. Calls that still wait raise EngineError."""
         self._inbox.put(None)
         self._thread.join(timeout=60)
 
     # ---- requests and answers --------------------------------------------------------------------------------------
 
     def _submit(self, prepared: list[tuple[list[int], SamplingParams] | Failure], lora: Any) -> list[Any]:
-        """Answers of vLLM (RequestOutput, or Failure) in the order of `prepared`; what failed already stays as it is."""
+        """A RequestOutput of vLLM or a Failure for each row of `prepared`, in order. Rows that are Failures stay as they are."""
         batch = _Batch([row for row in prepared if not isinstance(row, Failure)], lora)
         if not batch.requests:
             return list(prepared)
@@ -140,9 +146,8 @@ class Engine:
         return [row if isinstance(row, Failure) else next(answers) for row in prepared]
 
     def _sampling(self, request: Generate, sampling: Sampling, room: int) -> SamplingParams:
-        from vllm import SamplingParams
-
-        return SamplingParams(
+        """vLLM's parameters for one trace of at most `room` tokens."""
+        return sampling_params(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -150,7 +155,6 @@ class Engine:
             seed=request.seed,
             logprobs=self._columns,
             stop_token_ids=self._stop_ids,
-            **final_only(),
         )
 
     def _generation(self, answer: Any, policy: Policy) -> Generation:
@@ -160,23 +164,31 @@ class Engine:
         return Generation(tokens, logprobs, entropy, error, completion.finish_reason, policy.version)
 
     def _scored(self, answer: Any, num_tokens: int) -> Score:
+        """The score of the last `num_tokens` tokens of a prompt, from vLLM's answer."""
         width = self._columns + 1
         flat = answer.prompt_logprobs
         tokens = np.asarray(flat.token_ids[-num_tokens * width :: width], dtype=np.int32)
         return Score(tokens, *self._evidence(flat.logprobs[-num_tokens * width :], num_tokens))
 
     def _evidence(self, flat: list[float], num_tokens: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Log-probs [T], entropies [T] float32 nats and the entropies' largest half-width, from vLLM's flat [T * (k + 1)]."""
+        """(log-probs [T], entropies [T], half-width) float32 nats, from vLLM's flat list of T * (columns + 1) log-probs.
+
+        Entropies are exact, or midpoints of bounds. The half-width is the largest distance of a midpoint to its bounds.
+        """
         table = np.asarray(flat, dtype=np.float32).reshape(num_tokens, self._columns + 1)
         if self._facts.entropy_method == "exact":
             return table[:, 0].copy(), np.maximum(table[:, 1], 0.0), 0.0
         from pipeline.method.entropy import bounds
 
-        lower, upper = bounds(table[:, 1:-1], self._facts.vocab_size)  # a faulty hook may have written the last column
+        # The last column is left out, since a faulty hook may have written it.
+        lower, upper = bounds(table[:, 1:-1], self._facts.vocab_size)
         return table[:, 0].copy(), ((lower + upper) / 2).astype(np.float32), float(((upper - lower) / 2).max(initial=0.0))
 
     def _lora(self, policy: Policy) -> Any:
-        """vLLM's name for the adapter of `policy` (None: base). Checked once, before vLLM sees it; new when its files are."""
+        """vLLM's LoRARequest for the adapter of `policy`; None for the base model.
+
+        An adapter is checked once, before vLLM loads it. A folder whose files changed gets a new LoRARequest.
+        """
         if policy.adapter is None:
             return None
         with self._adapters_lock:
@@ -193,6 +205,7 @@ class Engine:
     # ---- the thread that owns vLLM ---------------------------------------------------------------------------------
 
     def _run(self, started: Future[EngineFacts]) -> None:
+        """Start vLLM, then step it until the engine is closed or vLLM breaks. Every caller that waits then gets EngineError."""
         try:
             engine = startup.start_vllm(self._model, self._pool, self._path)
             started.set_result(startup.facts(engine, self._model))
@@ -205,14 +218,14 @@ class Engine:
                 for output in engine.step():
                     _deliver(waiting, output.request_id, output)
             broken: BaseException = EngineError("the engine was closed", self._path)
-        except Exception as error:  # whatever vLLM raises in a step, its callers must hear it
+        except Exception as error:  # any error of a step must reach the callers that wait
             log.exception("vLLM broke")
             broken = error
         self._fail_all(waiting, broken)
         engine.engine_core.shutdown()
 
     def _take_in(self, engine: Any, waiting: dict[str, tuple[_Batch, int]]) -> bool:
-        """Hand new batches to vLLM; sleep when there is nothing to step. False: close."""
+        """Hand new batches to vLLM, and wait for one when vLLM has no request. False when the engine is to close."""
         while True:
             try:
                 batch = self._inbox.get(block=not waiting)
@@ -223,6 +236,7 @@ class Engine:
             _admit(engine, batch, waiting)
 
     def _fail_all(self, waiting: dict[str, tuple[_Batch, int]], broken: BaseException) -> None:
+        """Give EngineError to every batch in vLLM or in the inbox, and let no other batch in."""
         with self._gate:
             self._broken = broken
         batches = {id(batch): batch for batch, _ in waiting.values()}
@@ -236,7 +250,7 @@ class Engine:
     # ---- self-check ------------------------------------------------------------------------------------------------
 
     def _choose_entropy(self) -> None:
-        """Exact entropies if asked for and proven on this engine; otherwise bounds, aloud."""
+        """Choose exact entropies if the settings ask for them and the self-check passes, and otherwise bounds, with a warning."""
         wrong = self._entropy_error() if self._score.entropy == "exact" else ""
         if wrong:
             log.warning(
@@ -250,19 +264,20 @@ class Engine:
             self._facts = EngineFacts(**{**vars(self._facts), "entropy_method": "bounds"})
 
     def _entropy_error(self) -> str:
-        """What is wrong with the hook's entropies, "" if nothing: generation and scoring against the full distribution."""
-        from vllm import SamplingParams
+        """What is wrong with the hook's entropies; "" when they are right.
 
+        The entropies of generation and of scoring are compared with those of the full distribution, on a short greedy trace.
+        """
         vocab = self._facts.vocab_size
         prompt = [3 % vocab, 5 % vocab, 7 % vocab]
         num_tokens = min(_CHECK_TOKENS, self._model.max_model_len - len(prompt))
-        greedy = SamplingParams(max_tokens=num_tokens, temperature=0.0, logprobs=1, ignore_eos=True, **final_only())
+        greedy = sampling_params(max_tokens=num_tokens, temperature=0.0, logprobs=1, ignore_eos=True)
         [written] = self._submit([(prompt, greedy)], None)
         if isinstance(written, Failure):
             return written.cause
         ids = list(written.outputs[0].token_ids)
-        full = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=vocab, **final_only())
-        one = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, **final_only())
+        full = sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=vocab)
+        one = sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=1)
         scored, whole = self._submit([(prompt + ids, one), (prompt + ids, full)], None)
         if isinstance(scored, Failure) or isinstance(whole, Failure):
             return f"{scored if isinstance(scored, Failure) else whole}"
@@ -274,23 +289,43 @@ class Engine:
 
 
 def full_entropy(most: np.ndarray) -> np.ndarray:
-    """Entropy [N] nats of distributions given by the log-probs [N, V-1] of all tokens but the least likely one."""
+    """Entropy [N] nats of N distributions. most [N, V-1] holds the log-probs of all tokens but the least likely one."""
     p = np.exp(most)
     last = np.clip(1 - p.sum(1), 0, 1)
     return -(p * most).sum(1) - last * np.log(last, out=np.zeros_like(last), where=last > 0)
 
 
+def judge_entropy(run: config.Run, num_gpus: int) -> Line:
+    """Start an engine on this machine and tell which entropies its self-check allowed, for `egrsd doctor`.
+
+    The engine has the run's model when that is a local folder and the GPUs suffice, and otherwise the tiny model that ships.
+    Raises ModelError or EngineError when the engine does not start.
+    """
+    pool, model = run.engines.rollout, run.model
+    if not Path(resolve_model(model.path)).is_dir() or pool.placement.gpus > num_gpus:
+        model, pool = config.Model(), config.Pool(threads=1, kv_cache_gib=0.25)
+    engine = Engine(model, pool, config.ScoreSettings())
+    facts = engine.facts()
+    engine.close()
+    text = f"{facts.entropy_method}, by the self-check of {facts.engine} with {model.path}"
+    if facts.entropy_method == "exact":
+        return Line("ok", "exact entropy", text)
+    return Line("warning", "exact entropy", f"{text}. Install a vLLM in the supported window for exact entropies")
+
+
 def _difference(what: str, flat: list[float], expected: np.ndarray, dtype: str) -> str:
+    """How far the entropies in flat [2 N] differ from expected [N] nats; "" when the difference is within the tolerance."""
     got = np.asarray(flat, np.float64).reshape(-1, 2)[:, 1]
     gap = float(np.abs(got - expected).max())
     return "" if gap <= _CHECK_TOLERANCE[dtype] else f"{what} differs from the full distribution by {gap:.2g} nat"
 
 
 def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -> None:
+    """Hand the requests of a batch to vLLM. An adapter that vLLM cannot load fails the batch with ModelError."""
     batch.rows = [None] * len(batch.requests)
     batch.pending = len(batch.requests)
     try:
-        if batch.lora is not None:  # loaded here, where a bad one fails its own batch and not the engine's step
+        if batch.lora is not None:  # a bad adapter must fail here, since in a step it would break the engine
             engine.add_lora(batch.lora)
     except (ValueError, RuntimeError, OSError) as error:
         problem = f"vLLM cannot load the adapter ({first_line(error)})"
@@ -301,11 +336,12 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
         waiting[name] = (batch, row)
         try:
             engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
-        except ValueError as error:  # vLLM's own validation: this request only
+        except ValueError as error:  # vLLM refuses this request; the others go on
             _deliver(waiting, name, Failure(first_line(error)))
 
 
 def _deliver(waiting: dict[str, tuple[_Batch, int]], name: str, answer: Any) -> None:
+    """Put an answer into its batch, and wake the caller when the batch is complete."""
     batch, row = waiting.pop(name)
     batch.rows[row] = answer
     batch.pending -= 1
@@ -313,14 +349,15 @@ def _deliver(waiting: dict[str, tuple[_Batch, int]], name: str, answer: Any) -> 
         batch.done.set_result(batch.rows)
 
 
-def final_only() -> dict[str, Any]:
-    """SamplingParams arguments that every request shares: one answer, at its end, as flat arrays and without text."""
-    from vllm.sampling_params import RequestOutputKind
+def sampling_params(**chosen: Any) -> SamplingParams:
+    """vLLM's SamplingParams with `chosen`. Every request gets one answer at its end, with flat log-probs and without text."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams  # vLLM may be imported in an engine's process only
 
-    return {"flat_logprobs": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
+    return SamplingParams(flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **chosen)
 
 
 def _misfit(ids: list[int], vocab_size: int) -> str:
+    """Why the engine cannot take these token ids; "" when it can."""
     if not ids:
         return "empty prompt"
     stray = next((end for end in (min(ids), max(ids)) if not 0 <= end < vocab_size), None)

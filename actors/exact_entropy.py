@@ -1,16 +1,17 @@
-"""Exact full-vocabulary entropy out of vLLM, which returns none itself.
+"""Exact entropy over the full vocabulary from vLLM, which itself returns none: a hook into vLLM's sampler computes it.
 
-vLLM computes every position's full log-softmax and then keeps `num_logprobs + 1` columns of it: the token, then the most
-likely ones. With the hook, a request for `num_logprobs >= 1` finds the entropy (nats) in the **last** column: ask for
-`logprobs=1` or `prompt_logprobs=1`, read the token's log-prob in column 0 and the entropy in column 1.
+vLLM computes the full log-softmax of every position, and keeps `num_logprobs + 1` columns: the token, then the most likely
+tokens. With the hook, the **last** column holds the entropy in nats whenever `num_logprobs >= 1`. A request with `logprobs=1`
+or `prompt_logprobs=1` thus gets the token's log-prob in column 0 and the entropy in column 1.
 
-That would corrupt the log-probs of any other program that happens to run vLLM where this package is installed. So the
-entry point does nothing unless EGRSD_EXACT_ENTROPY=1 stands in the environment, which only `actors.engine` sets, for its own
-process and the worker processes that vLLM starts from it.
+The hook would corrupt the log-probs of any other program that uses vLLM in the same environment. The entry point therefore
+does nothing unless EGRSD_EXACT_ENTROPY=1 is set. Only `actors.engine` sets it, and vLLM's worker processes inherit it.
 
-Two samplers exist: V1 (`Sampler.gather_logprobs`, CPU and older GPU runners, gets log-probs) and V2 (the GPU runner's
-`compute_topk_scores`, gets logits). Internals of vLLM may change, so nothing here is trusted: the engine compares the column
-with the full distribution when it starts, and falls back to bounds where they differ.
+vLLM has two samplers. V1 serves the CPU and the older GPU runner, and its `Sampler.gather_logprobs` gets log-probs. V2 serves
+the newer GPU runner, and its `compute_topk_scores` gets logits.
+
+vLLM's internals may change, so the engine does not trust the hook. At its start it compares the column with the entropy of the
+full distribution, and uses bounds when they differ.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from torch import Tensor
 
 from actors.startup import EXACT_ENTROPY
 
-# exp(-200) is 0 in fp32, so a masked logit (-inf) adds 0 * -200 = 0, where 0 * -inf would be NaN. A real NaN stays one.
+# exp(-200) is 0 in fp32, so a masked logit (-inf) adds 0 * -200 = 0. Without the floor, 0 * -inf would be NaN.
 _FLOOR = -200.0
-# Modules of the V2 runner that hold `compute_topk_scores` by name.
+# These modules of the V2 runner each import `compute_topk_scores` by name, so each needs the hook.
 _V2_MODULES = tuple(f"vllm.v1.worker.gpu.sample.{name}" for name in ("logprob", "sampler", "prompt_logprob"))
 
 
 def install() -> bool:
-    """Put the hook into this process's vLLM and say whether it is in place; again does nothing more.
+    """Install the hook in this process's vLLM, once, and return whether it is in place.
 
-    The `vllm.general_plugins` entry point: vLLM calls it in its own process and in its workers. False, and nothing touched,
-    unless EGRSD_EXACT_ENTROPY=1.
+    This is the `vllm.general_plugins` entry point, which vLLM calls in its own process and in its workers. Without
+    EGRSD_EXACT_ENTROPY=1 it changes nothing and returns False.
     """
     if os.environ.get(EXACT_ENTROPY) != "1":
         return False
@@ -49,19 +50,21 @@ def install() -> bool:
 def entropy_of(logprobs: Tensor) -> Tensor:
     """H = -sum_v p log p of normalised rows (2605.13255, Eq. 4).
 
-    logprobs [N, V] fp32 nats, -inf allowed -> [N] fp32 nats. Blocks of rows keep the temporaries in cache (CPU) or small (GPU):
-    no second [N, V] exists.
+    logprobs [N, V] fp32 nats, -inf allowed -> [N] fp32 nats. Rows are computed in blocks, so that no second [N, V] tensor exists
+    and a CPU keeps each block in its cache.
     """
     rows = max(1, (1 << 16 if logprobs.device.type == "cpu" else 1 << 24) // logprobs.shape[-1])
     return torch.cat([_block_entropy(block) for block in logprobs.split(rows)])
 
 
 def _block_entropy(block: Tensor) -> Tensor:
+    """Entropy [n] nats of log-probs [n, V]. A NaN in a row stays a NaN."""
     finite = block.clamp(min=_FLOOR)
     return finite.exp().mul_(finite).sum(-1).neg_()
 
 
 def _install_v1() -> bool:
+    """Replace the V1 sampler's `gather_logprobs`. False when vLLM has no such function."""
     try:
         from vllm.v1.outputs import LogprobsTensors
         from vllm.v1.sample.sampler import Sampler
@@ -74,10 +77,10 @@ def _install_v1() -> bool:
 
     @functools.wraps(original)
     def gather_logprobs(logprobs: Tensor, num_logprobs: int, token_ids: Tensor) -> Any:
-        """Columns [N, k + 1] of log-probs [N, V]: the token's, the k - 1 best, the entropy (nats)."""
+        """Columns [N, k + 1] from log-probs [N, V]: the token's, those of the k - 1 best tokens, and the entropy in nats."""
         if num_logprobs < 1:
             return original(logprobs, num_logprobs, token_ids)
-        # Ranks stay 0: no one here reads them, and counting them costs more than the entropy.
+        # Ranks are 0, because nobody reads them and counting them costs more than the entropy.
         token, best = token_ids[:, None], logprobs.topk(num_logprobs - 1, dim=-1)
         ids = torch.cat((token, best.indices, token), 1).to(torch.int32)
         columns = torch.cat((logprobs.gather(-1, token), best.values, entropy_of(logprobs)[:, None]), 1)
@@ -89,7 +92,8 @@ def _install_v1() -> bool:
 
 
 def _install_v2() -> bool:
-    found = False
+    """Replace the V2 runner's `compute_topk_scores` in every module that holds it. False when there is none."""
+    installed = False
     for name in _V2_MODULES:
         try:
             module = importlib.import_module(name)
@@ -97,18 +101,18 @@ def _install_v2() -> bool:
             continue
         original = getattr(module, "compute_topk_scores", None)
         if original is not None:
-            found = True
+            installed = True
             if not hasattr(original, "exact_entropy"):
                 module.compute_topk_scores = topk_scores_hook(original)  # type: ignore[attr-defined]
-    return found
+    return installed
 
 
 def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`compute_topk_scores` of the V2 runner with the entropy in the last column of logits [N, V]'s scores."""
+    """The V2 runner's `compute_topk_scores`, changed to return the entropy in the last column of its scores [N, k + 1]."""
 
     @functools.wraps(original)
     def compute_topk_scores(logits: Tensor, num_logprobs: int, sampled_token_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the original; of the logits [N, V], the entropy (nats) takes the last score's place."""
+        """Call the original on logits [N, V], then replace the last score of each row by the entropy in nats."""
         result = original(logits, num_logprobs, sampled_token_ids, *args, **kwargs)
         if num_logprobs < 1 or kwargs.get("max_per_req_token_ids") or kwargs.get("logits_mode"):
             return result

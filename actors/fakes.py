@@ -1,12 +1,14 @@
-"""A deterministic twin of the engine for tests of everything around it: same constructor, same methods, no vLLM.
+"""A deterministic fake of the engine, for tests of everything around it: same constructor, same methods, no vLLM.
 
-Closed forms, of token k, position t, policy version v and prompt length P (`token_evidence`); tokens of seed s (`trace`):
+`token_evidence` computes log-prob and entropy from token k, position t, policy version v and prompt length P:
 
-    logprob  = -(1 + (7 k + 5 t + 11 v + 3 P) mod 97) / 50            in [-1.94, -0.02] nats
-    entropy  = log(V) * ((13 k + 3 t + 17 v + 5 P) mod 101) / 100     in [0, log V] nats
+    logprob  = -(1 + (7 k + 5 t + 11 v + 3 P) mod 97) / 50            in [-1.94, -0.02] nats;
+    entropy  = log(V) * ((13 k + 3 t + 17 v + 5 P) mod 101) / 100     in [0, log V] nats.
 
-so scoring a generated trace under the same prompt and policy gives its own numbers back, as with a real engine. It can be slow
-and it can die on purpose. Shipped with the package because Ray workers cannot import test modules; hand it to a pool as
+Scoring a generated trace under the same prompt and policy thus gives the same numbers again, as with a real engine. `trace`
+draws the tokens from the seed. A fake engine can be slow, and it can die on purpose.
+
+The fake ships with the package because Ray workers cannot import test modules. Give it to a pool as
 `functools.partial(FakeEngine, behaviour=Behaviour(...))`.
 """
 
@@ -30,30 +32,28 @@ END_TOKEN = 2
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How a fake engine behaves. Times in seconds; `in_turn`: one batch after the other, so that its speed has a limit;
-    `poison_seeds` and `poison_prompts` (first prompt id) end its process, `start_kills` does so at the start; `wrong_adapter` is
-    refused with a ModelError; an engine that starts while the file `falls_back` exists has bounds instead of exact entropies."""
+    """How a fake engine behaves: its delays in seconds, and its ways to fail."""
 
     start_s: float = 0.0
     batch_s: float = 0.0
     token_s: float = 0.0
-    in_turn: bool = False
+    in_turn: bool = False  # the engine answers one batch after the other, so that its speed has a limit
     vocab_size: int = 57
-    poison_seeds: frozenset[int] = field(default_factory=frozenset)
-    poison_prompts: frozenset[int] = field(default_factory=frozenset)
+    poison_seeds: frozenset[int] = field(default_factory=frozenset)  # a request with such a seed kills the process
+    poison_prompts: frozenset[int] = field(default_factory=frozenset)  # so does a prompt that begins with such an id
     start_error: EgrsdError | None = None
-    start_kills: bool = False
-    wrong_adapter: str | None = None
-    falls_back: str | None = None
+    start_kills: bool = False  # the process dies while the engine starts
+    wrong_adapter: str | None = None  # this adapter is refused with ModelError
+    falls_back: str | None = None  # where this file exists at the start, the engine has bounds instead of exact entropies
 
 
 class FakeEngine:
-    """Answers like an engine, from closed forms. See Behaviour for latencies and ways to fail."""
+    """An engine whose answers come from the formulas above. `behaviour` sets its delays and failures."""
 
     def __init__(
         self,
         model: config.Model,
-        pool: config.Pool,  # noqa: ARG002  (the engine's signature)
+        pool: config.Pool,  # noqa: ARG002  (the signature is that of Engine)
         score: config.ScoreSettings,
         behaviour: Behaviour = Behaviour(),
     ) -> None:
@@ -67,31 +67,31 @@ class FakeEngine:
         self._exact = score.entropy == "exact" and not (behaviour.falls_back and os.path.exists(behaviour.falls_back))
 
     def facts(self) -> EngineFacts:
-        """As a real engine's; engine is "fake"."""
+        """The facts of a real engine, with "fake" as the engine's name."""
         method = "exact" if self._exact else "bounds"
         window, vocab = self._model.max_model_len, self._behaviour.vocab_size
         return EngineFacts(method, "raw_logprobs", self._model.dtype, "fake", window, vocab)
 
     def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
-        """One closed-form trace per request; a prompt that fills the window is a Failure."""
+        """One computed trace per request, in order. A prompt that fills the window becomes a Failure."""
         self._suffer(policy, [r.prompt for r in requests], {r.seed for r in requests})
         answers = [self._write(request, policy, sampling) for request in requests]
         self._take_time(sum(len(a.tokens) for a in answers if isinstance(a, Generation)))
         return answers
 
     def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
-        """Closed-form log-probs and entropies of every response token."""
+        """Computed log-probs and entropies of every response token, in nats."""
         self._suffer(policy, [s.prompt for s in sequences], set())
         answers = [self._read(sequence, policy) for sequence in sequences]
         self._take_time(sum(len(s.response) for s in sequences))
         return answers
 
     def usage(self) -> Usage:
-        """As of a pool of this one engine, which takes no time."""
+        """The usage of a pool with this one engine, whose work takes no time."""
         return Usage(0.0, 0.0, 1)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: a fake engine holds no memory."""
 
     def _write(self, request: Generate, policy: Policy, sampling: Sampling) -> Generation | Failure:
         room = self._model.max_model_len - len(request.prompt)
@@ -112,6 +112,7 @@ class FakeEngine:
         return 0.0 if self._exact else 0.01
 
     def _suffer(self, policy: Policy, prompts: list[list[int]], seeds: set[int]) -> None:
+        """Fail as `behaviour` asks: raise ModelError for the wrong adapter, or kill the process for a poisonous row."""
         if policy.adapter is not None and policy.adapter == self._behaviour.wrong_adapter:
             raise ModelError("the adapter does not fit", policy.adapter, "Use another")
         first_ids = {prompt[0] for prompt in prompts if prompt}
@@ -128,7 +129,7 @@ def _die() -> None:
 
 
 def trace(seed: int, version: int, max_new_tokens: int, vocab_size: int) -> tuple[np.ndarray, bool]:
-    """(tokens int32 [T], whether END_TOKEN ended them) of a seed under a policy version; T is 1 to 24 or the cap."""
+    """(tokens int32 [T], whether END_TOKEN is the last) for a seed and a policy version. T is at most 24 and `max_new_tokens`."""
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**63, version]))
     length = int(rng.integers(1, 25))
     tokens = rng.integers(min(4, vocab_size - 1), vocab_size, size=length).astype(np.int32)
@@ -137,7 +138,7 @@ def trace(seed: int, version: int, max_new_tokens: int, vocab_size: int) -> tupl
 
 
 def token_evidence(tokens: np.ndarray, version: int, prompt_length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(logprobs, entropies) float32 [T] nats of tokens int32 [T]; the closed forms above."""
+    """(log-probs, entropies) float32 [T] nats of tokens int32 [T], by the formulas above."""
     k, t = tokens.astype(np.int64), np.arange(len(tokens))
     logprobs = -(1 + (7 * k + 5 * t + 11 * version + 3 * prompt_length) % 97) / 50
     entropy = np.log(vocab_size) * ((13 * k + 3 * t + 17 * version + 5 * prompt_length) % 101) / 100

@@ -1,4 +1,4 @@
-"""One engine of a pool: its process (a plain class that the dispatcher turns into a Ray actor), and what is known of it."""
+"""One engine of a pool: the class that the dispatcher turns into a Ray actor, and what the dispatcher knows of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 
-RATE_S = 30.0
+RATE_S = 30.0  # tokens per second are a mean over this time
 
 _NOT_ITS_FAULT = ("its node has died", "its owner has died")  # how Ray 2.60 words these causes of an actor's death
 
@@ -22,28 +22,23 @@ EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engine
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """One engine as the dispatcher sees it.
-
-    state: loading, serving or draining; pid: 0 until Ray has found a place for it; batches: in it now; rows, tokens: answered so
-    far; tokens_per_s: over the last RATE_S seconds; seconds: since it was asked for; busy_s: of its life with at least one batch
-    in it, up to the last batch that ended.
-    """
+    """One engine as the dispatcher sees it."""
 
     name: str
-    state: str
-    pid: int
-    batches: int
-    rows: int
-    policy_version: int
-    seconds: float
-    busy_s: float
-    tokens: int
-    tokens_per_s: float
+    state: str  # loading, serving or draining
+    pid: int  # 0 until Ray has placed the actor
+    batches: int  # in the engine now
+    rows: int  # answered so far
+    policy_version: int  # of the last batch
+    seconds: float  # since the dispatcher asked Ray for it
+    busy_s: float  # seconds with a batch in it, up to the last time it became idle
+    tokens: int  # response tokens answered so far
+    tokens_per_s: float  # over the last RATE_S seconds
 
 
 @dataclass(frozen=True)
 class Gone:
-    """An engine that died, why, and when (time.monotonic of the dispatcher)."""
+    """An engine that died, the cause, and the time by the dispatcher's time.monotonic()."""
 
     name: str
     cause: str
@@ -52,26 +47,21 @@ class Gone:
 
 @dataclass(frozen=True)
 class PoolStatus:
-    """A pool as its dispatcher sees it.
-
-    queued: batches that wait for an engine; least, most: its bounds, target: engines aimed at; gone: engines that died lately,
-    as (name, cause, seconds ago). serving_s, working_s: seconds of its life added up over engines, the living and the dead,
-    that could answer, and that had a batch in them.
-    """
+    """A pool as its dispatcher sees it. Seconds are sums over all engines of the pool's life, dead ones included."""
 
     engines: list[EngineStatus]
-    queued: int
+    queued: int  # batches that wait for an engine
     least: int
     most: int
-    target: int
-    gone: list[tuple[str, str, float]]
-    serving_s: float
-    working_s: float
+    target: int  # engines that the pool aims at, within `least` and `most`
+    gone: list[tuple[str, str, float]]  # engines that died lately: (name, cause, seconds ago)
+    serving_s: float  # seconds in which engines could answer
+    working_s: float  # seconds in which engines had a batch
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """The right to send one batch to one engine; `handle` is its actor."""
+    """The right to send one batch to one engine. `handle` is the engine's Ray actor."""
 
     id: str
     engine: str
@@ -80,18 +70,18 @@ class Ticket:
 
 @dataclass(eq=False)
 class Member:
-    """One engine as the dispatcher keeps it. Times are of time.monotonic()."""
+    """The dispatcher's record of one engine. Times are those of time.monotonic()."""
 
     name: str
     handle: Any
     state: str = "loading"
     pid: int = 0
-    tickets: dict[str, int] = field(default_factory=dict)  # id -> rows
-    unseen: dict[str, float] = field(default_factory=dict)  # tickets the engine does not know, and since when
-    held_for: str | None = None  # the ticket that wants this engine for itself
+    tickets: dict[str, int] = field(default_factory=dict)  # ticket id -> rows of its batch
+    unseen: dict[str, float] = field(default_factory=dict)  # ticket id -> since when the engine does not know it
+    held_for: str | None = None  # the ticket that needs this engine without other callers
     rows: int = 0
     tokens: int = 0
-    answered: deque[tuple[float, int]] = field(default_factory=deque)  # tokens of the last RATE_S seconds, by time
+    answered: deque[tuple[float, int]] = field(default_factory=deque)  # (time, tokens) of the batches of the last RATE_S seconds
     policy_version: int = 0
     busy_s: float = 0.0
     busy_since: float = 0.0
@@ -100,24 +90,24 @@ class Member:
 
     @property
     def load(self) -> int:
-        """Rows it holds now."""
+        """Rows in the engine now."""
         return sum(self.tickets.values())
 
     def count(self, rows: int, tokens: int) -> None:
-        """A batch was answered."""
+        """Add an answered batch to the totals."""
         self.rows, self.tokens = self.rows + rows, self.tokens + tokens
         self.answered.append((time.monotonic(), tokens))
 
     def serving_s(self, now: float) -> float:
-        """Seconds since it could answer."""
+        """Seconds since the engine began to serve; 0 before that."""
         return 0.0 if self.serving_since is None else now - self.serving_since
 
     def working_s(self, now: float) -> float:
-        """Seconds with a batch in it, the one in it now included."""
+        """Seconds in which the engine had a batch, up to now."""
         return self.busy_s + (now - self.busy_since if self.tickets else 0.0)
 
     def status(self) -> EngineStatus:
-        """What is told about it."""
+        """The engine's state for `overview`."""
         now = time.monotonic()
         while self.answered and self.answered[0][0] < now - RATE_S:
             self.answered.popleft()
@@ -127,7 +117,10 @@ class Member:
 
 
 class EngineActor:
-    """One engine and the tickets it works for. Loading is a call, not the constructor: so its error arrives as raised."""
+    """One engine in a process of its own, and the tickets it works for.
+
+    `load` is a method and not the constructor, so that its caller gets the error of a failed start as it was raised.
+    """
 
     def __init__(self) -> None:
         self._engine: Any = None
@@ -135,13 +128,13 @@ class EngineActor:
         self._lock = threading.Lock()
 
     def pid(self) -> int:
-        """This process, once Ray has placed the actor."""
+        """The process id. The answer also shows that Ray has placed the actor."""
         return os.getpid()
 
     def load(
         self, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings
     ) -> EngineFacts:
-        """Start the engine. Raises what it raises."""
+        """Start the engine, and return its facts. Raises the engine's own error."""
         self._engine = engine_class(model, settings, score)
         return self._engine.facts()
 
@@ -154,25 +147,26 @@ class EngineActor:
         return self._under(ticket, lambda: self._engine.score(sequences, policy))
 
     def active(self) -> list[str]:
-        """Leases whose batches are in the engine."""
+        """Tickets whose batches are in the engine."""
         with self._lock:
             return list(self._active)
 
     def close(self) -> None:
-        """Free the engine."""
+        """Stop the engine and free its memory."""
         if self._engine is not None:
             self._engine.close()
 
-    def _under(self, ticket: str, work: Callable[[], list[Any]]) -> list[Any]:
+    def _under(self, ticket: str, call: Callable[[], list[Any]]) -> list[Any]:
+        """The answers of `call`, with `ticket` among the active ones meanwhile."""
         with self._lock:
             self._active.add(ticket)
         try:
-            return work()
+            return call()
         finally:
             with self._lock:
                 self._active.discard(ticket)
 
 
 def blameless(error: BaseException) -> bool:
-    """Whether an engine ended with its machine or its dispatcher: then neither its start nor what it was asked is to blame."""
+    """Whether an engine ended because its node or its dispatcher did. Such a death is held against no engine and no row."""
     return any(cause in str(error) for cause in _NOT_ITS_FAULT)

@@ -1,11 +1,13 @@
 """The pool of engine actors: start, route, replace, resize.
 
-    caller --- acquire / release (names and counts only) ---> Dispatcher (one small actor) --- starts, watches ---> engines
-    caller --- requests, answers --------------------------------------------------------------------------------> engine
+    caller ---- acquire, release ---> Dispatcher ---- starts, watches ---> engines
+    caller ---- requests, answers ---------------------------------------> engine
 
-The dispatcher hands out the least loaded engine and never sees the data. Engines are plain Ray actors that live as long as the
-run: Ray Data's actor pools live for one execution and would load the model again every round. The driver owns the dispatcher
-and the dispatcher its engines, so when either dies Ray ends what it owned, and nothing is orphaned.
+The dispatcher never sees the data. It hands out the engine with the fewest rows. Engines are plain Ray actors that live as long
+as the run. The actor pools of Ray Data would not do: they live for one execution, and would load the model again every round.
+
+The driver owns the dispatcher, and the dispatcher owns the engines. When an owner dies, Ray ends what it owned, so that no
+process is left behind.
 """
 
 from __future__ import annotations
@@ -41,15 +43,15 @@ from pipeline.errors import EgrsdError, EngineError, first_line
 log = logging.getLogger(__name__)
 
 _DEATHS = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, EngineError)
-_PIECES = 8  # into how many a suspect batch is split: every death costs an engine's load, a small batch little
+_PIECES = 8  # parts of a suspect batch. A death costs the load of an engine; a small batch costs little
 
 
 class EnginePool:
-    """Engines as stages see them, answered by a pool. Picklable: usable from the driver and from any Ray task or actor."""
+    """A pool of engines behind the methods of one engine. It can be pickled, and used by the driver, Ray tasks and actors."""
 
     def __init__(self, dispatcher: Any, settings: config.Pool, setting: str) -> None:
         self._dispatcher, self._settings, self._setting = dispatcher, settings, setting
-        self._asked: Bounds | None = None  # what `resize` asked for last
+        self._wanted: Bounds | None = None  # the bounds of the last `resize`
 
     @classmethod
     def start(
@@ -63,12 +65,13 @@ class EnginePool:
     ) -> EnginePool:
         """Start `settings.min` engines and return at once; `facts()` waits for the first one.
 
-        `inflight` batches may be at one engine at a time; what waits beyond that makes the pool grow, up to `settings.max`.
-        Raises ResourceError when the cluster can never hold the engines.
+        An engine takes up to `inflight` batches at a time. Batches that wait beyond that make the pool grow, up to
+        `settings.max` engines. Raises ResourceError when the cluster can never hold the engines.
         """
         setting = f"engines.{name}"
         check_room([resources.Demand(setting, max(settings.min, 1), settings.placement)])
-        here = ray.get_runtime_context().get_node_id()  # the driver's: a spot machine would take all other engines along
+        # The dispatcher runs on the driver's node. If it ran on a spot machine, its loss would end all engines.
+        here = ray.get_runtime_context().get_node_id()
         dispatcher: Any = (
             ray.remote(Dispatcher)
             .options(
@@ -76,58 +79,58 @@ class EnginePool:
                 num_cpus=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
                 max_concurrency=10_000,
-                max_restarts=-1,  # a killed dispatcher takes its engines along, and starts anew with fresh ones
+                max_restarts=-1,  # Ray ends the engines of a killed dispatcher and restarts it; it then starts new engines
                 max_task_retries=-1,
             )
             .remote(name, model, settings, score, engine_class, inflight)
         )
-        dispatcher.overview.remote()  # sets it going
+        dispatcher.overview.remote()  # the first call makes the dispatcher start engines
         return cls(dispatcher, settings, setting)
 
     def facts(self) -> EngineFacts:
-        """What the engines' numbers mean; waits for the first engine. Raises what kept it from starting."""
-        return self._tell(self._dispatcher.facts.remote())
+        """What the engines' numbers mean, once the first engine serves. Raises the error that kept it from starting."""
+        return self._await(self._dispatcher.facts.remote())
 
     def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
-        """One trace per request, in order. A request that keeps killing its engine is a Failure; its neighbours are answered.
+        """One trace per request, in order. A request that keeps killing its engine becomes a Failure; the others are answered.
 
-        Raises ModelError (adapter) as the engine does, and EngineError or ModelError when the pool cannot start engines.
+        Raises ModelError for an adapter that does not fit, and EngineError or ModelError when the pool cannot start engines.
         """
         return self._ask("generate", requests, policy, sampling)
 
     def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
-        """Log-probs and entropies of every response, in order; fails as `generate` does."""
+        """Log-probs and entropies of every response, in order. Raises as `generate` does."""
         return self._ask("score", sequences, policy)
 
     def resize(self, least: int, most: int | None = None) -> None:
-        """Keep at least `least` and at most `most` engines (default: exactly `least`) from now on. New ones join once loaded,
-        surplus ones finish what they hold.
+        """Keep at least `least` and at most `most` engines from now on; without `most` exactly `least`.
 
-        Raises ResourceError when the cluster can never hold them.
+        New engines join once they have loaded, and surplus engines finish their batches. Raises ResourceError when the cluster
+        can never hold `most` engines.
         """
         most = max(1, least) if most is None else most
         check_room([self.demand(most)])
-        self._asked = Bounds(least, most)
-        self._tell(self._dispatcher.resize.remote(self._asked))
+        self._wanted = Bounds(least, most)
+        self._await(self._dispatcher.resize.remote(self._wanted))
 
     def demand(self, count: int) -> resources.Demand:
-        """What `count` of its engines ask of the cluster."""
+        """What `count` engines of this pool ask of the cluster."""
         return resources.Demand(self._setting, count, self._settings.placement)
 
     def status(self) -> list[EngineStatus]:
-        """The engines now, in the order they were started."""
+        """The engines now, in the order in which they were started."""
         return self.overview().engines
 
     def overview(self) -> PoolStatus:
-        """The engines, those that died, what waits for one, and the bounds."""
-        found: PoolStatus = self._tell(self._dispatcher.overview.remote())
-        if self._asked not in (None, Bounds(found.least, found.most)):  # a dispatcher that was restarted has forgotten
-            self._tell(self._dispatcher.resize.remote(self._asked))
-            found = self._tell(self._dispatcher.overview.remote())
-        return found
+        """The living and the dead engines, the batches that wait, and the bounds."""
+        status: PoolStatus = self._await(self._dispatcher.overview.remote())
+        if self._wanted not in (None, Bounds(status.least, status.most)):  # a restarted dispatcher has forgotten them
+            self._await(self._dispatcher.resize.remote(self._wanted))
+            status = self._await(self._dispatcher.overview.remote())
+        return status
 
     def usage(self) -> Usage:
-        """What its engines have done so far."""
+        """What the engines of this pool have done so far."""
         now = self.overview()
         return Usage(max((engine.busy_s for engine in now.engines), default=0.0), now.serving_s - now.working_s, now.most)
 
@@ -139,74 +142,78 @@ class EnginePool:
             log.warning("The pool of %s did not close in time: it is ended", self._setting)
         ray.kill(self._dispatcher)
 
-    def _tell(self, ref: Any) -> Any:
-        """An answer of the dispatcher."""
+    def _await(self, ref: Any) -> Any:
+        """The dispatcher's answer. Raises its error, or EngineError when the dispatcher has died."""
         try:
             return _get(ref)
         except RayActorError as error:
             raise EngineError(f"the pool is gone ({first_line(error)})", self._setting, "Start the run again") from None
 
     def _ask(self, method: str, items: list[Any], policy: Policy, *more: Any) -> list[Any]:
+        """Answers of the engines' `method` to `items`, in order. Batches of engines that die are asked again."""
         answers: list[Any] = [None] * len(items)
         pieces = deque([_Piece(list(range(len(items))))] if items else [])
         while pieces:
             piece = pieces.popleft()
-            ticket = self._tell(self._dispatcher.acquire.remote(len(piece.rows), policy.version, piece.alone))
+            ticket = self._await(self._dispatcher.acquire.remote(len(piece.rows), policy.version, piece.alone))
             try:
                 call = getattr(ticket.handle, method).remote(ticket.id, [items[row] for row in piece.rows], policy, *more)
-                found = _get(call)
+                answered = _get(call)
             except _DEATHS as error:
-                self._tell(self._dispatcher.lost.remote(ticket.engine, first_line(error)))
+                self._await(self._dispatcher.lost.remote(ticket.engine, first_line(error)))
                 pieces.extend(self._after_death(piece, error, answers))
                 continue
             except BaseException:
                 self._dispatcher.release.remote(ticket.id, 0, 0)
                 raise
-            self._dispatcher.release.remote(ticket.id, len(found), _num_tokens(found))
-            for row, answer in zip(piece.rows, found, strict=True):
+            self._dispatcher.release.remote(ticket.id, len(answered), _num_tokens(answered))
+            for row, answer in zip(piece.rows, answered, strict=True):
                 answers[row] = answer
         return answers
 
     def _after_death(self, piece: _Piece, error: Exception, answers: list[Any]) -> list[_Piece]:
-        """What to ask again. The first death may be the machine's fault; after the second the batch is asked alone, in parts,
-        so that in the end one row alone has killed an engine that served no one else: twice, since one death that it did not
-        cause must not be held against it with those that a neighbour caused before."""
+        """The pieces to ask again after an engine died with `piece`. A row that is given up becomes a Failure in `answers`.
+
+        The first death may be the machine's fault, so the same rows are asked again. After the second death the rows are split
+        into parts, and each part gets an engine without other callers. In the end a single row has killed such an engine.
+        The row is given up when that happened twice, because neighbours may have caused the deaths before.
+        """
         if blameless(error):
             return [piece]
         deaths, tries = piece.deaths + 1, self._settings.request_tries
         single = len(piece.rows) == 1
-        lone = piece.lone + (piece.alone and single)
-        if deaths >= tries and lone >= min(2, tries):
+        single_deaths = piece.single_deaths + (piece.alone and single)
+        if deaths >= tries and single_deaths >= min(2, tries):
             answers[piece.rows[0]] = Failure(f"killed its engine {deaths} times: {first_line(error)}")
             return []
         if deaths < min(2, tries):
             return [_Piece(piece.rows, deaths)]
         size = -(-len(piece.rows) // _PIECES)
-        return [_Piece(piece.rows[i : i + size], deaths, lone, alone=True) for i in range(0, len(piece.rows), size)]
+        parts = (piece.rows[start : start + size] for start in range(0, len(piece.rows), size))
+        return [_Piece(rows, deaths, single_deaths, alone=True) for rows in parts]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a caller's batch that go to one engine together; `alone`: with no other caller's. `deaths` of engines that held
-    them, `lone` those that held nothing but this one row."""
+    """Rows of a caller's batch that go to one engine together."""
 
-    rows: list[int]
-    deaths: int = 0
-    lone: int = 0
-    alone: bool = False
+    rows: list[int]  # places in the batch
+    deaths: int = 0  # engines that died with these rows
+    single_deaths: int = 0  # of these deaths, those in which the engine held a single row and nothing else
+    alone: bool = False  # whether the engine may hold no other caller's rows
 
 
 def _num_tokens(answers: list[Generation | Score | Failure]) -> int:
-    """Response tokens that a batch wrote or scored."""
+    """Response tokens that the engines wrote or scored for a batch."""
     return sum(len(answer.tokens) for answer in answers if not isinstance(answer, Failure))
 
 
 def rescale(
     pools: Mapping[str, EnginePool], sizes: Mapping[str, tuple[int, int]], beside: Iterable[resources.Demand]
 ) -> dict[str, PoolStatus]:
-    """Hold pools to other sizes, the least and the most engines of each; returns how all of them are then.
+    """Give pools other sizes, (least, most) engines each, and return the status of every pool after that.
 
-    `beside`: what else the run asks of the cluster. Raises ResourceError when the cluster can never hold all of it at once.
+    `beside` is what else the run asks of the cluster. Raises ResourceError when the cluster can never hold all of it at once.
     """
     if sizes:
         most_of = {name: sizes[name][1] if name in sizes else max(1, pool.overview().least) for name, pool in pools.items()}
@@ -217,7 +224,7 @@ def rescale(
 
 
 def _get(ref: Any) -> Any:
-    """ray.get, with this project's errors as they were raised."""
+    """ray.get that raises this project's errors as the engine raised them, without Ray's wrapper."""
     try:
         return ray.get(ref)
     except RayTaskError as error:

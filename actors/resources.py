@@ -1,4 +1,4 @@
-"""Whether a cluster can ever hold what a run asks for: arithmetic. A run then says what is missing instead of waiting."""
+"""Whether a cluster can ever hold what a run asks for. A run then says what is missing, and does not wait for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.errors import ResourceError
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, or one that its autoscaler may add: Ray's resource totals and labels."""
+    """A machine of the cluster, as Ray counts it: its total resources and its labels."""
 
     resources: dict[str, float]
     labels: dict[str, str] = field(default_factory=dict)
@@ -19,7 +19,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Demand:
-    """`count` actors of one placement; `setting` is the dotted name to blame."""
+    """`count` actors with the same placement. Errors name the dotted `setting` that asks for them."""
 
     setting: str
     count: int
@@ -27,13 +27,13 @@ class Demand:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What one actor takes, by Ray's names; nothing that is 0."""
+        """The amount of each resource that one actor takes, by Ray's names, without zeros."""
         asked = {"CPU": self.placement.cpus, "GPU": self.placement.gpus, **self.placement.resources}
         return {name: amount for name, amount in asked.items() if amount > 0}
 
 
 def demands_of(run: Run, engines: bool = True, train: bool = True) -> list[Demand]:
-    """What a run asks of the cluster at one time: engines at their fewest, ranks, and a data task."""
+    """What a run asks of the cluster at one time: the smallest pools, the training ranks, and one data task."""
     pools = (("rollout", run.engines.rollout), ("score", run.engines.score)) if engines else ()
     asked = [Demand(f"engines.{name}", max(1, pool.min), pool.placement) for name, pool in pools if pool is not None]
     if train:
@@ -42,26 +42,27 @@ def demands_of(run: Run, engines: bool = True, train: bool = True) -> list[Deman
 
 
 def check(demands: list[Demand], nodes: list[Node]) -> None:
-    """Raise ResourceError, saying how much of what is missing, when `nodes` can never hold all `demands` at once.
+    """Raise ResourceError when `nodes` can never hold all `demands` at once; the error says how much of what is missing.
 
-    Two necessary conditions: every actor fits on some node that has its labels, and no resource is asked for more than there
-    is. What passes may still not fit together; what fails never will.
+    Two conditions are checked. Each actor must fit on some node with its labels, and no resource's sum may exceed the
+    cluster's. Both are necessary and not sufficient: demands that pass may still not fit together.
     """
     for demand in demands:
         _one_fits(demand, nodes)
     for name in {name for demand in demands for name in demand.resources}:
         asked = sum(demand.count * demand.resources.get(name, 0) for demand in demands)
-        there = sum(node.resources.get(name, 0) for node in nodes)
-        if asked > there + 1e-6:
+        total = sum(node.resources.get(name, 0) for node in nodes)
+        if asked > total + 1e-6:
             parts = " + ".join(f"{d.count} x {d.resources[name]:g} ({d.setting})" for d in demands if name in d.resources)
             raise ResourceError(
-                f"{asked:g} {name} are asked for ({parts}), the cluster has {there:g}: {asked - there:g} are missing",
+                f"{asked:g} {name} are asked for ({parts}), the cluster has {total:g}: {asked - total:g} are missing",
                 ", ".join(d.setting for d in demands if name in d.resources),
                 "Add nodes, or lower the numbers of engines and workers or their placement",
             )
 
 
 def _one_fits(demand: Demand, nodes: Iterable[Node]) -> None:
+    """Raise ResourceError unless one actor of `demand` fits on some node that has its labels."""
     if demand.count == 0:
         return
     labels, need = demand.placement.labels, demand.resources
@@ -74,7 +75,7 @@ def _one_fits(demand: Demand, nodes: Iterable[Node]) -> None:
     if any(all(node.resources.get(name, 0) >= amount for name, amount in need.items()) for node in matching):
         return
     best = {name: max(node.resources.get(name, 0) for node in matching) for name in need}
-    asked, there = (", ".join(f"{amount:g} {name}" for name, amount in side.items()) for side in (need, best))
+    asked, largest = (", ".join(f"{amount:g} {name}" for name, amount in side.items()) for side in (need, best))
     raise ResourceError(
-        f"one asks for {asked}; the largest node has {there}", f"{demand.setting}.placement", "Lower it, or add larger nodes"
+        f"one asks for {asked}; the largest node has {largest}", f"{demand.setting}.placement", "Lower it, or add larger nodes"
     )

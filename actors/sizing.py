@@ -1,4 +1,4 @@
-"""How many engines a pool should have: a pure function of the work there is, with hysteresis."""
+"""How many engines a pool should have. The answer is a pure function of the waiting batches, the bounds and the past need."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bounds:
-    """The fewest and the most engines of a pool."""
+    """The fewest and the most engines that a pool may have."""
 
     least: int
     most: int
@@ -15,9 +15,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Sizing:
-    """The number of engines aimed at, and since when another would have done (seconds of the caller's clock; None: it would not).
+    """The number of engines that a pool aims at, and since when it has needed more or fewer.
 
-    `spare_need` is the most engines that were needed since `spare_since`.
+    Times are seconds of the caller's clock. `crowded_since`: the pool has needed more engines since then. `spare_since`: it has
+    needed fewer since then, and `spare_need` is the most that it needed in that time. None: it does not.
     """
 
     target: int
@@ -28,17 +29,17 @@ class Sizing:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for which more engines must have been wanted before the pool grows, and fewer before it shrinks."""
+    """How long a pool must need more engines before it grows, and fewer before it shrinks; in seconds."""
 
     grow_after_s: float
     shrink_after_s: float
 
 
 def resize(state: Sizing, batches: int, per_engine: int, bounds: Bounds, pace: Pace, now: float) -> Sizing:
-    """The sizing after a look at `batches`, those that wait and those in engines, of which an engine holds `per_engine`.
+    """The sizing at time `now`. `batches` are those that wait and those in engines; an engine holds up to `per_engine`.
 
-    Bounds hold at once. Within them a pool grows to what is needed once that was more than it has for `grow_after_s` (at once
-    when it is empty: nothing would be served), and shrinks to the most that was needed in the last `shrink_after_s`.
+    New bounds hold at once. The pool grows when it has needed more engines for `grow_after_s`; an empty pool grows at once.
+    It shrinks when it has needed fewer for `shrink_after_s`, to the most that it needed in that time.
     """
     need = -(-batches // per_engine)
     wanted = min(max(need, bounds.least), bounds.most)

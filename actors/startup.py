@@ -1,4 +1,4 @@
-"""From settings to a running vLLM: what is looked at first, what the environment must say, and errors in one line."""
+"""From settings to a running vLLM: the environment, the checks before the start, vLLM's arguments, and errors in one line."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError, first_line
 from pipeline.models.resolve import open_model
 
-EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # "1" lets the entropy hook into vLLM, see actors.exact_entropy
-DEBUG = "EGRSD_DEBUG"  # set: vLLM's own log
+EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.exact_entropy is installed only where this is "1"
+DEBUG = "EGRSD_DEBUG"  # vLLM's own log is shown where this is set
 LOGPROBS_MODE = "raw_logprobs"
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM allocates for
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can allocate for
 
 
 def set_environment(pool: config.Pool, exact: bool) -> None:
-    """Say in this process's environment what vLLM and torch read when they are imported. Call it before anything imports them.
+    """Set the environment variables of this process that vLLM and torch read when they are imported.
 
-    Raises SettingError for tensor parallelism without GPUs.
+    Call this function before anything imports vLLM or torch. Raises SettingError for tensor parallelism without GPUs.
     """
     if pool.tensor_parallel > 1 and pool.placement.gpus <= 0:
         raise SettingError(f"{pool.tensor_parallel} needs GPUs", "engines.*.tensor_parallel", "Set placement.gpus, or 1 on CPU")
     os.environ["OMP_NUM_THREADS"] = str(num_threads(pool))
     os.environ[EXACT_ENTROPY] = str(int(exact))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # see engine_args: the window is checked in inspect_model
+    os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"  # engine_args adds a position; inspect_model checks the window
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if not os.environ.get(DEBUG):
@@ -39,37 +39,36 @@ def set_environment(pool: config.Pool, exact: bool) -> None:
 
 
 def num_threads(pool: config.Pool) -> int:
-    """CPU threads of one engine: as set, or what Ray grants its actor."""
+    """CPU threads of one engine: `threads`, or else the CPUs that Ray grants its actor."""
     return pool.threads or max(1, int(pool.placement.cpus))
 
 
 def inspect_model(model: config.Model, path: str) -> tuple[list[int], int]:
-    """(ids that end a trace, hidden size) of the model at `path`, from its configuration files.
+    """(ids of the tokens that end a trace, hidden size) of the model at `path`, read from its configuration files.
 
-    Raises ModelError that names the path when there is no such model or its window is too small.
+    Raises ModelError that names the path when the model is missing or its window is below `max_model_len`.
     """
     from transformers import AutoConfig, GenerationConfig
 
-    found = open_model(AutoConfig, model, "configuration")
-    window = getattr(found, "max_position_embeddings", None)
+    settings = open_model(AutoConfig, model, "configuration")
+    window = getattr(settings, "max_position_embeddings", None)
     if window and model.max_model_len > window:
         raise ModelError(f"the model's window is {window} tokens", path, f"Lower model.max_model_len {model.max_model_len}")
     try:
         generation = GenerationConfig.from_pretrained(path, revision=model.revision or "main").eos_token_id
-    except OSError:  # many models have none
+    except OSError:  # many models have no generation_config.json
         generation = None
-    return sorted({*_as_ids(found.eos_token_id), *_as_ids(generation)}), found.get_text_config().hidden_size
+    return sorted({*_as_ids(settings.eos_token_id), *_as_ids(generation)}), settings.get_text_config().hidden_size
 
 
 def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
-    """A running vLLM LLMEngine, in a process whose environment is set."""
+    """Start a vLLM LLMEngine in this process, after `set_environment`. Raises EngineError for log-probs of another mode."""
     import torch
 
     set_num_threads = torch.set_num_threads
     set_num_threads(num_threads(pool))
     try:
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
+        from vllm import EngineArgs, LLMEngine
 
         from actors import exact_entropy, vllm_lora
 
@@ -79,16 +78,15 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
             vllm_lora.install()
         engine = LLMEngine.from_engine_args(EngineArgs(**engine_args(model, pool, path, gpu)))
     finally:
-        torch.set_num_threads = set_num_threads  # vLLM's CPU worker disables it for the whole process
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it with a function that does nothing
     if engine.model_config.logprobs_mode != LOGPROBS_MODE:
         raise EngineError(f"log-probs come as {engine.model_config.logprobs_mode}, not {LOGPROBS_MODE}", path)
     return engine
 
 
 def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) -> dict[str, Any]:
-    """vLLM's settings for one engine, and why."""
-    # One position more than a trace may have: scoring lets vLLM sample a token after a sequence that fills the window. It
-    # is thrown away, and never goes through the model.
+    """vLLM's EngineArgs for one engine, as keyword arguments."""
+    # Scoring makes vLLM sample one token, which we throw away. A sequence that fills the window needs a position for it.
     window = model.max_model_len + 1
     return {
         "model": path,
@@ -96,20 +94,20 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) ->
         "dtype": model.dtype,
         "trust_remote_code": model.trust_remote_code,
         "max_model_len": window,
-        "skip_tokenizer_init": True,  # ids in, ids out
-        "generation_config": "vllm",  # sampling is what the request says, nothing from the model's folder
+        "skip_tokenizer_init": True,  # requests and answers hold token ids
+        "generation_config": "vllm",  # no sampling default comes from the model's folder; the request says all
         "seed": 0,
         "logprobs_mode": LOGPROBS_MODE,
         "max_logprobs": -1,
-        "enable_prefix_caching": False,  # prompt log-probs cannot come out of a cache
+        "enable_prefix_caching": False,  # vLLM has no log-probs for prompt tokens that it takes from a cache
         # A seeded request crashes the CPU engine when its prompt is split over two steps.
         "enable_chunked_prefill": gpu,
         "max_num_batched_tokens": pool.max_batched_tokens if gpu else max(pool.max_batched_tokens, window),
         "max_num_seqs": pool.max_num_seqs,
         "enable_lora": True,
         "max_loras": 1,
-        "max_cpu_loras": 4,  # a policy and those before it, so that switching back reads no file
-        # Else vLLM wraps the output head too, whose LoRA path takes one row per request and fails on prompt log-probs.
+        "max_cpu_loras": 4,  # vLLM keeps earlier policies in memory, so that a switch back reads no file
+        # Without this list vLLM also wraps the output head. Its LoRA path fails on the many rows of prompt log-probs.
         "lora_target_modules": list(model.lora_targets),
         "max_lora_rank": next((rank for rank in _LORA_RANKS if rank >= model.lora_rank), _LORA_RANKS[-1]),
         "tensor_parallel_size": pool.tensor_parallel,
@@ -122,7 +120,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) ->
 
 
 def facts(engine: Any, model: config.Model) -> EngineFacts:
-    """What the numbers of a started engine mean, before its entropies are checked."""
+    """What the numbers of a started engine mean. Their entropy method is "exact" until the self-check."""
     import vllm
 
     return EngineFacts(
@@ -136,7 +134,7 @@ def facts(engine: Any, model: config.Model) -> EngineFacts:
 
 
 def start_error(error: BaseException, path: str) -> EgrsdError:
-    """The one clear line of a failed start."""
+    """The error that tells a failed start in one line, with a remedy."""
     if isinstance(error, EgrsdError):
         return error
     if isinstance(error, ImportError):
@@ -146,9 +144,11 @@ def start_error(error: BaseException, path: str) -> EgrsdError:
 
 
 def _as_ids(eos: int | list[int] | None) -> list[int]:
+    """The end-of-sequence ids of a configuration, which holds one id, a list of ids, or None."""
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 def _is_memory(error: BaseException) -> bool:
+    """Whether an error of vLLM or torch is about memory. Their messages are the only sign."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "kv cache" in text or "memory utilization" in text

@@ -1,8 +1,10 @@
-"""LoRA on vLLM's CPU engine: right in mixed batches, and quick.
+"""Correct and fast LoRA kernels for vLLM's CPU engine, which replace those of vLLM 0.32.
 
-vLLM 0.32's CPU kernels take slot -1 ("no adapter") for the last slot, so base-model requests that share a step with adapter
-requests are answered with the adapter, several nats off, and nothing is said. They also gather the adapter's matrices once
-per token. Here the tokens of a step are grouped by slot and every group is two matrix products. GPU kernels have neither fault.
+A slot is the place of a loaded adapter in vLLM, and slot -1 means "no adapter". vLLM 0.32's CPU kernels read -1 as the last
+slot. Requests to the base model that share a step with adapter requests are then answered with the adapter, without an error.
+Their log-probs are wrong by several nats. These kernels also copy the adapter's matrices once per token, which is slow.
+
+This module groups the tokens of a step by slot and computes two matrix products per group. GPU kernels have neither fault.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pipeline.errors import EngineError
 
 
 def install() -> None:
-    """Replace the CPU kernels in this process; again does nothing more. Raises EngineError where vLLM has no such kernels."""
+    """Replace the CPU kernels in this process, once. Raises EngineError when vLLM does not have the kernels of 0.32."""
     try:
         from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Wrapper
 
@@ -27,7 +29,7 @@ def install() -> None:
         return
 
     def update_and_group(self: Any, *args: Any, **kwargs: Any) -> None:
-        """As the original, then the rows of every slot."""
+        """Call the original, then note the rows of every slot for `_add_lora_linear`."""
         update_metadata(self, *args, **kwargs)
         self.slot_rows = group_by_slot(self.token_lora_indices)
 
@@ -36,7 +38,7 @@ def install() -> None:
 
 
 def group_by_slot(indices: Tensor) -> list[tuple[int, Tensor | None]]:
-    """(slot, rows) of every slot in use, slot -1 left out. indices [N] int -> rows [n] int64, or None where they are all N."""
+    """(slot, rows) of every slot in use, without slot -1. indices [N] int -> rows [n] int64, or None for all N rows."""
     slots = indices.unique().tolist()
     if len(slots) == 1:
         return [(slots[0], None)] if slots[0] >= 0 else []

@@ -1,4 +1,4 @@
-"""`python -m jobs VERB ...`: the same as `egrsd VERB ...`, for `ray job submit --working-dir . -- python -m jobs VERB ...`."""
+"""`python -m jobs VERB ...` does the same as `egrsd VERB ...`. A Ray job uses it, since `egrsd` may not be installed there."""
 
 from jobs.cli import main
 

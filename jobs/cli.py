@@ -1,4 +1,4 @@
-"""The command line. Only Typer is imported here: `--help` answers at once, the rest loads when a verb runs."""
+"""The command line. This module imports only Typer, so that `--help` answers at once; a verb loads what it needs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the no
 @app.command()
 def distill(
     run: RunUri,
-    recipe: Annotated[str | None, typer.Option(help="Recipe to start from; a started run knows its own.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe to start from; a started run needs none.")] = None,
     set: Sets = None,
     config: Config = None,
-    accept_changes: Annotated[bool, typer.Option(help="Go on with settings other than the run was made with.")] = False,
+    accept_changes: Annotated[bool, typer.Option(help="Go on with settings that differ from the run's own.")] = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Run or resume rounds: roll out, grade, score, label, train. Does nothing when all is done."""
+    """Run or resume rounds: roll out, grade, score, label, train. Nothing happens when all is done."""
     from jobs.distill import distill as job
     from jobs.settle import Choices
 
@@ -46,7 +46,7 @@ def stage(
     run: RunUri,
     round: Annotated[int, typer.Option("--round", help="Round number, from 0.")],
     set: Sets = None,
-    force: Annotated[bool, typer.Option("--force", help="Compute fresh shards again, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also compute fresh shards again.")] = False,
     shard: Annotated[list[str] | None, typer.Option(help="Only this shard; may be repeated.")] = None,
     address: Address = None,
     debug: Debug = False,
@@ -76,12 +76,12 @@ def evaluate(
     run: RunUri,
     policy: Annotated[str, typer.Option(help="Policies to evaluate: numbers, ranges (0..4) and `last`.")] = "0,last",
     source: Annotated[list[str] | None, typer.Option(help="Benchmark, NAME=/copy, file or task; may be repeated.")] = None,
-    k: Annotated[int | None, typer.Option("-k", help="Samples a problem, and the k of pass@k.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Samples per problem, and the k of pass@k.")] = None,
     set: Sets = None,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Accuracy and length of policies with intervals, on benchmarks or any problems; only what is missing is generated."""
+    """Accuracy and length of policies with intervals, on benchmarks or any problems. Only missing traces are generated."""
     from jobs.evaluate import Options
     from jobs.evaluate import evaluate as job
 
@@ -102,7 +102,7 @@ def compare(
     address: Address = None,
     debug: Debug = False,
 ) -> None:
-    """Train objectives x seeds from one base and say which differences in accuracy and length are beyond noise."""
+    """Train objectives x seeds from one base, and say which differences in accuracy and length are beyond noise."""
     from jobs.compare import Options
     from jobs.compare import compare as job
 
@@ -119,12 +119,12 @@ def status(run: RunUri, debug: Debug = False) -> None:
 
 @app.command()
 def doctor(
-    recipe: Annotated[str | None, typer.Option(help="Recipe to check for; default: that of --run, else demo.")] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Run directory to check, too: a local path or a URI.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe to check; default: that of --run, else demo.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Run directory to check as well: a local path or a URI.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster whose nodes to check.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Check machine, versions, model, fit and store before a run; exit code 1 when something stands in its way."""
+    """Check machine, versions, model, memory and store before a run. The exit code is 1 when a check fails."""
     from jobs.doctor import doctor as job
 
     job(recipe, run, address, debug)
@@ -162,7 +162,7 @@ def sweep(
     sample: Annotated[int, typer.Option(min=0, help="Traces for the gradient cosine; 0 leaves it out.")] = 96,
     debug: Debug = False,
 ) -> None:
-    """Label stored traces with a grid of settings, without engines, and compare what the weights become."""
+    """Label stored traces with a grid of settings, without engines, and compare the token weights."""
     from jobs.sweep import sweep_run
 
     sweep_run(run, set or [], round, sample, debug)
@@ -199,9 +199,9 @@ def submit(
     address: Annotated[str | None, typer.Option(help="http://HEAD:8265; default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS.")] = None,
     submission_id: Annotated[str | None, typer.Option(help="Id of the job; default: made of the verb and its arguments.")] = None,
     entrypoint_cpus: Annotated[float | None, typer.Option(help="CPUs that the verb's own process takes.")] = None,
-    entrypoint_resources: Annotated[list[str] | None, typer.Option(help="NAME=AMOUNT it takes; may be repeated.")] = None,
+    entrypoint_resources: Annotated[list[str] | None, typer.Option(help="NAME=AMOUNT that it takes; may be repeated.")] = None,
     entrypoint_label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of its node; may be repeated.")] = None,
-    working_dir: Annotated[str, typer.Option(help="Folder that travels with the job, less runs, caches and secrets.")] = ".",
+    working_dir: Annotated[str, typer.Option(help="Folder to send with the job, without runs, caches and secrets.")] = ".",
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once instead of following the job.")] = False,
     stop: Annotated[str | None, typer.Option("--stop", help="End the job with this id instead.")] = None,
     debug: Debug = False,

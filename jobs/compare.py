@@ -1,6 +1,6 @@
-"""`egrsd compare`: objectives, and the controls that decide between them, trained from one base and evaluated on one problem set.
+"""`egrsd compare`: train objectives and controls from one base, and evaluate all of them on the same problems.
 
-The folder is described in pipeline/evidence/comparison.py. The engines stay up for all runs.
+pipeline/evidence/comparison.py describes the folder. The engines stay up for all runs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from actors.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, start
@@ -27,13 +28,15 @@ from pipeline.store.directory import Store
 from pipeline.training import worker
 
 if TYPE_CHECKING:
-    from actors.member import EngineClass
     from actors.pool import EnginePool
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asks for: recipe, `--set` and `--config` of the base, objectives, seeds, and baseline (None: the first)."""
+    """The options of the command line. `recipe`, `sets` and `config` make the base run.
+
+    `baseline` is the objective that the others are compared with; None is the first.
+    """
 
     recipe: str
     objectives: str
@@ -46,30 +49,31 @@ class Options:
 def compare(uri: str, options: Options, address: str | None, debug: bool, engine_class: EngineClass | None = None) -> None:
     """Train every objective with every seed, evaluate each on the same problems, and say which differences are beyond noise.
 
-    Runs that are done are left alone; one that was cut off goes on.
+    A run that is done is not touched, and a run that was cut off goes on. `engine_class` answers instead of vLLM in tests.
+    Raises UserError or SettingError for mistaken options, and what `jobs.opened.start` raises.
     """
     with session(debug) as out:
         compared = chosen(open_folder(uri), options)
-        missing = {key: Remaining.of(compared.folder(key), run) for key, run in compared.runs.items()}
-        left = [key for key in compared.runs if not missing[key].is_empty]
+        remaining = {key: Remaining.of(compared.folder(key), run) for key, run in compared.runs.items()}
+        left = [key for key in compared.runs if not remaining[key].is_empty]
         if left:
             hold(out, compared.store)
         size = f"{len(compared.objectives)} objectives x {len(compared.seeds)} seeds, {len(left)} to do"
         out.say(f"{len(compared.runs)} runs of recipe {compared.base.name}: {size}")
         settings = compared.describe(options.recipe, options.sets)
         if left:
-            evals, first = open_sources(compared.base).evals, missing[left[0]]
+            evals, first = open_sources(compared.base).evals, remaining[left[0]]
             assert evals is not None
             check_problems(evals, compared.base.evaluation.problems)
             start(out, compared.store, address, demands_of(compared.base, first.needs_engines, bool(first.train)))
-        found, document = {name: Series() for name in compared.objectives}, {}
+        series, document = {name: Series() for name in compared.objectives}, {}
         with contextlib.ExitStack() as stack:
             engines = stack.enter_context(open_engines(compared.base, engine_class)) if left else {}
             for place, key in enumerate(compared.runs, 1):
                 if key in left:
                     out.say(f"{key.objective}, seed {key.seed} ({place} of {len(compared.runs)})")
                     train_one(compared, key, engines, out)
-                document = keep_point(compared, found, key, settings)
+                document = keep_point(compared, series, key, settings)
         show(out, document)
         out.say(compared.store.locate(COMPARE))
 
@@ -84,17 +88,17 @@ def chosen(store: Store, options: Options) -> Comparison:
 
 
 def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], out: Session) -> None:
-    """Bring one run to its end on engines that are already up."""
-    own, run = compared.folder(key), compared.runs[key]
+    """Bring one run of the comparison to its end, on engines that are up."""
+    store, run = compared.folder(key), compared.runs[key]
     compared.share(key)
     sources = open_sources(run)
-    with holding_for(own) as holding, open_screen(out) as screen:
-        own.save_run(run, versions())
-        Driver(own, run, sources, engines, worker.start, screen).bring_to_end(Remaining.of(own, run), holding)
+    with holding_for(store) as holding, open_screen(out) as screen:
+        store.save_run(run, versions())
+        Driver(store, run, sources, engines, worker.start, screen).bring_to_end(Remaining.of(store, run), holding)
 
 
 def show(out: Session, document: dict[str, Any]) -> None:
-    """The table, and below it how it was tested and on what."""
+    """Print the table of compare.json, and below it the test and the settings that it rests on."""
     out.console.print(of_comparison(document))
     settings = document["settings"]
     out.say(f"{settings['test']}. Template {settings['template_hash']}, {settings['dtype']}, {settings['sampling']}.")

@@ -1,10 +1,10 @@
-"""`egrsd distill`: every round of a run on one cluster, from the first or from where the run stopped."""
+"""`egrsd distill`: run all rounds on one cluster, from the first round or from where the run stopped."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
+from actors.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, start
@@ -18,16 +18,14 @@ from pipeline.fit.versions import versions
 from pipeline.rounds.remaining import Remaining
 from pipeline.training import worker
 
-if TYPE_CHECKING:
-    from actors.member import EngineClass
-
 
 def distill(
     uri: str, choices: Choices, address: str | None = None, debug: bool = False, engine_class: EngineClass | None = None
 ) -> None:
-    """Run or resume a run until every round is trained, labelled and both evaluations are there.
+    """Run or resume a run until every round is trained and labelled, and both evaluations exist.
 
-    `engine_class` answers instead of vLLM: tests of scale and chaos hand in actors.fakes.FakeEngine.
+    `engine_class` answers instead of vLLM; tests pass actors.fakes.FakeEngine. Raises SettingError for settings that differ
+    from the run's own, and what `jobs.opened.start` raises.
     """
     with session(debug) as out:
         store = open_folder(uri)
@@ -43,7 +41,7 @@ def distill(
             for caution in sources.cautions():
                 out.say(caution)
             holding = hold(out, store)
-            run = settle(store, choices)  # again: whoever held the run before may have gone on
+            run = settle(store, choices)  # read again: another command may have worked on the run before we got the lease
             remaining = Remaining.of(store, run)
             out.say(f"run {store.uri}: {remaining.describe(run)}")
             start(out, store, address, demands_of(run, remaining.needs_engines, bool(remaining.train)))

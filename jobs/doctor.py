@@ -1,4 +1,4 @@
-"""`egrsd doctor`: whether this machine, or a cluster, can carry a recipe, said in lines of ok, warning and error."""
+"""`egrsd doctor`: check whether this machine or a cluster can run a recipe, in lines of ok, warning and error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from actors.engine import judge_entropy
 from jobs.opened import look_at, open_folder
 from jobs.terminal import Session, divert_output, session
 from pipeline import config
@@ -20,31 +21,31 @@ from pipeline.store.probe import judge_store
 
 
 def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool) -> None:
-    """Print every finding; exit code 1 when one is an error. Raises SettingError for an unknown recipe."""
+    """Print every finding, and end with exit code 1 when one is an error. Raises SettingError for an unknown recipe."""
     with session(debug) as out:
         store = open_folder(uri) if uri is not None else None
         run = store.load_run() if store is not None and recipe is None and store.exists() else named(recipe or "demo")
         here = machine.gather(nearest_folder(store))
-        found = tell(machine.judge(here, machine.requirements()), out)
-        carrier = here
+        findings = tell(machine.judge(here, machine.requirements()), out)
+        largest = here
         if address is not None:
             nodes = look_at(address)
-            found += tell(machine.judge_nodes(nodes, machine.requirements()), out)
-            carrier = machine.best([there for there in nodes.values() if isinstance(there, Facts)] or [here])
-        found += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
-        found += tell(judge("model", lambda: footprint.fit(run, footprint.measure(run.model), carrier)), out)
-        found += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
-        found += tell(judge("exact entropy", lambda: [judge_hook(run, here, debug)]), out)
+            findings += tell(machine.judge_nodes(nodes, machine.requirements()), out)
+            largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
+        findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
+        findings += tell(judge("model", lambda: footprint.fit(run, footprint.measure(run.model), largest)), out)
+        findings += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
+        findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, debug)]), out)
         if store is not None:
-            found += tell(judge("store", lambda: judge_store(store)), out)
-        errors, warnings = (sum(line.level == level for line in found) for level in ("error", "warning"))
+            findings += tell(judge("store", lambda: judge_store(store)), out)
+        errors, warnings = (sum(line.level == level for line in findings) for level in ("error", "warning"))
         out.say(f"recipe {run.name}: {errors} errors, {warnings} warnings")
         if errors:
             sys.exit(1)
 
 
 def judge(topic: str, find: Callable[[], list[Line]]) -> list[Line]:
-    """The findings on one topic; an error that is understood is a finding of its own."""
+    """The findings on one topic. An error of this project or of the file system is a finding too."""
     try:
         return find()
     except (EgrsdError, OSError) as error:
@@ -52,37 +53,38 @@ def judge(topic: str, find: Callable[[], list[Line]]) -> list[Line]:
 
 
 def tell(lines: Iterable[Line], out: Session) -> list[Line]:
-    """Print findings, aligned, and hand them on."""
-    told = list(lines)
-    for line in told:
+    """Print findings in columns, and return them."""
+    findings = list(lines)
+    for line in findings:
         out.say(f"{line.level:<8} {line.topic:<16} {' '.join(line.text.split())}")
-    return told
+    return findings
 
 
 def nearest_folder(store: Store | None) -> str:
-    """The existing folder that a run's local directory is in, or will be: its disk is what counts."""
-    place = store.local_root if store is not None and store.local_root is not None else Path()
-    while not place.is_dir():
-        place = place.parent
-    return str(place)
+    """The nearest existing folder above a run's local directory; the run will use its disk."""
+    folder = store.local_root if store is not None and store.local_root is not None else Path()
+    while not folder.is_dir():
+        folder = folder.parent
+    return str(folder)
 
 
 def judge_tokenizer(run: config.Run) -> Line:
-    """Tokenizer and template hash. Student and teacher are one model, so that they see the same ids. Raises ModelError."""
+    """Whether the tokenizer loads, and the hash of its chat template. Student and teacher share it. Raises ModelError."""
     tokenizer = tokenizer_of(run.model)
     return Line("ok", "tokenizer", f"{len(tokenizer)} tokens, hash {template_hash(tokenizer)}, student and teacher alike")
 
 
 def judge_room(run: config.Run, here: Facts, address: str | None) -> Line:
-    """Actors against the resources of the cluster at `address`, or of this machine. Raises ResourceError."""
-    from actors import cluster
+    """Whether the run's actors fit the cluster at `address`, or this machine without it. Raises ResourceError."""
+    from actors import cluster  # imports Ray, which must see the environment that the session sets
 
     return cluster.judge_room(run, len(here.gpus), joined=address is not None)
 
 
 def judge_hook(run: config.Run, here: Facts, debug: bool) -> Line:
-    """The entropies that a real engine gives here; its own output is shown with `debug` only. Raises ModelError, EngineError."""
-    with divert_output(Path("/dev/stderr" if debug else os.devnull)):
-        from actors.trial import judge_entropy
+    """The entropies that a real engine gives on this machine. vLLM's output is shown with `debug` only.
 
+    Raises ModelError or EngineError when the engine does not start.
+    """
+    with divert_output(Path("/dev/stderr" if debug else os.devnull)):
         return judge_entropy(run, len(here.gpus))

@@ -1,4 +1,4 @@
-"""The engines of a verb: the run's pool, or its two, up for the length of a block."""
+"""The engine pools of a verb, which are up for the length of a `with` block."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from actors.engine import Engine
+from actors.member import EngineClass
+from actors.resources import Demand
+from pipeline.config import Run
 from pipeline.store import control
 from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
-    from actors.member import EngineClass
     from actors.pool import EnginePool
-    from actors.resources import Demand
-    from pipeline.config import Run
 
 
 @contextlib.contextmanager
 def open_engines(
     run: Run, engine_class: EngineClass | None = None, store: Store | None = None, beside: Sequence[Demand] = ()
 ) -> Iterator[dict[str, EnginePool]]:
-    """The run's pool, or its two, by stage; closed at the end of the block. `engine_class`: vLLM's engine unless given.
+    """The pools of the stages `rollout` and `score`, closed at the end of the block. One pool may serve both.
 
-    With `store`, `egrsd scale` reaches them meanwhile; `beside` is what else the run asks of the cluster at the same time.
+    `engine_class` answers instead of vLLM in tests. With `store`, `egrsd scale` can reach the pools during the block. `beside`
+    is what else the run asks of the cluster at the same time. Raises ResourceError when the cluster can never hold the engines.
     """
-    from actors.engine import Engine
-    from actors.pool import EnginePool, rescale
+    from actors.pool import EnginePool, rescale  # imports Ray
 
     with contextlib.ExitStack() as stack:
         pools: dict[str, EnginePool] = {}
@@ -38,8 +39,8 @@ def open_engines(
                 pools[name] = pool
 
         def answer(question: control.Document) -> control.Document:
-            """Hold to the sizes that `egrsd scale` asks for, and tell how the pools are."""
-            return {"pools": {name: asdict(found) for name, found in rescale(pools, question["sizes"], beside).items()}}
+            """Give the pools the sizes that `egrsd scale` asks for, and return the status of each."""
+            return {"pools": {name: asdict(status) for name, status in rescale(pools, question["sizes"], beside).items()}}
 
         if store is not None:
             stack.enter_context(control.answering(store, answer))

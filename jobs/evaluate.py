@@ -1,12 +1,13 @@
-"""`egrsd evaluate`: policies of a run answer benchmarks and other problems, through the run's engines, store and grader."""
+"""`egrsd evaluate`: a run's policies solve benchmarks or other problems, with the run's engines, store and grader."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
+from actors.member import EngineClass
 from jobs import tables
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, open_run, start
@@ -16,16 +17,17 @@ from jobs.terminal import Session, session
 from pipeline.errors import UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
 from pipeline.rounds.round import plan_round, with_engines
+from pipeline.rounds.schedule import execute
 from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
-
-if TYPE_CHECKING:
-    from actors.member import EngineClass
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asks for: policies (`0,last`), sources (none: the run's own held-out problems), k of pass@k, `--set`."""
+    """The options of the command line: policies such as `0,last`, sources, the k of pass@k, and `--set` lines.
+
+    Without sources the run's own held-out problems are used.
+    """
 
     policies: str
     sources: list[str]
@@ -34,9 +36,10 @@ class Options:
 
 
 def evaluate(uri: str, options: Options, address: str | None, debug: bool, engine_class: EngineClass | None = None) -> None:
-    """Evaluate policies on every source, generating only what is missing; tables, and summary.json beside the shards.
+    """Evaluate policies on every source. Print tables, and write summary.json beside the shards.
 
-    `k` samples a problem, unless `--set evaluation.samples=n` asks for more: pass@k is then the unbiased estimate from n.
+    Only missing traces are generated. There are `k` samples per problem, unless `--set evaluation.samples=n` asks for more. Then
+    pass@k is the unbiased estimate from n samples. Raises UserError or SettingError for mistaken options.
     """
     with session(debug) as out:
         store, run = open_run(uri)
@@ -51,18 +54,21 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
             hold(out, evals)
             start(out, store, address, held=evals)
             answer(store, asked, numbers, out, engine_class)
-        found = [{number: one.read(store, number) for number in numbers} for one in asked]
-        for one, answered in zip(asked, found, strict=True):
-            summary = summarise(store, one, answered)
+        samples = [{number: one.read(store, number) for number in numbers} for one in asked]
+        for one, by_policy in zip(asked, samples, strict=True):
+            summary = summarise(store, one, by_policy)
             store.write_json(f"{one.kind}/summary.json", summary)
             show(out, one, summary)
             out.say(f"{store.locate(one.kind)}/summary.json")
         if len(asked) > 1:
-            out.console.print(tables.of_macro_mean(macro_mean(asked[0], found)))
+            out.console.print(tables.of_macro_mean(macro_mean(asked[0], samples)))
 
 
 def chosen_policies(store: Store, text: str) -> list[int]:
-    """Policy versions of `0,last`, in order and each once. Raises UserError for one that was never published."""
+    """The policy versions of a text such as `0,last`, in its order and without repeats.
+
+    Raises SettingError for a malformed text, and UserError for a policy that was never published.
+    """
     last = store.latest_policy()
     words = [str(last) if word.strip() == "last" else word for word in text.split(",")]
     numbers = list(dict.fromkeys(parse_numbers(",".join(words), "--policy", "0,last or 0..3")))
@@ -73,11 +79,10 @@ def chosen_policies(store: Store, text: str) -> list[int]:
 
 
 def answer(store: Store, asked: list[Asked], numbers: list[int], out: Session, engine_class: EngineClass | None) -> None:
-    """Bring every policy's answers on every source up to date, with one pool of engines for all."""
-    from pipeline.rounds.schedule import execute
-
+    """Generate and grade the missing traces of every policy on every source, with one pool of engines."""
     run = asked[0].run
-    run = run.model_copy(update={"engines": run.engines.model_copy(update={"score": None})})  # nothing is scored
+    one_pool = run.engines.model_copy(update={"score": None})  # an evaluation scores nothing
+    run = run.model_copy(update={"engines": one_pool})
     inflight = run.engines.inflight_shards * max(1, run.engines.rollout.max)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with open_engines(run, engine_class) as engines, Bars(*columns, console=out.console, refresh_per_second=4) as progress:
@@ -89,7 +94,7 @@ def answer(store: Store, asked: list[Asked], numbers: list[int], out: Session, e
 
 
 def show(out: Session, one: Asked, summary: dict[str, Any]) -> None:
-    """The table of one source, and below it what decided every figure."""
+    """Print the table of one source, and below it the settings that its figures rest on."""
     out.console.print(tables.of_source(one.name, summary))
     s = summary["settings"]
     out.say(

@@ -1,4 +1,4 @@
-"""`egrsd export`: all stages of all rounds as one self-contained Parquet dataset, a row per trace."""
+"""`egrsd export`: join all stages of all rounds into one self-contained Parquet dataset, one row per trace."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.store.files import Files
 
 
 def export_run(uri: str, out_uri: str, debug: bool) -> None:
-    """Write `round-0000.parquet` ... to a folder or URI: every column of the contract, joined.
+    """Write `round-0000.parquet` and so on to a folder or URI, with every column of the contract.
 
-    Raises UserError on a run without traces or a place that may not be written, StoreError when writing fails.
+    Raises UserError for a run without traces or a place that may not be written, and StoreError when writing fails.
     """
     with session(debug) as out:
         store, run = open_run(uri)

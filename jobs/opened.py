@@ -1,6 +1,7 @@
-"""The prologue that every verb shares: the run, its lease, the log, the cluster, every node's view of the run, and its room.
+"""The prologue that all verbs share: open the run, take its lease, start the log, join the cluster, check nodes and room.
 
-No verb joins a cluster, opens a run directory or takes a lease in another way.
+No verb joins a cluster, opens a run directory or takes a lease in another way. `actors.cluster` is imported only where a verb
+needs Ray: Ray reads some environment variables at its import, and the session must have set them before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Held(NamedTuple):
-    """A run that was started, its settings as they are under the lease, and the lease."""
+    """A run that was started, its settings as they were read under the lease, and the lease."""
 
     store: Store
     run: Run
@@ -29,41 +30,46 @@ class Held(NamedTuple):
 
 
 def open_folder(uri: str) -> Store:
-    """A place that may hold no run yet: a local path, or any URI that pyarrow.fs opens."""
+    """The store at a local path, or at any URI that pyarrow.fs opens. It may hold no run yet."""
     return Store(uri)
 
 
 def open_run(uri: str) -> tuple[Store, Run]:
-    """A run that was started, and its settings, to be read only. Raises UserError where there is none."""
+    """A run that was started, and its settings, for reading only. Raises UserError when there is none."""
     store = open_folder(uri)
     return store, store.load_run()
 
 
 def hold_run(out: Session, uri: str) -> Held:
-    """A run that was started, held until the verb ends. Raises UserError where there is none, or that says who holds it."""
+    """A run that was started, with its lease until the verb ends.
+
+    Raises UserError when there is no run, or when another command holds its lease.
+    """
     store, _ = open_run(uri)
     holding = hold(out, store)
-    return Held(store, store.load_run(), holding)  # again: whoever held the run before may have changed its settings
+    return Held(store, store.load_run(), holding)  # read again: another command may have changed the settings before
 
 
 def hold(out: Session, store: Store) -> lease.Lease:
-    """The lease of a folder until the verb ends. Raises UserError that says who holds it."""
+    """The lease of a folder until the verb ends. Raises UserError that names the command which holds it."""
     return out.exits.enter_context(holding_for(store))
 
 
 @contextlib.contextmanager
 def holding_for(store: Store) -> Iterator[lease.Lease]:
-    """The lease of a folder for the length of a block. Raises UserError that says who holds it."""
+    """The lease of a folder for the length of a block. Raises UserError that names the command which holds it."""
     with lease.held(store) as holding:
         yield holding
 
 
 def start(out: Session, store: Store, address: str | None, asked: Sequence[Demand] = (), held: Store | None = None) -> None:
-    """Begin to work on a run: its log, the Ray cluster, every node's view of the folder whose lease is held, and its room.
+    """Begin work on a run: start its log, join the cluster, check that every node sees it, and that the cluster has room.
 
-    `asked` is what the verb will take of the cluster at one time; `held` is the folder whose lease is held, where it is not the
-    run's own. Raises UserError when no cluster answers or naming the node that does not see the run, and ResourceError when the
-    cluster can never hold what is asked. Where an autoscaler may add what is missing, this says so and goes on.
+    `asked` is what the verb takes of the cluster at one time. `held` is the folder of the lease when it is not the run's own.
+    When an autoscaler may add what is missing, a line says so and the verb goes on.
+
+    Raises UserError when no cluster answers, or when a node does not see the run. Raises ResourceError when the cluster can
+    never hold what is asked.
     """
     from actors import cluster
 
@@ -76,7 +82,7 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
 
 
 def look_at(address: str) -> dict[str, Facts | str]:
-    """Join a cluster to look at it: the facts of every node by its address, or why there are none.
+    """Join a cluster and return the facts of every node by its address. A node that fails gives the reason instead.
 
     Raises UserError when no cluster answers.
     """

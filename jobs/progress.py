@@ -1,4 +1,4 @@
-"""Progress bars for terminals and for logs, and the screen of a run's driver."""
+"""Progress bars for terminals and logs, and the screen that a run's driver writes to."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from jobs.terminal import Session
 from pipeline.driver import Step
 
-EVERY_S = 10.0
+EVERY_S = 10.0  # a log gets a line per bar at most this often
 
 
 class Bars(Progress):
-    """rich's bars, which also show in a log: where nothing can be drawn over, a bar that moved is a line of its own.
+    """rich's progress bars, which here also write to logs: a bar that moved is printed as a new line.
 
-    rich itself writes nothing to a file or pipe until all is over. Here a bar is written at most every `EVERY_S` seconds, and
-    when it is full; so a Ray job's log stays short, and free of control characters.
+    rich itself writes nothing to a file or pipe until the end. This class prints a bar at most every `EVERY_S` seconds, and
+    when it is full. The log of a Ray job thus stays short, and has no control characters.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.live.transient = not self.console.is_terminal  # rich would write every bar once more at the end
+        self.live.transient = not self.console.is_terminal  # otherwise rich writes every bar once more at the end of a log
         self._due: dict[TaskID, float] = {}
 
     def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
-        """As rich's."""
+        """Change a bar as rich does, and write it to a log."""
         super().update(task_id, *args, **kwargs)
         self._write(task_id)
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """As rich's."""
+        """Move a bar as rich does, and write it to a log."""
         super().advance(task_id, advance)
         self._write(task_id)
 
@@ -49,7 +49,7 @@ class Bars(Progress):
 
 @dataclass(frozen=True)
 class TerminalScreen:
-    """The screen of a driver (pipeline.driver.Screen) on a terminal, or in a log."""
+    """The driver's screen (pipeline.driver.Screen) on a terminal or in a log."""
 
     out: Session
     bars: Bars
@@ -59,11 +59,11 @@ class TerminalScreen:
         self.out.say(text)
 
     def bar(self, title: str, total: int, done: int = 0) -> Step:
-        """Show a bar of `total` steps of which `done` are done."""
+        """Show a bar of `total` steps, `done` of them done. The returned function moves it by one step."""
         task = self.bars.add_task(title, total=total, completed=done, note="")
 
         def step(note: str = "") -> None:
-            """Move the bar by one."""
+            """Move the bar by one step, with a note beside it."""
             self.bars.update(task, advance=1, note=note)
 
         return step
@@ -71,7 +71,7 @@ class TerminalScreen:
 
 @contextlib.contextmanager
 def open_screen(out: Session) -> Iterator[TerminalScreen]:
-    """Bars on a verb's terminal for the length of a block."""
+    """A screen with bars on the verb's terminal, for the length of a block."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4) as bars:
         yield TerminalScreen(out, bars)

@@ -1,4 +1,4 @@
-"""`egrsd recipes`: list them, or print one resolved."""
+"""`egrsd recipes`: list the recipes, or print one with all its settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.recipes import descriptions, recipe
 
 
 def show_recipes(name: str | None, debug: bool) -> None:
-    """List the recipes with what each is, or print one as YAML that `--config` reads."""
+    """List the recipes with their descriptions, or print one as YAML for `--config`. Raises SettingError for an unknown name."""
     with session(debug) as out:
         if name is not None:
             out.console.print(recipe(name).to_yaml(), markup=False, highlight=False, end="")

@@ -1,4 +1,4 @@
-"""`egrsd report`: one self-contained HTML file of a run, for people who would rather look than read."""
+"""`egrsd report`: write one self-contained HTML file that shows a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ REPORT = "report.html"
 
 
 def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool) -> None:
-    """Write the report of a run to `out_uri`, or to report.html in the run; with `compare`, that folder's comparison is in it.
+    """Write the report of a run to `out_uri`, or to report.html in the run. `compare` names a folder whose comparison it shows.
 
-    Raises UserError when the run has no measured round, or there is no comparison where one was named.
+    Raises UserError when the run has no measured round, or when the folder has no comparison.
     """
     with session(debug) as out:
         store, run = open_run(uri)
@@ -32,7 +32,7 @@ def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool) 
 
 
 def _target(uri: str) -> tuple[Store, str]:
-    """The folder of a file, and its name in it. Raises UserError for a folder."""
+    """(folder, file name) of a file's path or URI. Raises UserError when it names a folder."""
     folder, _, name = uri.rpartition("/")
     if not name:
         raise UserError("is a folder", "--out", "Name a file, for example report.html")

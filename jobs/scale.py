@@ -1,4 +1,4 @@
-"""`egrsd scale`: see the engines of a live run, and change how many it has, from another terminal."""
+"""`egrsd scale`: show the engines of a live run, or change their number, from another terminal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipeline.config import Run
 from pipeline.errors import SettingError, nearest
 from pipeline.store import control
 
-_LIMIT = 100_000
+_LIMIT = 100_000  # a larger number of engines is a typing mistake
 
 
 def scale(uri: str, sizes: list[str], debug: bool) -> None:
-    """Ask the driver of a run for other pool sizes (`rollout=4`, `score=1..8`), and print its engines.
+    """Ask the driver of a run for other pool sizes such as `rollout=4` or `score=1..8`, and print its engines.
 
-    Raises UserError on a run that is not alive, an unknown pool, a malformed size; ResourceError, as the driver found it, where
-    the cluster can never hold the engines.
+    Raises UserError for a run that is not alive, and SettingError for an unknown pool or a malformed size. Raises the driver's
+    ResourceError when the cluster can never hold the engines.
     """
     with session(debug) as out:
         store, run = open_run(uri)
@@ -33,18 +33,18 @@ def scale(uri: str, sizes: list[str], debug: bool) -> None:
 
 
 def parse(sizes: list[str], run: Run) -> dict[str, tuple[int, int]]:
-    """Pool sizes as they are written on the command line: the least and the most engines of each pool."""
+    """(least, most) engines of each pool, from words such as `rollout=2..8`. Raises SettingError for an unknown pool or size."""
     known = ["rollout"] + (["score"] if run.engines.score is not None else [])
     wanted = {}
     for text in sizes:
         name, _, size = text.partition("=")
-        found = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", size)
-        if found is None:
+        parts = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", size)
+        if parts is None:
             raise SettingError(f"{text!r} is no size", "egrsd scale", "Write POOL=N or POOL=LEAST..MOST: rollout=4, rollout=2..8")
         if name not in known:
             hint = nearest(name, known, f"This run's pools: {', '.join(known)}")
             raise SettingError(f"unknown pool '{name}'", "egrsd scale", hint)
-        least, most = int(found[1]), max(1, int(found[1])) if found[2] is None else int(found[2])
+        least, most = int(parts[1]), max(1, int(parts[1])) if parts[2] is None else int(parts[2])
         if least > most:
             raise SettingError(f"least {least} is above most {most}", f"{name}={size}", "Write the smaller number first")
         if not 1 <= most <= _LIMIT:

@@ -1,4 +1,4 @@
-"""The settings of a verb: a recipe, a configuration file and `--set`, laid over one another, or those of a run that was begun."""
+"""The settings of a verb: those of its run or of a recipe, changed by a configuration file and then by `--set`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.store.directory import Store
 
 @dataclass(frozen=True)
 class Choices:
-    """What a command line says of settings: a recipe, `--set` lines, a file for `--config`, and whether to go on with others."""
+    """The options that choose settings: `--recipe`, `--set` lines, the `--config` file and `--accept-changes`."""
 
     recipe: str | None = None
     sets: Sequence[str] = ()
@@ -27,21 +27,22 @@ class Choices:
 
 
 def settle(store: Store, choices: Choices) -> Run:
-    """The configuration to run with: the run's own if it was started, else the recipe's, with file and overrides laid over.
+    """The configuration to run with. It starts from the run's own settings, or from the recipe's for a new run.
 
-    Raises SettingError that lists the settings which differ from those the run was made with.
+    The file and then the `--set` lines change it. Raises SettingError that lists the changed settings when the run has traces
+    and the change is not accepted.
     """
     recipe, sets = choices.recipe, list(choices.sets)
     document = read_config(choices.config) if choices.config else {}
     old = store.load_run() if store.exists() else None
     if old is None and recipe is None:
         raise SettingError("a new run needs a recipe", "--recipe", "`egrsd recipes` lists them")
-    begun = bool(store.numbers("rounds") or store.numbers("evals"))  # before that, nothing was made with the old settings
+    begun = bool(store.numbers("rounds") or store.numbers("evals"))  # before, no trace depends on the old settings
     if old is None or (recipe is not None and not begun):
         return resolve(named(recipe or ""), sets, document)
     if recipe is not None and resolve(named(recipe), sets, document).name != old.name:
         raise SettingError(f"this run was started from recipe '{old.name}'", "--recipe", "Leave it out, or use another --run")
-    run = resolve(old, sets, document)  # run.json is the truth, also where a recipe or a stage's settings changed since
+    run = resolve(old, sets, document)  # run.json holds, even when the recipe has changed since
     changed = [difference for difference in differences(old, run) if decides(difference[0])]
     if begun and changed and not choices.accept_changes:
         listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:8])
@@ -55,7 +56,7 @@ def settle(store: Store, choices: Choices) -> Run:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The settings of a `--config` file. Raises SourceError or SettingError where it holds none."""
+    """The settings of a `--config` file. Raises SourceError when it cannot be read, SettingError when it holds no settings."""
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -68,8 +69,8 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def parse_numbers(text: str, option: str, example: str) -> list[int]:
-    """Numbers of `0,2,5` or `0..4`, mixed as one likes. Raises SettingError that shows how it is written."""
-    found: list[int] = []
+    """The numbers of a text such as `0,2,5..8`. Raises SettingError for another text, with `example` as the remedy."""
+    numbers: list[int] = []
     for part in text.split(","):
         first, dots, last = part.strip().partition("..")
         if not (first.isdecimal() and first.isascii() and (not dots or (last.isdecimal() and last.isascii()))):
@@ -77,5 +78,5 @@ def parse_numbers(text: str, option: str, example: str) -> list[int]:
         start, end = int(first), int(last or first)
         if end < start or end - start >= 10_000:
             raise SettingError(f"{part.strip()} holds nothing, or too much", f"{option} {text}", f"Write it as {example}")
-        found += range(start, end + 1)
-    return found
+        numbers += range(start, end + 1)
+    return numbers

@@ -1,4 +1,4 @@
-"""`egrsd stage`: bring one stage of one round up to date, and say what that made stale."""
+"""`egrsd stage`: bring one stage of one round up to date, and say which shards became stale."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.store.directory import Entry
 
 @dataclass(frozen=True)
 class Redo:
-    """What is asked: a stage of a round, with changed settings; `force`: fresh shards too; `shards`: only these, none is all."""
+    """The options of the command line. `force` also computes fresh shards; without `shards` all shards are meant."""
 
     stage: str
     round: int
@@ -33,10 +33,10 @@ class Redo:
 
 
 def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = False) -> None:
-    """Compute the missing and stale shards of a stage (with `force` the fresh ones too), reading only what it declares.
+    """Compute the missing and stale shards of a stage, and with `force` the fresh ones too. It reads only declared columns.
 
-    Changed settings that the stage reads become the run's settings. Raises UserError on an unknown stage, round, shard, or on a
-    setting the stage does not read.
+    Changed settings become the run's settings once the shards are committed. Raises UserError for an unknown stage, round or
+    shard, for stale input, and for a setting that the stage does not read.
     """
     with session(debug) as out:
         stage = find_stage(asked.stage)
@@ -47,25 +47,25 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         if unknown := sorted(set(asked.shards) - work.shards.keys()):
             raise UserError(f"no shard {unknown[0]}", work.area, f"Shards: {', '.join(sorted(work.shards))}")
         only = frozenset(asked.shards or work.shards)
-        seen = Inventory(work)
+        inventory = Inventory(work)
         for shard in sorted(only):
-            if reason := seen.stale_input(stage, shard):
+            if reason := inventory.stale_input(stage, shard):
                 raise UserError(
                     f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
                 )
         start(out, store, address)
         computed = _bring_up(work, stage, Choice(only, asked.force), out)
-        store.save_run(run, versions())  # settings that failed are not kept
+        store.save_run(run, versions())  # after the computation, so that settings which failed are not kept
         rows = sum(entry.rows for entry in computed)
         out.say(f"{work.area} {stage.name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
         _tell_stale(work, stage, out)
 
 
 def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[Entry]:
-    """Entries of the shards that were computed. No engine starts where all is fresh."""
+    """Compute shards, and return their manifest entries. No engine starts when all shards are fresh."""
     source = None if stage.reads else open_source(work.run.source)
-    seen = Inventory(work)
-    if not choice.force and source is None and all(seen.why_stale(stage, shard) is None for shard in choice.only or ()):
+    inventory = Inventory(work)
+    if not choice.force and source is None and all(inventory.why_stale(stage, shard) is None for shard in choice.only or ()):
         return []
     computed: list[Entry] = []
     with contextlib.ExitStack() as stack:
@@ -79,9 +79,10 @@ def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[E
 
 
 def _tell_stale(work: Round, stage: Stage, out: Session) -> None:
-    seen = Inventory(work)
+    """Say which shards of later stages are stale now, and in which rounds this stage has other settings."""
+    inventory = Inventory(work)
     for other in PLAN[PLAN.index(stage) + 1 :]:
-        reasons = seen.reasons(other.name)
+        reasons = inventory.reasons(other.name)
         del reasons["missing"]
         if reasons:
             count = reasons.total()

@@ -1,4 +1,4 @@
-"""`egrsd status`: a table of rounds x stages, read off the run directory alone."""
+"""`egrsd status`: print a table of rounds x stages, read from the run directory alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = [stage.name for stage in PLAN]
 
 
 def show(uri: str, debug: bool) -> None:
-    """Rows, rejected by reason, stale shards and seconds of every stage of every round; policies and what they were made of."""
+    """Print rows, seconds and stale shards of each stage of each round, rejected rows by reason, policies and evaluations."""
     with session(debug) as out:
         store, run = open_run(uri)
         title = f"{run.name}: {len(store.numbers('rounds'))} of {run.rounds} rounds"
@@ -28,11 +28,11 @@ def show(uri: str, debug: bool) -> None:
         rejected: Counter[str] = Counter()
         notes: list[str] = []
         for work in open_rounds(store, run):
-            seen = Inventory(work)
-            rejected.update(seen.all_rejected())
-            stale = {name: seen.begun_and_stale(name) for name in NAMES}
-            table.add_row(str(work.number), *(_cell(seen, name, stale[name]) for name in NAMES), _trained(seen))
-            notes += _notes(seen, stale)
+            inventory = Inventory(work)
+            rejected.update(inventory.all_rejected())
+            stale = {name: inventory.begun_and_stale(name) for name in NAMES}
+            table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in NAMES), _trained(inventory))
+            notes += _notes(inventory, stale)
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
         for note in [*notes, *_stale_evaluations(store, run)]:
@@ -44,22 +44,22 @@ def show(uri: str, debug: bool) -> None:
                 out.say(f"evals/{name}: policies {', '.join(map(str, policies))}")
 
 
-def _cell(seen: Inventory, name: str, stale: Counter[str]) -> str:
-    """`256 1.2s`: rows and seconds of work; what is not as it should be stands behind it, and in words below the table."""
-    entries = seen.entries(name)
+def _cell(inventory: Inventory, name: str, stale: Counter[str]) -> str:
+    """A cell such as `256 1.2s -3 !`: rows, seconds of work, rejected rows, and a mark for stale or missing shards."""
+    entries = inventory.entries(name)
     if not entries:
         return "-"
     text = f"{sum(e.rows for e in entries.values())} {sum(e.seconds for e in entries.values()):.1f}s"
-    if dropped := seen.rejected(name).total():
+    if dropped := inventory.rejected(name).total():
         text += f" -{dropped}"
     return f"[yellow]{text} ![/yellow]" if stale else text
 
 
-def _trained(seen: Inventory) -> str:
-    """Which policy was made of a round, and by how many rounds the one that answered is behind."""
-    work = seen.work
+def _trained(inventory: Inventory) -> str:
+    """Which policy was trained on a round, and how many rounds the policy that wrote its traces is behind."""
+    work = inventory.work
     behind = f", {work.lag} behind" if work.lag else ""
-    as_committed = seen.as_committed
+    as_committed = inventory.as_committed
     if as_committed is None:
         return f"-{behind}"
     if not work.store.has_policy(work.number + 1):
@@ -68,10 +68,10 @@ def _trained(seen: Inventory) -> str:
     return f"{text if as_committed else f'[yellow]{text} ![/yellow]'}{behind}"
 
 
-def _notes(seen: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
-    """What of a round is stale, in words."""
-    work, notes = seen.work, []
-    if seen.as_committed is False and work.store.has_policy(work.number + 1):
+def _notes(inventory: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
+    """Sentences on what is stale in a round."""
+    work, notes = inventory.work, []
+    if inventory.as_committed is False and work.store.has_policy(work.number + 1):
         redo = f"`egrsd train --from-round {work.number}`"
         notes.append(f"stale: policy {work.number + 1} was trained on other shards of {work.area}; {redo}")
     return notes + [
@@ -82,11 +82,11 @@ def _notes(seen: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
 
 
 def _stale_evaluations(store: Store, run: Run) -> list[str]:
-    """What of the evaluations of the run's own held-out problems is stale, in words."""
+    """Sentences on stale evaluations of the run's own held-out problems."""
     notes = []
     for number in store.numbers("evals") if run.evaluation.problems else []:
-        seen = Inventory(open_round(store, evaluation_run(run), "evals", number))
-        stale = {reason for name in EVALUATION for reason in seen.begun_and_stale(name)}
-        where = seen.work.area
+        inventory = Inventory(open_round(store, evaluation_run(run), "evals", number))
+        stale = {reason for name in EVALUATION for reason in inventory.begun_and_stale(name)}
+        where = inventory.work.area
         notes += [f"stale: {where} ({', '.join(sorted(stale))}); `egrsd distill` evaluates again"] if stale else []
     return notes

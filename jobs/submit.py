@@ -1,7 +1,7 @@
-"""`egrsd submit`: a verb as a Ray job on a cluster that answers over HTTP, started once, followed to its end.
+"""`egrsd submit`: run a verb as a Ray job on a cluster that answers over HTTP, and follow the job to its end.
 
-The verb and its arguments make the submission id, so the same command finds its job again: it follows the one that runs and
-starts another only when that one has ended.
+The submission id is made from the verb and its arguments, so the same command finds its job again. It follows a job that still
+runs, and starts another only when that job has ended.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import aiohttp
+import requests
+
 from jobs.terminal import Session, session
 from pipeline.errors import EgrsdError, SettingError, UserError, first_line
 
@@ -29,9 +32,9 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ANSWER_S, POLL_S, START_S = 10.0, 1.0, 15.0
-STOP_S = 60  # Ray kills after 3 s by default; engines and a commit under way need longer to end well
-# Patterns of .gitignore, on top of the folder's own .gitignore. A later one wins, so what is named after a secret comes first
-# and gives way to tokenizers and to source code.
+STOP_S = 60  # Ray kills a stopped job after 3 s by default; engines and a commit need longer to end
+# These files stay here. The patterns are those of .gitignore, and the folder's own .gitignore counts too. A later pattern wins:
+# the first patterns match many names, then tokenizers and source code are let in, then patterns exclude secrets again.
 SECRETS = [
     *("*token*", "*secret*", "*password*", "*credential*", "!*tokeniz*", "!*.py", ".env", ".env.*", "*.env", ".envrc"),
     *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.tfstate*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
@@ -45,7 +48,7 @@ BULK = ["runs", "assets-cache", ".venv", "venv", ".git", "__pycache__", "*.egg-i
 
 @dataclass(frozen=True)
 class Placement:
-    """What the driver of a job takes of its node: CPUs, NAME=AMOUNT resources, KEY=VALUE labels."""
+    """Where a job's driver runs: the CPUs and NAME=AMOUNT resources that it takes, and the KEY=VALUE labels of its node."""
 
     cpus: float | None = None
     resources: Sequence[str] = ()
@@ -54,21 +57,20 @@ class Placement:
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked: a verb with its arguments, the job's id (None: made of the verb), its driver's place, its working directory,
-    and whether to follow it."""
+    """The options of the command line."""
 
-    verb: list[str]
-    submission_id: str | None
+    verb: list[str]  # with its arguments
+    submission_id: str | None  # None: made from the verb and its arguments
     placement: Placement
-    folder: str
-    wait: bool
+    folder: str  # the working directory, which is sent
+    wait: bool  # whether to follow the job
 
 
 def submit(context: Any, job: Job, address: str | None, debug: bool) -> None:
-    """Run `egrsd VERB ...` on the cluster at `address`; end with the job's exit code.
+    """Run `egrsd VERB ...` as a job on the cluster at `address`, and end with the job's exit code.
 
-    Raises click's usage errors for a verb that `context`, Typer's of the whole command line, cannot parse, before anything is
-    sent.
+    `context` is Typer's context of the whole command line. Before anything is sent, a verb that it cannot parse raises click's
+    usage errors. Raises SettingError for mistaken options, and UserError when the cluster does not answer or accept the job.
     """
     parsed = parse_verb(context, job.verb)
     with session(debug) as out:
@@ -88,7 +90,7 @@ def submit(context: Any, job: Job, address: str | None, debug: bool) -> None:
 
 
 def stop(submission_id: str, address: str | None, wait: bool, debug: bool) -> None:
-    """Ask a job to end, as Ctrl-C would, and wait until it has."""
+    """Ask a job to end, as Ctrl-C would, and with `wait` wait until it has. Raises SettingError for an unknown job."""
     with session(debug) as out:
         client = open_client(address)
         found = _jobs(client).get(submission_id)
@@ -113,7 +115,7 @@ def stop(submission_id: str, address: str | None, wait: bool, debug: bool) -> No
 
 
 def parse_verb(context: Any, verb: list[str]) -> dict[str, Any]:
-    """The verb's parameters as its own command would read them; nothing runs. Raises click's usage errors."""
+    """The parameters that the verb's own command would get; the verb does not run. Raises click's usage errors."""
     name, command, rest = context.command.resolve_command(context, verb)
     if name == "submit":
         context.fail("A job cannot submit itself: give another verb.")
@@ -122,6 +124,7 @@ def parse_verb(context: Any, verb: list[str]) -> dict[str, Any]:
 
 
 def _check_paths(parsed: dict[str, Any]) -> None:
+    """Raise SettingError for a run or output at a relative path, which would be lost with the job's working directory."""
     for name in ("run", "out"):
         path = parsed.get(name)
         if path is not None and "://" not in path and not os.path.isabs(path):
@@ -133,20 +136,20 @@ def _check_paths(parsed: dict[str, Any]) -> None:
 
 
 def default_id(verb: list[str]) -> str:
-    """Submission id of a verb with its arguments. Code is left out: two jobs on one run would harm, whatever code they hold."""
+    """The submission id of a verb with its arguments. Code does not change it, since a run must never have two jobs."""
     return f"egrsd-{verb[0]}-{hashlib.sha256(shlex.join(verb).encode()).hexdigest()[:12]}"
 
 
 def excludes() -> list[str]:
-    """What never leaves this machine, for Ray's packaging: secrets in any letter case, runs, environments, caches."""
+    """Patterns for Ray of what is never sent: secrets in any letter case, runs, environments and caches."""
     any_case = ["".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in pattern) for pattern in SECRETS]
     return any_case + BULK
 
 
 def runtime_env(folder: str) -> dict[str, Any]:
-    """The job's environment: `folder` less `excludes()`, and how it ends and prints. No secret of this shell goes along.
+    """The job's Ray runtime environment: `folder` without `excludes()`, and variables for its end and its output.
 
-    Raises SettingError for a folder that is not there, or that holds the user's home.
+    No variable of this shell is sent. Raises SettingError for a missing folder, or one that holds the user's home.
     """
     path = Path(folder).resolve()
     if not path.is_dir():
@@ -159,7 +162,7 @@ def runtime_env(folder: str) -> dict[str, Any]:
 
 
 def _placement(placement: Placement) -> dict[str, Any]:
-    """Where the job's driver runs, by the names of Ray's job client."""
+    """The driver's placement as arguments of Ray's job client. Raises SettingError for a malformed pair."""
     amounts = _pairs(placement.resources, "--entrypoint-resources")
     try:
         numbers = {name: float(amount) for name, amount in amounts.items()}
@@ -174,6 +177,7 @@ def _placement(placement: Placement) -> dict[str, Any]:
 
 
 def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE texts as a dict. Raises SettingError that names the option."""
     for item in items:
         if not all(item.partition("=")):
             raise SettingError(
@@ -186,14 +190,13 @@ def _pairs(items: Sequence[str], option: str) -> dict[str, str]:
 
 
 def open_client(address: str | None) -> JobSubmissionClient:
-    """Ray's job client for `address`, else for RAY_API_SERVER_ADDRESS or RAY_ADDRESS; it has answered once.
+    """Ray's job client for `address`, or else for RAY_API_SERVER_ADDRESS or RAY_ADDRESS, after the server has answered.
 
-    Raises SettingError for what is no HTTP address, UserError where no job server answers or the token does not fit.
+    Raises SettingError for another kind of address, and UserError when no job server answers or the token is refused.
     """
     url = _url(address)
     os.environ["RAY_API_SERVER_ADDRESS"] = url  # Ray's client prefers the environment to its argument
     _offer_token()
-    import requests
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -209,12 +212,13 @@ def open_client(address: str | None) -> JobSubmissionClient:
 
 
 def _url(address: str | None) -> str:
+    """The HTTP address of the cluster's head, from the option or the environment. Raises SettingError for another address."""
     where = "--address"
     if address is None:
         where = next((name for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS") if name in os.environ), where)
         address = os.environ.get(where, "")
     remedy = "Give the head's dashboard: http://HEAD:8265"
-    if "@" in address or "?" in address:  # not repeated: it may hold a password
+    if "@" in address or "?" in address:  # the message does not repeat the address, since it may hold a password
         raise SettingError("may hold no password or token", where, remedy)
     if urlsplit(address).scheme not in ("http", "https"):
         raise SettingError(f"{address!r} is no HTTP address", where, remedy)
@@ -222,33 +226,33 @@ def _url(address: str | None) -> str:
 
 
 def _offer_token() -> None:
-    """Turn token mode on where there is a token; only then does Ray's client send it. Before the first import of Ray."""
+    """Turn on Ray's token mode when there is a token, so that its client sends it. Ray must not be imported before."""
     named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if named or (Path.home() / ".ray" / "auth_token").is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _quiet_ray() -> None:
-    """Leave Ray its warnings (a large file, say); each step of its packaging is of no use to anybody."""
+    """Show only Ray's warnings, for example of a large file, and not each step of its packaging."""
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.WARNING)
 
 
 def _jobs(client: JobSubmissionClient) -> dict[str, JobDetails]:
+    """The cluster's jobs by submission id. Raises EgrsdError when the cluster does not answer."""
     with _reaching("its jobs"):
         return {job.submission_id: job for job in client.list_jobs() if job.submission_id is not None}
 
 
 def _info(client: JobSubmissionClient, name: str) -> JobDetails:
+    """The state of one job. Raises EgrsdError when the cluster does not answer."""
     with _reaching(name):
         return client.get_job_info(name)
 
 
 @contextlib.contextmanager
 def _reaching(name: str) -> Iterator[None]:
-    """EgrsdError where the cluster does not answer any more, or refuses; `name`: what it was asked about."""
-    import requests
-
+    """Turn an answer that fails or never comes into an EgrsdError about `name`."""
     try:
         yield
     except (requests.RequestException, ConnectionError, RuntimeError) as error:
@@ -257,10 +261,11 @@ def _reaching(name: str) -> Iterator[None]:
 
 
 def start_once(client: JobSubmissionClient, base: str, entrypoint: str, options: dict[str, Any]) -> tuple[str, bool]:
-    """Id of the one job that runs `entrypoint`, and whether it was started here.
+    """(id of the one job that runs `entrypoint`, whether this call started it).
 
-    Ids are `base`, `base-2`, ...: the first whose job has not ended is followed, the first unknown one is started. The cluster
-    takes an id once, so of two terminals at the same time one starts the job and both follow it.
+    The ids `base`, `base-2` and so on are tried in order. The first job that has not ended is followed; the first unknown id is
+    started. The cluster accepts an id only once, so of two terminals at the same time one starts the job and both follow it.
+    Raises UserError when the cluster refuses the job, and SettingError when the id belongs to another command.
     """
     known = _jobs(client)
     names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
@@ -280,7 +285,7 @@ def start_once(client: JobSubmissionClient, base: str, entrypoint: str, options:
 
 
 def _say_if_waiting(client: JobSubmissionClient, name: str, out: Session) -> None:
-    """Tell why nothing is seen of a job that has not started after a while: its log begins only then."""
+    """Print Ray's reason when a job has not started after a while. A job has no log before its start."""
     deadline = time.monotonic() + START_S
     while (job := _info(client, name)).status == "PENDING":
         if time.monotonic() >= deadline:
@@ -290,46 +295,49 @@ def _say_if_waiting(client: JobSubmissionClient, name: str, out: Session) -> Non
 
 
 def follow(client: JobSubmissionClient, name: str, out: Session) -> JobDetails:
-    """Write the job's output, from its first line, until the job has ended; a connection that breaks is taken up again."""
-    import requests
+    """Print the job's output from its first line until the job has ended, and return its last state.
 
-    seen = 0
+    A broken connection is opened again. Raises EgrsdError when the cluster does not answer any more.
+    """
+    written = 0  # characters
     while True:
-        seen = asyncio.run(_tail(client, name, seen, out))
-        if (found := _info(client, name)).status.is_terminal():
+        written = asyncio.run(_tail(client, name, written, out))
+        if (job := _info(client, name)).status.is_terminal():
             break
         time.sleep(POLL_S)
-    for pause in (0, POLL_S, 5 * POLL_S):  # what a broken connection kept back; its node may be busy, or gone
+    for pause in (0, POLL_S, 5 * POLL_S):  # fetch what a broken connection did not bring; the node may be busy or lost
         time.sleep(pause)
         with contextlib.suppress(requests.RequestException, RuntimeError):
-            _write(out, client.get_job_logs(name)[seen:])
+            _write(out, client.get_job_logs(name)[written:])
             break
-    return found
+    return job
 
 
-async def _tail(client: JobSubmissionClient, name: str, seen: int, out: Session) -> int:
-    """Output from character `seen` on; Ray always begins at the first. Returns how many characters are now written."""
-    import aiohttp
+async def _tail(client: JobSubmissionClient, name: str, written: int, out: Session) -> int:
+    """Print output from character `written` on, until the job ends or the connection breaks.
 
+    Ray always sends the output from its first character. Returns how many characters are written now.
+    """
     position = 0
     with contextlib.suppress(aiohttp.ClientError, RuntimeError):  # Ray raises RuntimeError for a socket that broke
         async for text in client.tail_job_logs(name):
-            _write(out, text[max(0, seen - position) :])
+            _write(out, text[max(0, written - position) :])
             position += len(text)
-    return max(seen, position)
+    return max(written, position)
 
 
 def _write(out: Session, text: str) -> None:
+    """Write a job's output as it is, at once."""
     out.console.file.write(text)
     out.console.file.flush()
 
 
 def _conclude(job: JobDetails, out: Session) -> int:
-    """The exit code to end with; what Ray knows where the job's own output cannot tell."""
+    """Print the job's end and return the exit code. Ray's reason is printed when the job has no exit code of its own."""
     out.say(f"job {job.submission_id}: {job.status}.")
     if job.status == "SUCCEEDED":
         return 0
-    if job.driver_exit_code:  # negative: ended by that signal, as a shell would report it
+    if job.driver_exit_code:  # a negative code is a signal, which a shell reports as 128 + signal
         return job.driver_exit_code if job.driver_exit_code > 0 else 128 - job.driver_exit_code
     if job.status == "STOPPED":
         return 130

@@ -1,4 +1,4 @@
-"""The table that ends a run: accuracy and length before and after with 95 % intervals, verdicts, regimes, seconds, places."""
+"""The tables at the end of a run: accuracy and length before and after it, verdicts, regimes, seconds and paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def summarise(store: Store, run: Run, out: Session) -> None:
-    """Print what came out of a run, from what it stored."""
+    """Print the results of a run, read from its run directory."""
     versions = [0, store.latest_policy()]
     before, after = (held_out(store, run, version) for version in versions)
     if before is not None and after is not None and versions[1] > 0 and comparable(after, before):
@@ -35,7 +35,7 @@ def _evaluation_table(before: Samples, after: Samples, version: int) -> Table:
     """Accuracy and length of the base and of the last policy, their difference, and the verdicts."""
     title = f"{len(before)} held-out problems: mean and 95 % interval, difference paired by problem"
     table = aligned(title, "", "policy 0", f"policy {version}", "difference")
-    old, new = (figures(found, 1, names=MEANS) for found in (before, after))
+    old, new = (figures(samples, 1, names=MEANS) for samples in (before, after))
     change = differences(after, before, 1, names=MEANS)
     for name, label, scale in (("avg", "accuracy, %", 100.0), ("length", "length, tokens", 1.0)):
         table.add_row(label, old[name].text(scale), new[name].text(scale), change[name].text(scale, signed=True))
@@ -47,6 +47,7 @@ def _evaluation_table(before: Samples, after: Samples, version: int) -> Table:
 
 
 def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
+    """Sums of verdicts and rejected rows over rounds, and means of regime shares and seconds per round."""
     title = f"{len(rounds)} training rounds of recipe {run.name}"
     table = aligned(title, "", "", header=False)
     total: Counter[str] = Counter()
@@ -64,11 +65,11 @@ def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
     stages = ", ".join(
         f"{key.removeprefix('seconds_stage_')} {mean[key]:.2f}" for key in mean if key.startswith("seconds_stage_")
     )
-    timed = [row for row in rounds if "seconds_round" in row]  # a round whose driver died has no clock
+    timed = [row for row in rounds if "seconds_round" in row]  # a round whose driver died has no time
     if timed:
-        whole, measure, engines = (
+        total_s, measure_s, engines_s = (
             sum(row[f"seconds_{n}"] for row in timed) / len(timed) for n in ("round", "measure", "engines")
         )
-        table.add_row("seconds a round", f"{whole:.2f}: rollout to score {measure:.2f}, of which engines {engines:.2f}")
+        table.add_row("seconds a round", f"{total_s:.2f}: rollout to score {measure_s:.2f}, of which engines {engines_s:.2f}")
     table.add_row("seconds a stage", f"{stages} (summed over shards)")
     return table

@@ -1,4 +1,4 @@
-"""`egrsd sweep`: label stored traces in memory with every combination of settings, compare, and keep the figures as evidence."""
+"""`egrsd sweep`: label stored traces in memory with every combination of settings, and store the figures as evidence."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ NOTES = (
 
 
 def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, debug: bool) -> None:
-    """Figures of every point of the grid on the run's stored traces: a table, and evidence/sweep.json.
+    """Print the figures of every point of the grid on the run's stored traces, and write evidence/sweep.json.
 
     `sample` traces of up to three rounds give the gradient cosine against gamma = 0; with 0 it is left out. Raises SettingError
-    on a malformed grid, UserError when no round has what labels are made from.
+    for a malformed grid, and UserError when no round has the columns that labels are computed from.
     """
     with session(debug) as out:
         store, run = open_run(uri)
         axes = read_grid(run, sets or list(PAPER))
-        chosen = grid(run, axes)
-        found = choose_rounds(store, run, rounds)
-        for note in map(stale_note, found):
+        points = grid(run, axes)
+        chosen = choose_rounds(store, run, rounds)
+        for note in map(stale_note, chosen):
             if note is not None:
                 out.say(note)
         started = time.perf_counter()
-        stored = read(run, found)
+        stored = read(run, chosen)
         loaded = time.perf_counter()
-        figures = sweep(stored.signals, chosen)
+        figures = sweep(stored.signals, points)
         swept = time.perf_counter()
         cosine = gradient_cosines(stored, list(figures), sample) if sample else {}
         clock = {"read": loaded - started, "sweep": swept - loaded, "gradient": time.perf_counter() - swept}
@@ -58,7 +58,7 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
 
 
 def show(document: dict[str, Any], out: Session) -> None:
-    """The figures as tables."""
+    """Print the figures of evidence/sweep.json as tables."""
     where = f"rounds {document['rounds'][0]} to {document['rounds'][-1]}" if len(document["rounds"]) > 1 else "one round"
     size = f"{document['tokens']} tokens of {document['traces']} traces, {where}"
     out.console.print(_points_table(document, f"{len(document['points'])} points on {size}"))
@@ -73,7 +73,7 @@ def show(document: dict[str, Any], out: Session) -> None:
 
 
 def _points_table(document: dict[str, Any], title: str) -> Table:
-    """A row per point, narrow enough for 80 columns."""
+    """One row per point of the grid, in at most 80 columns of text."""
     axes = list(document["axes"])
     columns = [*(name.split(".")[1] for name in axes), "weight l m p f", "restored l m p f", "kept", "eff", "corr", "cosine"]
     table = aligned(title, *columns, gap=1)
@@ -91,7 +91,7 @@ def _points_table(document: dict[str, Any], title: str) -> Table:
 
 
 def _shares_table(document: dict[str, Any]) -> Table:
-    """Regime shares, once for each set of settings that decides them."""
+    """Regime shares, one row for each combination of the settings that decide regimes."""
     decisive = [name for name in document["axes"] if name.startswith("profile.") or name == "label.min_normaliser"]
     columns = [*(name.split(".")[1] for name in decisive), *(f"{name}, %" for name in document["regimes"])]
     table = aligned("regimes, share of all tokens", *columns)
@@ -114,4 +114,5 @@ def _decile_table(document: dict[str, Any]) -> Table:
 
 
 def _number(value: float | None, digits: int, sign: str = "") -> str:
+    """A number with `digits` decimals, or "-" for None."""
     return "-" if value is None else f"{value:{sign}.{digits}f}"

@@ -1,4 +1,4 @@
-"""Tables that verbs print: their look, and the figures of evaluations with their intervals."""
+"""The tables that verbs print, with the figures of evaluations and their intervals."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pipeline.evidence.intervals import Estimate
 
 
 def aligned(title: str, *columns: str | Column, gap: int = 2, header: bool = True) -> Table:
-    """An empty table without lines, `gap` blanks between its columns."""
+    """An empty table without lines and with `gap` blanks between columns."""
     return Table(*columns, title=title, title_justify="left", box=None, padding=(0, gap, 0, 0), show_header=header)
 
 
-def interval(found: dict[str, Any], scale: float, signed: bool = False) -> str:
-    """`47.3 [43.0, 51.6]` of a figure as JSON holds it, in which null is infinite."""
-    value, low, high = (math.inf if found[name] is None else found[name] for name in ("value", "low", "high"))
+def interval(figure: dict[str, Any], scale: float, signed: bool = False) -> str:
+    """A text such as `47.3 [43.0, 51.6]` for a figure of summary.json, times `scale`. JSON has null for infinite values."""
+    value, low, high = (math.inf if figure[name] is None else figure[name] for name in ("value", "low", "high"))
     return Estimate(value, low, high).text(scale, signed=signed)
 
 
 def of_source(name: str, summary: dict[str, Any]) -> Table:
-    """summary.json of one source: figures of policies, their differences, verdicts and rejected rows."""
+    """The table of one source's summary.json: figures of policies, their differences, verdicts and rejected rows."""
     title = f"{name}: {summary['problems']} problems x {summary['samples']} samples, mean and 95 % interval over problems"
     policies, changes = summary["policies"], summary["differences"]
     names = [*(f"policy {number}" for number in policies), *(f"{d['policy']} - {d['against']}" for d in changes)]
@@ -39,7 +39,7 @@ def of_source(name: str, summary: dict[str, Any]) -> Table:
 
 
 def of_macro_mean(macro: dict[str, Any]) -> Table:
-    """The mean over sources, each of which counts the same; see pipeline.evidence.asked.macro_mean."""
+    """The table of the mean over sources with equal weights, as pipeline.evidence.asked.macro_mean computes it."""
     names = [f"policy {number}" for number in macro["policies"]]
     names += [f"{number} - {macro['against']}" for number in macro["differences"]]
     table = aligned(f"macro mean over {macro['sources']} sources", "", *names)
@@ -49,7 +49,7 @@ def of_macro_mean(macro: dict[str, Any]) -> Table:
 
 
 def of_comparison(document: dict[str, Any]) -> Table:
-    """compare.json: means over seeds, differences to the baseline, verdicts."""
+    """The table of compare.json: means over seeds, differences from the baseline, and whether they are beyond noise."""
     settings = document["settings"]
     title = f"{settings['problems']} held-out problems, {settings['rounds']} rounds; mean over seeds and 95 % interval"
     change = f"- {settings['baseline']}"
@@ -66,14 +66,14 @@ def of_comparison(document: dict[str, Any]) -> Table:
 
 
 def verdict(pair: dict[str, Any]) -> str:
-    """A difference in words."""
+    """A sentence part that says whether a difference is beyond noise."""
     if pair["beyond_noise"] is None:
         return "one seed: untested"
     return f"{'beyond noise' if pair['beyond_noise'] else 'not beyond noise'} (p {pair['p_holm']:.2g})"
 
 
 def _labels(k: int, samples: int) -> dict[str, tuple[str, float]]:
-    """What each figure is called, and the factor it is shown with."""
+    """(label, scale) of each figure: its name in a table, and the factor that it is shown with."""
     shown = (f"avg@{samples}, %", f"pass@{k}, %", f"maj@{samples}, %", "mean length", "median length")
     scales = (100.0, 100.0, 100.0, 1.0, 1.0, 100.0, 1.0)
     return dict(zip(FIGURES, zip((*shown, "truncated, %", "tokens per correct"), scales, strict=True), strict=True))
@@ -82,7 +82,8 @@ def _labels(k: int, samples: int) -> dict[str, tuple[str, float]]:
 def _add_figures(
     table: Table, labels: dict[str, tuple[str, float]], figures: list[dict[str, Any]], changes: list[dict[str, Any]]
 ) -> None:
+    """Add one row per label. Each column is a policy of `figures` or a difference of `changes`."""
     for name, (label, scale) in labels.items():
-        cells = [interval(found[name], scale) if name in found else "-" for found in figures]
-        cells += [interval(found[name], scale, signed=True) if name in found else "-" for found in changes]
+        cells = [interval(column[name], scale) if name in column else "-" for column in figures]
+        cells += [interval(column[name], scale, signed=True) if name in column else "-" for column in changes]
         table.add_row(label, *cells)

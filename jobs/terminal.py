@@ -1,4 +1,4 @@
-"""The terminal of a verb: a quiet console, a log file for everything else, errors as one line and an exit code."""
+"""The terminal of a verb: a quiet console, a log file for all other output, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from pipeline.errors import EgrsdError
 if TYPE_CHECKING:
     from pipeline.store.directory import Store
 
+# Ray reads some of these when it is imported, so no module that a verb imports at its top may import Ray.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -37,21 +38,24 @@ log = logging.getLogger("egrsd")
 
 @dataclass
 class Session:
-    """The terminal of one verb. After `log_to`, everything else that would be printed lands in `log_path`."""
+    """The terminal of one verb. After `log_to`, all output that does not go through `console` goes to `log_path`."""
 
     console: Console
     debug: bool
     exits: contextlib.ExitStack
     log_path: Path | None = None
-    log_uri: str | None = None  # where a reader finds it: on an object store, once the verb has ended
+    log_uri: str | None = None  # the log's place in the run; an object store has it once the verb has ended
+    _said: list[str] = field(default_factory=list)  # lines from before there was a log
 
     def say(self, text: str) -> None:
-        """One line for the person at the terminal, markup off and control characters shown: paths and data may hold either."""
+        """Print one line and log it. Markup and control characters, which data may hold, are shown and have no effect."""
         self.console.print(escape(_printable(text)), highlight=False, soft_wrap=True)
+        if self.log_path is None:
+            self._said.append(text)
         log.info(text)
 
     def log_to(self, store: Store) -> None:
-        """Send the noise of Ray, vLLM and logging to a new file in the run's logs/ (an object store gets it at the end)."""
+        """Send the output of Ray, vLLM and logging to a new file in the run's logs/. An object store gets the file at the end."""
         if self.debug:
             return
         name = f"logs/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
@@ -64,13 +68,15 @@ class Session:
             self.log_path = store.local_root / name
         self.exits.enter_context(divert_output(self.log_path))
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
+        for text in self._said:  # the log tells what the person at the terminal read, from the first line on
+            log.info(text)
 
 
 @contextlib.contextmanager
 def session(debug: bool) -> Iterator[Session]:
-    """Run a verb: errors become one line and an exit code, 2 for the user's mistakes.
+    """Run a verb. An error becomes one line and an exit code, which is 2 for the user's mistakes.
 
-    With `debug` nothing is hidden: tracebacks, and the output of Ray and vLLM on the terminal.
+    With `debug` the terminal shows tracebacks, and the output of Ray and vLLM.
     """
     quiet = {"EGRSD_DEBUG": "1"} if debug else QUIET
     for name, value in quiet.items():
@@ -90,13 +96,13 @@ def session(debug: bool) -> Iterator[Session]:
             _fail(out, "Interrupted. The same command goes on where this one stopped", 130)
         except SystemExit:
             raise
-        except BaseException as error:  # not understood: told in one line, kept whole in the log
+        except BaseException as error:  # an error of our own: one line here, its traceback in the log
             _fail(out, f"Internal error ({type(error).__name__}): {error}. Run again with --debug", 1)
 
 
 @contextlib.contextmanager
 def _closing(console: Console, debug: bool) -> Iterator[contextlib.ExitStack]:
-    """Exits of a verb; what goes wrong in them is told like any other error."""
+    """The exits of a verb, such as giving its lease back. An error in them is told like any other."""
     try:
         with contextlib.ExitStack() as exits:
             yield exits
@@ -108,6 +114,7 @@ def _closing(console: Console, debug: bool) -> Iterator[contextlib.ExitStack]:
 
 
 def _fail(out: Session, message: str, code: int) -> None:
+    """Print an error in one line and exit with `code`; with `debug`, raise the error again."""
     log.exception("the command failed")
     if out.debug:
         raise
@@ -119,17 +126,18 @@ def _fail(out: Session, message: str, code: int) -> None:
 
 
 def _upload(store: Store, name: str, log_path: Path) -> None:
+    """Write the log file to the run directory on an object store."""
     store.write(name, log_path.read_bytes())
 
 
 def _printable(text: str) -> str:
-    """Control characters and direction marks as escapes: data must not drive the terminal."""
+    """`text` with control characters and direction marks as escapes, so that data cannot control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextlib.contextmanager
 def divert_output(path: Path) -> Iterator[None]:
-    """File descriptors 1 and 2 into the log, so that child processes and C++ land there too."""
+    """Send file descriptors 1 and 2 to the file at `path`, which catches the output of child processes and C++ too."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]

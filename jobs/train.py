@@ -1,4 +1,4 @@
-"""`egrsd train`: the trainer alone, on rounds that are committed. No engine is started."""
+"""`egrsd train`: train on committed rounds, without engines."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from pipeline.training import worker
 
 
 def train_committed(uri: str, from_round: int | None, sets: list[str], address: str | None, debug: bool) -> None:
-    """Train every measured round that has no policy yet; with `from_round` that round and the later ones again, on the traces
-    that are stored, and commit them as they are now.
+    """Train every measured round that has no policy yet. With `from_round`, train that round and the later ones again.
 
-    `sets` may change `objective` and `train`. Nothing is dropped before all that can be checked has been.
+    The stored traces are used, and the rounds are committed as they are now. `sets` may change `objective`, `train` and
+    `metrics`. Old policies are withdrawn only after all checks.
+
+    Raises SettingError for another setting, and TrainingError when the trainer ends before its last policy.
     """
     with session(debug) as out:
         store, old, holding = hold_run(out, uri)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from actors.engine import Engine
+from actors.engine import Engine, sampling_params
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.models.warmstart import build_tokenizer
@@ -81,11 +81,7 @@ def plain_generation(engine: Engine, requests: list[Generate], sampling: Samplin
 
 def plain_scoring(engine: Engine, sequences: list[Sequence]) -> int:
     """The same sequences with vLLM's cheapest log-probs: the token's alone."""
-    from vllm import SamplingParams
-
-    from actors.engine import final_only
-
-    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, **final_only())
+    params = sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     engine._submit([([*s.prompt, *s.response], params) for s in sequences], None)
     return scored(sequences)
 
