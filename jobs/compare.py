@@ -22,7 +22,7 @@ from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chose
 from pipeline.fit.versions import versions
 from pipeline.overrides import resolve
 from pipeline.recipes import recipe as named
-from pipeline.rounds.todo import Missing
+from pipeline.rounds.remaining import Remaining
 from pipeline.store.directory import Store
 from pipeline.training import worker
 
@@ -50,8 +50,8 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
     """
     with session(debug) as out:
         compared = chosen(open_folder(uri), options)
-        missing = {key: Missing.of(compared.folder(key), run) for key, run in compared.runs.items()}
-        left = [key for key in compared.runs if not missing[key].nothing]
+        missing = {key: Remaining.of(compared.folder(key), run) for key, run in compared.runs.items()}
+        left = [key for key in compared.runs if not missing[key].is_empty]
         if left:
             hold(out, compared.store)
         size = f"{len(compared.objectives)} objectives x {len(compared.seeds)} seeds, {len(left)} to do"
@@ -61,7 +61,7 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             evals, first = open_sources(compared.base).evals, missing[left[0]]
             assert evals is not None
             check_problems(evals, compared.base.evaluation.problems)
-            start(out, compared.store, address, demands_of(compared.base, first.on_engines, bool(first.train)))
+            start(out, compared.store, address, demands_of(compared.base, first.needs_engines, bool(first.train)))
         found, document = {name: Series() for name in compared.objectives}, {}
         with contextlib.ExitStack() as stack:
             engines = stack.enter_context(open_engines(compared.base, engine_class)) if left else {}
@@ -90,7 +90,7 @@ def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], ou
     sources = open_sources(run)
     with holding_for(own) as holding, open_screen(out) as screen:
         own.save_run(run, versions())
-        Driver(own, run, sources, engines, worker.start, screen).bring_to_end(Missing.of(own, run), holding)
+        Driver(own, run, sources, engines, worker.start, screen).bring_to_end(Remaining.of(own, run), holding)
 
 
 def show(out: Session, document: dict[str, Any]) -> None:

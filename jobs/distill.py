@@ -15,7 +15,7 @@ from jobs.terminal import session
 from pipeline.driver import Driver, open_sources
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
-from pipeline.rounds.todo import Missing
+from pipeline.rounds.remaining import Remaining
 from pipeline.training import worker
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ def distill(
     with session(debug) as out:
         store = open_folder(uri)
         run = settle(store, choices)
-        missing = Missing.of(store, run)
+        remaining = Remaining.of(store, run)
         trackers.check(run)
-        if missing.nothing:
+        if remaining.is_empty:
             trackers.catch_up(store, run, out.say)
             store.save_run(run, versions())
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
@@ -44,16 +44,16 @@ def distill(
                 out.say(caution)
             holding = hold(out, store)
             run = settle(store, choices)  # again: whoever held the run before may have gone on
-            missing = Missing.of(store, run)
-            out.say(f"run {store.uri}: {missing.text(run)}")
-            start(out, store, address, demands_of(run, missing.on_engines, bool(missing.train)))
+            remaining = Remaining.of(store, run)
+            out.say(f"run {store.uri}: {remaining.describe(run)}")
+            start(out, store, address, demands_of(run, remaining.needs_engines, bool(remaining.train)))
             store.save_run(run, versions())
-            beside = demands_of(run, engines=False, train=bool(missing.train))
+            beside = demands_of(run, engines=False, train=bool(remaining.train))
             with contextlib.ExitStack() as stack:
                 stack.enter_context(trackers.feeding(store, run, out.say, holding))
-                engines = stack.enter_context(open_engines(run, engine_class, store, beside)) if missing.on_engines else {}
+                engines = stack.enter_context(open_engines(run, engine_class, store, beside)) if remaining.needs_engines else {}
                 screen = stack.enter_context(open_screen(out))
-                Driver(store, run, sources, engines, worker.start, screen).bring_to_end(missing, holding)
-        for line in missing.stale:
+                Driver(store, run, sources, engines, worker.start, screen).bring_to_end(remaining, holding)
+        for line in remaining.stale:
             out.say(line)
         summarise(store, run, out)

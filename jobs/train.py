@@ -11,7 +11,7 @@ from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.overrides import differences, resolve
 from pipeline.rounds.inventory import commit_round, withdraw_policies
-from pipeline.rounds.todo import trainable
+from pipeline.rounds.remaining import trainable_rounds
 from pipeline.store.directory import area
 from pipeline.training import worker
 
@@ -30,7 +30,7 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
                 raise SettingError("training does not read this setting", name, "Use `egrsd stage` or `egrsd distill`")
         trackers.check(run)
         first = store.latest_policy() if from_round is None else from_round
-        rounds = trainable(store, run, first)
+        rounds = trainable_rounds(store, run, first)
         start(out, store, address, [Demand("train", run.train.workers, run.train.placement)])
         store.save_run(run, versions())
         for work in rounds:

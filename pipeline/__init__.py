@@ -1,19 +1,35 @@
-"""What happens to a row, and why. The rooms stand in the order in which a row meets them; the values are of one row of the demo.
+"""What happens to a row, and why.
 
-    problems    a problem, its reference solution, its answer        "2+9-4-1", "2+9=11;11-4=7;7-1=6#6", "6"
-    models      the base model and its tokenizer: text becomes ids
-    stages/prompts   the ids that the student sees, and those that the privileged teacher sees       9 ids, 31 ids
-    stages/rollout   an engine writes G traces per prompt, each token with log-prob and entropy
-                     "maybe 2+9=11;wait;2+9=11;11-4=7;7-1=6#6", 40 tokens; the `w` of "wait": log-prob -1.93, entropy 1.21 nats
-    stages/grade     did the answer verify? verdict, length-shaped reward, advantage (the direction)  correct, 1.222, +1.617
-    stages/score     the frozen teacher, reference in view, scores the same ids                `w`: log-prob -2.44, entropy 1.13
-                     now the round is committed (ready.json) and the trainer takes it
-    stages/profile   the least entropy of each token and the next W                            `w`: 0.003, so it is a pivot
-    stages/label     regime, gate, token weight: to look at, not to train on      `w`: pivot, gate 0.9995, 1.617 x 0.8 x 0.9995
-    training    advantage x magnitude x gate against the log-prob under the current adapter            -> policy n + 1
+The rooms stand in the order in which a row meets them. The values belong to one row of the demo.
 
-The other rooms: method is the mathematics, on arrays alone. store commits shards and policies; rounds says which shards are
-stale and runs the stages on Ray Data; driver.py puts rounds in motion. evidence and report say what came of it, fit what a
-machine can hold. contract.py names every column, config.py every setting. A row that cannot go on carries a reject_reason and
-stays.
+    problems         A problem, its reference solution and its answer: "2+9-4-1", "2+9=11;11-4=7;7-1=6#6" and "6".
+    models           The base model, and the tokenizer that turns text into ids.
+    stages/prompts   The ids that the student sees (here 9), and those that the privileged teacher sees (here 31).
+    stages/rollout   An engine writes G traces per prompt. It stores the log-prob and the entropy of each token.
+                     One trace of 40 tokens is "maybe 2+9=11;wait;2+9=11;11-4=7;7-1=6#6".
+                     The `w` of its "wait" has log-prob -1.93 and entropy 1.21 nats.
+    stages/grade     The verdict on the answer (correct), the length-shaped reward (1.222) and the advantage (+1.617).
+                     The sign of the advantage is the direction of the update.
+    stages/score     The frozen teacher, with the reference in view, scores the same ids.
+                     Under the teacher the `w` has log-prob -2.44 and entropy 1.13 nats.
+                     Now the driver commits the round (ready.json), and the trainer takes it.
+    stages/profile   The least entropy of each token and the next W tokens. It is 0.003 for the `w`, which makes it a pivot.
+    stages/label     Regime, gate and token weight, for people who look at the data. Training does not read them.
+                     The `w` is a pivot with gate 0.9995 and token weight 1.617 x 0.8 x 0.9995.
+    training         The loss: advantage x magnitude x gate, against the log-prob under the current adapter.
+                     Its result is policy n + 1.
+
+The other rooms:
+
+    method           The mathematics, on arrays alone.
+    store            Commits shards and policies.
+    rounds           Says which shards are stale, and runs the stages on Ray Data.
+    driver.py        Brings one round after the other to its policy.
+    evidence         Figures with their intervals: evaluations, comparisons and sweeps.
+    report           One run as one page.
+    fit              What a machine can hold.
+    contract.py      The name and type of every column.
+    config.py        Every setting.
+
+A row that cannot go on carries a reject_reason and stays in every later shard.
 """

@@ -14,26 +14,30 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-LATER = "later"  # marks a setting that came when runs were there, Annotated[float, LATER]: at its default no shard gets stale
+LATER = (
+    "later"  # marks a setting that is younger than existing runs, as in Annotated[float, LATER]: its default changes no digest
+)
 
 
 class Section(BaseModel):
-    """Frozen; an unknown field is an error, not a silence."""
+    """A group of settings. It is frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Source(Section):
-    """Where problems come from. `uri`: a JSONL or Parquet path or URI, `datasets:<name or path>`, `reasoning-gym:<task>`,
-    or `tiny-arithmetic`."""
+    """Where problems come from.
+
+    uri: a JSONL or Parquet path or URI, `datasets:<name or path>`, `reasoning-gym:<task>`, or `tiny-arithmetic`.
+    """
 
     uri: str = "tiny-arithmetic"
     split: str = "train"
     problem: str = Field("problem", description="column of the problem text")
-    solution: str = Field("solution", description="column of the reference solution; empty: an evaluation needs none")
-    answer: str = Field("answer", description="column of the answer; in 'solution' the last \\boxed{}, or what follows ####")
+    solution: str = Field("solution", description="column of the reference solution; may be empty in an evaluation")
+    answer: str = Field("answer", description="column of the answer; 'solution' reads its last \\boxed{} or what follows ####")
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
-    size: Count = Field(100_000, description="number of problems of a generated task; most rows taken of a file")
+    size: Count = Field(100_000, description="problems of a generated task; for a file, the most rows that are taken")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
 
     @field_validator("uri")
@@ -45,7 +49,7 @@ class Source(Section):
 
 
 class Model(Section):
-    """The base model, student and frozen teacher alike."""
+    """The base model, which is both the student's base and the frozen teacher."""
 
     path: str = Field("tiny-reasoner", description="a local folder, a hub id, or 'tiny-reasoner' (ships with the project)")
     revision: str | None = None
@@ -59,9 +63,9 @@ class Model(Section):
 
 
 class Prompts(Section):
-    """Prompt templates. `{problem}` and `{solution}` are filled in; the tokenizer's own chat template wraps the result.
+    """Prompt templates. `{problem}` and `{solution}` are filled in, and the tokenizer's own chat template wraps the result.
 
-    A `teacher` equal to `student` is a control: the teacher without the reference.
+    A `teacher` template equal to `student` is a control: a teacher without the reference solution.
     """
 
     student: str = "{problem}"
@@ -82,38 +86,40 @@ class Rollout(Section):
     group_size: Count = Field(8, description="G, traces per prompt")
     temperature: Positive = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="0: all")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="tokens that sampling may choose from; 0: all")
     max_new_tokens: Count = 64
-    teacher_share: Share = Field(0.0, description="share of each group written by the privileged teacher: 0 student, 1 teacher")
+    teacher_share: Share = Field(0.0, description="share of each group that the privileged teacher writes")
 
 
 class Grade(Section):
     """Verdicts, rewards and advantages."""
 
     verifier: Literal["math", "exact"] = "math"
-    answer_pattern: str | None = Field(None, description="regex whose last group 1 is the answer; none: \\boxed or last number")
-    deadline_s: Positive = 5.0
-    processes: Count = 1
+    answer_pattern: str | None = Field(
+        None, description="regex: group 1 of its last match is the answer; none: the last \\boxed or the last number"
+    )
+    deadline_s: Positive = Field(5.0, description="seconds that the verification of one answer may take")
+    processes: Count = Field(1, description="verifier processes of one worker")
     beta_length: Annotated[float, Field(ge=0)] = Field(0.5, description="beta_L of the length-shaped reward")
     advantage: Literal["group", "running"] = "group"
-    running_warmup_steps: Annotated[int, Field(ge=0)] = 10
+    running_warmup_steps: Annotated[int, Field(ge=0)] = Field(10, description="warm-up of the running estimator, in rounds")
 
 
 class ScoreSettings(Section):
-    """Teacher and student log-probs and entropies."""
+    """How teacher and student log-probs and entropies are measured."""
 
     entropy: Literal["exact", "bounds"] = "exact"
-    top_k: Count = Field(20, description="kept tokens when entropy comes as bounds")
+    top_k: Count = Field(20, description="most likely tokens that entropy bounds are computed from")
     rescore_share: Share = Field(0.05, description="share of student traces scored again to measure the log-prob gap")
 
 
 class Profile(Section):
-    """Entropy profile of a trace; regimes by thresholds on normalised entropy (section 5.5)."""
+    """Entropy profile of a trace. Thresholds on the normalised entropy decide the regimes (2605.13255, section 5.5)."""
 
-    window: Annotated[int, Field(ge=0)] = Field(3, description="W, tokens looked ahead; 0 is EGRSD")
-    normaliser: Literal["log_vocab", "batch_max"] = "log_vocab"
-    tau_low: Share = 0.01
-    tau_high: Share = 0.17
+    window: Annotated[int, Field(ge=0)] = Field(3, description="W, tokens of the lookahead; 0 is EGRSD")
+    normaliser: Literal["log_vocab", "batch_max"] = Field("log_vocab", description="what entropy is divided by")
+    tau_low: Share = Field(0.01, description="a token at or below it is a lock (normalised entropy)")
+    tau_high: Share = Field(0.17, description="a token at or above it is a pivot or a fork (normalised entropy)")
 
     @model_validator(mode="after")
     def _ordered(self) -> Profile:
@@ -123,18 +129,18 @@ class Profile(Section):
 
 
 class Weights(Section):
-    """Constants of the token weight, shared in form by labels and objective (method: Eq. 2, 5, 6)."""
+    """Constants of the token weight (2605.13255, Eq. 2, 5 and 6). Labels and objective each have their own values of them."""
 
     gamma: Annotated[float, Field(ge=0)] = 0.3
     floor: Share = 0.1
     epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    min_normaliser: Positive = Field(1.0, description="nats; M is never below it")
+    min_normaliser: Positive = Field(1.0, description="least value of the gate's maximum M, in nats")
 
 
 class Label(Weights):
-    """Gate and token weight kept as data, with the round as the scope of the maximum. Training does not read them."""
+    """Gate and token weight that are stored as data. Their maximum M is the round's. Training does not read them."""
 
-    lookahead: bool = Field(True, description="gate on the lookahead entropy (CL-EGRSD) or on the entropy (EGRSD)")
+    lookahead: bool = Field(True, description="whether the gate reads the lookahead entropy (CL-EGRSD) or the plain one (EGRSD)")
 
 
 class Objective(Weights):
@@ -142,11 +148,9 @@ class Objective(Weights):
 
     name: Literal["grpo", "rlsd", "egrsd", "cl_egrsd", "position"] = "cl_egrsd"
     gate: Literal["entropy", "shuffled", "uniform", "inverted"] = Field(
-        "entropy", description="the gate of egrsd and cl_egrsd, or a control of what it knows: see pipeline/method/objective.py"
+        "entropy", description="gate of egrsd and cl_egrsd, or a control in its place; see pipeline/method/objective.py"
     )
-    entropy: Literal["teacher", "student"] = Field(
-        "teacher", description="whose entropy the gate reads; the student's own is a control"
-    )
+    entropy: Literal["teacher", "student"] = Field("teacher", description="whose entropy the gate reads; `student` is a control")
     window: Annotated[int, Field(ge=0)] = 3
     rlsd_lam: Share = 0.5
     rlsd_decay_steps: Annotated[int, Field(ge=0)] = 50
@@ -162,7 +166,7 @@ class Objective(Weights):
 
 
 class Placement(Section):
-    """What one Ray actor asks for. `labels` match Ray node labels, `resources` custom resources (cluster.yaml)."""
+    """What one Ray actor asks for. `labels` match labels of Ray nodes; `resources` are custom resources (cluster.yaml)."""
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
@@ -173,23 +177,23 @@ class Placement(Section):
     def _as_ray_takes_it(self) -> Placement:
         if self.gpus > 1 and self.gpus % 1:
             raise ValueError(f"gpus {self.gpus:g}: more than one GPU must be a whole number")
-        if own := {"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys():
-            raise ValueError(f"resources holds {', '.join(sorted(own))}: use cpus and gpus; it is for a cluster's own names")
+        if builtin := {"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys():
+            raise ValueError(f"resources holds {', '.join(sorted(builtin))}: use cpus and gpus; it is for a cluster's own names")
         return self
 
 
 class Pool(Section):
-    """A pool of engines. `min` start with the run; work that waits makes it grow to `max`, idleness shrinks it to `min`."""
+    """A pool of engines. `min` engines start with the run. Waiting work adds engines up to `max`; idle ones end again."""
 
     min: Annotated[int, Field(ge=0)] = 1
     max: Count = 1
-    grow_after_s: Annotated[float, Field(ge=0)] = Field(2.0, description="seconds that work must wait before the pool grows")
-    shrink_after_s: Annotated[float, Field(ge=0)] = Field(120.0, description="seconds without need of an engine before it ends")
+    grow_after_s: Annotated[float, Field(ge=0)] = Field(2.0, description="seconds that work waits before the pool adds an engine")
+    shrink_after_s: Annotated[float, Field(ge=0)] = Field(120.0, description="seconds until an unneeded engine ends")
     placement: Placement = Placement()
     tensor_parallel: Count = 1
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one engine; 0: what Ray grants")
-    memory_share: Share = Field(0.9, description="share of GPU memory")
-    kv_cache_gib: Positive = Field(1.0, description="KV cache on CPU engines")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one engine; 0: as many as Ray grants CPUs")
+    memory_share: Share = Field(0.9, description="share of the GPU memory that an engine takes")
+    kv_cache_gib: Positive = Field(1.0, description="KV cache of an engine on CPU, in GiB")
     max_num_seqs: Count = 256
     max_batched_tokens: Count = 2048
     enforce_eager: bool = True
@@ -204,36 +208,36 @@ class Pool(Section):
 
 
 class EnginePools(Section):
-    """One pool for rollout and scoring, or (`score` given) two that scale apart."""
+    """The pools of engines: one for rollout and scoring, or two that scale apart where `score` is given."""
 
     rollout: Pool = Pool()
     score: Pool | None = None
-    inflight_shards: Count = Field(4, description="shards an engine may hold at once")
+    inflight_shards: Count = Field(4, description="shards that may wait on one engine at one time")
 
 
 class Train(Section):
-    """Distributed distillation."""
+    """The trainer and its optimiser."""
 
     workers: Count = 1
     placement: Placement = Placement()
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="torch threads of one rank; 0: what Ray grants")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="torch threads of one rank; 0: as many as Ray grants CPUs")
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     dtype: Dtype = "float32"
     gradient_checkpointing: bool = False
     batch_traces: Count = Field(256, description="traces of one optimiser step over all ranks: the minibatch of Eq. 5")
-    micro_batch_tokens: Count = Field(16_384, description="most tokens (prompt, response, padding) of one forward pass")
+    micro_batch_tokens: Count = Field(16_384, description="most tokens of one forward pass: prompt, response and padding")
     head_chunk_tokens: Count = Field(1024, description="tokens whose logits exist at one time")
     learning_rate: Positive = 1e-3
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     grad_clip: Positive = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="training states kept; a resume needs the last")
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="training states kept; a resume needs the last one")
     max_failures: Annotated[int, Field(ge=0)] = 3
 
 
 class Evaluation(Section):
-    """Held-out problems, answered before the first and after the last round."""
+    """Held-out problems, which the run answers before its first and after its last round."""
 
     source: Source = Source(split="test")
     problems: Annotated[int, Field(ge=0)] = 512
@@ -245,9 +249,9 @@ class Evaluation(Section):
 
 
 class Metrics(Section):
-    """Where metrics go besides the run's own JSONL. Decides no result: a resume may change it."""
+    """Where metrics go besides the run's own JSONL files. No result depends on it, so a resume may change it."""
 
-    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field((), description="each needs the extra of its name")
+    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field((), description="trackers; each needs its package extra")
 
     @field_validator("sinks", mode="before")
     @classmethod
@@ -257,13 +261,13 @@ class Metrics(Section):
 
 
 class Run(Section):
-    """Everything that decides what a run computes. `egrsd recipes --show NAME` prints one as YAML."""
+    """All settings of one run. `egrsd recipes --show NAME` prints one as YAML."""
 
     name: str
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(
-        0, description="rounds rollout may be ahead of training; 0: on-policy"
+        0, description="rounds that rollout may be ahead of training; 0: on-policy"
     )
     source: Source = Source()
     model: Model = Model()
@@ -301,10 +305,9 @@ class Run(Section):
         return self
 
     def digest(self, settings: tuple[str, ...]) -> str:
-        """Hash of the named settings or sections (`label`, `rollout.top_p`): what makes a shard stale when it changes.
+        """Hash of the named settings or sections, such as `label` or `rollout.top_p`. A shard is stale when its hash changes.
 
-        A setting marked LATER counts only where it is not at its default. Raises AttributeError or KeyError for a name that is
-        no setting.
+        A setting marked LATER counts only when it is not at its default. Raises AttributeError or KeyError for an unknown name.
         """
         picked = {}
         for name in settings:
@@ -326,7 +329,7 @@ def _later_default(section: Section, name: str) -> bool:
 
 
 def _counted(value: Any) -> Any:
-    """A setting, or all of a section that counts in a digest."""
+    """The value of a setting, or the part of a section that counts in a digest."""
     if not isinstance(value, Section):
         return value
     return {name: _counted(part) for name, part in value if not _later_default(value, name)}

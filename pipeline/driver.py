@@ -1,8 +1,9 @@
-"""A run in motion: rounds are measured, handed to the trainer and labelled; policies are waited for; evaluations are answered.
+"""The driver of a run: it measures, commits and labels rounds, waits for policies, and has evaluations answered.
 
-Engines, trainer and the screen are handed in. Engines and trainer meet only in the run directory: the driver brings a round's
-shards up to date, commits the round, and labels it while the trainer, which waits for committed rounds, publishes the policy that
-answers the next one. With `max_staleness` 1 the driver goes on to the next round at once, answered by the policy before.
+Engines, trainer and screen are handed in. Engines and trainer meet only in the run directory. The driver brings the shards of a
+round up to date, commits the round, and labels it. Meanwhile the trainer, which waits for committed rounds, publishes the next
+policy. That policy answers the next round. With `max_staleness` 1 the driver goes on to the next round at once, and the policy
+before answers it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from pipeline.models.tokenizer import tokenizer_of
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
+from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute
-from pipeline.rounds.todo import Missing
 from pipeline.stages import EVALUATION, LABELS, MEASURE
 from pipeline.stages.prompts import prompts
 from pipeline.stages.verifier import grader_of
@@ -31,64 +32,67 @@ from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 from pipeline.store.manifest import Entry
 
-_ROOM_FOR = 8  # engines
-END_S = 30.0  # a trainer that waits for resources does not hear that it should stop
+_LEAST_ENGINES = 8  # engines that a round always has enough shards in flight for
+END_S = 30.0  # limited, since a trainer that waits for resources does not look for a request to stop
 
 
 class Trainer(Protocol):
     """A trainer that runs beside the driver and publishes a policy for each committed round."""
 
     def running(self) -> bool:
-        """Whether it still takes rounds."""
+        """Whether the trainer still takes rounds."""
         ...
 
     def join(self) -> None:
-        """Wait until it has ended. Raises what ended it."""
+        """Wait until the trainer has ended. Raises the error that ended it."""
         ...
 
     def stop(self, timeout: float) -> bool:
-        """Ask it to end after the step it is in; whether it has ended within `timeout` seconds. Raises nothing of it."""
+        """Ask the trainer to end after its current step. Returns whether it ended within `timeout` seconds.
+
+        The trainer's own error is not raised here.
+        """
         ...
 
 
 class Step(Protocol):
-    """Moves a bar by one."""
+    """Moves a progress bar forward by one."""
 
     def __call__(self, note: str = "") -> None:
-        """One more is done; `note` stands beside the bar from now on."""
+        """Count one more as done, and show `note` beside the bar from now on."""
         ...
 
 
 class Screen(Protocol):
-    """Where the person who started the run reads how far it is."""
+    """Where the person who started the run reads its progress."""
 
     def say(self, text: str) -> None:
         """Show one line."""
         ...
 
     def bar(self, title: str, total: int, done: int = 0) -> Step:
-        """Show a bar of `total` steps of which `done` are done."""
+        """Show a progress bar of `total` steps, of which `done` are done."""
         ...
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The run's problems and its held-out ones, open; None where the run evaluates nothing."""
+    """The open sources of a run: problems of its rounds, and held-out problems. `evals` is None in a run without evaluations."""
 
     rounds: ProblemSet
     evals: ProblemSet | None
 
     def cautions(self) -> set[str]:
-        """What the person who started the run should know of them."""
-        found = {source.caution() for source in (self.rounds, self.evals) if source is not None}
-        return {caution for caution in found if caution is not None}
+        """What the person who started the run should know about these sources."""
+        cautions = {source.caution() for source in (self.rounds, self.evals) if source is not None}
+        return {caution for caution in cautions if caution is not None}
 
 
 def open_sources(run: Run) -> Sources:
-    """Open the problems of a run, and check before anything starts what can be known to be wrong.
+    """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
-    Raises SourceError, ModelError or SettingError for a source, the model's path, its tokenizer, a chat or prompt template, or
-    the answer pattern.
+    Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
+    prompt template or the answer pattern.
     """
     grader_of(run.grade)
     rounds = open_source(run.source)
@@ -100,7 +104,10 @@ def open_sources(run: Run) -> Sources:
 
 @contextlib.contextmanager
 def until_end(trainer: Trainer, holding: Lease) -> Iterator[Trainer]:
-    """Stop a trainer at the end of a block, also when the block fails; a trainer of a driver that took the run over is left."""
+    """Stop the trainer at the end of a block, also when the block fails.
+
+    When another driver has taken the run over, nothing is stopped: the request would reach the trainer of that driver.
+    """
     try:
         yield trainer
     finally:
@@ -110,7 +117,7 @@ def until_end(trainer: Trainer, holding: Lease) -> Iterator[Trainer]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A round that is with the trainer: when it was begun (time.perf_counter) and the seconds of its parts."""
+    """A round that the trainer has: when the driver began it (time.perf_counter), and the seconds of its parts."""
 
     work: Round
     begun: float
@@ -121,8 +128,8 @@ class _Measured:
 class Driver:
     """Brings one run to its end.
 
-    engines: the pool that answers, by stage; empty where nothing has to be answered. start_trainer(uri, run): starts a trainer
-    and returns at once; it is called only where a round is still to be trained.
+    engines: the pool that answers, by stage. Empty when no stage needs engines.
+    start_trainer(uri, run): starts a trainer and returns at once. It is called only when a round must still be trained.
     """
 
     store: Store
@@ -132,35 +139,35 @@ class Driver:
     start_trainer: Callable[[str, Run], Trainer]
     screen: Screen
 
-    def bring_to_end(self, missing: Missing, holding: Lease) -> None:
-        """Do everything that is missing, in order. Raises StoreError when another driver has taken the run over."""
-        with self._training(missing.train, holding) as trainer:
-            if 0 in missing.evaluate:
+    def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
+        """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
+        with self._training(remaining.train, holding) as trainer:
+            if 0 in remaining.evaluate:
                 self.evaluate(0)
-            for number in missing.label:
+            for number in remaining.label:
                 self.label(open_round(self.store, self.run, "rounds", number))
-            self.add_lost_metrics(missing)
+            self.add_lost_metrics(remaining)
             if trainer is not None:
-                self.train_rounds(trainer, missing.train, holding)
+                self.train_rounds(trainer, remaining.train, holding)
                 trainer.join()
-            if self.run.rounds in missing.evaluate:
+            if self.run.rounds in remaining.evaluate:
                 self.evaluate(self.run.rounds)
 
     @contextlib.contextmanager
     def _training(self, numbers: list[int], holding: Lease) -> Iterator[Trainer | None]:
-        """The trainer for the length of a block; None where no round is to be trained."""
+        """A running trainer for the length of a block, or None when no round must be trained."""
         if not numbers:
             yield None
             return
-        withdraw_rounds(self.store, numbers)  # committed before this start: committed anew once they are fresh
+        withdraw_rounds(self.store, numbers)  # an earlier driver committed them; they are committed again when they are fresh
         with until_end(self.start_trainer(self.store.uri, self.run), holding) as trainer:
             yield trainer
 
     def train_rounds(self, trainer: Trainer, numbers: list[int], holding: Lease) -> None:
         """Measure one round after the other, at most `max_staleness` rounds ahead of the trainer.
 
-        Round n is answered by policy n - max_staleness, whatever the trainer has published by then: what a run computes must not
-        depend on who was faster.
+        Policy n - max_staleness answers round n, even when the trainer has published a newer policy by then. The result of a
+        run must not depend on who was faster.
         """
         step = self.screen.bar("rounds", self.run.rounds, self.run.rounds - len(numbers))
         ahead: deque[_Measured] = deque()
@@ -174,7 +181,7 @@ class Driver:
             step(self._close(trainer, measured))
 
     def measure(self, number: int) -> _Measured:
-        """Bring a round's evidence up to date, hand it to the trainer, and label it while that works."""
+        """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works."""
         begun, before = time.perf_counter(), self._usage()
         version = max(0, number - self.run.max_staleness)
         source = self.sources.rounds
@@ -190,27 +197,27 @@ class Driver:
         return _Measured(work, begun, clock | {f"seconds_stage_{name}": seconds for name, seconds in spent.items()})
 
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
-        """Profile and label a measured round; the seconds of each stage are added to `spent`."""
+        """Profile and label a measured round. The seconds of each stage are added to `spent`."""
         execute(work, LABELS, on_entry=_counting({} if spent is None else spent))
 
     def evaluate(self, version: int) -> None:
-        """Answer the held-out problems with a policy."""
+        """Have policy `version` answer the held-out problems, and grade the answers."""
         assert self.sources.evals is not None
         source = self.sources.evals
         work = plan_round(self.store, evaluation_run(self.run), "evals", version, version, source)
         step = self.screen.bar(f"evaluate policy {version}", len(work.shards) * len(EVALUATION))
         execute(with_engines(work, self.engines), EVALUATION, source, inflight=self._inflight, on_entry=lambda *_: step())
 
-    def add_lost_metrics(self, missing: Missing) -> None:
-        """Write the summaries of rounds whose driver died between their policy and their metrics."""
+    def add_lost_metrics(self, remaining: Remaining) -> None:
+        """Write the metrics of rounds whose driver died after their policy was published and before it wrote them."""
         known = {row["round"] for row in self.store.metrics() if row["writer"] == "round"}
-        trained = missing.train[0] if missing.train else self.run.rounds
+        trained = remaining.train[0] if remaining.train else self.run.rounds
         for work in open_rounds(self.store, self.run):
             if work.number < trained and work.number not in known and Inventory(work).is_fresh("profile"):
                 self.store.write_metrics("round", work.number, [{"round": work.number, **summarise_round(work)}])
 
     def _close(self, trainer: Trainer, measured: _Measured) -> str:
-        """Wait for the policy that a round makes, then keep the round's figures. Returns a note for the bar."""
+        """Wait for the policy that is trained on a round, then write the round's metrics. Returns a note for the bar."""
         number = measured.work.number
         while not self.store.has_policy(number + 1):
             self._expect(trainer, number + 1)
@@ -223,13 +230,13 @@ class Driver:
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
 
     def _expect(self, trainer: Trainer, version: int) -> None:
-        """Raise what ended the trainer, if it ended before it published `version`."""
+        """Raise the error that ended the trainer, or TrainingError, when it ended before it published `version`."""
         if not trainer.running() and not self.store.has_policy(version):
             trainer.join()
             raise TrainingError(f"the trainer ended before it published policy {version}", self.store.uri, "Resume the run")
 
     def _usage(self) -> Usage:
-        """What the engines have done so far, over the pools there are: one, or one each for rollout and scoring."""
+        """What the engines have done so far, over all pools: one pool, or one each for rollout and scoring."""
         pools = [pool.usage() for pool in {id(pool): pool for pool in self.engines.values()}.values()]
         most = max((pool.most for pool in pools), default=0)
         return Usage(sum(pool.busiest_s for pool in pools), sum(pool.idle_s for pool in pools), most)
@@ -238,15 +245,17 @@ class Driver:
     def _inflight(self) -> int:
         """Shards that may wait on engines at one time.
 
-        Enough for the most engines there may be, and for some that `egrsd scale` may add while the round is under way.
+        They are enough for the most engines that the pools may have now, and for at least 8. `egrsd scale` may add engines while
+        the round is under way.
         """
-        return self.run.engines.inflight_shards * max(_ROOM_FOR, self._usage().most)
+        return self.run.engines.inflight_shards * max(_LEAST_ENGINES, self._usage().most)
 
 
 def _counting(spent: dict[str, float]) -> Callable[[Entry, bool], None]:
-    """Adds up the seconds of computed shards by stage."""
+    """A callback that adds the seconds of each computed shard to `spent`, by stage."""
 
     def count(entry: Entry, computed: bool) -> None:
+        """Add the seconds of one shard."""
         if computed:
             spent[entry.stage] = spent.get(entry.stage, 0.0) + entry.seconds
 

@@ -1,4 +1,4 @@
-"""What can go wrong, as one small picklable hierarchy. Every message says what, where, and what to do."""
+"""The errors of the project, one small hierarchy. Every message says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 class EgrsdError(Exception):
-    """A failure the system understands; `exit_code` is what the command line ends with."""
+    """A failure that the project explains to its user. The command line ends with `exit_code`."""
 
     exit_code = 1
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
-        super().__init__(what, where, remedy)  # all three in args, so the error survives pickling between Ray processes
+        super().__init__(what, where, remedy)  # all three in args: pickling between Ray processes keeps them
         self.what, self.where, self.remedy = what, where, remedy
 
     def __str__(self) -> str:
@@ -21,65 +21,68 @@ class EgrsdError(Exception):
 
 
 class UserError(EgrsdError):
-    """The user's mistake: a setting, a file, a column, a path. Exit code 2."""
+    """A mistake that the user can mend: a setting, a file, a column, a path. Exit code 2."""
 
     exit_code = 2
 
 
 class SettingError(UserError):
-    """A setting that is unknown, of the wrong type, or in conflict with another; `where` is its dotted name."""
+    """A setting that is unknown, of the wrong type, or in conflict with another. `where` is its dotted name."""
 
 
 class SourceError(UserError):
-    """A problem source that cannot be read or lacks what the recipe needs; `where` is file and line or column."""
+    """A problem source that cannot be read or lacks what the recipe needs. `where` is its file with line or column."""
 
 
 class ModelError(UserError):
-    """A model, tokenizer or adapter that is missing or does not fit the run; `where` is its path."""
+    """A model, tokenizer or adapter that is missing or does not fit the run. `where` is its path."""
 
 
 class ResourceError(UserError):
-    """The Ray cluster lacks what the recipe asks for; the message says how much of what is missing."""
+    """The Ray cluster lacks what the recipe asks for. The message says which resource is missing, and how much of it."""
 
 
 class StoreError(EgrsdError):
-    """A run directory, shard or manifest entry that cannot be read, written or trusted; `where` is its path."""
+    """A run directory, shard or manifest entry that cannot be read, written or trusted. `where` is its path."""
 
 
 class ContractError(EgrsdError):
-    """A stage wrote columns that break the contract; `where` is stage and column. A bug, not a user's mistake."""
+    """A stage wrote columns that break the contract. `where` is stage and column. It is a bug, not a user's mistake."""
 
 
 class EngineError(EgrsdError):
-    """An inference engine that could not start, died for good, or broke the log-prob contract."""
+    """An inference engine that could not start, kept dying, or broke the contract on its numbers."""
 
 
 class TrainingError(EgrsdError):
-    """The trainer stopped: non-finite loss, a rank that keeps dying, shards it may not train on."""
+    """The trainer stopped. Its loss was not finite, a rank kept dying, or it was given shards that it may not train on."""
 
 
 def to_data(error: EgrsdError) -> list[str]:
-    """An error as plain text, for where it must travel as data; `from_data` makes it again."""
+    """An error as a list of texts: name of its class, what, where, remedy. `from_data` makes the error again."""
     return [type(error).__name__, *error.args]
 
 
 def from_data(data: list[str]) -> EgrsdError:
-    """The error that `to_data` wrote down."""
-    kind, *said = data
-    known = {found.__name__: found for found in _family(EgrsdError)}
-    return known.get(kind, EgrsdError)(*said)
+    """The error that `to_data` turned into texts. An unknown class becomes an EgrsdError."""
+    name, *args = data
+    known = {kind.__name__: kind for kind in _family(EgrsdError)}
+    return known.get(name, EgrsdError)(*args)
 
 
 def _family(error: type[EgrsdError]) -> list[type[EgrsdError]]:
-    return [error, *(found for child in error.__subclasses__() for found in _family(child))]
+    return [error, *(kind for child in error.__subclasses__() for kind in _family(child))]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that says something; its type where it says nothing."""
+    """The first line of an error's message that is not empty, or the name of its class when the message is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def nearest(word: str, known: Iterable[str], otherwise: str, hint: str = "Did you mean '{}'?") -> str:
-    """The remedy for a word that is not known: `hint` with the most similar known word for `{}`, else `otherwise`."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return hint.replace("{}", found[0]) if found else otherwise
+    """The remedy for an unknown word: `hint`, with the most similar known word in place of `{}`.
+
+    It is `otherwise` when no known word is similar.
+    """
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return hint.replace("{}", matches[0]) if matches else otherwise

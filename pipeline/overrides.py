@@ -1,4 +1,4 @@
-"""Settings from outside: a configuration document and `--set` laid over a run, plain data as a run, and what differs."""
+"""Settings from outside: `--config` and `--set` change a run, plain data becomes a run, and two runs are compared."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pipeline.errors import SettingError, nearest
 
 
 def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, Any] | None = None) -> Run:
-    """`base` with a configuration document laid over it, then `a.b=value` overrides (values are YAML).
+    """A copy of `base`, changed by a configuration document and then by `a.b=value` overrides, whose values are YAML.
 
-    Raises SettingError that names the setting: unknown, of the wrong type, or in conflict.
+    Raises SettingError, with the name of the setting, when it is unknown, of the wrong type, or in conflict with another.
     """
     data = base.model_dump(mode="json")
     _overlay(data, document or {}, "")
@@ -38,25 +38,25 @@ def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, A
 
 
 def load(data: dict[str, Any]) -> Run:
-    """A Run from plain data. Raises SettingError with the first offending field and what it should be."""
+    """A Run from plain data. Raises SettingError that names the first wrong field and says what it should be."""
     try:
         return Run.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        told = first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
-        what = first["msg"].removeprefix("Value error, ") + ("" if told else f" (got {first['input']!r})")
+        explained = first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
+        what = first["msg"].removeprefix("Value error, ") + ("" if explained else f" (got {first['input']!r})")
         raise SettingError(what, where, "See `egrsd recipes --show NAME` for every setting") from None
 
 
 def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
-    """Settings that differ, as (dotted name, old, new)."""
+    """The settings that differ between two runs, as (dotted name, old value, new value)."""
     a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
 def decides(setting: str) -> bool:
-    """Whether a setting, by its dotted name, can change a result of the run."""
+    """Whether `setting`, a dotted name, can change a result of the run."""
     return not setting.startswith("metrics.")
 
 
@@ -67,7 +67,7 @@ def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None
         if key not in data and not free_form:
             hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
             raise SettingError("unknown setting", name, hint)
-        clears = not value and key in {"options", "resources", "labels"}  # `{}` empties a free-form section
+        clears = not value and key in {"options", "resources", "labels"}  # `{}` empties a section whose keys are free
         if isinstance(value, dict) and isinstance(data.get(key), dict) and not clears:
             _overlay(data[key], value, f"{name}.")
         elif isinstance(value, dict) and data.get(key) is None and name == "engines.score":
@@ -78,7 +78,7 @@ def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text: make it the number people mean."""
+    """A text such as 1e-3, which YAML 1.1 does not read as a number, as the number that it means."""
     if isinstance(value, str):
         try:
             number = float(value)

@@ -1,4 +1,4 @@
-"""Named complete runs, as functions: what `--recipe NAME` starts from and `--set` changes."""
+"""Complete runs by name, one function each. `--recipe NAME` starts from one, and `--set` changes it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def smollm2() -> Run:
 
 
 def qwen3_4b() -> Run:
-    """The paper's Qwen3-4B setting: CL-EGRSD with gamma 0.3 and W 3, 8 training GPUs, rollout GPUs beside them."""
+    """The paper's Qwen3-4B setting: CL-EGRSD with gamma 0.3 and W 3, on 8 training GPUs and 8 rollout GPUs."""
     return _paper("qwen3_4b", "Qwen/Qwen3-4B", gamma=0.3, window=3, micro_batch_tokens=24_576)
 
 
@@ -89,9 +89,9 @@ def qwen3_8b() -> Run:
 
 
 def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens: int) -> Run:
-    """Settings of 2605.13255: AdamW 5e-6, clip 0.1, global batch 32, 100 steps, LoRA r 64, rollouts T 1.1 of 1 024 tokens.
+    """Settings of 2605.13255: AdamW 5e-6, clip 0.1, batch 32, 100 steps, LoRA rank 64, temperature 1.1, 1 024 new tokens.
 
-    Nodes are matched by the resources `rollout` and `train`, one per GPU, that cluster.yaml's node types declare.
+    The node types of cluster.yaml declare the resources `rollout` and `train`, one per GPU. Engines and ranks ask for them.
     """
     rollout_gpu = Placement(cpus=4, gpus=1, resources={"rollout": 1})
     return Run(
@@ -136,7 +136,7 @@ _RECIPES = (demo, smollm2, qwen3_4b, qwen3_8b)
 
 
 def recipe(name: str) -> Run:
-    """A recipe by name. Raises SettingError that lists those there are."""
+    """A recipe by name. Raises SettingError that lists the known names."""
     known = {function.__name__: function for function in _RECIPES}
     if name not in known:
         raise SettingError(f"unknown recipe '{name}'", "--recipe", nearest(name, known, f"Known: {', '.join(known)}"))
@@ -144,5 +144,5 @@ def recipe(name: str) -> Run:
 
 
 def descriptions() -> dict[str, str]:
-    """Every recipe with the first line of what it is."""
+    """The name of every recipe, with the first line of its docstring."""
     return {f.__name__: (f.__doc__ or "").splitlines()[0] for f in _RECIPES}

@@ -7,8 +7,8 @@ from pipeline.driver import Driver, open_sources
 from pipeline.errors import SettingError, SourceError, StoreError, TrainingError
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
+from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import open_rounds
-from pipeline.rounds.todo import Missing
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 
@@ -73,7 +73,7 @@ def made(folder, *sets, **options):
 
 
 def brought_to_end(driver):
-    driver.bring_to_end(Missing.of(driver.store, driver.run), Lease(driver.store, "token"))
+    driver.bring_to_end(Remaining.of(driver.store, driver.run), Lease(driver.store, "token"))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def finished(ray_local, tmp_path_factory):
 
 def test_a_run_is_brought_to_its_end(finished):
     driver, trainer = finished
-    assert Missing.of(driver.store, driver.run).nothing
+    assert Remaining.of(driver.store, driver.run).is_empty
     assert [work.policy_version for work in open_rounds(driver.store, driver.run)] == [0, 1]
     assert driver.screen.bars == {"evaluate policy 0": [3, 3], "rounds": [2, 2], "evaluate policy 2": [3, 3]}
     assert [text.split(".")[0] for text in driver.screen.said] == [f"round {n}: no signal" for n in range(2)]
@@ -119,13 +119,13 @@ def test_a_trainer_that_ends_early_is_told_and_a_later_one_does_not_meet_its_com
     driver.start_trainer = lambda *_: met.append(driver.store.ready(1)) or trainer
     brought_to_end(driver)
     assert met == [None]
-    assert Missing.of(driver.store, driver.run).nothing
+    assert Remaining.of(driver.store, driver.run).is_empty
 
 
 def test_a_driver_that_lost_its_run_ends_and_leaves_the_trainer_to_the_other(tmp_path):
     driver, trainer = made(tmp_path)
     with pytest.raises(StoreError, match="another has taken over this run"):
-        driver.bring_to_end(Missing.of(driver.store, driver.run), Lease(driver.store, "token", stolen_by="another"))
+        driver.bring_to_end(Remaining.of(driver.store, driver.run), Lease(driver.store, "token", stolen_by="another"))
     assert trainer.stopped == []
 
 

@@ -22,8 +22,8 @@ from pipeline.contract import COLUMNS
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds, problems_digest
-from pipeline.rounds.todo import Missing
 from pipeline.stages import EVALUATION, PLAN, STAGES
 from pipeline.store.directory import Store, area
 from pipeline.training import worker
@@ -85,18 +85,18 @@ def test_nothing_is_stale_also_where_the_source_is_read_again(stored):
 
 def test_a_resume_has_nothing_to_do_and_another_round_is_all_that_is_added(stored):
     store, run = stored
-    missing = Missing.of(store, run)
-    assert missing.nothing
-    assert not missing.stale
-    more = Missing.of(store, resolve(run, ["rounds=3"]))
+    remaining = Remaining.of(store, run)
+    assert remaining.is_empty
+    assert not remaining.stale
+    more = Remaining.of(store, resolve(run, ["rounds=3"]))
     assert (more.train, more.label, more.evaluate, more.stale) == ([2], [], [3], [])
 
 
 def test_a_changed_setting_makes_its_own_stages_stale(stored):
     store, run = stored
-    missing = Missing.of(store, resolve(run, ["label.gamma=0.5"]))
-    assert (missing.train, missing.label, missing.evaluate) == ([], [0, 1], [])
-    assert Missing.of(store, resolve(run, ["rollout.top_p=0.5"])).stale
+    remaining = Remaining.of(store, resolve(run, ["label.gamma=0.5"]))
+    assert (remaining.train, remaining.label, remaining.evaluate) == ([], [0, 1], [])
+    assert Remaining.of(store, resolve(run, ["rollout.top_p=0.5"])).stale
 
 
 def test_every_stage_without_engines_computes_the_same_bytes(spoilt):

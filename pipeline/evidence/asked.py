@@ -163,7 +163,7 @@ def _slug(text: str) -> str:
 def is_missing(store: Store, one: Asked, number: int) -> bool:
     """Whether a shard of one policy on one source is missing or stale."""
     plan = read_plan(store, one.kind, number)
-    if plan is None or (plan.asked, plan.source) != (one.run.rollout.prompts_per_round, one.source.fingerprint):
+    if plan is None or not plan.is_for(one.run.rollout.prompts_per_round, one.source.fingerprint):
         return True
     work = open_round(store, one.run, one.kind, number)
     rows = {shard: problems_digest(one.source.rows(list(indices))) for shard, indices in work.shards.items()}

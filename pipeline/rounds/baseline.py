@@ -1,4 +1,4 @@
-"""The running reward state that is carried from round to round, where advantages come from it. No Ray."""
+"""The running reward state, which one round hands to the next. The running advantage estimator reads it. No Ray."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.store.directory import Store, area
 
 
 def baselines(store: Store, run: Run, keep: bool = False) -> Iterator[RunningBaseline]:
-    """Running reward state at the start of round 0, 1, ...: all rewards of earlier rounds, folded in order.
+    """The running reward state at the start of round 0, 1, and so on: the rewards of all earlier rounds, folded in order.
 
-    Each round's part is on file (written with `keep`, by whoever drives the run) and is folded again when its grades, or what
-    came before them, changed. Nothing where the group estimator is used.
+    The state after a round is on file in its `baseline.json`. It is folded again when the round's grades or the state before them
+    changed. Only the driver of the run writes the file, with `keep`. With the group estimator the iterator is empty.
     """
     if run.grade.advantage != "running":
         return
@@ -41,7 +41,10 @@ def baselines(store: Store, run: Run, keep: bool = False) -> Iterator[RunningBas
 
 
 def baseline_at(store: Store, run: Run, kind: str, number: int, keep: bool = False) -> RunningBaseline | None:
-    """The state at the start of a round; that of an evaluation is empty. None where the group estimator is used."""
+    """The running reward state at the start of a round. None with the group estimator.
+
+    An evaluation has an empty state: it trains nothing.
+    """
     if run.grade.advantage != "running":
         return None
     return next(itertools.islice(baselines(store, run, keep), number, None)) if kind == "rounds" else RunningBaseline()

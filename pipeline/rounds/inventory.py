@@ -1,7 +1,7 @@
-"""What is there of a round: whole, fresh, stale or missing. Every verb asks here, and nowhere else. No Ray.
+"""Which shards of a round exist, and which of them are fresh or stale. Every verb asks here, and nowhere else. No Ray.
 
-A shard is fresh when it was made with the settings its stage reads and from the inputs that are there now, by hash. Recomputing
-an input to the same bytes therefore makes nothing stale.
+A shard is fresh when it was made with the current settings of its stage and from the current inputs. Both are compared by hash.
+Computing an input again to the same bytes therefore makes nothing stale.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipeline.store.folders import MANIFEST
 
 
 class Inventory:
-    """What is there of a round, for one question: every entry, setting and policy is read at most once.
+    """The shards of a round as they are now. Every entry, setting and policy is read at most once.
 
-    `whole` reads all entries of a stage at the first one asked for, as a driver wants them; without it a shard's are read one
-    by one, as a task does that works on a few. Ask a new one what is there later.
+    `whole` reads all entries of a stage together, for a driver. Without it each entry is read when it is needed, for a task that
+    works on few shards. An inventory does not see later changes: make a new one for them.
     """
 
     def __init__(self, work: Round, whole: bool = True) -> None:
@@ -34,14 +34,14 @@ class Inventory:
         self._settings: dict[str, str] = {}
 
     def entries(self, name: str) -> dict[str, Entry]:
-        """Entries of a stage for the shards that the round's plan names; others are left over from an earlier plan."""
+        """Entries of a stage by shard. Shards that the round's plan does not name are left out: an earlier plan had them."""
         if name not in self._stages:
-            found = self.work.store.entries(self.work.area, name)
-            self._stages[name] = {shard: entry for shard, entry in found.items() if shard in self.work.shards}
+            entries = self.work.store.entries(self.work.area, name)
+            self._stages[name] = {shard: entry for shard, entry in entries.items() if shard in self.work.shards}
         return self._stages[name]
 
     def entry(self, name: str, shard: str) -> Entry | None:
-        """Entry of one shard, None where it does not exist."""
+        """Entry of one shard, or None when it does not exist."""
         if self._whole:
             return self.entries(name).get(shard)
         if (name, shard) not in self._single:
@@ -49,23 +49,23 @@ class Inventory:
         return self._single[name, shard]
 
     def expected_inputs(self, stage: Stage, shard: str, problems: str | None = None) -> dict[str, str] | None:
-        """What a fresh shard of `stage` would be made from, by hash; None while something it needs does not exist.
+        """The inputs of a fresh shard of `stage`, as name to hash. None while one of them does not exist.
 
-        `problems` is the digest of the shard's source rows where the source is open; without it the last one is trusted.
+        `problems` is the digest of the shard's source rows. Without it the rows count as unchanged.
         """
-        found: dict[str, str] = {}
+        inputs: dict[str, str] = {}
         for name in stage.inputs:
             entry = self.entry(name, shard)
             if entry is None:
                 return None
-            found[name] = entry.sha256
+            inputs[name] = entry.sha256
         if stage.after_round and self.scope is None:
             return None
         of_round = {name: self._of_round(name, problems) for name in stage.round_inputs(self.work.run)}
-        return found | {name: value for name, value in of_round.items() if value is not None}
+        return inputs | {name: value for name, value in of_round.items() if value is not None}
 
     def why_stale(self, stage: Stage, shard: str, problems: str | None = None) -> str | None:
-        """Why a shard must be computed: missing, settings, or the input that changed; None when it is fresh."""
+        """Why a shard must be computed: "missing", "settings", or the input that changed. None when the shard is fresh."""
         entry = self.entry(stage.name, shard)
         if entry is None:
             return "missing"
@@ -74,19 +74,19 @@ class Inventory:
         expected = self.expected_inputs(stage, shard, problems)
         if expected is None:
             return "input missing"
-        named = expected.keys() | (entry.inputs.keys() & {"policy"})  # made by a policy, where the base must answer now
+        named = expected.keys() | (entry.inputs.keys() & {"policy"})  # the base has no such input: a shard that has it is stale
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
         return f"{changed[0]} changed" if changed else None
 
     def reasons(self, name: str, problems: Mapping[str, str] | None = None) -> Counter[str]:
-        """Shards of a stage by why they must be computed; `problems` has the digest of each shard's source rows, as above."""
-        found = (self.why_stale(STAGES[name], shard, (problems or {}).get(shard)) for shard in self.work.shards)
-        return Counter(reason for reason in found if reason is not None)
+        """How many shards of a stage must be computed, by reason. `problems` has the digest of each shard's source rows."""
+        reasons = (self.why_stale(STAGES[name], shard, (problems or {}).get(shard)) for shard in self.work.shards)
+        return Counter(reason for reason in reasons if reason is not None)
 
     def stale_input(self, stage: Stage, shard: str) -> str | None:
-        """The input stage of a shard that would itself be computed again, and why; None when all are fresh.
+        """The first input of a shard that is stale, with the reason. None when all inputs are fresh.
 
-        What only reads stored traces (grade, profile, label) may also read those whose policy has been trained again since.
+        A stage that only reads stored traces (grade, profile, label) may also read traces whose policy was trained again since.
         """
         for name in stage.inputs:
             reason = self.why_stale(STAGES[name], shard)
@@ -95,53 +95,53 @@ class Inventory:
         return None
 
     def settings(self, stage: Stage) -> str:
-        """Hash of the settings that a stage reads."""
+        """Hash of the run's settings that a stage reads."""
         if stage.name not in self._settings:
             self._settings[stage.name] = self.work.run.digest(stage.settings)
         return self._settings[stage.name]
 
     def rejected(self, name: str) -> Counter[str]:
-        """Rejected rows of a stage by reason; a later stage carries the rejections of an earlier one on."""
+        """Rejected rows of a stage by reason, with those that an earlier stage rejected."""
         total: Counter[str] = Counter()
         for entry in self.entries(name).values():
             total.update(entry.rejected)
         return total
 
     def rejected_first(self, name: str) -> Counter[str]:
-        """Rows by reason that a stage after `rollout` rejected itself."""
+        """Rows by reason that a stage after `rollout` rejected itself, without those that came rejected from `rollout`."""
         return self.rejected(name) - self.rejected("rollout")
 
     def all_rejected(self) -> Counter[str]:
-        """Rejected rows by reason: traces where the round has any, else prompts."""
-        found = self.rejected("rollout" if self.entries("rollout") else "prompts")
-        return found + self.rejected_first("grade") + self.rejected_first("score")
+        """Rejected rows of the round by reason. Traces are counted, or prompts while there are no traces."""
+        rejected = self.rejected("rollout" if self.entries("rollout") else "prompts")
+        return rejected + self.rejected_first("grade") + self.rejected_first("score")
 
     def begun_and_stale(self, name: str) -> Counter[str]:
-        """Shards of a stage by why they must be computed; nothing where the stage was not begun."""
+        """The same as `reasons`, but empty for a stage that has no shard at all."""
         return self.reasons(name) if self.entries(name) else Counter()
 
     @cached_property
     def as_committed(self) -> bool | None:
-        """Whether the trainer was handed the very shards that are there now; None while the round is not committed."""
+        """Whether the round was committed to the trainer with exactly the shards of now. None while it is not committed."""
         ready = self.work.store.ready(self.work.number)
         return None if ready is None else bool(ready["shards"] == self.hashes(MEASURE))
 
     def is_whole(self, *names: str) -> bool:
-        """Whether every shard of these stages is there, fresh or not."""
+        """Whether every shard of these stages exists, fresh or stale."""
         return all(self.work.shards.keys() <= self.entries(name).keys() for name in names)
 
     def is_fresh(self, *names: str, problems: Mapping[str, str] | None = None) -> bool:
-        """Whether no shard of these stages has to be computed; `problems` has the digest of each shard's source rows."""
+        """Whether every shard of these stages exists and is fresh. `problems` has the digest of each shard's source rows."""
         return not any(self.reasons(name, problems) for name in names)
 
     def hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        """sha256 by shard and stage, of the entries that are there."""
-        found = {name: self.entries(name) for name in names}
-        return {shard: {name: e[shard].sha256 for name, e in found.items() if shard in e} for shard in self.work.shards}
+        """sha256 of the existing shards of these stages, by shard and then by stage."""
+        stages = {name: self.entries(name) for name in names}
+        return {shard: {name: e[shard].sha256 for name, e in stages.items() if shard in e} for shard in self.work.shards}
 
     @cached_property
     def scope(self) -> Scope | None:
-        """The round's largest teacher entropy and its vocabulary; None while scores are missing."""
+        """The round's largest teacher entropy and the size of its vocabulary. None while a shard is not scored."""
         if self.work.scope is not None:
             return self.work.scope
         entries = self.entries("score")
@@ -151,7 +151,7 @@ class Inventory:
         return Scope(max(fact["entropy_max"] for fact in facts), facts[0]["vocab_size"])
 
     def _of_round(self, name: str, problems: str | None) -> str | None:
-        """The hash of a value of the whole round; None where it plays no part."""
+        """The hash of a value of the whole round. None when the round does not have it."""
         match name:
             case "problems":
                 return problems
@@ -174,7 +174,10 @@ class Inventory:
 
 
 def commit_round(work: Round) -> None:
-    """Hand a round to the trainer: ready.json names exactly the shards it may train on."""
+    """Hand a round to the trainer. Its ready.json names exactly the shards that the trainer may read.
+
+    Raises StoreError when a shard is missing.
+    """
     shards = Inventory(work).hashes(MEASURE)
     if short := [shard for shard, hashes in shards.items() if len(hashes) < len(MEASURE)]:
         raise StoreError("a round is committed with a shard missing", f"{work.area}, shard {short[0]}")
@@ -184,14 +187,14 @@ def commit_round(work: Round) -> None:
 
 
 def withdraw_rounds(store: Store, numbers: Iterable[int]) -> None:
-    """Take back from the trainer the rounds of these numbers that were committed."""
+    """Take committed rounds back from the trainer. Numbers of rounds that do not exist are ignored."""
     for number in sorted(set(numbers) & set(store.numbers("rounds"))):
         store.delete(f"{area('rounds', number)}/ready.json")
 
 
 def withdraw_policies(store: Store, first: int) -> None:
-    """Drop every policy after version `first`, with its training state."""
-    for version in reversed([v for v in store.numbers("policy") if v > first]):  # cut off here, the latest stays the latest
+    """Delete every policy after version `first`, with its training state."""
+    for version in reversed([v for v in store.numbers("policy") if v > first]):  # newest first: a crash leaves no gap
         store.delete(f"{area('policy', version)}/{MANIFEST}")
         store.delete(area("policy", version))
         store.delete(area("train", version))

@@ -1,4 +1,4 @@
-"""Metrics of a run: what each means, and the counts and shares of one round."""
+"""Metrics of a run: the meaning of each, and the counts and shares of one round."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.stages import PLAN
 
 
 class Metric(NamedTuple):
-    """A name, the unit of its value, how values of many rows become one, and what it means."""
+    """One metric: its name, the unit of its value, how values of many rows become one, and its meaning."""
 
     name: str
     unit: str
@@ -24,59 +24,57 @@ class Metric(NamedTuple):
     meaning: str
 
 
-# Every metric of a run, by writer: `train` writes a row per optimiser step, `round` one per round.
+# Every metric of a run, by writer. `train` writes a row per optimiser step, and `round` writes a row per round.
 METRICS: dict[str, tuple[Metric, ...]] = {
     "train": (
-        Metric("round", "", "last", "round whose traces were trained on"),
+        Metric("round", "", "last", "round whose traces the step trained on"),
         Metric("step", "", "last", "optimiser steps before this one"),
-        Metric("loss", "nats", "mean", "objective, a mean over the minibatch's response tokens (Eq. 7)"),
+        Metric("loss", "nats", "mean", "objective (Eq. 7): a mean over the response tokens of the minibatch"),
         Metric("grad_norm", "", "mean", "norm of the adapter's gradient before clipping"),
         Metric("lr", "", "last", "learning rate of the step"),
         Metric("traces", "traces", "sum", "traces of the minibatch"),
         Metric("tokens", "tokens", "sum", "response tokens of the minibatch"),
-        Metric("rejected", "traces", "last", "traces of the round that were not finite and left the loss"),
+        Metric("rejected", "traces", "last", "traces of the round that the loss leaves out, since they are not finite"),
         Metric("advantage", "", "mean", "mean advantage of the traces"),
-        Metric("positive_share", "share", "mean", "traces with a positive advantage"),
+        Metric("positive_share", "share", "mean", "share of traces with a positive advantage"),
         Metric("peak_entropy", "nats", "max", "M of Eq. 5: largest teacher entropy of the minibatch, at least min_normaliser"),
-        Metric("weight", "", "mean", "mean magnitude x gate of tokens with a signal"),
+        Metric("weight", "", "mean", "mean magnitude x gate over tokens with a signal"),
         Metric("delta", "nats", "mean", "mean |teacher log-prob - student log-prob|"),
-        Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|; first step of an on-policy round"),
+        Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|, in the first step of an on-policy round"),
         Metric("logprob_gap_max", "nats", "max", "the largest of these gaps"),
         Metric("seconds", "s", "sum", "time of the step"),
         Metric("tokens_per_s", "tokens/s", "mean", "response tokens trained in a second"),
     ),
     "round": (
         Metric("round", "", "last", "number of the round"),
-        Metric("policy_lag", "rounds", "mean", "rounds by which the answering policy is behind; 0: on-policy"),
+        Metric("policy_lag", "rounds", "mean", "rounds by which the policy that wrote the traces is behind; 0: on-policy"),
         *(Metric(f"num_{verdict}", "traces", "sum", f"traces with verdict {verdict}") for verdict in Verdict),
-        Metric("num_rows", "traces", "sum", "traces, rejected ones too"),
+        Metric("num_rows", "traces", "sum", "traces, with the rejected ones"),
         Metric("num_rejected", "traces", "sum", "traces that a stage rejected"),
-        Metric("accuracy", "share", "mean", "correct traces among those not rejected"),
+        Metric("accuracy", "share", "mean", "share of correct traces among those that are not rejected"),
         Metric("mean_reward", "", "mean", "mean length-shaped reward"),
         Metric("mean_length", "tokens", "mean", "mean response length"),
         Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
-        Metric("num_groups", "groups", "sum", "prompts with their traces"),
+        Metric("num_groups", "groups", "sum", "groups, each a prompt with its traces"),
         Metric("num_groups_without_signal", "groups", "sum", "groups whose advantages are all 0"),
-        *(Metric(f"share_{name}", "share", "mean", f"response tokens in regime {name}") for name in Regime.NAMES),
-        Metric("seconds_measure", "s", "sum", "rollout to score, until the round is with the trainer"),
-        Metric("seconds_engines", "s", "sum", "of it the busiest engine of each pool"),
-        Metric(
-            "seconds_engines_idle", "s", "sum", "in it, time that engines which were up had nothing to do, summed over engines"
-        ),
-        Metric("seconds_label", "s", "sum", "profile and label"),
-        Metric("seconds_round", "s", "sum", "from the first prompt to the new policy"),
-        *(Metric(f"seconds_stage_{stage.name}", "s", "sum", f"work in {stage.name}, summed over shards") for stage in PLAN),
+        *(Metric(f"share_{name}", "share", "mean", f"share of response tokens in regime {name}") for name in Regime.NAMES),
+        Metric("seconds_measure", "s", "sum", "prompts to score, until the round is committed to the trainer"),
+        Metric("seconds_engines", "s", "sum", "work of the busiest engine of each pool within seconds_measure"),
+        Metric("seconds_engines_idle", "s", "sum", "idle time within seconds_measure, summed over engines that could answer"),
+        Metric("seconds_label", "s", "sum", "time of profile and label"),
+        Metric("seconds_round", "s", "sum", "time from the first prompt to the new policy"),
+        *(Metric(f"seconds_stage_{stage.name}", "s", "sum", f"time of stage {stage.name}, summed over shards") for stage in PLAN),
     ),
 }
 
 
 def summarise_round(work: Round) -> dict[str, float]:
-    """Figures of a round whose grades and profiles are there, by their names in METRICS."""
-    seen = Inventory(work)
+    """Figures of a round that is graded and profiled, by their names in METRICS."""
+    inventory = Inventory(work)
 
     def read(stage: str, columns: list[str]) -> list[pa.Table]:
         """These columns of every shard of a stage."""
-        entries = seen.entries(stage)
+        entries = inventory.entries(stage)
         return [work.store.read(entries[shard], columns) for shard in sorted(work.shards)]
 
     grades = read("grade", ["reject_reason", "verdict", "reward", "advantage"])
@@ -89,10 +87,10 @@ def summarise_round(work: Round) -> dict[str, float]:
 
 
 def warning(summary: dict[str, float]) -> str | None:
-    """Why a round with these figures taught nothing, or little; None where it has a signal."""
+    """Why a round with these figures teaches little or nothing. None when it has a signal."""
     rows, positive = summary["num_rows"] - summary["num_rejected"], summary["num_positive_advantage"]
     if not rows:
-        return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status`."
+        return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status` says why."
     if summary["num_correct"] == 0:
         return (
             f"no signal. None of {rows:.0f} traces was correct "
@@ -105,7 +103,10 @@ def warning(summary: dict[str, float]) -> str | None:
 
 
 def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size: int) -> dict[str, float]:
-    """Counts that show early whether a round has a signal: verdicts, rewards, groups with none."""
+    """Counts that show early whether a round has a signal: verdicts, rewards and groups without signal.
+
+    grades: tables of the shards of stage `grade`. lengths: response tokens of the traces, an array for each shard.
+    """
     table = pa.concat_tables(grades)
     live = table.filter(pc.is_null(table["reject_reason"]))
     counts = Counter(pc.drop_null(table["verdict"]).to_pylist())
@@ -126,7 +127,7 @@ def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size:
 
 
 def regime_summary(tables: list[pa.Table], lengths: list[np.ndarray]) -> dict[str, float]:
-    """Share of all response tokens in each regime, from profile shards and their row lengths."""
+    """Share of all response tokens in each regime. `lengths` has the tokens of every row, an array for each profile shard."""
     weight = np.concatenate(lengths).astype(np.float64)
     total = max(weight.sum(), 1.0)
     shares = {}

@@ -1,4 +1,4 @@
-"""plan.json: which problems a round or an evaluation has, how they are cut into shards, and which policy must answer."""
+"""plan.json: the problems of a round or an evaluation, their cut into shards, and the policy that must answer."""
 
 from __future__ import annotations
 
@@ -9,30 +9,49 @@ from pipeline.store.directory import Store, area
 
 @dataclass(frozen=True)
 class Plan:
-    """policy: the version that must answer; shards: shard to source indices; source: the problems' fingerprint; asked: prompts
-    that were wanted (a small source may have fewer). The last two are None in plans of early versions."""
+    """What one round or evaluation consists of.
+
+    policy: the version that must answer.
+    shards: indices of the problems in their source, by shard.
+    source: fingerprint of the source. None in plans of early versions.
+    asked: prompts that were wanted; a small source may have fewer. None in plans of early versions.
+    """
 
     policy: int
     shards: dict[str, list[int]]
     source: str | None = None
     asked: int | None = None
 
+    def is_for(self, num_prompts: int, source: str | None = None) -> bool:
+        """Whether the plan was made for so many prompts of a source.
+
+        source: fingerprint of the source. None while it is not open: then a plan without `asked` passes too.
+        """
+        if source is None:
+            return self.asked in (None, num_prompts)
+        return (self.asked, self.source) == (num_prompts, source)
+
 
 def read_plan(store: Store, kind: str, number: int) -> Plan | None:
-    """The plan of a round ("rounds") or an evaluation; None where there is none. Raises StoreError for a file that is no plan."""
-    found = store.read_json(_path(kind, number), "policy", "shards")
-    return None if found is None else Plan(found["policy"], found["shards"], found.get("source"), found.get("asked"))
+    """The plan of a round or an evaluation, or None when there is none. Raises StoreError for a file that is no plan.
+
+    kind: "rounds", or the folder of an evaluation.
+    """
+    document = store.read_json(_path(kind, number), "policy", "shards")
+    if document is None:
+        return None
+    return Plan(document["policy"], document["shards"], document.get("source"), document.get("asked"))
 
 
 def write_plan(store: Store, kind: str, number: int, plan: Plan) -> None:
-    """Keep a plan, so that a rerun meets the same shards; a file that says the same already is left alone."""
+    """Store a plan, so that a rerun has the same shards. A file with the same plan is left alone."""
     document = asdict(plan)
     if store.read_json(_path(kind, number)) != document:
         store.write_json(_path(kind, number), document)
 
 
 def cut(indices: list[int], size: int) -> dict[str, list[int]]:
-    """Source indices as shards of `size` prompts, whose names sort like numbers."""
+    """Cut source indices into shards of `size` prompts. The names of the shards sort like numbers."""
     width = max(4, len(str(len(indices) // size)))
     return {f"{i // size:0{width}d}": indices[i : i + size] for i in range(0, len(indices), size)}
 

@@ -1,4 +1,4 @@
-"""Rounds and evaluations of a run: planned, opened again, and handed over to the trainer. No Ray."""
+"""Rounds and evaluations of a run: how they are planned, and how they are opened again. No Ray."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from pipeline.store.directory import Store, area
 
 @dataclass(frozen=True)
 class Round:
-    """One round (or evaluation) of a run, as every stage of it sees it. Picklable.
+    """One round or evaluation of a run, as all its stages see it. Picklable.
 
-    `shards` maps shard to source indices; `baseline` is the running reward state at the start of the round, None where the
-    group estimator is used; `engines` maps stage to its pool; `scope` is Inventory.scope for tasks, so that none reads it again.
+    kind: "rounds", or the folder of an evaluation.
+    shards: indices of the problems in their source, by shard.
+    baseline: running reward state at the start of the round. None with the group estimator.
+    engines: the pool that answers, by stage.
+    scope: Inventory.scope, handed to tasks so that none of them reads all scores again.
     """
 
     store: Store
@@ -41,14 +44,14 @@ class Round:
 
     @property
     def lag(self) -> int:
-        """Rounds between the policy that answers and the one an on-policy round would ask for; 0 for an evaluation."""
+        """Rounds by which the policy that answers is behind an on-policy one. 0 for an evaluation."""
         return self.number - self.policy_version if self.kind == "rounds" else 0
 
 
 def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: int, source: ProblemSet) -> Round:
-    """The shards of a round as source indices, kept in plan.json so that a rerun meets the same ones.
+    """A round whose plan is made and stored in plan.json, so that a rerun has the same shards.
 
-    Rounds walk through shuffled epochs of the source without a gap; an evaluation takes the first problems in order.
+    Rounds take the problems in shuffled epochs of the source, without a gap. An evaluation takes the first problems in order.
     """
     count = run.rollout.prompts_per_round
     if kind == "rounds":
@@ -61,7 +64,10 @@ def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: i
 
 
 def open_round(store: Store, run: Run, kind: str, number: int, baseline: RunningBaseline | None = None) -> Round:
-    """A round that was planned earlier; `baseline` saves folding it again. Raises UserError when there is none."""
+    """A round that was planned earlier. With `baseline` the running reward state is not folded again.
+
+    Raises UserError when the round does not exist.
+    """
     plan = read_plan(store, kind, number)
     if plan is None:
         known = store.numbers(kind)
@@ -72,7 +78,7 @@ def open_round(store: Store, run: Run, kind: str, number: int, baseline: Running
 
 
 def open_rounds(store: Store, run: Run) -> Iterator[Round]:
-    """All planned rounds in order; the running reward state is folded once."""
+    """All planned rounds in order. The running reward state is folded only once for all of them."""
     states = baselines(store, run)
     for number in store.numbers("rounds"):
         if read_plan(store, "rounds", number) is not None:
@@ -80,17 +86,17 @@ def open_rounds(store: Store, run: Run) -> Iterator[Round]:
 
 
 def with_engines(work: Round, engines: Mapping[str, Engines]) -> Round:
-    """The same round with engines at hand."""
+    """The same round with the engines that answer."""
     return replace(work, engines=dict(engines))
 
 
 def problems_digest(problems: list[Problem]) -> str:
-    """Hash of source rows."""
+    """Hash of rows of a source."""
     return digest([asdict(p) for p in problems])
 
 
 def evaluation_run(run: Run) -> Run:
-    """The run whose rounds are the evaluations of `run`: its held-out source and sampling, graded the same way."""
+    """A run whose rounds are the evaluations of `run`. It has the held-out source and sampling, and grades the same way."""
     ev = run.evaluation
     rollout = run.rollout.model_copy(
         update={
@@ -104,5 +110,6 @@ def evaluation_run(run: Run) -> Run:
             "teacher_share": 0.0,
         }
     )
-    grade = run.grade.model_copy(update={"advantage": "running"})  # G may be 1; nothing trains on these advantages
+    # one sample per problem is allowed, since nothing trains on these advantages
+    grade = run.grade.model_copy(update={"advantage": "running"})
     return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade})

@@ -1,4 +1,4 @@
-"""The joins of stages: the rows of a round for the trainer, and for whoever takes them elsewhere."""
+"""Rows of a round with the columns of several stages: for the trainer, and for the export."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pipeline.store.directory import Store, area
 
 
 def joined_round(work: Round) -> pa.Table:
-    """One round whose traces are there, a row per trace: `round`, the prompt's columns, then those of every stage that is there.
+    """All rows of a round, one per trace: `round`, the columns of its prompt, then the columns of every stage that exists.
 
-    reject_reason is the first that any stage gave. A shard may lack later stages: its columns are null there. Raises StoreError
-    when a shard is damaged.
+    reject_reason is the first one that a stage gave. Where a shard lacks a later stage, the columns of that stage are null. Every
+    shard of prompts and rollout must exist. Raises StoreError when a shard is damaged.
     """
-    seen = Inventory(work)
-    entries = {stage.name: seen.entries(stage.name) for stage in PLAN}
+    inventory = Inventory(work)
+    entries = {stage.name: inventory.entries(stage.name) for stage in PLAN}
     tables = []
     for shard in sorted(work.shards):
-        parts = {name: work.store.read(found[shard]) for name, found in entries.items() if shard in found}
+        parts = {name: work.store.read(shards[shard]) for name, shards in entries.items() if shard in shards}
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
         columns |= {c.name: parts[c.writer][c.name] for c in COLUMNS.values() if c.writer in parts}
@@ -34,10 +34,10 @@ def joined_round(work: Round) -> pa.Table:
 
 
 def round_table(store: Store, number: int) -> pa.Table | None:
-    """Training rows of a committed round, one per trace in shard order; None while it is not committed.
+    """Training rows of a committed round, one per trace in shard order. None while the round is not committed.
 
-    Columns: those of rollout, grade and score that training reads, prompt_tokens of each trace's prompt, and the first
-    reject_reason of the row. Raises StoreError when a shard is no longer the one that was committed.
+    The columns are those of rollout, grade and score that training reads, prompt_tokens, and the row's first reject_reason.
+    Raises StoreError when a shard is no longer the one that was committed.
     """
     ready = store.ready(number)
     if ready is None:
@@ -48,15 +48,15 @@ def round_table(store: Store, number: int) -> pa.Table | None:
 
 
 def training_rows(store: Store, where: str, shard: str, hashes: dict[str, str], policy: int) -> pa.Table:
-    """Training rows of one shard (see `round_table`) whose stages have the hashes given.
+    """Training rows of one shard, as in `round_table`. `hashes` has the sha256 of each stage's shard.
 
-    `policy` is the version that was asked to answer. Raises StoreError when a stage has other bytes by now.
+    `policy` is the version that had to answer. Raises StoreError when a stage has other bytes by now.
     """
     tables = {stage: _committed(store, where, stage, shard, digest) for stage, digest in hashes.items()}
     rollout = tables["rollout"]
     prompts = tables["prompts"].take(rollout["prompt_index"])
     columns = {name: rollout[name] for name in ("trace_id", "response_tokens")}
-    # the policy whose student log-probs these are: a trace that the teacher wrote was scored with the round's policy
+    # policy of the student log-probs: a trace that the teacher wrote was scored with the policy of its round
     by_teacher = pc.equal(rollout["trace_source"], "teacher")
     columns["policy_version"] = pc.if_else(by_teacher, pa.scalar(policy, pa.int32()), rollout["policy_version"])
     columns |= {"prompt_tokens": prompts["prompt_tokens"], "rollout_entropy": rollout["rollout_entropy"]}
@@ -67,7 +67,7 @@ def training_rows(store: Store, where: str, shard: str, hashes: dict[str, str], 
 
 
 def _committed(store: Store, where: str, stage: str, shard: str, digest: str) -> pa.Table:
-    """The shard with sha256 `digest`. Raises StoreError when the shard is another one by now."""
+    """The shard with sha256 `digest`. Raises StoreError when the shard has other bytes by now."""
     entry = store.entry(where, stage, shard)
     if entry is None or entry.sha256 != digest:
         raise StoreError(

@@ -1,4 +1,4 @@
-"""The stages in the order in which a row meets them. Each file has a stage's settings, columns, inputs and computation."""
+"""The stages in the order in which a row meets them. Each file has the settings, columns, inputs and computation of one."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pipeline.stages import grade, label, profile, prompts, rollout, score
 PLAN: tuple[Stage, ...] = (prompts.STAGE, rollout.STAGE, grade.STAGE, score.STAGE, profile.STAGE, label.STAGE)
 STAGES: dict[str, Stage] = {stage.name: stage for stage in PLAN}
 
-MEASURE = tuple(stage.name for stage in PLAN if not stage.after_round)  # what training reads
-LABELS = tuple(stage.name for stage in PLAN if stage.after_round)  # what the whole round's largest entropy is needed for
-EVALUATION = tuple(stage.name for stage in (prompts.STAGE, rollout.STAGE, grade.STAGE))  # what held-out problems go through
+MEASURE = tuple(stage.name for stage in PLAN if not stage.after_round)  # training reads what these stages write
+LABELS = tuple(stage.name for stage in PLAN if stage.after_round)  # these need the largest entropy of the whole round
+EVALUATION = tuple(stage.name for stage in (prompts.STAGE, rollout.STAGE, grade.STAGE))  # held-out problems pass through these
 
 
 def find_stage(name: str) -> Stage:
-    """A stage by name. Raises UserError that lists those there are."""
+    """A stage by name. Raises UserError that lists the known names."""
     if name not in STAGES:
         raise UserError(f"unknown stage '{name}'", "egrsd stage", nearest(name, STAGES, f"Stages: {', '.join(STAGES)}"))
     return STAGES[name]
 
 
 def refuse_unread(stage: Stage, settings: Iterable[str]) -> None:
-    """Raise SettingError, naming the stages that do read it, for the first setting that a change of does nothing to a stage.
+    """Raise SettingError for the first setting that `stage` does not read. The error names the stages that read it.
 
-    How many engines answer, and where, is no matter of a stage: settings of `engines` pass.
+    Settings of `engines` pass, although no stage reads them: they say how many engines answer and where.
     """
     for setting in settings:
         if not stage.reads_setting(setting) and not setting.startswith("engines."):

@@ -1,7 +1,7 @@
-"""The student's prompt, the teacher's privileged prompt, and the splice of response ids behind either.
+"""The student's prompt, the teacher's privileged prompt, and either of them followed by the ids of a response.
 
-Both are chat messages wrapped by the model's own template and handled as ids from there on: text is never joined to text and
-tokenised again, so teacher and student see the very same response ids.
+Both prompts are chat messages that the model's own template turns into ids. From there on only ids are joined. Nothing is
+decoded and tokenised again, so teacher and student see the same response ids.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from pipeline.errors import ModelError, SettingError
 from pipeline.models.tokenizer import check_template
 
@@ -17,7 +19,7 @@ _FIELD = re.compile(r"\{problem\}|\{solution\}")
 
 
 def fill(template: str, problem: str, solution: str = "") -> str:
-    """`template` with {problem} and {solution} replaced, in one pass: braces in a problem or in the template stay as they are."""
+    """`template` with {problem} and {solution} replaced in one pass. All other braces stay as they are."""
     values = {"{problem}": problem, "{solution}": solution}
     return _FIELD.sub(lambda field: values[field[0]], template)
 
@@ -25,14 +27,16 @@ def fill(template: str, problem: str, solution: str = "") -> str:
 def student_prompt(
     tokenizer: Any, problem: str, template: str = "{problem}", system: str | None = None, thinking: bool = True
 ) -> list[int]:
-    """Prompt ids [P] of the student, who sees the problem only. Ends where the response begins.
+    """Prompt ids [P] of the student, who sees the problem only. The response begins right after them.
 
     Raises SettingError for a template without {problem} or with {solution}, ModelError for an unusable chat template.
     """
     if "{problem}" not in template:
-        raise SettingError("lacks {problem}", "prompts.student", "The student cannot answer what it is not asked")
+        raise SettingError("lacks {problem}", "prompts.student", "The student must see the problem")
     if "{solution}" in template:
-        raise SettingError("holds {solution}", "prompts.student", "Only the teacher may see it: move it to prompts.teacher")
+        raise SettingError(
+            "holds {solution}", "prompts.student", "Only the teacher may see it: move {solution} to prompts.teacher"
+        )
     return _chat_ids(tokenizer, fill(template, problem), system, thinking)
 
 
@@ -45,26 +49,22 @@ def teacher_prompt(
     """
     for field in ("{problem}", "{solution}"):
         if field not in template:
-            raise SettingError(
-                f"lacks {field}", "prompts.teacher", "The teacher scores with problem and reference solution in view"
-            )
+            raise SettingError(f"lacks {field}", "prompts.teacher", "The teacher must see problem and reference solution")
     return _chat_ids(tokenizer, fill(template, problem, solution), system, thinking)
 
 
 def splice(prompt: Sequence[int], response: Sequence[int]) -> list[int]:
-    """Prompt ids [P] then response ids [T], as ids -> [P + T]. Nothing is tokenised again, so positions P.. are the response."""
+    """Prompt ids [P] and response ids [T] -> [P + T]. The response begins at position P."""
     return [*prompt, *response]
 
 
 def fits(prompt_len: int, max_new_tokens: int, max_model_len: int) -> bool:
-    """Whether a prompt and the longest response to it fit into the model's window; all in tokens."""
+    """Whether a prompt and the longest response to it fit into the model's window. All lengths are in tokens."""
     return prompt_len + max_new_tokens <= max_model_len
 
 
 def _chat_ids(tokenizer: Any, text: str, system: str | None, thinking: bool) -> list[int]:
-    """`enable_thinking` reaches templates that know it (Qwen3); others never look."""
-    from jinja2 import TemplateError
-
+    """The ids of one user message. Templates that know `enable_thinking` (Qwen3) read it, and others ignore it."""
     check_template(tokenizer)
     messages = [{"role": "user", "content": text}]
     if system is not None:

@@ -1,4 +1,4 @@
-"""Stage `grade`: did the answer verify? The verdict, the length-shaped reward, and the advantage: the direction of the update."""
+"""Stage `grade`: the verdict on each trace, its length-shaped reward, and its advantage, the direction of the update."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
-from pipeline.contract import Made, Shard, Stage, Verdict
+from pipeline.contract import ShardInputs, ShardResult, Stage, Verdict
 from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward
 from pipeline.stages.tables import Draft, clean
 from pipeline.stages.verifier import Grader, grader_of
 
 
 def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseline: RunningBaseline | None) -> pa.Table:
-    """Verdict, reward and advantage of every trace. A verifier that failed rejects its row: never a zero reward.
+    """Verdict, reward and advantage of every trace. A row whose verifier failed is rejected and gets no reward.
 
-    `baseline` is the running state at the start of the round; None uses the group estimator.
+    `baseline` is the running reward state at the start of the round. None means the group estimator.
     """
     draft = Draft.after(STAGE, rollout)
     live = np.array(draft.live(), np.int64)
@@ -44,9 +44,9 @@ def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseli
     return draft.table()
 
 
-def _compute(shard: Shard) -> Made:
+def _compute(shard: ShardInputs) -> ShardResult:
     tables, run = shard.tables, shard.run
-    return Made(grade(tables["prompts"], tables["rollout"], run, grader_of(run.grade), shard.baseline), {})
+    return ShardResult(grade(tables["prompts"], tables["rollout"], run, grader_of(run.grade), shard.baseline), {})
 
 
 STAGE = Stage(

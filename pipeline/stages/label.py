@@ -1,11 +1,11 @@
-"""Stage `label`: regime of every token, spans, gate and token weight. Kept to be looked at; training does not read them."""
+"""Stage `label`: regime, gate and weight of every token, and spans. They are for people: training does not read them."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 
 from pipeline.config import Run
-from pipeline.contract import COLUMNS, Made, Scope, Shard, Stage
+from pipeline.contract import COLUMNS, Scope, ShardInputs, ShardResult, Stage
 from pipeline.method import regimes
 from pipeline.stages.tables import Ragged
 
@@ -13,7 +13,8 @@ from pipeline.stages.tables import Ragged
 def label(grade: pa.Table, score: pa.Table, profile: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table:
     """Regime, spans, gate and token weight of every trace that was graded and scored.
 
-    The gate's maximum M is the round's here (`peak`, nats), at least label.min_normaliser; the trainer takes its minibatch's.
+    The gate's maximum M is the largest entropy of the round (`peak`, nats), and at least label.min_normaliser. The trainer's M
+    is the largest entropy of its minibatch.
     """
     shard = Ragged(STAGE, grade, score)
     entropy, offsets = shard.take(score["teacher_entropy"])
@@ -39,10 +40,10 @@ def label(grade: pa.Table, score: pa.Table, profile: pa.Table, run: Run, peak: f
     )
 
 
-def _compute(shard: Shard) -> Made:
+def _compute(shard: ShardInputs) -> ShardResult:
     scope, tables = shard.whole_round(), shard.tables
     table = label(tables["grade"], tables["score"], tables["profile"], shard.run, scope.peak, scope.vocab_size)
-    return Made(table, {"peak": scope.peak})
+    return ShardResult(table, {"peak": scope.peak})
 
 
 STAGE = Stage(

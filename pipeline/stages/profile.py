@@ -6,13 +6,16 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Run
-from pipeline.contract import Made, Regime, Shard, Stage
+from pipeline.contract import Regime, ShardInputs, ShardResult, Stage
 from pipeline.method import regimes
 from pipeline.stages.tables import Ragged
 
 
 def profile(score: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table:
-    """Lookahead entropy, row statistics and regime shares of every scored trace; peak in nats is the round's maximum."""
+    """Lookahead entropy, statistics and regime shares of every scored trace.
+
+    `peak` is the largest entropy of the round, in nats. Thresholds are relative to it when profile.normaliser is batch_max.
+    """
     shard = Ragged(STAGE, score, score)
     entropy, offsets = shard.take(score["teacher_entropy"])
     scale = regimes.threshold_scale(peak, vocab_size, run.profile, run.label)
@@ -26,9 +29,9 @@ def profile(score: pa.Table, run: Run, peak: float, vocab_size: int) -> pa.Table
     return shard.table(columns)
 
 
-def _compute(shard: Shard) -> Made:
+def _compute(shard: ShardInputs) -> ShardResult:
     scope = shard.whole_round()
-    return Made(profile(shard.tables["score"], shard.run, scope.peak, scope.vocab_size), {})
+    return ShardResult(profile(shard.tables["score"], shard.run, scope.peak, scope.vocab_size), {})
 
 
 STAGE = Stage(

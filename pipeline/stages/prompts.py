@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.config import Prompts, Run
-from pipeline.contract import Made, Reject, Shard, Stage, schema
+from pipeline.contract import Reject, ShardInputs, ShardResult, Stage, schema
 from pipeline.digest import digest
 from pipeline.errors import StoreError
 from pipeline.models.tokenizer import tokenizer_of
@@ -17,7 +17,7 @@ from pipeline.stages.chat import fits, student_prompt, teacher_prompt
 
 
 def prompts(problems: Sequence[Problem], run: Run, tokenizer: Any) -> pa.Table:
-    """Problems as student and privileged prompts of ids; a prompt that leaves no room for the response is rejected."""
+    """The student's and the teacher's prompt of every problem, as ids. A row without room for a response is rejected."""
     rows = []
     for item in problems:
         row: dict[str, Any] = {"prompt_id": digest(f"{item.index}\n{item.problem}\n{item.solution}\n{item.answer}")}
@@ -38,7 +38,7 @@ def prompts(problems: Sequence[Problem], run: Run, tokenizer: Any) -> pa.Table:
 
 
 def _privileged(problem: str, solution: str | None, settings: Prompts, tokenizer: Any) -> list[int] | None:
-    """The teacher's prompt; None in an evaluation, whose problems come without a solution."""
+    """The ids of the teacher's prompt. None when there is no solution, as in an evaluation."""
     if solution is None:
         return None
     if settings.teacher == settings.student:  # a control: the teacher without the reference
@@ -46,10 +46,10 @@ def _privileged(problem: str, solution: str | None, settings: Prompts, tokenizer
     return teacher_prompt(tokenizer, problem, solution, settings.teacher, settings.system, settings.teacher_thinking)
 
 
-def _compute(shard: Shard) -> Made:
+def _compute(shard: ShardInputs) -> ShardResult:
     if shard.problems is None:
         raise StoreError("the source is not open", "stage prompts", "Run it through `egrsd stage prompts`")
-    return Made(prompts(shard.problems, shard.run, tokenizer_of(shard.run.model)), {})
+    return ShardResult(prompts(shard.problems, shard.run, tokenizer_of(shard.run.model)), {})
 
 
 STAGE = Stage(

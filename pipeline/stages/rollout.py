@@ -10,7 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
-from pipeline.contract import WEIGHTS, Engines, Failure, Generate, Generation, Made, Place, Policy, Reject, Sampling, Shard, Stage
+from pipeline.contract import (
+    WEIGHTS,
+    Engines,
+    Failure,
+    Generate,
+    Generation,
+    Place,
+    Policy,
+    Reject,
+    Sampling,
+    ShardInputs,
+    ShardResult,
+    Stage,
+)
 from pipeline.digest import digest
 from pipeline.errors import EngineError
 from pipeline.models.tokenizer import tokenizer_of
@@ -18,16 +31,16 @@ from pipeline.stages.tables import Draft, clean
 
 
 def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place: Place) -> pa.Table:
-    """G traces per prompt, next to each other; a trace depends on its seed, prompt and policy only.
+    """G traces per prompt, next to each other. A trace depends only on its seed, prompt and policy.
 
-    Trace ids and seeds are made from the round and the prompt's place in it, so the cut into shards changes neither. Raises
-    EngineError when an answer names another policy.
+    Trace ids and seeds depend on the round and the prompt's place in it. They do not depend on how the round is cut into shards.
+    Raises EngineError when an answer names another policy.
     """
     size = run.rollout.group_size
     num_teacher = round(size * run.rollout.teacher_share)
     source_of = ["student"] * (size - num_teacher) + ["teacher"] * num_teacher
     draft = Draft(STAGE, [""] * (prompts.num_rows * size))
-    asked: dict[str, list[int]] = {"student": [], "teacher": []}
+    rows: dict[str, list[int]] = {"student": [], "teacher": []}
     requests: dict[str, list[Generate]] = {"student": [], "teacher": []}
     ids = {"student": prompts["prompt_tokens"].to_pylist(), "teacher": prompts["teacher_prompt_tokens"].to_pylist()}
     carried = prompts.select(["prompt_id", "reject_reason", "reject_detail"]).to_pylist()
@@ -42,12 +55,12 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place
                 draft.values[row] = {"prompt_index": i}
                 continue
             draft.values[row] = {"prompt_index": i, "sample_index": sample, "trace_source": source, "seed": seed}
-            asked[source].append(row)
+            rows[source].append(row)
             requests[source].append(Generate(ids[source][i], seed))
     sampling = Sampling(run.rollout.temperature, run.rollout.top_p, run.rollout.top_k, run.rollout.max_new_tokens)
     for source, who in (("student", policy), ("teacher", Policy(0))):
         if requests[source]:
-            for row, answer in zip(asked[source], engines.generate(requests[source], who, sampling), strict=True):
+            for row, answer in zip(rows[source], engines.generate(requests[source], who, sampling), strict=True):
                 _take_generation(draft, row, answer, who, place.lag)
     return draft.table()
 
@@ -83,10 +96,10 @@ def decode(table: pa.Table, tokenizer: Any) -> pa.Table:
     return table.set_column(table.schema.get_field_index("response_text"), "response_text", column)
 
 
-def _compute(shard: Shard) -> Made:
+def _compute(shard: ShardInputs) -> ShardResult:
     engines, policy = shard.on_engines()
     table = rollout(shard.tables["prompts"], shard.run, engines, policy, shard.place)
-    return Made(decode(table, tokenizer_of(shard.run.model)), asdict(engines.facts()))
+    return ShardResult(decode(table, tokenizer_of(shard.run.model)), asdict(engines.facts()))
 
 
 STAGE = Stage(

@@ -1,4 +1,4 @@
-"""Stage `score`: the frozen teacher, with the reference in view, scores the very ids that the student wrote."""
+"""Stage `score`: the frozen teacher, with the reference in view, scores the same ids that the student wrote."""
 
 from __future__ import annotations
 
@@ -11,16 +11,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
-from pipeline.contract import WEIGHTS, EngineFacts, Engines, Failure, Made, Policy, Reject, Score, Sequence, Shard, Stage
+from pipeline.contract import (
+    WEIGHTS,
+    EngineFacts,
+    Engines,
+    Failure,
+    Policy,
+    Reject,
+    Score,
+    Sequence,
+    ShardInputs,
+    ShardResult,
+    Stage,
+)
 from pipeline.errors import EngineError
 from pipeline.stages.tables import Draft, ragged, views
 
 
 def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, policy: Policy) -> pa.Table:
-    """Student and teacher log-probs and the teacher's entropy of every response token, from one engine and numerics.
+    """Student and teacher log-probs and the teacher's entropy of every response token, all from the same kind of engine.
 
-    What generation already measured is not measured again: the student's log-probs of its own traces, the teacher's of the
-    teacher's. A sample (`score.rescore_share`) of student traces is scored again and its gap kept.
+    Generation already measured the writer's log-probs, so they are not measured again. Only a sample of the student's traces
+    (`score.rescore_share`) is scored again, and the gap is stored.
     """
     draft = Draft.after(STAGE, rollout)
     facts = engines.facts()
@@ -39,7 +51,7 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
         draft.values[row]["entropy_error"] = rollout["rollout_entropy_error"][row].as_py()
 
     def ask(rows: list[int], prompt: str, who: Policy) -> list[tuple[int, Score]]:
-        """The usable scores of these rows under one prompt column and policy; the others are rejected."""
+        """The usable scores of these rows, as (row, score), under one prompt column and policy. Other rows are rejected."""
         sequences = [Sequence(ids[prompt][indices[row]].tolist(), responses[row].tolist()) for row in rows]
         answers = engines.score(sequences, who) if rows else []
         scored = ((row, _usable(draft, row, answer, responses[row])) for row, answer in zip(rows, answers, strict=True))
@@ -56,7 +68,7 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
 
 
 def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray) -> Score | None:
-    """The score, or None after rejecting its row: both scorings must have seen the same response ids."""
+    """The score, or None after its row was rejected. The engine must have scored exactly the ids of the response."""
     if isinstance(answer, Failure):
         draft.reject(row, Reject.ENGINE_ERROR, answer.cause)
     elif not np.array_equal(answer.tokens, response):
@@ -69,15 +81,15 @@ def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarra
 
 
 def entropy_max(score: pa.Table) -> float:
-    """Largest teacher entropy of a shard in nats over the rows that go on; 0 when there is none."""
+    """Largest teacher entropy, in nats, over the rows of a shard that go on. 0 when there are none."""
     flat, _ = ragged(score.filter(pc.is_null(score["reject_reason"]))["teacher_entropy"])
     return float(flat.max()) if flat.size else 0.0
 
 
 def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str) -> None:
-    """Refuse to score with other numerics than those that wrote the traces: student and teacher must come from the same ones.
+    """Raise EngineError, with the facts that differ, when the scoring engine is not like the one that wrote the traces.
 
-    `wrote` are the facts of the rollout shard. Raises EngineError that names what differs.
+    The loss compares student and teacher log-probs, so both need the same numerics. `wrote` has the facts of the rollout shard.
     """
     scores = asdict(facts)
     names = ("engine", "dtype", "logprobs_mode", "entropy_method", "vocab_size")
@@ -86,11 +98,11 @@ def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str) -> Non
         raise EngineError(f"the engine that scores is not like the one that wrote the traces: {named}", where, "Roll out again")
 
 
-def _compute(shard: Shard) -> Made:
+def _compute(shard: ShardInputs) -> ShardResult:
     engines, policy = shard.on_engines()
     check_facts(shard.facts["rollout"], engines.facts(), f"{shard.place.where}, shard {shard.name}")
     table = score(shard.tables["prompts"], shard.tables["rollout"], shard.run, engines, policy)
-    return Made(table, {"entropy_max": entropy_max(table), **asdict(engines.facts())})
+    return ShardResult(table, {"entropy_max": entropy_max(table), **asdict(engines.facts())})
 
 
 STAGE = Stage(

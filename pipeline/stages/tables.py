@@ -1,4 +1,4 @@
-"""Shards in the making: by row (`Draft`) or as whole ragged arrays (`Ragged`), rejected rows kept in their places."""
+"""Shards that are being computed, row by row (`Draft`) or as whole arrays (`Ragged`). Rejected rows keep their place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.contract import Stage
 
 
 class Ragged:
-    """A shard computed as whole ragged arrays over its live rows, and put back among the rejected ones."""
+    """A shard that is computed as whole ragged arrays. Only live rows, which are not rejected, take part."""
 
     def __init__(self, stage: Stage, *inputs: pa.Table) -> None:
         self.stage, self.keys = stage, inputs[0]["trace_id"]
@@ -22,21 +22,21 @@ class Ragged:
         self.live = np.asarray(pc.is_null(self.reasons))
 
     def rows(self, column: pa.ChunkedArray) -> np.ndarray:
-        """A scalar column of the live rows."""
+        """The values of a scalar column in the live rows."""
         return (column if self.live.all() else column.filter(pa.array(self.live))).to_numpy()
 
     def take(self, column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-        """A list column of the live rows as flat values and offsets."""
+        """A list column in the live rows, as flat values [N] and offsets int64 [R+1]."""
         return ragged(column if self.live.all() else column.filter(pa.array(self.live)))
 
     def scalars(self, values: np.ndarray) -> pa.Array:
-        """A value per live row, null among the others."""
+        """A column with one value per live row, and null in the rejected rows."""
         out = np.zeros(len(self.live), values.dtype)
         out[self.live] = values
         return pa.array(out, mask=~self.live)
 
     def lists(self, values: np.ndarray | pa.Array, offsets: np.ndarray) -> pa.Array:
-        """A list per live row, null among the others."""
+        """A column with one list per live row, and null in the rejected rows."""
         lengths = np.zeros(len(self.live), np.int32)
         lengths[self.live] = np.diff(offsets)
         ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)])
@@ -44,27 +44,27 @@ class Ragged:
         return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), flat, mask=pa.array(~self.live))
 
     def table(self, columns: dict[str, pa.Array]) -> pa.Table:
-        """The shard, in the order of the contract."""
+        """The shard as a table, with its columns in the order of the contract."""
         fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
         schema = contract.schema(self.stage)
         return pa.Table.from_arrays([{**fixed, **columns}[name] for name in schema.names], schema=schema)
 
 
 def views(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """The rows of a list column as numpy views of one flat array; an empty view where null stands."""
+    """The rows of a list column as numpy views of one flat array. A null row is an empty view."""
     flat, offsets = ragged(column)
     return [flat[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
 
 def ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A list column as flat values [N] and offsets int64 [R+1]; null rows are empty."""
+    """A list column as flat values [N] and offsets int64 [R+1]. Null rows are empty."""
     array = column.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
     return array.flatten().to_numpy(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 class Draft:
-    """A shard in the making: one dict of values per row, and the rows that were rejected."""
+    """A shard that is computed row by row: one dict of values per row, and the rows that were rejected."""
 
     def __init__(self, stage: Stage, keys: list[str]) -> None:
         self.stage, self.keys = stage, keys
@@ -74,22 +74,22 @@ class Draft:
 
     @classmethod
     def after(cls, stage: Stage, previous: pa.Table) -> Draft:
-        """A draft for the same rows as `previous`, with its rejections carried on."""
+        """A draft for the rows of `previous`. Its rejected rows are rejected here too."""
         draft = cls(stage, previous["trace_id"].to_pylist())
         draft.reasons, draft.details = previous["reject_reason"].to_pylist(), previous["reject_detail"].to_pylist()
         return draft
 
     def live(self) -> list[int]:
-        """Rows that go on."""
+        """Indices of the rows that are not rejected."""
         return [row for row, reason in enumerate(self.reasons) if reason is None]
 
     def reject(self, row: int, reason: str, detail: str | None) -> None:
-        """Take a row out, unless an earlier reason already did."""
+        """Reject a row, unless it already has an earlier reason."""
         if self.reasons[row] is None:
             self.reasons[row], self.details[row] = str(reason), detail and clean(detail)[:500]
 
     def table(self) -> pa.Table:
-        """The shard, in the order of the contract."""
+        """The shard as a table, with its columns in the order of the contract."""
         schema = contract.schema(self.stage)
         fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
         arrays = [
@@ -100,7 +100,7 @@ class Draft:
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """A column from Python values; lists of numbers go through one concatenation instead of one object per token."""
+    """A column from Python values. Lists of numbers become one array, without a Python object per token."""
     if not pa.types.is_list(kind):
         return pa.array(values, kind)
     lengths = np.array([0 if v is None else len(v) for v in values], np.int64)
@@ -111,5 +111,5 @@ def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def clean(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates replaced."""
+    """The text with its lone surrogates replaced, so that UTF-8 can hold it."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,11 +1,12 @@
 """Verdicts: a cheap comparison of texts first, then math-verify in a child process that can be killed.
 
-A row whose verifier hangs, dies or fails is rejected with the reason, never graded wrong: a failure must not become a reward
-of zero.
+A row whose verifier hangs, dies or fails is rejected with the reason. It is never graded wrong, since a failure must not become
+a reward of zero.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import resource
 from collections.abc import Sequence
@@ -23,15 +24,18 @@ from pipeline import config
 from pipeline.errors import SettingError
 from pipeline.problems.answers import compare_texts, final_answer, stated_answer
 
-MAX_ANSWER_CHARS = 4096  # a longer "answer" is babble: no parser should see it
-CHILD_MEMORY_BYTES = 4 << 30  # 9**9**9 must end in the child's MemoryError, not in the machine's
+MAX_ANSWER_CHARS = 4096  # a longer "answer" is no answer, and a parser could take very long over it
+CHILD_MEMORY_BYTES = 4 << 30  # an answer such as 9**9**9 must not take the memory of the machine
 _CPU_GRACE_S = 2.0
 
 
 @dataclass(frozen=True)
 class Graded:
-    """One row's result. `verdict` is None only where `reject` says why there is none; a timeout has both. `answer` is what was
-    read from the response and compared; None where nothing could be read, or was not looked for."""
+    """The result of one row.
+
+    verdict: None only when `reject` says why there is none. A timeout has both.
+    answer: what was read from the response and compared. None when nothing was read.
+    """
 
     verdict: str | None
     reject: str | None = None
@@ -43,15 +47,19 @@ CORRECT, WRONG, UNPARSABLE, TRUNCATED = (Graded(word) for word in ("correct", "w
 
 
 class Grader:
-    """Grades rows. The child processes start with the first row that texts cannot decide and stay until `close`.
+    """Grades rows. Its child processes start at the first row that needs math-verify, and live until `close`.
 
-    Usable from any thread (Ray's workers run tasks outside the main one, where math-verify's own timeout does not work).
+    Any thread may use it. Ray runs tasks outside the main thread, where math-verify's own timeout does not work.
     """
 
     def __init__(
         self, verifier: str = "math", answer_pattern: str | None = None, deadline_s: float = 5.0, processes: int = 1
     ) -> None:
-        """verifier: math or exact; answer_pattern: regex whose last group 1 is the answer; deadline_s: seconds per row.
+        """A grader without child processes; they start later.
+
+        verifier: "math" or "exact".
+        answer_pattern: regex whose last match has the answer as group 1.
+        deadline_s: seconds per row.
 
         Raises SettingError for a pattern that does not compile or has no group.
         """
@@ -67,16 +75,16 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """End the child processes, the busy ones too. The grader may be used again: it starts new ones."""
+        """End the child processes, also the busy ones. A grader that is used again starts new ones."""
         if self._pool is not None:
             self._pool.stop()
             self._pool.join()
             self._pool = None
 
     def grade(self, responses: Sequence[str], answers: Sequence[str | None], finish_reasons: Sequence[str]) -> list[Graded]:
-        """One result per row, in order. A response cut by its cap is truncated. ValueError on unequal lengths."""
+        """One result per row, in order. A response that reached its cap is `truncated`. Raises ValueError on unequal lengths."""
         results: list[Graded | None] = []
-        doubtful: dict[tuple[str, str], list[int]] = {}  # a group's traces often agree: verify a pair once
+        doubtful: dict[tuple[str, str], list[int]] = {}  # traces of a group often agree: each pair is verified once
         for row, (response, answer, finish) in enumerate(zip(responses, answers, finish_reasons, strict=True)):
             graded = self._read(response, answer, finish)
             if isinstance(graded, tuple):
@@ -84,28 +92,28 @@ class Grader:
                 results.append(None)
             else:
                 results.append(graded)
-        for graded, ((found, _), rows) in zip(self._verify(list(doubtful)), doubtful.items(), strict=True):
+        for graded, ((stated, _), rows) in zip(self._verify(list(doubtful)), doubtful.items(), strict=True):
             for row in rows:
-                results[row] = replace(graded, answer=found)
+                results[row] = replace(graded, answer=stated)
         return [graded for graded in results if graded is not None]
 
     def _read(self, response: str, answer: str | None, finish: str) -> Graded | tuple[str, str]:
-        """The result where texts decide, else the pair (answer, reference) to verify."""
+        """The result when a comparison of texts decides it, else the pair (answer, reference) to verify."""
         if finish == "length":
             return TRUNCATED
         if answer is None or not answer.strip():
             return Graded(None, "missing_answer", "there is no reference answer to compare with")
         try:
-            found = self._extract(response)
+            stated = self._extract(response)
         except TimeoutError:
             return Graded("timeout", "verifier_timeout", f"grade.answer_pattern ran for more than {self._deadline_s:g} s")
-        if found is None or len(found) > MAX_ANSWER_CHARS:
+        if stated is None or len(stated) > MAX_ANSWER_CHARS:
             return UNPARSABLE
         reference = stated_answer(answer) or answer.strip()
-        same = compare_texts(found, reference)
+        same = compare_texts(stated, reference)
         if same is None and self._mathematics:
-            return found, reference
-        return replace(CORRECT if same else WRONG, answer=found)
+            return stated, reference
+        return replace(CORRECT if same else WRONG, answer=stated)
 
     def _extract(self, response: str) -> str | None:
         if self._pattern is None:
@@ -116,7 +124,7 @@ class Grader:
         return (last[1] or "").strip() or None if last is not None else None
 
     def _verify(self, pairs: list[tuple[str, str]]) -> list[Graded]:
-        """One result per pair. A child that dies idle breaks the pool for everyone: those pairs get one more try."""
+        """One result per pair. A child that dies while idle breaks its whole pool, so all pairs that broke get one more try."""
         results = self._attempt(pairs)
         broken = [i for i, result in enumerate(results) if result is None]
         if broken:
@@ -136,7 +144,7 @@ class Grader:
         return [self._collect(future) for future in futures]
 
     def _collect(self, future: Future[str]) -> Graded | None:
-        """The result of one verification; None when the pool broke before it ran."""
+        """The result of one verification, or None when the pool broke before the verification ran."""
         try:
             return Graded(future.result())
         except BrokenProcessPool:
@@ -145,12 +153,12 @@ class Grader:
             return Graded("timeout", "verifier_timeout", f"math-verify ran for more than {self._deadline_s:g} s")
         except ProcessExpired as error:
             return Graded(None, "verifier_error", f"the verifier's process died with exit code {error.exitcode}")
-        except Exception as error:  # whatever sympy raises on a hostile answer: kept with the row, which is rejected
+        except Exception as error:  # sympy may raise anything on a hostile answer: its row is rejected with the error
             return Graded(None, "verifier_error", f"{type(error).__name__}: {error}"[:500])
 
 
 def grader_of(grade: config.Grade) -> Grader:
-    """The process-wide grader of these settings, so that a worker starts its children once, not per shard."""
+    """The one grader of this process for these settings. A worker so starts its children once, and not once per shard."""
     return _shared(grade.verifier, grade.answer_pattern, grade.deadline_s, grade.processes)
 
 
@@ -160,24 +168,24 @@ def _shared(verifier: str, answer_pattern: str | None, deadline_s: float, proces
 
 
 def judge(answer: str, reference: str, deadline_s: float) -> str:
-    """'correct', 'wrong' or 'unparsable' by math-verify. Runs in a child, whose caller enforces the deadline.
+    """'correct', 'wrong' or 'unparsable' by math-verify. It runs in a child process, and the caller enforces the deadline.
 
-    The CPU limit ends a child in a loop whose caller was killed and cannot end it any more. Raises what math-verify raises,
-    and ValueError when the reference is not mathematics.
+    A CPU limit ends the child even when its caller was killed. Raises what math-verify raises, and ValueError when the reference
+    is not mathematics.
     """
     from math_verify import parse, verify
 
     used = resource.getrusage(resource.RUSAGE_SELF)
     budget = int(used.ru_utime + used.ru_stime + deadline_s + _CPU_GRACE_S)
     resource.setrlimit(resource.RLIMIT_CPU, (budget, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-    # parsing_timeout=None: its timeout is an alarm signal, which hostile C code never looks at; the caller kills instead.
+    # parsing_timeout=None: math-verify's timeout is an alarm signal, which C code can ignore. The caller kills the child instead.
     gold = parse(_as_latex(reference), parsing_timeout=None)
-    if all(isinstance(form, str) for form in gold):  # what does not parse comes back as text
+    if all(isinstance(form, str) for form in gold):  # parse gives back the text that it cannot read
         raise ValueError("the reference answer is not mathematics: set grade.verifier=exact")
-    found = parse(_as_latex(answer), parsing_timeout=None)
-    if all(isinstance(form, str) for form in found):
+    forms = parse(_as_latex(answer), parsing_timeout=None)
+    if all(isinstance(form, str) for form in forms):
         return "unparsable"
-    return "correct" if verify(gold, found, timeout_seconds=None, raise_on_error=True) else "wrong"
+    return "correct" if verify(gold, forms, timeout_seconds=None, raise_on_error=True) else "wrong"
 
 
 def _compile(pattern: str | None) -> regex.Pattern[str] | None:
@@ -197,15 +205,13 @@ def _as_latex(answer: str) -> str:
 
 
 def _start_pool(processes: int) -> ProcessPool:
-    """Children fork from a server that has math-verify loaded: one that was killed is replaced in milliseconds, not seconds."""
-    context: Any = multiprocessing.get_context("forkserver")  # fork alone would copy Ray's and torch's locks in mid-air
+    """A pool whose children fork from a server that has math-verify loaded. A killed child is so replaced in milliseconds."""
+    context: Any = multiprocessing.get_context("forkserver")  # a plain fork would copy held locks of Ray and torch
     context.set_forkserver_preload(["math_verify"])
     return ProcessPool(max_workers=processes, initializer=_prepare_child, context=context)
 
 
 def _prepare_child() -> None:
-    import logging
-
     import math_verify  # noqa: F401 - before the first deadline starts to run
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
-"""Questions to a live run and its answers, through the run directory: no address, no token, any store.
+"""Questions to the driver of a live run, and its answers. Both pass through the run directory, on any store.
 
-    control/<id>.ask.json       put by whoever asks
-    control/<id>.answer.json    put by the driver, which looks once a second; taken away by whoever asked
+    control/<id>.ask.json       The question. The command that asks writes it.
+    control/<id>.answer.json    The answer. The driver, which looks once a second, writes it.
 
-Whether a driver lives is the lease's matter (pipeline.store.lease).
+The command that asked deletes both. The lease (pipeline.store.lease) says whether a driver lives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ Document = dict[str, Any]
 
 
 def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Document:
-    """The answer of the driver that works on the run. Raises UserError when none does, and what the driver's answer raises."""
+    """Ask the driver that works on the run, and return its answer.
+
+    Raises UserError when no driver works on the run, or when it does not answer. Raises the error that the driver answers with.
+    """
     lease = store.read_json(LEASE, "holder", "host", "pid")
     if lease is None:
         raise UserError("no command works on this run", store.uri, "Start it with `egrsd distill --run URI`")
@@ -40,7 +43,7 @@ def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Docum
         deadline = time.monotonic() + patience_s
         while (answer := store.read_json(f"{name}.answer.json")) is None:
             if time.monotonic() > deadline:
-                remedy = "Engines are up while `egrsd distill` rolls out, not while it starts or under other verbs; or it died"
+                remedy = "Engines are up while `egrsd distill` rolls out. It may be starting, or dead, or another verb"
                 raise UserError(f"{lease['holder']} does not answer", store.uri, remedy)
             time.sleep(LOOK_S / 4)
     finally:
@@ -53,20 +56,20 @@ def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Docum
 
 @contextlib.contextmanager
 def answering(store: Store, answer: Callable[[Document], Document]) -> Iterator[None]:
-    """Answer questions while a block runs. A question that cannot be answered tells its asker why, and harms nothing else."""
+    """Answer questions while a block runs. An error in answering one goes to its asker, and the driver goes on."""
     end = threading.Event()
 
     def look() -> None:
-        """Until the block ends."""
+        """Look for questions until the block ends."""
         while not end.wait(LOOK_S):
             try:
                 for name in store.names(FOLDER):
                     if name.endswith(".ask.json"):
                         _reply(store, f"{FOLDER}/{name[:-9]}", answer)
-            except EgrsdError as error:  # a full disk now may be none at the next look
+            except EgrsdError as error:  # a disk that is full now may have space at the next look
                 log.warning("Questions in %s are not heard: %s", FOLDER, error)
 
-    store.delete(FOLDER)  # what was asked of a driver that died
+    store.delete(FOLDER)  # questions to an earlier driver that died
     thread = threading.Thread(target=look, name="egrsd-control", daemon=True)
     thread.start()
     try:
@@ -79,13 +82,13 @@ def answering(store: Store, answer: Callable[[Document], Document]) -> Iterator[
 
 def _reply(store: Store, name: str, answer: Callable[[Document], Document]) -> None:
     question = store.read_json(f"{name}.ask.json")
-    if question is None:  # taken back
+    if question is None:  # its asker has given up
         return
     try:
         reply = answer(question)
     except EgrsdError as error:
         reply = {"error": to_data(error)}
-    except Exception as error:  # a question of another version, say: its asker is told, the next one is heard
+    except Exception as error:  # for example a question of another version: its asker gets the error
         log.exception("A question could not be answered")
         reply = {"error": to_data(EgrsdError(f"the run's driver failed ({type(error).__name__}: {first_line(error)})"))}
     store.delete(f"{name}.ask.json")

@@ -1,18 +1,18 @@
-"""The run directory as the protocol: shards, manifest entries, policies and training state, committed atomically.
+"""The run directory, in which engines, stages and trainer meet. Shards, policies and training states are committed atomically.
 
-    <run>/run.json                                  resolved configuration, versions, code revision
-    <run>/rounds/0003/plan.json                     the shards of a round and the policy that must answer
-    <run>/rounds/0003/<stage>/0001-<sha>.parquet    a shard, named by its content
-    <run>/rounds/0003/<stage>/0001.json             its manifest entry: a shard without one does not exist
-    <run>/rounds/0003/<stage>/summary               all entries of a long stage in one file: a cache that is checked by name
-    <run>/rounds/0003/ready.json                    the shards the trainer takes: the round is committed
-    <run>/policy/0004/ , train/0004/                adapter and exact training state; manifest.json is written last
-    <run>/metrics/                                  one file per writer and round; a repeated round replaces its own
-    <run>/.tmp/                                     what is being written; swept when a driver takes the run and when it leaves
+    <run>/run.json                                  Settings, versions and code revision.
+    <run>/rounds/0003/plan.json                     The shards of a round, and the policy that must answer.
+    <run>/rounds/0003/<stage>/0001-<sha>.parquet    A shard, named by its content.
+    <run>/rounds/0003/<stage>/0001.json             Its manifest entry. A shard without an entry does not exist.
+    <run>/rounds/0003/<stage>/summary               A cache of all entries of a stage with many shards.
+    <run>/rounds/0003/ready.json                    The shards that the trainer takes. With it the round is committed.
+    <run>/policy/0004/                              The adapter of a policy. Its manifest.json is written last.
+    <run>/train/0004/                               The exact training state beside that policy, written likewise.
+    <run>/metrics/                                  One file per writer and round. A repeated round replaces its file.
+    <run>/.tmp/                                     Files that are being written. A driver empties it at its start and end.
 
-Data files are named by the hash of what is in them and in their entry, and an entry is replaced in one step, so two processes
-that commit the same shard cannot mix: the last entry wins and points at a whole file. files.py says what makes a file whole on a
-disk and on an object store.
+The name of a data file has a hash of its content and its entry. An entry is replaced in one step. So two processes that commit
+the same shard cannot mix: the last entry wins and points at a whole file. files.py says what makes a file whole.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, fe
 from pipeline.store.manifest import ENTRY_FIELDS, SUMMARY, Entry, Origin, data_name, survey, to_summary
 from pipeline.store.shards import check_table, count_rejected, to_parquet
 
-_READERS = 16  # entries that are read at one time: an object store answers each after tens of milliseconds
+_READERS = 16  # entries read at one time, since an object store needs tens of milliseconds for each
 
 
 def area(kind: str, number: int) -> str:
@@ -53,11 +53,11 @@ class Store(Files):
     # ---- the run -----------------------------------------------------------------------------------------------------
 
     def save_run(self, run: Run, versions: dict[str, str]) -> None:
-        """Record the resolved configuration with the versions it runs under."""
+        """Store the settings of the run and the versions of the software that it runs with."""
         self.write_json("run.json", {"config": run.model_dump(mode="json"), "versions": versions})
 
     def load_run(self) -> Run:
-        """The configuration of this run. Raises UserError when there is no run here."""
+        """The settings of this run. Raises UserError when there is no run here."""
         document = self.read_json("run.json", "config")
         if document is None:
             raise UserError(
@@ -72,7 +72,7 @@ class Store(Files):
     # ---- shards ------------------------------------------------------------------------------------------------------
 
     def commit(self, area: str, stage: contract.Stage, shard: str, table: pa.Table, origin: Origin) -> Entry:
-        """Check a shard against the contract, write it, then its entry. Raises ContractError or StoreError."""
+        """Check a shard against the contract, write its data, and then its entry. Raises ContractError or StoreError."""
         tokens = check_table(stage, table)
         data = to_parquet(stage, table)
         digest = hashlib.sha256(data).hexdigest()
@@ -99,7 +99,7 @@ class Store(Files):
         return entry
 
     def entry(self, area: str, stage: str, shard: str) -> Entry | None:
-        """Manifest entry of a shard, or None when the shard does not exist."""
+        """The manifest entry of a shard, or None when the shard does not exist."""
         document = self.read_json(f"{area}/{stage}/{shard}.json", *ENTRY_FIELDS)
         return None if document is None else Entry(**{name: document[name] for name in ENTRY_FIELDS})
 
@@ -113,13 +113,16 @@ class Store(Files):
         return dict(sorted(known.items()))
 
     def summarise(self, area: str, stage: str) -> None:
-        """Write the summary of a stage, unless the one that is there still holds."""
+        """Write the summary of a stage, unless the existing one has all its entries."""
         if self._survey(f"{area}/{stage}")[1]:
             self.write(f"{area}/{stage}/{SUMMARY}", to_summary(self.entries(area, stage).values()))
 
     def tidy(self, area: str, stage: str, named: dict[str, str]) -> None:
-        """Of the shards in `named` drop all data files but the one that is named: those of a writer that was killed before it
-        wrote its entry, where the shard came out otherwise the next time. For whoever holds the run, with nothing under way."""
+        """Delete the data files that no entry names. `named` has the data file of each shard; other shards are left alone.
+
+        Such files come from a writer that was killed before it wrote its entry. Call it while holding the run, when nothing
+        is being written.
+        """
         for name in self.names(f"{area}/{stage}"):
             if name.endswith(".parquet") and named.get(name.rpartition("-")[0], name) != name:
                 self.delete(f"{area}/{stage}/{name}")
@@ -129,7 +132,7 @@ class Store(Files):
         return survey(names, (self.read_bytes(f"{folder}/{SUMMARY}") if SUMMARY in names else None) or b"")
 
     def read(self, entry: Entry, columns: list[str] | None = None) -> pa.Table:
-        """The rows of a shard, its sha256 checked first. Raises StoreError when the bytes are not those that were committed."""
+        """The rows of a shard, after a check of its sha256. Raises StoreError when the file is missing or has other bytes."""
         path = f"{entry.area}/{entry.stage}/{entry.data}"
         data = self.read_bytes(path)
         if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -143,38 +146,38 @@ class Store(Files):
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
     def numbers(self, kind: str) -> list[int]:
-        """Numbers of the rounds, evals, policies or training states that exist."""
+        """Sorted numbers of the rounds, evaluations, policies or training states that exist, by the name of their folder."""
         return sorted(int(name) for name in self.names(kind) if name.isascii() and name.isdigit())
 
     def ready(self, number: int) -> dict[str, Any] | None:
-        """What the trainer takes of a round: shard -> stage -> sha256, or None while the round is not committed."""
+        """A round's ready.json: `policy`, and `shards` as shard to stage to sha256. None while it is not committed."""
         return self.read_json(f"{area('rounds', number)}/ready.json", "policy", "shards")
 
     # ---- policies and training state -----------------------------------------------------------------------------------
 
     def publish_policy(self, version: int, folder: str | Path) -> None:
-        """Make the adapter in a local folder policy `version`, atomically: its manifest is written last."""
+        """Publish the adapter in a local folder as policy `version`. It is atomic, since its manifest is written last."""
         put_folder(self, area("policy", version), Path(folder))
 
     def save_state(self, version: int, folder: str | Path) -> None:
-        """Keep the exact training state that stands beside policy `version`."""
+        """Store the training state in a local folder, so that training can go on from policy `version` exactly."""
         put_folder(self, area("train", version), Path(folder))
 
     def prune_states(self, keep: int) -> None:
-        """Drop all but the last `keep` training states that stand beside a published policy."""
+        """Delete the training states of published policies, except the last `keep`."""
         for old in [version for version in self.numbers("train") if self.has_policy(version)][:-keep]:
             self.delete(area("train", old))
 
     def has_policy(self, version: int) -> bool:
-        """Whether policy `version` is published; 0, the base, always is."""
+        """Whether policy `version` is published. Policy 0, the base, always is."""
         return version == 0 or is_whole(self, area("policy", version))
 
     def latest_policy(self) -> int:
-        """The highest published version; 0 is the base."""
+        """The highest published version. 0 is the base."""
         return max((number for number in self.numbers("policy") if self.has_policy(number)), default=0)
 
     def policy(self, version: int) -> contract.Policy:
-        """What an engine must answer with. Raises StoreError when that policy was never published."""
+        """The policy that an engine must answer with. Raises StoreError when it is not published."""
         if not self.has_policy(version):
             raise StoreError(
                 f"policy {version} is not published", self.locate("policy"), f"Policies here: 0 to {self.latest_policy()}"
@@ -182,31 +185,31 @@ class Store(Files):
         return contract.Policy(version, self.locate(area("policy", version)) if version else None)
 
     def check_policy(self, version: int) -> None:
-        """Raise StoreError when a file of a published policy is missing or damaged: an engine would answer all the same."""
+        """Raise StoreError when a file of a published policy is missing or damaged. An engine might not notice it."""
         if version:  # 0 is the base
             check_folder(self, area("policy", version), POLICY_REMEDY)
 
     def fetch(self, folder: str) -> Path | None:
-        """A local copy of a policy or a training state, or the folder itself on a local disk; every file is checked.
+        """A local copy of a policy or a training state, or the folder itself on a local disk. Every file is checked.
 
-        None where it is not published. Raises StoreError when a file is missing or damaged.
+        None when it is not published. Raises StoreError when a file is missing or damaged.
         """
         return fetch_folder(self, folder, POLICY_REMEDY if folder.startswith("policy/") else STATE_REMEDY)
 
     @contextlib.contextmanager
     def local(self, folder: str) -> Iterator[Path | None]:
-        """What `fetch` gives, for the length of a block: a copy is gone after it."""
-        found = self.fetch(folder)
+        """The result of `fetch`, for the length of a block. A copy is deleted after the block."""
+        fetched = self.fetch(folder)
         try:
-            yield found
+            yield fetched
         finally:
-            if found is not None and self.local_root is None:
-                shutil.rmtree(found, ignore_errors=True)
+            if fetched is not None and self.local_root is None:
+                shutil.rmtree(fetched, ignore_errors=True)
 
     # ---- metrics and signals -----------------------------------------------------------------------------------------
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
-        """Keep the trainer's metrics; rows of a round that is trained again after a crash replace their first version."""
+        """Store the trainer's metrics. When a round is trained again, its new rows replace the old ones."""
         by_round: dict[int, list[dict[str, Any]]] = {}
         for row in rows:
             by_round.setdefault(int(row["round"]), []).append(row)
@@ -214,12 +217,12 @@ class Store(Files):
             self.write_metrics("train", number, group)
 
     def write_metrics(self, writer: str, number: int, rows: list[dict[str, Any]]) -> None:
-        """Put one writer's metrics of one round."""
+        """Write one writer's metrics of one round. They replace those that it wrote before."""
         lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         self.write(f"metrics/{number:04d}-{writer}.jsonl", lines.encode())
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """All metrics, by round and writer."""
+        """All rows of metrics in the order of round and writer. Raises StoreError for a line that is not JSON."""
         for name in self.names("metrics"):
             for line in (self.read_bytes(f"metrics/{name}") or b"").splitlines():
                 try:
@@ -229,14 +232,14 @@ class Store(Files):
                 yield {"writer": name[5:-6], **row}
 
     def request_stop(self, stop: bool = True) -> None:
-        """Ask the trainer to end after the step it is in, or take that back."""
+        """Ask the trainer to end after its current step. With `stop` False take the request back."""
         if stop:
             self.write("train/stop", b"")
         else:
             self.delete("train/stop")
 
     def stop_requested(self) -> bool:
-        """Whether the trainer was asked to end."""
+        """Whether the trainer is asked to end."""
         return self.read_bytes("train/stop") is not None
 
 

@@ -1,10 +1,9 @@
-"""Files below one URI, each put there whole: a local disk, or an object store that pyarrow.fs opens.
+"""Whole files below one URI, which is a folder of a local disk or any URI that pyarrow.fs opens.
 
-Local files are written in a folder of their own, `.tmp`, fsynced and renamed. An object store has no rename: there an object
-appears when its last byte has arrived, and a writer that dies before leaves nothing that a listing shows (the parts of a large
-one may stay behind, unseen, until the bucket's lifecycle rule drops them). What is relied on: an object that was written,
-replaced or deleted is at once seen so by every reader and in every listing. Put-if-absent is not used: pyarrow does not offer
-it.
+Local files are written in the folder `.tmp`, fsynced and renamed. An object store has no rename. There an object appears when its
+last byte has arrived. A writer that dies earlier leaves nothing that a listing shows. Unseen parts of a large object may stay
+until a lifecycle rule of the bucket deletes them. One property of the store is required. After an object is written, replaced or
+deleted, every reader and every listing must see it at once. Put-if-absent is not used, since pyarrow does not offer it.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from pyarrow import fs
 from pipeline.errors import EgrsdError, StoreError, UserError
 
 SCRATCH = ".tmp"
-RESTORE = "Restore it from a copy, or delete it and run the same command again: what it described is then made anew"
-NO_SPACE = "Free some space and run the same command again: nothing half-written counts"
+RESTORE = "Restore the file from a copy, or delete it and run the same command again, which makes its content anew"
+NO_SPACE = "Free some space and run the same command again: unfinished files are ignored"
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _REMEDIES = {
     "ACCESS_DENIED": "Give these credentials the right to list, read, write and delete there, or use another place",
@@ -38,9 +37,9 @@ _REMEDIES = {
 
 
 class Files:
-    """The files below `uri`: a local path or any URI that pyarrow.fs opens. Picklable; the file system opens on first use.
+    """The files below `uri`, a local path or any URI that pyarrow.fs opens. Picklable: the file system opens on first use.
 
-    Endpoint and credentials come from the environment or a profile, never from the URI: it is written down and printed.
+    Endpoint and credentials come from the environment or a profile, and never from the URI, since the URI is logged.
     """
 
     def __init__(self, uri: str) -> None:
@@ -59,7 +58,7 @@ class Files:
     @cached_property
     def opened(self) -> tuple[fs.FileSystem, str]:
         """The file system and the path in it. Raises UserError for a URI that cannot be opened."""
-        # S3 small objects then go up in one request instead of three; what would fail at the opening fails at the close
+        # a small object then takes one request instead of three; an error of the opening comes at the close
         options = "?allow_delayed_open=true" if self.uri.startswith("s3://") else ""
         try:
             filesystem, root = fs.FileSystem.from_uri(self.uri + options)
@@ -77,15 +76,15 @@ class Files:
 
     @property
     def poll_s(self) -> float:
-        """Seconds between two looks for what another process will write: each look at an object store is a request."""
+        """Seconds between two looks for a file of another process. They are more on an object store, where each is a request."""
         return 0.05 if self.local_root is not None else 0.25
 
     def locate(self, path: str) -> str:
-        """URI or local path of a file, as engines and users open it."""
+        """URI or local path of a file, as engines and users can open it."""
         return f"{self.uri}/{path}"
 
     def write(self, path: str, data: bytes) -> None:
-        """Put a whole file at `path`, atomically and durably. Raises StoreError (no space) or UserError (no right)."""
+        """Write a whole file atomically and durably. Raises UserError when the right to write is missing, else StoreError."""
         filesystem, root = self.opened
         with self._explained("cannot write", path):
             if self.local_root is not None:
@@ -95,7 +94,7 @@ class Files:
                     stream.write(data)
 
     def read_bytes(self, path: str) -> bytes | None:
-        """A whole file, or None where there is none."""
+        """The content of a file, or None when it does not exist. Raises StoreError or UserError when it cannot be read."""
         filesystem, root = self.opened
         try:
             with filesystem.open_input_file(f"{root}/{path}") as file:
@@ -103,14 +102,17 @@ class Files:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _told(error, "cannot read", self.locate(path)) from error
+            raise _as_egrsd_error(error, "cannot read", self.locate(path)) from error
 
     def write_json(self, path: str, value: Any) -> None:
-        """Put a JSON file, atomically."""
+        """Write a JSON file atomically."""
         self.write(path, json.dumps(value, indent=1, sort_keys=True).encode())
 
     def read_json(self, path: str, *keys: str) -> Any | None:
-        """A JSON file, or None where there is none. Raises StoreError when it is torn, or not an object with `keys`."""
+        """The content of a JSON file, or None when it does not exist.
+
+        Raises StoreError when the file is not JSON, or not an object with `keys`.
+        """
         data = self.read_bytes(path)
         if data is None:
             return None
@@ -123,17 +125,18 @@ class Files:
         return document
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names in a folder; empty where there is none."""
+        """Sorted names of the files and folders in a folder. Empty when the folder does not exist."""
         filesystem, root = self.opened
         with self._explained("cannot list", folder), contextlib.suppress(FileNotFoundError):
             if self.local_root is not None:
-                return sorted(os.listdir(self.local_root / folder))  # arrow asks for every file's size too: nine times the work
-            found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True))
-            return sorted(info.base_name for info in found)
+                # arrow also reads the size of every file, which takes nine times as long
+                return sorted(os.listdir(self.local_root / folder))
+            infos = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True))
+            return sorted(info.base_name for info in infos)
         return []
 
     def delete(self, path: str) -> None:
-        """Remove a file or folder if it is there."""
+        """Delete a file or a folder, if it exists."""
         filesystem, root = self.opened
         with self._explained("cannot delete", path), contextlib.suppress(FileNotFoundError):
             info = filesystem.get_file_info(f"{root}/{path}")
@@ -143,7 +146,7 @@ class Files:
                 filesystem.delete_file(f"{root}/{path}")
 
     def scratch(self) -> Path | None:
-        """A local folder for what is not finished, on the run's own disk; None on an object store, which needs none."""
+        """A local folder for unfinished files, on the disk of the run. None on an object store, which needs no such folder."""
         if self.local_root is None:
             return None
         folder = self.local_root / SCRATCH
@@ -151,18 +154,18 @@ class Files:
         return folder
 
     def sweep(self) -> None:
-        """Remove what processes that were killed had begun to write. For whoever holds the run alone."""
+        """Delete the unfinished files of processes that were killed. Only the holder of the run may call it."""
         if self.local_root is None:
             self.delete(SCRATCH)
         else:
-            shutil.rmtree(self.local_root / SCRATCH, ignore_errors=True)  # a rank that is about to end may still write there
+            shutil.rmtree(self.local_root / SCRATCH, ignore_errors=True)  # a rank that is ending may still write there
 
     @contextlib.contextmanager
     def _explained(self, what: str, path: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise _told(error, what, self.locate(path)) from error
+            raise _as_egrsd_error(error, what, self.locate(path)) from error
 
 
 def _check_uri(uri: str) -> None:
@@ -178,16 +181,16 @@ def _check_uri(uri: str) -> None:
         )
 
 
-def _told(error: OSError, what: str, where: str) -> EgrsdError:
-    """The user's to mend: a place that does not answer, or where one may not do this. Else StoreError."""
+def _as_egrsd_error(error: OSError, what: str, where: str) -> EgrsdError:
+    """UserError when the place does not answer or the right is missing, which the user can mend. Else StoreError."""
     code = re.search(r"AWS Error ([A-Z_]+)", str(error))
-    said = error.strerror or re.sub(r" \(Request ID: [^)]*\)|; Details: .*", "", str(error))  # which name the endpoint
+    cause = error.strerror or re.sub(r" \(Request ID: [^)]*\)|; Details: .*", "", str(error))  # the details name the endpoint
     if code is not None and code[1] in _REMEDIES:
-        return UserError(f"{what} ({said})", where, _REMEDIES[code[1]])
+        return UserError(f"{what} ({cause})", where, _REMEDIES[code[1]])
     if error.errno in _RIGHTS:
-        return UserError(f"{what} ({said})", where, "Get the right to, or use another place")
+        return UserError(f"{what} ({cause})", where, "Get the right to do this, or use another place")
     remedy = NO_SPACE if error.errno == errno.ENOSPC else "Check that the place exists and its permissions"
-    return StoreError(f"{what} ({said})", where, remedy)
+    return StoreError(f"{what} ({cause})", where, remedy)
 
 
 def _write_local(path: Path, scratch: Path, data: bytes, tries: int = 10) -> None:
@@ -204,7 +207,7 @@ def _write_local(path: Path, scratch: Path, data: bytes, tries: int = 10) -> Non
         temporary.unlink(missing_ok=True)
         if tries == 1:
             raise
-        return _write_local(path, scratch, data, tries - 1)  # swept meanwhile: an evaluation writes beside a driver that ends
+        return _write_local(path, scratch, data, tries - 1)  # a driver that ended swept `.tmp` while an evaluation wrote there
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -1,6 +1,6 @@
-"""A folder that appears as a whole: a policy or a training state.
+"""Folders that appear as a whole: policies and training states.
 
-Its manifest names every file with its sha256 and is written last. A folder without a manifest does not exist.
+The manifest of a folder names every file with its sha256, and is written last. A folder without a manifest does not exist.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STATE_REMEDY = "Delete the folder and resume"
 
 
 def put_folder(files: Files, path: str, folder: Path) -> None:
-    """Put the files of a local folder at `path`, the manifest last."""
+    """Copy the files of a local folder to `path`, and write the manifest last."""
     hashes = {}
     files.delete(f"{path}/{MANIFEST}")
     for file in sorted(folder.iterdir()):
@@ -45,7 +45,7 @@ def check_folder(files: Files, path: str, remedy: str) -> None:
 
 
 def fetch_folder(files: Files, path: str, remedy: str) -> Path | None:
-    """A local copy of the folder, or the folder itself on a local disk, with every file checked; None without a manifest.
+    """A local copy of the folder, or the folder itself on a local disk. Every file is checked. None without a manifest.
 
     Raises StoreError, with `remedy`, when a file is missing or damaged. The caller deletes a copy.
     """
@@ -67,13 +67,13 @@ def fetch_folder(files: Files, path: str, remedy: str) -> Path | None:
 
 
 def _manifest(files: Files, path: str) -> dict[str, str] | None:
-    """Names of the folder's files with their sha256; None where there is no manifest."""
+    """The sha256 of each file in a folder, by name. None when there is no manifest."""
     document = files.read_json(f"{path}/{MANIFEST}", "files")
     return None if document is None else document["files"]
 
 
 def _checked(files: Files, path: str, manifest: dict[str, str], remedy: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file that the manifest names."""
+    """Name and content of every file in the manifest. Raises StoreError when a file is missing or its sha256 differs."""
     for name, digest in manifest.items():
         data = files.read_bytes(f"{path}/{name}")
         if data is None or hashlib.sha256(data).hexdigest() != digest:

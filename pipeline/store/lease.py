@@ -1,12 +1,12 @@
-"""One driver per run: a lease in the run directory, kept alive by a heartbeat and judged without comparing clocks.
+"""One driver per run: the driver holds a lease in the run directory and renews it with heartbeats.
 
-`lease.json` names its holder and counts heartbeats. Whoever finds one watches the count: a holder that lives changes it within
-TTL_S, so clocks of different machines need not agree. A holder on this machine whose process is gone is dead at once.
+`lease.json` names its holder and counts its heartbeats. A process that finds a lease watches the count. A living holder changes
+it within TTL_S seconds, so the clocks of two machines need not agree. A holder on this machine whose process is gone is dead.
 
-No store offers a lock on every back end, so taking is write, wait, read again: of two that write at one time the later write
-stands and the other one is refused. The wait is long beside one's own write, so a write that began before it has most likely
-arrived; a holder that finds another's name in its lease all the same knows at its next heartbeat. That suffices: the lease saves
-work, it does not guard data. What two drivers commit cannot mix, and the last whole entry wins.
+No lock works on every store. A driver therefore writes the lease, waits, and reads it again. When two drivers write at one time,
+the later write stands and the other driver is refused. The wait is several times as long as the driver's own write, so an earlier
+write of another driver has most likely arrived. If it has not, the holder sees the other name at its next heartbeat. That is
+enough, since the lease only saves work. Two drivers cannot damage data: their commits do not mix, and the last entry wins.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BEAT_S, TTL_S, SETTLE_S = 5.0, 20.0, 0.3
 
 @dataclass
 class Lease:
-    """A held lease. `check` raises once another driver has taken it."""
+    """A lease that this process holds. `stolen_by` names the driver that has taken it over, if one has."""
 
     store: Store
     token: str
@@ -41,14 +41,14 @@ class Lease:
     _end: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
-        """Raise StoreError when this driver no longer holds the run."""
+        """Raise StoreError when another driver has taken the run over."""
         if self.stolen_by is not None:
             raise StoreError(f"{self.stolen_by} has taken over this run", self.store.uri, "Let it finish, or stop it and resume")
 
     def _beat(self) -> None:
         beats = 0
         while self.stolen_by is None and not self._end.wait(BEAT_S):
-            with contextlib.suppress(EgrsdError, OSError):  # a full disk now may be none at the next beat
+            with contextlib.suppress(EgrsdError, OSError):  # a disk that is full now may have space at the next beat
                 current = self.store.read_json(LEASE, "token", "holder")
                 if current is not None and current["token"] != self.token:
                     self.stolen_by = current["holder"]
@@ -59,9 +59,9 @@ class Lease:
 
 @contextlib.contextmanager
 def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
-    """Hold the run for the length of a block, after `ttl_s` in which a silent holder may stir.
+    """Hold the run for the length of a block. A holder that is silent for `ttl_s` seconds counts as dead.
 
-    Raises UserError that says who holds it.
+    Raises UserError, with the name of the holder, when another process works on the run.
     """
     token = uuid4().hex
     if (holder := living_holder(store, ttl_s)) is not None:
@@ -73,7 +73,7 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
     if current is None or current["token"] != token:
         other = current["holder"] if current else "another driver"
         raise UserError(f"{other} has just started on this run", store.uri, "Wait for it or stop it")
-    store.sweep()  # what a driver that was killed, or its workers, had begun to write
+    store.sweep()  # unfinished files of a driver that was killed, and of its workers
     lease = Lease(store, token)
     thread = threading.Thread(target=lease._beat, name="egrsd-lease", daemon=True)
     thread.start()
@@ -89,7 +89,7 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
 
 
 def living_holder(store: Store, ttl_s: float) -> str | None:
-    """Who works on this run, or None; a silent holder on another machine is watched for `ttl_s` seconds."""
+    """The process that works on this run, or None. A silent holder on another machine is watched for `ttl_s` seconds."""
     first = store.read_json(LEASE, "token", "holder", "host", "pid", "beats")
     if first is None:
         return None
@@ -106,9 +106,9 @@ def living_holder(store: Store, ttl_s: float) -> str | None:
     return None
 
 
-def is_dead(found: dict[str, Any]) -> bool:
-    """Whether the holder that a lease names is a process of this machine that is no more; False where that cannot be told."""
-    return found["host"] == _host() and not psutil.pid_exists(found["pid"])
+def is_dead(lease: dict[str, Any]) -> bool:
+    """Whether the holder of a lease was a process of this machine that has ended. False for a holder on another machine."""
+    return lease["host"] == _host() and not psutil.pid_exists(lease["pid"])
 
 
 def _write(store: Store, token: str, beats: int) -> None:
@@ -118,7 +118,7 @@ def _write(store: Store, token: str, beats: int) -> None:
 
 
 def _host() -> str:
-    """This machine, this boot and this space of process ids: containers may share a name."""
+    """A name for this machine, this boot and this space of process ids, since containers may share a host name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"

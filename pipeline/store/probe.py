@@ -1,4 +1,4 @@
-"""Whether a place can hold a run: a probe is written there, read back and deleted."""
+"""Checks whether a place can hold a run: a probe is written there, read back and deleted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipeline.store.lease import TTL_S, living_holder
 
 
 def judge_store(store: Store) -> list[Line]:
-    """Write, read back and delete a probe; then say who holds the lease. Leaves a folder that was not there not there.
+    """Write, read back and delete a probe, and say who holds the lease. A folder that did not exist is removed again.
 
-    Raises StoreError or OSError where nothing can be written.
+    Raises StoreError, UserError or OSError when nothing can be written.
     """
     name, data = f"doctor-{uuid4().hex}", os.urandom(64)
     root = store.local_root

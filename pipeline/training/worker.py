@@ -136,6 +136,8 @@ def train_loop(config: dict[str, Any]) -> None:
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     trainer = resume(store, run, get_device())
+    if trainer.rank == 0:  # a rank that was killed after it published a policy had no time to drop what is older
+        store.prune_states(run.train.keep_checkpoints)
     for number in range(first_rank(store.latest_policy), run.rounds):
         if not wait(store, number) or not train_round(trainer, store, number):
             return

@@ -8,15 +8,16 @@ from pyarrow import fs
 from actors import adapters
 from pipeline.errors import ModelError, StoreError
 from pipeline.store.directory import Store
+from pipeline.store.files import Files
 
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch):
     """A run directory that is read as an object store is: through a file system that is not the local one."""
     disk = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    local = Store.opened.func
+    local = Files.opened.func
     opened = property(lambda self: (disk, self.uri.removeprefix("s3://")) if self.uri.startswith("s3://") else local(self))
-    monkeypatch.setattr(Store, "opened", opened)
+    monkeypatch.setattr(Files, "opened", opened)
     monkeypatch.setattr(adapters.tempfile, "tempdir", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     return tmp_path / "bucket"

@@ -191,11 +191,11 @@ def check(ground: Ground, uri: str, undisturbed: str) -> None:
 
 def check_whole(uri: str, undisturbed: str) -> None:
     """All rounds are finished, every trace is there once and counted once, and the adapter moved in every round."""
-    from pipeline.rounds.todo import Missing
+    from pipeline.rounds.remaining import Remaining
 
     store = Store(uri)
     run = store.load_run()
-    assert Missing.of(store, run).nothing
+    assert Remaining.of(store, run).is_empty
     assert store.latest_policy() == run.rounds
     ids = trace_ids(uri)
     assert len(ids) == len(set(ids)) == run.rounds * run.rollout.prompts_per_round * run.rollout.group_size

@@ -51,6 +51,7 @@ def test_a_few_kills(ground, undisturbed, tmp_path, held):
     whole, uri = undisturbed(fake, *SHORT), str(tmp_path / "run")
     kills = list(disturb(fake(ground, uri, *SHORT), uri, 1, ("engine", "pool", "task", "driver"), pace=6))
     check(ground, uri, whole)
+    assert check_policy_versions(uri) == {("teacher", 0): 2 * 8, **{("student", version): 24 for version in range(2)}}
     assert len(kills) == 4
     held("fake", kills)
 
@@ -142,6 +143,8 @@ def test_engines_that_load_on_nodes_that_vanish_are_not_an_engine_that_cannot_lo
     held("fake", kills)
 
 
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
 def test_every_row_is_of_the_policy_its_round_asked_for_while_engines_die_and_join(ground, tmp_path, held):
     """Engines are killed and the pool is resized from another terminal, all the time; every stored row is looked at."""
     sets = (*SHORT, "rounds=3", "engines.rollout.min=1", "engines.rollout.max=3", "engines.rollout.grow_after_s=0.2")

@@ -16,6 +16,7 @@ from pipeline.rounds.plan import Plan, write_plan
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
+from pipeline.store.manifest import Origin
 
 
 def shards(verdicts, lengths, answers, rejected=()):
@@ -177,7 +178,7 @@ def commit(store, shard, verdicts, lengths):
         columns |= {"trace_id": [str(i) for i in range(len(verdicts))], "reject_reason": [None] * len(verdicts)}
         columns |= {column: known[column].to_pylist() for column in known.column_names}
         table = pa.table(columns, schema(STAGES[name]))
-        store.commit("evals/0000", STAGES[name], shard, table, settings="", inputs={}, seconds=0, facts=facts)
+        store.commit("evals/0000", STAGES[name], shard, table, Origin(facts=facts))
 
 
 def filler(kind, lengths):

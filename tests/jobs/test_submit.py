@@ -76,6 +76,7 @@ def head():
     mine = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     mine.pop("PYTHONPATH", None)  # a job must run what was submitted, not the code that these tests run
     mine |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
+    mine["RAY_JOB_STOP_WAIT_TIME_S"] = "30"  # on a busy machine a job needs longer than Ray's 3 s to say that it ends
     mine |= {"HOME": str(folder), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     options = ["--port", gcs, "--dashboard-port", dashboard, "--ray-client-server-port", client]
     options += ["--dashboard-agent-listen-port", agent, "--metrics-export-port", "0", "--dashboard-host", "127.0.0.1"]

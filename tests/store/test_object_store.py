@@ -169,17 +169,24 @@ def test_of_many_that_start_together_one_holds(store):
 # ---- a whole run -------------------------------------------------------------------------------------------------------
 
 
-def start_driver(uri, *sets):
+@pytest.fixture
+def short_folder():
+    """Makes folders with a short path, as Ray's sockets need, and deletes them."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(tempfile.TemporaryDirectory(prefix="egr", dir="/tmp", ignore_cleanup_errors=True))
+
+
+def start_driver(uri, scratch, *sets):
     """A driver with a Ray of its own, fake engines and a real trainer; where its Ray keeps its logs."""
-    scratch = tempfile.mkdtemp(prefix="egr", dir="/tmp")  # Ray's sockets need a short path
     environment = {**os.environ, "RAY_TMPDIR": scratch, "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-c", DRIVER, uri, *sets]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), scratch
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.timeout(900)
-def test_a_run_whose_driver_is_killed_goes_on_and_every_verb_reads_it(store, s3, tmp_path, capfd):
-    first, scratch = start_driver(store.uri, *SETS)
+def test_a_run_whose_driver_is_killed_goes_on_and_every_verb_reads_it(store, s3, short_folder, capfd):
+    scratch, other_scratch = short_folder(), short_folder()
+    first = start_driver(store.uri, scratch, *SETS)
     while not store.has_policy(1):
         assert first.poll() is None, first.communicate()[0]
         time.sleep(0.1)
@@ -191,7 +198,7 @@ def test_a_run_whose_driver_is_killed_goes_on_and_every_verb_reads_it(store, s3,
                 store.read(entry)
     assert store.read_json(lease.LEASE)["pid"] == first.pid
 
-    second, other_scratch = start_driver(store.uri)
+    second = start_driver(store.uri, other_scratch)
     said = second.communicate(timeout=800)[0]
     assert second.returncode == 0, said
     assert "resuming: rounds" in said
@@ -270,9 +277,9 @@ def test_problems_in_a_bucket_are_read_and_a_refusal_is_told(s3):
         open_source(source)
 
 
-def test_a_folder_that_may_be_read_but_not_written_is_named(tmp_path):
+def test_a_folder_that_may_be_read_but_not_written_is_named(short_folder):
     """As another user, where root runs the tests: root may write anywhere."""
-    folder = Path(tempfile.mkdtemp(prefix="egr", dir="/tmp"))
+    folder = Path(short_folder())
     folder.chmod(0o555)
     other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.getuid() == 0 else []
     code = "import sys\nfrom jobs.terminal import session\n"
@@ -281,4 +288,7 @@ def test_a_folder_that_may_be_read_but_not_written_is_named(tmp_path):
     environment = {**os.environ, "HOME": str(folder), "PYTHONPATH": os.getcwd(), "PYTHONDONTWRITEBYTECODE": "1"}
     ended = subprocess.run([*other, sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr
-    assert f"error: {folder}/lease.json: cannot write (Permission denied). Get the right to, or use another place" in ended.stdout
+    assert (
+        f"error: {folder}/lease.json: cannot write (Permission denied). Get the right to do this, or use another place"
+        in ended.stdout
+    )

@@ -1,4 +1,4 @@
-"""What is to do, read off the run directory: what `distill` still lacks, and which rounds `train` may take."""
+"""What remains to be done, as the run directory shows it: for `distill` the rest of the run, for `train` its rounds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """What a run still lacks: rounds to train, rounds to label, evaluations (of policy 0 and of the last).
+class Remaining:
+    """What a run still needs: rounds to train, rounds to label, and evaluations of the first and the last policy.
 
-    `stale` says what trained rounds were trained on and has changed since: that is for `egrsd stage` and `egrsd train`.
+    train, label: numbers of rounds.
+    evaluate: versions of policies.
+    stale: a line for each stage that is stale in a trained round. `distill` leaves it to `egrsd stage` and `egrsd train`.
     """
 
     train: list[int]
@@ -31,17 +33,17 @@ class Missing:
     stale: list[str]
 
     @classmethod
-    def of(cls, store: Store, run: Run) -> Missing:
-        """Read it off the run directory."""
+    def of(cls, store: Store, run: Run) -> Remaining:
+        """What the run directory shows. Nothing is changed."""
         first, stale, label = store.latest_policy(), [], []
         for work in itertools.takewhile(lambda work: work.number < first, open_rounds(store, run)):
-            seen = Inventory(work)
+            inventory = Inventory(work)
             stale += [
-                f"stale: {work.area} {name} ({reason}), trained on all the same; `egrsd stage` and `egrsd train` redo it"
+                f"stale: {work.area} {name} ({reason}), and trained on. `egrsd stage` and `egrsd train` make both again"
                 for name in MEASURE
-                for reason in sorted(seen.reasons(name))
+                for reason in sorted(inventory.reasons(name))
             ]
-            if not seen.is_fresh(*LABELS) and not _inputs_stale(seen):
+            if not inventory.is_fresh(*LABELS) and not _inputs_stale(inventory):
                 label.append(work.number)
         held_out = evaluation_run(run) if run.evaluation.problems else None
         versions = [0, run.rounds] if held_out else []
@@ -50,17 +52,17 @@ class Missing:
         return cls(list(range(first, run.rounds)), label, evaluate, stale)
 
     @property
-    def nothing(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether the run is complete."""
         return not (self.train or self.label or self.evaluate)
 
     @property
-    def on_engines(self) -> bool:
-        """Whether engines are needed."""
+    def needs_engines(self) -> bool:
+        """Whether an engine must answer anything."""
         return bool(self.train or self.evaluate)
 
-    def text(self, run: Run) -> str:
-        """What will happen, for the person who started it."""
+    def describe(self, run: Run) -> str:
+        """One line about what will happen, for the person who started the run."""
         if len(self.train) == run.rounds:
             return f"{run.rounds} rounds of recipe {run.name}"
         parts = [f"rounds {self.train[0]} to {run.rounds - 1} to train"] if self.train else []
@@ -70,49 +72,52 @@ class Missing:
 
 
 def _planned(store: Store, run: Run, kind: str, number: int) -> Round | None:
-    """The round, if its plan has as many prompts as are asked for now; else None."""
+    """The round, or None when it has no plan, or a plan for another number of prompts."""
     plan = read_plan(store, kind, number)
-    return open_round(store, run, kind, number) if plan and plan.asked in (None, run.rollout.prompts_per_round) else None
+    return open_round(store, run, kind, number) if plan and plan.is_for(run.rollout.prompts_per_round) else None
 
 
-def _inputs_stale(seen: Inventory) -> bool:
-    """Whether labels cannot be made before `egrsd stage` has redone what they read."""
-    return bool(seen.reasons("grade")) or any(
-        seen.stale_input(STAGES[name], shard) for name in ("grade", "profile") for shard in seen.work.shards
+def _inputs_stale(inventory: Inventory) -> bool:
+    """Whether a stage that the labels read is stale, so that `egrsd stage` must run first."""
+    return bool(inventory.reasons("grade")) or any(
+        inventory.stale_input(STAGES[name], shard) for name in ("grade", "profile") for shard in inventory.work.shards
     )
 
 
-def trainable(store: Store, run: Run, first: int) -> list[Round]:
-    """Rounds from `first` on that can be trained on: measured, without a gap.
+def trainable_rounds(store: Store, run: Run, first: int) -> list[Round]:
+    """Rounds from `first` on that the trainer may take. All of them are measured, and there is no gap between them.
 
-    Raises UserError when there is none, when a stage of one is stale, or when the training state that stood beside policy `first`
-    is no longer kept.
+    Raises UserError when there is no such round, or when a stage of one is stale. Raises it also when the training state beside
+    policy `first` is no longer kept.
     """
     if first and store.read_bytes(f"{area('train', first)}/{MANIFEST}") is None:
         kept = ", ".join(map(str, [0, *store.numbers("train")]))
         raise UserError(
             f"the training state beside policy {first} is not kept", store.uri, f"Train from one of these rounds: {kept}"
         )
-    found: list[Round] = []
+    rounds: list[Round] = []
     for work in itertools.dropwhile(lambda work: work.number < first, open_rounds(store, run)):
-        if work.number != first + len(found) or not _is_measured(work):
+        if work.number != first + len(rounds) or not _is_measured(work):
             break
-        found.append(work)
-    if not found:
+        rounds.append(work)
+    if not rounds:
         raise UserError(f"round {first} is not measured", store.uri, "`egrsd status` shows which are; `egrsd distill` makes them")
-    return found
+    return rounds
 
 
 def _is_measured(work: Round) -> bool:
-    """Whether the trainer may take a round; False where nothing is there. Raises UserError where a part is stale or too old."""
-    seen = Inventory(work)
-    # the policy that wrote a trace may have been trained again since: stored traces are what this trains on
-    reasons = {name: why for name in MEASURE for why in seen.reasons(name) if why != "policy changed"}
+    """Whether the trainer may take a round. False when no stage is stale and one is missing.
+
+    Raises UserError when a stage is stale, or when the policy that wrote the traces is too far behind.
+    """
+    inventory = Inventory(work)
+    # training reads stored traces, so the policy that wrote them may have been trained again since
+    reasons = {name: why for name in MEASURE for why in inventory.reasons(name) if why != "policy changed"}
     if set(reasons.values()) == {"missing"}:
         return False
     if work.lag > work.run.max_staleness:
         what = f"was rolled out by policy {work.policy_version}, more than max_staleness {work.run.max_staleness} behind"
-        raise UserError(what, work.area, f"It was made under max_staleness {work.lag}: allow that again")
+        raise UserError(what, work.area, f"It was made under max_staleness {work.lag}: set that value again")
     for name, why in reasons.items():
         raise UserError(f"{name} is stale ({why})", work.area, f"Run `egrsd stage {name} --round {work.number}` first")
     return True
