@@ -1,4 +1,4 @@
-"""What tests share: one local Ray, one real engine, two random adapters for it."""
+"""Fixtures that tests share: one local Ray, one real engine with two random adapters, a stored run, an object store."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: on two busy cores a second thread costs more than it gives
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # with tiny tensors a second thread slows two busy cores down
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -15,11 +15,12 @@ import hypothesis
 import pytest
 from waiting import free_port, until
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # a busy machine is no failure
+hypothesis.settings.register_profile("any machine", deadline=None)  # a slow test on a busy machine is no failure
 hypothesis.settings.load_profile("any machine")
 
 
-# What pytest-xdist's processes take: one file, or all files that load vLLM into the process. What takes minutes begins first.
+# A process of pytest-xdist takes one test file at a time, or all files that load vLLM into the process (ENGINE). Files that take
+# minutes begin first (LONGEST).
 ENGINE = ("test_engine", "test_sweep", "test_report", "test_page")
 LONGEST = (
     *("test_damage", "test_kills", *ENGINE, "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit"),
@@ -28,7 +29,7 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(config, items):
-    """Order the tests of every pytest-xdist process alike, as `LONGEST` has it."""
+    """Order the tests in every pytest-xdist process in the same way, by `LONGEST`."""
     if hasattr(config, "workerinput"):
         ranks = {name: rank for rank, name in enumerate(LONGEST)}
         items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
@@ -36,7 +37,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Tests of one file share a process, and so do all tests of the one engine."""
+    """Run the tests of one file in one process, and all tests of the real engine in one process."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -50,7 +51,7 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """A Ray of our own. Logical CPUs exceed the cores: with two, stages and actors would starve each other and hang."""
+    """A local Ray. Its logical CPUs exceed the cores, because with two of them stages and actors wait for each other forever."""
     import ray
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
@@ -60,7 +61,7 @@ def ray_local():
 
 @pytest.fixture(scope="session")
 def engine():
-    """A real vLLM engine of the tiny reasoner in this process; about 14 s to load, so there is one."""
+    """A real vLLM engine of the tiny reasoner in this process. It loads in about 14 s, so all tests share it."""
     from actors.engine import Engine
     from pipeline import config
 
@@ -71,7 +72,7 @@ def engine():
 
 @pytest.fixture
 def trained_here(monkeypatch):
-    """Rounds are trained in this process, not by Ray Train's ranks."""
+    """Train rounds in this process instead of in Ray Train's ranks."""
     import trainer_here
 
     from pipeline.training import worker
@@ -81,7 +82,7 @@ def trained_here(monkeypatch):
 
 @pytest.fixture(scope="session")
 def adapters(tmp_path_factory):
-    """Folders of two random LoRA adapters for the tiny reasoner, far enough from zero to change every trace."""
+    """Folders of two random LoRA adapters for the tiny reasoner, large enough to change every trace."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -106,7 +107,7 @@ def adapters(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stored_run(engine, tmp_path_factory):
-    """Two finished rounds of the tiny reasoner: real engine, stages and trainer, without Ray. Copy it to spoil it."""
+    """A run of two finished rounds of the tiny reasoner: real engine, stages and trainer, no Ray. Copy it to change it."""
     import torch
     from in_process import bring_up_to_date
 
@@ -148,7 +149,7 @@ def stored_run(engine, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
-    """A client of a server of our own, whose endpoint and credentials are in the environment as a user gives them."""
+    """A client of a local S3 server. The environment has its endpoint and credentials, as a user would set them."""
     import boto3
     import botocore.config
     import botocore.exceptions

@@ -1,12 +1,14 @@
-"""Measures the shape of the code: sizes, parameters, imports, prose. Standard library alone, so that it reads any checkout.
+"""Measures the shape of the code: sizes, parameters, imports, prose. It needs the standard library only, to read any checkout.
 
     python tests/house.py [ROOT] [--json] [--constant NAME]
 
-Run it on two checkouts to compare them. A code line holds a token that is neither comment nor docstring. A function's lines run
-from `def` to its end, docstring included; `self` and `cls` are no parameters. Imports under TYPE_CHECKING are not followed.
+Run it on two checkouts to compare them. A code line has a token that is neither comment nor docstring. A function's lines run
+from `def` to its end, with the docstring. `self` and `cls` are not counted as parameters. Imports under TYPE_CHECKING are not
+followed.
 
-A row's way is every product module that is imported, directly or not, by the modules that define ENTRIES: stage executor, engine,
-pool of engines and trainer. The files that name a gate constant stand for those that a new constant must be written into.
+ENTRIES are the stage executor, the engine, the pool of engines and the trainer. A row's way is the set of product modules that
+the modules of ENTRIES import, directly or not. A new gate constant must be written into the files that name an existing one, so
+the number of these files estimates that work.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 
 @dataclass(frozen=True)
 class Function:
-    """One function or method: where it stands, its lines and its parameters."""
+    """One function or method: its place, its lines and its parameters."""
 
     where: str
     lines: int
@@ -42,7 +44,7 @@ class Function:
 
 @dataclass
 class Module:
-    """One file of product code, measured. `imports` are names of product modules, or of what may be one."""
+    """The measures of one file of product code. `imports` has names that are, or may be, product modules."""
 
     name: str
     path: str
@@ -58,7 +60,7 @@ class Module:
 
 
 def house(root: Path, constant: str = "floor") -> dict[str, Any]:
-    """Every figure of the checkout at `root`. Raises SyntaxError on a file that is no Python."""
+    """Every figure of the checkout at `root`. Raises SyntaxError for a file that is not valid Python."""
     paths = sorted(path for folder in PRODUCT for path in (root / folder).rglob("*.py"))
     modules = {module.name: module for module in (read(path, root) for path in paths)}
     functions = [function for module in modules.values() for function in module.functions]
@@ -96,7 +98,7 @@ def house(root: Path, constant: str = "floor") -> dict[str, Any]:
 
 
 def read(path: Path, root: Path) -> Module:
-    """One file, measured."""
+    """The measures of one file."""
     text = path.read_text()
     tree, where = ast.parse(text), path.relative_to(root)
     prose = {line for node in ast.walk(tree) for line in _docstring_lines(node)}
@@ -116,7 +118,7 @@ def read(path: Path, root: Path) -> Module:
 
 
 def reach(graph: dict[str, set[str]], starts: list[str]) -> set[str]:
-    """Modules that `starts` import, directly or not, with themselves."""
+    """`starts`, and the modules that they import, directly or not."""
     found, open_ = set(starts), list(starts)
     while open_:
         new = graph[open_.pop()] - found
@@ -126,7 +128,7 @@ def reach(graph: dict[str, set[str]], starts: list[str]) -> set[str]:
 
 
 def longest_chain(graph: dict[str, set[str]]) -> list[str]:
-    """The longest chain in which each module imports the next; modules that import each other count once."""
+    """The longest chain in which each module imports the next. Modules that import each other count as one."""
     reached = {name: reach(graph, [name]) for name in graph}
     together = {name: min(other for other in reached[name] if name in reached[other]) for name in graph}
     edges: dict[str, set[str]] = {}
@@ -141,14 +143,14 @@ def longest_chain(graph: dict[str, set[str]]) -> list[str]:
 
 
 def layers(pyproject: str) -> int:
-    """Layers of the import contracts: each list of layers adds its own, less the layer that another list divides."""
+    """Number of layers in the import contracts. A layer that a second list divides is counted through its parts only."""
     contracts = tomllib.loads(pyproject).get("tool", {}).get("importlinter", {}).get("contracts", []) if pyproject else []
     counts = [len(contract["layers"]) for contract in contracts if contract.get("type") == "layers"]
     return sum(counts) - max(0, len(counts) - 1)
 
 
 def naming(root: Path, modules: dict[str, Module], constant: str) -> list[str]:
-    """Files of the product, the report's scripts too, in which `constant` is an identifier or part of a setting's name."""
+    """Files of the product, with the report's scripts, in which `constant` is an identifier or part of a setting's name."""
     found = [module.path for module in modules.values() if constant in module.names]
     word = re.compile(rf"(?<!Math\.)\b{re.escape(constant)}\b")
     scripts = (path for folder in PRODUCT for path in sorted((root / folder).rglob("*.js")))
@@ -175,7 +177,7 @@ def _docstring_lines(node: ast.AST) -> range:
 
 
 def _running(node: ast.AST) -> Iterator[ast.AST]:
-    """Every node that a running program may come to: none under `if TYPE_CHECKING`."""
+    """Every node that a running program may execute, so none under `if TYPE_CHECKING`."""
     yield node
     skipped = node.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) else []
     for child in ast.iter_child_nodes(node):
@@ -195,12 +197,12 @@ def _imported(node: ast.AST, package: str) -> set[str]:
 
 
 def _edges(module: Module, modules: dict[str, Module]) -> set[str]:
-    """Product modules that `module` imports. A folder's empty __init__ is none."""
+    """Product modules that `module` imports, without empty __init__ files."""
     return {name for name in module.imports if name in modules and name != module.name and modules[name].code}
 
 
 def _identifiers(node: ast.AST) -> set[str]:
-    """Names in a node: variables, arguments, attributes (not those of math and numpy), and parts of a dotted setting."""
+    """Names in a node: variables, arguments, attributes (without those of math, np and torch), parts of a dotted setting."""
     match node:
         case ast.Attribute(value=ast.Name(id="math" | "np" | "torch")):
             return set()
@@ -228,7 +230,7 @@ def _text(path: Path) -> str:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for a reader: a list or a table of names counts first, and its names follow."""
+    """The figures as text. A list of names shows its number first, and the names below."""
     lines = []
     for name, value in figures.items():
         names = [f"{key} {count}" for key, count in value.items()] if isinstance(value, dict) else value
@@ -239,7 +241,7 @@ def table(figures: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure the checkout that is named, or this one."""
+    """Measure the checkout that the command line names, or this one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).parent.parent)
     parser.add_argument("--json", action="store_true", help="print JSON")

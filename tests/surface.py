@@ -1,7 +1,7 @@
-"""What users rely on, as one JSON document: verbs, settings, recipes, columns, stages, exit codes, names.
+"""The surface that users rely on, as one JSON document: verbs, settings, recipes, columns, stages, exit codes, names.
 
-`python -m tests.surface --write` renews tests/surface.json on purpose; without `--write` it prints the document. Help texts and
-descriptions stay out: they may change at any time.
+`python -m tests.surface --write` writes tests/surface.json anew. Without `--write` it prints the document. Help texts and
+descriptions are not in it, as they may change at any time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def surface() -> dict[str, Any]:
 
 
 def to_text(document: dict[str, Any]) -> str:
-    """The document as JSON with one line for each item, so that a change shows as one line of a diff."""
+    """The document as JSON with one line for each item, so that a changed item is one line of a diff."""
     sections = []
     for section, items in document.items():
         if isinstance(items, list):
@@ -107,7 +107,7 @@ def _settings(schema: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
 
 
 def _section(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any] | None:
-    """The section that a field holds, also one that may be left out."""
+    """The section of settings that a field holds, required or optional. None for a field that is no section."""
     for part in (field, *field.get("anyOf", ())):
         if "$ref" in part:
             return dict(sections[part["$ref"].rpartition("/")[2]])
@@ -115,7 +115,7 @@ def _section(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any] 
 
 
 def _type(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
-    """Type and limits of one field, without titles and descriptions."""
+    """Type and limits of one field, without its title and description."""
     if "$ref" in field:
         return {"type": field["$ref"].rpartition("/")[2]}
     if "anyOf" in field:
@@ -130,7 +130,7 @@ def _type(field: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def _departures(recipe: str) -> dict[str, Any]:
-    """The settings in which a recipe departs from the defaults, as `recipe setting`."""
+    """The settings of a recipe that differ from the defaults, by the name `recipe setting`."""
     run = recipes.recipe(recipe)
     mine, plain = (_flat(one.model_dump(mode="json")) for one in (run, Run(name=run.name)))
     found = {name: value for name, value in mine.items() if plain.get(name, _ABSENT) != value}
@@ -159,7 +159,7 @@ def _family(kind: type[errors.EgrsdError]) -> list[type[errors.EgrsdError]]:
 
 
 def _project() -> dict[str, Any]:
-    """Names that others call by, and what is asked of a machine. Where an entry point leads is the project's own matter."""
+    """Names of scripts, entry points and extras, and the required Python. The target of an entry point may change."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return {
         "name": project["name"],
@@ -171,7 +171,7 @@ def _project() -> dict[str, Any]:
 
 
 def _environment() -> list[str]:
-    """Names of the environment variables that the product asks for, and of its own."""
+    """Names of the environment variables that the product reads, and of its own EGRSD_ variables."""
     found: set[str] = set()
     for path in (path for name in ("pipeline", "actors", "jobs") for path in (ROOT / name).rglob("*.py")):
         text = path.read_text()

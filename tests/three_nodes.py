@@ -1,6 +1,8 @@
-"""A cluster of three node types on this machine, and a run on it: fake engines, real ranks. Told as JSON: what ran where.
+"""A cluster of three node types on this machine, and a run on it with fake engines and real ranks. Writes as JSON what ran where.
 
-A process of its own: the tests' own Ray cannot stand beside a connection to this one. `python tests/three_nodes.py RUN FILE`
+    python tests/three_nodes.py RUN FILE
+
+It runs in a process of its own, because one process cannot connect to this cluster and to the tests' Ray.
 """
 
 import contextlib
@@ -49,7 +51,7 @@ SETS = [
 
 
 class Watcher(threading.Thread):
-    """Samples where actors and data tasks live; once an engine waits for a machine, keeps that demand and adds the machine."""
+    """Samples on which nodes actors and data tasks run. When an engine waits for a node, keeps that demand and adds the node."""
 
     def __init__(self, cluster):
         super().__init__(daemon=True)
@@ -58,7 +60,7 @@ class Watcher(threading.Thread):
         self.rows, self.ended, self.added, self.fresh = {}, threading.Event(), [], None
 
     def add(self, role, **options):
-        """A node of a role: one engine or one rank fits."""
+        """Add a node of a role, with room for one engine or one rank."""
         labels = {"egrsd-role": role.split()[0]}
         node = self.cluster.add_node(num_cpus=2, labels=labels, object_store_memory=100 * 2**20, **options)
         self.know(role, node)
@@ -93,13 +95,15 @@ class Watcher(threading.Thread):
             self.rows[self.engines.get(name)] = rows
 
     def serve(self):
-        """An engine waits: keep what the cluster then asks of its autoscaler, and grant it. The first one waits on a cluster that
-        has no rollout node yet, the second while the first serves."""
+        """While an engine waits, keep what the cluster asks of its autoscaler, and add the node.
+
+        The first engine waits on a cluster that has no rollout node yet. The second waits while the first serves.
+        """
         if self.demand is not None or (self.fresh is not None and not self.engines):
             return
         asked = get_cluster_resource_state(global_worker.gcs_client).pending_resource_requests
-        if not any("rollout" in request.request.resources_bundle for request in asked):  # told some time after the actor waits
-            return
+        if not any("rollout" in request.request.resources_bundle for request in asked):
+            return  # the request comes some time after the actor begins to wait
         told = [request.SerializeToString().hex() for request in asked]
         if self.fresh is None:
             self.fresh = told
@@ -111,20 +115,20 @@ class Watcher(threading.Thread):
         self.raylets[self.added[-1].pid] = "rollout added" if self.demand else "rollout"
 
     def role(self, node):
-        """The role of a node; of those that were granted the first is "rollout", the second "rollout added"."""
+        """The role of a node. The first node that was added for an engine is "rollout", the second "rollout added"."""
         return self.roles.setdefault(node, "rollout added" if "rollout" in self.roles.values() else "rollout")
 
     def answered(self):
-        """Rows by engine, as its pool counts them."""
+        """Pairs of an engine's name and its rows, as its pool counts them."""
         try:
             pool = ray.get(ray.get_actor("rollout-pool").overview.remote(), timeout=5)
             return [(engine.name, engine.rows) for engine in pool.engines if engine.rows]
-        except Exception:  # the pool is not there yet, or no more
+        except Exception:  # the pool does not exist yet, or no longer
             return []
 
 
 def mismatch(address):
-    """What a driver is told whose versions are not the cluster's."""
+    """The message to a driver whose versions differ from the cluster's."""
     connect(address)
     theirs = json.dumps({"ray_version": "2.1.0", "python_version": "3.9.1"}).encode()
     global_worker.gcs_client.internal_kv_put(CLUSTER_METADATA_KEY, theirs, True, b"cluster")
@@ -137,7 +141,7 @@ def mismatch(address):
 
 
 def unreached(watcher, uri):
-    """What each working verb says, by its name, where a node has another endpoint than the driver."""
+    """The message of each verb that works on a cluster, by its name, when a node has another endpoint than the driver."""
     address = watcher.cluster.address
     connect(address)
     store = Store(f"{uri}-other")
@@ -161,7 +165,7 @@ def unreached(watcher, uri):
 
 
 def said(verb):
-    """What a verb that is refused prints; nothing where it is not refused."""
+    """The text that a refused verb prints, or "" when the verb is not refused."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "said"
         try:
@@ -174,7 +178,7 @@ def said(verb):
 
 def main(uri, path):
     head = {"num_cpus": 4, "labels": {"egrsd-role": "head"}, "include_dashboard": False, "object_store_memory": 150 * 2**20}
-    os.environ["RAY_NODE_TYPE_NAME"] = "head"  # as `ray up` and KubeRay tell a head what it is: an autoscaler looks after it
+    os.environ["RAY_NODE_TYPE_NAME"] = "head"  # `ray up` and KubeRay set this too; it makes Ray expect an autoscaler
     cluster = Cluster(initialize_head=True, head_node_args=head)
     del os.environ["RAY_NODE_TYPE_NAME"]
     watcher = Watcher(cluster)
@@ -201,7 +205,7 @@ def main(uri, path):
     for process in watcher.added:
         process.terminate()
         process.wait()
-    for node in cluster.list_all_nodes():  # `shutdown` takes the head for one that the driver, who was not let in, still uses
+    for node in cluster.list_all_nodes():  # `shutdown` would believe that the refused driver still uses the head
         node.kill_all_processes(check_alive=False)
 
 

@@ -1,4 +1,4 @@
-"""Waiting that polls: a test goes on once its condition holds, and a wait in vain says what it was for."""
+"""Waits that poll: a test continues as soon as its condition holds, and fails with the name of the condition after a timeout."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-# Ray gives its workers ports below these, the kernel gives anybody ports above: a server that is still starting keeps its own.
+# Ray gives its workers ports below this range, and the kernel gives programs ports above it. No other program takes a port here
+# between `free_port` and the start of the server.
 _PORTS = iter(random.SystemRandom().sample(range(20_000, 32_000), 12_000))
 
 
 def until(condition: Callable[[], T], within: float = 60, what: str = "the condition of a test", every: float = 0.05) -> T:
-    """What `condition` returns once that is true. `within` and `every` are seconds. Raises AssertionError with `what`."""
+    """The first true value that `condition` returns. Waits for `within` seconds, and polls `every` so many seconds.
+
+    Raises AssertionError with `what` after the timeout.
+    """
     deadline = time.monotonic() + within
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {within:g} s in vain for: {what}"
@@ -23,7 +27,7 @@ def until(condition: Callable[[], T], within: float = 60, what: str = "the condi
 
 
 def free_port() -> int:
-    """A TCP port of loopback on which nothing listens. No port is given twice in one process."""
+    """A TCP port of the loopback address on which nothing listens. One process gets no port twice."""
     for port in _PORTS:
         with socket.socket() as tried:
             if tried.connect_ex(("127.0.0.1", port)):

@@ -1,7 +1,7 @@
-"""One evaluation of policies on one source: what is asked and under which settings, what is missing, and its summary.
+"""One evaluation of policies on one source: its problems and settings, which shards are missing, and its summary.
 
-evals/<source>-<settings>/<policy>/   prompts, rollout, grade: shards like those of a round; only what is missing is made
-evals/<source>-<settings>/summary.json  every figure with its interval, and beside it what decided it
+evals/<source>-<settings>/<policy>/      shards of prompts, rollout and grade, like those of a round
+evals/<source>-<settings>/summary.json   every figure with its interval, and the settings that decided the figures
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pipeline.rounds.round import evaluation_run, open_round, problems_digest
 from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
 
-TRACES_PER_SHARD = 32  # what a kill costs at most, per shard in flight
-# the settings that decide a policy's answers or their grades: evaluations with other values lie in another folder
+TRACES_PER_SHARD = 32  # a kill loses at most this many traces of each shard in flight
+# These settings decide a policy's traces or their grades. An evaluation with other values has another folder.
 IDENTITY = (
     *("seed", "source", "prompts", "model.path", "model.revision", "model.dtype", "model.max_model_len"),
     *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens")),
@@ -38,9 +38,10 @@ READS = ("evaluation.", "grade.", "prompts.", "engines.", "model.max_model_len",
 
 @dataclass(frozen=True)
 class Asked:
-    """One source to evaluate on: its name, the run whose rounds are its evaluations, its problems, and k of pass@k.
+    """One source to evaluate on.
 
-    template: hash of the chat template and vocabulary that the problems are asked with.
+    run: settings under which an evaluation is made like a round of rollouts. k: of pass@k. template: hash of the chat template
+    and the vocabulary.
     """
 
     name: str
@@ -51,24 +52,24 @@ class Asked:
 
     @property
     def kind(self) -> str:
-        """Folder of this source under these settings; its subfolders are policies."""
+        """Folder of this source under these settings. It has one subfolder per policy."""
         return f"evals/{self.name}-{self.run.digest(IDENTITY)[:8]}"
 
     @property
     def problems(self) -> int:
-        """How many of its problems are asked."""
+        """Number of problems that a policy is evaluated on."""
         return min(len(self.source), self.run.rollout.prompts_per_round)
 
     def read(self, store: Store, number: int) -> Samples:
-        """What a policy answered, once nothing of it is missing."""
+        """The samples of a policy whose evaluation is complete."""
         return read(open_round(store, self.run, self.kind, number))
 
 
 def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
-    """A source with the settings it is asked under, checked before anything starts.
+    """A source and its evaluation settings, checked before an engine starts.
 
-    Raises SettingError for k, or for a setting that evaluation does not read. Raises SourceError for a source that is unreadable,
-    unknown, without answers, or of fewer problems than a bootstrap needs; ModelError for a tokenizer that cannot be read.
+    Raises SettingError for a wrong k, or for a setting that evaluation does not read. Raises SourceError for a source that is
+    unreadable, unknown, without answers, or too small for a bootstrap. Raises ModelError for an unreadable tokenizer.
     """
     named = {override.partition("=")[0].strip() for override in sets}
     changed = _settings(run, sets)
@@ -89,7 +90,7 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
 
 
 def _settings(run: Run, sets: list[str]) -> Run:
-    """The run with `--set` laid over it. Raises SettingError for a setting that evaluation does not read."""
+    """The run with the overrides of `--set`. Raises SettingError for a setting that evaluation does not read."""
     changed = resolve(run, sets)
     for setting, _, _ in differences(run, changed):
         if not setting.startswith(READS):
@@ -98,7 +99,7 @@ def _settings(run: Run, sets: list[str]) -> Run:
 
 
 def _samples(run: Run, k: int | None, is_set: bool) -> int:
-    """Samples a problem: k, unless `--set evaluation.samples` names a number, which must be k at least."""
+    """Number of samples per problem: k, unless `--set evaluation.samples` gives a number, which must be at least k."""
     if k is not None and k < 1:
         raise SettingError(f"is {k}: at least one sample a problem is needed", "-k", "For example -k 4")
     number = run.evaluation.samples if k is None or is_set else k
@@ -108,22 +109,22 @@ def _samples(run: Run, k: int | None, is_set: bool) -> int:
 
 
 def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
-    """The problems behind `--source`: a benchmark, a copy of one, any URI, or (empty) the run's own held-out problems.
+    """The problems of `--source`: a benchmark, a copy of one, any URI, or (empty) the run's own held-out problems.
 
-    `--set evaluation.source.*` holds for every source. No source needs solutions.
+    `--set evaluation.source.*` applies to every source except benchmarks. No source needs solutions.
     """
     if benchmark(spec):
         return open_benchmark(spec)
-    own = run.evaluation.source
-    if spec and spec != own.uri:
+    source = run.evaluation.source
+    if spec and spec != source.uri:
         fresh = {"uri": spec, "split": "test", "problem": "problem", "solution": "", "answer": "answer", "options": {}}
         document = run.model_dump(mode="json")
         document["evaluation"]["source"] |= fresh | {"size": 100_000, "seed": 0}
-        own = resolve(load(document), [s for s in sets if s.startswith("evaluation.source.")]).evaluation.source
-    if own.answer != own.solution:
-        own = own.model_copy(update={"solution": ""})
+        source = resolve(load(document), [s for s in sets if s.startswith("evaluation.source.")]).evaluation.source
+    if source.answer != source.solution:
+        source = source.model_copy(update={"solution": ""})
     try:
-        return open_source(own)
+        return open_source(source)
     except SourceError as error:
         if "is no file, folder" not in error.what:
             raise
@@ -131,18 +132,18 @@ def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
 
 
 def _generated(uri: str) -> bool:
-    """Whether a source has as many problems as one likes."""
+    """Whether a source generates problems without end."""
     return uri == "tiny-arithmetic" or uri.startswith("reasoning-gym:")
 
 
 def check_problems(source: ProblemSet, number: int) -> None:
-    """Raise SourceError where a bootstrap has too few problems, or no problem has an answer: before an engine starts."""
+    """Raise SourceError, before an engine starts, when a bootstrap has too few problems or no problem has an answer."""
     where, number = source.source.uri, min(len(source), number)
     if number < 2:
         raise SourceError(f"{number} problem is too few for an interval over problems", where, "2 at least are needed")
     rows = source.rows(range(number))
-    if usable := [row for row in rows if row.reject is None]:
-        if len(usable) < 2:
+    if complete := [row for row in rows if row.reject is None]:
+        if len(complete) < 2:
             why = next(row for row in rows if row.reject is not None).detail
             raise SourceError(f"only 1 of {len(rows)} problems can be asked ({why})", where, "2 at least are needed")
         return
@@ -151,16 +152,16 @@ def check_problems(source: ProblemSet, number: int) -> None:
 
 
 def _slug(text: str) -> str:
-    """A name for a folder: the benchmark, or what a URI ends with."""
+    """A name for a folder: the benchmark, or the last part of a URI."""
     name = benchmark(text) or re.sub(r"\.(jsonl|ndjson|json|parquet|pq)$", "", text.rstrip("/").rpartition("/")[2])
     return re.sub(r"[^a-zA-Z0-9_.]+", "-", name).strip("-.")[:40] or "source"
 
 
-# ---- what came out -----------------------------------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------------------------------
 
 
 def is_missing(store: Store, one: Asked, number: int) -> bool:
-    """Whether anything of one policy on one source has to be computed."""
+    """Whether a shard of one policy on one source is missing or stale."""
     plan = read_plan(store, one.kind, number)
     if plan is None or not plan.is_for(one.run.rollout.prompts_per_round, one.source.fingerprint):
         return True
@@ -170,9 +171,9 @@ def is_missing(store: Store, one: Asked, number: int) -> bool:
 
 
 def summarise(store: Store, one: Asked, found: dict[int, Samples]) -> dict[str, Any]:
-    """summary.json: figures of every policy, differences to the first, and all that decided them.
+    """The document summary.json: figures of every policy, their differences to the first policy, and the deciding settings.
 
-    Raises UserError when fewer than two problems were answered and graded.
+    `found` has the samples by policy. Raises UserError when fewer than two problems were answered and graded.
     """
     first, *later = found
     try:
@@ -203,7 +204,7 @@ def summarise(store: Store, one: Asked, found: dict[int, Samples]) -> dict[str, 
 
 
 def _deciding(store: Store, one: Asked, numbers: list[int]) -> dict[str, Any]:
-    """The settings and engines that decided the figures of these policies."""
+    """The settings and facts of the engines that decided the figures of these policies."""
     run = one.run
     engines = [engine_facts(open_round(store, run, one.kind, number)) for number in numbers]
     return {
@@ -221,9 +222,9 @@ def _deciding(store: Store, one: Asked, numbers: list[int]) -> dict[str, Any]:
 
 
 def macro_mean(one: Asked, found: list[dict[int, Samples]]) -> dict[str, Any]:
-    """The mean over sources, each of which counts the same, as plain JSON; `one` is any of the sources.
+    """Means over sources, with the same weight for each source, as plain JSON. `one` is any of the sources.
 
-    found: what each source's policies answered, by policy.
+    found: for each source, its samples by policy.
     """
     first, *later = found[0]
     return {

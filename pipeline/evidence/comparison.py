@@ -1,10 +1,10 @@
-"""Objectives, and the controls that decide between them, trained from one base and evaluated on one set of problems.
+"""Objectives and their controls, trained from one base and evaluated on one set of problems.
 
     <out>/cl_egrsd-s0/   the run of one objective and seed: a run directory like any other
-    <out>/compare.json   one point per run, means over seeds, paired differences to the baseline, and what decided them
+    <out>/compare.json   one point per run, means over seeds, paired differences to the baseline, and the settings behind them
 
-Runs go seed by seed, so that what is done is balanced at any time. Two things are the same under all objectives of a seed: the
-evaluation of the base, and the first round's evidence. They are made once and copied by hash.
+All objectives of a seed run before the next seed begins, so that a comparison that is cut short stays balanced. The evaluation of
+the base and the first round's traces and scores are the same under all objectives of a seed. They are made once and copied.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.stages import EVALUATION, MEASURE, STAGES
 from pipeline.store.directory import Store, area
 
 OBJECTIVES = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")
-# each changes one thing of the recipe's own objective, which has to be egrsd or cl_egrsd
+# Each control changes one thing of the recipe's objective, which has to be egrsd or cl_egrsd.
 CONTROLS: dict[str, dict[str, str]] = {
     "shuffled": {"gate": "shuffled"},
     "uniform": {"gate": "uniform"},
@@ -40,7 +40,7 @@ CONTROLS: dict[str, dict[str, str]] = {
 }
 COMPARE = "compare.json"
 MEASURES = ("accuracy", "length")
-REJECTED = "`reject_reason` in the shards of its evaluation says why; remove this run once that is mended"
+REJECTED = "`reject_reason` in the shards of its evaluation says why. Correct the cause, then remove this run"
 TEST = (
     "paired by seed and problem: t over seeds, S - 1 degrees of freedom, seeds and problems both random; "
     "beyond noise: p < 0.05 after Holm's correction over the comparisons of one measure"
@@ -61,7 +61,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: the folder, the run that all others start from, the runs in their order, and the baseline objective."""
+    """The runs of a comparison in their order, their common folder and settings, and the baseline objective."""
 
     store: Store
     base: Run
@@ -70,17 +70,20 @@ class Comparison:
 
     @classmethod
     def of(cls, store: Store, base: Run, objectives: list[str], seeds: list[int], baseline: str) -> Comparison:
-        """Every objective with every seed. Raises SettingError for what cannot be compared, or was begun with other settings."""
+        """Every objective with every seed.
+
+        Raises SettingError for a baseline that is not compared, for too few problems, or for a run begun with other settings.
+        """
         if baseline not in objectives:
             raise SettingError(f"'{baseline}' is not compared", "--baseline", f"Compared: {', '.join(objectives)}")
         if base.evaluation.problems < 2:
             what = f"{base.evaluation.problems} problems are too few for an interval"
             raise SettingError(what, "evaluation.problems", "2 at least are needed")
         keys = [Key(name, seed) for seed in seeds for name in objectives]
-        found = cls(store, base, {key: variant(base, *key) for key in keys}, baseline)
-        for key, run in found.runs.items():
-            refuse_other_settings(found.folder(key), run)
-        return found
+        compared = cls(store, base, {key: variant(base, *key) for key in keys}, baseline)
+        for key, run in compared.runs.items():
+            refuse_other_settings(compared.folder(key), run)
+        return compared
 
     @property
     def objectives(self) -> list[str]:
@@ -97,13 +100,13 @@ class Comparison:
         return Store(self.store.locate(key.name))
 
     def share(self, key: Key) -> None:
-        """Copy to a run what the other objectives of its seed have already measured on the base."""
+        """Copy to a run the shards that the other objectives of its seed have already made from the base."""
         for other in self.runs:
             if other.seed == key.seed and other != key:
                 share(self.folder(other), self.folder(key), self.runs[key])
 
     def describe(self, recipe: str, sets: list[str]) -> dict[str, Any]:
-        """What decided the figures. Raises ModelError where the tokenizer cannot be read."""
+        """The settings that decided the figures, as plain JSON. Raises ModelError when the tokenizer cannot be read."""
         base, ev = self.base, self.base.evaluation
         return {
             "recipe": recipe,
@@ -135,7 +138,10 @@ def chosen_objectives(text: str, option: str = "--objectives") -> list[str]:
 
 
 def variant(base: Run, name: str, seed: int) -> Run:
-    """The run of one objective, or of one control of the recipe's own objective. Raises SettingError when that has no gate."""
+    """The settings of one objective, or of one control of the recipe's objective.
+
+    Raises SettingError for a control of an objective that has no gate.
+    """
     data = base.model_dump(mode="json")
     if name in OBJECTIVES:
         data["objective"] |= {"name": name, "gate": "entropy", "entropy": "teacher"}
@@ -158,10 +164,10 @@ def refuse_other_settings(store: Store, run: Run) -> None:
 
 
 def share(donor: Store, own: Store, run: Run) -> None:
-    """Copy what another objective of the same seed has already measured on the base: its evaluation and the first round.
+    """Copy the evaluation of the base and the first round from a run of the same seed under another objective.
 
-    A shard is taken only when it is fresh under this run's settings, and only as the bytes that its entry names. The inventory
-    of this run then asks again: a score under another teacher's prompt, for example, is stale here.
+    A shard is copied only when it is fresh under this run's settings and its bytes have the hash of its entry. The inventory of
+    this run judges the copies again: a score under another teacher's prompt, for example, is stale here.
     """
     for kind, stages, settings in (("rounds", MEASURE, run), ("evals", EVALUATION, evaluation_run(run))):
         if read_plan(donor, kind, 0) is None:
@@ -179,12 +185,12 @@ def share(donor: Store, own: Store, run: Run) -> None:
                     own.write_json(f"{where}/{name}/{shard}.json", asdict(entry))
 
 
-# ---- what came out -----------------------------------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Series:
-    """What the runs of one objective gave, by seed: points, and accuracies and lengths by problem [N]."""
+    """The results of one objective, by seed: points as in compare.json, and accuracy and length of each problem [N]."""
 
     points: dict[int, dict[str, Any]] = field(default_factory=dict)
     accuracy: dict[int, np.ndarray] = field(default_factory=dict)
@@ -192,13 +198,13 @@ class Series:
 
 
 def keep_point(compared: Comparison, found: dict[str, Series], key: Key, settings: dict[str, Any]) -> dict[str, Any]:
-    """Add the point of a finished run to what was `found`, and write compare.json of all that is there so far.
+    """Add the point of a finished run to the results `found`, and write compare.json of all results so far.
 
-    Returns that document. Raises UserError where fewer than two problems were answered.
+    Returns that document. Raises UserError when fewer than two problems were answered.
     """
-    own = compared.folder(key)
+    folder = compared.folder(key)
     try:
-        add_point(found[key.objective], own, key, compared.runs[key])
+        add_point(found[key.objective], folder, key, compared.runs[key])
         document = {
             "points": [point for series in found.values() for _, point in sorted(series.points.items())],
             "objectives": [summary(name, series) for name, series in found.items() if series.points],
@@ -206,14 +212,14 @@ def keep_point(compared: Comparison, found: dict[str, Series], key: Key, setting
             "settings": settings,
         }
     except ValueError as error:
-        raise UserError(str(error), own.locate("evals"), REJECTED) from error
+        raise UserError(str(error), folder.locate("evals"), REJECTED) from error
     compared.store.write_json(COMPARE, document)
     return document
 
 
-def add_point(series: Series, own: Store, key: Key, run: Run) -> None:
-    """The evaluation of a finished run's last policy."""
-    work = open_round(own, evaluation_run(run), "evals", run.rounds)
+def add_point(series: Series, folder: Store, key: Key, run: Run) -> None:
+    """Add to `series` the evaluation of a finished run's last policy. `folder` is the run directory."""
+    work = open_round(folder, evaluation_run(run), "evals", run.rounds)
     answered = read(work)
     shown = plain(figures(answered, run.evaluation.samples))
     series.points[key.seed] = {
@@ -240,12 +246,12 @@ def summary(name: str, series: Series) -> dict[str, Any]:
 
 
 def pairs(found: dict[str, Series], against: str) -> list[dict[str, Any]]:
-    """Differences to the baseline over the seeds that both have, and whether each is beyond noise."""
+    """Differences to the baseline `against`, over the seeds that both objectives have, and whether each is beyond noise."""
     return [pair for measure in MEASURES for pair in _family(found, against, measure)]
 
 
 def _family(found: dict[str, Series], against: str, measure: str) -> list[dict[str, Any]]:
-    """The differences in one measure, whose p-values are corrected together; one seed has no p and no verdict."""
+    """The differences in one measure, with p-values corrected together. A difference over one seed has no p and is not judged."""
     family: list[dict[str, Any]] = []
     for name, series in found.items():
         seeds = sorted(series.points.keys() & found[against].points.keys())

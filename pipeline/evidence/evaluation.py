@@ -1,7 +1,7 @@
-"""What policies answered, and the figures of it, each with its interval.
+"""Samples of policies on held-out problems, and the figures of them, each with its interval.
 
 Every figure is computed from `Samples`, N problems x K samples, in which NaN stands for a rejected row. A bootstrap draws
-problems. A difference pairs by problem: both sides take the same draws.
+problems. A difference is paired by problem: both policies take the same draws.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from pipeline.rounds.round import Round, evaluation_run, open_round
 from pipeline.store.directory import Store
 
 FIGURES = ("avg", "pass", "maj", "length", "median_length", "truncated", "tokens_per_correct")
-MEANS = ("avg", "length")  # those that `egrsd distill` and the report show
+MEANS = ("avg", "length")  # `egrsd distill` and the report show these
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """What one policy answered: N problems x K samples, NaN where a row was rejected.
+    """The samples of one policy: N problems x K samples, NaN where a row was rejected.
 
-    correct and truncated [N, K] in {0, 1}; length [N, K] tokens; majority [N] in [0, 1], see the function `majority`; verdicts
-    are counts by verdict, rejected are counts of rows by reason.
+    correct and truncated [N, K] in {0, 1}; length [N, K] tokens; majority [N] in [0, 1], see the function `majority`. `verdicts`
+    counts rows by verdict, `rejected` counts them by reason.
     """
 
     correct: np.ndarray
@@ -48,7 +48,7 @@ class Samples:
 
 
 def samples(tables: list[tuple[pa.Table, pa.Table]], size: int) -> Samples:
-    """From the (rollout, grade) shards of an evaluation in order, `size` rows per problem next to each other."""
+    """Samples from the (rollout, grade) shards of an evaluation in order. The `size` rows of a problem are neighbours."""
     grade = pa.concat_tables([g.select(["reject_reason", "verdict", "extracted_answer"]) for _, g in tables])
     lengths = pa.concat_tables([r.select(["response_tokens"]) for r, _ in tables])["response_tokens"]
     live = np.array(pc.is_null(grade["reject_reason"]))
@@ -71,9 +71,9 @@ def samples(tables: list[tuple[pa.Table, pa.Table]], size: int) -> Samples:
 
 
 def read(work: Round) -> Samples:
-    """What was answered in an evaluation of which every shard is there, in the order of its problems.
+    """The samples of an evaluation that has all its shards, in the order of its problems.
 
-    Raises ValueError where its shards hold different numbers of samples a problem.
+    Raises ValueError when its shards have different numbers of samples per problem.
     """
     seen = Inventory(work)
     rollouts, grades = seen.entries("rollout"), seen.entries("grade")
@@ -83,9 +83,9 @@ def read(work: Round) -> Samples:
 
 
 def held_out(store: Store, run: Run, version: int) -> Samples | None:
-    """What a policy answered on the run's own held-out problems.
+    """The samples of a policy on the run's own held-out problems.
 
-    None where that evaluation is not there, only in part, or half done anew with another number of samples a problem.
+    None when that evaluation is missing or incomplete, or when its shards have different numbers of samples per problem.
     """
     if read_plan(store, "evals", version) is None:
         return None
@@ -95,23 +95,23 @@ def held_out(store: Store, run: Run, version: int) -> Samples | None:
 
 
 def _sample_counts(seen: Inventory) -> set[float]:
-    """The different numbers of samples a problem among an evaluation's shards."""
+    """The different numbers of samples per problem among an evaluation's shards."""
     return {entry.rows / len(seen.work.shards[shard]) for shard, entry in seen.entries("rollout").items()}
 
 
 def engine_facts(work: Round) -> dict[str, Any]:
-    """What the engines of an evaluation's rollouts were; several, with commas, where it was resumed on others."""
+    """Facts of the engines that made an evaluation's rollouts. A fact has several values, with commas, when engines differed."""
     entries = Inventory(work).entries("rollout").values()
     names = ("engine", "dtype", "logprobs_mode", "entropy_method")
     return {name: ", ".join(sorted({str(entry.facts[name]) for entry in entries})) for name in names}
 
 
 def majority(correct: np.ndarray, answers: np.ndarray) -> float:
-    """Whether the commonest answer of one problem is right: 1, 0, or 1/m where the right one ties with m - 1 others.
+    """Whether the most frequent answer of one problem is right: 1, 0, or 1/m when it ties with m - 1 wrong answers.
 
-    correct [K] in {0, 1} or NaN, answers [K] text or None. All right answers count as one, however they are written. Wrong
-    answers differ where their normal forms differ. A sample without an answer (truncated, unparsable) has no vote. Without any
-    vote the result is 0, and without any row it is NaN.
+    correct [K] in {0, 1} or NaN, answers [K] text or None. All right answers count as one answer. Wrong answers are the same when
+    their normal forms are the same. A sample without an answer (truncated, unparsable) has no vote. The result is 0 when no
+    sample votes, and NaN when every row was rejected.
     """
     if not np.isfinite(correct).any():
         return math.nan
@@ -120,14 +120,15 @@ def majority(correct: np.ndarray, answers: np.ndarray) -> float:
         if right == 1 or (right == 0 and answer is not None):
             votes[True if right == 1 else normal_form(answer)] += 1
     most = max(votes.values(), default=0)
-    first = [answer for answer, count in votes.items() if count == most]
-    return 1 / len(first) if True in first else 0.0
+    winners = [answer for answer, count in votes.items() if count == most]
+    return 1 / len(winners) if True in winners else 0.0
 
 
 def pass_at(correct: np.ndarray, k: int) -> np.ndarray:
-    """Chance that one of k samples is right, unbiased: 1 - C(n - c, k) / C(n, k) (2107.03374) -> [N].
+    """Unbiased chance that at least one of k samples is right: 1 - C(n - c, k) / C(n, k) (2107.03374).
 
-    correct [N, n] in {0, 1}, or NaN for a rejected row, which is no sample. The result is NaN where fewer than k are left.
+    correct [N, K] in {0, 1}, or NaN for a rejected row, which is not counted -> [N]. Of the n samples of a problem that are left,
+    c are right. The result is NaN where n < k.
     """
     left = np.isfinite(correct).sum(1)
     wrong = left - np.nansum(correct, axis=1).astype(int)
@@ -136,10 +137,10 @@ def pass_at(correct: np.ndarray, k: int) -> np.ndarray:
 
 
 def figures(found: Samples, k: int, seed: int = 0, names: tuple[str, ...] = FIGURES) -> dict[str, Estimate]:
-    """Figures, by name, with their 95 % percentile bootstrap intervals over the problems that were answered; see `draws`.
+    """Figures, by name, with 95 % percentile bootstrap intervals over the problems that were answered. `draws` defines them.
 
-    A figure that fewer than two problems tell is left out, such as pass@k where rejected rows leave fewer than k samples.
-    Raises ValueError when fewer than two problems were answered.
+    A figure without a value is left out, such as pass@k when rejected rows leave fewer than k samples. Raises ValueError when
+    fewer than two problems were answered.
     """
     found = _select(found, _answered(found))
     rows = resampled(len(found), seed)
@@ -147,10 +148,10 @@ def figures(found: Samples, k: int, seed: int = 0, names: tuple[str, ...] = FIGU
 
 
 def differences(after: Samples, before: Samples, k: int, seed: int = 0, names: tuple[str, ...] = FIGURES) -> dict[str, Estimate]:
-    """`after` - `before` in each figure, paired by problem, over the problems that both answered.
+    """`after` - `before` in each figure, paired by problem, over the problems that both policies answered.
 
-    A figure whose interval is not bounded, for want of correct answers, is left out. Raises ValueError when the two are not of
-    the same problems, or both answered fewer than two.
+    A figure is left out when its interval has an infinite end, because correct answers are too few. Raises ValueError when the
+    numbers of problems differ, or fewer than two problems have answers of both policies.
     """
     if len(after) != len(before):
         raise ValueError(f"{len(after)} and {len(before)} problems do not pair")
@@ -162,11 +163,11 @@ def differences(after: Samples, before: Samples, k: int, seed: int = 0, names: t
 
 
 def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str, Estimate]:
-    """Mean over sources of each figure, or of its difference to a second policy; every source draws its own problems."""
+    """Mean over sources of each figure, or of its difference to a second policy. Each source is resampled on its own."""
     total: dict[str, np.ndarray] = {name: np.zeros(RESAMPLES + 1) for name in FIGURES}
     for number, (found, other) in enumerate(of_sources):
-        told = _answered(found) & (_answered(other) if other is not None else True)
-        found, other = _select(found, told), _select(other, told) if other is not None else None
+        both = _answered(found) & (_answered(other) if other is not None else True)
+        found, other = _select(found, both), _select(other, both) if other is not None else None
         rows = resampled(len(found), number)
         for name in FIGURES:
             with np.errstate(invalid="ignore"):
@@ -176,16 +177,16 @@ def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str,
 
 
 def comparable(after: Samples, before: Samples) -> bool:
-    """Whether both are of the same problems and both answered at least two of them: `differences` needs that."""
+    """Whether `differences` can compare two policies: an equal number of problems, at least two of them answered by both."""
     return len(after) == len(before) and int((_answered(after) & _answered(before)).sum()) > 1
 
 
 def draws(found: Samples, name: str, k: int, rows: np.ndarray) -> np.ndarray:
     """The figure `name` on each choice of problems, `rows` [R, N] -> [R].
 
-    avg: share of correct samples; pass: `pass_at` k; maj: `majority` of all samples; length and truncated: means over samples;
-    median_length: over all samples; tokens_per_correct: all tokens, of wrong answers too, per correct answer (infinite without
-    one). Means are over problems, so that a rejected row does not make its problem count less.
+    avg: share of correct samples. pass: `pass_at` k. maj: `majority`. length: mean tokens. truncated: share of truncated samples.
+    median_length: median over all samples. tokens_per_correct: tokens of all samples per correct sample, infinite without one.
+    Means are over problems, so a problem with a rejected row counts as much as the others.
     """
     with np.errstate(all="ignore"):
         if name == "median_length":
@@ -209,13 +210,13 @@ def per_problem(found: Samples, name: str) -> np.ndarray:
 
 
 def _estimates(drawn: dict[str, np.ndarray], bounded: bool = False) -> dict[str, Estimate]:
-    """Estimates of the figures that have one."""
+    """Estimates by name, without the figures that have none."""
     estimates = {name: estimate(values, bounded) for name, values in drawn.items()}
     return {name: found for name, found in estimates.items() if found is not None}
 
 
 def _answered(found: Samples) -> np.ndarray:
-    """Problems [N] with a sample that was not rejected."""
+    """bool [N]: the problems that have a sample which was not rejected."""
     return np.isfinite(found.correct).any(1)
 
 
@@ -231,6 +232,6 @@ def _row_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without the NaN ones; NaN where there is nothing else."""
+    """Mean over the last axis, without NaN values. NaN where all values are NaN."""
     count = np.isfinite(values).sum(-1)
     return np.nansum(values, axis=-1) / np.where(count, count, np.nan)

@@ -1,6 +1,6 @@
-"""How much to believe a figure: bootstrap intervals over problems, and tests over seeds.
+"""How far a figure can be trusted: bootstrap intervals over problems, and tests over seeds.
 
-One bootstrap serves every figure of the tree. It draws problems, so that the samples of one problem stay together.
+One bootstrap serves every figure. It draws problems, so that the samples of one problem stay together.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 2000
-TOLD = 0.8  # the least share of resamples that have a value; with only one or two problems that tell, fewer do
+TOLD = 0.8  # least share of resamples with a value; the share is lower when only one or two problems have a value
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Tested:
-    """A mean over seeds and problems with its 95 % interval, and the two-sided p of a true mean of 0.
+    """A mean over seeds and problems with its 95 % interval, and the two-sided p-value of the hypothesis that it is 0.
 
-    p is None for one seed: nothing then tells what training again would change.
+    p is None for one seed, because one seed does not show how much training varies.
     """
 
     value: float
@@ -43,10 +43,10 @@ class Tested:
 
 
 def resampled(size: int, seed: int = 0) -> np.ndarray:
-    """Row numbers of `size` problems as they are, then of RESAMPLES draws with replacement -> [1 + R, N].
+    """Row numbers of `size` problems in their order, then of RESAMPLES draws with replacement -> int64 [1 + R, N].
 
-    Two sides of a difference take the same rows, so that they pair by problem. Raises ValueError for fewer than two problems:
-    there is no spread to resample.
+    Both sides of a difference take the same rows, so that they are paired by problem. Raises ValueError for fewer than two
+    problems, which have no spread.
     """
     if size < 2:
         raise ValueError(f"{size} problems are too few for an interval: 2 at least")
@@ -55,23 +55,23 @@ def resampled(size: int, seed: int = 0) -> np.ndarray:
 
 
 def estimate(drawn: np.ndarray, bounded: bool = False) -> Estimate | None:
-    """A figure on the problems as they are and on every resample [1 + R], with its percentile interval.
+    """A figure and its 95 % percentile interval. drawn [1 + R]: its value on the problems themselves, then on every resample.
 
-    A resample without a value (NaN) is left out. The result is None where the figure itself has no value, or where fewer than
-    TOLD of the resamples have one. A bound may be infinite; with `bounded` the result is then None too. Both bounds are values
-    of a resample: between a finite one and an infinite one there is nothing to interpolate.
+    A resample without a value (NaN) is left out. The result is None when the figure itself has no value, or when less than TOLD
+    of the resamples have one. A bound may be infinite; with `bounded` the result is then None too. Each bound is the value of
+    one resample, because there is nothing to interpolate between a finite and an infinite value.
     """
-    told = drawn[1:][~np.isnan(drawn[1:])]
-    if np.isnan(drawn[0]) or len(told) < TOLD * (len(drawn) - 1):
+    known = drawn[1:][~np.isnan(drawn[1:])]
+    if np.isnan(drawn[0]) or len(known) < TOLD * (len(drawn) - 1):
         return None
-    low, high = np.quantile(told, (0.025, 0.975), method="nearest")
+    low, high = np.quantile(known, (0.025, 0.975), method="nearest")
     if bounded and not np.isfinite([drawn[0], low, high]).all():
         return None
     return Estimate(float(drawn[0]), float(low), float(high))
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of per-problem values [N] with its interval; NaN is a problem without an answer, which leaves.
+    """Mean of per-problem values [N] with its interval. A problem without an answer (NaN) is left out.
 
     Raises ValueError for fewer than two values.
     """
@@ -83,12 +83,13 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
 
 
 def over_seeds(values: np.ndarray) -> Tested:
-    """Mean of values [S, P], seeds x problems, where both are samples of what might have been (two-way random effects).
+    """Mean of values [S, N], seeds x problems, where seeds and problems are both random samples (two-way random effects).
 
-    The standard error is sqrt(v_seed / S + v_problem / P - v_rest / (S P)), and at least either of the first two terms. The v
-    are the variances of the seeds' means, of the problems' means, and of what is left. Student's t has S - 1 degrees of freedom,
-    which is careful where problems vary more than seeds: 98.7 % of intervals hold the truth in the test. With one seed the
-    interval is a bootstrap over problems. Problems with a NaN leave. Raises ValueError for fewer than two problems.
+    The squared standard error is v_seed / S + v_problem / N - v_rest / (S N), but at least each of the first two terms. v_seed is
+    the variance of the seeds' means, v_problem that of the problems' means, v_rest that of the residuals. Student's t has S - 1
+    degrees of freedom, which is cautious when problems vary more than seeds: in the test 98.7 % of the intervals contain the true
+    mean. With one seed the interval is a bootstrap over problems. A problem with a NaN is left out.
+    Raises ValueError for fewer than two problems.
     """
     values = values[:, np.isfinite(values).all(0)]
     seeds, size = values.shape
@@ -97,7 +98,7 @@ def over_seeds(values: np.ndarray) -> Tested:
         return Tested(found.value, found.low, found.high, None)
     if size < 2:
         raise ValueError(f"{size} problems are too few for an interval: 2 at least")
-    from scipy.special import stdtr, stdtrit  # 0.5 s: only where there are seeds to test
+    from scipy.special import stdtr, stdtrit  # takes 0.5 s, and one seed does not need it
 
     mean, by_seed, by_problem = values.mean(), values.mean(1), values.mean(0)
     rest = values - by_seed[:, None] - by_problem + mean
@@ -110,9 +111,9 @@ def over_seeds(values: np.ndarray) -> Tested:
 
 
 def holm(chances: list[float]) -> list[float]:
-    """p-values of a family of tests, each raised for the others' sake (Holm 1979). scipy has only Benjamini and Hochberg's."""
+    """p-values of a family of tests, corrected for their number (Holm 1979). scipy has only Benjamini's and Hochberg's method."""
     order = np.argsort(chances)
     raised = np.maximum.accumulate([(len(chances) - i) * chances[place] for i, place in enumerate(order)])
-    found = np.empty(len(chances))
-    found[order] = np.minimum(raised, 1.0)
-    return found.tolist()
+    corrected = np.empty(len(chances))
+    corrected[order] = np.minimum(raised, 1.0)
+    return corrected.tolist()

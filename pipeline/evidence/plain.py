@@ -10,7 +10,7 @@ import numpy as np
 
 
 def plain(value: Any, digits: int | None = None) -> Any:
-    """`value` as JSON holds it: a number that is not finite becomes null; arrays become lists, records become objects.
+    """`value` as plain JSON data. A number that is not finite becomes null, an array a list, and a record an object.
 
     With `digits`, every float is rounded to that many significant digits.
     """

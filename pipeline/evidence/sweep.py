@@ -1,6 +1,6 @@
-"""Sweeps: stored traces labelled in memory with every combination of settings, and what their weights become.
+"""A sweep labels stored traces in memory with every combination of settings, and measures the token weights of each.
 
-Nothing is generated and nothing of the run changes; the figures are kept in evidence/sweep.json.
+A sweep generates nothing and does not change the run. Its figures are kept in evidence/sweep.json.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from pipeline.training.batches import Traces
 
 EVIDENCE = "evidence/sweep.json"
-PAPER = ("label.gamma=0,.1,.3,1", "label.window=0,1,3,5,7")  # the axes where no `--set` names one
+PAPER = ("label.gamma=0,.1,.3,1", "label.window=0,1,3,5,7")  # the axes when no `--set` names one
 SETTINGS = (*(f"label.{name}" for name in Label.model_fields), *(f"profile.{name}" for name in Profile.model_fields))
 ALIASES = {"label.window": "profile.window"}  # labels look ahead as far as the profile does
 MOST_POINTS = 1000
 GRADIENT_ROUNDS = 3
 MADE_FROM = ("prompts", "rollout", "grade", "score")
-DIGITS = 6  # significant digits of the figures on file
+DIGITS = 6  # significant digits of the figures in the file
 
 
 # ---- the grid ----------------------------------------------------------------------------------------------------------
 
 
 def read_grid(run: Run, sets: list[str]) -> dict[str, list[Any]]:
-    """`label.gamma=0,.1,.3` -> {"label.gamma": [0.0, 0.1, 0.3]}: values have the settings' own types, and each is there once.
+    """Axes by name: `label.gamma=0,.1,.3` -> {"label.gamma": [0.0, 0.1, 0.3]}. Values have the setting's type; equal ones merge.
 
-    Raises SettingError for what is not written name=value,value, a name that is given twice, a setting that labels do not read,
-    and a value that the setting does not take.
+    Raises SettingError for text that is not name=value,value and for a name that is given twice. Raises it too for a setting
+    that labels do not read, and for a value that the setting does not accept.
     """
     axes: dict[str, list[Any]] = {}
     for text in sets:
@@ -58,14 +58,14 @@ def read_grid(run: Run, sets: list[str]) -> dict[str, list[Any]]:
         if name in axes:
             raise SettingError("is given twice", name, "List all its values in one --set, separated by commas")
         if name not in SETTINGS:
-            resolve(run, [f"{name}={values[0]}"])  # an unknown name ends here, with the nearest known one
+            resolve(run, [f"{name}={values[0]}"])  # raises for an unknown name, and suggests the nearest known one
             raise SettingError("labels do not read this setting", name, f"A sweep varies: {', '.join(sorted(SETTINGS))}")
         axes[name] = list(dict.fromkeys(_value(_alone(run, name, value), name) for value in values))
     return axes
 
 
 def grid(run: Run, axes: dict[str, list[Any]]) -> list[Point]:
-    """Every combination of the values, the last axis fastest. Raises SettingError on a combination that is not allowed."""
+    """Every combination of the values. The last axis changes fastest. Raises SettingError for a forbidden combination."""
     size = math.prod(map(len, axes.values()))
     if size > MOST_POINTS:
         raise SettingError(f"the grid has {size} points, at most {MOST_POINTS} are swept", "--set", "List fewer values")
@@ -79,7 +79,7 @@ def point_of(run: Run) -> Point:
 
 
 def _alone(run: Run, name: str, value: str) -> Run:
-    """`run` with one value; thresholds are ordered among themselves only once a whole combination stands."""
+    """`run` with one value. The other threshold gives way, because only a whole combination can have thresholds out of order."""
     free = {"profile.tau_low": "profile.tau_high=1", "profile.tau_high": "profile.tau_low=0"}
     return resolve(run, [*([free[name]] if name in free else []), f"{name}={value}"])
 
@@ -107,7 +107,7 @@ def _value(run: Run, setting: str) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """The traces that are swept: by round, and the signals of all rounds one after another."""
+    """The traces of a sweep: `traces` by round, and the `signals` of all rounds one after another."""
 
     run: Run
     rounds: list[Round]
@@ -116,7 +116,7 @@ class Stored:
 
 
 def choose_rounds(store: Store, run: Run, numbers: list[int] | None) -> list[Round]:
-    """The rounds asked for, or all, that have what labels are made from. Raises UserError where there is none."""
+    """The rounds `numbers`, or all rounds, that have the stages which labels need. Raises UserError when there is none."""
     whole = {work.number: work for work in open_rounds(store, run) if Inventory(work).is_whole(*MADE_FROM)}
     if not whole:
         raise UserError("no round is labelled, nor has the scores for it", store.uri, "Run `egrsd distill` first")
@@ -127,14 +127,14 @@ def choose_rounds(store: Store, run: Run, numbers: list[int] | None) -> list[Rou
 
 
 def stale_note(work: Round) -> str | None:
-    """A line about a round whose grades or scores would be computed again; it is swept as it is stored."""
+    """A note about a round whose grades or scores are stale, else None. The sweep reads them as they are stored."""
     seen = Inventory(work)
     reasons = sorted({reason for name in ("grade", "score") for reason in seen.reasons(name)})
     return f"note: {work.area} is stale ({', '.join(reasons)}); swept as it is stored" if reasons else None
 
 
 def read(run: Run, rounds: list[Round]) -> Stored:
-    """The stored traces of these rounds. Raises UserError where every trace was rejected."""
+    """The stored traces of these rounds. Raises UserError when every trace was rejected."""
     traces = [read_traces(work) for work in rounds]
     lengths = np.concatenate([part.response_tokens.lengths for part in traces])
     if not len(lengths):
@@ -158,7 +158,7 @@ def read(run: Run, rounds: list[Round]) -> Stored:
 
 
 def read_traces(work: Round) -> Traces:
-    """The traces of a round that may be labelled and trained on, as they are stored now."""
+    """The traces of a round that may be trained on, as they are stored now."""
     from pipeline.training import batches
 
     hashes = Inventory(work).hashes(MADE_FROM)
@@ -171,31 +171,31 @@ def read_traces(work: Round) -> Traces:
 
 
 def gradient_cosines(stored: Stored, points: list[Point], sample: int) -> dict[str, dict[str, Any]]:
-    """By round, for up to three of them from first to last: cosine of every point's gradient with that at gamma = 0.
+    """Cosine of every point's gradient with the gradient at gamma = 0, for up to three rounds from the first to the last.
 
-    The student holds the adapter that wrote the round. About `sample` traces in all are used; they have an advantage and are
-    chosen by the run's seed. Rounds whose policy is not kept are passed by.
+    The student has the adapter of the policy that wrote the round. The run's seed chooses about `sample` traces in all, among
+    those with an advantage. A round whose policy is no longer stored is left out.
     """
     import torch
 
     from pipeline.training import student
 
     run, places = stored.run, _gradient_rounds(stored)
-    if run.train.threads:  # as the trainer: on busy cores a second thread waits more than it works
+    if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down
         torch.set_num_threads(run.train.threads)
     model = student.build(run, torch.device("cpu")).eval() if places else None
     result = {}
     for place in places:
-        work, usable = stored.rounds[place], np.flatnonzero(stored.traces[place].advantage)
-        count = min(len(usable), -(-sample // len(places)))
-        rows = np.sort(np.random.default_rng([run.seed, work.number]).choice(usable, count, replace=False))
+        work, with_advantage = stored.rounds[place], np.flatnonzero(stored.traces[place].advantage)
+        count = min(len(with_advantage), -(-sample // len(places)))
+        rows = np.sort(np.random.default_rng([run.seed, work.number]).choice(with_advantage, count, replace=False))
         cosine = _cosines(model, stored, place, rows, points)
         result[str(work.number)] = {"policy": work.policy_version, "traces": count, "cosine": cosine.tolist()}
     return result
 
 
 def _gradient_rounds(stored: Stored) -> list[int]:
-    """Places of the rounds that give gradients, from first to last."""
+    """Indices of up to GRADIENT_ROUNDS rounds whose policy is stored and which have an advantage, evenly spaced."""
     kept = [
         place
         for place, work in enumerate(stored.rounds)
@@ -207,20 +207,20 @@ def _gradient_rounds(stored: Stored) -> list[int]:
 
 
 def _cosines(model: Any, stored: Stored, place: int, rows: np.ndarray, points: list[Point]) -> np.ndarray:
-    """Cosines [number of points] on some rows of one round."""
+    """One cosine for each point, float64 [number of points], on some rows of one round."""
     from pipeline.training import checkpoint, gradients
 
     run, work, chosen = stored.run, stored.rounds[place], select(stored.signals, place, rows)
     weights = token_weights(chosen, points)
     reference = token_weights(chosen, [point.ungated() for point in points])
-    work.store.policy(work.policy_version)  # or it says that it is not published
+    work.store.policy(work.policy_version)  # raises when the policy is not published
     with work.store.local(area("policy", work.policy_version)) as folder:
         if folder is not None:  # policy 0 is the base: the fresh adapter
             checkpoint.load_adapter(model, folder, run.model)
     return gradients.cosines(model, stored.traces[place], rows, weights, reference, run.train.micro_batch_tokens)
 
 
-# ---- what comes out ----------------------------------------------------------------------------------------------------
+# ---- results -----------------------------------------------------------------------------------------------------------
 
 
 def summarise(
@@ -230,7 +230,7 @@ def summarise(
     gradient: dict[str, dict[str, Any]],
     clock: dict[str, float],
 ) -> dict[str, Any]:
-    """evidence/sweep.json: what was swept, the figures of every point in grid order, deciles, gradients, seconds."""
+    """The document evidence/sweep.json: axes and rounds, figures of every point in grid order, deciles, gradients, seconds."""
     points = []
     for index, (point, values) in enumerate(figures.items()):
         cosine = [part["cosine"][index] for part in gradient.values()]

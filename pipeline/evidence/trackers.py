@@ -1,13 +1,15 @@
-"""Metrics to TensorBoard, Weights & Biases or MLflow, fed from the rows that the run keeps anyway.
+"""Metrics to TensorBoard, Weights & Biases or MLflow, fed from the files of metrics that every run keeps.
 
-    <run>/metrics/0003-train.jsonl, 0003-round.jsonl  -->  Feeder  -->  a sink      <run>/sinks/<name>.json: what it has been fed
+    <run>/metrics/0003-train.jsonl, 0003-round.jsonl  -->  Feeder  -->  a sink      <run>/sinks/<name>.json: the rows it was fed
 
-A sink never sits in the way of training: a thread of the driver watches the folder, and what a sink was not fed (it was off, it
-failed, the driver was killed) it is fed later, from the files. Nothing is counted twice: TensorBoard has one event file per file
-of rows, which replaces itself; W&B drops a step it has; MLflow is asked which steps it has. Neither of the last two takes a
-point back, so rows that changed since (rounds that were trained again) begin a new run there.
+A sink is one such tracker. It never delays training, because a thread of the driver watches the folder of metrics. Rows that a
+sink missed (it was off, it failed, the driver was killed) are fed later, from the files.
 
-Credentials are what each client reads itself (WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, ...): none passes through here.
+No row is counted twice. TensorBoard has one event file per file of rows, and a new event file replaces the old one. W&B drops a
+step that it has. The feeder asks MLflow which steps it has. W&B and MLflow cannot remove a point. Rows that have changed since,
+because a round was trained again, therefore begin a new run there.
+
+Each client reads its own credentials (WANDB_API_KEY, MLFLOW_TRACKING_TOKEN, ...). None passes through this module.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 @dataclass(frozen=True)
 class Rows:
-    """One file of metrics: its writer, its rows, and `first`, how many rows the sink was fed before them."""
+    """One file of metrics: its writer and its rows. `first` is the number of rows that the sink was fed before them."""
 
     file: str
     writer: str
@@ -51,7 +53,7 @@ class Rows:
     sha256: str
 
     def points(self) -> Iterator[tuple[int, dict[str, float]]]:
-        """(step, values) of every row: the trainer's rows by optimiser step, all others by round."""
+        """(step, values) of every row. A row of the trainer has its optimiser step as step, any other row its round."""
         for row in self.rows:
             at = "step" if "step" in row else "round"
             values = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool) and k != at}
@@ -59,23 +61,23 @@ class Rows:
 
 
 class Sink(Protocol):
-    """What a tracker must do."""
+    """The operations of a tracker."""
 
     def feed(self, rows: Rows) -> None:
-        """Take one file of rows for good. Raises whatever keeps it from that."""
+        """Store one file of rows at the tracker. Raises any error of the tracker's client when that fails."""
 
     def close(self) -> None:
-        """Let go of the tracker."""
+        """Close the connection to the tracker."""
 
 
 class TensorBoard:
-    """One event file per file of rows, named in the order they were fed, in <run>/tensorboard."""
+    """One event file per file of rows, in <run>/tensorboard. Names are in the order of feeding."""
 
-    def __init__(self, store: Store, run: Run, name: str) -> None:  # noqa: ARG002  # as the others
+    def __init__(self, store: Store, run: Run, name: str) -> None:  # noqa: ARG002  # all sinks have the same arguments
         self._store = store
 
     def feed(self, rows: Rows) -> None:
-        """Write the event file of these rows, in the place of an earlier one."""
+        """Write the event file of these rows, or replace an earlier one."""
         from torch.utils.tensorboard import SummaryWriter
 
         with tempfile.TemporaryDirectory(prefix="egrsd-") as scratch:
@@ -84,15 +86,15 @@ class TensorBoard:
                     for tag, value in values.items():
                         writer.add_scalar(tag, value, step)
             [events] = Path(scratch).iterdir()
-            # TensorBoard reads a folder's files by name and does not turn back: names follow the order of feeding
+            # TensorBoard reads the files of a folder by name and never goes back, so names follow the order of feeding.
             self._store.write(f"tensorboard/events.out.tfevents.{rows.first:010d}.{Path(rows.file).stem}", events.read_bytes())
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing is open between two calls of `feed`."""
 
 
 class WandB:
-    """A W&B run of project `egrsd`; offline where WANDB_MODE says so, then below <run>/wandb."""
+    """A W&B run of project `egrsd`. WANDB_MODE=offline keeps it below <run>/wandb."""
 
     def __init__(self, store: Store, run: Run, name: str) -> None:
         import wandb
@@ -115,17 +117,17 @@ class WandB:
             at = f"{writer}/{'step' if writer == 'train' else 'round'}"
             self._run.define_metric(f"{writer}/*", step_metric=at)
             for metric in metrics:
-                if metric.reduction in {"mean", "max"}:  # what stands beside a run in W&B's table; it knows no sum
+                if metric.reduction in {"mean", "max"}:  # W&B's table of runs shows these; W&B has no sum
                     self._run.define_metric(f"{writer}/{metric.name}", step_metric=at, summary=metric.reduction)
 
     def feed(self, rows: Rows) -> None:
-        """Log every row at its place in the run's history: W&B drops a place that it has already."""
+        """Log every row at its place in the run's history. W&B drops a row whose place it already has."""
         for place, (step, values) in enumerate(rows.points(), start=rows.first):
             at = "step" if "step" in rows.rows[0] else "round"
             self._run.log({f"{rows.writer}/{at}": step, **values}, step=place)
 
     def close(self) -> None:
-        """End this process's part of the run."""
+        """Finish the W&B run in this process. Another process may resume it."""
         self._run.finish()
 
 
@@ -140,7 +142,7 @@ class MLflow:
             or f"file://{store.local_root or Path(tempfile.mkdtemp(prefix='egrsd-'))}/mlflow"
         )
         if uri.startswith("file:"):
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # kept for single users, but only on request
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow opens a file store only on request
         self._client = MlflowClient(uri)
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "egrsd")
         found = self._client.get_experiment_by_name(title)
@@ -148,24 +150,24 @@ class MLflow:
         runs = self._client.search_runs([experiment], f"tags.egrsd = '{name}'")
         tags = {"egrsd": name, "mlflow.note.content": run.to_yaml()[:5000]}
         self._id = (runs[0] if runs else self._client.create_run(experiment, tags=tags, run_name=name)).info.run_id
-        self._torn = True  # the file that a killed process was at may be there in part
+        self._partial = True  # a process that was killed may have logged a part of its last file
 
     def feed(self, rows: Rows) -> None:
-        """Log every value at its step, less those that a process which ended half-way has logged."""
+        """Log every value at its step, except the values that a killed process has logged already."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
         metrics = [Metric(name, value, now, step) for step, values in rows.points() for name, value in values.items()]
-        if self._torn:
+        if self._partial:
             history = {name: self._client.get_metric_history(self._id, name) for name in {m.key for m in metrics}}
-            there = {(name, point.step) for name, points in history.items() for point in points}
-            metrics = [metric for metric in metrics if (metric.key, metric.step) not in there]
+            logged = {(name, point.step) for name, points in history.items() for point in points}
+            metrics = [metric for metric in metrics if (metric.key, metric.step) not in logged]
         for start in range(0, len(metrics), 1000):  # MLflow's limit of a batch
             self._client.log_batch(self._id, metrics[start : start + 1000])
-        self._torn = False
+        self._partial = False
 
     def close(self) -> None:
-        """Say that nothing more comes for now."""
+        """Mark the MLflow run as finished. A later process may add to it."""
         self._client.set_terminated(self._id)
 
 
@@ -173,17 +175,17 @@ OPEN: dict[str, Callable[[Store, Run, str], Sink]] = {"tensorboard": TensorBoard
 
 
 class Feeder:
-    """One sink and what it has been fed. `failures` counts what went wrong; the first is told, all are logged."""
+    """One sink and the rows it has been fed. `failures` counts its errors. The user sees the first one; the log has all."""
 
     def __init__(self, name: str, store: Store, run: Run, say: Callable[[str], None]) -> None:
         self.name, self._store, self._run, self._say = name, store, run, say
         self._sink: Sink | None = None
         self._retry_at = 0.0
-        self._trusted: set[str] = set()  # files of rows that this process fed, or found to be as they were fed
+        self._trusted: set[str] = set()  # files of rows that this process has fed, or has found unchanged
         self.failures = 0
 
     def catch_up(self, last: bool = False) -> None:
-        """Feed what the sink lacks. What fails is told once and tried again, after RETRY_S or with the `last` call."""
+        """Feed the rows that the sink lacks. After an error the next try comes RETRY_S seconds later, or with the `last` call."""
         if time.monotonic() < self._retry_at and not last:
             return
         try:
@@ -198,13 +200,13 @@ class Feeder:
         state = self._store.read_json(path, "id", "fed") or _new_state(self._run)
         for rows in pending(self._store, state["fed"], self._trusted):
             again = any(entry["file"] == rows.file for entry in state["fed"])
-            if again and self.name != "tensorboard":  # no tracker but this one takes a point back
+            if again and self.name != "tensorboard":  # TensorBoard alone can replace a point
                 self._store.write_json(path, _new_state(self._run))
                 self._trusted.clear()
                 self._close()
                 return self._feed()
             if self._sink is None:
-                self._store.write_json(path, state)  # its id first: whoever comes after a crash must find the same run
+                self._store.write_json(path, state)  # before the first row: after a crash the next process must find this id
                 self._sink = OPEN[self.name](self._store, self._run, state["id"])
             self._sink.feed(rows)
             kept = [entry for entry in state["fed"] if entry["file"] != rows.file]
@@ -234,10 +236,10 @@ class Feeder:
 
 
 def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Iterator[Rows]:
-    """Files of rows that were not fed, or changed since, oldest first. `trusted` ones are not read again; those that are found
-    to be as they were fed join them.
+    """Files of rows that were not fed or have changed since, oldest first.
 
-    A trainer's rows count once their policy is published: before that a worker that dies may write them again.
+    Files in `trusted` are not read again, and a file that is found unchanged is added to them. A trainer's rows are fed once
+    their policy is published, because a worker that dies before may write them again.
     """
     known = {entry["file"]: entry for entry in fed}
     place = max((entry["first"] + entry["rows"] for entry in fed), default=0)
@@ -258,7 +260,7 @@ def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Itera
 
 
 def check(run: Run) -> None:
-    """Raise SettingError that names the extra to install for a sink whose package is missing."""
+    """Raise SettingError, with the extra to install, for a sink whose package is missing."""
     for name in run.metrics.sinks:
         if find_spec(name) is None:
             raise SettingError(f"'{name}' is not installed", "metrics.sinks", f"Install it with `pip install 'egrsd[{name}]'`")
@@ -266,9 +268,9 @@ def check(run: Run) -> None:
 
 @contextlib.contextmanager
 def feeding(store: Store, run: Run, say: Callable[[str], None], holding: Lease) -> Iterator[None]:
-    """Feed the run's sinks from a thread for the length of a block, and what is left at its end, for at most END_S.
+    """Feed the run's sinks from a thread while a block runs. At its end the thread feeds the remaining rows, for at most END_S.
 
-    Stops once another driver has taken the run.
+    Feeding stops when another driver has taken the run.
     """
     feeders = [Feeder(name, store, run, say) for name in run.metrics.sinks]
     end = threading.Event()
@@ -289,7 +291,7 @@ def feeding(store: Store, run: Run, say: Callable[[str], None], holding: Lease) 
 
 
 def catch_up(store: Store, run: Run, say: Callable[[str], None]) -> None:
-    """Feed the sinks of a run on which nothing else is to do. Raises UserError while another driver works on it."""
+    """Feed the sinks of a run that has no other work. Raises UserError while another driver works on it."""
     if run.metrics.sinks:
         with held(store) as holding, feeding(store, run, say, holding):
             pass
@@ -305,7 +307,7 @@ def _watch(feeders: list[Feeder], end: threading.Event, holding: Lease) -> None:
 
 
 def public(text: str) -> str:
-    """`text` without what must not be read: values of environment variables named like secrets, user and password of a URL."""
+    """`text` without secrets: values of environment variables that are named like secrets, and user and password of a URL."""
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= 6:
             text = text.replace(value, "***")
@@ -313,10 +315,10 @@ def public(text: str) -> str:
 
 
 def _folder(store: Store) -> Path:
-    """Where a tracker that keeps local files has its own: the run's folder, or a temporary one beside an object store."""
+    """Folder for a tracker's local files: the run's folder, or a temporary one when the run is in an object store."""
     return store.local_root or Path(tempfile.mkdtemp(prefix="egrsd-"))
 
 
 def _new_state(run: Run) -> dict[str, Any]:
-    """A name for a new run at a tracker, which has been fed nothing."""
+    """The state of a new run at a tracker: its id, and no rows fed."""
     return {"id": f"{re.sub(r'[^A-Za-z0-9_-]', '-', run.name)[:100]}-{uuid4().hex[:8]}", "fed": []}

@@ -1,4 +1,4 @@
-"""Bytes that a recipe's engines and ranks take, from the model's configuration alone: nothing is loaded."""
+"""Bytes that a recipe's engines and ranks take, computed from the model's configuration. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Size:
-    """Counts of a model: `parameters`, those of one layer, numbers of keys and values per token, in + out features of the layers
-    that carry LoRA (times its rank: parameters), and of all linear layers."""
+    """Counts of a model, from which its bytes follow.
+
+    parameters: of the model. per_layer: parameters of one layer. kv_per_token: numbers in the KV cache for one token. lora_width:
+    in + out features of the layers that carry LoRA, so that lora_width x rank is LoRA's parameters. linear_width: in + out
+    features of all linear layers but the head.
+    """
 
     parameters: int
     per_layer: int
@@ -28,7 +32,7 @@ class Size:
 
 
 def measure(model: Model) -> Size:
-    """Count on the meta device. Raises ModelError when `model.path` has no configuration of a causal language model."""
+    """Size of a model, counted on the meta device. Raises ModelError when `model.path` is no causal language model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -59,13 +63,13 @@ def measure(model: Model) -> Size:
 
 
 def head_chunk(train: Train, vocab: int) -> int:
-    """Bytes of one chunk of the trainer's logits: in half precision the copy that is multiplied stands beside the float32 one."""
+    """Bytes of one chunk of the trainer's logits. In half precision a second copy exists beside the float32 logits."""
     width = _BYTES[train.dtype]
     return (4 if width == 4 else 4 + width) * train.head_chunk_tokens * vocab
 
 
 def rank_bytes(run: Run, size: Size) -> dict[str, int]:
-    """Bytes of one rank by part. Activations are estimated: in and out of linear layers, or of layers if checkpointed."""
+    """Bytes of one rank by part. Activations are estimated as inputs and outputs of linear layers, or of checkpointed layers."""
     train, width = run.train, _BYTES[run.train.dtype]
     shards = train.workers if train.strategy == "fsdp2" else 1
     gathered = size.parameters - (size.layers - 1) * size.per_layer if shards > 1 else 0
@@ -80,7 +84,7 @@ def rank_bytes(run: Run, size: Size) -> dict[str, int]:
 
 
 def engine_fit(model: Model, pool: Pool, size: Size, facts: Facts, name: str = "engines.rollout") -> Line:
-    """Whether weights, one full-length trace at least, and the scoring logits fit, on the GPU or the CPU that was asked for."""
+    """Whether weights, the scoring logits and at least one trace of full length fit on the pool's GPU, or in its CPU memory."""
     width, tp = _BYTES[model.dtype], pool.tensor_parallel
     weights, trace = size.parameters * width // tp, size.kv_per_token * width * model.max_model_len // tp
     logits = pool.max_batched_tokens * size.vocab * (width + 4)
@@ -104,7 +108,7 @@ def engine_fit(model: Model, pool: Pool, size: Size, facts: Facts, name: str = "
 
 
 def fit(run: Run, size: Size, facts: Facts) -> list[Line]:
-    """Lines on engines, ranks and, for those that run on CPU, this machine's memory; the arithmetic is in each."""
+    """Lines about engines and ranks, and about this machine's memory when some of them run on CPU. Each shows its arithmetic."""
     pools = [("rollout", run.engines.rollout), ("score", run.engines.score)]
     there = [(f"engines.{name}", pool) for name, pool in pools if pool is not None]
     lines = [engine_fit(run.model, pool, size, facts, name) for name, pool in there]

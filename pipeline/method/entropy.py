@@ -37,9 +37,9 @@ def bounds(top_logprobs: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.nd
 
     top_logprobs [N, k] nats, the k most likely tokens in any order -> (lower, upper), each [N] float64 nats. Leave out vLLM's
     first column, the sampled token: it is listed twice when it is one of the k, and when it is not, likelier tokens are missing.
-    The tail mass r = 1 - sum p lies on V - k tokens, none likelier than the least kept one, p_k: entropy is least when it fills
-    n = floor(r / p_k) atoms of that size and one of the remainder, and greatest when it is spread evenly. Where rounding makes
-    such a tail impossible, the lower bound is cut at the upper one.
+    The tail mass r = 1 - sum p lies on V - k tokens, none likelier than the least kept one, p_k. Entropy is greatest when the
+    tail is spread evenly. It is least when the tail fills n = floor(r / p_k) tokens of mass p_k and one token of the remainder.
+    Where rounding makes such a tail impossible, the lower bound is cut at the upper one.
     Raises ValueError when [N, k] does not fit the vocabulary.
     """
     if top_logprobs.ndim != 2 or not 1 <= top_logprobs.shape[1] <= vocab_size:

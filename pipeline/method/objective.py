@@ -5,7 +5,8 @@ Entropies and log-probabilities are in nats over the full vocabulary at temperat
 through the policy's log-probs alone. The optimiser step (training/step.py) calls `coefficients`, its head `weighted_sum`, and
 `loss` is made of the same two.
 
-Constants arrive as the record that holds them, `config.Objective`: a new constant changes no signature.
+Constants arrive as the record that holds them, `config.Objective`, so a new constant changes no signature. README.md beside this
+file lists the traps that are named by number.
 """
 
 from __future__ import annotations
@@ -106,16 +107,16 @@ def gate(entropy: Tensor, normaliser: float | Tensor, constants: Weights) -> Ten
 
 
 def shuffle(values: Tensor, mask: Tensor, seeds: Tensor) -> Tensor:
-    """Every trace's values in another order, which its seed and its length alone decide: the control of what a gate knows.
+    """Each trace's own values in another order, for the control `shuffled`. The trace's seed and length alone decide the order.
 
-    values [B, T], mask [B, T] bool, seeds [B] int64 -> [B, T]; outside the mask as it was. The values of a trace stay its own.
+    values [B, T], mask [B, T] bool, seeds [B] int64 -> [B, T]. Values outside the mask stay where they are.
     """
     _check_mask(mask)
     mixed = values.clone()
     for row, seed in enumerate(seeds.tolist()):
-        own = values[row, mask[row]]
-        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
-        mixed[row, mask[row]] = own[order.to(own.device)]
+        trace = values[row, mask[row]]
+        order = torch.randperm(len(trace), generator=torch.Generator().manual_seed(seed))
+        mixed[row, mask[row]] = trace[order.to(trace.device)]
     return mixed
 
 
@@ -149,9 +150,9 @@ def gated(signals: Signals, constants: Objective) -> Tensor:
 def confidence(signals: Signals, constants: Objective) -> Tensor:
     """The gate of `egrsd` or `cl_egrsd` -> [B, T], or one of its controls (`constants.gate`). Each control changes one thing.
 
-    shuffled: the same entropies on other tokens of the same trace. uniform: the same mean, equal on every token of the minibatch.
-    inverted: clip(1 - gamma (1 - H / M), floor, 1), which is open where the teacher is uncertain.
-    Raises ValueError: `seeds` or `mean_gate` is missing, or the gate has another name.
+    shuffled: the gate reads the same entropies, but on other tokens of the same trace. uniform: every token of the minibatch has
+    the minibatch's mean gate. inverted: clip(1 - gamma (1 - H / M), floor, 1), which is open where the teacher is uncertain.
+    Raises ValueError when `seeds` or `mean_gate` is missing, or the gate has another name.
     """
     entropy = _gated_entropy(signals, constants)
     match constants.gate:

@@ -21,7 +21,7 @@ def check(offsets: np.ndarray, **columns: np.ndarray) -> None:
     for name, values in columns.items():
         if values.dtype != np.float32 or values.shape != (offsets[-1],):
             raise ValueError(f"{name}: {values.dtype} {values.shape}, expected float32 ({offsets[-1]},)")
-        if not np.isfinite(values.sum()):  # costs a fifth of a look at every value, and misses none
+        if not np.isfinite(values.sum()):  # NaN and infinity both reach the sum, which takes a fifth of the time of a full check
             raise ValueError(f"{name}: NaN or infinity among the values")
 
 

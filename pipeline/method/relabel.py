@@ -64,12 +64,12 @@ class PointLabels(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What a point makes of the traces. [4] is by regime (lock, mid, pivot, fork), [10] by decile; NaN where no token is.
+    """What a point makes of the traces. Arrays [4] are by regime (lock, mid, pivot, fork), arrays [10] by decile; NaN: no tokens.
 
-    shares of all tokens; restored: mean of omega(H^CL) - omega(H) over all tokens; gates over all tokens. Over tokens of traces
-    that have an advantage: factors, the mean of magnitude x gate; kept, the sum of |weights| as a share of that at gamma = 0;
-    effective_tokens = (sum |weight|)^2 / sum weight^2 (Kish), and its share of those tokens; correlation of magnitude x gate
-    with |delta|.
+    Over all tokens: `shares` of the regimes, mean `gates`, and `restored`, the mean of omega(H^CL) - omega(H). The other figures
+    are over tokens of traces that have an advantage. `factors` is the mean of magnitude x gate. `kept` is the sum of |weight| as
+    a share of that sum at gamma = 0. `effective_tokens` is (sum |weight|)^2 / sum weight^2 (Kish), and `effective_share` its
+    share of those tokens. `correlation` is that of magnitude x gate with |delta|.
     """
 
     shares: np.ndarray
@@ -86,9 +86,10 @@ class Figures:
 
 @dataclass(frozen=True, eq=False)
 class Deciles:
-    """Tokens by decile of teacher entropy, lowest first (the paper's Figure 4), [10]: number, mean entropy, mean |delta|, nats.
+    """Tokens by decile of teacher entropy, lowest first (2605.13255, Figure 4). Each array is [10].
 
-    Equal entropies share a decile, so deciles may differ in size.
+    `tokens` counts them. `entropy` and `delta` are the means of entropy and |delta| in nats. Equal entropies share a decile, so
+    deciles may differ in size.
     """
 
     tokens: np.ndarray
@@ -97,7 +98,7 @@ class Deciles:
 
 
 class Relabel:
-    """Signals, and what several points share of them. Ask for the points of one window one after another."""
+    """Stored signals, and the arrays that several points share. It keeps one lookahead, so group points by their window."""
 
     def __init__(self, signals: StoredSignals) -> None:
         self.signals = signals
@@ -105,7 +106,7 @@ class Relabel:
         strength = np.abs(signals.advantage).astype(np.float64)
         self.strength = np.repeat(strength, np.diff(signals.offsets))
         self.decile = decile(signals.entropy)
-        # numpy arrays cannot be hashed: each cache is keyed by settings alone
+        # Each cache is keyed by settings alone, as numpy arrays cannot be hashed.
         self.ahead: Callable[[int], np.ndarray] = lru_cache(1)(
             lambda window: regimes.lookahead_min(signals.entropy, signals.offsets, window)
         )
@@ -166,13 +167,16 @@ class Relabel:
 def sweep(signals: StoredSignals, points: Iterable[Point]) -> dict[Point, Figures]:
     """Figures of every point, in the order of `points`. Raises ValueError on malformed signals or thresholds."""
     signals.check()
-    relabel, wanted = Relabel(signals), list(dict.fromkeys(points))
-    found = {point: relabel.figures(point) for point in sorted(wanted, key=lambda point: point.profile.window)}
-    return {point: found[point] for point in wanted}
+    relabel, distinct = Relabel(signals), list(dict.fromkeys(points))
+    by_window = {point: relabel.figures(point) for point in sorted(distinct, key=lambda point: point.profile.window)}
+    return {point: by_window[point] for point in distinct}
 
 
 def select(signals: StoredSignals, number: int, rows: np.ndarray) -> StoredSignals:
-    """Rows [B], counted within round `number`, as signals of their own; the scope of their gate stays the round."""
+    """The signals of some rows of round `number` alone. The scope of their gate stays the round.
+
+    rows: int64 [B], counted from the round's first row.
+    """
     rows = rows + signals.rounds[number]
     lengths = np.diff(signals.offsets)[rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -1,8 +1,8 @@
 """Rewards and sequence advantages: length-shaped reward, group and running estimators. State in, state out.
 
-Standard deviations are of the population (divide by n). GRPO implementations on torch.std divide by n - 1. With n, a group of one
-right and one wrong trace has |A| = 1, and a group of one has A = 0 instead of NaN. The paper's running estimate is Welford's over
-all earlier rewards, where the two are nearly equal.
+Standard deviations are of the population (divide by n). GRPO implementations on torch.std divide by n - 1. With n, one right and
+one wrong trace have |A| = 1, and a group of a single trace has A = 0 instead of NaN. The paper's running estimate is Welford's
+over all earlier rewards. With so many rewards n and n - 1 are nearly equal.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def _group_index(rewards: np.ndarray, groups: int | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RunningBaseline:
-    """Mean and spread of the rewards of all *earlier* steps (Welford), for one rollout per prompt (2605.13255).
+    """Mean and spread of the rewards of all *earlier* steps (Welford), for one trace per prompt (2605.13255).
 
-    count rewards seen, their mean, m2 = sum of squared deviations, and steps = updates made so far.
+    count: rewards seen. mean: their mean. m2: sum of their squared deviations from it. steps: updates made so far.
     """
 
     count: int = 0
@@ -86,7 +86,10 @@ class RunningBaseline:
         return (rewards - self.mean) / (self.std if self.std > 1e-8 else 1.0)
 
     def update(self, rewards: np.ndarray) -> RunningBaseline:
-        """The state after a step with these rewards [N]; NaN rows are not counted, the step is (Chan's merge of two Welfords)."""
+        """The state after a step with these rewards [N] (Chan's merge of two Welford states). A NaN reward is not counted.
+
+        A step without any reward is counted as a step.
+        """
         rewards = np.asarray(rewards, np.float64)
         new = rewards[np.isfinite(rewards)]
         if not new.size:

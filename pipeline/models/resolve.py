@@ -1,4 +1,4 @@
-"""From what `model.path` says to what transformers opens: one way for configuration, tokenizer and weights."""
+"""Opens what `model.path` names with transformers. Configuration, tokenizer and weights are all opened here."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def resolve_model(path: str) -> str:
 
 
 def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
-    """What `kind.from_pretrained` (AutoConfig, AutoTokenizer, ...) gives for a run's model.
+    """The object that `kind.from_pretrained` (AutoConfig, AutoTokenizer, ...) loads for a run's model.
 
-    Raises ModelError when there is no such model; `part` says what of it cannot be loaded.
+    Raises ModelError when there is no such model. `part` names in the message what cannot be loaded ("tokenizer", "weights").
     """
     path = resolve_model(model.path)
     local = path.startswith(("/", ".", "~")) or path.count("/") > 1  # no hub id looks like that

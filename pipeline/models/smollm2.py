@@ -2,14 +2,15 @@
 
     python -m pipeline.models.smollm2 --out DIR
 
-The folder holds bf16 weights, configuration, tokenizer and chat template, and opens with from_pretrained and in vLLM. It
-appears under its name only when it is whole; a folder that is already there is left as it is.
+The folder holds bf16 weights, configuration, tokenizer and chat template. transformers and vLLM open it. The folder appears under
+its name only when it is whole. A converted folder that is already there is left as it is.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,7 @@ EXPECTED_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokeniz
 
 
 def find_gguf() -> Path:
-    """The GGUF file inside the installed package; the package itself is not imported (it wants llama.cpp).
+    """The GGUF file inside the installed package. The package itself is not imported, as it needs llama.cpp.
 
     Raises ModelError with the pip command when the package, its weights or the `gguf` reader are missing.
     """
@@ -37,19 +38,17 @@ def find_gguf() -> Path:
         raise ModelError("the package that ships the weights is not installed", PACKAGE.replace("_", "-"), f"Run: {INSTALL}")
     if find_spec("gguf") is None:
         raise ModelError("the package that reads GGUF files is not installed", "gguf", f"Run: {INSTALL}")
-    found = sorted(Path(spec.origin).parent.glob("*.gguf"))
-    if not found:
+    ggufs = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not ggufs:
         raise ModelError("the package holds no .gguf file", spec.origin, f"Install it again: {INSTALL} --force-reinstall")
-    return found[0]
+    return ggufs[0]
 
 
 def dequantise(gguf: Path) -> LlamaForCausalLM:
-    """The model behind a Llama GGUF file as plain bf16 weights, without a trace of its quantisation in the configuration.
+    """The model in a Llama GGUF file as plain bf16 weights. Its configuration no longer names the quantisation.
 
     Raises ModelError when the file is damaged.
     """
-    import struct
-
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -60,17 +59,17 @@ def dequantise(gguf: Path) -> LlamaForCausalLM:
             f"cannot be read as GGUF: {error}", str(gguf), f"Install it again: {INSTALL} --force-reinstall"
         ) from error
     settings = loaded.config.to_dict()
-    for trace in ("quantization_config", "_name_or_path", "_model_name_or_path"):
-        settings.pop(trace, None)
+    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        settings.pop(name, None)
     plain = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)  # type: ignore[arg-type]
     plain.load_state_dict(loaded.state_dict())
     return plain
 
 
 def convert(out: Path, gguf: Path) -> bool:
-    """Write the folder `out` from a GGUF file; False when a whole one already lies there. Atomic: temporary folder, then rename.
+    """Write the folder `out` from a GGUF file. Returns False when a converted folder is already there.
 
-    Raises ModelError when `out` exists and is something else.
+    The folder is written under a temporary name and then renamed. Raises ModelError when `out` exists and is something else.
     """
     if _whole(out):
         return False
@@ -86,7 +85,7 @@ def convert(out: Path, gguf: Path) -> bool:
         unfinished.chmod(0o755)
         os.rename(unfinished, out)
     except OSError:
-        if not _whole(out):  # otherwise another process was quicker, and its folder is as good
+        if not _whole(out):  # a whole folder comes from another process that was quicker, and is the same
             raise
         return False
     finally:

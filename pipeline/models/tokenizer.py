@@ -1,4 +1,4 @@
-"""The tokenizer of a model, loaded in one way for every user of it, and the hash that says whether two agree."""
+"""The tokenizer of a model: the one way to load it, and the hash that says whether two tokenizers agree."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def _loaded(path: str, revision: str | None, trust_remote_code: bool) -> Any:
 
 
 def template_hash(tokenizer: Any) -> str:
-    """Hash of chat template, special tokens and vocabulary: equal hashes turn the same messages into the same ids."""
+    """Hash of chat template, special tokens and vocabulary. With equal hashes, the same messages become the same ids."""
     parts = [tokenizer.chat_template, tokenizer.special_tokens_map, sorted(tokenizer.get_vocab().items())]
     return digest(parts)
 
 
 def check_template(tokenizer: Any) -> None:
-    """Raise ModelError where a tokenizer has no chat template."""
+    """Raise ModelError when a tokenizer has no chat template."""
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
             "the tokenizer has no chat template",

@@ -2,26 +2,28 @@
 
     python -m pipeline.models.warmstart --out DIR [--steps 900] [--seed 0]
 
-Six in ten training traces answer the bare problem, four in ten the problem with its reference solution, so that the same
-weights are a student with room to improve and a privileged teacher that is really better.
-Loss on everything after the problem, the reference solution included.
+Six in ten training traces answer the problem alone. Four in ten answer the problem with its reference solution in view. The same
+weights are therefore a student that can improve, and a privileged teacher that is better. The loss covers every token after the
+problem, those of the reference solution too.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import torch
 import typer
+from rich.progress import track
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
 
 from pipeline.problems import tiny
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 AIDED_SHARE = 0.4
 BATCH = 64
@@ -44,7 +46,10 @@ _CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Scores:
-    """Sampled at temperature 1 on held-out problems: share correct and mean response tokens (end of sequence included)."""
+    """Figures of one sampled response (temperature 1) to each held-out problem.
+
+    accuracy: share of correct responses. mean_length: response tokens, with the end of sequence.
+    """
 
     accuracy: float
     mean_length: float
@@ -52,10 +57,7 @@ class Scores:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The character tokenizer: 57 ids, one per symbol, with pad, bos, eos, unk and the chat template; pads on the left."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
+    """The character tokenizer with its chat template. It has 57 ids: one per symbol, pad, bos, eos, unk. It pads on the left."""
     vocabulary = {symbol: index for index, symbol in enumerate((*_SPECIAL, *_SYMBOLS))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -73,10 +75,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(seed: int) -> Qwen3ForCausalLM:
-    """An untrained model of 0.8 M parameters, initialised from `seed`; head size 32, which every engine supports."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
+    """An untrained model of 0.8 M parameters, initialised from `seed`. Every engine supports its head size of 32."""
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     config = Qwen3Config(
@@ -105,9 +104,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, item: dict[str, str], aided:
 
 
 def training_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> tuple[Tensor, Tensor]:
-    """`size` fresh traces -> (ids [B, P+T], labels [B, P+T]), right-padded; labels are -100 on problem and padding."""
-    import torch
-
+    """`size` new traces -> ids and labels, each int64 [B, P + T], padded on the right. Labels are -100 on problem and padding."""
     rows, labels = [], []
     for _ in range(size):
         aided = rng.random() < AIDED_SHARE
@@ -115,9 +112,8 @@ def training_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size:
         trace = tiny.verbose_trace(item["problem"], rng, tiny.AIDED if aided else tiny.UNAIDED)
         prompt = tokenizer(prompt_text(tokenizer, item, aided)).input_ids
         response = [*tokenizer(trace).input_ids, tokenizer.eos_token_id]
-        given = 1 + len(
-            item["problem"]
-        )  # <bos> and the problem cannot be predicted; the clean reference behind it is worth learning
+        # <bos> and the problem cannot be predicted. The reference solution behind them can, and is worth learning.
+        given = 1 + len(item["problem"])
         rows.append(torch.tensor(prompt + response))
         labels.append(torch.tensor([-100] * given + prompt[given:] + response))
     pad = torch.nn.utils.rnn.pad_sequence
@@ -125,14 +121,10 @@ def training_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size:
 
 
 def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = None) -> list[float]:
-    """Train in place for `steps` optimiser steps (only the first `stop` of them when given); the loss of each, in nats.
+    """Train in place for `steps` optimiser steps, or for the first `stop` of them. Returns the loss of each step in nats.
 
-    The learning rate rises linearly, then falls as a cosine to zero at `steps`, so a stopped run equals the start of a full one.
+    The learning rate rises linearly and then falls as a cosine to zero at `steps`. A stopped run equals the start of a full one.
     """
-    import torch
-    from rich.progress import track
-    from transformers import get_cosine_schedule_with_warmup
-
     tokenizer, rng = build_tokenizer(), random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, steps)
@@ -151,11 +143,7 @@ def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = Non
 
 
 def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int = 0, batch: int = 256) -> Scores:
-    """One sampled response (temperature 1) for each of `num_problems` held-out problems."""
-    import re
-
-    import torch
-
+    """Scores of one sampled response (temperature 1) to each of `num_problems` held-out problems, with or without reference."""
     tokenizer, correct, tokens = build_tokenizer(), 0, 0
     torch.manual_seed(seed)
     model.eval()
@@ -174,15 +162,15 @@ def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int 
             )[:, inputs.input_ids.shape[1] :]
         tokens += int((out != tokenizer.pad_token_id).sum())
         for item, text in zip(items, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
-            found = re.search(tiny.ANSWER_PATTERN, text)
-            correct += found is not None and found[1] == item["answer"]
+            answer = re.search(tiny.ANSWER_PATTERN, text)
+            correct += answer is not None and answer[1] == item["answer"]
     return Scores(correct / num_problems, tokens / num_problems, num_problems)
 
 
 def make(out: Path, steps: int, seed: int, num_problems: int = 1024) -> dict[str, object]:
-    """Train, round to bf16, evaluate the rounded weights and save the folder that from_pretrained and vLLM read.
+    """Train, round to bf16, evaluate the rounded weights and save a folder that transformers and vLLM open.
 
-    Returns what is also written beside the weights: seed, steps, losses (nats), scores with and without the reference.
+    Returns the record that is also written beside the weights: seed, steps, losses in nats, scores with and without reference.
     """
     model = build_model(seed)
     losses = train(model, steps, seed)
@@ -204,8 +192,6 @@ def main(
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
 ) -> None:
     """Make the tiny reasoner."""
-    import torch
-
     torch.set_num_threads(threads)
     record = make(out, steps, seed)
     for name in ("unaided", "aided"):

@@ -1,4 +1,4 @@
-"""Answers: what a solution states, what a response ends with, and whether two of them are the same where texts decide it."""
+"""Answers: the one that a solution states, the one that a response ends with, and whether two answers have the same text."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _LOOSE_SPACE = re.compile(r"(?<=\W) | (?=\W)")
 
 
 def last_boxed(text: str) -> str | None:
-    """Content of the last \\boxed{...} whose braces balance, or None. One pass, whatever the nesting."""
+    """Content of the last \\boxed{...} whose braces balance, or None. Takes one pass over the text at any depth of nesting."""
     if "\\boxed" not in text:
         return None
-    found = (-1, -1)
+    last = (-1, -1)
     opened: list[int] = []  # where each open brace's content starts; -1: not a \boxed
     for token in _BOXED.finditer(text):
         if token[1]:
@@ -28,8 +28,8 @@ def last_boxed(text: str) -> str | None:
         elif token[0] == "{":
             opened.append(-1)
         elif token[0] == "}" and opened:
-            found = max(found, (opened.pop(), token.start()))
-    return text[found[0] : found[1]] if found[0] >= 0 else None
+            last = max(last, (opened.pop(), token.start()))
+    return text[last[0] : last[1]] if last[0] >= 0 else None
 
 
 def stated_answer(text: str) -> str | None:
@@ -54,7 +54,10 @@ def final_answer(text: str) -> str | None:
 
 
 def normal_form(answer: str) -> str:
-    """An answer in one spelling: no LaTeX spacing or dollars, `1,000.50` as `1000.5`, `+07` as `7`; equal means same."""
+    """An answer in one spelling. LaTeX spacing and dollar signs go, `1,000.50` becomes `1000.5`, and `+07` becomes `7`.
+
+    Answers with equal normal forms are the same.
+    """
     text = _FRACTION.sub(r"\\frac", _TEXT_MACRO.sub(r"\1", _FILLERS.sub("", answer.replace("−", "-"))))
     text = _LOOSE_SPACE.sub("", " ".join(text.split()).removesuffix(".").strip())
     number = _NUMBER.fullmatch(text)
@@ -66,10 +69,11 @@ def normal_form(answer: str) -> str:
 
 
 def compare_texts(answer: str, reference: str) -> bool | None:
-    """Whether two answers are the same where their texts decide it, else None (then mathematics must).
+    """Whether two answers are the same. None when their texts cannot decide it; then the mathematical verifier must.
 
-    Two integers differ for sure. So do two words, whatever their case: as mathematics they are products of letters, where
-    'listen' equals 'silent'. Two or three letters may be a product in earnest.
+    Different integers are different answers. So are different words, and their case does not count. The mathematical verifier
+    reads a word as a product of letters, so 'listen' would equal 'silent'. A reference of two or three letters may really be a
+    product, so it is left to the verifier.
     """
     ours, theirs = normal_form(answer), normal_form(reference)
     if ours == theirs:

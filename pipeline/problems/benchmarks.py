@@ -1,7 +1,7 @@
 """Benchmarks by name: where each lies on the hub, its split, and the columns in which its copies keep problem and answer.
 
-A copy may be named instead (`gsm8k=/data/gsm8k`): it goes through the same mapping. Answers are read as the source states them:
-`#### 42` of GSM8K, the last \\boxed{} of a worked solution (Minerva, MATH), a cell of its own elsewhere.
+A user may name a copy instead (`gsm8k=/data/gsm8k`), which is read with the same columns. An answer is read as its source states
+it: `#### 42` in GSM8K, the last \\boxed{} of a worked solution in Minerva and MATH, a cell of its own elsewhere.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pipeline.config import Source
 from pipeline.errors import SourceError, nearest
 from pipeline.problems.sources import ProblemSet, open_source
 
-# a copy that numbers its problems in `problem` asks them in `question`
+# `question` is tried first: a copy that has both columns keeps the number of a problem in `problem`
 COLUMNS = tuple(product(("question", "problem", "Problem"), ("answer", "Answer", "solution", "Solution")))
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A dataset of the hub, its split and what `datasets.load_dataset` needs to be told besides."""
+    """A dataset of the hub, its split, and further arguments of `datasets.load_dataset`."""
 
     hub: str
     split: str
@@ -38,20 +38,20 @@ BENCHMARKS = {
 
 
 def benchmark(spec: str) -> str | None:
-    """The benchmark that `gsm8k` or `gsm8k=/data/gsm8k` names; None: another kind of source."""
+    """The benchmark that `gsm8k` or `gsm8k=/data/gsm8k` names, or None for another kind of source."""
     name = spec.partition("=")[0].lower()
     return name if name in BENCHMARKS else None
 
 
 def near(spec: str) -> str:
-    """What a name that is none may mean, as a hint."""
+    """A hint for a name that is no benchmark: the nearest name, or all of them."""
     return nearest(spec.partition("=")[0].lower(), BENCHMARKS, f"Benchmarks: {', '.join(BENCHMARKS)}")
 
 
 def open_benchmark(spec: str) -> ProblemSet:
-    """The problems of `gsm8k`, or of a copy of it in `gsm8k=/data/gsm8k` (a file, a folder, datasets:NAME), without solutions.
+    """The problems of `gsm8k`, or of its copy in `gsm8k=/data/gsm8k` (a file, a folder, datasets:NAME), without solutions.
 
-    Raises SourceError when it cannot be read, or holds no pair of COLUMNS; that names the hub's own name and the remedy.
+    Raises SourceError, which names the place that was tried first, when nothing can be read or no pair of COLUMNS is there.
     """
     name, _, copy = spec.partition("=")
     failures: list[SourceError] = []
@@ -69,7 +69,7 @@ def open_benchmark(spec: str) -> ProblemSet:
 
 
 def _places(known: Benchmark, copy: str) -> list[Source]:
-    """Where to look, in order: the hub (or its cache), or the copy as a file, a folder of splits, a folder of Parquet files."""
+    """Sources to try, in order: the hub or its cache, or the copy as a folder of splits, a file, a folder of Parquet files."""
     hub = Source(uri=f"datasets:{copy.removeprefix('datasets:') or known.hub}", split=known.split, solution="")
     if not copy or copy.startswith("datasets:"):
         return [hub.model_copy(update={"options": dict(known.options)})]

@@ -1,4 +1,4 @@
-"""The columns that a recipe reads of a source: which they are, and whether the source has them."""
+"""The columns of a source that a recipe reads: their names, and a check that the source has them."""
 
 from __future__ import annotations
 

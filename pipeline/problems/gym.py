@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym tasks, with a reference solution and a held-out split that they do not have themselves."""
+"""Problems of reasoning-gym tasks. This module adds what the tasks lack: a reference solution and a held-out split."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ TRIES = 256  # problems generated for one row before its split is given up as em
 
 
 def option_names(task: str) -> set[str]:
-    """The options a task knows. Raises SourceError for a task that reasoning-gym does not have."""
-    from reasoning_gym.factory import DATASETS
-
-    if task not in DATASETS:
-        hint = nearest(task, DATASETS, "reasoning_gym.factory.DATASETS lists the tasks")
+    """Names of the options of a task. Raises SourceError for a task that reasoning-gym does not have."""
+    tasks = _library().factory.DATASETS
+    if task not in tasks:
+        hint = nearest(task, tasks, "reasoning_gym.factory.DATASETS lists the tasks")
         raise SourceError(f"reasoning-gym has no task '{task}'", "source.uri", hint)
-    return set(DATASETS[task][1].__dataclass_fields__) - {"seed", "size"}
+    return set(tasks[task][1].__dataclass_fields__) - {"seed", "size"}
 
 
 def problem(task: str, options: str, split: str, seed: int, size: int, index: int) -> dict[str, Any]:
-    """Problem `index` of a split of `size`, as problem, solution and answer; `options` as JSON.
+    """Problem `index` of a split of `size` problems: its problem, solution and answer. `options` is JSON.
 
-    Train and test draw from disjoint seeds, and a problem belongs to one of them by the hash of its text: small tasks repeat
-    themselves under any seed. Raises SettingError for options the task refuses or another split, SourceError when the task has
-    too few different problems.
+    Train and test draw from disjoint seeds. The hash of a problem's text also assigns it to one of the two, because small tasks
+    make the same problem under different seeds. Raises SettingError for another split or for options that the task refuses.
+    Raises SourceError when the task has too few different problems.
     """
     if split not in {"train", "test"}:
         raise SettingError(f"a generated task has no split '{split}'", "source.split", "Use 'train' or 'test'")
@@ -45,32 +44,35 @@ def problem(task: str, options: str, split: str, seed: int, size: int, index: in
 
 
 def caution(task: str, answers: list[str]) -> str | None:
-    """What to know before accuracies of a task are believed: whether other answers than the reference may be right.
+    """A warning for a task whose problems may have right answers that differ from the reference, else None.
 
-    Tasks with a scorer of their own and answers that are no plain numbers (a sudoku is one, a game of 24 is not). Their scorers
-    are not used: some evaluate the response as Python.
+    Such a task has its own scorer, and answers that are not plain numbers: a sudoku, but not a game of 24. These scorers are not
+    used, as some of them run the response as Python code.
     """
-    from reasoning_gym.dataset import ProceduralDataset
-    from reasoning_gym.factory import DATASETS
-
-    own = DATASETS[task][0].score_answer is not ProceduralDataset.score_answer
-    if not own or all(_NUMBER.fullmatch(answer) for answer in answers):
+    library = _library()
+    has_scorer = library.factory.DATASETS[task][0].score_answer is not library.dataset.ProceduralDataset.score_answer
+    if not has_scorer or all(_NUMBER.fullmatch(answer) for answer in answers):
         return None
     return f"{task} may have several right answers; only what equals the reference counts as correct"
 
 
-@lru_cache(maxsize=TRIES)
-def _dataset(task: str, options: str, seed: int, size: int) -> Any:
+def _library() -> Any:
+    """reasoning-gym, which takes long to import and which most runs do not need."""
     import reasoning_gym
 
+    return reasoning_gym
+
+
+@lru_cache(maxsize=TRIES)
+def _dataset(task: str, options: str, seed: int, size: int) -> Any:
     try:
-        return reasoning_gym.create_dataset(task, seed=seed, size=size, **json.loads(options))
+        return _library().create_dataset(task, seed=seed, size=size, **json.loads(options))
     except (AssertionError, TypeError, ValueError) as error:
         raise SettingError(f"{task} refuses them: {error}", "source.options", "Change the options the message names") from error
 
 
 def _solution(task: str, answer: str | None, metadata: dict[str, Any]) -> str | None:
-    """A reference solution: chain_sum worked from left to right, else the task's own text, else the answer in a sentence."""
+    """A reference solution: a chain_sum worked from left to right, else the task's own text, else the answer in a sentence."""
     if answer is None:
         return None
     closing = f"The answer is \\boxed{{{answer}}}."

@@ -1,4 +1,4 @@
-"""What the `datasets` library opens: a dataset of the hub, a folder of split files, or a `save_to_disk` folder."""
+"""Sources that the `datasets` library opens: a dataset of the hub, a folder of split files, or a `save_to_disk` folder."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Hub:
 
 
 def open_hub(source: Source, name: str) -> Hub:
-    """The first `source.size` rows of split `source.split`; `name` is a hub name or a local folder.
+    """The first `source.size` rows of split `source.split`. `name` is a hub name or a local folder.
 
-    Raises SourceError when it cannot be loaded, lacks a column or is empty.
+    Raises SourceError when the dataset cannot be loaded, lacks a column or is empty.
     """
     data = _load(source, name)
     check_columns(source, data.column_names, source.uri)

@@ -22,7 +22,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Jsonl:
-    """Rows of one file. `spans`: int64 [N, 2], byte offset and length of each row; nothing else of the file is in memory."""
+    """Rows of one file. `spans` int64 [N, 2] has the byte offset and length of each row. The rows themselves stay on disk."""
 
     filesystem: FileSystem
     path: str
@@ -33,7 +33,7 @@ class Jsonl:
         return len(self.spans)
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows in the order asked. Raises SourceError when the file is not the one that was opened."""
+        """Rows in the order asked. Raises SourceError when the file has changed and a row cannot be read any more."""
         rows: list[dict[str, Any]] = [{}] * len(indices)
         try:
             with self.filesystem.open_input_file(self.path) as file:
@@ -68,7 +68,7 @@ def open_jsonl(source: Source, filesystem: FileSystem, path: str) -> Jsonl:
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
-    """One JSON object. A number becomes the text it was written with, without a last `.0`."""
+    """One JSON object. A number becomes the text in the file, without a final `.0`."""
     try:
         row = json.loads(line.decode("utf-8"), parse_int=str, parse_float=lambda text: text.removesuffix(".0"))
     except UnicodeDecodeError as error:

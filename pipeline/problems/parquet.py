@@ -1,4 +1,4 @@
-"""Parquet files, folders and globs: opening a source reads every row group once, a read only those that are asked for."""
+"""Parquet files, folders and globs. Opening a source reads every row group once. Later a read takes only the groups it needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.config import Source
 from pipeline.errors import SourceError
 from pipeline.problems.columns import check_columns, columns_of
 
-_SIGNS = "*?["  # what makes a path a glob
+_SIGNS = "*?["  # a path with one of these is a glob
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Parquet:
 
 
 def parquet_files(filesystem: FileSystem, path: str) -> list[str]:
-    """The file itself, the .parquet files below a folder, or those that a glob matches, sorted; none: an empty list."""
+    """The file itself, the .parquet files below a folder, or the files that a glob matches, sorted. The list may be empty."""
     try:
         info = filesystem.get_file_info(path)
         if info.is_file:
@@ -63,10 +63,10 @@ def parquet_files(filesystem: FileSystem, path: str) -> list[str]:
             return []
         pattern = f"{path.rstrip('/')}/*.parquet" if folder else path
         base = path if folder else pattern[: min(pattern.find(sign) for sign in _SIGNS if sign in pattern)].rpartition("/")[0]
-        found = filesystem.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
+        below = filesystem.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
     except OSError as error:
         raise SourceError(f"cannot be listed: {error}", path, "Check source.uri and the rights to read it") from error
-    return sorted(item.path for item in found if item.is_file and fnmatch.fnmatch(item.path, pattern))
+    return sorted(item.path for item in below if item.is_file and fnmatch.fnmatch(item.path, pattern))
 
 
 def open_parquet(source: Source, filesystem: FileSystem, files: list[str]) -> Parquet:

@@ -1,7 +1,7 @@
-"""What a source of problems is: rows by index, read as problems. `open_source` knows every kind.
+"""A source of problems gives rows by index, read as problems. `open_source` opens every kind of source.
 
 Opening a source reads it once from end to end, so a broken line stops a run before it costs anything. After that a source reads
-only the rows that are asked for. A source pickles: each Ray task reads its own rows.
+only the rows that are asked for. A source can be pickled, so that each Ray task reads its own rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.problems.answers import stated_answer
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of a source. Where `reject` is set, the row lacks what the recipe needs, and `detail` says what."""
+    """One row of a source. When the row lacks what the recipe needs, `reject` is set and `detail` says what is missing."""
 
     index: int
     problem: str | None
@@ -38,10 +38,11 @@ class Problem:
 
 
 class Rows(Protocol):
-    """What a kind of source offers: its raw rows by index. `fingerprint` is a hash of them."""
+    """Raw rows by index, which every kind of source offers."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Hash of the rows, or of what generates them."""
 
     def __len__(self) -> int: ...
 
@@ -50,10 +51,13 @@ class Rows(Protocol):
 
 
 class ProblemSet:
-    """Problems of one source by index. `fingerprint` hashes their content, or the settings and first rows of a generated task."""
+    """Problems of one source by index.
+
+    `fingerprint` is a hash of their content. For a generated task it is a hash of the settings and the first problems.
+    """
 
     def __init__(self, source: Source, rows: Rows, columns: tuple[str, str, str]) -> None:
-        """`columns`: where a raw row holds its problem, its solution ("": nowhere) and its answer."""
+        """`columns` names the columns of problem, solution ("" where there is none) and answer in a raw row."""
         self.source, self.size, self.fingerprint = source, min(len(rows), source.size), rows.fingerprint
         self._rows, self._columns = rows, columns
 
@@ -65,11 +69,11 @@ class ProblemSet:
         wrong = [i for i in indices if not 0 <= i < self.size]
         if wrong:
             raise IndexError(f"row {wrong[0]} of a source of {self.size}")
-        found = self._rows.read(indices)
-        return [_problem(int(index), row, *self._columns) for index, row in zip(indices, found, strict=True)]
+        raw = self._rows.read(indices)
+        return [_problem(int(index), row, *self._columns) for index, row in zip(indices, raw, strict=True)]
 
     def caution(self) -> str | None:
-        """What to know before accuracies on this source are believed; None where nothing is known against them."""
+        """A warning about accuracies on this source, or None: some tasks have right answers that differ from the reference."""
         kind, _, task = self.source.uri.partition(":")
         first = self.rows(range(min(8, self.size))) if kind == "reasoning-gym" else []
         said = gym.caution(task, [row.answer or "" for row in first]) if first else None
@@ -77,9 +81,10 @@ class ProblemSet:
 
 
 def open_source(source: Source) -> ProblemSet:
-    """The problems behind `source.uri`, checked as far as can be told without a model.
+    """The problems behind `source.uri`, with every check that needs no model.
 
-    Raises SourceError (unreadable, malformed, empty, a missing column; names file and line) or SettingError (a task's option).
+    Raises SourceError, with file and line, for a source that is unreadable, malformed, empty or without a column. Raises
+    SettingError for an option that the kind of source does not know.
     """
     kind, _, name = source.uri.partition(":")
     if source.uri == "tiny-arithmetic":
@@ -95,17 +100,17 @@ def open_source(source: Source) -> ProblemSet:
 
 
 def epoch_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
-    """Positions start .. start + count of the endless shuffled order: int64 [count] in [0, size).
+    """Row numbers at positions start .. start + count of an endless shuffled order: int64 [count] in [0, size).
 
-    Epoch e is the permutation of all rows seeded by (seed, e), so every row comes once per epoch and any position can be
-    reached without a state (exact resume, across epoch boundaries too). ValueError for size < 1 or negative positions.
+    Epoch e is the permutation of all rows seeded by (seed, e), so every row comes once per epoch. Any position can be computed
+    without stored state, which makes resuming exact, also across epochs. Raises ValueError for size < 1 or negative positions.
     """
     if size < 1 or start < 0 or count < 0:
         raise ValueError(f"no positions {start} .. {start + count} of an order over {size} rows")
     parts = [np.empty(0, np.int64)]
     while count > 0:
         epoch, offset = divmod(start, size)
-        # RandomState: numpy promises that its stream never changes, which a resumed run relies on
+        # numpy promises that the stream of RandomState never changes, and a resumed run needs the same order
         parts.append(np.random.RandomState([seed % 2**32, epoch % 2**32]).permutation(size)[offset : offset + count])
         start, count = start + len(parts[-1]), count - len(parts[-1])
     return np.concatenate(parts)
@@ -156,7 +161,7 @@ def _why_missing(value: Any, column: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    """A cell as text: 3 and 3.0 as "3"; None when there is nothing to read."""
+    """A cell as text, with 3 and 3.0 both as "3". None for a cell that is empty or holds a list or an object."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -165,11 +170,11 @@ def _text(value: Any) -> str | None:
         value = value.decode("utf-8", "replace")
     if value is None or isinstance(value, (list, dict)) or not str(value).strip():
         return None
-    return str(value).encode("utf-8", "replace").decode()  # half a surrogate pair, legal in JSON, is no text for Arrow
+    return str(value).encode("utf-8", "replace").decode()  # JSON allows half a surrogate pair, Arrow does not
 
 
 def _check_options(source: Source, known: Iterable[str]) -> None:
-    """SettingError for the first option that this kind of source does not know."""
+    """Raise SettingError for the first option that this kind of source does not know."""
     for name in source.options:
         if name not in known:
             hint = nearest(name, known, f"Known for {source.uri}: {', '.join(sorted(known)) or 'none'}")
@@ -199,7 +204,7 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _fsspec_filesystem(uri: str, cause: Exception) -> tuple[pafs.FileSystem, str]:
-    """For schemes that pyarrow does not speak itself (hf://, abfs:// ...) and fsspec may."""
+    """The filesystem of a scheme that pyarrow does not open itself (hf://, abfs://, ...), through fsspec."""
     import fsspec
 
     try:

@@ -4,8 +4,8 @@ A problem is a sum of four one-digit terms, `7+4-3+9`. A response works from lef
 
     7+4=11;maybe 11-3=9;wait;11-3=8;8+9=17;check 8+9=17#17
 
-The student is asked the problem (STUDENT_PROMPT), the privileged teacher the problem and its reference solution
-(TEACHER_PROMPT); the tokenizer's chat template puts either between `<bos>` and a newline. Pure Python, quick to import.
+The student sees the problem (STUDENT_PROMPT). The privileged teacher sees it with its reference solution (TEACHER_PROMPT). The
+tokenizer's chat template puts either of them between `<bos>` and a newline.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ TEST_SHARE = 10  # per cent of all problems that are held out
 
 @dataclass(frozen=True)
 class Habits:
-    """How the warm-start traces behave, as chances: a step that begins with `maybe`, a wrong result in such a step and in a
-    plain one, the repair of a wrong result after `wait`, and a redundant `check` of a right one."""
+    """Chances in [0, 1] that shape the traces of the warm start.
+
+    doubt: a step begins with `maybe`. doubtful_error, plain_error: such a step, or a plain one, has a wrong result. repair: a
+    wrong result is corrected after `wait`. check: a right result is followed by a needless `check`.
+    """
 
     doubt: float
     doubtful_error: float
@@ -44,8 +47,8 @@ AIDED = Habits(doubt=0.25, doubtful_error=0.2, plain_error=0.02, repair=0.5, che
 def problem(index: int, seed: int, split: str) -> dict[str, str]:
     """Problem `index` of a split ("train" or "test") in the order of `seed`: its problem, solution and answer.
 
-    Neighbouring indices are distinct problems until the split is used up (47k train, 5k test); the splits share none.
-    Raises SettingError for another split.
+    Every problem of a split (47k train, 5k test) comes once before one comes again. The splits share no problem. Raises
+    SettingError for another split.
     """
     texts = _shuffled(split, seed)
     text = texts[index % len(texts)]
@@ -56,11 +59,11 @@ def problem(index: int, seed: int, split: str) -> dict[str, str]:
 def steps(text: str) -> list[tuple[int, str, int, int]]:
     """The sums of a problem from left to right: (running total before, sign, term, total after)."""
     total, *rest = text.replace("+", " +").replace("-", " -").split()
-    running, found = int(total), []
+    running, sums = int(total), []
     for token in rest:
         before, running = running, running + int(token)
-        found.append((before, token[0], int(token[1:]), running))
-    return found
+        sums.append((before, token[0], int(token[1:]), running))
+    return sums
 
 
 def reference_solution(text: str) -> str:
@@ -70,8 +73,10 @@ def reference_solution(text: str) -> str:
 
 
 def verbose_trace(text: str, rng: random.Random, habits: Habits = UNAIDED) -> str:
-    """A fallible, wordy response to a problem, as the warm start imitates: steps that begin with `maybe` and are often wrong,
-    wrong results of which some are repaired after `wait` and the others carried on, and redundant `check`s."""
+    """A wordy response to a problem that may be wrong. The warm start trains the tiny reasoner on such traces.
+
+    Steps that begin with `maybe` are often wrong. Some wrong results are repaired after `wait`, the others are carried on.
+    """
     parts: list[str] = []
     running = int(text[0])
     for _, sign, term, _ in steps(text):

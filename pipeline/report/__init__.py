@@ -1,1 +1,1 @@
-"""One run as one HTML file: counts (ledger), figures by round, a sample (traces, tokens), all together (collect), the page."""
+"""One run as one HTML file: counts (ledger), figures by round, a sample of traces (traces, tokens), the document, the page."""

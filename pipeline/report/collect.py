@@ -1,4 +1,4 @@
-"""Everything that the page shows of a run, gathered into one JSON document. The page computes none of it again."""
+"""Everything that the page shows of a run, in one JSON document. The page computes none of these figures itself."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
 
 
 def read_comparison(store: Store) -> dict[str, Any]:
-    """compare.json of a folder. Raises UserError where there is none, or it is not one."""
+    """compare.json of a folder. Raises UserError when the file is missing or holds no comparison."""
     found = store.read_json(COMPARE, "points", "objectives", "pairs")
     if found is None:
         raise UserError(f"no comparison here: {COMPARE} is missing", store.uri, "Make one with `egrsd compare`")
@@ -74,7 +74,7 @@ def _ledger(measured: list[Measured], group_size: int) -> dict[str, Any]:
 
 
 def _evaluation(store: Store, run: Run, version: int) -> dict[str, Any] | None:
-    """Accuracy and length of a policy on the held-out problems, with intervals; None where too few were answered."""
+    """Accuracy and length of a policy on the held-out problems, with intervals. None when fewer than two were answered."""
     found = held_out(store, run, version)
     if found is None:
         return None
@@ -86,11 +86,11 @@ def _evaluation(store: Store, run: Run, version: int) -> dict[str, Any] | None:
 
 
 def _sweep(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A stored sweep, with the mean of each point's gradient cosines over rounds; NaN where none was measured."""
+    """A stored sweep, with the mean of each point's gradient cosines over rounds. The mean is NaN when none was measured."""
     if found is None:
         return None
-    known = [[value for value in point["cosine"] if value is not None] for point in found["points"]]
-    means = [float(np.mean(values)) if values else float("nan") for values in known]
+    cosines = [[value for value in point["cosine"] if value is not None] for point in found["points"]]
+    means = [float(np.mean(values)) if values else float("nan") for values in cosines]
     points = [point | {"cosine_mean": mean} for point, mean in zip(found["points"], means, strict=True)]
     return found | {"points": points}
 

@@ -1,4 +1,8 @@
-"""Figures of every round, read off its shards and metrics, and the rows that a sample of traces is drawn from."""
+"""Figures of every round, from its shards and metrics, and the rows from which a sample of traces is drawn.
+
+A round may lack shards here, and a trace counts as live when no stage up to `score` has rejected it. `rounds.metrics` summarises
+whole rounds, before the trainer starts, and counts what `grade` has not rejected. The two agree when `score` rejects nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,12 @@ from pipeline.rounds.round import Round
 from pipeline.stages.tables import ragged
 
 CLOCK = ("seconds_round", "seconds_measure", "seconds_label", "seconds_engines")
-EXAMPLES = 3  # rejected rows shown by reason, at most, of a round
+EXAMPLES = 3  # rejected rows that are shown for each reason, at most, of a shard
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Traces of a round that are labelled, R of them: where each stands, and what a sample is drawn by."""
+    """The R labelled traces of a round, each array [R]: shard, place in the shard, and the keys by which a sample is drawn."""
 
     work: Round
     trace_ids: np.ndarray
@@ -33,7 +37,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """One round as the report shows it."""
+    """One round in the report."""
 
     figures: dict[str, Any]
     counts: ledger.Counts
@@ -42,7 +46,7 @@ class Measured:
 
 
 def measure(work: Round, metrics: list[dict[str, Any]]) -> Measured:
-    """Figures, counts and rows of a round, from its shards as they are and from `metrics`, all rows of this round."""
+    """Figures, counts and rows of a round. `metrics` has all rows of metrics of this round. A missing shard is left out."""
     train = [row for row in metrics if row["writer"] == "train"]
     clock = next((row for row in metrics if row["writer"] == "round"), {})
     shards = [_Shard.of(work, shard) for shard in sorted(work.shards)]
@@ -76,7 +80,7 @@ def measure(work: Round, metrics: list[dict[str, Any]]) -> Measured:
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """What the report needs of one shard, row by row; empty arrays where a stage is not there."""
+    """The columns of one shard that the report needs. Arrays are empty when a stage is missing."""
 
     name: str
     measured: bool
@@ -95,7 +99,7 @@ class _Shard:
 
     @classmethod
     def of(cls, work: Round, name: str) -> _Shard:
-        """Read one shard of a round, with whatever stages it has."""
+        """One shard of a round, with the stages that it has."""
         entries = {stage: work.store.entry(work.area, stage, name) for stage in ("rollout", "grade", "score", "profile", "label")}
         tables = {stage: work.store.read(entry, _COLUMNS[stage]) for stage, entry in entries.items() if entry is not None}
         none, text = np.zeros(0), np.zeros(0, object)
@@ -137,7 +141,7 @@ _COLUMNS = {
 
 
 def _token_figures(shards: list[_Shard]) -> dict[str, Any]:
-    """Means over tokens: teacher entropy and regime shares of labelled shards, |delta| of all."""
+    """Means over tokens: teacher entropy in nats and regime shares of labelled shards, |delta| in nats of all shards."""
     known = [shard for shard in shards if shard.labelled]
     tokens = np.concatenate([np.where(shard.live, shard.lengths, 0) for shard in known]) if known else np.zeros(0)
     size = max(float(tokens.sum()), 1.0)
@@ -163,7 +167,7 @@ def _train_figures(train: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _idle(clock: dict[str, Any]) -> float | None:
-    """Idle seconds of the busiest engine in a round, for a run that did not measure the idle time of its engines."""
+    """Idle seconds of the busiest engine in a round. Older runs, which did not measure idle time, are shown with this."""
     whole, busy = clock.get("seconds_round"), clock.get("seconds_engines")
     return None if whole is None or busy is None else max(0.0, whole - busy)
 
@@ -187,15 +191,15 @@ def _rows(work: Round, shards: list[_Shard]) -> Rows:
 
 
 def _examples(ids: pa.ChunkedArray, reasons: Any, details: Any) -> list[dict[str, Any]]:
-    """The first rejected rows of a shard, a few for each reason."""
-    seen: Counter[str] = Counter()
-    found = []
+    """The first rejected rows of a shard, at most EXAMPLES for each reason."""
+    counts: Counter[str] = Counter()
+    examples = []
     for trace, reason, detail in zip(ids.to_pylist(), reasons.to_pylist(), details.to_pylist(), strict=True):
         if reason is not None:
-            seen[reason] += 1
-            if seen[reason] <= EXAMPLES:
-                found.append({"trace": trace, "reason": reason, "detail": detail or ""})
-    return found
+            counts[reason] += 1
+            if counts[reason] <= EXAMPLES:
+                examples.append({"trace": trace, "reason": reason, "detail": detail or ""})
+    return examples
 
 
 def _joined(shards: list[_Shard], name: str) -> np.ndarray:
@@ -203,7 +207,7 @@ def _joined(shards: list[_Shard], name: str) -> np.ndarray:
 
 
 def _floats(column: Any) -> np.ndarray:
-    """A numeric column as float64; null is NaN."""
+    """A numeric column as float64 [R]. Null becomes NaN."""
     return column.cast(pa.float64()).to_numpy()
 
 

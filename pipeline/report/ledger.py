@@ -1,9 +1,9 @@
-"""Rows from source to loss, as a ledger that says whether it adds up.
+"""The ledger: a count of all rows from the source to the loss, with equations that show whether any row is lost.
 
     planned prompts = prompts;  prompts x G = traces;  traces - rejected, by reason = fit to train on;
     fit - left out by the trainer = traces in the loss;  their tokens = tokens in the loss
 
-Each side of an equation is counted in another place: plan, manifest entries, rows of shards, the trainer's metrics.
+The two sides of an equation come from different places: plan, manifest entries, rows of shards, the trainer's metrics.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from pipeline.store.directory import Entry
 
 @dataclass
 class Counts:
-    """Rows of one round, or of several added up. None is not there yet: the stage or the training has not been done."""
+    """Counts of one round, or the sums of several rounds.
+
+    complete: all shards up to `score` are there. trained: the trainer has reported metrics.
+    """
 
     planned: int = 0
     prompts: int = 0
@@ -39,9 +42,9 @@ class Counts:
 
 
 def count_round(work: Round, rows: dict[str, Any], train: list[dict[str, Any]]) -> Counts:
-    """Counts of a round. `rows`: fit, fit_tokens and no_advantage as counted in its shards; `train`: its metrics of training.
+    """Counts of a round. `rows`: fit, fit_tokens and no_advantage as counted in its shards. `train`: the trainer's metrics of it.
 
-    Where a shard of a stage is not there, the round is not complete and what follows from it stays 0.
+    A round that lacks a shard is not complete, and the rows of that shard are not counted.
     """
     seen = Inventory(work)
     entries = {name: list(seen.entries(name).values()) for name in ("prompts", "rollout", "grade", "score")}
@@ -64,7 +67,7 @@ def count_round(work: Round, rows: dict[str, Any], train: list[dict[str, Any]]) 
 
 
 def total(parts: Iterable[Counts]) -> Counts:
-    """All rounds together; complete or trained only where every one is."""
+    """The sums over all rounds. They are complete, or trained, only when every round is."""
     whole = Counts()
     for part in parts:
         for name in _SUMMED:
@@ -77,23 +80,26 @@ def total(parts: Iterable[Counts]) -> Counts:
 
 
 def checks(counts: Counts) -> list[dict[str, Any]]:
-    """The equations: what, both sides, and whether they agree; `ok` is None for what cannot be known yet."""
+    """The equations: what each says, both sides, and whether they are equal. `ok` is None while that cannot be known."""
     rejected = sum(sum(reasons.values()) for reasons in counts.rejected.values())
-    found = [
+    equations = [
         ("prompts planned = prompts stored", counts.planned, counts.prompts, True),
         ("prompts × traces per prompt = traces stored", counts.expected, counts.traces, counts.complete),
         ("traces − rejected = fit to train on", counts.traces - rejected, counts.fit, counts.complete),
         ("fit − left out by the trainer = in the loss", counts.fit - counts.left_out, counts.in_loss, counts.trained),
     ]
-    if not counts.left_out:  # the trainer does not say how long the traces were that it left out
-        found.append(("tokens fit to train on = tokens in the loss", counts.fit_tokens, counts.tokens_in_loss, counts.trained))
+    if not counts.left_out:  # the trainer does not report the tokens of traces that it leaves out
+        equations.append(
+            ("tokens fit to train on = tokens in the loss", counts.fit_tokens, counts.tokens_in_loss, counts.trained)
+        )
     return [
-        {"what": what, "left": left, "right": right, "ok": left == right if known else None} for what, left, right, known in found
+        {"what": what, "left": left, "right": right, "ok": left == right if known else None}
+        for what, left, right, known in equations
     ]
 
 
 def document(counts: Counts) -> dict[str, Any]:
-    """Counts and checks as plain JSON; num_rejected is the number of traces that are not fit to train on."""
+    """Counts and checks as plain JSON. `num_rejected` is the number of traces that are not fit to train on."""
     plain = {name: getattr(counts, name) for name in (*_SUMMED, "complete", "trained")}
     plain["prompts_rejected"] = dict(counts.prompts_rejected)
     plain["num_prompts_rejected"] = sum(counts.prompts_rejected.values())

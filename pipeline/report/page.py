@@ -1,8 +1,8 @@
-"""The page: template, style, script and data in one file that asks the network for nothing.
+"""The page: template, style, script and data in one file that loads nothing from the network.
 
 Text that a model wrote reaches the page as JSON in a script element that browsers do not run. `<`, `>` and `&` are escaped, so no
 text can end the element. The script builds the document from text nodes alone. The content security policy names style and script
-by hash: nothing else may run or load, even if a text got through.
+by hash, so nothing else may run or load, even if a text became markup.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def page(document: dict[str, Any]) -> bytes:
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
     parts = {"policy": policy, "style": style, "script": script, "data": embedded(document)}
     html = (folder / "report.html").read_text(encoding="utf-8")
-    for name, text in parts.items():  # the data come last: nothing is looked for inside them
+    for name, text in parts.items():  # the data come last, so a text in them that looks like a placeholder stays as it is
         before, after = html.split(f"{{{{{name}}}}}")
         html = before + text + after
     return html.encode("utf-8")
 
 
 def embedded(document: Any) -> str:
-    """JSON that may stand inside a script element: ASCII, without `<`, `>`, `&`. Raises ValueError on NaN or infinity."""
+    """JSON that is safe inside a script element: ASCII, without `<`, `>`, `&`. Raises ValueError on NaN or infinity."""
     text = json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

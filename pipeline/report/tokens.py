@@ -1,4 +1,4 @@
-"""What a token id looks like alone. A token of a byte-level vocabulary may not be valid UTF-8; then the page shows its bytes."""
+"""The text of a single token id. A token of a byte-level vocabulary may be no valid UTF-8. The page then shows its bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_WORD_START = "\u2581"  # SentencePiece's sign for a space, which decoding a single piece leaves out
+_WORD_START = "\u2581"  # SentencePiece's sign for a space; decoding a single token drops this space
 
 
 class Piece(NamedTuple):
@@ -19,7 +19,7 @@ class Piece(NamedTuple):
 
 
 def pieces(tokenizer: Any, ids: Iterable[int]) -> list[Piece]:
-    """A Piece for every id, in order; an id that the tokenizer does not know is shown as a number."""
+    """A Piece for every id, in order. An id that the tokenizer does not know becomes a number."""
     ids = list(ids)
     special = set(tokenizer.all_special_ids)
     raw = tokenizer.convert_ids_to_tokens(ids)
@@ -45,7 +45,7 @@ def _piece(token: str, text: str, special: bool) -> Piece:
 
 
 def _bytes(token: str) -> bytes | None:
-    """The bytes a vocabulary entry stands for, in SentencePiece's or the byte-level alphabet; None where it is in neither."""
+    """The bytes of a vocabulary entry in SentencePiece's or the byte-level alphabet. None when it is in neither alphabet."""
     if found := _BYTE.fullmatch(token):
         return bytes.fromhex(found[1])
     try:

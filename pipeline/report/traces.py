@@ -1,8 +1,8 @@
-"""A sample of labelled traces with every token's signals, small enough to travel inside a page.
+"""A sample of labelled traces with every token's signals, small enough for one page.
 
-The sample is even over strata (round and verdict), so that rare verdicts are in it. It is drawn in the order of trace ids, which
-are hashes, so the same run gives the same sample. Numbers travel as little-endian half floats in base64. Half precision keeps
-three digits at any size; a fixed step would lose the 0.002 nat of a locked token.
+The sample is even over strata (round and verdict), so that it contains rare verdicts. It is drawn in the order of trace ids. They
+are hashes, so the same run gives the same sample. The page holds numbers as little-endian half floats in base64. Half precision
+keeps three digits at any size. Fixed-point numbers would lose the 0.002 nat of a token of regime lock.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from pipeline.rounds.round import Round
 from pipeline.stages.tables import ragged, views
 
 MOST_TRACES, MOST_TOKENS = 1500, 300_000
-MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response; fewer where all of them are MOST_BYTES
-MOST_BYTES = 8_000_000  # of all texts, as the page holds them
+MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response; fewer when all texts exceed MOST_BYTES
+MOST_BYTES = 8_000_000  # of all texts together, as they are stored in the page
 TEXTS = ("problem", "answer", "solution", "text")
 STORED = {
     "entropy": ("score", "teacher_entropy"),
@@ -42,10 +42,10 @@ STORED = {
 def choose(
     strata: np.ndarray, keys: np.ndarray, lengths: np.ndarray, most_traces: int = MOST_TRACES, most_tokens: int = MOST_TOKENS
 ) -> np.ndarray:
-    """Rows [S] of a sample, ascending: from each stratum in turn the trace with the least key, while both limits hold.
+    """Rows of a sample, int64 [S], ascending: from each stratum in turn the trace with the least key, while both limits hold.
 
-    strata [R] of any type, keys [R] unique, lengths [R] in tokens. A trace that does not fit is passed by; the first is always
-    taken, however long.
+    strata [R] of any type, keys [R] unique, lengths [R] in tokens. A trace that exceeds the limit of tokens is left out, except
+    the first one.
     """
     if not len(keys):
         return np.zeros(0, np.int64)
@@ -66,7 +66,7 @@ def choose(
 
 
 def sample(measured: list[Rows], tokenizer: Any) -> dict[str, Any]:
-    """The sampled traces of all rounds, the vocabulary they use, and how they were drawn."""
+    """The sampled traces of all rounds, the vocabulary that they use, and the counts behind the sample, as plain JSON."""
     owner = np.repeat(np.arange(len(measured)), [len(rows.trace_ids) for rows in measured])
     ids, verdicts, lengths = (
         np.concatenate([getattr(rows, name) for rows in measured]) for name in ("trace_ids", "verdicts", "lengths")
@@ -94,7 +94,7 @@ def sample(measured: list[Rows], tokenizer: Any) -> dict[str, Any]:
 
 
 def _room(texts: list[str]) -> int:
-    """Characters that each text may keep, so that all of them fit."""
+    """Characters that each text may keep so that all texts fit into MOST_BYTES."""
     most = MOST_TEXT
     while most > 100 and sum(len(embedded(text[:most])) for text in texts) > MOST_BYTES:
         most //= 2
@@ -166,8 +166,8 @@ _COLUMNS = {
 def _signals(tables: dict[str, pa.Table], peak: float, settings: Label) -> dict[str, list[np.ndarray]]:
     """Every signal of a token that the page shows, by name, a view [T] for each trace.
 
-    The columns of STORED, and three that no stage writes: delta = log p_T - log p_S in nats, the magnitude of Eq. 2, and
-    restored = omega(H^CL) - omega(H) with M of the round, as the label stage takes it.
+    The columns of STORED, and three signals that no stage writes: delta = log p_T - log p_S in nats, the magnitude of Eq. 2, and
+    restored = omega(H^CL) - omega(H) with M of the round, as in the label stage.
     """
     found = {name: ragged(tables[stage][column])[0] for name, (stage, column) in STORED.items()}
     offsets = ragged(tables["score"]["teacher_entropy"])[1]

@@ -1,1 +1,1 @@
-"""Training: committed shards become tensors (batches), an optimiser step (step, head), a checkpoint, one long Ray Train run."""
+"""Training: committed shards become tensors (batches), optimiser steps (step, head) and checkpoints, in one Ray Train run."""

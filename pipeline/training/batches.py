@@ -3,7 +3,8 @@
     RoundTable -> usable() -> Traces -> steps() -> rows of a step -> share() -> MicroBatch, MicroBatch, ...
 
 Everything is a function of the table, the seed, the round number and the number of ranks. A resumed round is therefore dealt
-exactly as the first time, and all ranks together always compute the same minibatch. Whole-array operations pad the rows.
+exactly as the first time, and all ranks together always compute the same minibatch. ../method/README.md lists the traps that are
+named by number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SIGNALS = ("teacher_logprobs", "student_logprobs", "teacher_entropy")
 
 @dataclass(frozen=True)
 class RoundTable:
-    """The rows of a round: `table` has one per trace. The student log-probs belong to policy `policy_version`."""
+    """A round as the trainer gets it. `table` has one row per trace, and the student log-probs are those of `policy_version`."""
 
     number: int
     policy_version: int
@@ -33,7 +34,7 @@ class RoundTable:
 
 @dataclass(frozen=True, eq=False)
 class RaggedColumn:
-    """Rows of unequal length from a list column: row i is `values[starts[i] : starts[i] + lengths[i]]`."""
+    """Rows of unequal length from a list column. Row i is `values[starts[i] : starts[i] + lengths[i]]`."""
 
     values: np.ndarray
     starts: np.ndarray
@@ -41,14 +42,14 @@ class RaggedColumn:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> RaggedColumn:
-        """From an Arrow list column; nulls inside a float row become NaN, a null row becomes an empty one."""
+        """From an Arrow list column. A null inside a float row becomes NaN, a null row becomes an empty row."""
         lists = column.combine_chunks()
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         values = lists.flatten().to_numpy(zero_copy_only=False)
         return cls(values, np.cumsum(lengths) - lengths, lengths)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Values of `rows` [B], one row after the other: [sum of their lengths]."""
+        """Values of `rows` [B], one row after the other -> [N], where N is the sum of their lengths."""
         lengths = self.lengths[rows]
         ends = np.cumsum(lengths)
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
@@ -57,10 +58,10 @@ class RaggedColumn:
 
 @dataclass(frozen=True, eq=False)
 class Traces:
-    """The N usable traces of a round. Signals are ragged float32 in nats, as long as the response; advantage is [N].
+    """The N usable traces of a round. Signals are ragged float32 in nats, with one value per response token; advantage is [N].
 
-    `num_rejected` counts rows that no stage rejected and that are empty or not finite. They leave the loss and its denominator.
-    In the control `student_entropy`, `teacher_entropy` holds the student's entropy.
+    `num_rejected` counts the traces that no stage rejected but that are empty or not finite. They leave the loss and its
+    denominator. In the control `student_entropy`, `teacher_entropy` holds the student's entropy.
     """
 
     number: int
@@ -88,8 +89,8 @@ class MicroBatch:
     kernels apply. Padding on the left would need both. Padding between prompt and response would predict the first response
     token from a pad position (trap 6).
 
-    `sources` [N] are the flat positions in B x L whose hidden state predicts a response token, `targets` [N] those tokens, in
-    the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B].
+    `sources` [N] are flat positions in B x L: the hidden state there predicts a response token. `targets` [N] are those tokens,
+    in the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B].
     """
 
     tokens: Tensor
@@ -109,10 +110,10 @@ class MicroBatch:
 
 
 def usable(data: RoundTable, max_staleness: int, entropy: str = "teacher") -> Traces:
-    """The traces of a round that may be trained on: not rejected, complete and finite; `entropy`: teacher's or student's own.
+    """The traces of a round that may be trained on: not rejected, not empty, and finite.
 
-    Raises TrainingError when a trace was written by a policy older than `max_staleness` rounds, or when signals of a trace
-    differ in length.
+    With entropy = "student" the student's own entropy takes the teacher's place. Raises TrainingError when a policy older than
+    `max_staleness` rounds wrote a trace, or when signals of a trace differ in length.
     """
     table = data.table.filter(pc.is_null(data.table["reject_reason"]))
     if entropy == "student":
@@ -122,17 +123,17 @@ def usable(data: RoundTable, max_staleness: int, entropy: str = "teacher") -> Tr
     ragged = {name: RaggedColumn.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS)}
     _check_lengths(data.number, table, ragged)
     advantage = table["advantage"].to_numpy().astype(np.float32)
-    good = np.isfinite(advantage) & (ragged["prompt_tokens"].lengths > 0) & (ragged["response_tokens"].lengths > 0)
+    fit = np.isfinite(advantage) & (ragged["prompt_tokens"].lengths > 0) & (ragged["response_tokens"].lengths > 0)
     for name in SIGNALS:
         signal = ragged[name]
-        good[np.repeat(np.arange(len(good)), signal.lengths)[~np.isfinite(signal.values)]] = False
-    kept = {name: RaggedColumn(r.values, r.starts[good], r.lengths[good]) for name, r in ragged.items()}
-    ids = table["trace_id"].to_numpy()[good]
-    return Traces(data.number, ids, advantage=advantage[good], num_rejected=int((~good).sum()), **kept)
+        fit[np.repeat(np.arange(len(fit)), signal.lengths)[~np.isfinite(signal.values)]] = False
+    kept = {name: RaggedColumn(r.values, r.starts[fit], r.lengths[fit]) for name, r in ragged.items()}
+    ids = table["trace_id"].to_numpy()[fit]
+    return Traces(data.number, ids, advantage=advantage[fit], num_rejected=int((~fit).sum()), **kept)
 
 
 def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np.ndarray]:
-    """Rows of every optimiser step of round `number`: ceil(N / batch_traces) even parts of one shuffle by (seed, round)."""
+    """Rows of every optimiser step of round `number`: ceil(N / batch_traces) even parts of a shuffle seeded by (seed, round)."""
     if num_traces == 0:
         return []
     order = np.random.default_rng([seed, number]).permutation(num_traces)
@@ -140,10 +141,10 @@ def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np
 
 
 def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int) -> list[MicroBatch]:
-    """What `rank` of `ranks` computes of the minibatch `rows`, in micro-batches of at most `budget` padded tokens.
+    """The part of the minibatch `rows` that `rank` of `ranks` computes, in micro-batches of at most `budget` padded tokens.
 
-    Every rank gets the same number of micro-batches, because FSDP gathers parameters in each. A rank with fewer computes idle
-    ones (one token, no response).
+    Every rank gets the same number of micro-batches, because FSDP gathers parameters in each. A rank with fewer traces gets idle
+    micro-batches, of one token without a response.
     """
     packed = [pack(traces.lengths[part], budget) for part in deal(traces.lengths[rows], ranks, rows)]
     mine = deal(traces.lengths[rows], ranks, rows)[rank]
@@ -152,7 +153,7 @@ def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int) 
 
 
 def deal(lengths: np.ndarray, ranks: int, rows: np.ndarray) -> list[np.ndarray]:
-    """Deal `rows` to ranks so that tokens balance: longest first, there and back again (0 1 1 0 0 1 ...)."""
+    """Deal `rows` to ranks so that tokens balance: longest first, to ranks in turn and back again (0 1 1 0 0 1 ...)."""
     order = np.argsort(-lengths, kind="stable")
     turn, seat = np.divmod(np.arange(len(rows)), ranks)
     owner = np.where(turn % 2 == 0, seat, ranks - 1 - seat)
@@ -196,7 +197,7 @@ def micro_batch(traces: Traces, rows: np.ndarray) -> MicroBatch:
 
 
 def trace_seeds(micro: MicroBatch, seed: int) -> Tensor:
-    """A number for every trace, int64 [B], that only its id and the run's seed decide: not its place, batch or rank."""
+    """A seed for every trace, int64 [B]. The trace's id and the run's seed decide it; place, batch and rank do not."""
     digests = [hashlib.sha256(f"{seed}/{trace}".encode()).digest()[:7] for trace in micro.trace_ids]
     seeds = [int.from_bytes(digest, "big") for digest in digests]
     return torch.tensor(seeds or [0], dtype=torch.int64, device=micro.mask.device)  # an idle micro-batch has a row, but no trace

@@ -1,9 +1,9 @@
 """Adapter and training state as safetensors and JSON, never pickle. Resumed training equals uninterrupted training exactly.
 
-    policy/<n>/  adapter_model.safetensors, adapter_config.json              what vLLM and peft load
-    train/<n>/   the same, optimizer.safetensors, cursor.json                what training goes on from
+    policy/<n>/  adapter_model.safetensors, adapter_config.json              vLLM and peft load these
+    train/<n>/   the same, optimizer.safetensors, cursor.json                training resumes from these
 
-There is no random state to keep: the shuffle depends on (seed, round) alone, and dropout on (seed, round, rank).
+There is no random state to keep. The shuffle depends on (seed, round) alone, and dropout on (seed, round, rank).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -31,8 +32,8 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a paramet
 def save(trainer: Trainer, next_round: int, folder: Path) -> None:
     """Write the state of a trainer that has finished the rounds before `next_round` into a local folder.
 
-    Every rank must call it (sharded tensors are gathered); rank 0 alone writes. Raises TrainingError rather than publish a
-    weight that is not finite.
+    Every rank must call this function, because sharded tensors are gathered. Rank 0 alone writes. Raises TrainingError when a
+    weight is not finite, so that no such weight is published.
     """
     adapter = {name: _full(p.data) for name, p in trainer.parameters().items()}
     moments = {
@@ -56,7 +57,7 @@ def save(trainer: Trainer, next_round: int, folder: Path) -> None:
 
 
 def policy_files(folder: Path) -> list[Path]:
-    """The files of a state folder that make up the policy: adapter and its configuration."""
+    """The files of a state folder that make up the policy: the adapter and its configuration."""
     return [folder / ADAPTER, folder / ADAPTER_CONFIG]
 
 
@@ -65,8 +66,6 @@ def load_adapter(student: Student, folder: Path, model: Model) -> None:
 
     Raises ModelError when rank, alpha, targets or base of the adapter differ from the configuration, or tensors are missing.
     """
-    from peft import set_peft_model_state_dict
-
     adapter_files.check(folder, model, str(folder))
     result: Any = set_peft_model_state_dict(student.model, load_file(folder / ADAPTER))
     missing = [key for key in result.missing_keys if "lora_" in key]
@@ -75,7 +74,7 @@ def load_adapter(student: Student, folder: Path, model: Model) -> None:
 
 
 def load_optimizer(trainer: Trainer, folder: Path) -> int:
-    """Restore optimiser and step count into a trainer; returns the round to train next.
+    """Restore optimiser and step count of a trainer. Returns the number of the round to train next.
 
     Raises TrainingError when the state belongs to another seed or lacks a tensor.
     """
@@ -96,8 +95,6 @@ def load_optimizer(trainer: Trainer, folder: Path) -> int:
 
 
 def _save_adapter(student: Student, tensors: dict[str, Tensor], folder: Path) -> None:
-    from peft import get_peft_model_state_dict
-
     config = student.model.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # peft keeps a set, whose order changes from process to process
     config.save_pretrained(folder)
@@ -106,13 +103,13 @@ def _save_adapter(student: Student, tensors: dict[str, Tensor], folder: Path) ->
 
 
 def _full(value: Tensor) -> Tensor:
-    """The whole of a possibly sharded tensor, on the CPU."""
+    """A tensor as a whole on the CPU, gathered when it is sharded."""
     whole = value.full_tensor() if isinstance(value, DTensor) else value
     return whole.detach().to("cpu", copy=True).contiguous()
 
 
 def _placed(value: Tensor, like: torch.nn.Parameter) -> Tensor:
-    """`value` where and how `like` lies: same device, same shards."""
+    """`value` on the device of `like`, and in the same shards."""
     if isinstance(like.data, DTensor):
         return distribute_tensor(value.to(like.device), like.data.device_mesh, like.data.placements)
     return value.to(like.device)

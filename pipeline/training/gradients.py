@@ -1,4 +1,4 @@
-"""Gradients of one sample of traces under many sets of token weights: what another gate would have changed. Torch only.
+"""Gradients of one sample of traces under many sets of token weights. They show what another gate would have changed.
 
 A gradient is linear in the token weights, and d log p_n / d h_n is the same for every set. One forward pass and one pass through
 the head therefore serve all sets. Each set costs one backward pass through the layers.
@@ -20,8 +20,8 @@ from pipeline.training.student import Student
 def gradients(student: Student, traces: Traces, rows: np.ndarray, weights: Sequence[np.ndarray], budget: int) -> Tensor:
     """Gradients of -sum(A_t log p_t) (numerator of 2605.13255, Eq. 7) with respect to the adapter, one per set of token weights.
 
-    `rows` [B] of the traces, one after the other, have N response tokens; weights K x [N] -> float32 [K, P] for P parameters.
-    `budget` padded tokens make a forward pass. Dropout is the caller's choice (`student.eval()`).
+    `rows` [B] select traces that have N response tokens in all; weights K x [N] -> float32 [K, P] for P adapter parameters. A
+    forward pass takes at most `budget` padded tokens. The caller decides about dropout (`student.eval()`).
     """
     parameters = [p for p in student.model.parameters() if p.requires_grad]
     total = torch.zeros(len(weights), sum(p.numel() for p in parameters), device=parameters[0].device)
@@ -47,16 +47,17 @@ def cosines(
     references: Sequence[np.ndarray],
     budget: int,
 ) -> np.ndarray:
-    """Cosine of the gradient under each set of token weights with that under its reference: [K], NaN where one is zero.
+    """Cosine of the gradient under each set of token weights with the gradient under its reference.
 
-    Arguments as in `gradients`. Sets that are equal share one gradient.
+    weights and references K x [N] -> float64 [K], NaN where a gradient is zero. The other arguments are those of `gradients`.
+    Equal sets share one gradient.
     """
     sets = {weight.tobytes(): weight for weight in (*weights, *references)}
     place = {key: index for index, key in enumerate(sets)}
-    found = gradients(student, traces, rows, list(sets.values()), budget).double()
-    norms = found.norm(dim=1)
+    flows = gradients(student, traces, rows, list(sets.values()), budget).double()
+    norms = flows.norm(dim=1)
     one, other = ([place[weight.tobytes()] for weight in part] for part in (weights, references))
-    products = (found[one] * found[other]).sum(1) / (norms[one] * norms[other])  # 0 / 0 is NaN, as it should be
+    products = (flows[one] * flows[other]).sum(1) / (norms[one] * norms[other])  # 0 / 0 is NaN, as it should be
     return products.cpu().numpy()
 
 

@@ -1,8 +1,9 @@
-"""The optimiser step: global normaliser and token count, token weights, chunked forward and backward, clip, update. Torch only.
+"""The optimiser step: global normaliser and token count, token weights, chunked forward and backward, clip, update.
 
     share of the minibatch -> M, num_tokens over ranks -> token weights -> coefficients -> forward, backward -> clip -> AdamW
 
-It works in one process without a process group, and over ranks with DDP or FSDP2. The result is the same up to rounding.
+The step runs in one process without a process group, or over ranks with DDP or FSDP2. The result is the same up to rounding.
+../method/README.md lists the traps that are named by number.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from pipeline.method import objective
 from pipeline.training import batches, student
 from pipeline.training.batches import MicroBatch, RoundTable
 
-# What each rank adds up over its share. The sums of all ranks together make the metrics of the step.
+# Each rank adds these up over its share of the minibatch. The sums of all ranks together make the metrics of the step.
 SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap")
 
 
 class Trainer:
     """Student, optimiser and step count of one rank.
 
-    `module` is what is called (wrapped for the strategy), `student` the model inside. Adapter and optimiser state are restored
-    through pipeline.training.checkpoint: the adapter before `spread`, the optimiser after.
+    `student` is the model, and `module` the same model wrapped for DDP or FSDP2, which runs the forward pass. To resume,
+    pipeline.training.checkpoint restores the adapter before the trainer is made, and the optimiser after.
     """
 
     def __init__(self, run: Run, model: student.Student, device: torch.device) -> None:
@@ -43,14 +44,14 @@ class Trainer:
         )
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained, by name within the peft model; sharded (DTensor) under FSDP2."""
+        """The trained parameters by their names in the peft model. Under FSDP2 they are sharded (DTensor)."""
         return {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
 
     def train_round(self, data: RoundTable) -> Iterator[dict[str, float]]:
-        """Train the steps of a round, yielding the metrics of each.
+        """Train the steps of a round, and yield the metrics of each step.
 
-        Dropout draws from a generator seeded by (seed, round, rank), so a resumed round needs no stored random state.
-        Raises TrainingError: stale or malformed traces, a loss or gradient that is not finite.
+        Dropout draws from a generator seeded by (seed, round, rank), so a resumed round needs no stored random state. Raises
+        TrainingError for stale or malformed traces, or a loss or gradient that is not finite.
         """
         traces = batches.usable(data, self.run.max_staleness, self.run.objective.entropy)
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
@@ -64,9 +65,9 @@ class Trainer:
     def train_step(self, share: list[MicroBatch], where: str, on_policy: bool = False) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.
 
-        With `on_policy` the stored student log-probs come from the weights that train. The metric logprob_gap (nats) then says
-        how far engine and trainer are apart (trap 3). Raises TrainingError, naming `where` and the traces, when loss or
-        gradient norm is not finite; the weights are then as before.
+        With `on_policy` the stored student log-probs come from the weights that are trained. The metric logprob_gap (nats) then
+        measures how far engine and trainer are apart (trap 3). Raises TrainingError, with `where` and the traces, when loss or
+        gradient norm is not finite. The weights then stay unchanged.
         """
         started = time.perf_counter()
         share = [micro.to(self.device) for micro in share]
@@ -117,7 +118,7 @@ class Trainer:
         return sums, worst, broken
 
     def _normaliser(self, share: list[MicroBatch]) -> float:
-        """M of the global minibatch in nats (2605.13255, Eq. 5): over micro-batches and ranks, before any weight (trap 2)."""
+        """M of the global minibatch in nats (2605.13255, Eq. 5). It covers all ranks before the first weight is made (trap 2)."""
         parts = [objective.normaliser(micro.teacher_entropy, micro.mask, self.run.objective) for micro in share]
         return float(reduce_(torch.stack(parts).max(), dist.ReduceOp.MAX))
 
@@ -126,7 +127,7 @@ class Trainer:
         return int(reduce_(torch.tensor(sum(len(m.targets) for m in share), device=self.device), dist.ReduceOp.SUM))
 
     def _mean_gate(self, share: list[MicroBatch], normaliser: float, num_tokens: int) -> float | None:
-        """Mean gate of the global minibatch, over ranks and micro-batches like M; None where no control asks for it."""
+        """Mean gate of the global minibatch, over ranks and micro-batches like M. None unless the control `uniform` needs it."""
         if self.run.objective.gate != "uniform":
             return None
         sums = [objective.gate_sum(self._signals(micro, normaliser), self.run.objective) for micro in share]
@@ -160,7 +161,7 @@ class Trainer:
         )
 
     def _update(self) -> float:
-        """Apply the gradient at the warmed-up learning rate and forget it; returns that rate."""
+        """Apply the gradient at the warmed-up learning rate, then clear the gradient. Returns the learning rate."""
         rate = self.run.train.learning_rate * min(1.0, (self.step + 1) / max(1, self.run.train.warmup_steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -171,16 +172,19 @@ class Trainer:
 
 
 def reduce_(value: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
-    """`value` reduced over all ranks in place; itself in a single process."""
+    """`value`, reduced over all ranks in place. A single process gets its own value back."""
     if dist.is_initialized():
         dist.all_reduce(value, op)
     return value
 
 
 def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, loss: Tensor) -> Tensor:
-    """The SUMS of one micro-batch, float64: weights [B, T] in, gaps [N] nats between the two engines, its share of the loss."""
+    """The SUMS of one micro-batch, float64 [8].
+
+    weights [B, T]: token weights. gaps [N] nats: |trainer's - engine's log-prob|. loss: its part of the loss.
+    """
     signal = micro.mask & (micro.advantage[:, None] != 0)
-    factors = (weights / micro.advantage[:, None])[signal]  # by what the objective multiplies an advantage
+    factors = (weights / micro.advantage[:, None])[signal]  # the objective multiplies the advantage by this
     delta = (micro.teacher_logprobs - micro.student_logprobs).abs()
     traces = loss.new_tensor(len(micro.trace_ids))
     positive = (micro.advantage > 0).sum()
@@ -189,6 +193,6 @@ def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, loss: Tensor) -> Ten
 
 
 def _broken(micro: MicroBatch, logprobs: Tensor) -> list[str]:
-    """Traces with a log-prob [N] that is not finite."""
+    """Ids of the traces of which a log-prob [N] is not finite."""
     rows = micro.mask.nonzero()[:, 0][~torch.isfinite(logprobs)]
     return [micro.trace_ids[row] for row in rows.unique().tolist()]

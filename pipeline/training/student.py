@@ -1,4 +1,4 @@
-"""The student as the trainer holds it: frozen base, LoRA adapter, chunked head, and how it is spread over ranks."""
+"""The student in the trainer: a frozen base, a LoRA adapter, a chunked head, and how they are spread over ranks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers import AutoModelForCausalLM
 
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
@@ -19,7 +22,7 @@ HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and
 
 
 class Student(nn.Module):
-    """A peft model whose forward yields the weighted sum of response log-probs instead of logits."""
+    """A peft model whose forward pass returns the weighted sum of response log-probs instead of logits."""
 
     def __init__(self, model: Any, chunk: int) -> None:
         super().__init__()
@@ -29,8 +32,8 @@ class Student(nn.Module):
     def forward(self, tokens: Tensor, sources: Tensor, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         """tokens [B, L], sources [N] flat positions in B x L, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
 
-        Only the positions that predict a response token reach the head. The sum depends on the hidden states even with N = 0, so
-        that every rank has a backward pass.
+        Only the positions that predict a response token reach the head. The sum depends on the hidden states even when N = 0,
+        because every rank must have a backward pass.
         """
         return self.head(self.states(tokens, sources), targets, coefficients)
 
@@ -48,13 +51,11 @@ class Student(nn.Module):
 
 
 def build(run: Run, device: torch.device) -> Student:
-    """The base from `run.model.path` in `run.train.dtype`, frozen, with a fresh adapter that starts as the identity (B = 0).
+    """The base from `run.model.path` in `run.train.dtype`, frozen, with a new adapter that changes nothing yet (B = 0).
 
-    The adapter is float32 whatever the base is, and the same for the same `run.seed`. Raises ModelError when the model cannot
-    be loaded or its head is not a plain linear one, SettingError when the LoRA settings do not fit it.
+    The adapter is always float32, and `run.seed` decides its weights. Raises ModelError when the model cannot be loaded or its
+    head is not a plain linear layer. Raises SettingError when the LoRA settings do not fit the model.
     """
-    from peft import LoraConfig, get_peft_model
-
     _check_settings(run.model, run.train)
     base: Any = _load(run.model, run.train).to(device)
     config = LoraConfig(
@@ -81,16 +82,12 @@ def build(run: Run, device: torch.device) -> Student:
 def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.device) -> nn.Module:
     """The student over all ranks: replicated with averaged gradients (DDP), or sharded layer by layer (FSDP2).
 
-    Without a process group it is returned as it is.
+    Without a process group the student itself is returned.
     """
     if not dist.is_initialized():
         return student
     if strategy == "ddp":
-        from torch.nn.parallel import DistributedDataParallel
-
-        return DistributedDataParallel(student, device_ids=[device.index] if device.type == "cuda" else None)
-    from torch.distributed.device_mesh import init_device_mesh
-
+        return nn.parallel.DistributedDataParallel(student, device_ids=[device.index] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     base: Any = student.model.get_base_model()
     names = set(base._no_split_modules or ())
@@ -101,7 +98,7 @@ def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.de
 
 
 def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Where a micro-batch runs forward and backward: gradients are reduced over ranks with the `last` one only."""
+    """The context in which a micro-batch runs forward and backward. Only the `last` one reduces gradients over ranks."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else module.no_sync()
     if isinstance(module, FSDPModule):
@@ -110,8 +107,6 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def _load(model: Model, train: Train) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
     base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, train.dtype))
     return base.requires_grad_(False)
 
@@ -125,7 +120,7 @@ def _check_settings(model: Model, train: Train) -> None:
 
 @torch.no_grad()
 def _check_head(student: Student, run: Run, device: torch.device) -> None:
-    """Compare our log-probs with the model's own on a few tokens: an architecture may scale or cap its logits."""
+    """Raise ModelError when our log-probs differ from the model's own on a few tokens: some models scale or cap their logits."""
     tokens = torch.arange(1, 9, device=device)[None]
     logits = student.model(input_ids=tokens, use_cache=False).logits.float()
     expected = logits.log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])[:, 0]

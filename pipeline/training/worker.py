@@ -1,8 +1,8 @@
 """Ray Train: one `TorchTrainer.fit()` that lives for the whole run and takes rounds as they are committed.
 
-To start workers takes longer than a round, so they start once. A rank that dies ends its worker group, and a new group goes on
-from the latest published policy. An EgrsdError (bad settings, a loss that is not finite) would come again, so it ends the trainer
-at once.
+Starting the workers takes longer than a round, so they start once per run. A rank that dies ends its worker group, and a new
+group resumes from the latest published policy. An EgrsdError (bad settings, a loss that is not finite) would happen again, so it
+ends the trainer at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from safetensors import SafetensorError
 
 from pipeline.config import Run
 from pipeline.errors import EgrsdError, StoreError, TrainingError
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from pipeline.training.step import Trainer
 
 T = TypeVar("T")
-PATIENCE_S = 10.0  # ranks meet at least this often while they wait, far below any collective's timeout
-RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train insists on a folder that all nodes see; nothing is kept in it
+PATIENCE_S = 10.0  # waiting ranks exchange a message at least this often, far below the timeout of a collective
+RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train demands a folder that all nodes see; the run keeps nothing in it
 
 
 class Handle:
@@ -43,7 +45,7 @@ class Handle:
         self._thread.start()
 
     def error(self) -> EgrsdError | None:
-        """What ended the trainer, or None while it runs or when it ended well."""
+        """The error that ended the trainer. None while it runs, or when it ended well."""
         return self._error
 
     def running(self) -> bool:
@@ -51,19 +53,19 @@ class Handle:
         return self._thread.is_alive()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, at most `timeout` seconds: then `running()` is still true, and nothing is raised.
+        """Wait until the trainer has ended, for at most `timeout` seconds. After a timeout `running()` is still true.
 
-        Raises what ended it (TrainingError, UserError, StoreError).
+        Raises the error that ended the trainer (TrainingError, UserError, StoreError).
         """
         self._thread.join(timeout)
         if self._error is not None:
             raise self._error
 
     def stop(self, timeout: float) -> bool:
-        """Ask the trainer to end after its present step. Returns whether it has ended within `timeout` seconds; raises nothing.
+        """Ask the trainer to end after its present step. Returns whether it has ended within `timeout` seconds. Raises nothing.
 
-        Workers that still wait for room in the cluster cannot read the request. It then stays in the store, and a worker that
-        starts later ends at once. `start` removes the request.
+        Workers that still wait for room in the cluster cannot read the request. The request then stays in the store, and a worker
+        that starts later ends at once. `start` removes it.
         """
         self._store.request_stop()
         self._thread.join(timeout)
@@ -84,10 +86,10 @@ class Handle:
 
 
 def start(store_uri: str, run: Run) -> Handle:
-    """Start training the rounds of a run from its latest policy on, in Ray workers; returns at once.
+    """Start to train the rounds of a run in Ray workers, from its latest policy on. Returns at once.
 
-    The trainer ends after round `run.rounds - 1`, on `store.request_stop()`, or with an error that the handle tells. A request
-    to stop from before was for another trainer, and is taken back.
+    The trainer ends after round `run.rounds - 1`, on `store.request_stop()`, or with an error that the handle reports. An older
+    request to stop was meant for another trainer, so it is removed.
     """
     store = Store(store_uri)
     store.request_stop(False)
@@ -95,11 +97,11 @@ def start(store_uri: str, run: Run) -> Handle:
 
 
 def fit(store: Store, run: Run) -> None:
-    """Train until the run is complete or asked to stop. Blocks.
+    """Train until the run is complete or a stop is requested. Blocks.
 
     A worker group that dies is replaced, at most `run.train.max_failures` times between two policies. A run that makes progress
-    may therefore lose any number of machines. Ray Train's own FailureConfig would also repeat an EgrsdError, so the repetition is
-    here. Raises the EgrsdError of a rank, or TrainingError.
+    may therefore lose any number of machines. Ray Train's own FailureConfig would also retry after an EgrsdError, so the retry
+    loop is here. Raises the EgrsdError of a rank, or TrainingError.
     """
     from ray.train import TrainingFailedError
 
@@ -124,7 +126,7 @@ def fit(store: Store, run: Run) -> None:
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """What every rank runs: build the model once, then train each round as it is committed. `config`: store, run."""
+    """The program of every rank: build the model once, then train each round as it is committed. `config` has store and run."""
     import torch
     import transformers
     from ray.train.torch import get_device
@@ -142,9 +144,9 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 def resume(store: Store, run: Run, device: torch.device) -> Trainer:
-    """A trainer that stands where the latest published policy was saved, or at the start.
+    """A trainer in the state in which the latest published policy was saved, or a new trainer before the first policy.
 
-    Raises TrainingError when that policy's training state is not there, ModelError when it does not fit the run.
+    Raises TrainingError when that policy's training state is missing, ModelError when it does not fit the run.
     """
     from pipeline.training import checkpoint, student
     from pipeline.training.step import Trainer
@@ -164,7 +166,7 @@ def resume(store: Store, run: Run, device: torch.device) -> Trainer:
 
 
 def wait(store: Store, number: int) -> bool:
-    """Wait until round `number` is committed (True) or a stop is asked for (False); all ranks get the same answer."""
+    """Wait until round `number` is committed (True) or a stop is requested (False). All ranks get the same answer."""
     while True:
         state = first_rank(lambda: _watch(store, number))
         if state is not None:
@@ -172,10 +174,11 @@ def wait(store: Store, number: int) -> bool:
 
 
 def train_round(trainer: Trainer, store: Store, number: int) -> bool:
-    """Train a committed round and publish policy `number + 1`; False when a stop came first, and nothing was published.
+    """Train a committed round and publish policy `number + 1`. Returns False, with nothing published, when a stop came first.
 
-    The state is saved before the policy is published, and older states are deleted after. The latest published policy therefore
-    always has a state to go on from. A round that was cut short is trained again from the policy before it, to the same weights.
+    The state is saved before the policy is published, and older states are deleted afterwards. The latest published policy
+    therefore always has a state to resume from. A round that was cut short is trained again from the policy before it, and ends
+    with the same weights.
     """
     from pipeline.training.batches import RoundTable
 
@@ -198,12 +201,10 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
 
 
 def _write_state(trainer: Trainer, version: int, scratch: Path) -> tuple[Path, Path]:
-    """Folders with the training state and the policy of `version`; on rank 0 alone there is something in them.
+    """Folders with the training state and the policy of `version`. Only rank 0 writes files into them.
 
-    Raises StoreError on a full disk: every other attempt would end there as well.
+    Raises StoreError when the disk is full, because every other attempt would fail as well.
     """
-    from safetensors import SafetensorError
-
     from pipeline.training import checkpoint
 
     state, policy = scratch / "state", scratch / "policy"
@@ -218,14 +219,14 @@ def _write_state(trainer: Trainer, version: int, scratch: Path) -> tuple[Path, P
 
 
 def first_rank(ask: Callable[[], T]) -> T:
-    """What rank 0 finds, told to every rank: the store may change between two looks."""
+    """The result of `ask` on rank 0, sent to every rank. Ranks that each read the store could see different states of it."""
     from torch import distributed as dist
 
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return ask()
-    found = [ask() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]  # type: ignore[return-value]
+    answer = [ask() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]  # type: ignore[return-value]
 
 
 def _watch(store: Store, number: int) -> str | None:
@@ -244,8 +245,8 @@ def _trainer(store: Store, run: Run) -> Any:
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
 
     place = run.train.placement
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train reads these in the driver, nowhere else
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is resumed from like a lost rank
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train reads these variables in the driver only
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is handled like a lost rank
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")  # the autoscaler may have to start train nodes first
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative model path means the same in a rank
     return TorchTrainer(
@@ -268,7 +269,7 @@ def _trainer(store: Store, run: Run) -> Any:
 
 
 def _understood(error: Exception) -> EgrsdError | None:
-    """The EgrsdError a rank ended with, if one did; the others then fail in a collective, for want of a partner."""
+    """The EgrsdError that ended a rank, or None. The other ranks then fail in a collective, as that rank is missing from it."""
     failures = getattr(error, "worker_failures", {}).values()
     causes = [getattr(failure, "_base_exc", failure) for failure in failures]  # Ray Train wraps what the loop raised
     return next((cause for cause in causes if isinstance(cause, EgrsdError)), None)

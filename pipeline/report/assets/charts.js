@@ -1,10 +1,10 @@
-// Small charts: every one is an SVG with a name, can be read out point by point with the arrow keys, and has its table below.
+// Small charts. Each is an SVG with a name and a table of its values below. The arrow keys read it out point by point.
 
 const WIDTH = 360;
 const HEIGHT = 176;
 const PAD = { left: 44, right: 14, top: 12, bottom: 26 };
 
-// Round steps of 1, 2 or 5 times a power of ten that hold [low, high].
+// Marks of an axis that covers [low, high], in steps of 1, 2 or 5 times a power of ten.
 function ticks(low, high, wanted = 4) {
   if (!(high > low)) {
     if (low === 0) return ticks(0, 1, wanted);
@@ -55,7 +55,7 @@ function xLabels(names, place, title) {
 }
 
 // spec: title, note, names (x labels), xTitle, series [{name, tone, values}], format, zero/low/high.
-// kind "line", or "bars" (stacked).
+// kind is "line" or "bars"; bars are stacked.
 function chart(spec) {
   const format = spec.format || short;
   const n = spec.names.length;
@@ -101,7 +101,7 @@ function chart(spec) {
       class: "plot",
       tabindex: "0",
       role: "group",
-      "aria-label": `${spec.title}. Chart; left and right arrows read it out, the table below holds all values.`,
+      "aria-label": `${spec.title}. Chart. The left and right arrow keys read it out. The table below has all values.`,
       onpointermove: (event) => {
         const box = drawing.getBoundingClientRect();
         const x = ((event.clientX - box.left) / box.width) * WIDTH - PAD.left;
@@ -193,7 +193,7 @@ function barMarks(spec, scale, place, inner) {
   });
 }
 
-// Accuracy against length: a point with error bars for every run, a larger one for the mean of each objective.
+// Accuracy against length. Every run is a point with error bars. The mean of each objective is a larger point.
 function frontier(compare) {
   const names = [...new Set(compare.points.map((p) => p.objective))];
   const tone = (name) => `s${names.indexOf(name) % 8}`;
@@ -207,7 +207,7 @@ function frontier(compare) {
   ];
   const xs = ticks(...range("length", Infinity), 6);
   const ys = ticks(...range("accuracy", 1), 5);
-  const within = (v, marks) => Math.min(Math.max(v, marks[0]), marks[marks.length - 1]); // an interval may leave what is possible
+  const within = (v, marks) => Math.min(Math.max(v, marks[0]), marks[marks.length - 1]); // an interval may exceed the possible values
   const x = (v) => pad.left + ((within(v, xs) - xs[0]) / (xs[xs.length - 1] - xs[0])) * (w - pad.left - pad.right);
   const y = (v) =>
     h - pad.bottom - ((within(v, ys) - ys[0]) / (ys[ys.length - 1] - ys[0])) * (h - pad.top - pad.bottom);
@@ -231,7 +231,7 @@ function frontier(compare) {
     {
       viewBox: `0 0 ${w} ${h}`,
       role: "img",
-      "aria-label": "Accuracy against mean length; the table below holds the values",
+      "aria-label": "Accuracy against mean length. The table below has the values.",
     },
     xs.map((v) =>
       svg(
@@ -294,5 +294,5 @@ function shape(index, x, y, r) {
     () => polygon(0, 5),
     () => polygon(0, 8, 0.4),
   ];
-  return shapes[(index + 3 * Math.floor(index / shapes.length)) % shapes.length](); // colours repeat after eight, pairs do not
+  return shapes[(index + 3 * Math.floor(index / shapes.length)) % shapes.length](); // colours repeat after eight objectives, pairs of shape and colour do not
 }

@@ -1,12 +1,12 @@
-// The data of the page, and how a trace's packed numbers are opened.
+// The data of the page, and functions that unpack the numbers of a trace.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
 const REGIMES = [
-  { name: "lock", letter: "L", text: "the teacher is sure" },
-  { name: "mid", letter: "M", text: "in between" },
-  { name: "pivot", letter: "P", text: "unsure now, sure again soon: weight restored" },
-  { name: "fork", letter: "F", text: "unsure, and stays so: weight reduced" },
+  { name: "lock", letter: "L", text: "the teacher is certain" },
+  { name: "mid", letter: "M", text: "between certain and uncertain" },
+  { name: "pivot", letter: "P", text: "uncertain here, certain again soon: weight is restored" },
+  { name: "fork", letter: "F", text: "uncertain here and in the next tokens: weight is reduced" },
 ];
 
 const VERDICTS = {
@@ -24,7 +24,7 @@ function bytesOf(text) {
   return bytes;
 }
 
-// Half floats by table: not every browser has Float16Array yet.
+// A table of all half floats, as not every browser has Float16Array yet.
 const HALVES = (() => {
   const table = new Float32Array(1 << 16);
   for (let i = 0; i < table.length; i += 1) {
@@ -55,7 +55,7 @@ const opened = new WeakMap();
 
 const SIGNALS = ["entropy", "ahead", "student", "teacher", "delta", "magnitude", "gate", "restored", "weight"];
 
-// The signals of a trace, opened once: tokens, regime, and one number per token for each of SIGNALS. Python computed all of them.
+// The signals of a trace, unpacked once: tokens, regime, and one number per token for each of SIGNALS. Python computed all of them.
 function signalsOf(trace) {
   if (!opened.has(trace)) {
     const found = { tokens: wordsOf(trace.tokens), regime: bytesOf(trace.regime) };

@@ -1,4 +1,4 @@
-// Elements are built from text nodes only: nothing a model wrote is ever read as markup.
+// Functions that build elements from text nodes only, so that no text of a model becomes markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -15,7 +15,7 @@ function fill(node, attributes, children) {
 const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
-// Text from outside: direction isolated, and characters that cannot be seen shown by their code points.
+// Text from outside the program. Its direction is isolated, and invisible characters are shown as their code points.
 const HIDDEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Zl}\p{Zp}]/gu;
 const KEPT = "\n\t\u200c\u200d";
 const visible = (text) =>
@@ -30,7 +30,7 @@ const signed = (value, digits = 3) => (known(value) ? (value > 0 ? "+" : "") + f
 const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : "–");
 const percent = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)} %` : "–");
 
-// On an axis: no more digits than its steps need.
+// A percentage on an axis, with no more digits than the steps of the axis need.
 const percentTick = (value, step) => percent(value, step === undefined || step < 0.0099 ? 1 : 0);
 
 // Three significant digits, whatever the size: 0.00012, 1.23, 456.
@@ -42,7 +42,7 @@ function short(value) {
   return String(Number(value.toPrecision(3))).replace("-", "−");
 }
 
-// A table with a caption that screen readers announce; cells are text or nodes, numbers are aligned to the right.
+// A table with a caption that screen readers announce. Cells are text or nodes. Numbers are aligned to the right.
 function table(caption, head, rows, options = {}) {
   const cell = (tag, value, column) =>
     el(

@@ -1,4 +1,4 @@
-// Evidence: the frontier of a comparison, the sweep over label settings, and what entropy has to do with it.
+// The view Evidence: accuracy and length of a comparison, the sweep over label settings, and figures by entropy decile.
 
 const brief = (name) => name.split(".").pop();
 
@@ -47,7 +47,7 @@ function compareCard() {
     el(
       "p",
       { class: "soft" },
-      "Up and to the left is better. Small: one run each, with its 95 % interval over problems. Large: the mean of an objective, with its interval over seeds and problems; what would be below 0 or above 100 % is cut.",
+      "Up and to the left is better. A small mark is one run, with its 95 % interval over problems. A large mark is the mean of an objective, with its 95 % interval over seeds and problems. Intervals are cut at 0 and at 100 %.",
     ),
     el(
       "div",
@@ -64,7 +64,7 @@ function compareCard() {
   );
 }
 
-// Differences to the baseline, with the word for what a person wants to know: beyond noise or not.
+// Differences to the baseline, and whether each is beyond noise.
 function pairTable(pairs) {
   const rows = pairs
     .filter((p) => p && known(p.value))
@@ -82,7 +82,7 @@ function pairTable(pairs) {
   return rows.length
     ? table(
         "Paired differences, 95 % interval, p by Holm",
-        ["objectives", "measure", "difference", "p", "verdict"],
+        ["objectives", "measure", "difference", "p", "result"],
         rows,
         { words: [1, 4] },
       )
@@ -125,7 +125,7 @@ function sweepCards() {
       el(
         "p",
         { class: "soft" },
-        `${count(sweep.points.length)} settings of the labels on ${count(sweep.tokens)} stored tokens of ${count(sweep.traces)} traces, no new rollouts. Restored: mean ω(lookahead) − ω(entropy). Weight: mean magnitude × gate. Kept: sum of |weights| against γ = 0. Effective: Kish's share of tokens. Correlation: of weight with |δ|. Cosine: of the gradient with that at γ = 0.`,
+        `${count(sweep.points.length)} settings of the labels on ${count(sweep.tokens)} stored tokens of ${count(sweep.traces)} traces, without new traces. Restored is the mean of ω(lookahead) − ω(entropy). Weight is the mean of magnitude × gate. Kept is the sum of |token weights| as a share of that at γ = 0. Effective is Kish's effective share of tokens. Correlation is between weight and |δ|. Cosine is between the gradient and the gradient at γ = 0.`,
       ),
       table(
         "Sweep",

@@ -1,4 +1,4 @@
-// Which view is open is in the address: #traces, #run, #evidence, #trace=ID&token=12.
+// The address of the page names the open view: #traces, #run, #evidence, #trace=ID&token=12.
 
 const VIEWS = { traces: tracesView, run: runView, evidence: evidenceView };
 const drawn = new Set();
@@ -38,10 +38,10 @@ document
     el(
       "p",
       {},
-      "One file, nothing is loaded from anywhere. Recipe ",
+      "This page is one file and loads nothing from the network. Recipe ",
       foreign(DATA.run.name),
       DATA.run.versions.code ? [", code ", foreign(DATA.run.versions.code)] : null,
-      ". Entropies and log-probs in nats, over the full vocabulary, at temperature 1. Signals are shown to three digits.",
+      ". Entropies and log-probs are in nats, over the full vocabulary, at temperature 1. Signals have three digits.",
     ),
   );
 window.addEventListener("hashchange", route);

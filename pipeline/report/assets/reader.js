@@ -1,4 +1,4 @@
-// One trace: its text, the curves aligned under every token, and what is known of the token at hand.
+// One trace: its text, the curves aligned under its tokens, and the signals of the selected token.
 
 const PAGE = 600; // tokens on screen at one time; a trace of 100 000 has pages
 const reader = { trace: null, page: 0, token: null, pinned: null, spans: [], cursor: null, strip: null, column: 20 };
@@ -18,7 +18,7 @@ function openTrace(trace, token) {
   else select(firstOfInterest(trace, page), { pin: false, scroll: false });
 }
 
-// Where to look first: the pivot with the highest entropy on the page, else its most uncertain token.
+// The token that is selected first: the pivot with the highest entropy on the page, else the token with the highest entropy.
 function firstOfInterest(trace, page) {
   const { regime, entropy } = signalsOf(trace);
   let best = page * PAGE;
@@ -89,11 +89,11 @@ function drawReader(trace, page) {
     ),
     detail,
   );
-  // who turned by keyboard goes on from there: the button that was pressed is gone
+  // The pressed button is replaced, so the focus moves to its successor for users of the keyboard.
   if (turn) (root.querySelector(`[data-turn="${turn}"]:enabled`) ?? text).focus({ preventScroll: true });
 }
 
-// Runs of one regime share an underline; the first token of a run bears its letter.
+// The tokens in runs of one regime. A run has one underline, and its first token shows the letter of the regime.
 function tokenRuns(trace, signals, first, last) {
   const found = [];
   let start = first;
@@ -154,7 +154,7 @@ function legend() {
     "ul",
     { class: "legend marks" },
     REGIMES.map(name),
-    el("li", {}, tint, el("span", { class: "soft" }, "tint: teacher entropy, up to the round's maximum")),
+    el("li", {}, tint, el("span", { class: "soft" }, "tint: teacher entropy, from 0 to the largest of the round")),
   );
 }
 
@@ -220,13 +220,13 @@ function tokenTable(trace, signals, first, last) {
   );
 }
 
-// ---- the token at hand -------------------------------------------------------------------------------------------------
+// ---- the selected token ------------------------------------------------------------------------------------------------
 
 function hover(token) {
   if (token) select(Number(token.dataset.i), {});
 }
 
-// Show token i. pin: it stays when the pointer leaves; scroll: bring it into view; still: leave the strip where it is.
+// Select token i. pin: it stays selected when the pointer leaves. scroll: bring it into view. still: do not move the strip.
 function select(i, { pin, scroll, still }) {
   const first = reader.page * PAGE;
   const token = reader.spans[i - first];
@@ -275,7 +275,7 @@ function inspect(trace, signals, i) {
         el(
           "p",
           { class: "eyebrow" },
-          `Token ${i} of ${signals.tokens.length}${kind === "plain" ? "" : kind === "special" ? ", special" : ", bytes that are no text"}`,
+          `Token ${i} of ${signals.tokens.length}${kind === "plain" ? "" : kind === "special" ? ", special" : ", bytes without a text"}`,
         ),
         el("p", { class: "big" }, foreign(shown.replace(/ /g, "␣"))),
         el(
@@ -301,7 +301,7 @@ function inspect(trace, signals, i) {
       el(
         "p",
         { class: "fine" },
-        "weight = advantage × magnitude × gate. The gate divides by the round's largest entropy; training takes its minibatch's.",
+        "weight = advantage × magnitude × gate. This gate divides by the largest entropy of the round, training by that of the minibatch.",
       ),
     );
 }
@@ -340,7 +340,7 @@ function tokenKeys(event) {
   }
 }
 
-// The token nearest below or above on the screen.
+// The nearest token in the line below or above on the screen.
 function sameColumn(now, direction) {
   const first = reader.page * PAGE;
   const box = reader.spans[now - first].getBoundingClientRect();

@@ -1,4 +1,4 @@
-// The run, round by round, and the ledger from source to loss.
+// The view Run: charts by round, and the ledger from source to loss.
 
 function runView(root) {
   const rounds = DATA.rounds;
@@ -22,12 +22,12 @@ function runView(root) {
     el(
       "div",
       { class: "charts" },
-      line("Accuracy", "share of graded traces that are correct", [["accuracy", "s0", (r) => r.accuracy]], {
+      line("Accuracy", "share of correct traces among those that no stage rejected", [["accuracy", "s0", (r) => r.accuracy]], {
         format: percentTick,
       }),
       line("Reward", "mean, length-shaped", [["reward", "s0", (r) => r.reward]]),
       line("Length", "mean response, tokens", [["length", "s0", (r) => r.length]]),
-      line("Truncated", "share of traces cut off by the token cap", [["truncated", "s1", (r) => r.truncated]], share),
+      line("Truncated", "share of traces that reached the limit of tokens", [["truncated", "s1", (r) => r.truncated]], share),
       chart({
         title: "Verdicts",
         note: "traces",
@@ -61,7 +61,7 @@ function runView(root) {
       line("Teacher against student", "mean |δ| over tokens, nats", [["|δ|", "s3", (r) => r.delta]], { zero: true }),
       line(
         "Engine against trainer",
-        "|log-prob gap| in nats: the trainer's first step (mean, largest), and a sample scored again (largest)",
+        "|log-prob gap| in nats: mean and largest in the trainer's first step, and largest in a sample that engines scored again",
         [
           ["mean", "s0", (r) => r.trainer_gap],
           ["largest", "s1", (r) => r.trainer_gap_max],
@@ -69,13 +69,13 @@ function runView(root) {
         ],
         { zero: true },
       ),
-      line("Staleness", "rounds by which the policy that wrote the traces is behind", [["lag", "s4", (r) => r.lag]], {
+      line("Staleness", "rounds by which the policy that wrote the traces is behind the round", [["lag", "s4", (r) => r.lag]], {
         zero: true,
         format: (v) => short(v),
       }),
       chart({
         title: "Seconds by stage",
-        note: "work, summed over shards; training beside it",
+        note: "work of each stage, summed over shards, and training",
         names,
         xTitle: "round",
         kind: "bars",
@@ -86,7 +86,7 @@ function runView(root) {
       }),
       line(
         "Engines",
-        "seconds: the whole round, the busiest engine's work, and idleness added up over engines",
+        "seconds: the whole round, the work of the busiest engine, and idle time summed over engines",
         [
           ["round", "s0", (r) => r.seconds_round],
           ["busiest", "s2", (r) => r.seconds_engines],

@@ -1,4 +1,4 @@
-// Curves aligned under the tokens of a page, and the whole of a long trace in one line.
+// Curves aligned under the tokens of a page, and an overview of a long trace.
 
 const LANES = { text: [0, 26], entropy: [34, 124], logprob: [140, 220], weight: [236, 296] };
 const STRIP_HEIGHT = 316;
@@ -126,7 +126,7 @@ function stripOf(trace, signals, first, last) {
         el("b", {}, "Entropy"),
         ` 0 to ${fixed(trace.normaliser, 2)} nats`,
         key("entropy", "at the token"),
-        key("ahead", `least of the next ${DATA.window}`),
+        key("ahead", `lowest up to ${DATA.window} tokens ahead`),
       ),
       el(
         "span",
@@ -142,7 +142,7 @@ function stripOf(trace, signals, first, last) {
   );
 }
 
-// The whole of a long trace: the highest entropy in each bin; a click or the arrows turn to that page.
+// An overview of a long trace: the highest entropy in each bin. A click or the buttons open another page.
 function overview(trace, signals, page) {
   const pages = Math.ceil(signals.tokens.length / PAGE);
   const bins = Math.min(400, signals.tokens.length);

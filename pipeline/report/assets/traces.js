@@ -1,4 +1,4 @@
-// The list of traces: filters, order, and which one is open.
+// The list of traces: filters, order, and the open trace.
 
 const ORDERS = {
   round: ["Round", (a, b) => a.round - b.round || (a.id < b.id ? -1 : 1)],
@@ -86,7 +86,7 @@ function tracesView(root) {
       "p",
       { class: "fine" },
       part
-        ? `A sample: ${count(sample.traces.length)} of ${count(sample.labelled)} labelled traces (${count(sample.shown_tokens)} of ${count(sample.labelled_tokens)} tokens), even over ${count(sample.strata)} strata of round and verdict, so rare verdicts are over-represented. The same run gives the same sample.`
+        ? `A sample: ${count(sample.traces.length)} of ${count(sample.labelled)} labelled traces (${count(sample.shown_tokens)} of ${count(sample.labelled_tokens)} tokens), even over ${count(sample.strata)} strata of round and verdict. Rare verdicts are therefore more frequent than in the run. The same run gives the same sample.`
         : `All ${count(sample.labelled)} labelled traces, ${count(sample.labelled_tokens)} tokens.`,
     ),
   );
