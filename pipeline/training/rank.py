@@ -1,4 +1,7 @@
-"""What every rank runs: it builds the model once, waits for each round to be committed, trains it and publishes its policy."""
+"""The work of one rank: resume from the latest policy, wait for rounds, train each one and publish its policy.
+
+Ray Train starts the ranks (worker.py). This module does not use Ray, so it also runs in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import transformers
@@ -16,7 +19,6 @@ from torch import distributed as dist
 
 from pipeline.config import Run
 from pipeline.errors import StoreError, TrainingError
-from pipeline.overrides import load
 from pipeline.rounds.rows import round_table
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
@@ -28,15 +30,12 @@ T = TypeVar("T")
 PATIENCE_S = 10.0  # waiting ranks exchange a message at least this often, far below the timeout of a collective
 
 
-def train_loop(config: dict[str, Any]) -> None:
-    """The program of every rank: build the model once, then train each round as it is committed. `config` has store and run."""
-    from ray.train.torch import get_device  # what a test runs without Ray does not pay for it
-
-    store, run = config["store"], load(config["run"])
+def train(store: Store, run: Run, device: torch.device) -> None:
+    """Build the model once, then train each round as it is committed, until the run is complete or a stop is requested."""
     transformers.utils.logging.disable_progress_bar()
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
-    trainer = resume(store, run, get_device())
+    trainer = resume(store, run, device)
     if trainer.rank == 0:  # a rank that was killed after it published a policy had no time to drop what is older
         store.prune_states(run.train.keep_checkpoints)
     for number in range(first_rank(store.latest_policy), run.rounds):

@@ -2,7 +2,7 @@
 
 Starting the workers takes longer than a round, so they start once per run. A rank that dies ends its worker group, and a new
 group resumes from the latest published policy. An EgrsdError (bad settings, a loss that is not finite) would happen again, so it
-ends the trainer at once.
+ends the trainer at once. rank.py has the work of a rank.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import EgrsdError, TrainingError
+from pipeline.overrides import load
 from pipeline.store.directory import Store
 from pipeline.store.files import SCRATCH
 
@@ -109,11 +110,18 @@ def fit(store: Store, run: Run) -> None:
                 ) from error
 
 
+def train_loop(config: dict[str, Any]) -> None:
+    """The program that Ray Train runs in every rank. `config` has `store`, and the settings `run` as plain JSON."""
+    from ray.train.torch import get_device
+
+    from pipeline.training import rank
+
+    rank.train(config["store"], load(config["run"]), get_device())
+
+
 def _trainer(store: Store, run: Run) -> Any:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
-
-    from pipeline.training.rank import train_loop
 
     place = run.train.placement
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train reads these variables in the driver only
