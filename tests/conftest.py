@@ -119,7 +119,7 @@ def stored_run(engine, tmp_path_factory):
     from pipeline.rounds.round import plan_round, with_engines
     from pipeline.stages import LABELS, MEASURE, STAGES
     from pipeline.store.directory import Store
-    from pipeline.training import worker
+    from pipeline.training import rank
 
     sets = [
         "rounds=2",
@@ -130,7 +130,7 @@ def stored_run(engine, tmp_path_factory):
     ]
     store, run = Store(str(tmp_path_factory.mktemp("runs") / "stored")), resolve(recipes.demo(), sets)
     store.save_run(run, {})
-    source, trainer = open_source(run.source), worker.resume(store, run, torch.device("cpu"))
+    source, trainer = open_source(run.source), rank.resume(store, run, torch.device("cpu"))
     for number in range(run.rounds):
         work = with_engines(plan_round(store, run, "rounds", number, number, source), {"rollout": engine, "score": engine})
         seconds = {}
@@ -140,7 +140,7 @@ def stored_run(engine, tmp_path_factory):
                 entry, _ = bring_up_to_date(work, STAGES[name], shard, problems)
                 seconds[name] = seconds.get(name, 0.0) + entry.seconds
         commit_round(work)
-        assert worker.train_round(trainer, store, number)
+        assert rank.train_round(trainer, store, number)
         clock = {f"seconds_stage_{name}": value for name, value in seconds.items()}
         clock |= {"seconds_engines": seconds["rollout"] + seconds["score"], "seconds_round": sum(seconds.values()) + 1}
         store.write_metrics("round", number, [{"round": number, **summarise_round(work), **clock}])

@@ -26,7 +26,7 @@ from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds, problems_digest
 from pipeline.stages import EVALUATION, PLAN, STAGES
 from pipeline.store.directory import Store, area
-from pipeline.training import worker
+from pipeline.training import rank
 
 FOLDER = Path(__file__).parent / "stored_run"
 RUNS = ("group", "running")
@@ -125,7 +125,7 @@ def test_the_running_rewards_are_folded_as_they_were(stored):
 
 def test_training_goes_on_from_the_last_state(stored):
     store, run = stored
-    trainer = worker.resume(store, run, torch.device("cpu"))
+    trainer = rank.resume(store, run, torch.device("cpu"))
     cursor = store.read_json("train/0002/cursor.json")
     assert (trainer.step, cursor["round"]) == (cursor["step"], 2)
     assert trainer.step > 0
@@ -139,9 +139,9 @@ def test_training_on_the_stored_rounds_makes_the_stored_policies(stored, spoilt)
     store, run = spoilt
     store.delete("policy")
     store.delete("train")
-    trainer = worker.resume(store, run, torch.device("cpu"))
+    trainer = rank.resume(store, run, torch.device("cpu"))
     for number in range(run.rounds):
-        assert worker.train_round(trainer, store, number)
+        assert rank.train_round(trainer, store, number)
         made, kept = (
             load_file(s.local_root / area("policy", number + 1) / "adapter_model.safetensors") for s in (store, stored[0])
         )

@@ -9,12 +9,12 @@ import torch
 
 from pipeline.config import Run
 from pipeline.store.directory import Store
-from pipeline.training import worker
+from pipeline.training import rank
 
 
 def fit(store: Store, run: Run) -> None:
     """Stands in for `worker.fit`: trains every round as it is committed, until the run is complete or a stop is requested."""
-    trainer = worker.resume(store, run, torch.device("cpu"))
+    trainer = rank.resume(store, run, torch.device("cpu"))
     for number in range(store.latest_policy(), run.rounds):
-        if not worker.wait(store, number) or not worker.train_round(trainer, store, number):
+        if not rank.wait(store, number) or not rank.train_round(trainer, store, number):
             return

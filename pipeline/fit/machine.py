@@ -1,4 +1,4 @@
-"""Facts of a machine (`gather`), and what prevents a run on it. The judgements are pure functions of `Facts`."""
+"""Facts of a machine (`gather`), and findings about what prevents a run on it, as pure functions of `Facts`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opens what `model.path` names with transformers. Configuration, tokenizer and weights are all opened here."""
+"""The one way to open the configuration, tokenizer or weights that `model.path` names, with transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Problems of reasoning-gym tasks. This module adds what the tasks lack: a reference solution and a held-out split."""
+"""Problems of reasoning-gym tasks, with what the tasks lack: a reference solution and a held-out split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet files, folders and globs. Opening a source reads every row group once. Later a read takes only the groups it needs."""
+"""Parquet files, folders and globs, read by row group. Opening reads every group once, a later read only the groups it needs."""
 
 from __future__ import annotations
 

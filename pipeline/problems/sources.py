@@ -1,4 +1,4 @@
-"""A source of problems gives rows by index, read as problems. `open_source` opens every kind of source.
+"""A source of problems gives rows by index, read as problems, and `open_source` opens every kind of source.
 
 Opening a source reads it once from end to end, so a broken line stops a run before it costs anything. After that a source reads
 only the rows that are asked for. A source can be pickled, so that each Ray task reads its own rows.

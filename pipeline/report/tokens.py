@@ -1,4 +1,4 @@
-"""The text of a single token id. A token of a byte-level vocabulary may be no valid UTF-8. The page then shows its bytes."""
+"""The text of a single token id, or its bytes when a token of a byte-level vocabulary is no valid UTF-8."""
 
 from __future__ import annotations
 

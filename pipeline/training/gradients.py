@@ -1,4 +1,4 @@
-"""Gradients of one sample of traces under many sets of token weights. They show what another gate would have changed.
+"""Gradients of one sample of traces under many sets of token weights, which show what another gate would change.
 
 A gradient is linear in the token weights, and d log p_n / d h_n is the same for every set. One forward pass and one pass through
 the head therefore serve all sets. Each set costs one backward pass through the layers.

@@ -13,7 +13,7 @@ import pytest
 from actors.fakes import FakeEngine
 from jobs import distill, train
 from jobs.settle import Choices, settle
-from pipeline import config, recipes
+from pipeline import overrides, recipes
 from pipeline.errors import SettingError
 from pipeline.evidence import trackers
 from pipeline.rounds import metrics
@@ -271,9 +271,9 @@ def test_no_file_of_a_run_holds_the_key(store):
 def test_a_sink_that_is_not_installed_is_one_line():
     code = (
         "import sys; sys.modules['wandb'] = None\n"
-        "from pipeline import config, recipes\n"
+        "from pipeline import config, overrides, recipes\n"
         "from pipeline.evidence import trackers\n"
-        "trackers.check(config.resolve(recipes.demo(), ['metrics.sinks=[wandb]']))"
+        "trackers.check(overrides.resolve(recipes.demo(), ['metrics.sinks=[wandb]']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "SettingError" in done.stderr
@@ -282,19 +282,19 @@ def test_a_sink_that_is_not_installed_is_one_line():
 
 def test_an_unknown_sink_is_one_line_that_lists_those_there_are():
     with pytest.raises(SettingError, match=r"'tensorboard', 'wandb' or 'mlflow' \(got 'tensorbord'\)"):
-        config.resolve(recipes.demo(), ["metrics.sinks=tensorbord"])
+        overrides.resolve(recipes.demo(), ["metrics.sinks=tensorbord"])
 
 
 def test_sinks_may_be_named_with_commas_and_once():
-    run = config.resolve(recipes.demo(), ["metrics.sinks=mlflow, wandb,mlflow"])
+    run = overrides.resolve(recipes.demo(), ["metrics.sinks=mlflow, wandb,mlflow"])
     assert run.metrics.sinks == ("mlflow", "wandb")
 
 
 def test_sinks_decide_no_result():
     """Other sinks make no shard stale, and a resume takes them without --accept-changes."""
-    other = config.resolve(recipes.demo(), ["metrics.sinks=wandb"])
+    other = overrides.resolve(recipes.demo(), ["metrics.sinks=wandb"])
     assert all(other.digest(s.settings) == recipes.demo().digest(s.settings) for s in PLAN)
-    assert {name for name, *_ in config.differences(recipes.demo(), other) if config.decides(name)} == set()
+    assert {name for name, *_ in overrides.differences(recipes.demo(), other) if overrides.decides(name)} == set()
 
 
 def test_a_resume_may_change_sinks_and_nothing_else(store):

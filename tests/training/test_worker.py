@@ -13,9 +13,9 @@ import pytest
 import torch
 from training_rounds import commit_round, make_round, tiny_run
 
-from pipeline.errors import StoreError, TrainingError
+from pipeline.errors import TrainingError
 from pipeline.store.directory import Store, area
-from pipeline.training import worker
+from pipeline.training import rank, worker
 
 
 def until(done: Callable[[], bool], handle: worker.Handle, seconds: float = 240) -> None:
@@ -29,8 +29,8 @@ def until(done: Callable[[], bool], handle: worker.Handle, seconds: float = 240)
 
 def rank_pid() -> int:
     """The process of the one Ray Train rank, below this process's own Ray."""
-    (rank,) = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
-    return rank.pid
+    (process,) = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
+    return process.pid
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -47,10 +47,10 @@ def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> N
     os.kill(rank_pid(), signal.SIGKILL)  # once more than max_failures, but the run got on in between
 
     straight = Store(str(tmp_path / "straight"))
-    trainer = worker.resume(straight, run, torch.device("cpu"))
+    trainer = rank.resume(straight, run, torch.device("cpu"))
     for number in (0, 1, 2):
         commit_round(straight, make_round(number))
-        assert worker.train_round(trainer, straight, number)
+        assert rank.train_round(trainer, straight, number)
     for folder in (area("policy", 3), area("train", 3)):
         assert store.read_json(f"{folder}/manifest.json") == straight.read_json(f"{folder}/manifest.json")
     assert [row["step"] for row in store.metrics()] == list(range(6))
@@ -63,35 +63,6 @@ def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> N
         handle.join()
     assert store.latest_policy() == 3
     assert store.names("train") == ["0002", "0003"]  # Ray Train left nothing
-
-
-def test_a_stop_ends_a_trainer_that_waits_and_a_round_in_hand_is_left_whole(tmp_path: Path) -> None:
-    store, run = Store(str(tmp_path)), tiny_run()
-    store.request_stop()
-    assert worker.wait(store, 0) is False
-    commit_round(store, make_round())
-    assert worker.train_round(worker.resume(store, run, torch.device("cpu")), store, 0) is False
-    assert store.latest_policy() == 0
-    store.request_stop(False)
-    assert worker.wait(store, 0) is True
-
-
-def test_states_are_dropped_only_once_a_newer_policy_is_published(tmp_path: Path) -> None:
-    store, run = Store(str(tmp_path)), tiny_run()
-    trainer = worker.resume(store, run, torch.device("cpu"))
-    for number in (0, 1, 2):
-        commit_round(store, make_round(number))
-    for number in (0, 1):
-        assert worker.train_round(trainer, store, number)
-    blocked = tmp_path / "policy/0003"
-    blocked.write_text("a file where the policy's folder belongs")
-    with pytest.raises(StoreError):
-        worker.train_round(trainer, store, 2)
-    assert store.numbers("train") == [1, 2, 3]
-    blocked.unlink()
-    resumed = worker.resume(store, run, torch.device("cpu"))
-    assert worker.train_round(resumed, store, 2)
-    assert store.numbers("train") == [2, 3]
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -112,12 +83,3 @@ def test_a_trainer_without_room_is_given_up_and_does_not_try_for_ever(tmp_path: 
     assert handle.error() is None
     assert handle.stop(timeout=1) is True
     assert not store.stop_requested()
-
-
-def test_a_policy_without_its_state_is_not_trained_on(tmp_path: Path) -> None:
-    store, run = Store(str(tmp_path)), tiny_run()
-    commit_round(store, make_round())
-    assert worker.train_round(worker.resume(store, run, torch.device("cpu")), store, 0)
-    store.delete(area("train", 1))
-    with pytest.raises(TrainingError, match="policy 1 has no training state"):
-        worker.resume(store, run, torch.device("cpu"))

@@ -1,0 +1,131 @@
+"""The work of one rank: resume from the latest policy, wait for rounds, train each one and publish its policy.
+
+Ray Train starts the ranks (worker.py). This module does not use Ray, so it also runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import distributed as dist
+
+from pipeline.config import Run
+from pipeline.errors import StoreError, TrainingError
+from pipeline.rounds.rows import round_table
+from pipeline.store.directory import Store, area
+from pipeline.store.files import NO_SPACE
+from pipeline.training import checkpoint, student
+from pipeline.training.batches import RoundTable
+from pipeline.training.step import Trainer
+
+T = TypeVar("T")
+PATIENCE_S = 10.0  # waiting ranks exchange a message at least this often, far below the timeout of a collective
+
+
+def train(store: Store, run: Run, device: torch.device) -> None:
+    """Build the model once, then train each round as it is committed, until the run is complete or a stop is requested."""
+    transformers.utils.logging.disable_progress_bar()
+    if run.train.threads:
+        torch.set_num_threads(run.train.threads)
+    trainer = resume(store, run, device)
+    if trainer.rank == 0:  # a rank that was killed after it published a policy had no time to drop what is older
+        store.prune_states(run.train.keep_checkpoints)
+    for number in range(first_rank(store.latest_policy), run.rounds):
+        if not wait(store, number) or not train_round(trainer, store, number):
+            return
+
+
+def resume(store: Store, run: Run, device: torch.device) -> Trainer:
+    """A trainer in the state in which the latest published policy was saved, or a new trainer before the first policy.
+
+    Raises TrainingError when that policy's training state is missing, ModelError when it does not fit the run.
+    """
+    version = first_rank(store.latest_policy)
+    model = student.build(run, device)
+    if version == 0:
+        return Trainer(run, model, device)
+    with store.local(area("train", version)) as folder:
+        if folder is None:
+            remedy = "Delete that policy to go back to the one before"
+            raise TrainingError(f"policy {version} has no training state", store.locate("train"), remedy)
+        checkpoint.load_adapter(model, folder, run.model)
+        trainer = Trainer(run, model, device)
+        checkpoint.load_optimizer(trainer, folder)
+    return trainer
+
+
+def wait(store: Store, number: int) -> bool:
+    """Wait until round `number` is committed (True) or a stop is requested (False). All ranks get the same answer."""
+    while True:
+        state = first_rank(lambda: _watch(store, number))
+        if state is not None:
+            return state == "ready"
+
+
+def train_round(trainer: Trainer, store: Store, number: int) -> bool:
+    """Train a committed round and publish policy `number + 1`. Returns False, with nothing published, when a stop came first.
+
+    The state is saved before the policy is published, and older states are deleted afterwards. The latest published policy
+    therefore always has a state to resume from. A round that was cut short is trained again from the policy before it, and ends
+    with the same weights.
+    """
+    ready, table = store.ready(number), round_table(store, number)
+    if ready is None or table is None:
+        raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
+    metrics = []
+    for row in trainer.train_round(RoundTable(number, ready["policy"], table)):
+        metrics.append(row)
+        if first_rank(store.stop_requested):
+            return False
+    with tempfile.TemporaryDirectory(prefix="egrsd-", dir=store.scratch()) as scratch:
+        state, policy = _write_state(trainer, number + 1, Path(scratch))
+        if trainer.rank == 0:
+            store.append_metrics(metrics)
+            store.save_state(number + 1, state)
+            store.publish_policy(number + 1, policy)
+            store.prune_states(trainer.run.train.keep_checkpoints)
+    return True
+
+
+def _write_state(trainer: Trainer, version: int, scratch: Path) -> tuple[Path, Path]:
+    """Folders with the training state and the policy of `version`. Only rank 0 writes files into them.
+
+    Raises StoreError when the disk is full, because every other attempt would fail as well.
+    """
+    state, policy = scratch / "state", scratch / "policy"
+    try:
+        policy.mkdir()
+        checkpoint.save(trainer, version, state)
+        for file in checkpoint.policy_files(state) if trainer.rank == 0 else ():
+            shutil.copy(file, policy)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"cannot write the training state ({error})", str(scratch), NO_SPACE) from error
+    return state, policy
+
+
+def first_rank(ask: Callable[[], T]) -> T:
+    """The result of `ask` on rank 0, sent to every rank. Ranks that each read the store could see different states of it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return ask()
+    answer = [ask() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]  # type: ignore[return-value]
+
+
+def _watch(store: Store, number: int) -> str | None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if store.stop_requested():
+            return "stop"
+        if store.ready(number) is not None:
+            return "ready"
+        time.sleep(store.poll_s)
+    return None
