@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors import sizing
-from actors.member import EngineActor, EngineClass, Gone, Member, PoolStatus, Ticket, blameless
+from actors.member import EngineActor, Gone, LoadArgs, Member, PoolStatus, Ticket, blameless
 from actors.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
@@ -34,21 +34,31 @@ _START_TRIES = 3  # the pool gives up when this many engines in a row fail to lo
 _REMEMBERED = 8  # `overview` lists this many dead engines
 
 
+class Actors:
+    """Starts and ends the Ray actors of engines."""
+
+    def start(self, name: str, placement: config.Placement, inflight: int) -> Any:
+        """Ask Ray for the actor of one engine. Ray starts it when there is room. Returns its handle."""
+        options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "resources": placement.resources}
+        if placement.labels:
+            options["label_selector"] = placement.labels
+        return ray.remote(EngineActor).options(name=name, max_concurrency=inflight + 2, **options).remote()
+
+    def end(self, handle: Any) -> None:
+        """End the process of an actor, whatever it does."""
+        ray.kill(handle)
+
+
 class Dispatcher:
     """Owns the engine actors of one pool, and knows which ticket is at which engine."""
 
     def __init__(
-        self,
-        name: str,
-        model: config.Model,
-        settings: config.Pool,
-        score: config.ScoreSettings,
-        engine_class: EngineClass,
-        inflight: int,
+        self, name: str, settings: config.Pool, inflight: int, load_args: LoadArgs, actors: Actors | None = None
     ) -> None:
-        self._name, self._settings, self._inflight = name, settings, inflight
+        """`load_args` are those of every engine. `actors` starts and ends the actors of engines; None stands for those of Ray."""
+        self._name, self._settings, self._inflight, self._load_args = name, settings, inflight, load_args
+        self._actors = actors or Actors()
         self._setting = f"engines.{name}"
-        self._load_args = (engine_class, model, settings, score)
         self._members: dict[str, Member] = {}
         self._bounds = Bounds(settings.min, settings.max)
         self._sizing = Sizing(settings.min)
@@ -168,17 +178,9 @@ class Dispatcher:
         """Start the engines that are missing."""
         while self._failure is None and sum(m.state != "draining" for m in self._members.values()) < self._sizing.target:
             name = f"{self._name}-{uuid.uuid4().hex[:8]}"
-            member = Member(name, self._actor(name))
+            member = Member(name, self._actors.start(name, self._settings.placement, self._inflight))
             self._members[name] = member
             self._spawn(self._serve(member))
-
-    def _actor(self, name: str) -> Any:
-        """Ask Ray for the actor of one engine, at the pool's placement. Ray starts it when there is room."""
-        placement = self._settings.placement
-        options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "resources": placement.resources}
-        if placement.labels:
-            options["label_selector"] = placement.labels
-        return ray.remote(EngineActor).options(name=name, max_concurrency=self._inflight + 2, **options).remote()
 
     async def _serve(self, member: Member) -> None:
         """Load an engine, then watch it until it ends. Failures to load are counted and may end the pool."""
@@ -276,7 +278,7 @@ class Dispatcher:
             return
         self._leave(member)
         self._gone.append(Gone(member.name, cause, time.monotonic()))
-        ray.kill(member.handle)  # the process of a broken engine may still run
+        self._actors.end(member.handle)  # the process of a broken engine may still run
         if self._failure is None:
             log.warning("Engine %s is gone (%s): it is replaced", member.name, cause)
         self._fill()
@@ -310,7 +312,7 @@ class Dispatcher:
                 await asyncio.wait_for(member.handle.close.remote(), 10)
         except (TimeoutError, RayError) as error:
             log.warning("Engine %s did not close: %s", member.name, first_line(error))
-        ray.kill(member.handle)
+        self._actors.end(member.handle)
 
     # ---- waiting ---------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """One vLLM engine as a plain class: it writes traces and scores responses, with log-prob and exact entropy of every token.
 
-`generate` and `score` block, and many threads may call them at once. One thread owns vLLM: it takes requests in as they come
-and steps them together. Traces of different callers therefore share batches (continuous batching).
+`generate` and `score` block, and many threads may call them at once. One thread owns vLLM (actors.stepping): it takes requests in
+as they come and steps them together. Traces of different callers therefore share batches (continuous batching).
 
 The base model without an adapter is the teacher, and with the LoRA adapter it is the student. Every request names its `Policy`,
 so an engine has no current policy that could be stale.
@@ -13,19 +13,16 @@ choose their tiling by batch size, so there a near-tie between two tokens may fa
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from actors import adapters, startup
+from actors.stepping import Request, Stepper
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
-from pipeline.errors import EngineError, ModelError, first_line
 from pipeline.fit.machine import Line
 from pipeline.models.resolve import resolve_model
 from pipeline.stages.chat import splice
@@ -41,38 +38,24 @@ _CHECK_TOKENS = 8
 _CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
 
-@dataclass
-class _Batch:
-    """The requests of one call. `rows` gets each answer as its request ends, and `done` gets them all at the end."""
-
-    requests: list[tuple[list[int], SamplingParams]]
-    lora: Any
-    rows: list[Any] = field(default_factory=list)
-    pending: int = 0
-    done: Future[list[Any]] = field(default_factory=Future)
-
-
 class Engine:
     """A vLLM engine in this process.
 
-    The constructor raises ModelError for a wrong path or window, and EngineError when vLLM cannot start.
+    The constructor starts vLLM, or shares `vllm`, which another engine of the same model started. It raises ModelError for a
+    wrong path or window, and EngineError when vLLM cannot start.
     """
 
-    def __init__(self, model: config.Model, pool: config.Pool, score: config.ScoreSettings) -> None:
+    def __init__(self, model: config.Model, pool: config.Pool, score: config.ScoreSettings, vllm: Stepper | None = None) -> None:
         self._model, self._pool, self._score = model, pool, score
         self._path = resolve_model(model.path)
-        startup.set_environment(pool, score.entropy == "exact")
+        if vllm is None:
+            startup.set_environment(pool, score.entropy == "exact")
         self._stop_ids, self._hidden_size = startup.inspect_model(model, self._path)
-        self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
-        self._broken: BaseException | None = None
-        self._gate = threading.Lock()  # guards _broken: nothing may enter the inbox of a broken engine
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._columns = 1
-        started: Future[EngineFacts] = Future()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="vllm", daemon=True)
-        self._thread.start()
-        self._facts = started.result()
+        self.vllm = vllm or Stepper(self._start, self._path)
+        self._facts = self.vllm.facts
         try:
             self._choose_entropy()
         except BaseException:
@@ -91,7 +74,7 @@ class Engine:
         """
         window = self._model.max_model_len
         lora = self._lora(policy)
-        prepared: list[tuple[list[int], SamplingParams] | Failure] = []
+        prepared: list[Request | Failure] = []
         for request in requests:
             room = window - len(request.prompt)
             problem = _misfit(request.prompt, self._facts.vocab_size)
@@ -111,7 +94,7 @@ class Engine:
         lora = self._lora(policy)
         params = sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=self._columns)
         window = self._model.max_model_len
-        prepared: list[tuple[list[int], SamplingParams] | Failure] = []
+        prepared: list[Request | Failure] = []
         for sequence in sequences:
             ids = splice(sequence.prompt, sequence.response)
             problem = _misfit(sequence.prompt, self._facts.vocab_size) or _misfit(ids, self._facts.vocab_size)
@@ -128,21 +111,19 @@ class Engine:
 
     def close(self) -> None:
         """Stop the engine and free its memory. Calls that still wait raise EngineError."""
-        self._inbox.put(None)
-        self._thread.join(timeout=60)
+        self.vllm.close()
+
+    def _start(self) -> tuple[Any, EngineFacts]:
+        """Start vLLM. Returns it, and what its numbers mean."""
+        engine = startup.start_vllm(self._model, self._pool, self._path)
+        return engine, startup.facts(engine, self._model)
 
     # ---- requests and answers --------------------------------------------------------------------------------------
 
-    def _submit(self, prepared: list[tuple[list[int], SamplingParams] | Failure], lora: Any) -> list[Any]:
+    def _submit(self, prepared: list[Request | Failure], lora: Any) -> list[Any]:
         """A RequestOutput of vLLM or a Failure for each row of `prepared`, in order. Rows that are Failures stay as they are."""
-        batch = _Batch([row for row in prepared if not isinstance(row, Failure)], lora)
-        if not batch.requests:
-            return list(prepared)
-        with self._gate:
-            if self._broken is not None:
-                raise EngineError(f"the engine broke: {first_line(self._broken)}", self._path, "Start it again")
-            self._inbox.put(batch)
-        answers = iter(batch.done.result())
+        requests = [row for row in prepared if not isinstance(row, Failure)]
+        answers = iter(self.vllm.submit(requests, lora) if requests else ())
         return [row if isinstance(row, Failure) else next(answers) for row in prepared]
 
     def _sampling(self, request: Generate, sampling: Sampling, room: int) -> SamplingParams:
@@ -201,51 +182,6 @@ class Engine:
                 number = len(self._adapters) + 1
                 self._adapters[key] = LoRARequest(f"policy-{policy.version}-{number}", number, folder)
             return self._adapters[key]
-
-    # ---- the thread that owns vLLM ---------------------------------------------------------------------------------
-
-    def _run(self, started: Future[EngineFacts]) -> None:
-        """Start vLLM, then step it until the engine is closed or vLLM breaks. Every caller that waits then gets EngineError."""
-        try:
-            engine = startup.start_vllm(self._model, self._pool, self._path)
-            started.set_result(startup.facts(engine, self._model))
-        except BaseException as error:  # the constructor waits for it and raises it
-            started.set_exception(startup.start_error(error, self._path))
-            return
-        waiting: dict[str, tuple[_Batch, int]] = {}
-        try:
-            while self._take_in(engine, waiting):
-                for output in engine.step():
-                    _deliver(waiting, output.request_id, output)
-            broken: BaseException = EngineError("the engine was closed", self._path)
-        except Exception as error:  # any error of a step must reach the callers that wait
-            log.exception("vLLM broke")
-            broken = error
-        self._fail_all(waiting, broken)
-        engine.engine_core.shutdown()
-
-    def _take_in(self, engine: Any, waiting: dict[str, tuple[_Batch, int]]) -> bool:
-        """Hand new batches to vLLM, and wait for one when vLLM has no request. False when the engine is to close."""
-        while True:
-            try:
-                batch = self._inbox.get(block=not waiting)
-            except queue.Empty:
-                return True
-            if batch is None:
-                return False
-            _admit(engine, batch, waiting)
-
-    def _fail_all(self, waiting: dict[str, tuple[_Batch, int]], broken: BaseException) -> None:
-        """Give EngineError to every batch in vLLM or in the inbox, and let no other batch in."""
-        with self._gate:
-            self._broken = broken
-        batches = {id(batch): batch for batch, _ in waiting.values()}
-        while not self._inbox.empty():
-            batch = self._inbox.get()
-            if batch is not None:
-                batches[id(batch)] = batch
-        for batch in batches.values():
-            batch.done.set_exception(EngineError(f"the engine broke: {first_line(broken)}", self._path))
 
     # ---- self-check ------------------------------------------------------------------------------------------------
 
@@ -318,35 +254,6 @@ def _difference(what: str, flat: list[float], expected: np.ndarray, dtype: str) 
     got = np.asarray(flat, np.float64).reshape(-1, 2)[:, 1]
     gap = float(np.abs(got - expected).max())
     return "" if gap <= _CHECK_TOLERANCE[dtype] else f"{what} differs from the full distribution by {gap:.2g} nat"
-
-
-def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -> None:
-    """Hand the requests of a batch to vLLM. An adapter that vLLM cannot load fails the batch with ModelError."""
-    batch.rows = [None] * len(batch.requests)
-    batch.pending = len(batch.requests)
-    try:
-        if batch.lora is not None:  # a bad adapter must fail here, since in a step it would break the engine
-            engine.add_lora(batch.lora)
-    except (ValueError, RuntimeError, OSError) as error:
-        problem = f"vLLM cannot load the adapter ({first_line(error)})"
-        batch.done.set_exception(ModelError(problem, batch.lora.lora_path))
-        return
-    for row, (ids, params) in enumerate(batch.requests):
-        name = f"{id(batch)}-{row}"
-        waiting[name] = (batch, row)
-        try:
-            engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
-        except ValueError as error:  # vLLM refuses this request; the others go on
-            _deliver(waiting, name, Failure(first_line(error)))
-
-
-def _deliver(waiting: dict[str, tuple[_Batch, int]], name: str, answer: Any) -> None:
-    """Put an answer into its batch, and wake the caller when the batch is complete."""
-    batch, row = waiting.pop(name)
-    batch.rows[row] = answer
-    batch.pending -= 1
-    if batch.pending == 0:
-        batch.done.set_result(batch.rows)
 
 
 def sampling_params(**chosen: Any) -> SamplingParams:

@@ -18,6 +18,7 @@ RATE_S = 30.0  # tokens per second are a mean over this time
 _NOT_ITS_FAULT = ("its node has died", "its owner has died")  # how Ray 2.60 words these causes of an actor's death
 
 EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engines]
+LoadArgs = tuple[EngineClass, config.Model, config.Pool, config.ScoreSettings]  # of EngineActor.load
 
 
 @dataclass(frozen=True)

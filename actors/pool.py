@@ -82,7 +82,7 @@ class EnginePool:
                 max_restarts=-1,  # Ray ends the engines of a killed dispatcher and restarts it; it then starts new engines
                 max_task_retries=-1,
             )
-            .remote(name, model, settings, score, engine_class, inflight)
+            .remote(name, settings, inflight, (engine_class, model, settings, score))
         )
         dispatcher.overview.remote()  # the first call makes the dispatcher start engines
         return cls(dispatcher, settings, setting)
@@ -152,7 +152,7 @@ class EnginePool:
     def _ask(self, method: str, items: list[Any], policy: Policy, *more: Any) -> list[Any]:
         """Answers of the engines' `method` to `items`, in order. Batches of engines that die are asked again."""
         answers: list[Any] = [None] * len(items)
-        pieces = deque([_Piece(list(range(len(items))))] if items else [])
+        pieces = deque([Piece(list(range(len(items))))] if items else [])
         while pieces:
             piece = pieces.popleft()
             ticket = self._await(self._dispatcher.acquire.remote(len(piece.rows), policy.version, piece.alone))
@@ -161,7 +161,7 @@ class EnginePool:
                 answered = _get(call)
             except _DEATHS as error:
                 self._await(self._dispatcher.lost.remote(ticket.engine, first_line(error)))
-                pieces.extend(self._after_death(piece, error, answers))
+                pieces.extend(after_death(piece, error, self._settings.request_tries, answers))
                 continue
             except BaseException:
                 self._dispatcher.release.remote(ticket.id, 0, 0)
@@ -171,36 +171,36 @@ class EnginePool:
                 answers[row] = answer
         return answers
 
-    def _after_death(self, piece: _Piece, error: Exception, answers: list[Any]) -> list[_Piece]:
-        """The pieces to ask again after an engine died with `piece`. A row that is given up becomes a Failure in `answers`.
-
-        The first death may be the machine's fault, so the same rows are asked again. After the second death the rows are split
-        into parts, and each part gets an engine without other callers. In the end a single row has killed such an engine.
-        The row is given up when that happened twice, because neighbours may have caused the deaths before.
-        """
-        if blameless(error):
-            return [piece]
-        deaths, tries = piece.deaths + 1, self._settings.request_tries
-        single = len(piece.rows) == 1
-        single_deaths = piece.single_deaths + (piece.alone and single)
-        if deaths >= tries and single_deaths >= min(2, tries):
-            answers[piece.rows[0]] = Failure(f"killed its engine {deaths} times: {first_line(error)}")
-            return []
-        if deaths < min(2, tries):
-            return [_Piece(piece.rows, deaths)]
-        size = -(-len(piece.rows) // _PIECES)
-        parts = (piece.rows[start : start + size] for start in range(0, len(piece.rows), size))
-        return [_Piece(rows, deaths, single_deaths, alone=True) for rows in parts]
-
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """Rows of a caller's batch that go to one engine together."""
 
     rows: list[int]  # places in the batch
     deaths: int = 0  # engines that died with these rows
     single_deaths: int = 0  # of these deaths, those in which the engine held a single row and nothing else
     alone: bool = False  # whether the engine may hold no other caller's rows
+
+
+def after_death(piece: Piece, error: Exception, tries: int, answers: list[Any]) -> list[Piece]:
+    """The pieces to ask again after an engine died with `piece`. A row that is given up becomes a Failure in `answers`.
+
+    The first death may be the machine's fault, so the same rows are asked again. After the second death the rows are split
+    into parts, and each part gets an engine without other callers. In the end a single row has killed such an engine.
+    The row is given up after `tries` deaths, two of them its own, because neighbours may have caused the others.
+    """
+    if blameless(error):
+        return [piece]
+    deaths, single = piece.deaths + 1, len(piece.rows) == 1
+    single_deaths = piece.single_deaths + (piece.alone and single)
+    if deaths >= tries and single_deaths >= min(2, tries):
+        answers[piece.rows[0]] = Failure(f"killed its engine {deaths} times: {first_line(error)}")
+        return []
+    if deaths < min(2, tries):
+        return [Piece(piece.rows, deaths)]
+    size = -(-len(piece.rows) // _PIECES)
+    parts = (piece.rows[start : start + size] for start in range(0, len(piece.rows), size))
+    return [Piece(rows, deaths, single_deaths, alone=True) for rows in parts]
 
 
 def _num_tokens(answers: list[Generation | Score | Failure]) -> int:

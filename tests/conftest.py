@@ -1,4 +1,4 @@
-"""Fixtures that tests share: one local Ray, one real engine with two random adapters, a stored run, an object store."""
+"""Fixtures that tests share: a local Ray, a real engine with two random adapters, a tokenizer, a stored run, an object store."""
 
 import contextlib
 import os
@@ -18,6 +18,10 @@ from waiting import free_port, until
 hypothesis.settings.register_profile("any machine", deadline=None)  # a slow test on a busy machine is no failure
 hypothesis.settings.load_profile("any machine")
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
 
 # A process of pytest-xdist takes one test file at a time, or all files that load vLLM into the process (ENGINE). Files that take
 # minutes begin first (LONGEST).
@@ -68,6 +72,20 @@ def engine():
     engine = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings())
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def chatml():
+    """A tokenizer of single bytes, with a ChatML template that knows `enable_thinking`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=CHATML)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    return tokenizer
 
 
 @pytest.fixture

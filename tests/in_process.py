@@ -1,10 +1,59 @@
-"""Runs stages in the test's own process: the work of a Ray task for one shard, without Ray."""
+"""Runs stages in the test's own process: the work of a Ray task for one shard, without Ray. Also tiny rounds on fake engines."""
 
+from actors.fakes import FakeEngine
+from pipeline.errors import EngineError
+from pipeline.overrides import resolve
+from pipeline.problems.sources import open_source
+from pipeline.recipes import demo
 from pipeline.rounds import schedule
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import plan_round, with_engines
+from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
+from pipeline.store.directory import Store
+
+SETS = ["rollout.prompts_per_round=4", "rollout.prompts_per_shard=2", "rollout.group_size=2"]
 
 
 def bring_up_to_date(work, stage, shard, problems=None, force=False):
     """Compute and commit one shard of one stage unless it is fresh. Returns its entry, and whether it was computed."""
     first = sum(len(rows) for name, rows in work.shards.items() if name < shard)
     return schedule.bring_up_to_date(Inventory(work, whole=False), stage, shard, first, problems, force)
+
+
+class Refusing(FakeEngine):
+    """A fake engine that must not be asked."""
+
+    def generate(self, requests, policy, sampling):
+        raise EngineError("asked to generate", "test")
+
+    def score(self, sequences, policy):
+        raise EngineError("asked to score", "test")
+
+
+def planned(tmp_path, *sets, engine=FakeEngine, number=0, policy=0):
+    """A planned round of two shards in a run of its own, with an engine that answers."""
+    run = resolve(demo(), [*SETS, *sets])
+    store = Store(str(tmp_path))
+    work = plan_round(store, run, "rounds", number, policy, open_source(run.source))
+    fake = engine(run.model, run.engines.rollout, run.score)
+    return with_engines(work, {"rollout": fake, "score": fake})
+
+
+def brought(work, *stages, force=False):
+    """The stages of every shard, without Ray; returns the names of those computed."""
+    source = open_source(work.run.source)
+    computed = []
+    for name in stages or (*MEASURE, *LABELS):
+        for shard, indices in work.shards.items():
+            problems = source.rows(indices) if name == "prompts" else None
+            entry, new = bring_up_to_date(work, STAGES[name], shard, problems, force)
+            computed += [(name, shard)] if new else []
+            assert entry == work.store.entry(work.area, name, shard)
+    return computed
+
+
+def stale(work):
+    """Why shards are stale, by stage and shard. Fresh ones are left out."""
+    return {
+        (s.name, shard): why for s in PLAN for shard in work.shards if (why := Inventory(work, whole=False).why_stale(s, shard))
+    }

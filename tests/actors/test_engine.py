@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import threading
-from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -192,16 +191,18 @@ def test_an_adapter_that_changed_where_it_lies_is_loaded_again(engine, adapters,
         assert same_traces(engine.generate(REQUESTS[:4], Policy(1, str(folder)), SAMPLING), traces[number + 1][:4])
 
 
+def sharing(engine, **score):
+    """A second engine over the vLLM of the first, with its own self-check."""
+    return Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings(**score), engine.vllm)
+
+
 def test_without_the_hook_bounds_take_over_aloud(engine, traces, monkeypatch, caplog):
     """The hook taken out under a running engine: the self-check must see it, and the bounds must hold the exact value."""
     from vllm.v1.sample.sampler import Sampler
 
-    twin = object.__new__(Engine)  # shares vLLM, keeps its own idea of the entropy
-    twin.__dict__.update(engine.__dict__)
-    twin._score = config.ScoreSettings(top_k=20)
     monkeypatch.setattr(Sampler, "gather_logprobs", staticmethod(Sampler.gather_logprobs.__wrapped__))
     with caplog.at_level(logging.WARNING):
-        twin._choose_entropy()
+        twin = sharing(engine, top_k=20)
     assert "Exact entropy is not available" in caplog.text
     assert twin.facts().entropy_method == "bounds"
     answers = twin.generate(REQUESTS, BASE, SAMPLING)
@@ -215,10 +216,9 @@ def test_without_the_hook_bounds_take_over_aloud(engine, traces, monkeypatch, ca
 
 
 def test_bounds_on_request_are_not_spoilt_by_a_hook_that_is_there(engine, traces):
-    twin = object.__new__(Engine)
-    twin.__dict__.update(engine.__dict__)
-    twin._score = config.ScoreSettings(entropy="bounds", top_k=5)
-    twin._choose_entropy()
+    twin = sharing(engine, entropy="bounds", top_k=5)
+    assert twin.facts().entropy_method == "bounds"
+    assert engine.facts().entropy_method == "exact"
     for known, got in zip(traces[0], twin.generate(REQUESTS, BASE, SAMPLING), strict=True):
         assert (np.abs(got.entropy - known.entropy) <= got.entropy_error + 1e-5).all()
 
@@ -264,29 +264,3 @@ def test_gpu_engines_may_split_prompts_and_cpu_engines_may_not():
     cpu, gpu = (startup.engine_args(model, pool, "m", on_gpu) for on_gpu in (False, True))
     assert (cpu["enable_chunked_prefill"], cpu["max_num_batched_tokens"]) == (False, 20_001)
     assert (gpu["enable_chunked_prefill"], gpu["max_num_batched_tokens"]) == (True, 2048)
-
-
-def test_a_broken_engine_says_so_to_everyone(engine, monkeypatch):
-    """A step that fails ends the callers that wait and those that come, not with silence."""
-    twin = object.__new__(Engine)
-    twin.__dict__.update(engine.__dict__)
-    twin._inbox, twin._gate, twin._broken = type(engine._inbox)(), threading.Lock(), None
-
-    class Breaks:
-        engine_core = type("Core", (), {"shutdown": lambda self: None})()
-
-        def add_request(self, *_, **__):
-            pass
-
-        def step(self):
-            raise RuntimeError("the device is gone")
-
-    monkeypatch.setattr(startup, "start_vllm", lambda *_: Breaks())
-    monkeypatch.setattr(startup, "facts", lambda *_: engine.facts())
-    thread = threading.Thread(target=twin._run, args=(Future(),))
-    thread.start()
-    for _ in range(2):
-        with pytest.raises(EngineError, match="the engine broke: the device is gone"):
-            twin.generate(REQUESTS[:2], BASE, SAMPLING)
-    thread.join(10)
-    assert not thread.is_alive()

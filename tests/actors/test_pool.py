@@ -1,23 +1,18 @@
 """The pool of engine actors through real Ray, with the fake engine."""
 
-import asyncio
 import os
 import signal
 import threading
 import time
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import RayActorError
 
-from actors.dispatcher import Dispatcher
 from actors.fakes import Behaviour, FakeEngine
-from actors.member import Member
-from actors.pool import EnginePool, _Piece
-from actors.resources import Demand, Node, check
+from actors.pool import EnginePool, Piece, after_death
 from pipeline import config
 from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError, ModelError, ResourceError
@@ -133,81 +128,15 @@ def test_a_row_that_keeps_killing_its_engine_is_isolated(start):
 
 def test_a_row_is_not_blamed_for_the_deaths_of_its_neighbours_and_one_more():
     """Three engines die with a poisonous neighbour in the batch; then one, on its own, of something else."""
-    pool = EnginePool(None, config.Pool(request_tries=3), "engines.rollout")
     answers = [None] * 32
-    batch = _Piece(list(range(32)))
+    batch = Piece(list(range(32)))
     for _ in range(3):
-        batch = pool._after_death(batch, RayActorError(), answers)[0]
+        batch = after_death(batch, RayActorError(), 3, answers)[0]
     assert (len(batch.rows), batch.alone, batch.deaths) == (1, True, 3)
-    [again] = pool._after_death(batch, RayActorError(), answers)
+    [again] = after_death(batch, RayActorError(), 3, answers)
     assert answers == [None] * 32
-    assert pool._after_death(again, RayActorError(), answers) == []
+    assert after_death(again, RayActorError(), 3, answers) == []
     assert answers[0] == Failure("killed its engine 5 times: " + str(RayActorError()).splitlines()[0])
-
-
-class Refuses:
-    """A method of an engine whose calls end in an error, or in an answer after some seconds."""
-
-    def __init__(self, outcome):
-        self.outcome = outcome
-
-    async def remote(self, *_):
-        if isinstance(self.outcome, Exception):
-            raise self.outcome
-        await asyncio.sleep(self.outcome)
-        return []
-
-
-def test_an_engine_that_rays_memory_monitor_ends_is_dead(monkeypatch):
-    """Its death is of a kind of its own, while it loads and while it serves; no real machine can be filled for a test."""
-    ended = []
-    monkeypatch.setattr("actors.dispatcher.ray.kill", ended.append)
-    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
-    monkeypatch.setattr(Dispatcher, "_fill", lambda self: None)
-    full = OutOfMemoryError("the node ran out of memory")
-
-    async def told():
-        pool = Dispatcher("rollout", MODEL, config.Pool(), SCORE, FakeEngine, 4)
-        loading, serving = (SimpleNamespace(pid=Refuses(0), load=Refuses(full), active=Refuses(full)) for _ in range(2))
-        pool._members = {"loads": Member("loads", loading), "serves": Member("serves", serving, state="serving")}
-        await pool._serve(pool._members["loads"])
-        await asyncio.wait_for(pool._watch(pool._members["serves"]), 5)
-        return pool
-
-    pool = asyncio.run(told())
-    assert pool._members == {}
-    assert pool._failure is None
-    assert [gone.cause for gone in pool._gone] == ["its process died (the node ran out of memory)", "the node ran out of memory"]
-    assert len(ended) == 2
-
-
-def test_an_engine_that_is_slow_to_start_ends_nothing_while_others_serve(monkeypatch):
-    monkeypatch.setattr("actors.dispatcher.ray.kill", lambda _: None)
-    monkeypatch.setattr(Dispatcher, "_fill", lambda self: None)
-    settings = config.Pool(start_timeout_s=0.05)
-
-    async def told(*others):
-        pool = Dispatcher("rollout", MODEL, settings, SCORE, FakeEngine, 4)
-        waits = Member("waits", SimpleNamespace(pid=Refuses(0.2), load=Refuses(9)))
-        pool._members = {member.name: member for member in (waits, *others)}
-        await pool._serve(waits)
-        return pool
-
-    pool = asyncio.run(told(Member("serves", None, state="serving")))
-    assert pool._failure is None  # it waited for its machine, then took too long to load: another is tried
-    assert list(pool._members) == ["serves"]
-    pool = asyncio.run(told())
-    assert "did not start within 0.05 s" in str(pool._failure)
-
-
-def test_a_placement_that_ray_refuses_ends_the_pool_with_that_error(ray_local, monkeypatch):
-    monkeypatch.setattr(Dispatcher, "_actor", lambda *_: (_ for _ in ()).throw(ValueError("no such resource")))
-
-    async def told():
-        return await asyncio.wait_for(Dispatcher("rollout", MODEL, config.Pool(), SCORE, FakeEngine, 4).facts(), 5)
-
-    with pytest.raises(EngineError, match=r"rollout\.placement: engines cannot be asked for \(ValueError: no such resource"):
-        asyncio.run(told())
 
 
 def test_sizes_outlive_the_dispatcher(start):
@@ -257,36 +186,6 @@ def test_engines_that_a_smaller_pool_ends_while_they_load_are_no_failure(start):
     pool.facts()
     wait_for(lambda: [engine.state for engine in pool.status()] == ["serving"])
     assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
-
-
-def test_a_batch_that_ends_lets_one_caller_in_and_an_engine_that_joins_all_it_has_room_for():
-    async def told():
-        pool = Dispatcher("rollout", MODEL, config.Pool(), SCORE, FakeEngine, 2)
-        pool._wake = lambda: None  # its engines are given
-        pool._members["a"] = Member("a", None, "serving")
-        waiting = [asyncio.create_task(pool.acquire(1, 0, False)) for _ in range(6)]
-        counts = []
-
-        async def count():
-            for _ in range(5):
-                await asyncio.sleep(0)
-            counts.append(sum(task.done() for task in waiting))
-
-        await count()
-        await pool.release(waiting[0].result().id, 1, 1)
-        await count()
-        pool._members["b"] = Member("b", None, "serving")
-        pool._notify()
-        await count()
-        alone = asyncio.create_task(pool.acquire(1, 0, True))
-        for task in waiting[1:5]:
-            await pool.release(task.result().id, 1, 1)
-        await count()
-        await pool.release(waiting[5].result().id, 1, 1)
-        await asyncio.wait_for(alone, 5)
-        return counts
-
-    assert asyncio.run(told()) == [2, 3, 5, 6]
 
 
 def test_an_engine_that_died_is_told_with_its_cause(start):
@@ -396,17 +295,6 @@ def test_a_pool_the_cluster_can_never_hold_is_refused_at_once(ray_local):
     labelled = config.Pool(placement=config.Placement(labels={"role": "rollout"}))
     with pytest.raises(ResourceError, match="no node has the label role=rollout"):
         EnginePool.start("score", MODEL, labelled, SCORE, FakeEngine)
-
-
-def test_resources_add_up_over_demands():
-    nodes = [Node({"CPU": 4, "GPU": 2}, {"role": "train"}), Node({"CPU": 4})]
-    train = Demand("train", 2, config.Placement(cpus=2, gpus=1, labels={"role": "train"}))
-    check([train, Demand("engines.rollout", 4, config.Placement(cpus=1))], nodes)
-    with pytest.raises(ResourceError, match=r"9 CPU are asked for .* the cluster has 8: 1 are missing"):
-        check([train, Demand("engines.rollout", 5, config.Placement(cpus=1))], nodes)
-    with pytest.raises(ResourceError, match=r"one asks for 5 CPU; the largest node has 4 CPU"):
-        check([Demand("engines.rollout", 1, config.Placement(cpus=5))], nodes)
-    check([Demand("engines.rollout", 0, config.Placement(cpus=5))], nodes)
 
 
 def test_a_closed_pool_says_so(start):

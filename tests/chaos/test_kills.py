@@ -121,6 +121,7 @@ def test_a_driver_with_its_own_ray(ground, undisturbed, tmp_path, held, seed):
         command.start()
     command.finish()
     check(ground, uri, whole)
+    assert kills
     held("own Ray", kills)
 
 
@@ -140,6 +141,8 @@ def test_engines_that_load_on_nodes_that_vanish_are_not_an_engine_that_cannot_lo
         until(lambda: len(ground.victims("engine")) < 4, 60, "engines of a lost node are gone")
     command.finish()
     chaos_run.check_clean(ground, uri, undisturbed(fake, *SHORT))
+    assert [kill.kind for kill in kills] == ["node", "node"]
+    assert chaos_run.trace_ids(uri)  # the run that lost its engines went on
     held("fake", kills)
 
 

@@ -8,6 +8,7 @@ import pytest
 from jobs import doctor
 from pipeline.errors import ModelError
 from pipeline.store.directory import Store
+from pipeline.store.probe import judge_store
 
 
 def test_the_disk_is_that_of_the_run(tmp_path):
@@ -21,6 +22,13 @@ def test_an_error_that_is_understood_is_a_finding():
 
     [line] = doctor.judge("tokenizer", refuse)
     assert (line.level, line.topic, line.text) == ("error", "tokenizer", "model: is not here. Download it")
+
+
+def test_a_place_that_cannot_hold_a_run_is_one_error_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    [line] = doctor.judge("store", lambda: judge_store(Store(str(tmp_path / "file" / "run"))))
+    assert (line.level, line.topic) == ("error", "store")
+    assert "cannot write (Not a directory)" in line.text
 
 
 @pytest.mark.timeout(1500)

@@ -8,6 +8,8 @@ import pytest
 
 import jobs
 from jobs.cli import app
+from jobs.opened import hold_run
+from jobs.terminal import session
 from pipeline.errors import UserError
 from pipeline.recipes import demo
 from pipeline.store import lease
@@ -87,15 +89,10 @@ def test_the_working_verbs_are_known():
 
 def test_a_run_is_read_again_under_its_lease(tmp_path):
     """Another command may have changed its settings before the lease was free."""
-    from contextlib import ExitStack
-
-    from jobs.opened import hold_run
-    from jobs.terminal import Session
-
     store = Store(str(tmp_path))
     store.save_run(demo(), {})
-    with ExitStack() as exits:
-        held = hold_run(Session(None, False, exits), store.uri)
+    with session(debug=False) as out:
+        held = hold_run(out, store.uri)
         assert held.run == demo()
         with pytest.raises(UserError, match="is working on this run"), lease.held(store):
             pass

@@ -5,32 +5,13 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
-from pipeline.config import Model
 from pipeline.errors import ModelError, SettingError
-from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.problems import tiny
 from pipeline.stages.chat import fill, fits, splice, student_prompt, teacher_prompt
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"
-)
 TEACHER = "{problem} || {solution}"
-
-
-@pytest.fixture(scope="module")
-def chatml() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(alphabet)}, []))
-    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", chat_template=CHATML)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    return tokenizer
 
 
 def test_the_tiny_reasoners_prompts_are_what_its_warm_start_saw():
@@ -68,34 +49,6 @@ def test_unusable_tokenizers_are_the_users_to_change():
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
         student_prompt(tokenizer, "1+1")
-
-
-def test_loading_a_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    saved = build_tokenizer()
-    saved.save_pretrained(tmp_path / "good")
-    loaded = tokenizer_of(Model(path=str(tmp_path / "good")))
-    assert student_prompt(loaded, "1+1") == student_prompt(saved, "1+1")
-    assert template_hash(loaded) == template_hash(saved)
-    with pytest.raises(ModelError, match="no such folder"):
-        tokenizer_of(Model(path=str(tmp_path / "missing")))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="cannot be loaded"):
-        tokenizer_of(Model(path=str(tmp_path / "empty")))
-    saved.chat_template = None
-    saved.save_pretrained(tmp_path / "bare")
-    with pytest.raises(ModelError, match="no chat template"):
-        tokenizer_of(Model(path=str(tmp_path / "bare")))
-
-
-def test_the_hash_sees_template_and_vocabulary(chatml):
-    base = build_tokenizer()
-    other_template, other_vocabulary = build_tokenizer(), build_tokenizer()
-    other_template.chat_template += " "
-    other_vocabulary.add_tokens(["extra"])
-    hashes = {template_hash(t) for t in (base, other_template, other_vocabulary, chatml)}
-    assert len(hashes) == 4
-    assert template_hash(build_tokenizer()) == template_hash(base)
 
 
 @given(problem=st.text(), solution=st.text())

@@ -1,5 +1,7 @@
 """A probe of a place for a run leaves nothing behind."""
 
+import re
+
 import pytest
 
 from pipeline.errors import StoreError
@@ -14,5 +16,9 @@ def test_a_place_that_can_hold_a_run(tmp_path):
 
 def test_a_place_that_cannot(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises((StoreError, OSError)):
-        judge_store(Store(str(tmp_path / "file" / "run")))
+    place = tmp_path / "file" / "run"
+    with pytest.raises(StoreError) as caught:
+        judge_store(Store(str(place)))
+    place, remedy = re.escape(str(place)), "Check that the place exists and its permissions"
+    assert re.fullmatch(rf"{place}/doctor-\w+: cannot write \(Not a directory\)\. {remedy}", str(caught.value))
+    assert (tmp_path / "file").read_text() == ""

@@ -291,7 +291,9 @@ def test_two_ranks_equal_one(two_ranks: Path, strategy: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("gate", CONTROLS)
 def test_controls_are_the_same_on_two_ranks(two_ranks: Path, gate: str) -> None:
     alone, _ = trained(tiny_run("train.batch_traces=13", f"objective.gate={gate}"), make_round(num_traces=13))
-    for a, b in zip(alone, torch.load(two_ranks / f"{gate}.pt"), strict=True):
+    together = torch.load(two_ranks / f"{gate}.pt")
+    assert len(alone) == len(together) > 0
+    for a, b in zip(alone, together, strict=True):
         same(a, b, 1e-3)
 
 

@@ -1,0 +1,144 @@
+"""The thread that owns one vLLM: it takes batches in as they come, steps them together, and hands each its answers.
+
+When vLLM breaks or is closed, every batch in it or on its way gets EngineError, and no other batch is let in.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from actors.startup import start_error
+from pipeline.contract import EngineFacts, Failure
+from pipeline.errors import EngineError, ModelError, first_line
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+log = logging.getLogger(__name__)
+
+Request = tuple[list[int], "SamplingParams"]
+
+
+@dataclass
+class _Batch:
+    """The requests of one call. `rows` gets each answer as its request ends, and `done` gets them all at the end."""
+
+    requests: list[Request]
+    lora: Any
+    rows: list[Any] = field(default_factory=list)
+    pending: int = 0
+    done: Future[list[Any]] = field(default_factory=Future)
+
+
+class Stepper:
+    """A vLLM and its thread.
+
+    `start` runs in that thread, and returns a vLLM with its facts. `path` is that of the model, for messages. The constructor
+    raises EngineError when `start` fails, or the EgrsdError that `start` raised.
+    """
+
+    def __init__(self, start: Callable[[], tuple[Any, EngineFacts]], path: str) -> None:
+        self._path = path
+        self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._broken: BaseException | None = None
+        self._gate = threading.Lock()  # guards _broken: nothing may enter the inbox of a broken vLLM
+        started: Future[EngineFacts] = Future()
+        self._thread = threading.Thread(target=self._run, args=(start, started), name="vllm", daemon=True)
+        self._thread.start()
+        self.facts = started.result()
+
+    def submit(self, requests: list[Request], lora: Any) -> list[Any]:
+        """A RequestOutput of vLLM for each request, in order, or a Failure where vLLM refuses the request. Blocks.
+
+        `lora` is vLLM's LoRARequest, or None for the base model. Raises ModelError when vLLM cannot load the adapter, and
+        EngineError when vLLM broke or was closed.
+        """
+        batch = _Batch(requests, lora)
+        with self._gate:
+            if self._broken is not None:
+                raise EngineError(f"the engine broke: {first_line(self._broken)}", self._path, "Start it again")
+            self._inbox.put(batch)
+        return batch.done.result()
+
+    def close(self) -> None:
+        """Stop vLLM and free its memory. Calls that still wait raise EngineError."""
+        self._inbox.put(None)
+        self._thread.join(timeout=60)
+
+    def _run(self, start: Callable[[], tuple[Any, EngineFacts]], started: Future[EngineFacts]) -> None:
+        """Start vLLM, then step it until it is closed or breaks. Every caller that waits then gets EngineError."""
+        try:
+            engine, facts = start()
+            started.set_result(facts)
+        except BaseException as error:  # the constructor waits for it and raises it
+            started.set_exception(start_error(error, self._path))
+            return
+        waiting: dict[str, tuple[_Batch, int]] = {}
+        try:
+            while self._take_in(engine, waiting):
+                for output in engine.step():
+                    _deliver(waiting, output.request_id, output)
+            broken: BaseException = EngineError("the engine was closed", self._path)
+        except Exception as error:  # any error of a step must reach the callers that wait
+            log.exception("vLLM broke")
+            broken = error
+        self._fail_all(waiting, broken)
+        engine.engine_core.shutdown()
+
+    def _take_in(self, engine: Any, waiting: dict[str, tuple[_Batch, int]]) -> bool:
+        """Hand new batches to vLLM, and wait for one when vLLM has no request. False when the engine is to close."""
+        while True:
+            try:
+                batch = self._inbox.get(block=not waiting)
+            except queue.Empty:
+                return True
+            if batch is None:
+                return False
+            _admit(engine, batch, waiting)
+
+    def _fail_all(self, waiting: dict[str, tuple[_Batch, int]], broken: BaseException) -> None:
+        """Give EngineError to every batch in vLLM or in the inbox, and let no other batch in."""
+        with self._gate:
+            self._broken = broken
+        batches = {id(batch): batch for batch, _ in waiting.values()}
+        while not self._inbox.empty():
+            batch = self._inbox.get()
+            if batch is not None:
+                batches[id(batch)] = batch
+        for batch in batches.values():
+            batch.done.set_exception(EngineError(f"the engine broke: {first_line(broken)}", self._path))
+
+
+def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -> None:
+    """Hand the requests of a batch to vLLM. An adapter that vLLM cannot load fails the batch with ModelError."""
+    batch.rows = [None] * len(batch.requests)
+    batch.pending = len(batch.requests)
+    try:
+        if batch.lora is not None:  # a bad adapter must fail here, since in a step it would break the engine
+            engine.add_lora(batch.lora)
+    except (ValueError, RuntimeError, OSError) as error:
+        problem = f"vLLM cannot load the adapter ({first_line(error)})"
+        batch.done.set_exception(ModelError(problem, batch.lora.lora_path))
+        return
+    for row, (ids, params) in enumerate(batch.requests):
+        name = f"{id(batch)}-{row}"
+        waiting[name] = (batch, row)
+        try:
+            engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
+        except ValueError as error:  # vLLM refuses this request; the others go on
+            _deliver(waiting, name, Failure(first_line(error)))
+
+
+def _deliver(waiting: dict[str, tuple[_Batch, int]], name: str, answer: Any) -> None:
+    """Put an answer into its batch, and wake the caller when the batch is complete."""
+    batch, row = waiting.pop(name)
+    batch.rows[row] = answer
+    batch.pending -= 1
+    if batch.pending == 0:
+        batch.done.set_result(batch.rows)

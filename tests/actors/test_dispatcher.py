@@ -1,0 +1,148 @@
+"""The dispatcher over actors that the test hands it, without Ray: deaths that real machines seldom show, and who is let in."""
+
+import asyncio
+
+import pytest
+from ray.exceptions import OutOfMemoryError
+
+from actors.dispatcher import Actors, Dispatcher
+from actors.fakes import FakeEngine
+from actors.sizing import Bounds
+from pipeline import config
+from pipeline.errors import EngineError
+
+ARGS = (FakeEngine, config.Model(), config.Pool(), config.ScoreSettings())
+FACTS = FakeEngine(*ARGS[1:]).facts()
+FULL = OutOfMemoryError("the node ran out of memory")
+
+
+class Method:
+    """A method of an actor, whose calls end in an error, or in an answer after some seconds."""
+
+    def __init__(self, outcome, seconds=0.0):
+        self.outcome, self.seconds = outcome, seconds
+
+    async def remote(self, *_):
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        await asyncio.sleep(self.seconds)
+        return self.outcome
+
+
+class Handle:
+    """An actor that loads and serves, unless its methods are given."""
+
+    def __init__(self, **methods):
+        self.pid, self.load, self.active, self.close = Method(7), Method(FACTS), Method([]), Method(None)
+        self.__dict__.update(methods)
+
+
+class Given(Actors):
+    """Actors in the order given, and one that serves after the last. `ended` are those that were killed."""
+
+    def __init__(self, *handles):
+        self.handles, self.ended = list(handles), []
+
+    def start(self, name, placement, inflight):
+        return self.handles.pop(0) if self.handles else Handle()
+
+    def end(self, handle):
+        self.ended.append(handle)
+
+
+def dispatcher(actors, inflight=4, **settings):
+    return Dispatcher("rollout", config.Pool(**settings), inflight, ARGS, actors)
+
+
+async def until(pool, condition):
+    """The pool's state once `condition` holds for it."""
+    async with asyncio.timeout(20):
+        while not condition(seen := await pool.overview()):
+            await asyncio.sleep(0.01)
+    return seen
+
+
+def states(seen):
+    return [engine.state for engine in seen.engines]
+
+
+def test_an_engine_that_rays_memory_monitor_ends_is_dead(monkeypatch):
+    """Its death is of a kind of its own, while it loads and while it serves; no real machine can be filled for a test."""
+    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    loading, serving, third = Handle(load=Method(FULL)), Handle(active=Method(FULL)), Handle()
+    actors = Given(loading, serving, third)
+
+    async def told():
+        pool = dispatcher(actors)
+        assert await pool.facts() == FACTS
+        seen = await until(pool, lambda seen: len(seen.gone) == 2 and states(seen) == ["serving"])
+        assert (await pool.acquire(1, 0, False)).handle is third
+        return seen
+
+    causes = [cause for _, cause, _ in asyncio.run(told()).gone]
+    assert causes == ["its process died (the node ran out of memory)", "the node ran out of memory"]
+    assert actors.ended == [loading, serving]
+
+
+def test_an_engine_that_is_slow_to_start_ends_nothing_while_others_serve():
+    slow = Handle(pid=Method(7, 0.2), load=Method(FACTS, 9))  # it waits for its machine, then takes too long to load
+    actors = Given(Handle(), slow)
+
+    async def told():
+        pool = dispatcher(actors, start_timeout_s=0.05)
+        await pool.facts()
+        await pool.resize(Bounds(2, 2))
+        return await until(pool, lambda seen: seen.gone and states(seen) == ["serving"] * 2)
+
+    [(_, cause, _)] = asyncio.run(told()).gone
+    assert cause == "an engine did not start within 0.05 s"
+    assert actors.ended == [slow]
+
+
+def test_an_engine_that_is_slow_to_start_ends_a_pool_without_others():
+    async def told():
+        await asyncio.wait_for(dispatcher(Given(Handle(load=Method(FACTS, 9))), start_timeout_s=0.05).facts(), 5)
+
+    with pytest.raises(EngineError, match=r"did not start within 0\.05 s"):
+        asyncio.run(told())
+
+
+def test_a_placement_that_ray_refuses_ends_the_pool_with_that_error():
+    class Refuses(Actors):
+        def start(self, name, placement, inflight):
+            raise ValueError("no such resource")
+
+    async def told():
+        return await asyncio.wait_for(dispatcher(Refuses()).facts(), 5)
+
+    with pytest.raises(EngineError, match=r"rollout\.placement: engines cannot be asked for \(ValueError: no such resource"):
+        asyncio.run(told())
+
+
+def test_a_batch_that_ends_lets_one_caller_in_and_an_engine_that_joins_all_it_has_room_for():
+    async def told():
+        pool = dispatcher(Given(), inflight=2)
+        await pool.facts()
+        waiting = [asyncio.create_task(pool.acquire(1, 0, False)) for _ in range(6)]
+        counts = []
+
+        async def count():
+            for _ in range(50):
+                await asyncio.sleep(0)
+            counts.append(sum(task.done() for task in waiting))
+
+        await count()
+        await pool.release(waiting[0].result().id, 1, 1)
+        await count()
+        await pool.resize(Bounds(2, 2))
+        await until(pool, lambda seen: states(seen) == ["serving"] * 2)
+        await count()
+        alone = asyncio.create_task(pool.acquire(1, 0, True))
+        for task in waiting[1:5]:
+            await pool.release(task.result().id, 1, 1)
+        await count()
+        await pool.release(waiting[5].result().id, 1, 1)
+        await asyncio.wait_for(alone, 5)
+        return counts
+
+    assert asyncio.run(told()) == [2, 3, 5, 6]

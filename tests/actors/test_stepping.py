@@ -1,0 +1,111 @@
+"""The thread that owns vLLM, over a vLLM of a few lines: who gets which answer, and what becomes of callers when it breaks."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from actors.stepping import Stepper
+from pipeline.contract import EngineFacts, Failure
+from pipeline.errors import EngineError, ModelError
+
+FACTS = EngineFacts("exact", "raw_logprobs", "float32", "vllm of a test", 256, 57)
+
+
+class Echo:
+    """A vLLM that answers a request with its ids, the newest request first, a request per step."""
+
+    def __init__(self, breaks=False):
+        self.requests, self.breaks, self.ended = [], breaks, threading.Event()
+        self.engine_core = SimpleNamespace(shutdown=self.ended.set)
+
+    def add_request(self, name, prompt, params, lora_request):
+        if params == "refused":
+            raise ValueError("no such parameter\nTraceback")
+        self.requests.append((name, prompt["prompt_token_ids"]))
+
+    def add_lora(self, lora):
+        if lora.lora_path == "bad":
+            raise RuntimeError("torn")
+
+    def step(self):
+        if self.breaks:
+            raise RuntimeError("the device is gone")
+        name, ids = self.requests.pop()
+        return [SimpleNamespace(request_id=name, ids=ids)]
+
+
+@pytest.fixture
+def started():
+    """Starts steppers, and closes them."""
+    steppers = []
+
+    def start(vllm):
+        steppers.append(Stepper(lambda: (vllm, FACTS), "some/model"))
+        return steppers[-1]
+
+    yield start
+    for stepper in steppers:
+        stepper.close()
+
+
+def ids(answers):
+    return [getattr(answer, "ids", answer) for answer in answers]
+
+
+def test_callers_get_their_own_answers_in_order(started):
+    stepper, answers = started(Echo()), {}
+    assert stepper.facts == FACTS
+
+    def ask(first):
+        answers[first] = ids(stepper.submit([([first + row], None) for row in range(20)], None))
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in (0, 100, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert answers == {first: [[first + row] for row in range(20)] for first in (0, 100, 200)}
+
+
+def test_what_vllm_refuses_fails_alone(started):
+    stepper = started(Echo())
+    assert ids(stepper.submit([([1], None), ([2], "refused"), ([3], None)], None)) == [[1], Failure("no such parameter"), [3]]
+    assert ids(stepper.submit([([2], "refused")], None)) == [Failure("no such parameter")]
+    with pytest.raises(ModelError, match=r"bad: vLLM cannot load the adapter \(torn\)"):
+        stepper.submit([([1], None)], SimpleNamespace(lora_path="bad"))
+    assert ids(stepper.submit([([4], None)], SimpleNamespace(lora_path="good"))) == [[4]]
+
+
+def test_a_broken_engine_says_so_to_everyone(started):
+    """A step that fails ends the callers that wait and those that come, not with silence."""
+    vllm = Echo(breaks=True)
+    stepper = started(vllm)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="some/model: the engine broke: the device is gone"):
+            stepper.submit([([1], None)], None)
+    assert vllm.ended.wait(10)
+
+
+def test_a_closed_engine_says_so_and_frees_vllm(started):
+    vllm = Echo()
+    stepper = started(vllm)
+    stepper.close()
+    assert vllm.ended.is_set()
+    with pytest.raises(EngineError, match="the engine was closed"):
+        stepper.submit([([1], None)], None)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("no such device"), EngineError, "some/model: vLLM did not start .ValueError: no such device"),
+        (ModelError("no model here", "elsewhere"), ModelError, "elsewhere: no model here"),
+    ],
+)
+def test_an_error_at_the_start_is_raised_by_the_constructor(error, kind, message):
+    def start():
+        raise error
+
+    with pytest.raises(kind, match=message):
+        Stepper(start, "some/model")

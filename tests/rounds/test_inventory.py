@@ -1,0 +1,158 @@
+"""Which shards exist, which are fresh, and why one is stale. On small rounds of fake engines, without Ray."""
+
+from dataclasses import replace
+
+import pytest
+from in_process import SETS, Refusing, brought, planned, stale
+
+from pipeline.contract import Scope
+from pipeline.method.rewards import RunningBaseline
+from pipeline.overrides import resolve
+from pipeline.recipes import demo
+from pipeline.rounds.inventory import Inventory, commit_round
+from pipeline.rounds.round import open_round
+from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
+from pipeline.store.directory import Store
+
+
+def test_a_setting_makes_exactly_its_stages_stale(tmp_path):
+    brought(planned(tmp_path))
+    shards = ("0000", "0001")
+    for setting, expected in {
+        "label.gamma=1": {("label", s): "settings" for s in shards},
+        "train.learning_rate=1": {},
+        "grade.beta_length=0": {("grade", s): "settings" for s in shards},
+        "profile.window=0": {("profile", s): "settings" for s in shards},
+        "label.min_normaliser=2": {(n, s): "settings" for n in LABELS for s in shards},
+        "rollout.temperature=2": {("rollout", s): "settings" for s in shards},
+        "grade.processes=2": {},
+    }.items():
+        run = resolve(demo(), [*SETS, setting])
+        assert stale(open_round(Store(str(tmp_path)), run, "rounds", 0)) == expected, setting
+
+
+def test_a_recomputed_input_with_the_same_bytes_makes_nothing_stale(tmp_path):
+    work = planned(tmp_path)
+    brought(work)
+    assert brought(work, "rollout", force=True) == [("rollout", "0000"), ("rollout", "0001")]
+    assert stale(work) == {}
+
+
+def test_what_changed_upstream_is_named(tmp_path):
+    brought(planned(tmp_path))
+    work = planned(tmp_path, "grade.beta_length=0.25", engine=Refusing)
+    texts = brought(work, "grade")
+    assert len(texts) == 2
+    reasons = stale(work)
+    assert set(reasons.values()) <= {"grade changed"}
+    assert {stage for stage, _ in reasons} <= {"label"}
+
+
+def test_the_peak_of_the_round_needs_every_shard(tmp_path):
+    work = planned(tmp_path)
+    brought(work, *MEASURE)
+    peak = Inventory(work).scope[0]
+    facts = [e.facts["entropy_max"] for e in work.store.entries(work.area, "score").values()]
+    assert peak == max(facts) > 0
+    work.store.delete(f"{work.area}/score/0001.json")
+    assert Inventory(work).scope is None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_missing_is_told_from_what_lacks_an_input(tmp_path, whole):
+    work = planned(tmp_path)
+    seen = Inventory(work, whole)
+    assert {stage.name: seen.why_stale(stage, "0000") for stage in PLAN} == dict.fromkeys(STAGES, "missing")
+    assert seen.begun_and_stale("grade") == {}
+    brought(work)
+    work.store.delete(f"{work.area}/score/0000.json")
+    seen = Inventory(work, whole)
+    reasons = {stage.name: seen.why_stale(stage, "0000") for stage in PLAN}
+    fresh = dict.fromkeys(("prompts", "rollout", "grade"))
+    assert reasons == {**fresh, "score": "missing", "profile": "input missing", "label": "input missing"}
+    assert seen.expected_inputs(STAGES["profile"], "0000") is None
+    others = {stage.name: seen.why_stale(stage, "0001") for stage in PLAN}  # these two need the peak of every shard
+    assert others == {**fresh, "score": None, "profile": "input missing", "label": "input missing"}
+
+
+def test_an_inventory_counts_shards_and_a_new_one_sees_what_changed(tmp_path):
+    work = planned(tmp_path)
+    brought(work, *MEASURE)
+    before = Inventory(work)
+    assert before.is_whole(*MEASURE)
+    assert before.is_fresh(*MEASURE)
+    assert not before.is_whole(*LABELS)
+    assert before.reasons("label") == {"missing": 2}
+    work.store.delete(f"{work.area}/grade/0001.json")
+    assert before.is_whole("grade")  # entries are read once
+    after = Inventory(work)
+    assert not after.is_whole("grade")
+    assert after.reasons("grade") == after.begun_and_stale("grade") == {"missing": 1}
+    assert after.hashes(["grade"]) == {"0000": {"grade": before.entry("grade", "0000").sha256}, "0001": {}}
+
+
+def test_other_rows_of_the_source_make_prompts_alone_stale(tmp_path):
+    work = planned(tmp_path)
+    brought(work)
+    seen = Inventory(work)
+    assert seen.why_stale(STAGES["prompts"], "0000") is None  # without a digest the rows count as unchanged
+    assert seen.why_stale(STAGES["prompts"], "0000", "another digest") == "problems changed"
+    assert seen.reasons("prompts", {"0001": "another digest"}) == {"problems changed": 1}
+    assert not seen.is_fresh("prompts", problems={"0001": "another digest"})
+    assert seen.why_stale(STAGES["rollout"], "0000", "another digest") is None
+
+
+def published(store, folder, text):
+    """Policy 1, of one file that holds `text`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_model.safetensors").write_text(text)
+    store.publish_policy(1, folder)
+
+
+def test_a_policy_that_was_trained_again_makes_its_answers_stale_and_not_what_only_reads_them(tmp_path):
+    published(Store(str(tmp_path / "run")), tmp_path / "adapter", "one")
+    work = planned(tmp_path / "run", number=1, policy=1)
+    brought(work)
+    assert stale(work) == {}
+    published(work.store, tmp_path / "adapter", "two")
+    shards = ("0000", "0001")
+    assert stale(work) == {(name, shard): "policy changed" for name in ("rollout", "score") for shard in shards}
+    seen = Inventory(work)
+    assert seen.stale_input(STAGES["score"], "0000") == "rollout (policy changed)"
+    assert {seen.stale_input(STAGES[name], "0000") for name in ("grade", "profile", "label")} == {None}
+    onto_base = Inventory(replace(work, policy_version=0))  # the base has no such input
+    assert onto_base.why_stale(STAGES["rollout"], "0000") == "policy changed"
+
+
+def test_another_running_baseline_or_peak_is_named(tmp_path):
+    sets = ("grade.advantage=running", "profile.normaliser=batch_max")
+    work = planned(tmp_path, *sets)
+    brought(work)
+    assert stale(work) == {}
+    shards = ("0000", "0001")
+    moved = replace(work, baseline=RunningBaseline().update([1.0, 0.0]))
+    assert stale(moved) == {("grade", shard): "baseline changed" for shard in shards}
+    peak, vocab_size = Inventory(work).scope
+    higher = replace(work, scope=Scope(peak + 1, vocab_size))
+    assert stale(higher) == {(name, shard): "peak changed" for name in ("profile", "label") for shard in shards}
+
+
+def test_a_stale_input_is_named_with_its_reason(tmp_path):
+    brought(planned(tmp_path))
+    seen = Inventory(planned(tmp_path, "profile.window=0"))
+    assert seen.stale_input(STAGES["label"], "0000") == "profile (settings)"
+    assert seen.stale_input(STAGES["profile"], "0000") is None
+    work = planned(tmp_path)
+    work.store.delete(f"{work.area}/rollout/0000.json")
+    assert Inventory(work).stale_input(STAGES["score"], "0000") == "rollout (missing)"
+    assert Inventory(work).stale_input(STAGES["score"], "0001") is None
+
+
+def test_a_committed_round_whose_shards_changed_is_told(tmp_path):
+    work = planned(tmp_path)
+    brought(work, *MEASURE)
+    assert Inventory(work).as_committed is None
+    commit_round(work)
+    assert Inventory(work).as_committed is True
+    brought(planned(tmp_path, "grade.beta_length=0", "grade.advantage=running"), "grade")
+    assert Inventory(work).as_committed is False

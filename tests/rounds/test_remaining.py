@@ -1,0 +1,72 @@
+"""What a run directory leaves to be done. Small rounds of fake engines, and policies of any bytes."""
+
+import pytest
+from in_process import SETS, brought, planned
+
+from pipeline.errors import UserError
+from pipeline.overrides import resolve
+from pipeline.recipes import demo
+from pipeline.rounds.remaining import Remaining, trainable_rounds
+from pipeline.stages import LABELS, MEASURE
+from pipeline.store.directory import Store
+
+RUN = resolve(demo(), [*SETS, "rounds=2", "evaluation.problems=0"])
+
+
+def trained_once(tmp_path):
+    """A run whose round 0 is measured and trained, with its training state."""
+    work = planned(tmp_path / "run", "rounds=2")
+    brought(work, *MEASURE)
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "bytes").write_text("a policy")
+    work.store.save_state(1, folder)
+    work.store.publish_policy(1, folder)
+    return work
+
+
+def test_an_empty_run_needs_everything(tmp_path):
+    remaining = Remaining.of(Store(str(tmp_path)), resolve(RUN, ["evaluation.problems=4"]))
+    assert remaining == Remaining(train=[0, 1], label=[], evaluate=[0, 2], stale=[])
+    assert remaining.needs_engines
+    assert remaining.describe(RUN) == "2 rounds of recipe demo"
+
+
+def test_a_trained_round_is_labelled_later_and_its_stale_stages_are_only_told(tmp_path):
+    work = trained_once(tmp_path)
+    assert Remaining.of(work.store, RUN) == Remaining([1], [0], [], [])
+    assert Remaining.of(work.store, RUN).describe(RUN) == "resuming: rounds 1 to 1 to train, 1 rounds to label"
+    brought(work, *LABELS)
+    assert Remaining.of(work.store, RUN) == Remaining([1], [], [], [])
+    done = Remaining.of(work.store, resolve(RUN, ["rounds=1"]))
+    assert done.is_empty
+    assert not done.needs_engines
+    changed = Remaining.of(work.store, resolve(RUN, ["grade.beta_length=0", "label.gamma=1"]))
+    assert changed.label == []  # labels are not made from stale grades
+    assert changed.stale == [
+        "stale: rounds/0000 grade (settings), and trained on. `egrsd stage` and `egrsd train` make both again"
+    ]
+
+
+def test_only_measured_rounds_without_a_gap_are_trained(tmp_path):
+    with pytest.raises(UserError, match="round 0 is not measured"):
+        trainable_rounds(Store(str(tmp_path)), RUN, 0)
+    for number in (0, 1, 3):
+        brought(planned(tmp_path, "max_staleness=3", number=number), *MEASURE)
+    planned(tmp_path, number=2)
+    store, run = Store(str(tmp_path)), resolve(RUN, ["rounds=4", "max_staleness=3"])
+    assert [work.number for work in trainable_rounds(store, run, 0)] == [0, 1]
+    with pytest.raises(UserError, match="rolled out by policy 0, more than max_staleness 0 behind"):
+        trainable_rounds(store, RUN, 0)
+
+
+def test_a_stale_round_is_not_trained_and_its_stage_is_named(tmp_path):
+    work = trained_once(tmp_path)
+    assert [work.number for work in trainable_rounds(work.store, RUN, 0)] == [0]
+    with pytest.raises(UserError, match=r"grade is stale \(settings\).*`egrsd stage grade --round 0` first"):
+        trainable_rounds(work.store, resolve(RUN, ["grade.beta_length=0"]), 0)
+    with pytest.raises(UserError, match="round 1 is not measured"):
+        trainable_rounds(work.store, RUN, 1)
+    work.store.delete("train/0001")
+    with pytest.raises(UserError, match=r"training state beside policy 1 is not kept.*these rounds: 0"):
+        trainable_rounds(work.store, RUN, 1)

@@ -1,0 +1,47 @@
+"""The rows that the trainer and the export get are those of the committed shards."""
+
+import pytest
+from in_process import brought, planned
+
+from pipeline.errors import StoreError
+from pipeline.rounds import inventory
+from pipeline.rounds.rows import joined_round, round_table
+from pipeline.stages import LABELS, MEASURE, PLAN
+
+
+def test_a_round_of_nothing_but_rejected_rows_goes_through_and_is_counted(tmp_path):
+    work = planned(tmp_path, "model.max_model_len=74")
+    brought(work)
+    inventory.commit_round(work)
+    table = round_table(work.store, 0)
+    assert table["reject_reason"].to_pylist() == ["prompt_too_long"] * 8
+    for stage in PLAN[1:]:
+        assert sum(sum(e.rejected.values()) for e in work.store.entries(work.area, stage.name).values()) == 8
+
+
+def test_the_trainer_gets_the_committed_shards_and_no_others(tmp_path):
+    work = planned(tmp_path)
+    with pytest.raises(StoreError, match="committed with a shard missing"):
+        inventory.commit_round(work)
+    assert round_table(work.store, 0) is None
+    brought(work, *MEASURE)
+    inventory.commit_round(work)
+    table = round_table(work.store, 0)
+    assert table.num_rows == 8
+    assert {"prompt_tokens", "response_tokens", "teacher_entropy", "advantage"} <= set(table.column_names)
+    brought(planned(tmp_path, "grade.beta_length=0", "grade.advantage=running"), "grade")
+    with pytest.raises(StoreError, match="changed since its round was committed"):
+        round_table(work.store, 0)
+
+
+def test_the_joined_rows_have_nulls_where_a_stage_is_not_made_yet(tmp_path):
+    work = planned(tmp_path, number=3)
+    brought(work, *MEASURE)
+    brought(work, *LABELS)
+    work.store.delete(f"{work.area}/label/0001.json")
+    table = joined_round(work)
+    assert table.num_rows == 8
+    assert set(table["round"].to_pylist()) == {3}
+    assert table["token_weight"].is_null().to_pylist() == [False] * 4 + [True] * 4
+    read = [work.store.read(work.store.entry(work.area, "rollout", shard)) for shard in ("0000", "0001")]
+    assert table["trace_id"].to_pylist() == [i for part in read for i in part["trace_id"].to_pylist()]

@@ -1,0 +1,236 @@
+"""Verdicts on honest, wrong and hostile answers. The verifier is the real one, and really hangs and dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import config
+from pipeline.contract import Reject, Verdict
+from pipeline.errors import SettingError
+from pipeline.stages.verifier import Graded, Grader, grader_of
+
+HANGS = r"\boxed{9^{9^{9^{9}}}}"
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(deadline_s=20) as grader:
+        yield grader
+
+
+def verdict(grader: Grader, response: str, answer: str, finish: str = "stop") -> str | None:
+    return grader.grade([response], [answer], [finish])[0].verdict
+
+
+def test_verdicts_that_need_no_mathematics_start_no_process(grader):
+    before = set(multiprocessing.active_children())
+    with Grader(answer_pattern=r"#(-?\d+)$") as patterned:
+        responses = ["7+4=11#11", "7+4=10#10", "7+4=", "7+4=11#11", "7+4=11#1#11"]
+        results = patterned.grade(responses, ["11"] * 5, ["stop", "stop", "stop", "length", "stop"])
+    assert [r.verdict for r in results] == ["correct", "wrong", "unparsable", "truncated", "correct"]
+    with Grader("exact") as exact:
+        assert verdict(exact, r"\boxed{\frac{2}{4}}", "0.5") == "wrong"
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_words_of_the_contract():
+    assert {"correct", "wrong", "unparsable", "truncated", "timeout"} == set(Verdict)
+    assert {"verifier_timeout", "verifier_error", "missing_answer"} <= set(Reject)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "expected"),
+    [
+        (r"\boxed{\frac{2}{4}}", "0.5", "correct"),
+        (r"\boxed{x = 5}", "5", "correct"),
+        (r"\boxed{(x-1)(x+1)}", "x^2-1", "correct"),
+        (r"\boxed{\{1,2\}}", r"\{2,1\}", "correct"),
+        (r"\boxed{\frac{1}{3}}", r"\frac{1}{2}", "wrong"),
+        (r"\boxed{\pi}", "3.14", "wrong"),
+        (r"\boxed{50\%}", "0.5", "correct"),
+        ("the sum: 9 #### 72", "He sold 48 + 24 = 72 clips.\n#### 72", "correct"),
+        (r"\boxed{silent}", "listen", "wrong"),
+        (r"\boxed{Listen}", "listen", "correct"),
+        (r"\boxed{\text{no}}", "5/2", "wrong"),
+        (r"\boxed{Yes}", "yes", "correct"),
+        (r"\boxed{yx}", "xy", "correct"),
+        (r"\boxed{??}", "x+1", "unparsable"),
+    ],
+)
+def test_mathematics_decides_what_texts_cannot(grader, response, answer, expected):
+    assert verdict(grader, response, answer) == expected
+
+
+def test_a_reference_that_is_no_mathematics_is_not_the_responses_fault(grader):
+    [other, same] = grader.grade([r"\boxed{a}", r"\boxed{?!}"], ["?!", "?!"], ["stop", "stop"])
+    assert (other.verdict, other.reject) == (None, "verifier_error")
+    assert "grade.verifier=exact" in other.detail
+    assert same == Graded("correct", answer="?!")
+
+
+def test_a_row_without_reference_is_rejected(grader):
+    assert [r.reject for r in grader.grade(["1", "1"], [None, " "], ["stop", "stop"])] == ["missing_answer"] * 2
+    with pytest.raises(ValueError, match="zip"):
+        grader.grade(["1"], [], [])
+
+
+def test_a_hanging_verifier_is_a_timeout_of_its_row_only():
+    with Grader(deadline_s=1.5, processes=2) as hurried:
+        started = time.monotonic()
+        responses = [r"\boxed{\frac{1}{2}}", HANGS, r"\boxed{\frac{1}{3}}", HANGS, r"\boxed{\frac{2}{4}}"]
+        results = hurried.grade(responses, ["0.5"] * 5, ["stop"] * 5)
+        assert time.monotonic() - started < 12
+        assert [r.verdict for r in results] == ["correct", "timeout", "wrong", "timeout", "correct"]
+        assert [r.reject for r in results] == [None, "verifier_timeout", None, "verifier_timeout", None]
+
+
+def wait_for_children(known: set) -> list:
+    for _ in range(200):
+        if started := [child for child in multiprocessing.active_children() if child not in known]:
+            return started
+        time.sleep(0.05)
+    raise AssertionError("no child started")
+
+
+def test_a_dying_verifier_is_an_error_of_its_row_only():
+    known = set(multiprocessing.active_children())
+    with Grader(deadline_s=60) as patient:
+        assert verdict(patient, r"\boxed{\frac{1}{2}}", "0.5") == "correct"
+        child = wait_for_children(known)[0]
+        killer = threading.Timer(1.5, os.kill, (child.pid, signal.SIGKILL))
+        killer.start()
+        results = patient.grade([HANGS, r"\boxed{\frac{2}{4}}"], ["0.5", "0.5"], ["stop", "stop"])
+        killer.join()
+        assert results[0].verdict is None
+        assert results[0].reject == "verifier_error"
+        assert "exit code -9" in results[0].detail
+        assert results[1].verdict == "correct"
+
+
+def test_a_child_that_dies_idle_costs_no_row():
+    known = set(multiprocessing.active_children())
+    with Grader(deadline_s=60) as patient:
+        assert verdict(patient, r"\boxed{\frac{1}{2}}", "0.5") == "correct"
+        os.kill(wait_for_children(known)[0].pid, signal.SIGKILL)
+        time.sleep(0.5)
+        assert verdict(patient, r"\boxed{\frac{3}{6}}", "0.5") == "correct"
+
+
+ORPHAN = r"""
+import os, threading
+from multiprocessing import active_children
+from pipeline.stages.verifier import Grader
+def main():
+    grader = Grader(deadline_s=1)
+    grader.grade([r"\boxed{\frac12}"], ["0.5"], ["stop"])
+    print(*(child.pid for child in active_children()), flush=True)
+    threading.Timer(0.5, os._exit, (9,)).start()
+    grader.grade([r"\boxed{9^{9^{9^{9}}}}"], ["0.5"], ["stop"])
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_a_hanging_child_does_not_outlive_its_caller_for_long(tmp_path):
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(tmp_path / "orphan.py")]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False, env=environment)
+    assert ended.returncode == 9
+    [pid] = map(int, ended.stdout.split())
+    for _ in range(300):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the child still runs")
+
+
+def test_it_works_in_a_rays_worker_outside_its_main_thread(ray_local):
+    worker = ray_local.remote(num_cpus=1)(Grader).options(max_concurrency=2).remote(deadline_s=3.0)
+    responses = [r"\boxed{\frac{1}{2}}", HANGS, r"\boxed{\frac{1}{3}}"]
+    results = ray_local.get(worker.grade.remote(responses, ["0.5"] * 3, ["stop"] * 3))
+    assert [r.verdict for r in results] == ["correct", "timeout", "wrong"]
+    started = time.monotonic()
+    assert ray_local.get(worker.grade.remote(responses[:1], ["0.5"], ["stop"]))[0] == Graded("correct", answer=r"\frac{1}{2}")
+    assert time.monotonic() - started < 2  # the children are still there
+    ray_local.kill(worker)
+
+
+def test_the_graders_of_one_process_are_shared():
+    assert grader_of(config.Grade(deadline_s=3.0)) is grader_of(config.Grade(deadline_s=3.0))
+
+
+def test_a_deadline_of_milliseconds_is_kept():
+    with Grader(deadline_s=0.002) as impatient:
+        [result] = impatient.grade([r"\boxed{\int_0^1 x^{x^x} dx}"], [r"\pi+1"], ["stop"])
+    assert (result.verdict, result.reject) == ("timeout", "verifier_timeout")
+
+
+@pytest.mark.parametrize(
+    "noise", ["{" * 10**6, r"\boxed{" * 10**5, "\\boxed" + " " * 10**6, "1" * 10**6, "1/" * 10**6, "#### " * 10**5, "\0" * 10**6]
+)
+def test_a_megabyte_of_noise_is_read_in_a_moment(grader, noise):
+    started = time.monotonic()
+    assert verdict(grader, noise, "5/2") in {"unparsable", "wrong"}
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["{" * 300, "9**9**9**9", "\0x", "\ud800", "(10^9)!", r"\frac{" * 200 + "1" + "}{2}" * 200, "__import__('os').abort()"],
+)
+def test_hostile_answers_are_never_right_and_never_lethal(answer):
+    hostile, honest = grader_of(config.Grade(deadline_s=3.0)).grade(
+        [f"\\boxed{{{answer}}}", r"\boxed{\frac{5}{2}}"], ["5/2", "2.5"], ["stop", "stop"]
+    )
+    assert hostile.verdict in {"wrong", "unparsable", "timeout", None}
+    assert (hostile.verdict in {"timeout", None}) == (hostile.reject is not None)
+    assert honest == Graded("correct", answer=r"\frac{5}{2}")
+
+
+def test_a_catastrophic_pattern_is_a_timeout():
+    with Grader("exact", r"(a|aa)+$", 0.5) as trapped:
+        [bad, good] = trapped.grade(["a" * 60 + "b", "aa"], ["a", "a"], ["stop", "stop"])
+    assert (bad.verdict, bad.reject) == ("timeout", "verifier_timeout")
+    assert good.verdict == "correct"
+
+
+@pytest.mark.parametrize(("pattern", "message"), [("(", "not a regular expression"), (r"#\d+", "has no group")])
+def test_a_pattern_that_cannot_work_is_named(pattern, message):
+    with pytest.raises(SettingError, match=rf"grade\.answer_pattern: .*{message}"):
+        Grader(answer_pattern=pattern)
+
+
+def test_many_simple_rows_take_no_time():
+    responses = [rf"Some words, \frac{{1}}{{2}} and a box: \boxed{{{i % 50}}}" for i in range(10_000)]
+    with Grader() as quick:
+        started = time.process_time()
+        results = quick.grade(responses, ["7"] * 10_000, ["stop"] * 10_000)
+        assert time.process_time() - started < 1
+    assert sum(r.verdict == "correct" for r in results) == 200
+
+
+def test_it_works_outside_the_main_thread(grader):
+    seen: list[str | None] = []
+    thread = threading.Thread(target=lambda: seen.append(verdict(grader, r"\boxed{\frac{4}{8}}", "0.5")))
+    thread.start()
+    thread.join()
+    assert seen == ["correct"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.text(max_size=30))
+def test_any_text_gets_a_verdict_or_a_reason(text):
+    [result] = grader_of(config.Grade(deadline_s=3.0)).grade([f"\\boxed{{{text}}}"], ["17"], ["stop"])
+    assert result.verdict in set(Verdict) or result.reject in set(Reject)

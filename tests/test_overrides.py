@@ -1,0 +1,56 @@
+"""Settings from outside: overrides over documents over recipes, mistakes that are named, differences of two runs."""
+
+import pytest
+import yaml
+
+from pipeline.config import Run
+from pipeline.errors import SettingError
+from pipeline.overrides import differences, load, resolve
+
+BASE = Run(name="t")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lable.gamma=1", "lable: unknown setting. Did you mean 'label'"),
+        ("label.gama=1", "label.gama: unknown setting. Did you mean 'label.gamma'"),
+        ("label.gamma=abc", "label.gamma: .*number"),
+        ("gamma", "an override is written"),
+        ("label.gamma=[", "not YAML"),
+    ],
+)
+def test_a_wrong_override_is_named_with_what_to_do(override, message):
+    with pytest.raises(SettingError, match=message):
+        resolve(BASE, [override])
+
+
+def test_overrides_are_laid_over_the_document_over_the_base():
+    run = resolve(BASE, ["train.learning_rate=2e-4"], {"train": {"learning_rate": 1, "workers": 2}})
+    assert (run.train.learning_rate, run.train.workers) == (2e-4, 2)
+    assert run.rollout == BASE.rollout
+
+
+def test_free_form_sections_take_new_keys():
+    run = resolve(BASE, ["source.options.min_terms=3", "engines.rollout.placement.labels.zone=a"])
+    assert run.source.options == {"min_terms": 3}
+    assert run.engines.rollout.placement.labels == {"zone": "a"}
+
+
+def test_an_empty_section_clears_what_was_there():
+    run = resolve(BASE, ["source.options.min_terms=3", "source.options={}", "source.options.max_terms=4"])
+    assert run.source.options == {"max_terms": 4}
+    assert resolve(BASE, ["rollout.group_size=3"], {"rollout": {}}).rollout.group_size == 3
+    assert resolve(resolve(BASE, ["rollout.group_size=3"]), [], {"rollout": {}}).rollout.group_size == 3
+
+
+def test_a_second_pool_appears_when_it_is_set():
+    assert resolve(BASE, ["engines.score.max=2"]).engines.score.max == 2
+
+
+def test_yaml_round_trip():
+    assert load(yaml.safe_load(BASE.to_yaml())) == BASE
+
+
+def test_differences_name_both_values():
+    assert differences(BASE, resolve(BASE, ["label.gamma=1.0"])) == [("label.gamma", 0.3, 1.0)]
