@@ -34,7 +34,7 @@ from pipeline.config import Run
 from pipeline.errors import SettingError, first_line
 from pipeline.rounds.metrics import METRICS
 from pipeline.store.directory import Store
-from pipeline.store.lease import Lease, held
+from pipeline.store.lease import Lease
 
 log = logging.getLogger(__name__)
 POLL_S, RETRY_S, END_S = 2.0, 30.0, 60.0
@@ -290,11 +290,10 @@ def feeding(store: Store, run: Run, say: Callable[[str], None], holding: Lease) 
                 say(f"metrics.sinks: {feeder.name} failed {feeder.failures} times.")
 
 
-def catch_up(store: Store, run: Run, say: Callable[[str], None]) -> None:
-    """Feed the sinks of a run that has no other work. Raises UserError while another driver works on it."""
-    if run.metrics.sinks:
-        with held(store) as holding, feeding(store, run, say, holding):
-            pass
+def catch_up(store: Store, run: Run, say: Callable[[str], None], holding: Lease) -> None:
+    """Feed the sinks of a run that has no other work."""
+    with feeding(store, run, say, holding):
+        pass
 
 
 def _watch(feeders: list[Feeder], end: threading.Event, holding: Lease) -> None:
