@@ -34,8 +34,3 @@ def refuse_unread(stage: Stage, settings: Iterable[str]) -> None:
             hint = "No stage reads it; pass it to `egrsd distill` or `egrsd train`"
             hint = f"It is read by: {', '.join(readers)}" if readers else hint
             raise SettingError(f"stage {stage.name} does not read this setting", setting, hint)
-
-
-def readers(column: str) -> tuple[str, ...]:
-    """Names of the stages that read `column`."""
-    return tuple(stage.name for stage in PLAN if column in stage.reads)
