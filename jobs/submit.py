@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import logging
 import os
@@ -26,6 +25,7 @@ import aiohttp
 import requests
 
 from jobs.terminal import Session, session
+from pipeline.digest import short
 from pipeline.errors import EgrsdError, SettingError, UserError, first_line
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _check_paths(parsed: dict[str, Any]) -> None:
 
 def default_id(verb: list[str]) -> str:
     """The submission id of a verb with its arguments. Code does not change it, since a run must never have two jobs."""
-    return f"egrsd-{verb[0]}-{hashlib.sha256(shlex.join(verb).encode()).hexdigest()[:12]}"
+    return f"egrsd-{verb[0]}-{short(shlex.join(verb).encode(), 12)}"
 
 
 def excludes() -> list[str]:

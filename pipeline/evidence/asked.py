@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Run
-from pipeline.errors import SettingError, SourceError, UserError
+from pipeline.errors import SettingError, SourceError, UserError, refuse_unread
 from pipeline.evidence.evaluation import Samples, engine_facts, figures, macro, read
 from pipeline.evidence.evaluation import differences as paired
 from pipeline.evidence.plain import plain
@@ -92,9 +92,12 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
 def _settings(run: Run, sets: list[str]) -> Run:
     """The run with the overrides of `--set`. Raises SettingError for a setting that evaluation does not read."""
     changed = resolve(run, sets)
-    for setting, _, _ in differences(run, changed):
-        if not setting.startswith(READS):
-            raise SettingError("evaluation does not read this setting", setting, f"It reads {', '.join(READS)}")
+    refuse_unread(
+        "evaluation does not read this setting",
+        (setting for setting, _, _ in differences(run, changed)),
+        lambda setting: setting.startswith(READS),
+        lambda _: f"It reads {', '.join(READS)}",
+    )
     return changed
 
 
@@ -111,9 +114,15 @@ def _samples(run: Run, k: int | None, is_set: bool) -> int:
 def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
     """The problems of `--source`: a benchmark, a copy of one, any URI, or (empty) the run's own held-out problems.
 
-    `--set evaluation.source.*` applies to every source except benchmarks. No source needs solutions.
+    No source needs solutions. Raises SettingError for `--set evaluation.source.*` with a benchmark.
     """
     if benchmark(spec):
+        refuse_unread(
+            f"benchmark {spec} has columns and a split of its own, and does not read this setting",
+            (override.partition("=")[0].strip() for override in sets),
+            lambda setting: not setting.startswith("evaluation.source"),
+            lambda _: "Leave it out, or evaluate the other sources with a command of their own",
+        )
         return open_benchmark(spec)
     source = run.evaluation.source
     if spec and spec != source.uri:

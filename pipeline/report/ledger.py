@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
+from pipeline.stages import MEASURE
 from pipeline.store.directory import Entry
 
 
@@ -47,7 +48,7 @@ def count_round(work: Round, rows: dict[str, Any], train: list[dict[str, Any]]) 
     A round that lacks a shard is not complete, and the rows of that shard are not counted.
     """
     seen = Inventory(work)
-    entries = {name: list(seen.entries(name).values()) for name in ("prompts", "rollout", "grade", "score")}
+    entries = {name: list(seen.entries(name).values()) for name in MEASURE}
     counts = Counts(
         planned=sum(map(len, work.shards.values())),
         prompts=_rows(entries["prompts"]),

@@ -118,7 +118,6 @@ STAGE = Stage(
         "rollout_entropy",
         "rollout_entropy_error",
         "trace_source",
-        "policy_version",
     ),
     settings=(*WEIGHTS, "score"),
     compute=_compute,
