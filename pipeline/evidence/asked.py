@@ -7,12 +7,14 @@ evals/<source>-<settings>/summary.json   every figure with its interval, and the
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Run
+from pipeline.contract import PooledEngines
 from pipeline.errors import SettingError, SourceError, UserError, refuse_unread
-from pipeline.evidence.evaluation import Samples, engine_facts, figures, macro, read
+from pipeline.evidence.evaluation import Samples, StartBar, answer, engine_facts, figures, macro, read
 from pipeline.evidence.evaluation import differences as paired
 from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
@@ -21,8 +23,7 @@ from pipeline.overrides import differences, load, resolve
 from pipeline.problems.benchmarks import benchmark, near, open_benchmark
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.plan import read_plan
-from pipeline.rounds.round import evaluation_run, open_round, problems_digest
+from pipeline.rounds.round import evaluation_run, open_round, plan_round, planned, problems_digest
 from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
 
@@ -59,6 +60,10 @@ class Asked:
     def problems(self) -> int:
         """Number of problems that a policy is evaluated on."""
         return min(len(self.source), self.run.rollout.prompts_per_round)
+
+    def answer(self, store: Store, number: int, engines: Mapping[str, PooledEngines], start_bar: StartBar) -> None:
+        """Have a policy answer this source, and grade the answers. Fresh shards are left alone."""
+        answer(plan_round(store, self.run, self.kind, number, number, self.source), self.source, engines, start_bar)
 
     def read(self, store: Store, number: int) -> Samples:
         """The samples of a policy whose evaluation is complete."""
@@ -171,10 +176,9 @@ def _slug(text: str) -> str:
 
 def is_missing(store: Store, one: Asked, number: int) -> bool:
     """Whether a shard of one policy on one source is missing or stale."""
-    plan = read_plan(store, one.kind, number)
-    if plan is None or not plan.is_for(one.run.rollout.prompts_per_round, one.source.fingerprint):
+    work = planned(store, one.run, one.kind, number, one.source)
+    if work is None:
         return True
-    work = open_round(store, one.run, one.kind, number)
     rows = {shard: problems_digest(one.source.rows(list(indices))) for shard, indices in work.shards.items()}
     return not Inventory(work).is_fresh(*EVALUATION, problems=rows)
 

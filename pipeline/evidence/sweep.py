@@ -235,7 +235,8 @@ def summarise(
     points = []
     for index, (point, values) in enumerate(figures.items()):
         cosine = [part["cosine"][index] for part in gradient.values()]
-        points.append({"settings": _settings(point), **plain(values, DIGITS), "cosine": plain(cosine, DIGITS)})
+        shown = plain({"cosine": cosine, "cosine_mean": _mean(cosine)}, DIGITS)
+        points.append({"settings": _settings(point), **plain(values, DIGITS), **shown})
     return {
         "run": stored.run.name,
         "axes": axes,
@@ -250,3 +251,18 @@ def summarise(
         "gradient": plain(gradient, DIGITS),
         "seconds": {name: round(seconds, 3) for name, seconds in clock.items()},
     }
+
+
+def read_evidence(store: Store) -> dict[str, Any] | None:
+    """The document evidence/sweep.json of a run, or None. A file of an earlier version gets the means that it lacks."""
+    document = store.read_json(EVIDENCE, "points", "deciles", "axes")
+    if document is None:
+        return None
+    points = [{"cosine_mean": plain(_mean(point["cosine"]), DIGITS)} | point for point in document["points"]]
+    return document | {"points": points}
+
+
+def _mean(cosines: list[float | None]) -> float:
+    """Mean of the cosines that are numbers. NaN when there is none."""
+    known = [value for value in cosines if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import Run
 from pipeline.contract import (
-    WEIGHTS,
+    ENGINE_SETTINGS,
     EngineFacts,
     Engines,
     Failure,
@@ -119,7 +119,7 @@ STAGE = Stage(
         "rollout_entropy_error",
         "trace_source",
     ),
-    settings=(*WEIGHTS, "score"),
+    settings=(*ENGINE_SETTINGS, "score"),
     compute=_compute,
     round_inputs=lambda _: ("policy",),
 )
