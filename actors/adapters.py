@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pipeline import config
+from pipeline.digest import short
 from pipeline.errors import ModelError, StoreError
 from pipeline.store.files import Files
 from pipeline.store.folders import MANIFEST, POLICY_REMEDY, fetch_folder
@@ -82,7 +82,7 @@ def _version(files: Files, name: str) -> str:
 
 
 def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:24]
+    return short(data, 24)
 
 
 def _copy(files: Files, name: str, target: Path) -> None:

@@ -30,17 +30,17 @@ _NODE_TYPE = "ray.io/node-group"  # Ray's autoscalers give this label to the nod
 log = logging.getLogger(__name__)
 
 
-def connect(address: str | None, environment: Mapping[str, str] | None = None, num_cpus: int = LOCAL_CPUS) -> None:
+def connect(address: str | None, environment: Mapping[str, str] | None = None) -> None:
     """Join the cluster at `address` or RAY_ADDRESS. Without either, start one here that ends with this process.
 
-    Every worker process gets the variables of `environment`. A cluster on this machine has `num_cpus` logical CPUs, because
+    Every worker process gets the variables of `environment`. A cluster on this machine has LOCAL_CPUS logical CPUs, because
     engines, ranks and data tasks take turns on the real cores. Raises UserError when no cluster answers.
     """
     if ray.is_initialized():
         return
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_answers(target)
-    options: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": False} if target == "local" else {}
+    options: dict[str, Any] = {"num_cpus": LOCAL_CPUS, "include_dashboard": False} if target == "local" else {}
     try:
         ray.init(
             address=target,

@@ -204,6 +204,8 @@ class Engine:
 
         The entropies of generation and of scoring are compared with those of the full distribution, on a short greedy trace.
         """
+        from pipeline.method.entropy import bounds
+
         vocab = self._facts.vocab_size
         prompt = [3 % vocab, 5 % vocab, 7 % vocab]
         num_tokens = min(_CHECK_TOKENS, self._model.max_model_len - len(prompt))
@@ -218,17 +220,10 @@ class Engine:
         if isinstance(scored, Failure) or isinstance(whole, Failure):
             return f"{scored if isinstance(scored, Failure) else whole}"
         table = np.asarray(whole.prompt_logprobs.logprobs, np.float64).reshape(-1, vocab + 1)[-num_tokens:]
-        expected = full_entropy(table[:, 1:-1])
+        expected = bounds(table[:, 1:-1], vocab)[1]  # only the least likely token is left out, so this bound is the entropy
         return _difference("generation", written.outputs[0].logprobs.logprobs, expected, self._model.dtype) or _difference(
             "scoring", scored.prompt_logprobs.logprobs[-2 * num_tokens :], expected, self._model.dtype
         )
-
-
-def full_entropy(most: np.ndarray) -> np.ndarray:
-    """Entropy [N] nats of N distributions. most [N, V-1] holds the log-probs of all tokens but the least likely one."""
-    p = np.exp(most)
-    last = np.clip(1 - p.sum(1), 0, 1)
-    return -(p * most).sum(1) - last * np.log(last, out=np.zeros_like(last), where=last > 0)
 
 
 def judge_entropy(run: config.Run, num_gpus: int) -> Line:

@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from actors.startup import EXACT_ENTROPY
+from pipeline.method.entropy import entropy_of
 
-# exp(-200) is 0 in fp32, so a masked logit (-inf) adds 0 * -200 = 0. Without the floor, 0 * -inf would be NaN.
-_FLOOR = -200.0
 # These modules of the V2 runner each import `compute_topk_scores` by name, so each needs the hook.
 _V2_MODULES = tuple(f"vllm.v1.worker.gpu.sample.{name}" for name in ("logprob", "sampler", "prompt_logprob"))
 
@@ -45,22 +44,6 @@ def install() -> bool:
     if torch.cuda.is_available():
         installed = _install_v2() or installed
     return installed
-
-
-def entropy_of(logprobs: Tensor) -> Tensor:
-    """H = -sum_v p log p of normalised rows (2605.13255, Eq. 4).
-
-    logprobs [N, V] fp32 nats, -inf allowed -> [N] fp32 nats. Rows are computed in blocks, so that no second [N, V] tensor exists
-    and a CPU keeps each block in its cache.
-    """
-    rows = max(1, (1 << 16 if logprobs.device.type == "cpu" else 1 << 24) // logprobs.shape[-1])
-    return torch.cat([_block_entropy(block) for block in logprobs.split(rows)])
-
-
-def _block_entropy(block: Tensor) -> Tensor:
-    """Entropy [n] nats of log-probs [n, V]. A NaN in a row stays a NaN."""
-    finite = block.clamp(min=_FLOOR)
-    return finite.exp().mul_(finite).sum(-1).neg_()
 
 
 def _install_v1() -> bool:

@@ -34,7 +34,7 @@ from actors import resources
 from actors.cluster import check_room
 from actors.dispatcher import Dispatcher
 from actors.engine import Engine
-from actors.member import EngineClass, EngineStatus, PoolStatus, blameless
+from actors.member import EngineClass, PoolStatus, blameless
 from actors.sizing import Bounds
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
@@ -116,10 +116,6 @@ class EnginePool:
     def demand(self, count: int) -> resources.Demand:
         """What `count` engines of this pool ask of the cluster."""
         return resources.Demand(self._setting, count, self._settings.placement)
-
-    def status(self) -> list[EngineStatus]:
-        """The engines now, in the order in which they were started."""
-        return self.overview().engines
 
     def overview(self) -> PoolStatus:
         """The living and the dead engines, the batches that wait, and the bounds."""

@@ -214,7 +214,7 @@ def submit(
     if stop is not None:
         job.stop(stop, address, not no_wait, debug)
     elif verb and context.parent is not None:
-        placement = job.Placement(entrypoint_cpus, entrypoint_resources or [], entrypoint_label or [])
+        placement = job.JobPlacement(entrypoint_cpus, entrypoint_resources or [], entrypoint_label or [])
         asked = job.Job(verb, submission_id, placement, working_dir, not no_wait)
         job.submit(context.parent, asked, address, debug)
 

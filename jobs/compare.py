@@ -58,17 +58,19 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
         left = [key for key in compared.runs if not remaining[key].is_empty]
         if left:
             hold(out, compared.store)
+        needs_engines = any(remaining[key].needs_engines for key in left)
         size = f"{len(compared.objectives)} objectives x {len(compared.seeds)} seeds, {len(left)} to do"
         out.say(f"{len(compared.runs)} runs of recipe {compared.base.name}: {size}")
         settings = compared.describe(options.recipe, options.sets)
         if left:
-            evals, first = open_sources(compared.base).evals, remaining[left[0]]
+            evals = open_sources(compared.base).evals
             assert evals is not None
             check_problems(evals, compared.base.evaluation.problems)
-            start(out, compared.store, address, demands_of(compared.base, first.needs_engines, bool(first.train)))
+            trains = any(remaining[key].train for key in left)
+            start(out, compared.store, address, demands_of(compared.base, needs_engines, trains))
         series, document = {name: Series() for name in compared.objectives}, {}
         with contextlib.ExitStack() as stack:
-            engines = stack.enter_context(open_engines(compared.base, engine_class)) if left else {}
+            engines = stack.enter_context(open_engines(compared.base, engine_class)) if needs_engines else {}
             for place, key in enumerate(compared.runs, 1):
                 if key in left:
                     out.say(f"{key.objective}, seed {key.seed} ({place} of {len(compared.runs)})")

@@ -11,8 +11,9 @@ from jobs.opened import hold, open_folder, start
 from jobs.progress import open_screen
 from jobs.settle import Choices, settle
 from jobs.summary import summarise
-from jobs.terminal import session
-from pipeline.driver import Driver, open_sources
+from jobs.terminal import Session, session
+from pipeline.config import Run
+from pipeline.driver import Driver, Sources, open_sources
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.rounds.remaining import Remaining
@@ -30,19 +31,17 @@ def distill(
     with session(debug) as out:
         store = open_folder(uri)
         run = settle(store, choices)
-        remaining = Remaining.of(store, run)
         trackers.check(run)
+        sources = None if Remaining.of(store, run).is_empty else checked_sources(run, out)
+        holding = hold(out, store)
+        run = settle(store, choices)  # read again: another command may have worked on the run before we got the lease
+        remaining = Remaining.of(store, run)
         if remaining.is_empty:
-            trackers.catch_up(store, run, out.say)
             store.save_run(run, versions())
+            trackers.catch_up(store, run, out.say, holding)
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
         else:
-            sources = open_sources(run)
-            for caution in sources.cautions():
-                out.say(caution)
-            holding = hold(out, store)
-            run = settle(store, choices)  # read again: another command may have worked on the run before we got the lease
-            remaining = Remaining.of(store, run)
+            sources = sources or checked_sources(run, out)
             out.say(f"run {store.uri}: {remaining.describe(run)}")
             start(out, store, address, demands_of(run, remaining.needs_engines, bool(remaining.train)))
             store.save_run(run, versions())
@@ -55,3 +54,11 @@ def distill(
         for line in remaining.stale:
             out.say(line)
         summarise(store, run, out)
+
+
+def checked_sources(run: Run, out: Session) -> Sources:
+    """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
+    sources = open_sources(run)
+    for caution in sources.cautions():
+        out.say(caution)
+    return sources

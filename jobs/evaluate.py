@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from actors.member import EngineClass
 from jobs import tables
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, open_run, start
-from jobs.progress import Bars
+from jobs.progress import open_screen
 from jobs.settle import parse_numbers
 from jobs.terminal import Session, session
 from pipeline.errors import UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
-from pipeline.rounds.round import plan_round, with_engines
-from pipeline.rounds.schedule import execute
-from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
 
 
@@ -83,14 +79,10 @@ def answer(store: Store, asked: list[Asked], numbers: list[int], out: Session, e
     run = asked[0].run
     one_pool = run.engines.model_copy(update={"score": None})  # an evaluation scores nothing
     run = run.model_copy(update={"engines": one_pool})
-    inflight = run.engines.inflight_shards * max(1, run.engines.rollout.max)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with open_engines(run, engine_class) as engines, Bars(*columns, console=out.console, refresh_per_second=4) as progress:
+    with open_engines(run, engine_class) as engines, open_screen(out) as screen:
         for one in asked:
             for number in numbers:
-                work = with_engines(plan_round(store, one.run, one.kind, number, number, one.source), engines)
-                bar = progress.add_task(f"{one.name}, policy {number}", total=len(work.shards) * len(EVALUATION))
-                execute(work, EVALUATION, one.source, inflight=inflight, on_entry=lambda *_, bar=bar: progress.advance(bar))
+                one.answer(store, number, engines, partial(screen.bar, f"{one.name}, policy {number}"))
 
 
 def show(out: Session, one: Asked, summary: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from jobs.terminal import Session
-from pipeline.driver import Step
+from pipeline.driver import Advance
 
 EVERY_S = 10.0  # a log gets a line per bar at most this often
 
@@ -58,7 +58,7 @@ class TerminalScreen:
         """Show one line."""
         self.out.say(text)
 
-    def bar(self, title: str, total: int, done: int = 0) -> Step:
+    def bar(self, title: str, total: int, done: int = 0) -> Advance:
         """Show a bar of `total` steps, `done` of them done. The returned function moves it by one step."""
         task = self.bars.add_task(title, total=total, completed=done, note="")
 

@@ -17,7 +17,7 @@ from pipeline.problems.sources import open_source
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
 from pipeline.rounds.schedule import Choice, execute
-from pipeline.stages import PLAN, find_stage, refuse_unread
+from pipeline.stages import PLAN, check_settings, find_stage
 from pipeline.store.directory import Entry
 
 
@@ -42,7 +42,7 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         stage = find_stage(asked.stage)
         store, old, _ = hold_run(out, uri)
         run = resolve(old, list(asked.sets))
-        refuse_unread(stage, (setting for setting, _, _ in differences(old, run)))
+        check_settings(stage, (setting for setting, _, _ in differences(old, run)))
         work = open_round(store, run, "rounds", asked.round)
         if unknown := sorted(set(asked.shards) - work.shards.keys()):
             raise UserError(f"no shard {unknown[0]}", work.area, f"Shards: {', '.join(sorted(work.shards))}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import logging
 import os
@@ -26,6 +25,7 @@ import aiohttp
 import requests
 
 from jobs.terminal import Session, session
+from pipeline.digest import short
 from pipeline.errors import EgrsdError, SettingError, UserError, first_line
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ BULK = ["runs", "assets-cache", ".venv", "venv", ".git", "__pycache__", "*.egg-i
 
 
 @dataclass(frozen=True)
-class Placement:
+class JobPlacement:
     """Where a job's driver runs: the CPUs and NAME=AMOUNT resources that it takes, and the KEY=VALUE labels of its node."""
 
     cpus: float | None = None
@@ -61,7 +61,7 @@ class Job:
 
     verb: list[str]  # with its arguments
     submission_id: str | None  # None: made from the verb and its arguments
-    placement: Placement
+    placement: JobPlacement
     folder: str  # the working directory, which is sent
     wait: bool  # whether to follow the job
 
@@ -137,7 +137,7 @@ def _check_paths(parsed: dict[str, Any]) -> None:
 
 def default_id(verb: list[str]) -> str:
     """The submission id of a verb with its arguments. Code does not change it, since a run must never have two jobs."""
-    return f"egrsd-{verb[0]}-{hashlib.sha256(shlex.join(verb).encode()).hexdigest()[:12]}"
+    return f"egrsd-{verb[0]}-{short(shlex.join(verb).encode(), 12)}"
 
 
 def excludes() -> list[str]:
@@ -161,7 +161,7 @@ def runtime_env(folder: str) -> dict[str, Any]:
     return {"working_dir": str(path), "excludes": excludes(), "env_vars": variables}
 
 
-def _placement(placement: Placement) -> dict[str, Any]:
+def _placement(placement: JobPlacement) -> dict[str, Any]:
     """The driver's placement as arguments of Ray's job client. Raises SettingError for a malformed pair."""
     amounts = _pairs(placement.resources, "--entrypoint-resources")
     try:

@@ -78,14 +78,13 @@ def _points_table(document: dict[str, Any], title: str) -> Table:
     columns = [*(name.split(".")[1] for name in axes), "weight l m p f", "restored l m p f", "kept", "eff", "corr", "cosine"]
     table = aligned(title, *columns, gap=1)
     for point in document["points"]:
-        cosine = [value for value in point["cosine"] if value is not None]
         table.add_row(
             *(f"{point['settings'][name]}" for name in axes),
             " ".join(_number(value, 2).rjust(4) for value in point["factors"]),
             " ".join(_number(value, 3, "+").replace("0.", ".", 1).rjust(5) for value in point["restored"]),
             *(_number(point[name], 2) for name in ("kept", "effective_share")),
             _number(point["correlation"], 2, "+"),
-            _number(sum(cosine) / len(cosine) if cosine else None, 4),
+            _number(point["cosine_mean"], 4),
         )
     return table
 

@@ -6,7 +6,7 @@ from actors.resources import Demand
 from jobs.opened import hold_run, start
 from jobs.terminal import session
 from pipeline.driver import until_end
-from pipeline.errors import SettingError, TrainingError
+from pipeline.errors import TrainingError, refuse_unread
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.overrides import differences, resolve
@@ -27,9 +27,12 @@ def train_committed(uri: str, from_round: int | None, sets: list[str], address: 
     with session(debug) as out:
         store, old, holding = hold_run(out, uri)
         run = resolve(old, sets)
-        for name, _, _ in differences(old, run):
-            if name.split(".")[0] not in {"objective", "train", "metrics"}:
-                raise SettingError("training does not read this setting", name, "Use `egrsd stage` or `egrsd distill`")
+        refuse_unread(
+            "training does not read this setting",
+            (setting for setting, _, _ in differences(old, run)),
+            lambda setting: setting.split(".")[0] in {"objective", "train", "metrics"},
+            lambda _: "Use `egrsd stage` or `egrsd distill`",
+        )
         trackers.check(run)
         first = store.latest_policy() if from_round is None else from_round
         rounds = trainable_rounds(store, run, first)

@@ -254,7 +254,8 @@ COLUMNS: dict[str, Column] = {
     )
 }
 
-WEIGHTS = ("model.path", "model.revision", "model.dtype", "model.max_model_len")  # settings that change an engine's numbers
+# these settings change an engine's numbers
+ENGINE_SETTINGS = ("model.path", "model.revision", "model.dtype", "model.max_model_len")
 
 
 def schema(stage: Stage) -> pa.Schema:

@@ -1,4 +1,4 @@
-"""The one short hash of texts and of plain data."""
+"""The one short hash of texts, of plain data and of bytes."""
 
 from __future__ import annotations
 
@@ -10,4 +10,9 @@ from typing import Any
 def digest(value: Any) -> str:
     """The first 16 hex digits of the sha256 of a text, or of plain data as JSON with sorted keys."""
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return short(text.encode("utf-8", "surrogatepass"))
+
+
+def short(data: bytes, digits: int = 16) -> str:
+    """The first `digits` hex digits of the sha256 of some bytes."""
+    return hashlib.sha256(data).hexdigest()[:digits]

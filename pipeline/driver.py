@@ -13,30 +13,31 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from pipeline.config import Run
-from pipeline.contract import PooledEngines, Usage
+from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
+from pipeline.evidence.evaluation import answer
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
-from pipeline.rounds.schedule import execute
-from pipeline.stages import EVALUATION, LABELS, MEASURE
+from pipeline.rounds.schedule import execute, inflight, usage
+from pipeline.stages import LABELS, MEASURE
 from pipeline.stages.prompts import prompts
 from pipeline.stages.verifier import grader_of
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 from pipeline.store.manifest import Entry
 
-_LEAST_ENGINES = 8  # engines that a round always has enough shards in flight for
 END_S = 30.0  # limited, since a trainer that waits for resources does not look for a request to stop
 
 
-class Trainer(Protocol):
+class TrainerHandle(Protocol):
     """A trainer that runs beside the driver and publishes a policy for each committed round."""
 
     def running(self) -> bool:
@@ -55,7 +56,7 @@ class Trainer(Protocol):
         ...
 
 
-class Step(Protocol):
+class Advance(Protocol):
     """Moves a progress bar forward by one."""
 
     def __call__(self, note: str = "") -> None:
@@ -70,7 +71,7 @@ class Screen(Protocol):
         """Show one line."""
         ...
 
-    def bar(self, title: str, total: int, done: int = 0) -> Step:
+    def bar(self, title: str, total: int, done: int = 0) -> Advance:
         """Show a progress bar of `total` steps, of which `done` are done."""
         ...
 
@@ -103,7 +104,7 @@ def open_sources(run: Run) -> Sources:
 
 
 @contextlib.contextmanager
-def until_end(trainer: Trainer, holding: Lease) -> Iterator[Trainer]:
+def until_end(trainer: TrainerHandle, holding: Lease) -> Iterator[TrainerHandle]:
     """Stop the trainer at the end of a block, also when the block fails.
 
     When another driver has taken the run over, nothing is stopped: the request would reach the trainer of that driver.
@@ -136,7 +137,7 @@ class Driver:
     run: Run
     sources: Sources
     engines: Mapping[str, PooledEngines]
-    start_trainer: Callable[[str, Run], Trainer]
+    start_trainer: Callable[[str, Run], TrainerHandle]
     screen: Screen
 
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
@@ -154,7 +155,7 @@ class Driver:
                 self.evaluate(self.run.rounds)
 
     @contextlib.contextmanager
-    def _training(self, numbers: list[int], holding: Lease) -> Iterator[Trainer | None]:
+    def _training(self, numbers: list[int], holding: Lease) -> Iterator[TrainerHandle | None]:
         """A running trainer for the length of a block, or None when no round must be trained."""
         if not numbers:
             yield None
@@ -163,7 +164,7 @@ class Driver:
         with until_end(self.start_trainer(self.store.uri, self.run), holding) as trainer:
             yield trainer
 
-    def train_rounds(self, trainer: Trainer, numbers: list[int], holding: Lease) -> None:
+    def train_rounds(self, trainer: TrainerHandle, numbers: list[int], holding: Lease) -> None:
         """Measure one round after the other, at most `max_staleness` rounds ahead of the trainer.
 
         Policy n - max_staleness answers round n, even when the trainer has published a newer policy by then. The result of a
@@ -182,14 +183,15 @@ class Driver:
 
     def measure(self, number: int) -> _Measured:
         """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works."""
-        begun, before = time.perf_counter(), self._usage()
+        begun, before = time.perf_counter(), usage(self.engines)
         version = max(0, number - self.run.max_staleness)
         source = self.sources.rounds
         work = plan_round(self.store, self.run, "rounds", number, version, source)
         spent: dict[str, float] = {}
-        execute(with_engines(work, self.engines), MEASURE, source, inflight=self._inflight, on_entry=_counting(spent))
+        most = inflight(self.run, self.engines)
+        execute(with_engines(work, self.engines), MEASURE, source, inflight=most, on_entry=_counting(spent))
         commit_round(work)
-        measured, now = time.perf_counter(), self._usage()
+        measured, now = time.perf_counter(), usage(self.engines)
         self.label(work, spent)
         clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured}
         clock["seconds_engines"] = max(0.0, now.busiest_s - before.busiest_s)
@@ -205,8 +207,7 @@ class Driver:
         assert self.sources.evals is not None
         source = self.sources.evals
         work = plan_round(self.store, evaluation_run(self.run), "evals", version, version, source)
-        step = self.screen.bar(f"evaluate policy {version}", len(work.shards) * len(EVALUATION))
-        execute(with_engines(work, self.engines), EVALUATION, source, inflight=self._inflight, on_entry=lambda *_: step())
+        answer(work, source, self.engines, partial(self.screen.bar, f"evaluate policy {version}"))
 
     def add_lost_metrics(self, remaining: Remaining) -> None:
         """Write the metrics of rounds whose driver died after their policy was published and before it wrote them."""
@@ -216,7 +217,7 @@ class Driver:
             if work.number < trained and work.number not in known and Inventory(work).is_fresh("profile"):
                 self.store.write_metrics("round", work.number, [{"round": work.number, **summarise_round(work)}])
 
-    def _close(self, trainer: Trainer, measured: _Measured) -> str:
+    def _close(self, trainer: TrainerHandle, measured: _Measured) -> str:
         """Wait for the policy that is trained on a round, then write the round's metrics. Returns a note for the bar."""
         number = measured.work.number
         while not self.store.has_policy(number + 1):
@@ -229,26 +230,11 @@ class Driver:
             self.screen.say(f"round {number}: {text}")
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
 
-    def _expect(self, trainer: Trainer, version: int) -> None:
+    def _expect(self, trainer: TrainerHandle, version: int) -> None:
         """Raise the error that ended the trainer, or TrainingError, when it ended before it published `version`."""
         if not trainer.running() and not self.store.has_policy(version):
             trainer.join()
             raise TrainingError(f"the trainer ended before it published policy {version}", self.store.uri, "Resume the run")
-
-    def _usage(self) -> Usage:
-        """What the engines have done so far, over all pools: one pool, or one each for rollout and scoring."""
-        pools = [pool.usage() for pool in {id(pool): pool for pool in self.engines.values()}.values()]
-        most = max((pool.most for pool in pools), default=0)
-        return Usage(sum(pool.busiest_s for pool in pools), sum(pool.idle_s for pool in pools), most)
-
-    @property
-    def _inflight(self) -> int:
-        """Shards that may wait on engines at one time.
-
-        They are enough for the most engines that the pools may have now, and for at least 8. `egrsd scale` may add engines while
-        the round is under way.
-        """
-        return self.run.engines.inflight_shards * max(_LEAST_ENGINES, self._usage().most)
 
 
 def _counting(spent: dict[str, float]) -> Callable[[Entry, bool], None]:

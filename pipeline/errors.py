@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class EgrsdError(Exception):
@@ -86,3 +86,13 @@ def nearest(word: str, known: Iterable[str], otherwise: str, hint: str = "Did yo
     """
     matches = difflib.get_close_matches(word, list(known), n=1)
     return hint.replace("{}", matches[0]) if matches else otherwise
+
+
+def refuse_unread(what: str, settings: Iterable[str], reads: Callable[[str], bool], hint: Callable[[str], str]) -> None:
+    """Raise SettingError, with the text `what`, for the first of the `settings` that a verb does not read.
+
+    Settings are dotted names. `reads` tells whether the verb reads one, and `hint` is the remedy for one that it does not read.
+    """
+    for setting in settings:
+        if not reads(setting):
+            raise SettingError(what, setting, hint(setting))

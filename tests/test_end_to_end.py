@@ -209,14 +209,14 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
         return stages.rollout.rollout(prompts, run, pool, contract.Policy(0), contract.Place(area("rounds", 0), first))
 
     try:
-        until(lambda: [engine.state for engine in pool.status()] == ["serving", "serving"], 300, "two engines serve")
+        until(lambda: [engine.state for engine in pool.overview().engines] == ["serving", "serving"], 300, "two engines serve")
         with ThreadPoolExecutor(2) as both:
             tables = list(both.map(rolled_out, (0, 4), ("0000", "0001")))
         for table, shard in zip(tables, ("0000", "0001"), strict=True):
             stored = run_dir.read(run_dir.entry(area("rounds", 0), "rollout", shard))
             for name in ("trace_id", "response_tokens", "seed"):
                 assert table[name].equals(stored[name]), name
-        assert {engine.rows > 0 for engine in pool.status()} == {True}
+        assert {engine.rows > 0 for engine in pool.overview().engines} == {True}
     finally:
         pool.close()
 

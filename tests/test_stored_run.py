@@ -21,6 +21,7 @@ from jobs.cli import app
 from pipeline.contract import COLUMNS
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
+from pipeline.report.collect import collect
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds, problems_digest
@@ -97,6 +98,14 @@ def test_a_changed_setting_makes_its_own_stages_stale(stored):
     remaining = Remaining.of(store, resolve(run, ["label.gamma=0.5"]))
     assert (remaining.train, remaining.label, remaining.evaluate) == ([], [0, 1], [])
     assert Remaining.of(store, resolve(run, ["rollout.top_p=0.5"])).stale
+
+
+def test_the_report_says_which_labels_are_stale(stored):
+    store, run = stored
+    noted = lambda run: {t["note"] for t in collect(store, run)["sample"]["traces"]}  # noqa: E731
+    assert noted(run) == {None}
+    [note] = noted(resolve(run, ["label.gamma=0.5"]))
+    assert note.startswith("The labels of this round are stale (settings).")
 
 
 def test_every_stage_without_engines_computes_the_same_bytes(spoilt):

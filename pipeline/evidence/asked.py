@@ -7,12 +7,14 @@ evals/<source>-<settings>/summary.json   every figure with its interval, and the
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Run
-from pipeline.errors import SettingError, SourceError, UserError
-from pipeline.evidence.evaluation import Samples, engine_facts, figures, macro, read
+from pipeline.contract import PooledEngines
+from pipeline.errors import SettingError, SourceError, UserError, refuse_unread
+from pipeline.evidence.evaluation import Samples, StartBar, answer, engine_facts, figures, macro, read
 from pipeline.evidence.evaluation import differences as paired
 from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
@@ -21,8 +23,7 @@ from pipeline.overrides import differences, load, resolve
 from pipeline.problems.benchmarks import benchmark, near, open_benchmark
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.plan import read_plan
-from pipeline.rounds.round import evaluation_run, open_round, problems_digest
+from pipeline.rounds.round import evaluation_run, open_round, plan_round, planned, problems_digest
 from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
 
@@ -60,6 +61,10 @@ class Asked:
         """Number of problems that a policy is evaluated on."""
         return min(len(self.source), self.run.rollout.prompts_per_round)
 
+    def answer(self, store: Store, number: int, engines: Mapping[str, PooledEngines], start_bar: StartBar) -> None:
+        """Have a policy answer this source, and grade the answers. Fresh shards are left alone."""
+        answer(plan_round(store, self.run, self.kind, number, number, self.source), self.source, engines, start_bar)
+
     def read(self, store: Store, number: int) -> Samples:
         """The samples of a policy whose evaluation is complete."""
         return read(open_round(store, self.run, self.kind, number))
@@ -92,9 +97,12 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
 def _settings(run: Run, sets: list[str]) -> Run:
     """The run with the overrides of `--set`. Raises SettingError for a setting that evaluation does not read."""
     changed = resolve(run, sets)
-    for setting, _, _ in differences(run, changed):
-        if not setting.startswith(READS):
-            raise SettingError("evaluation does not read this setting", setting, f"It reads {', '.join(READS)}")
+    refuse_unread(
+        "evaluation does not read this setting",
+        (setting for setting, _, _ in differences(run, changed)),
+        lambda setting: setting.startswith(READS),
+        lambda _: f"It reads {', '.join(READS)}",
+    )
     return changed
 
 
@@ -111,9 +119,15 @@ def _samples(run: Run, k: int | None, is_set: bool) -> int:
 def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
     """The problems of `--source`: a benchmark, a copy of one, any URI, or (empty) the run's own held-out problems.
 
-    `--set evaluation.source.*` applies to every source except benchmarks. No source needs solutions.
+    No source needs solutions. Raises SettingError for `--set evaluation.source.*` with a benchmark.
     """
     if benchmark(spec):
+        refuse_unread(
+            f"benchmark {spec} has columns and a split of its own, and does not read this setting",
+            (override.partition("=")[0].strip() for override in sets),
+            lambda setting: not setting.startswith("evaluation.source"),
+            lambda _: "Leave it out, or evaluate the other sources with a command of their own",
+        )
         return open_benchmark(spec)
     source = run.evaluation.source
     if spec and spec != source.uri:
@@ -162,10 +176,9 @@ def _slug(text: str) -> str:
 
 def is_missing(store: Store, one: Asked, number: int) -> bool:
     """Whether a shard of one policy on one source is missing or stale."""
-    plan = read_plan(store, one.kind, number)
-    if plan is None or not plan.is_for(one.run.rollout.prompts_per_round, one.source.fingerprint):
+    work = planned(store, one.run, one.kind, number, one.source)
+    if work is None:
         return True
-    work = open_round(store, one.run, one.kind, number)
     rows = {shard: problems_digest(one.source.rows(list(indices))) for shard, indices in work.shards.items()}
     return not Inventory(work).is_fresh(*EVALUATION, problems=rows)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
-from pipeline.contract import Verdict
+from pipeline.contract import PooledEngines, Verdict
 from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, resampled
 from pipeline.problems.answers import normal_form
+from pipeline.problems.sources import ProblemSet
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
-from pipeline.rounds.round import Round, evaluation_run, open_round
+from pipeline.rounds.round import Round, evaluation_run, open_round, with_engines
+from pipeline.rounds.schedule import execute, inflight
+from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
 
 FIGURES = ("avg", "pass", "maj", "length", "median_length", "truncated", "tokens_per_correct")
@@ -70,6 +74,15 @@ def samples(tables: list[tuple[pa.Table, pa.Table]], size: int) -> Samples:
     )
 
 
+StartBar = Callable[[int], Callable[[], None]]  # takes the number of steps, and returns what moves the bar by one of them
+
+
+def answer(work: Round, source: ProblemSet, engines: Mapping[str, PooledEngines], start_bar: StartBar) -> None:
+    """Have the policy of an evaluation answer its problems, and grade the answers. Fresh shards are left alone."""
+    advance = start_bar(len(work.shards) * len(EVALUATION))
+    execute(with_engines(work, engines), EVALUATION, source, inflight=inflight(work.run, engines), on_entry=lambda *_: advance())
+
+
 def read(work: Round) -> Samples:
     """The samples of an evaluation that has all its shards, in the order of its problems.
 
@@ -85,7 +98,8 @@ def read(work: Round) -> Samples:
 def held_out(store: Store, run: Run, version: int) -> Samples | None:
     """The samples of a policy on the run's own held-out problems.
 
-    None when that evaluation is missing or incomplete, or when its shards have different numbers of samples per problem.
+    None when that evaluation is missing or incomplete, or when its shards have different numbers of samples per problem. An
+    evaluation of another number of problems, from settings that changed since, is shown as it is.
     """
     if read_plan(store, "evals", version) is None:
         return None

@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from pipeline.config import Label, Profile, Run
 from pipeline.contract import Regime
-from pipeline.errors import SettingError, UserError
+from pipeline.errors import SettingError, UserError, refuse_unread
 from pipeline.evidence.plain import plain
 from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, select, token_weights
 from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import training_rows
+from pipeline.stages import MEASURE
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 EVIDENCE = "evidence/sweep.json"
 PAPER = ("label.gamma=0,.1,.3,1", "label.window=0,1,3,5,7")  # the axes when no `--set` names one
 SETTINGS = (*(f"label.{name}" for name in Label.model_fields), *(f"profile.{name}" for name in Profile.model_fields))
+VARIES = f"A sweep varies: {', '.join(sorted(SETTINGS))}"
 ALIASES = {"label.window": "profile.window"}  # labels look ahead as far as the profile does
 MOST_POINTS = 1000
 GRADIENT_ROUNDS = 3
-MADE_FROM = ("prompts", "rollout", "grade", "score")
 DIGITS = 6  # significant digits of the figures in the file
 
 
@@ -59,7 +60,7 @@ def read_grid(run: Run, sets: list[str]) -> dict[str, list[Any]]:
             raise SettingError("is given twice", name, "List all its values in one --set, separated by commas")
         if name not in SETTINGS:
             resolve(run, [f"{name}={values[0]}"])  # raises for an unknown name, and suggests the nearest known one
-            raise SettingError("labels do not read this setting", name, f"A sweep varies: {', '.join(sorted(SETTINGS))}")
+        refuse_unread("labels do not read this setting", [name], SETTINGS.__contains__, lambda _: VARIES)
         axes[name] = list(dict.fromkeys(_value(_alone(run, name, value), name) for value in values))
     return axes
 
@@ -117,7 +118,7 @@ class Stored:
 
 def choose_rounds(store: Store, run: Run, numbers: list[int] | None) -> list[Round]:
     """The rounds `numbers`, or all rounds, that have the stages which labels need. Raises UserError when there is none."""
-    whole = {work.number: work for work in open_rounds(store, run) if Inventory(work).is_whole(*MADE_FROM)}
+    whole = {work.number: work for work in open_rounds(store, run) if Inventory(work).is_whole(*MEASURE)}
     if not whole:
         raise UserError("no round is labelled, nor has the scores for it", store.uri, "Run `egrsd distill` first")
     if missing := sorted(set(numbers or []) - whole.keys()):
@@ -161,7 +162,7 @@ def read_traces(work: Round) -> Traces:
     """The traces of a round that may be trained on, as they are stored now."""
     from pipeline.training import batches
 
-    hashes = Inventory(work).hashes(MADE_FROM)
+    hashes = Inventory(work).hashes(MEASURE)
     tables = [training_rows(work.store, work.area, shard, hashes[shard], work.policy_version) for shard in sorted(work.shards)]
     data = batches.RoundTable(work.number, work.policy_version, pa.concat_tables(tables))
     return batches.usable(data, max_staleness=work.number)
@@ -234,7 +235,8 @@ def summarise(
     points = []
     for index, (point, values) in enumerate(figures.items()):
         cosine = [part["cosine"][index] for part in gradient.values()]
-        points.append({"settings": _settings(point), **plain(values, DIGITS), "cosine": plain(cosine, DIGITS)})
+        shown = plain({"cosine": cosine, "cosine_mean": _mean(cosine)}, DIGITS)
+        points.append({"settings": _settings(point), **plain(values, DIGITS), **shown})
     return {
         "run": stored.run.name,
         "axes": axes,
@@ -249,3 +251,18 @@ def summarise(
         "gradient": plain(gradient, DIGITS),
         "seconds": {name: round(seconds, 3) for name, seconds in clock.items()},
     }
+
+
+def read_evidence(store: Store) -> dict[str, Any] | None:
+    """The document evidence/sweep.json of a run, or None. A file of an earlier version gets the means that it lacks."""
+    document = store.read_json(EVIDENCE, "points", "deciles", "axes")
+    if document is None:
+        return None
+    points = [{"cosine_mean": plain(_mean(point["cosine"]), DIGITS)} | point for point in document["points"]]
+    return document | {"points": points}
+
+
+def _mean(cosines: list[float | None]) -> float:
+    """Mean of the cosines that are numbers. NaN when there is none."""
+    known = [value for value in cosines if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan

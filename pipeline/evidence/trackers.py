@@ -34,7 +34,7 @@ from pipeline.config import Run
 from pipeline.errors import SettingError, first_line
 from pipeline.rounds.metrics import METRICS
 from pipeline.store.directory import Store
-from pipeline.store.lease import Lease, held
+from pipeline.store.lease import Lease
 
 log = logging.getLogger(__name__)
 POLL_S, RETRY_S, END_S = 2.0, 30.0, 60.0
@@ -43,7 +43,7 @@ _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 @dataclass(frozen=True)
-class Rows:
+class MetricRows:
     """One file of metrics: its writer and its rows. `first` is the number of rows that the sink was fed before them."""
 
     file: str
@@ -63,7 +63,7 @@ class Rows:
 class Sink(Protocol):
     """The operations of a tracker."""
 
-    def feed(self, rows: Rows) -> None:
+    def feed(self, rows: MetricRows) -> None:
         """Store one file of rows at the tracker. Raises any error of the tracker's client when that fails."""
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class TensorBoard:
     def __init__(self, store: Store, run: Run, name: str) -> None:  # noqa: ARG002  # all sinks have the same arguments
         self._store = store
 
-    def feed(self, rows: Rows) -> None:
+    def feed(self, rows: MetricRows) -> None:
         """Write the event file of these rows, or replace an earlier one."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -120,7 +120,7 @@ class WandB:
                 if metric.reduction in {"mean", "max"}:  # W&B's table of runs shows these; W&B has no sum
                     self._run.define_metric(f"{writer}/{metric.name}", step_metric=at, summary=metric.reduction)
 
-    def feed(self, rows: Rows) -> None:
+    def feed(self, rows: MetricRows) -> None:
         """Log every row at its place in the run's history. W&B drops a row whose place it already has."""
         for place, (step, values) in enumerate(rows.points(), start=rows.first):
             at = "step" if "step" in rows.rows[0] else "round"
@@ -152,7 +152,7 @@ class MLflow:
         self._id = (runs[0] if runs else self._client.create_run(experiment, tags=tags, run_name=name)).info.run_id
         self._partial = True  # a process that was killed may have logged a part of its last file
 
-    def feed(self, rows: Rows) -> None:
+    def feed(self, rows: MetricRows) -> None:
         """Log every value at its step, except the values that a killed process has logged already."""
         from mlflow.entities import Metric
 
@@ -235,7 +235,7 @@ class Feeder:
         self._sink = None
 
 
-def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Iterator[Rows]:
+def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Iterator[MetricRows]:
     """Files of rows that were not fed or have changed since, oldest first.
 
     Files in `trusted` are not read again, and a file that is found unchanged is added to them. A trainer's rows are fed once
@@ -255,7 +255,7 @@ def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Itera
             trusted.add(file)
             continue
         rows = [json.loads(line) for line in data.splitlines()]
-        yield Rows(file, writer, rows, old["first"] if old else place, digest)
+        yield MetricRows(file, writer, rows, old["first"] if old else place, digest)
         place += 0 if old else len(rows)
 
 
@@ -290,11 +290,10 @@ def feeding(store: Store, run: Run, say: Callable[[str], None], holding: Lease) 
                 say(f"metrics.sinks: {feeder.name} failed {feeder.failures} times.")
 
 
-def catch_up(store: Store, run: Run, say: Callable[[str], None]) -> None:
-    """Feed the sinks of a run that has no other work. Raises UserError while another driver works on it."""
-    if run.metrics.sinks:
-        with held(store) as holding, feeding(store, run, say, holding):
-            pass
+def catch_up(store: Store, run: Run, say: Callable[[str], None], holding: Lease) -> None:
+    """Feed the sinks of a run that has no other work."""
+    with feeding(store, run, say, holding):
+        pass
 
 
 def _watch(feeders: list[Feeder], end: threading.Event, holding: Lease) -> None:

@@ -1,4 +1,4 @@
-"""Entropy of next-token distributions: exact from logits in row chunks, or bounds from the k best log-probabilities.
+"""Entropy of next-token distributions: exact from all log-probabilities, or bounds from the k best ones.
 
 Shapes: `N` positions, `V` vocabulary, `k` kept tokens. Nats, temperature 1.
 """
@@ -9,27 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# exp(-200) is 0 in fp32, so p = 0 (a log-prob of -inf) adds 0 * -200 = 0. Without the floor, 0 * -inf would be NaN.
+_FLOOR = -200.0
 
-def exact_entropy(logits: Tensor, chunk: int = 16) -> Tensor:
-    """H = -sum_v p log p over the full vocabulary (2605.13255, Eq. 4).
 
-    logits [N, V], any float type, -inf allowed (p = 0 adds nothing) -> [N] float32 nats. Only `chunk` rows exist in fp32 at
-    one time; on CPUs few rows are also faster, as they stay in the cache. Raises ValueError on other shapes.
+def entropy_of(logprobs: Tensor) -> Tensor:
+    """H = -sum_v p log p of normalised rows (2605.13255, Eq. 4).
+
+    logprobs [N, V] float nats, -inf allowed -> [N] nats of the same type. A NaN in a row stays a NaN. Rows are computed in
+    blocks, so that no second [N, V] tensor exists and a CPU keeps each block in its cache.
     """
-    if logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError(f"logits: {logits.dtype} {tuple(logits.shape)}, expected floating point [N, V]")
-    if chunk < 1:
-        raise ValueError(f"chunk: {chunk}, expected at least one row")
-    entropies = [logits.new_empty(0, dtype=torch.float32)]
-    for start in range(0, logits.shape[0], chunk):
-        rows = logits[start : start + chunk].float()
-        rows = rows - rows.amax(-1, keepdim=True)
-        mass = rows.exp()
-        total = mass.sum(-1)
-        # H = log Z - sum(e^x x) / Z divides by the sum that was really taken: errs by 1e-6 nat where -sum(p log p) of a
-        # log-softmax errs by 1e-5 at V = 49 152. Below -200 e^x is 0 in fp32, and 0 * -inf would be NaN.
-        entropies.append(total.log() - mass.mul_(rows.clamp_(min=-200)).sum(-1) / total)
-    return torch.cat(entropies)
+    rows = max(1, (1 << 16 if logprobs.device.type == "cpu" else 1 << 24) // logprobs.shape[-1])
+    return torch.cat([_block_entropy(block) for block in logprobs.split(rows)])
+
+
+def _block_entropy(block: Tensor) -> Tensor:
+    """Entropy [n] nats of log-probs [n, V]."""
+    finite = block.clamp(min=_FLOOR)
+    return finite.exp().mul_(finite).sum(-1).neg_()
 
 
 def bounds(top_logprobs: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

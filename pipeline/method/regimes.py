@@ -85,20 +85,22 @@ class TokenLabels(NamedTuple):
     spans: Spans
 
 
-def profile(entropy: np.ndarray, offsets: np.ndarray, scale: float | np.ndarray, settings: Profile) -> EntropyProfile:
+def profile(entropy: np.ndarray, offsets: np.ndarray, scale: float, settings: Profile) -> EntropyProfile:
     """Lookahead entropy, row statistics and regime shares of ragged teacher entropies.
 
-    entropy float32 [N] nats, offsets int64 [R + 1]; `scale` in nats as of `threshold_scale`, one for all or one per row [R].
-    Raises ValueError on a malformed ragged array, a non-finite entropy or a negative window.
+    entropy float32 [N] nats, offsets int64 [R + 1]; `scale` in nats as of `threshold_scale`.
+    Raises ValueError on a malformed ragged array, a non-finite entropy or scale, or a negative window.
     """
     ragged.check(offsets, entropy=entropy)
-    scales = ragged.per_row("scale", scale, offsets)
-    lookahead, shares = np.empty_like(entropy), np.empty((len(scales), NUM_REGIMES), np.float32)
-    statistics = RowStatistics(*np.empty((4, len(scales)), np.float32))
+    if not np.isfinite(scale):
+        raise ValueError(f"scale: {scale}, expected a finite number of nats")
+    rows_in_all = len(offsets) - 1
+    lookahead, shares = np.empty_like(entropy), np.empty((rows_in_all, NUM_REGIMES), np.float32)
+    statistics = RowStatistics(*np.empty((4, rows_in_all), np.float32))
     for rows, tokens, local in ragged.blocks(offsets):
         values = entropy[tokens]
         lookahead[tokens] = lowest = lookahead_min(values, local, settings.window)
-        shares[rows] = regime_shares(regimes(values, lowest, local, scales[rows], settings), local)
+        shares[rows] = regime_shares(regimes(values, lowest, local, scale, settings), local)
         for whole, part in zip(statistics, row_statistics(values, local), strict=True):
             whole[rows] = part
     return EntropyProfile(lookahead, statistics, shares)

@@ -28,11 +28,11 @@ def length_shaped_reward(correct: np.ndarray, num_tokens: np.ndarray, max_tokens
     return np.where(correct, 1 + beta * (1 - num_tokens / max_tokens), 0.0)
 
 
-def group_advantage(rewards: np.ndarray, groups: int | np.ndarray) -> np.ndarray:
+def group_advantage(rewards: np.ndarray, groups: int) -> np.ndarray:
     """A = (r - mean_G) / (std_G + 1e-4) within each group (GRPO; RLSD 2604.03128).
 
-    rewards [N], NaN for a row that was rejected: it stays NaN and counts in no statistic. groups: rows per group, of
-    neighbours, or a group id per row [N] of any type -> [N] float64. A group whose rewards are all equal gets 0: no signal.
+    rewards [N], NaN for a row that was rejected: it stays NaN and counts in no statistic. groups: rows per group, which
+    are neighbours -> [N] float64. A group whose rewards are all equal gets 0: no signal.
     """
     rewards = np.asarray(rewards, np.float64)
     index = _group_index(rewards, groups)
@@ -46,16 +46,12 @@ def group_advantage(rewards: np.ndarray, groups: int | np.ndarray) -> np.ndarray
     return np.where(known, centred / (std[index] + GROUP_EPSILON), np.nan)
 
 
-def _group_index(rewards: np.ndarray, groups: int | np.ndarray) -> np.ndarray:
+def _group_index(rewards: np.ndarray, groups: int) -> np.ndarray:
     if rewards.ndim != 1:
         raise ValueError(f"rewards: shape {rewards.shape}, expected [N]")
-    if isinstance(groups, int):
-        if groups < 1 or len(rewards) % groups:
-            raise ValueError(f"groups: {len(rewards)} rows do not divide into groups of {groups}")
-        return np.arange(len(rewards)) // groups
-    if groups.shape != rewards.shape:
-        raise ValueError(f"groups: shape {groups.shape}, expected one id per reward {rewards.shape}")
-    return np.unique(groups, return_inverse=True)[1]
+    if groups < 1 or len(rewards) % groups:
+        raise ValueError(f"groups: {len(rewards)} rows do not divide into groups of {groups}")
+    return np.arange(len(rewards)) // groups
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from functools import lru_cache
 from typing import Any
 
+from pipeline.digest import short
 from pipeline.errors import SettingError, SourceError, nearest
 
 HELD_OUT = 5  # one problem text in five belongs to the test split
@@ -37,7 +37,7 @@ def problem(task: str, options: str, split: str, seed: int, size: int, index: in
         # a task seeds each problem with seed + index, so seeds must lie `size` apart to share none
         draw = ((2 * seed + (split == "test")) * TRIES + attempt) * size
         item = _dataset(task, options, draw, size)[index]
-        if (int(hashlib.sha256(item["question"].encode()).hexdigest()[:8], 16) % HELD_OUT == 0) == (split == "test"):
+        if (int(short(item["question"].encode(), 8), 16) % HELD_OUT == 0) == (split == "test"):
             answer = None if item["answer"] is None else str(item["answer"])
             return {"problem": item["question"], "solution": _solution(task, answer, item["metadata"]), "answer": answer}
     raise SourceError(f"{task} has too few different problems to hold some out for '{split}'", "source", "Widen source.options")

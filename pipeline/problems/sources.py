@@ -6,7 +6,6 @@ only the rows that are asked for. A source can be pickled, so that each Ray task
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ import pyarrow.fs as pafs
 
 from pipeline.config import Source
 from pipeline.contract import Reject
+from pipeline.digest import digest
 from pipeline.errors import SettingError, SourceError, nearest
 from pipeline.problems import gym, hub, jsonl, parquet, tiny
 from pipeline.problems.answers import stated_answer
@@ -133,8 +133,7 @@ class _Generated:
 
 def _generated(source: Source, make: Callable[[int], Any]) -> ProblemSet:
     settings = [source.uri, source.split, source.seed, source.options, [make(i) for i in range(min(8, source.size))]]
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    rows = _Generated(make, source.size, digest.hexdigest()[:16])
+    rows = _Generated(make, source.size, digest(settings))
     return ProblemSet(source, rows, ("problem", "solution" if source.solution else "", "answer"))
 
 

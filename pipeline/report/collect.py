@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.evidence.comparison import COMPARE
 from pipeline.evidence.evaluation import MEANS, held_out
 from pipeline.evidence.evaluation import figures as evaluated
 from pipeline.evidence.plain import plain
-from pipeline.evidence.sweep import EVIDENCE
+from pipeline.evidence.sweep import read_evidence
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.report import figures, ledger, traces
 from pipeline.report.figures import Measured
+from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
 
@@ -35,8 +34,8 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
         "ledger": _ledger(measured, run.rollout.group_size),
         "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
         "evaluations": [shown for version in versions if (shown := _evaluation(store, run, version))],
-        "sample": traces.sample([part.rows for part in measured], tokenizer_of(run.model)),
-        "sweep": _sweep(store.read_json(EVIDENCE, "points", "deciles", "axes")),
+        "sample": traces.sample([part.labelled for part in measured], tokenizer_of(run.model)),
+        "sweep": read_evidence(store),
     }
     return dict(plain(document))
 
@@ -57,7 +56,7 @@ def _measured(store: Store, run: Run) -> list[Measured]:
     metrics: dict[int, list[dict[str, Any]]] = {}
     for row in store.metrics():
         metrics.setdefault(int(row["round"]), []).append(row)
-    measured = [figures.measure(work, metrics.get(work.number, [])) for work in open_rounds(store, run)]
+    measured = [figures.measure(Inventory(work), metrics.get(work.number, [])) for work in open_rounds(store, run)]
     if not any(part.figures["traces"] for part in measured):
         raise UserError("nothing to report: no round has graded and scored traces", store.uri, "Run `egrsd distill` first")
     return measured
@@ -83,16 +82,6 @@ def _evaluation(store: Store, run: Run, version: int) -> dict[str, Any] | None:
     except ValueError:
         return None
     return {"policy": version, "problems": len(found), "accuracy": plain(shown["avg"]), "length": plain(shown["length"])}
-
-
-def _sweep(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A stored sweep, with the mean of each point's gradient cosines over rounds. The mean is NaN when none was measured."""
-    if found is None:
-        return None
-    cosines = [[value for value in point["cosine"] if value is not None] for point in found["points"]]
-    means = [float(np.mean(values)) if values else float("nan") for values in cosines]
-    points = [point | {"cosine_mean": mean} for point, mean in zip(found["points"], means, strict=True)]
-    return found | {"points": points}
 
 
 def _is_point(point: Any) -> bool:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.contract import Regime, Verdict
 from pipeline.report import ledger
-from pipeline.rounds.round import Round
+from pipeline.rounds.inventory import Inventory
 from pipeline.stages.tables import ragged
 
 CLOCK = ("seconds_round", "seconds_measure", "seconds_label", "seconds_engines")
@@ -24,10 +24,13 @@ EXAMPLES = 3  # rejected rows that are shown for each reason, at most, of a shar
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """The R labelled traces of a round, each array [R]: shard, place in the shard, and the keys by which a sample is drawn."""
+class LabelledTraces:
+    """The R labelled traces of a round as its inventory found them.
 
-    work: Round
+    Each array is [R]: shard, place in the shard, and the keys by which a sample is drawn.
+    """
+
+    seen: Inventory
     trace_ids: np.ndarray
     shards: np.ndarray
     places: np.ndarray
@@ -41,15 +44,16 @@ class Measured:
 
     figures: dict[str, Any]
     counts: ledger.Counts
-    rows: Rows
+    labelled: LabelledTraces
     rejected: list[dict[str, Any]]
 
 
-def measure(work: Round, metrics: list[dict[str, Any]]) -> Measured:
+def measure(seen: Inventory, metrics: list[dict[str, Any]]) -> Measured:
     """Figures, counts and rows of a round. `metrics` has all rows of metrics of this round. A missing shard is left out."""
+    work = seen.work
     train = [row for row in metrics if row["writer"] == "train"]
     clock = next((row for row in metrics if row["writer"] == "round"), {})
-    shards = [_Shard.of(work, shard) for shard in sorted(work.shards)]
+    shards = [_Shard.of(seen, shard) for shard in sorted(work.shards)]
     whole = [shard for shard in shards if shard.measured]
     live = np.concatenate([shard.live for shard in whole]) if whole else np.zeros(0, bool)
     lengths, reward, advantage = (_joined(whole, name) for name in ("lengths", "reward", "advantage"))
@@ -75,7 +79,9 @@ def measure(work: Round, metrics: list[dict[str, Any]]) -> Measured:
         **{name: clock.get(name) for name in CLOCK},
         "seconds_engines_idle": clock.get("seconds_engines_idle", _idle(clock)),
     }
-    return Measured(figures, ledger.count_round(work, fit, train), _rows(work, shards), [r for s in shards for r in s.rejected])
+    return Measured(
+        figures, ledger.count_round(seen, fit, train), _labelled(seen, shards), [r for s in shards for r in s.rejected]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +104,10 @@ class _Shard:
     rejected: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, work: Round, name: str) -> _Shard:
+    def of(cls, seen: Inventory, name: str) -> _Shard:
         """One shard of a round, with the stages that it has."""
-        entries = {stage: work.store.entry(work.area, stage, name) for stage in ("rollout", "grade", "score", "profile", "label")}
-        tables = {stage: work.store.read(entry, _COLUMNS[stage]) for stage, entry in entries.items() if entry is not None}
+        entries = {stage: seen.entry(stage, name) for stage in _COLUMNS}
+        tables = {stage: seen.work.store.read(entry, _COLUMNS[stage]) for stage, entry in entries.items() if entry is not None}
         none, text = np.zeros(0), np.zeros(0, object)
         if not {"rollout", "grade", "score"} <= tables.keys():
             return cls(
@@ -172,7 +178,7 @@ def _idle(clock: dict[str, Any]) -> float | None:
     return None if whole is None or busy is None else max(0.0, whole - busy)
 
 
-def _rows(work: Round, shards: list[_Shard]) -> Rows:
+def _labelled(seen: Inventory, shards: list[_Shard]) -> LabelledTraces:
     known = [shard for shard in shards if shard.labelled]
     keep = [np.flatnonzero(shard.live & (shard.lengths > 0)) for shard in known]
 
@@ -180,8 +186,8 @@ def _rows(work: Round, shards: list[_Shard]) -> Rows:
         """The shards' arrays as one."""
         return np.concatenate(values) if values else np.zeros(0, kind)
 
-    return Rows(
-        work,
+    return LabelledTraces(
+        seen,
         joined([shard.trace_ids[rows] for shard, rows in zip(known, keep, strict=True)], object),
         joined([np.full(len(rows), shard.name, object) for shard, rows in zip(known, keep, strict=True)], object),
         joined(keep, int),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.round import Round
+from pipeline.stages import MEASURE
 from pipeline.store.directory import Entry
 
 
@@ -41,13 +41,13 @@ class Counts:
     trained: bool = True
 
 
-def count_round(work: Round, rows: dict[str, Any], train: list[dict[str, Any]]) -> Counts:
+def count_round(seen: Inventory, rows: dict[str, Any], train: list[dict[str, Any]]) -> Counts:
     """Counts of a round. `rows`: fit, fit_tokens and no_advantage as counted in its shards. `train`: the trainer's metrics of it.
 
     A round that lacks a shard is not complete, and the rows of that shard are not counted.
     """
-    seen = Inventory(work)
-    entries = {name: list(seen.entries(name).values()) for name in ("prompts", "rollout", "grade", "score")}
+    work = seen.work
+    entries = {name: list(seen.entries(name).values()) for name in MEASURE}
     counts = Counts(
         planned=sum(map(len, work.shards.values())),
         prompts=_rows(entries["prompts"]),

@@ -18,11 +18,10 @@ import pyarrow as pa
 from pipeline.config import Label
 from pipeline.contract import Regime
 from pipeline.method import regimes
-from pipeline.report.figures import Rows
+from pipeline.report.figures import LabelledTraces
 from pipeline.report.page import embedded
 from pipeline.report.tokens import pieces
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.round import Round
 from pipeline.stages.tables import ragged, views
 
 MOST_TRACES, MOST_TOKENS = 1500, 300_000
@@ -65,7 +64,7 @@ def choose(
     return np.sort(np.array(taken))
 
 
-def sample(measured: list[Rows], tokenizer: Any) -> dict[str, Any]:
+def sample(measured: list[LabelledTraces], tokenizer: Any) -> dict[str, Any]:
     """The sampled traces of all rounds, the vocabulary that they use, and the counts behind the sample, as plain JSON."""
     owner = np.repeat(np.arange(len(measured)), [len(rows.trace_ids) for rows in measured])
     ids, verdicts, lengths = (
@@ -101,16 +100,30 @@ def _room(texts: list[str]) -> int:
     return most
 
 
-def _of_round(rows: Rows, chosen: np.ndarray) -> Iterator[dict[str, Any]]:
+def _of_round(rows: LabelledTraces, chosen: np.ndarray) -> Iterator[dict[str, Any]]:
     """The chosen rows of one round, shard by shard."""
-    scope = Inventory(rows.work).scope
+    note = _note(rows.seen)
     for shard in np.unique(rows.shards[chosen].astype(str)):
         mine = chosen[rows.shards[chosen] == shard]
-        yield from _of_shard(rows.work, str(shard), rows.places[mine], scope[0] if scope else 0.0)
+        for trace in _of_shard(rows.seen, str(shard), rows.places[mine]):
+            yield trace | {"note": note}
 
 
-def _of_shard(work: Round, shard: str, places: np.ndarray, peak: float) -> Iterator[dict[str, Any]]:
-    entries = {name: work.store.entry(work.area, name, shard) for name in ("prompts", *_COLUMNS)}
+def _note(seen: Inventory) -> str | None:
+    """What a reader must know about a round whose labels are stale. None when they are fresh."""
+    reasons = seen.reasons("label")
+    del reasons["missing"]
+    if not reasons:
+        return None
+    return (
+        f"The labels of this round are stale ({', '.join(sorted(reasons))}). Regime, gate and weight are as stored. "
+        "Magnitude, restored weight and M are computed with the settings of now."
+    )
+
+
+def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[str, Any]]:
+    work, peak = seen.work, seen.scope.peak if seen.scope else 0.0
+    entries = {name: seen.entry(name, shard) for name in ("prompts", *_COLUMNS)}
     tables = {n: work.store.read(e, _COLUMNS.get(n)) for n, e in entries.items() if e is not None}
     tables = {name: table.take(places) if name != "prompts" else table for name, table in tables.items()}
     prompts = tables["prompts"].take(tables["rollout"]["prompt_index"])

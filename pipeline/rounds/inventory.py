@@ -6,13 +6,12 @@ Computing an input again to the same bytes therefore makes nothing stale.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from pipeline.contract import Scope, Stage
-from pipeline.digest import digest
+from pipeline.digest import digest, short
 from pipeline.errors import StoreError
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, STAGES
@@ -165,8 +164,7 @@ class Inventory:
 
     @cached_property
     def _policy(self) -> str:
-        manifest = self.work.store.read_bytes(f"{area('policy', self.work.policy_version)}/manifest.json") or b""
-        return hashlib.sha256(manifest).hexdigest()[:16]
+        return short(self.work.store.read_bytes(f"{area('policy', self.work.policy_version)}/{MANIFEST}") or b"")
 
     @cached_property
     def _baseline(self) -> str | None:

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.plan import read_plan
-from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds
+from pipeline.rounds.round import Round, evaluation_run, open_rounds, planned
 from pipeline.stages import EVALUATION, LABELS, MEASURE, STAGES
-from pipeline.store.directory import Store, area
-from pipeline.store.folders import MANIFEST
+from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
     from pipeline.config import Run
@@ -47,8 +45,8 @@ class Remaining:
                 label.append(work.number)
         held_out = evaluation_run(run) if run.evaluation.problems else None
         versions = [0, run.rounds] if held_out else []
-        planned = {n: _planned(store, held_out, "evals", n) for n in versions if held_out}
-        evaluate = [n for n, work in planned.items() if work is None or not Inventory(work).is_fresh(*EVALUATION)]
+        works = {n: planned(store, held_out, "evals", n) for n in versions if held_out}
+        evaluate = [n for n, work in works.items() if work is None or not Inventory(work).is_fresh(*EVALUATION)]
         return cls(list(range(first, run.rounds)), label, evaluate, stale)
 
     @property
@@ -71,12 +69,6 @@ class Remaining:
         return "resuming: " + ", ".join(parts)
 
 
-def _planned(store: Store, run: Run, kind: str, number: int) -> Round | None:
-    """The round, or None when it has no plan, or a plan for another number of prompts."""
-    plan = read_plan(store, kind, number)
-    return open_round(store, run, kind, number) if plan and plan.is_for(run.rollout.prompts_per_round) else None
-
-
 def _inputs_stale(inventory: Inventory) -> bool:
     """Whether a stage that the labels read is stale, so that `egrsd stage` must run first."""
     return bool(inventory.reasons("grade")) or any(
@@ -90,7 +82,7 @@ def trainable_rounds(store: Store, run: Run, first: int) -> list[Round]:
     Raises UserError when there is no such round, or when a stage of one is stale. Raises it also when the training state beside
     policy `first` is no longer kept.
     """
-    if first and store.read_bytes(f"{area('train', first)}/{MANIFEST}") is None:
+    if not store.has_state(first):
         kept = ", ".join(map(str, [0, *store.numbers("train")]))
         raise UserError(
             f"the training state beside policy {first} is not kept", store.uri, f"Train from one of these rounds: {kept}"

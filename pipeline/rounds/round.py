@@ -77,6 +77,16 @@ def open_round(store: Store, run: Run, kind: str, number: int, baseline: Running
     return Round(store, run, kind, number, plan.policy, plan.shards, state, {})
 
 
+def planned(store: Store, run: Run, kind: str, number: int, source: ProblemSet | None = None) -> Round | None:
+    """The round, or None when it has no plan, or a plan for another number of prompts.
+
+    With `source`, the open problems, a plan for other problems counts as none too.
+    """
+    plan = read_plan(store, kind, number)
+    fingerprint = None if source is None else source.fingerprint
+    return open_round(store, run, kind, number) if plan and plan.is_for(run.rollout.prompts_per_round, fingerprint) else None
+
+
 def open_rounds(store: Store, run: Run) -> Iterator[Round]:
     """All planned rounds in order. The running reward state is folded only once for all of them."""
     states = baselines(store, run)

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,7 +19,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.contract import Place, ShardInputs, Stage
+from pipeline.config import Run
+from pipeline.contract import Place, PooledEngines, ShardInputs, Stage, Usage
 from pipeline.errors import EgrsdError, StoreError, from_data, to_data
 from pipeline.problems.sources import Problem, ProblemSet
 from pipeline.rounds.inventory import Inventory
@@ -30,6 +31,7 @@ from pipeline.store.manifest import SUMMARISED_FROM, Entry, Origin
 _MIN_TASKS, _MAX_THREADS = 4, 32
 _ROWS, _MAX_GROUP = 512, 16  # a block costs the driver some 3 ms, so a row of a long round is a group of shards
 _MAX_TURNS = 4
+_LEAST_ENGINES = 8  # engines that a round always has enough shards in flight for
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,22 @@ class Choice:
 
 
 EVERY_SHARD = Choice()
+
+
+def usage(engines: Mapping[str, PooledEngines]) -> Usage:
+    """What engines have done so far, over all pools: one pool, or one each for rollout and scoring."""
+    pools = [pool.usage() for pool in {id(pool): pool for pool in engines.values()}.values()]
+    most = max((pool.most for pool in pools), default=0)
+    return Usage(sum(pool.busiest_s for pool in pools), sum(pool.idle_s for pool in pools), most)
+
+
+def inflight(run: Run, engines: Mapping[str, PooledEngines]) -> int:
+    """Shards that may wait on engines at one time.
+
+    They are enough for the most engines that the pools may have now, and for at least 8. `egrsd scale` may add engines while
+    the stages run.
+    """
+    return run.engines.inflight_shards * max(_LEAST_ENGINES, usage(engines).most)
 
 
 def execute(

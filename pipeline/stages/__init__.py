@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pipeline.contract import Stage
-from pipeline.errors import SettingError, UserError, nearest
+from pipeline.errors import UserError, nearest, refuse_unread
 from pipeline.stages import grade, label, profile, prompts, rollout, score
 
 PLAN: tuple[Stage, ...] = (prompts.STAGE, rollout.STAGE, grade.STAGE, score.STAGE, profile.STAGE, label.STAGE)
@@ -23,19 +23,16 @@ def find_stage(name: str) -> Stage:
     return STAGES[name]
 
 
-def refuse_unread(stage: Stage, settings: Iterable[str]) -> None:
+def check_settings(stage: Stage, settings: Iterable[str]) -> None:
     """Raise SettingError for the first setting that `stage` does not read. The error names the stages that read it.
 
     Settings of `engines` pass, although no stage reads them: they say how many engines answer and where.
     """
-    for setting in settings:
-        if not stage.reads_setting(setting) and not setting.startswith("engines."):
-            readers = [other.name for other in PLAN if other.reads_setting(setting)]
-            hint = "No stage reads it; pass it to `egrsd distill` or `egrsd train`"
-            hint = f"It is read by: {', '.join(readers)}" if readers else hint
-            raise SettingError(f"stage {stage.name} does not read this setting", setting, hint)
+    reads = lambda setting: stage.reads_setting(setting) or setting.startswith("engines.")  # noqa: E731
+    refuse_unread(f"stage {stage.name} does not read this setting", settings, reads, _readers)
 
 
-def readers(column: str) -> tuple[str, ...]:
-    """Names of the stages that read `column`."""
-    return tuple(stage.name for stage in PLAN if column in stage.reads)
+def _readers(setting: str) -> str:
+    """A sentence about the stages that read a setting."""
+    readers = [stage.name for stage in PLAN if stage.reads_setting(setting)]
+    return f"It is read by: {', '.join(readers)}" if readers else "No stage reads it; pass it to `egrsd distill` or `egrsd train`"

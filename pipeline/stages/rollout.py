@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import Run
 from pipeline.contract import (
-    WEIGHTS,
+    ENGINE_SETTINGS,
     Engines,
     Failure,
     Generate,
@@ -109,7 +109,7 @@ STAGE = Stage(
     reads=("prompt_tokens", "teacher_prompt_tokens"),
     settings=(
         "seed",
-        *WEIGHTS,
+        *ENGINE_SETTINGS,
         *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens", "teacher_share")),
         "score.entropy",
         "score.top_k",

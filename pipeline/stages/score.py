@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.config import Run
 from pipeline.contract import (
-    WEIGHTS,
+    ENGINE_SETTINGS,
     EngineFacts,
     Engines,
     Failure,
@@ -118,9 +118,8 @@ STAGE = Stage(
         "rollout_entropy",
         "rollout_entropy_error",
         "trace_source",
-        "policy_version",
     ),
-    settings=(*WEIGHTS, "score"),
+    settings=(*ENGINE_SETTINGS, "score"),
     compute=_compute,
     round_inputs=lambda _: ("policy",),
 )

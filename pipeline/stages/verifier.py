@@ -68,12 +68,6 @@ class Grader:
         self._deadline_s, self._processes = deadline_s, processes
         self._pool: ProcessPool | None = None
 
-    def __enter__(self) -> Grader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the child processes, also the busy ones. A grader that is used again starts new ones."""
         if self._pool is not None:

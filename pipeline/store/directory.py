@@ -71,13 +71,13 @@ class Store(Files):
 
     # ---- shards ------------------------------------------------------------------------------------------------------
 
-    def commit(self, area: str, stage: contract.Stage, shard: str, table: pa.Table, origin: Origin) -> Entry:
+    def commit(self, where: str, stage: contract.Stage, shard: str, table: pa.Table, origin: Origin) -> Entry:
         """Check a shard against the contract, write its data, and then its entry. Raises ContractError or StoreError."""
         tokens = check_table(stage, table)
         data = to_parquet(stage, table)
         digest = hashlib.sha256(data).hexdigest()
         entry = Entry(
-            area=area,
+            area=where,
             stage=stage.name,
             shard=shard,
             data=data_name(shard, digest, origin),
@@ -91,41 +91,41 @@ class Store(Files):
             seconds=round(origin.seconds, 4),
             facts=origin.facts,
         )
-        old = self.entry(area, stage.name, shard)
-        self.write(f"{area}/{stage.name}/{entry.data}", data)
-        self.write_json(f"{area}/{stage.name}/{shard}.json", asdict(entry))
+        old = self.entry(where, stage.name, shard)
+        self.write(f"{where}/{stage.name}/{entry.data}", data)
+        self.write_json(f"{where}/{stage.name}/{shard}.json", asdict(entry))
         if old is not None and old.data != entry.data:
-            self.delete(f"{area}/{stage.name}/{old.data}")
+            self.delete(f"{where}/{stage.name}/{old.data}")
         return entry
 
-    def entry(self, area: str, stage: str, shard: str) -> Entry | None:
+    def entry(self, where: str, stage: str, shard: str) -> Entry | None:
         """The manifest entry of a shard, or None when the shard does not exist."""
-        document = self.read_json(f"{area}/{stage}/{shard}.json", *ENTRY_FIELDS)
+        document = self.read_json(f"{where}/{stage}/{shard}.json", *ENTRY_FIELDS)
         return None if document is None else Entry(**{name: document[name] for name in ENTRY_FIELDS})
 
-    def entries(self, area: str, stage: str) -> dict[str, Entry]:
+    def entries(self, where: str, stage: str) -> dict[str, Entry]:
         """All entries of a stage, by shard."""
-        known, unknown = self._survey(f"{area}/{stage}")
+        known, unknown = self._survey(f"{where}/{stage}")
         if not unknown:
             return known
         with ThreadPoolExecutor(min(_READERS, len(unknown))) as pool:
-            known |= {e.shard: e for e in pool.map(lambda shard: self.entry(area, stage, shard), unknown) if e is not None}
+            known |= {e.shard: e for e in pool.map(lambda shard: self.entry(where, stage, shard), unknown) if e is not None}
         return dict(sorted(known.items()))
 
-    def summarise(self, area: str, stage: str) -> None:
+    def summarise(self, where: str, stage: str) -> None:
         """Write the summary of a stage, unless the existing one has all its entries."""
-        if self._survey(f"{area}/{stage}")[1]:
-            self.write(f"{area}/{stage}/{SUMMARY}", to_summary(self.entries(area, stage).values()))
+        if self._survey(f"{where}/{stage}")[1]:
+            self.write(f"{where}/{stage}/{SUMMARY}", to_summary(self.entries(where, stage).values()))
 
-    def tidy(self, area: str, stage: str, named: dict[str, str]) -> None:
+    def tidy(self, where: str, stage: str, named: dict[str, str]) -> None:
         """Delete the data files that no entry names. `named` has the data file of each shard; other shards are left alone.
 
         Such files come from a writer that was killed before it wrote its entry. Call it while holding the run, when nothing
         is being written.
         """
-        for name in self.names(f"{area}/{stage}"):
+        for name in self.names(f"{where}/{stage}"):
             if name.endswith(".parquet") and named.get(name.rpartition("-")[0], name) != name:
-                self.delete(f"{area}/{stage}/{name}")
+                self.delete(f"{where}/{stage}/{name}")
 
     def _survey(self, folder: str) -> tuple[dict[str, Entry], list[str]]:
         names = self.names(folder)
@@ -162,6 +162,10 @@ class Store(Files):
     def save_state(self, version: int, folder: str | Path) -> None:
         """Store the training state in a local folder, so that training can go on from policy `version` exactly."""
         put_folder(self, area("train", version), Path(folder))
+
+    def has_state(self, version: int) -> bool:
+        """Whether the training state beside policy `version` is kept. Policy 0, the base, needs none."""
+        return version == 0 or is_whole(self, area("train", version))
 
     def prune_states(self, keep: int) -> None:
         """Delete the training states of published policies, except the last `keep`."""

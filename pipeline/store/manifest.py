@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pipeline.digest import short
+
 SUMMARY = "summary"
 SUMMARISED_FROM = 64  # shards of a stage; fewer entries are as fast to read one by one
 
@@ -65,7 +67,7 @@ ENTRY_FIELDS = tuple(f.name for f in fields(Entry))
 def data_name(shard: str, sha256: str, origin: Origin) -> str:
     """The name of a data file. Two entries that differ in more than their seconds never name the same file."""
     text = json.dumps([sha256, origin.settings, origin.inputs, origin.facts], sort_keys=True)
-    return f"{shard}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.parquet"
+    return f"{shard}-{short(text.encode(), 12)}.parquet"
 
 
 def to_summary(entries: Iterable[Entry]) -> bytes:

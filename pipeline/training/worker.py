@@ -29,10 +29,6 @@ class Handle:
         self._thread = threading.Thread(target=self._work, args=(store, run), name="egrsd-trainer", daemon=True)
         self._thread.start()
 
-    def error(self) -> EgrsdError | None:
-        """The error that ended the trainer. None while it runs, or when it ended well."""
-        return self._error
-
     def running(self) -> bool:
         """Whether the trainer still takes rounds."""
         return self._thread.is_alive()

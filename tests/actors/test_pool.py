@@ -59,7 +59,7 @@ def wait_for(condition, seconds=30):
 
 
 def serving(pool):
-    return [engine for engine in pool.status() if engine.state == "serving"]
+    return [engine for engine in pool.overview().engines if engine.state == "serving"]
 
 
 def in_thread(work):
@@ -89,28 +89,28 @@ def test_a_pool_travels_into_tasks_and_spreads_their_batches(start):
     wait_for(lambda: len(serving(pool)) == 2)
     answers = ray.get([ask_from_a_task.remote(pool, range(i * 10, i * 10 + 10)) for i in range(4)])
     assert same([row for answer in answers for row in answer], undisturbed())
-    assert min(engine.rows for engine in pool.status()) >= 10
+    assert min(engine.rows for engine in pool.overview().engines) >= 10
 
 
 def test_a_killed_engine_is_replaced_and_its_batch_asked_again(start):
     pool = start(size=1, behaviour=Behaviour(batch_s=2.0))
     pool.facts()
     answer = in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING))
-    wait_for(lambda: any(engine.batches for engine in pool.status()))
-    victim = pool.status()[0]
+    wait_for(lambda: any(engine.batches for engine in pool.overview().engines))
+    victim = pool.overview().engines[0]
     os.kill(victim.pid, signal.SIGKILL)
     assert same(answer(), undisturbed())
-    assert [engine.name for engine in pool.status()] != [victim.name]
+    assert [engine.name for engine in pool.overview().engines] != [victim.name]
 
 
 def test_an_idle_engine_that_dies_is_replaced_unasked(start):
     pool = start(size=1)
     pool.facts()
     wait_for(lambda: serving(pool))
-    victim = pool.status()[0]
+    victim = pool.overview().engines[0]
     os.kill(victim.pid, signal.SIGKILL)
     wait_for(lambda: [e for e in serving(pool) if e.name != victim.name])
-    assert victim.name not in [engine.name for engine in pool.status()]
+    assert victim.name not in [engine.name for engine in pool.overview().engines]
 
 
 def test_a_row_that_keeps_killing_its_engine_is_isolated(start):
@@ -153,26 +153,27 @@ def test_resize_joins_after_load_and_drains_before_it_ends(start):
     pool = start(size=1, behaviour=Behaviour(batch_s=1.0, start_s=0.3), inflight=1)
     wait_for(lambda: len(serving(pool)) == 1)
     pool.resize(3)
-    assert [engine.state for engine in pool.status()] == ["serving", "loading", "loading"]
+    assert [engine.state for engine in pool.overview().engines] == ["serving", "loading", "loading"]
     wait_for(lambda: len(serving(pool)) == 3)
     waiting = [in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING)) for _ in range(3)]
-    wait_for(lambda: all(engine.batches == 1 for engine in pool.status()))
+    wait_for(lambda: all(engine.batches == 1 for engine in pool.overview().engines))
     pool.resize(1)
-    assert sorted(engine.state for engine in pool.status()) == ["draining", "draining", "serving"]
+    assert sorted(engine.state for engine in pool.overview().engines) == ["draining", "draining", "serving"]
     assert all(same(answer(), undisturbed()) for answer in waiting)
-    wait_for(lambda: len(pool.status()) == 1)
+    wait_for(lambda: len(pool.overview().engines) == 1)
 
 
 def test_work_that_waits_makes_it_grow_and_idleness_shrinks_it(start):
     pool = start(size=0, most=3, inflight=1, behaviour=Behaviour(batch_s=0.5), grow_after_s=0.2, shrink_after_s=1.0)
-    assert pool.status() == []
+    assert pool.overview().engines == []
     answers = [in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING)) for _ in range(12)]
     wait_for(lambda: len(serving(pool)) == 3)
     assert pool.overview().queued > 0
     assert all(same(answer(), undisturbed()) for answer in answers)
-    wait_for(lambda: sum(engine.rows for engine in pool.status()) == 12 * len(REQUESTS))  # what is released is counted later
-    assert pool.status()[0].tokens_per_s > 0
-    wait_for(lambda: pool.status() == [])
+    # what is released is counted later
+    wait_for(lambda: sum(engine.rows for engine in pool.overview().engines) == 12 * len(REQUESTS))
+    assert pool.overview().engines[0].tokens_per_s > 0
+    wait_for(lambda: pool.overview().engines == [])
     done = pool.overview()
     assert (done.queued, done.target, done.gone) == (0, 0, [])
     assert 6.0 <= done.working_s <= done.serving_s  # twelve batches of half a second, whoever answered them
@@ -184,14 +185,14 @@ def test_engines_that_a_smaller_pool_ends_while_they_load_are_no_failure(start):
         pool.resize(4)
         pool.resize(1)
     pool.facts()
-    wait_for(lambda: [engine.state for engine in pool.status()] == ["serving"])
+    wait_for(lambda: [engine.state for engine in pool.overview().engines] == ["serving"])
     assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
 
 
 def test_an_engine_that_died_is_told_with_its_cause(start):
     pool = start(size=1)
     wait_for(lambda: serving(pool))
-    victim = pool.status()[0]
+    victim = pool.overview().engines[0]
     os.kill(victim.pid, signal.SIGKILL)
     wait_for(lambda: pool.overview().gone)
     [(name, cause, ago)] = pool.overview().gone
@@ -202,7 +203,7 @@ def test_an_engine_that_died_is_told_with_its_cause(start):
 
 def test_an_empty_pool_wakes_up_when_asked(start):
     pool = start(size=0)
-    assert pool.status() == []
+    assert pool.overview().engines == []
     assert same(pool.generate(REQUESTS[:2], BASE, SAMPLING), undisturbed(REQUESTS[:2]))
 
 
@@ -210,11 +211,11 @@ def test_a_dead_dispatcher_starts_anew_and_loses_nothing(start):
     pool = start(size=1, behaviour=Behaviour(batch_s=1.0))
     pool.facts()
     answer = in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING))
-    wait_for(lambda: any(engine.batches for engine in pool.status()))
-    old = pool.status()[0]
+    wait_for(lambda: any(engine.batches for engine in pool.overview().engines))
+    old = pool.overview().engines[0]
     ray.kill(pool._dispatcher, no_restart=False)
     assert same(answer(), undisturbed())
-    assert pool.status()[0].name != old.name
+    assert pool.overview().engines[0].name != old.name
     wait_for(lambda: not alive(old.pid))
 
 
@@ -223,9 +224,9 @@ def test_a_row_is_not_blamed_for_engines_that_die_with_their_dispatcher(start):
     pool.facts()
     answer = in_thread(lambda: pool.generate(REQUESTS[:1], BASE, SAMPLING))
     for _ in range(3):
-        wait_for(lambda: any(engine.batches for engine in pool.status()))
+        wait_for(lambda: any(engine.batches for engine in pool.overview().engines))
         ray.kill(pool._dispatcher, no_restart=False)
-        wait_for(lambda: not any(engine.batches for engine in pool.status()))
+        wait_for(lambda: not any(engine.batches for engine in pool.overview().engines))
     assert same(answer(), undisturbed(REQUESTS[:1]))
 
 
@@ -267,11 +268,11 @@ def test_an_engine_whose_numbers_mean_something_else_ends_the_pool(start, tmp_pa
     assert pool.facts().entropy_method == "exact"
     odd.touch()
     pool.resize(2)
-    wait_for(lambda: len(pool.status()) == 1)
+    wait_for(lambda: len(pool.overview().engines) == 1)
     for ask in (pool.facts, lambda: pool.generate(REQUESTS, BASE, SAMPLING)):
         with pytest.raises(EngineError, match=r"engines\.rollout: .* entropy_method is 'bounds', the first engine's 'exact'"):
             ask()
-    assert sum(engine.rows for engine in pool.status()) == 0
+    assert sum(engine.rows for engine in pool.overview().engines) == 0
 
 
 def test_processes_that_die_while_loading_end_the_pool(start):

@@ -48,6 +48,14 @@ def test_a_setting_that_cannot_be_asked_for_is_refused(k, sets, message):
         ask(recipes.demo(), "", k, sets)
 
 
+@pytest.mark.parametrize("spec", ["gsm8k", "gsm8k=/data/copy.jsonl"])
+def test_a_benchmark_refuses_settings_of_a_source(spec):
+    """They were dropped without a word."""
+    with pytest.raises(SettingError, match=f"benchmark {spec} has columns and a split of its own") as caught:
+        ask(recipes.demo(), spec, 1, ["evaluation.samples=2", "evaluation.source.answer=result"])
+    assert caught.value.where == "evaluation.source.answer"
+
+
 def test_settings_that_decide_answers_decide_the_folder_and_others_do_not():
     kind = lambda *sets: ask(recipes.demo(), "", None, list(sets)).kind  # noqa: E731
     assert kind() == kind("engines.inflight_shards=3")

@@ -91,3 +91,11 @@ def test_rounds_can_be_chosen_and_one_that_is_not_there_is_told(stored):
     assert swept(stored, "label.gamma=.3", rounds=[1])["rounds"] == [1]
     with pytest.raises(Exception, match="round 7 is not there"):
         job.sweep_run(stored.uri, [], [7], 0, True)
+
+
+def test_evidence_of_earlier_code_gets_the_mean_cosine_that_it_lacks(tmp_path):
+    store = Store(str(tmp_path))
+    assert sweep.read_evidence(store) is None
+    points = [{"cosine": [0.5, None, 1.0]}, {"cosine": []}, {"cosine": [0.5], "cosine_mean": 0.25}]
+    store.write_json(sweep.EVIDENCE, {"points": points, "deciles": {}, "axes": {}})
+    assert [point["cosine_mean"] for point in sweep.read_evidence(store)["points"]] == [0.75, None, 0.25]

@@ -17,7 +17,7 @@ from pipeline import overrides, recipes
 from pipeline.errors import SettingError
 from pipeline.evidence import trackers
 from pipeline.rounds import metrics
-from pipeline.stages import PLAN, find_stage, refuse_unread
+from pipeline.stages import PLAN, check_settings, find_stage
 from pipeline.store.directory import Store
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -306,7 +306,7 @@ def test_a_resume_may_change_sinks_and_nothing_else(store):
 
 def test_a_stage_does_not_take_sinks(store):
     with pytest.raises(SettingError, match="pass it to `egrsd distill`"):
-        refuse_unread(find_stage("label"), ["metrics.sinks"])
+        check_settings(find_stage("label"), ["metrics.sinks"])
 
 
 # ---- a run from end to end -----------------------------------------------------------------------------------------------

@@ -17,6 +17,13 @@ from pipeline.store.directory import Store
 
 FOLDER = Path(jobs.__file__).parent
 VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+REPOSITORY = FOLDER.parent
+BELOW = sorted(
+    str(path.relative_to(REPOSITORY))
+    for folder in ("pipeline", "actors")
+    for path in (REPOSITORY / folder).rglob("*.py")
+    if path.parent.name != "store"
+)
 OTHERS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in {"opened", "__init__"})
 FORBIDDEN = {
     "ray.init": "joins a cluster",
@@ -29,7 +36,7 @@ WORKING = {"jobs.engines.open_engines", "pipeline.training.worker.start", "pipel
 
 
 def used(module):
-    """Full names of what a module calls, also from within functions and by an alias."""
+    """Full names of what a module of `jobs` calls, also from within functions and by an alias."""
     return names(ast.parse((FOLDER / f"{module}.py").read_text()))
 
 
@@ -73,6 +80,13 @@ def test_every_verb_is_a_module_of_its_own(verb):
 @pytest.mark.parametrize("module", OTHERS)
 def test_no_module_but_the_prologue_joins_a_cluster_opens_a_run_or_takes_a_lease(module):
     assert {name: why for name, why in FORBIDDEN.items() if name in used(module)} == {}
+
+
+def test_no_module_below_the_verbs_takes_a_lease():
+    """Only pipeline/store, which defines the lease, and jobs/opened.py may."""
+    assert "pipeline/evidence/trackers.py" in BELOW
+    takers = [path for path in BELOW if "pipeline.store.lease.held" in names(ast.parse((REPOSITORY / path).read_text()))]
+    assert takers == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

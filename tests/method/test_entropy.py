@@ -8,13 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.method import entropy
 
 
-def entropy_of(p: np.ndarray) -> np.ndarray:
+def exactly(p: np.ndarray) -> np.ndarray:
     """-sum p log p of rows of probabilities in float64, 0 log 0 = 0."""
     return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
 
@@ -46,7 +46,7 @@ def top(p: np.ndarray, k: int) -> np.ndarray:
 def test_bounds_enclose_the_entropy(p: np.ndarray, k: int) -> None:
     k = min(k, p.shape[1])
     lower, upper = entropy.bounds(top(p, k), p.shape[1])
-    exact = entropy_of(p)
+    exact = exactly(p)
     assert (lower <= exact + 1e-9).all()
     assert (exact <= upper + 1e-9).all()
     assert (lower >= -1e-12).all()
@@ -64,8 +64,8 @@ def test_bounds_tighten_with_k_and_meet_at_the_vocabulary(p: np.ndarray) -> None
 def test_bounds_by_hand() -> None:
     # kept .5 and .2, tail .3 over three tokens: at least one atom of .2 and one of .1, at most three of .1
     lower, upper = entropy.bounds(np.log([[0.2, 0.5]]), 5)
-    assert lower[0] == pytest.approx(entropy_of(np.array([0.5, 0.2, 0.2, 0.1])))
-    assert upper[0] == pytest.approx(entropy_of(np.array([0.5, 0.2, 0.1, 0.1, 0.1])))
+    assert lower[0] == pytest.approx(exactly(np.array([0.5, 0.2, 0.2, 0.1])))
+    assert upper[0] == pytest.approx(exactly(np.array([0.5, 0.2, 0.1, 0.1, 0.1])))
     order = entropy.bounds(np.log([[0.5, 0.2]]), 5)
     assert (order[0][0], order[1][0]) == (lower[0], upper[0])
 
@@ -86,44 +86,59 @@ def test_bounds_take_no_rows_and_refuse_other_shapes() -> None:
             entropy.bounds(bad, 9)
 
 
-@given(distributions(), st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 20), vocab=st.integers(2, 300), scale=st.sampled_from([0.0, 1.0, 30.0]), seed=st.integers(0, 99))
+def test_entropy_of_any_distribution(rows, vocab, scale, seed):
+    logits = torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
+    logits[:, 0] = -math.inf  # a masked token
+    logprobs = logits.log_softmax(-1)
+    got = entropy.entropy_of(logprobs)
+    torch.testing.assert_close(got, torch.from_numpy(exactly(logprobs.double().exp().numpy())).float(), atol=2e-6, rtol=2e-6)
+    assert ((got >= -1e-6) & (got <= math.log(vocab) + 1e-5)).all()
+
+
+def test_entropy_does_not_hide_a_nan_and_does_not_depend_on_blocks():
+    logprobs = torch.randn(7, 200_000).log_softmax(-1)  # more than a block a row
+    logprobs[3, 5] = math.nan
+    got = entropy.entropy_of(logprobs)
+    assert got.isnan().tolist() == [i == 3 for i in range(7)]
+    torch.testing.assert_close(got[6:], entropy.entropy_of(logprobs[6:]), atol=0, rtol=0)
+    assert entropy.entropy_of(torch.tensor([[0.0, -math.inf]])).item() == 0.0
+
+
+@given(distributions())
 @settings(max_examples=60, deadline=None)
-def test_exact_entropy_is_the_entropy(p: np.ndarray, chunk: int) -> None:
+def test_entropy_of_probabilities_of_which_some_are_zero(p: np.ndarray) -> None:
     with np.errstate(divide="ignore"):
-        logits = torch.tensor(np.log(p))  # zeros become -inf
-    found = entropy.exact_entropy(logits, chunk)
-    np.testing.assert_allclose(found, entropy_of(p), atol=2e-6)
-    torch.testing.assert_close(entropy.exact_entropy(logits + 50, 3), found, atol=1e-5, rtol=0)
+        logprobs = torch.tensor(np.log(p), dtype=torch.float32)  # zeros become -inf
+    np.testing.assert_allclose(entropy.entropy_of(logprobs), exactly(p), atol=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_entropy_of_a_real_vocabulary(dtype: torch.dtype) -> None:
-    logits = (torch.randn(9, 49_152, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
-    expected = torch.distributions.Categorical(logits=logits.double()).entropy()
-    found = entropy.exact_entropy(logits, chunk=4)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    uniform = entropy.exact_entropy(torch.zeros(1, 151_936))
-    assert float(uniform) == pytest.approx(math.log(151_936), abs=2e-6)
+@given(distributions())
+@settings(max_examples=60, deadline=None)
+def test_bounds_that_lack_one_token_are_the_entropy(p: np.ndarray) -> None:
+    """The self-check of an engine relies on it."""
+    assume(p.shape[1] > 1)
+    with np.errstate(divide="ignore"):
+        kept = np.log(np.sort(p, axis=1)[:, 1:])
+    np.testing.assert_allclose(entropy.bounds(kept, p.shape[1])[1], exactly(p), atol=1e-9)
 
 
-def test_only_a_chunk_exists_in_single_precision() -> None:
-    logits = torch.zeros(64, 50_000, dtype=torch.bfloat16)
+def test_entropy_of_a_real_vocabulary() -> None:
+    logprobs = (torch.randn(9, 49_152, generator=torch.Generator().manual_seed(0)) * 3).log_softmax(-1)
+    expected = torch.distributions.Categorical(logits=logprobs.double()).entropy()
+    np.testing.assert_allclose(entropy.entropy_of(logprobs), expected, atol=2e-5)
+    uniform = entropy.entropy_of(torch.zeros(1, 151_936).log_softmax(-1))
+    assert float(uniform) == pytest.approx(math.log(151_936), abs=2e-5)
+
+
+def test_only_a_block_is_copied() -> None:
+    logprobs = torch.zeros(64, 50_000)
     with torch.profiler.profile(profile_memory=True) as seen:
-        entropy.exact_entropy(logits, chunk=2)
+        entropy.entropy_of(logprobs)
     held = peak = 0
     for event in seen.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    assert 0 < peak <= 4 * (2 * 50_000 * 4)  # four chunks' worth, where the whole in fp32 is 64 rows
-
-
-def test_entropy_refuses_other_shapes_and_takes_no_rows() -> None:
-    assert entropy.exact_entropy(torch.empty(0, 7)).shape == (0,)
-    with pytest.raises(ValueError, match="logits"):
-        entropy.exact_entropy(torch.zeros(7))
-    with pytest.raises(ValueError, match="logits"):
-        entropy.exact_entropy(torch.zeros(2, 7, dtype=torch.int64))
-    with pytest.raises(ValueError, match="chunk"):
-        entropy.exact_entropy(torch.zeros(2, 7), chunk=0)
+    assert 0 < peak <= 4 * (50_000 * 4)  # four blocks of one row, where the whole has 64 rows

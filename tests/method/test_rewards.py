@@ -55,13 +55,13 @@ def test_group_advantage_of_equal_rewards_is_exactly_zero() -> None:
 
 @given(reward_lists, st.integers(1, 4), st.integers(0, 2**31))
 @settings(max_examples=80, deadline=None)
-def test_group_advantage_knows_groups_by_id_in_any_order(rewards: list[float], size: int, seed: int) -> None:
+def test_group_advantage_does_not_depend_on_the_order_of_groups(rewards: list[float], size: int, seed: int) -> None:
     values = np.array(rewards * size)
     ids = np.repeat(np.arange(len(rewards)), size)
     found = group_advantage(values, size)
-    order = np.random.default_rng(seed).permutation(len(values))
-    names = np.array([f"prompt {i}" for i in ids[order]], dtype=str)
-    np.testing.assert_allclose(group_advantage(values[order], names), found[order], atol=1e-12)
+    order = np.random.default_rng(seed).permutation(len(rewards))
+    moved = (order[:, None] * size + np.arange(size)).ravel()  # whole groups change places
+    np.testing.assert_allclose(group_advantage(values[moved], size), found[moved], atol=1e-12)
     assert np.array_equal(np.isnan(found), np.isnan(values))
     for group in range(len(rewards)):
         known = found[ids == group][~np.isnan(found[ids == group])]
@@ -72,8 +72,6 @@ def test_group_advantage_knows_groups_by_id_in_any_order(rewards: list[float], s
 def test_group_advantage_refuses_torn_groups() -> None:
     with pytest.raises(ValueError, match="5 rows do not divide into groups of 2"):
         group_advantage(np.zeros(5), 2)
-    with pytest.raises(ValueError, match="groups: shape"):
-        group_advantage(np.zeros(5), np.zeros(4))
     with pytest.raises(ValueError, match="rewards: shape"):
         group_advantage(np.zeros((5, 2)), 2)
 

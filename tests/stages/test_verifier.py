@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import psutil
 import pytest
@@ -25,7 +26,7 @@ HANGS = r"\boxed{9^{9^{9^{9}}}}"
 
 @pytest.fixture(scope="module")
 def grader():
-    with Grader(deadline_s=20) as grader:
+    with closing(Grader(deadline_s=20)) as grader:
         yield grader
 
 
@@ -35,11 +36,11 @@ def verdict(grader: Grader, response: str, answer: str, finish: str = "stop") ->
 
 def test_verdicts_that_need_no_mathematics_start_no_process(grader):
     before = set(multiprocessing.active_children())
-    with Grader(answer_pattern=r"#(-?\d+)$") as patterned:
+    with closing(Grader(answer_pattern=r"#(-?\d+)$")) as patterned:
         responses = ["7+4=11#11", "7+4=10#10", "7+4=", "7+4=11#11", "7+4=11#1#11"]
         results = patterned.grade(responses, ["11"] * 5, ["stop", "stop", "stop", "length", "stop"])
     assert [r.verdict for r in results] == ["correct", "wrong", "unparsable", "truncated", "correct"]
-    with Grader("exact") as exact:
+    with closing(Grader("exact")) as exact:
         assert verdict(exact, r"\boxed{\frac{2}{4}}", "0.5") == "wrong"
     assert set(multiprocessing.active_children()) == before
 
@@ -86,7 +87,7 @@ def test_a_row_without_reference_is_rejected(grader):
 
 
 def test_a_hanging_verifier_is_a_timeout_of_its_row_only():
-    with Grader(deadline_s=1.5, processes=2) as hurried:
+    with closing(Grader(deadline_s=1.5, processes=2)) as hurried:
         started = time.monotonic()
         responses = [r"\boxed{\frac{1}{2}}", HANGS, r"\boxed{\frac{1}{3}}", HANGS, r"\boxed{\frac{2}{4}}"]
         results = hurried.grade(responses, ["0.5"] * 5, ["stop"] * 5)
@@ -105,7 +106,7 @@ def wait_for_children(known: set) -> list:
 
 def test_a_dying_verifier_is_an_error_of_its_row_only():
     known = set(multiprocessing.active_children())
-    with Grader(deadline_s=60) as patient:
+    with closing(Grader(deadline_s=60)) as patient:
         assert verdict(patient, r"\boxed{\frac{1}{2}}", "0.5") == "correct"
         child = wait_for_children(known)[0]
         killer = threading.Timer(1.5, os.kill, (child.pid, signal.SIGKILL))
@@ -120,7 +121,7 @@ def test_a_dying_verifier_is_an_error_of_its_row_only():
 
 def test_a_child_that_dies_idle_costs_no_row():
     known = set(multiprocessing.active_children())
-    with Grader(deadline_s=60) as patient:
+    with closing(Grader(deadline_s=60)) as patient:
         assert verdict(patient, r"\boxed{\frac{1}{2}}", "0.5") == "correct"
         os.kill(wait_for_children(known)[0].pid, signal.SIGKILL)
         time.sleep(0.5)
@@ -172,7 +173,7 @@ def test_the_graders_of_one_process_are_shared():
 
 
 def test_a_deadline_of_milliseconds_is_kept():
-    with Grader(deadline_s=0.002) as impatient:
+    with closing(Grader(deadline_s=0.002)) as impatient:
         [result] = impatient.grade([r"\boxed{\int_0^1 x^{x^x} dx}"], [r"\pi+1"], ["stop"])
     assert (result.verdict, result.reject) == ("timeout", "verifier_timeout")
 
@@ -200,7 +201,7 @@ def test_hostile_answers_are_never_right_and_never_lethal(answer):
 
 
 def test_a_catastrophic_pattern_is_a_timeout():
-    with Grader("exact", r"(a|aa)+$", 0.5) as trapped:
+    with closing(Grader("exact", r"(a|aa)+$", 0.5)) as trapped:
         [bad, good] = trapped.grade(["a" * 60 + "b", "aa"], ["a", "a"], ["stop", "stop"])
     assert (bad.verdict, bad.reject) == ("timeout", "verifier_timeout")
     assert good.verdict == "correct"
@@ -214,7 +215,7 @@ def test_a_pattern_that_cannot_work_is_named(pattern, message):
 
 def test_many_simple_rows_take_no_time():
     responses = [rf"Some words, \frac{{1}}{{2}} and a box: \boxed{{{i % 50}}}" for i in range(10_000)]
-    with Grader() as quick:
+    with closing(Grader()) as quick:
         started = time.process_time()
         results = quick.grade(responses, ["7"] * 10_000, ["stop"] * 10_000)
         assert time.process_time() - started < 1

@@ -74,6 +74,7 @@ function drawReader(trace, page) {
           el("span", { class: "chip" }, `${count(trace.length)} tokens, ended by ${trace.finish}`),
           el("span", { class: "chip" }, `${trace.pivots} pivots, ${trace.forks} forks`),
         ),
+        trace.note ? el("p", { class: "fine" }, trace.note) : null,
       ),
       signals.tokens.length > PAGE ? overview(trace, signals, page) : null,
       text,
