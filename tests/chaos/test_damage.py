@@ -89,6 +89,17 @@ def test_a_flipped_bit_is_found_by_train_and_by_distill_before_it_is_trained_on(
     assert untrained.names("metrics") == []
 
 
+@pytest.mark.chaos
+def test_a_flipped_bit_that_a_rank_finds_reaches_the_user_through_ray_train(untrained, capfd):
+    """As above with the real trainer: what a rank in a process of its own raises is told as one line, not as a failed job."""
+    path = flip(untrained, "score")
+    said = error_of(capfd, train.train_committed, untrained.uri, None, [], None, False)
+    assert f"{path}: the bytes are not those that were committed" in said
+    assert "`egrsd stage score --round 0 --shard 0000 --force`" in said
+    assert untrained.latest_policy() == 0
+    assert untrained.names("metrics") == []
+
+
 @pytest.mark.parametrize("reader", [s for s in PLAN if s.inputs and s.where == "CPU"], ids=lambda s: s.name)
 def test_a_flipped_bit_is_found_by_every_stage_that_reads_it(untrained, capfd, reader):
     for name in reader.inputs:
