@@ -175,6 +175,7 @@ def test_every_row_is_of_the_policy_its_round_asked_for_while_engines_die_and_jo
     held("fake", deaths)
 
 
+@pytest.mark.chaos
 def test_a_second_driver_is_refused_and_the_dead_ones_place_is_free(ground, tmp_path):
     """Two real commands on one run; then the first dies without a word."""
     uri = str(tmp_path / "run")
@@ -202,6 +203,7 @@ def test_a_second_driver_is_refused_and_the_dead_ones_place_is_free(ground, tmp_
     assert Store(uri).read_json("lease.json") is None
 
 
+@pytest.mark.chaos
 def test_the_harness_sees_what_a_kill_leaves(ground, tmp_path):
     """Its checks can fail: a process, a reservation and an actor of a driver that still runs are found."""
     command = fake(ground, str(tmp_path / "run"), *SHORT)
