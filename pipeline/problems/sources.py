@@ -128,6 +128,7 @@ class _Generated:
         return self.size
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows at `indices`, in the order asked."""
         return [self.make(int(index)) for index in indices]
 
 
