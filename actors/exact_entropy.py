@@ -49,7 +49,7 @@ def install() -> bool:
 
 
 def check_origin() -> None:
-    """Raise EngineError when the hook in this process's vLLM is another copy's: a plugin of another folder may have come first."""
+    """Raise EngineError when the hook in this process's vLLM is another copy's, whose plugin came first."""
     with contextlib.suppress(ImportError, AttributeError):
         from vllm.v1.sample.sampler import Sampler
 
