@@ -101,7 +101,7 @@ def open_sources(run: Run) -> Sources:
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
     prompt template or the answer pattern. Raises UserError when no prompt of the first round can be answered.
     """
-    grader_of(run.grade)
+    grader_of(run)
     rounds = open_source(run.source)
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
     tokenizer = tokenizer_of(run.model)
