@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.terminal import QUIET, Session
+from pipeline import notices
 from pipeline.config import Run
 from pipeline.store import lease
 from pipeline.store.directory import Store
@@ -73,6 +74,7 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
     """
     from actors import cluster
 
+    out.exits.enter_context(notices.shown(out.say))
     out.log_to(store)
     names = (*QUIET, "EGRSD_DEBUG")
     cluster.connect(address, {name: os.environ[name] for name in names if name in os.environ})

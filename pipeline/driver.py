@@ -21,6 +21,7 @@ from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.models.tokenizer import tokenizer_of
+from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
@@ -220,9 +221,10 @@ class Driver:
     def _close(self, trainer: TrainerHandle, measured: _Measured) -> str:
         """Wait for the policy that is trained on a round, then write the round's metrics. Returns a note for the bar."""
         number = measured.work.number
-        while not self.store.has_policy(number + 1):
-            self._expect(trainer, number + 1)
-            time.sleep(self.store.poll_s)
+        with late("trainer", f"the trainer has worked on policy {number + 1} for {NOTICE_S:g} s: the run waits for it."):
+            while not self.store.has_policy(number + 1):
+                self._expect(trainer, number + 1)
+                time.sleep(self.store.poll_s)
         clock = measured.clock | {"seconds_round": time.perf_counter() - measured.begun}
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
