@@ -24,6 +24,7 @@ from actors.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, UserError, first_line
+from pipeline.fit import code
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Dispatcher:
         self._past = (0.0, 0.0)  # serving and working seconds of engines that have ended
         self._sizer: asyncio.Task[None] | None = None
         self._facts: EngineFacts | None = None
-        self._failure: EgrsdError | None = None
+        self._failure: EgrsdError | None = code.other_code()
         self._failures_to_load = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()

@@ -328,7 +328,19 @@ class Run(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, readable by `--config`."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML in which text that looks like a JSON number stands in quotes; YAML 1.1 takes 1e5 for text."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if text[:1] in "-0123456789" else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def _later_default(section: Section, name: str) -> bool:

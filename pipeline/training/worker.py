@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import EgrsdError, TrainingError
+from pipeline.fit import code
 from pipeline.notices import tell
 from pipeline.overrides import load
 from pipeline.store.directory import Store
@@ -114,6 +115,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
     from pipeline.training import rank
 
+    code.check()
     rank.train(config["store"], load(config["run"]), get_device())
 
 

@@ -33,6 +33,7 @@ def rank_pid() -> int:
     return process.pid
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_local")
 def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> None:
     run = tiny_run("rounds=4", "train.threads=1", "train.max_failures=1")
@@ -58,7 +59,7 @@ def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> N
 
     commit_round(store, make_round(3, policy_version=[2] * 12))
     with pytest.raises(TrainingError, match="older than max_staleness"):
-        until(lambda: store.has_policy(4), handle, seconds=60)
+        until(lambda: store.has_policy(4), handle)
     with pytest.raises(TrainingError):
         handle.join()
     assert store.latest_policy() == 3
