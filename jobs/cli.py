@@ -79,13 +79,15 @@ def train(
     run: RunUri,
     from_round: Annotated[int | None, typer.Option(help="Train this round and the later ones again.")] = None,
     set: Sets = None,
+    out: Annotated[str | None, typer.Option(help="New run for the policies; the rounds are copied there.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace this run's later policies.")] = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Train on committed rounds, without engines."""
-    from jobs.train import train_committed
+    from jobs.train import Target, train_committed
 
-    train_committed(run, from_round, set or [], address, debug)
+    train_committed(run, from_round, set or [], address, debug, Target(replace, out))
 
 
 @app.command(cls=Once)
@@ -163,12 +165,13 @@ def scale(
 def export(
     run: RunUri,
     out: Annotated[str, typer.Option(help="Folder or URI for the Parquet dataset.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the data set that is there.")] = False,
     debug: Debug = False,
 ) -> None:
     """Join all stages of all rounds into one self-contained Parquet dataset."""
     from jobs.export import export_run
 
-    export_run(run, out, debug)
+    export_run(run, out, debug, replace)
 
 
 @app.command(cls=Once)
@@ -190,12 +193,13 @@ def report(
     run: RunUri,
     compare: Annotated[str | None, typer.Option(help="Folder with compare.json, for the frontier.")] = None,
     out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the run.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --out.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML file: traces token by token, the run by round, the evidence."""
     from jobs.report import report_run
 
-    report_run(run, compare, out, debug)
+    report_run(run, compare, out, debug, replace)
 
 
 @app.command(cls=Once)

@@ -54,11 +54,21 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
                     f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
                 )
         start(out, store, address)
+        if going := _replaced(inventory, stage, Choice(only, asked.force)):
+            out.say(f"{work.area} {stage.name}: {len(going)} shards are replaced, each once its new one is whole.")
         computed = _bring_up(work, stage, Choice(only, asked.force), out)
+        for setting, was, now in differences(old, run):
+            out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         store.save_run(run, versions())  # after the computation, so that settings which failed are not kept
         rows = sum(entry.rows for entry in computed)
         out.say(f"{work.area} {stage.name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
         _tell_stale(work, stage, out)
+
+
+def _replaced(inventory: Inventory, stage: Stage, choice: Choice) -> list[str]:
+    """The committed shards that will be computed again. A changed source shows only when it is read, so it is not counted."""
+    names = [shard for shard in inventory.work.shards if choice.has(shard) and inventory.entry(stage.name, shard) is not None]
+    return [shard for shard in names if choice.force or inventory.why_stale(stage, shard) is not None]
 
 
 def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[Entry]:

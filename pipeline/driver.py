@@ -23,6 +23,7 @@ from pipeline.contract import PooledEngines, Reject
 from pipeline.errors import TrainingError, UserError
 from pipeline.evidence.evaluation import answer
 from pipeline.models.tokenizer import tokenizer_of
+from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
@@ -101,7 +102,7 @@ def open_sources(run: Run) -> Sources:
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
     prompt template or the answer pattern. Raises UserError when no prompt of the first round can be answered.
     """
-    grader_of(run.grade)
+    grader_of(run)
     rounds = open_source(run.source)
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
     tokenizer = tokenizer_of(run.model)
@@ -258,9 +259,10 @@ class Driver:
     def _close(self, trainer: TrainerHandle, measured: _Measured) -> str:
         """Wait for the policy that is trained on a round, then write the round's metrics. Returns a note for the bar."""
         number = measured.work.number
-        while not self.store.has_policy(number + 1):
-            self._expect(trainer, number + 1)
-            time.sleep(self.store.poll_s)
+        with late("trainer", f"the trainer has worked on policy {number + 1} for {NOTICE_S:g} s: the run waits for it."):
+            while not self.store.has_policy(number + 1):
+                self._expect(trainer, number + 1)
+                time.sleep(self.store.poll_s)
         clock = measured.clock | {"seconds_round": time.perf_counter() - measured.begun}
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])

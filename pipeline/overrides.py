@@ -54,7 +54,7 @@ def named(overrides: list[str]) -> set[str]:
 
 def decides(setting: str) -> bool:
     """Whether `setting`, a dotted name, can change a result of the run."""
-    return not setting.startswith("metrics.")
+    return not setting.startswith("metrics.") and not setting.endswith("stall_timeout_s")
 
 
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
