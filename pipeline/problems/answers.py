@@ -199,8 +199,6 @@ def _same_words(ours: str, theirs: str, reference: str) -> bool | None:
         return None if len(theirs) <= 3 else False
     spoken_words = [word for word in _TEXT.findall(reference) if word.strip() not in UNITS]
     prose = " ".join(spoken_words) + _MACRO.sub(" ", _TEXT.sub(" ", reference))
-        " ", _TEXT.sub(" ", reference)
-    )
     if _ONLY_WORDS.search(prose):
         return sorted(re.split(r" and |, ?", ours.casefold())) == sorted(re.split(r" and |, ?", theirs.casefold()))
     return None
