@@ -28,6 +28,7 @@ from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, usage
 from pipeline.stages import LABELS, MEASURE
+from pipeline.stages.grade import check_references
 from pipeline.stages.prompts import prompts
 from pipeline.stages.verifier import grader_of
 from pipeline.store.directory import Store
@@ -82,11 +83,12 @@ class Sources:
 
     rounds: ProblemSet
     evals: ProblemSet | None
+    notes: tuple[str, ...] = ()
 
     def cautions(self) -> set[str]:
         """What the person who started the run should know about these sources."""
         cautions = {source.caution() for source in (self.rounds, self.evals) if source is not None}
-        return {caution for caution in cautions if caution is not None}
+        return {caution for caution in cautions if caution is not None} | set(self.notes)
 
 
 def open_sources(run: Run) -> Sources:
@@ -100,7 +102,8 @@ def open_sources(run: Run) -> Sources:
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
     tokenizer = tokenizer_of(run.model)
     prompts(rounds.rows([0]), run, tokenizer)
-    return Sources(rounds, evals)
+    notes = [check_references(source, run) for source in (rounds, evals) if source is not None]
+    return Sources(rounds, evals, tuple(note for note in notes if note is not None))
 
 
 @contextlib.contextmanager
