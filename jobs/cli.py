@@ -61,17 +61,24 @@ def distill(
 def stage(
     stage: Annotated[str, typer.Argument(help="prompts, rollout, grade, score, profile or label.")],
     run: RunUri,
-    round: Annotated[int, typer.Option("--round", help="Round number, from 0.")],
+    round: Annotated[int | None, typer.Option("--round", help="Round number, from 0; with --diff all rounds without it.")] = None,
     set: Sets = None,
     force: Annotated[bool, typer.Option("--force", help="Also compute fresh shards again.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Grade: show which verdicts would change; write nothing.")] = False,
     shard: Annotated[list[str] | None, typer.Option(help="Only this shard; may be repeated.")] = None,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Bring one stage of one round up to date; --set changes the settings of that stage."""
+    from jobs.regrade import show_changes
     from jobs.stage import Redo, run_stage
 
-    run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
+    if diff:
+        show_changes(run, stage, round, set or [], debug)
+    elif round is None:
+        raise typer.BadParameter("Missing option '--round'.")
+    else:
+        run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
 
 
 @app.command(cls=Once)
