@@ -29,6 +29,7 @@ KINDS = ("driver", "engine", "pool", "task", "rank", "node")
 RAYS_CLEANER = "PlacementGroupCleaner"
 PATIENCE_S = 180.0  # for one step of a run on a machine that is busy with other things
 SLOW_S = 5.0
+STOPPED = {("stop", kind) for kind in ("engine", "pool", "task", "rank")}  # the others are continued or ended by the harness
 STALL_S = 15  # far more than a living process needs for a sign of life, also under the load of a test
 STALLS = (f"engines.rollout.stall_timeout_s={STALL_S}", f"train.stall_timeout_s={STALL_S}", f"stall_timeout_s={STALL_S}")
 SMALL = (
@@ -162,9 +163,9 @@ def disturb(
 
 
 def holds(kill: Kill) -> bool:
-    """Whether a stopped process is still there, and stopped."""
+    """Whether a process that was stopped for good is still there."""
     try:
-        return kill.how == "stop" and psutil.Process(kill.pid).status() == psutil.STATUS_STOPPED
+        return (kill.how, kill.kind) in STOPPED and psutil.Process(kill.pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
