@@ -98,8 +98,19 @@ class Grade(Section):
     answer_pattern: str | None = Field(
         None, description="regex: group 1 of its last match is the answer; none: the last \\boxed or the last number"
     )
-    deadline_s: Positive = Field(5.0, description="seconds that the verification of one answer may take")
-    processes: Count = Field(1, description="verifier processes of one worker")
+    deadline_s: Positive = Field(
+        5.0, description="processor seconds that the verification of one answer may take; it gets them twice"
+    )
+    processes: Annotated[int, Field(ge=0)] = Field(
+        0, description="verifier processes of one worker; 0: as many as it may use CPUs"
+    )
+    fallback: Annotated[Literal["auto", "on", "off"], LATER] = Field(
+        "auto",
+        description="whether the last formula or number counts where no answer is marked; auto: unless the prompt asks for a box",
+    )
+    set_relations: Annotated[bool, LATER] = Field(
+        True, description="whether `x < 3` and the interval (-oo, 3) are the same answer"
+    )
     beta_length: Annotated[float, Field(ge=0)] = Field(0.5, description="beta_L of the length-shaped reward")
     advantage: Literal["group", "running"] = "group"
     running_warmup_steps: Annotated[int, Field(ge=0)] = Field(10, description="warm-up of the running estimator, in rounds")

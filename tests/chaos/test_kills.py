@@ -38,7 +38,7 @@ REAL = (
     *chaos_run.SMALL,
     "rounds=5",
     "rollout.max_new_tokens=72",
-    r"grade.answer_pattern='#(-?\d+)$'",
+    r"grade.answer_pattern=#(-?\d+)$",
     "engines.rollout.placement.cpus=1",
     "engines.inflight_shards=1",  # so that what shares a batch, hence its last bits, does not depend on timing
     "evaluation.problems=0",
