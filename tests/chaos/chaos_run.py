@@ -98,15 +98,20 @@ class Command:
         assert code == 0, f"exit code {code}:\n{self.log.read_text()[-4000:]}"
 
 
+def once(sets: tuple[str, ...]) -> list[str]:
+    """Each setting once, with its last value: a command refuses a setting that is given twice."""
+    return list({name.partition("=")[0]: name for name in sets}.values())
+
+
 def fake(ground: Ground, uri: str, *sets: str, start_s: float = 0.3, address: str | None = None) -> Command:
     """The command of a run on fake engines, 0.3 s a batch."""
-    arguments = ["tests/chaos/driver.py", uri, address or ground.address, str(start_s), "0.3", *sets]
+    arguments = ["tests/chaos/driver.py", uri, address or ground.address, str(start_s), "0.3", *once(sets)]
     return Command(ground, arguments, Path(f"{uri}.log"))
 
 
 def real(ground: Ground, uri: str, *sets: str) -> Command:
     """The command of a run on vLLM, as a person types it."""
-    options = [part for name in sets for part in ("--set", name)]
+    options = [part for name in once(sets) for part in ("--set", name)]
     arguments = ["-m", "jobs", "distill", "--recipe", "demo", "--run", uri, "--address", ground.address, *options]
     return Command(ground, arguments, Path(f"{uri}.log"))
 

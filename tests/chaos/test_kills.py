@@ -207,7 +207,17 @@ def test_a_second_driver_is_refused_and_the_dead_ones_place_is_free(ground, tmp_
     until(lambda: Store(uri).read_json("lease.json") is not None, 60, "no lease")
     started = time.monotonic()
     second = subprocess.run(
-        [sys.executable, "-m", "jobs", "distill", "--run", uri, "--recipe", "demo", *(p for s in SHORT for p in ("--set", s))],
+        [
+            sys.executable,
+            "-m",
+            "jobs",
+            "distill",
+            "--run",
+            uri,
+            "--recipe",
+            "demo",
+            *(p for s in chaos_run.once(SHORT) for p in ("--set", s)),
+        ],
         cwd=ROOT,
         env=os.environ | ground.environment,
         capture_output=True,

@@ -2,9 +2,9 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
-import sys
 
 import psutil
 import pytest
@@ -43,12 +43,7 @@ def test_another_process_with_the_same_number_begins_anew():
 @pytest.fixture
 def worker():
     """A process that has the title of a Ray worker and waits."""
-    code = "import setproctitle, time; setproctitle.setproctitle('ray::MapBatches(a_mark)'); time.sleep(600)"
-    try:
-        import setproctitle  # noqa: F401
-    except ImportError:
-        code = "import ray._raylet, time; ray._raylet.setproctitle('ray::MapBatches(a_mark)'); time.sleep(600)"
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = subprocess.Popen(["ray::MapBatches(a_mark)", "600"], executable=shutil.which("sleep"))
     until(lambda: any(place[3] for place in frozen.here("a_mark")), 60)
     yield process
     process.kill()
