@@ -10,10 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
-
-from pipeline.errors import ModelError, SettingError
+from pipeline.errors import SettingError
 from pipeline.models.tokenizer import check_template
+from pipeline.stages.template import render
 
 _FIELD = re.compile(r"\{problem\}|\{solution\}")
 
@@ -69,10 +68,5 @@ def _chat_ids(tokenizer: Any, text: str, system: str | None, thinking: bool) -> 
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    try:
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, enable_thinking=thinking)
-    except TemplateError as error:
-        raise ModelError(
-            f"its chat template refuses the prompt: {error}", str(tokenizer.name_or_path), "Check prompts.system and the template"
-        ) from error
-    return [int(token) for token in ids]
+    text = render(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
