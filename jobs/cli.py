@@ -229,7 +229,8 @@ def submit(
     entrypoint_cpus: Annotated[float | None, typer.Option(help="CPUs that the verb's own process takes.")] = None,
     entrypoint_resources: Annotated[list[str] | None, typer.Option(help="NAME=AMOUNT that it takes; may be repeated.")] = None,
     entrypoint_label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of its node; may be repeated.")] = None,
-    working_dir: Annotated[str, typer.Option(help="Folder to send with the job, without runs, caches and secrets.")] = ".",
+    working_dir: Annotated[str, typer.Option(help="Folder of the project. Its packages go, and what the settings name.")] = ".",
+    include: Annotated[list[str] | None, typer.Option(help="File or folder to send as well; may be repeated.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once instead of following the job.")] = False,
     stop: Annotated[str | None, typer.Option("--stop", help="End the job with this id instead.")] = None,
     debug: Debug = False,
@@ -243,7 +244,7 @@ def submit(
         job.stop(stop, address, not no_wait, debug)
     elif verb and context.parent is not None:
         placement = job.JobPlacement(entrypoint_cpus, entrypoint_resources or [], entrypoint_label or [])
-        asked = job.Job(verb, submission_id, placement, working_dir, not no_wait)
+        asked = job.Job(verb, submission_id, placement, working_dir, include or [], not no_wait)
         job.submit(context.parent, asked, address, debug)
 
 
