@@ -23,20 +23,25 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
 _ANSWER_S = 20.0  # for a look at another machine
-Place = tuple[str, int, float]  # machine, process id, time at which the process was created
+IDLE = "ray::IDLE"  # of a worker that waits for a task. One that is stopped hangs the task that it gets, and keeps its title
+Place = tuple[str, int, float, bool]  # machine, process id, time at which the process was created, whether it runs a task
 Look = Callable[[str], dict[Place, float]]
 End = Callable[[Place, str], None]
 
 
 def here(title: str) -> dict[Place, float]:
-    """Processor seconds of every process of this machine whose title holds `title`, but for those that run or are traced."""
+    """Processor seconds of every Ray worker of this machine that is idle or has `title` in its title.
+
+    They are infinite for a process that runs at this moment or is in a debugger.
+    """
     found, machine = {}, socket.gethostname()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, IndexError):
-            if process.cmdline()[0].startswith("ray::") and title in process.cmdline()[0]:
+            name = process.cmdline()[0]
+            if name.startswith("ray::") and (title in name or name.startswith(IDLE)):
                 alive = process.status() in {psutil.STATUS_RUNNING, psutil.STATUS_TRACING_STOP}
                 used = float("inf") if alive else sum(process.cpu_times()[:2])
-                found[machine, process.pid, process.create_time()] = used
+                found[machine, process.pid, process.create_time(), title in name] = used
     return found
 
 
@@ -87,7 +92,7 @@ class Watch:
         while not self._ended.wait(self._every):
             try:
                 frozen.update(self._look(self._title), self._every)  # a machine that stood still for a while blames no task
-                idle_s = 0.0 if frozen.used else idle_s + self._every
+                idle_s = 0.0 if any(runs for *_, runs in frozen.used) else idle_s + self._every
                 if idle_s >= NOTICE_S:
                     tell("no data task", f"no data task has run for {idle_s:.0f} s: perhaps no CPU of the cluster is free.")
                 for place, seconds in frozen.still.items():

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,14 @@ def test_a_timeout_is_counted_and_leaves_the_mean():
     assert math.isnan(evaluation.per_problem(found, "correct")[1])
     assert evaluation.per_problem(found, "length")[0] == 2.0
     assert (found.verdicts, found.rejected) == ({"correct": 1, "timeout": 3}, {"verifier_timeout": 3})
+
+
+def test_rows_on_which_the_verifier_gave_up_are_counted_in_new_and_in_old_shards():
+    def entry(facts, rejected):
+        return SimpleNamespace(facts=facts, rejected=rejected)
+
+    assert evaluation._gave_up(entry({"gave_up": 3}, {"verifier_timeout": 1})) == 3
+    assert evaluation._gave_up(entry({}, {"verifier_timeout": 1, "verifier_error": 2, "missing_answer": 4})) == 3
 
 
 def test_policies_pair_by_problem_also_where_one_failed():

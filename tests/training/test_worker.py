@@ -66,6 +66,7 @@ def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> N
     assert store.names("train") == ["0002", "0003"]  # Ray Train left nothing
 
 
+@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_local")
 def test_a_stopped_rank_is_replaced_and_ends_in_the_same_weights(tmp_path: Path) -> None:
     run = tiny_run("rounds=2", "train.threads=1", "train.stall_timeout_s=10", "train.max_failures=1")
