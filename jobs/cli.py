@@ -61,17 +61,24 @@ def distill(
 def stage(
     stage: Annotated[str, typer.Argument(help="prompts, rollout, grade, score, profile or label.")],
     run: RunUri,
-    round: Annotated[int, typer.Option("--round", help="Round number, from 0.")],
+    round: Annotated[int | None, typer.Option("--round", help="Round number, from 0; with --diff all rounds without it.")] = None,
     set: Sets = None,
     force: Annotated[bool, typer.Option("--force", help="Also compute fresh shards again.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Grade: show which verdicts would change; write nothing.")] = False,
     shard: Annotated[list[str] | None, typer.Option(help="Only this shard; may be repeated.")] = None,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Bring one stage of one round up to date; --set changes the settings of that stage."""
+    from jobs.regrade import show_changes
     from jobs.stage import Redo, run_stage
 
-    run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
+    if diff:
+        show_changes(run, stage, round, set or [], debug)
+    elif round is None:
+        raise typer.BadParameter("Missing option '--round'.")
+    else:
+        run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
 
 
 @app.command(cls=Once)
@@ -222,7 +229,8 @@ def submit(
     entrypoint_cpus: Annotated[float | None, typer.Option(help="CPUs that the verb's own process takes.")] = None,
     entrypoint_resources: Annotated[list[str] | None, typer.Option(help="NAME=AMOUNT that it takes; may be repeated.")] = None,
     entrypoint_label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of its node; may be repeated.")] = None,
-    working_dir: Annotated[str, typer.Option(help="Folder to send with the job, without runs, caches and secrets.")] = ".",
+    working_dir: Annotated[str, typer.Option(help="Folder of the project. Its packages go, and what the settings name.")] = ".",
+    include: Annotated[list[str] | None, typer.Option(help="File or folder to send as well; may be repeated.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once instead of following the job.")] = False,
     stop: Annotated[str | None, typer.Option("--stop", help="End the job with this id instead.")] = None,
     debug: Debug = False,
@@ -236,7 +244,7 @@ def submit(
         job.stop(stop, address, not no_wait, debug)
     elif verb and context.parent is not None:
         placement = job.JobPlacement(entrypoint_cpus, entrypoint_resources or [], entrypoint_label or [])
-        asked = job.Job(verb, submission_id, placement, working_dir, not no_wait)
+        asked = job.Job(verb, submission_id, placement, working_dir, include or [], not no_wait)
         job.submit(context.parent, asked, address, debug)
 
 

@@ -47,6 +47,8 @@ def _evaluation_table(before: Samples, after: Samples, version: int, source: str
         table.add_row(verdict, str(before.verdicts.get(verdict, 0)), str(after.verdicts.get(verdict, 0)), "")
     if before.rejected or after.rejected:
         table.add_row("rejected rows", str(sum(before.rejected.values())), str(sum(after.rejected.values())), "")
+    if before.gave_up or after.gave_up:
+        table.add_row("verifier gave up", str(before.gave_up), str(after.gave_up), "")
     return table
 
 

@@ -37,6 +37,8 @@ def of_source(name: str, summary: dict[str, Any]) -> Table:
         for reason in sorted({reason for policy in policies.values() for reason in policy[kind]}):
             counts = [str(policy[kind].get(reason, 0)) for policy in policies.values()]
             table.add_row(reason if kind == "verdicts" else f"rejected: {reason}", *counts, *[""] * len(changes))
+    gave_up = [str(policy.get("verifier_gave_up", 0)) for policy in policies.values()]
+    table.add_row("verifier gave up", *gave_up, *[""] * len(changes))
     return table
 
 

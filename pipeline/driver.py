@@ -34,6 +34,7 @@ from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds
 from pipeline.rounds.schedule import execute, inflight, usage
 from pipeline.stages import EVALUATION, LABELS, MEASURE
 from pipeline.stages.chat import controls
+from pipeline.stages.grade import check_references
 from pipeline.stages.prompts import prompts
 from pipeline.stages.verifier import grader_of
 from pipeline.store.directory import Store
@@ -89,6 +90,7 @@ class Sources:
 
     rounds: ProblemSet
     evals: ProblemSet | None
+    notes: tuple[str, ...] = ()
 
     @property
     def opened(self) -> dict[str, ProblemSet]:
@@ -108,7 +110,8 @@ def open_sources(run: Run) -> Sources:
     tokenizer = tokenizer_of(run.model)
     first = epoch_indices(len(rounds), run.seed, 0, min(run.rollout.prompts_per_round, MOST_PROMPTS)).tolist()
     refuse_unusable(prompts(rounds.rows(first), run, tokenizer), run)
-    return Sources(rounds, evals)
+    notes = [check_references(source, run) for source in (rounds, evals) if source is not None]
+    return Sources(rounds, evals, tuple(note for note in notes if note is not None))
 
 
 def refuse_unusable(asked: pa.Table, run: Run) -> None:
@@ -129,7 +132,7 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     pattern = controls(tokenizer_of(run.model))
     training = survey(sources.rounds, pattern)
     training.check()
-    notes = [*sources.rounds.cautions(), *training.notes()]
+    notes = [*sources.rounds.cautions(), *training.notes(), *sources.notes]
     if sources.evals is not None:
         held_out = survey(sources.evals, pattern, run.evaluation.problems)
         held_out.check()

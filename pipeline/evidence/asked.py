@@ -33,7 +33,7 @@ TRACES_PER_SHARD = 32  # a kill loses at most this many traces of each shard in 
 IDENTITY = (
     *("seed", "source", "prompts", "model.path", "model.revision", "model.dtype", "model.max_model_len"),
     *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens")),
-    *("grade.verifier", "grade.answer_pattern"),
+    *("grade.verifier", "grade.answer_pattern", "grade.fallback", "grade.set_relations"),
 )
 READS = ("evaluation.", "grade.", "prompts.", "engines.", "model.max_model_len", "model.dtype", "seed")
 
@@ -196,6 +196,7 @@ def summarise(store: Store, one: Asked, found: dict[int, Samples]) -> dict[str, 
                 "figures": plain(figures(answered, one.k)),
                 "verdicts": answered.verdicts,
                 "rejected": answered.rejected,
+                "verifier_gave_up": answered.gave_up,
             }
             for number, answered in found.items()
         }

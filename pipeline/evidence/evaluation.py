@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
-from pipeline.contract import PooledEngines, Verdict
+from pipeline.contract import PooledEngines, Reject, Verdict
 from pipeline.digest import digest
 from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, resampled
 from pipeline.problems.answers import normal_form
@@ -28,7 +28,7 @@ from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, with_engines
 from pipeline.rounds.schedule import execute, inflight
 from pipeline.stages import EVALUATION
-from pipeline.store.directory import Store
+from pipeline.store.directory import Entry, Store
 
 FIGURES = ("avg", "pass", "maj", "length", "median_length", "truncated", "tokens_per_correct")
 MEANS = ("avg", "length")  # `egrsd distill` and the report show these
@@ -40,7 +40,8 @@ class Samples:
 
     correct and truncated [N, K] in {0, 1}; length [N, K] tokens; majority [N] in [0, 1], see the function `majority`. `verdicts`
     counts rows by verdict, `rejected` counts them by reason. `problems` [N] tells which problem each row answers, see
-    `problems_of`; without it the places stand for the problems.
+    `problems_of`; without it the places stand for the problems. `gave_up` counts the rows on which the verifier gave up: they
+    were graded wrong, or rejected.
     """
 
     correct: np.ndarray
@@ -50,6 +51,7 @@ class Samples:
     verdicts: dict[str, int]
     rejected: dict[str, int]
     problems: tuple[str, ...] = ()
+    gave_up: int = 0
 
     def __len__(self) -> int:
         return len(self.correct)
@@ -130,7 +132,14 @@ def read(work: Round) -> Samples:
     rollouts, grades = seen.entries("rollout"), seen.entries("grade")
     tables = [(work.store.read(rollouts[shard]), work.store.read(grades[shard])) for shard in sorted(work.shards)]
     [size] = _sample_counts(seen)
-    return samples(tables, int(size), problems_of(seen))
+    found = samples(tables, int(size), problems_of(seen))
+    return replace(found, gave_up=sum(_gave_up(grades[shard]) for shard in work.shards))
+
+
+def _gave_up(entry: Entry) -> int:
+    """Rows of a grade shard on which the verifier gave up. Shards from before 2026-11-28 count the rejected ones only."""
+    failed = sum(entry.rejected.get(reason, 0) for reason in (Reject.VERIFIER_TIMEOUT, Reject.VERIFIER_ERROR))
+    return int(entry.facts.get("gave_up", failed))
 
 
 def held_out(store: Store, run: Run, version: int) -> Samples | None:

@@ -230,7 +230,7 @@ def stamps(source: Source) -> dict[str, list[int | None]]:
         return {}
     filesystem, path = _filesystem(name if kind == "datasets" else source.uri)
     if kind == "datasets" or ("://" not in source.uri and hub.is_saved(path)):
-        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True)) if name != path else []
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     else:
         files = [path] if path.endswith((".jsonl", ".ndjson", ".json")) else parquet.parquet_files(source, filesystem, path)
         infos = filesystem.get_file_info(files)

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
-from pipeline.errors import ModelError, SettingError
+from pipeline.errors import SettingError
 from pipeline.models.tokenizer import check_template
+from pipeline.stages.template import render
 
 _FIELD = re.compile(r"(\{problem\}|\{solution\})")
 _PRIVATE = range(0xE000, 0xF8FF)  # code points that no text has a meaning for
@@ -98,21 +97,13 @@ def _chat_ids(tokenizer: Any, filled: Filled, system: str | None, thinking: bool
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    options = {"add_generation_prompt": True, "return_dict": False, "enable_thinking": thinking}
-    try:
-        written = tokenizer.apply_chat_template(messages, tokenize=not marked, **options)
-    except TemplateError as error:
-        raise ModelError(
-            f"its chat template refuses the prompt: {error}", str(tokenizer.name_or_path), "Check prompts.system and the template"
-        ) from error
-    if marked:
-        pieces = re.split(f"{mark}([0-9]+){mark}", written)
-        written = [
-            token
-            for place, piece in enumerate(pieces)
-            for token in (_spelled(tokenizer, marked[int(piece)]) if place % 2 else _ids(tokenizer, piece))
-        ]
-    return [int(token) for token in written]
+    written = render(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
+    pieces = re.split(f"{mark}([0-9]+){mark}", written) if marked else [written]
+    return [
+        int(token)
+        for place, piece in enumerate(pieces)
+        for token in (_spelled(tokenizer, marked[int(piece)]) if place % 2 else _ids(tokenizer, piece))
+    ]
 
 
 def _mark(tokenizer: Any, filled: Filled) -> tuple[str, list[str], str]:
