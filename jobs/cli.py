@@ -10,18 +10,25 @@ from typer.core import TyperCommand
 
 
 class Once(TyperCommand):
-    """A verb that refuses an option with one value when it is given twice. Click itself would drop the first value."""
+    """A verb that refuses an option with one value, and a setting, when it is given twice. Click itself would drop the first."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as Click does, after a look at the options in their order. Raises BadParameter for a repeated one."""
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
-        seen = set()
-        for option in given:
-            if option.param_type_name == "option" and not (option.multiple or getattr(option, "is_flag", False)):
-                if option.name in seen:
-                    raise typer.BadParameter(f"{option.opts[0]} is given twice; leave one of them", ctx=ctx)
-                seen.add(option.name)
+        values, _, given = self.make_parser(ctx).parse_args(list(args))
+        options = [option for option in given if option.param_type_name == "option" and not getattr(option, "is_flag", False)]
+        twice = _first_twice([option.opts[0] for option in options if not option.multiple])
+        twice = twice or _first_twice([f"--set {text.partition('=')[0].strip()}" for text in values.get("set") or []])
+        if twice:
+            raise typer.BadParameter(f"{twice} is given twice; leave one of them", ctx=ctx)
         return super().parse_args(ctx, args)
+
+
+def _first_twice(names: list[str]) -> str | None:
+    """The first name that stood before, or that lies in a section that stood before."""
+    for i, name in enumerate(names):
+        if any(name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in names[:i]):
+            return name
+    return None
 
 
 app = typer.Typer(

@@ -49,7 +49,11 @@ def test_help_lists_every_verb():
         (("distill", "--run", "NEW", "--recipe", "demo", "--config", "a.yaml", "--config=b.yaml"), "--config is given twice"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--run", "OUT"), "--run is given twice"),
         (("evaluate", "--run", "RUN", "-k", "1", "-k", "2"), "-k is given twice"),
-        (("distill", "--run", "NEW", "--recipe", "demo", "--set", "seed=1", "--set", "seed=2"), "--set seed: is given twice"),
+        (("distill", "--run", "NEW", "--recipe", "demo", "--set", "seed=1", "--set", "seed=2"), "--set seed is given twice"),
+        (
+            ("distill", "--run", "NEW", "--recipe", "demo", "--set", "label={gamma: 1}", "--set", "label.gamma=2"),
+            "--set label.gamma is",
+        ),
         (("distill", "--run", "NEW", "--recipe", "demo", "--set", "label.gama=1"), "Did you mean 'label.gamma'?"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--set", "rounds=many"), "rounds: Input should be a valid integer"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--config", "nowhere.yaml"), "cannot read the configuration"),
