@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test chaos wheel bench smollm2 install format clean
+.PHONY: demo test chaos soak wheel bench smollm2 install format clean
 
 demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
@@ -22,7 +22,10 @@ test: install
 	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel"
 
 chaos: install
-	$(BIN)/pytest -m chaos tests/chaos
+	$(BIN)/pytest -m chaos
+
+soak: install
+	PYTHONPATH=.:tests $(BIN)/python tests/chaos/soak.py
 
 wheel: install
 	$(BIN)/pytest -m wheel tests/test_wheel.py

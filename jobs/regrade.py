@@ -1,4 +1,4 @@
-"""`egrsd stage grade --run R --diff`: which stored verdicts the grader of now would change. It writes nothing, without engines."""
+"""`egrsd stage grade --run R --diff`: which stored verdicts the grader of now would change. It writes nothing; no engine."""
 
 from __future__ import annotations
 

@@ -208,7 +208,10 @@ class Pool(Section):
     max_num_seqs: Count = 256
     max_batched_tokens: Count = 2048
     enforce_eager: bool = True
-    start_timeout_s: Positive = 600.0
+    start_timeout_s: Positive = Field(600.0, description="seconds that a start may take, and a step, since the first may compile")
+    stall_timeout_s: Annotated[Positive, LATER] = Field(
+        60.0, description="seconds without a sign of life after which an engine or its dispatcher is replaced"
+    )
     request_tries: Count = Field(3, description="times a request may kill its engine before its row is rejected")
 
     @model_validator(mode="after")
@@ -245,6 +248,9 @@ class Train(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="training states kept; a resume needs the last one")
     max_failures: Annotated[int, Field(ge=0)] = 3
+    stall_timeout_s: Annotated[Positive, LATER] = Field(
+        60.0, description="seconds without a sign of life after which a rank counts as dead"
+    )
 
 
 class Evaluation(Section):
@@ -279,6 +285,9 @@ class Run(Section):
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="rounds that rollout may be ahead of training; 0: on-policy"
+    )
+    stall_timeout_s: Annotated[Positive, LATER] = Field(
+        60.0, description="seconds in which a data task has used no processor time, after which it is ended and done again"
     )
     source: Source = Source()
     model: Model = Model()
@@ -330,7 +339,19 @@ class Run(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, readable by `--config`."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML in which text that looks like a JSON number stands in quotes; YAML 1.1 takes 1e5 for text."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if text[:1] in "-0123456789" else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def _later_default(section: Section, name: str) -> bool:
