@@ -1,4 +1,4 @@
-"""`egrsd stage grade --diff`: which stored verdicts the grader of now would change. It writes nothing and needs no engine."""
+"""`egrsd stage grade --run R --diff`: which stored verdicts the grader of now would change. It writes nothing; no engine."""
 
 from __future__ import annotations
 

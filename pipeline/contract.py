@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """The grader's result. When the verifier itself fails, the row is never `wrong`. It carries a reject_reason instead."""
+    """The grader's result. A row whose verifier dies or stands still is never `wrong`: it carries a reject_reason instead."""
 
     CORRECT = "correct"
     WRONG = "wrong"

@@ -70,8 +70,8 @@ def check_references(problems: ProblemSet, run: Run) -> str | None:
         what = f"none of its first {len(rows)} reference answers is mathematics that can be read ({example})"
         raise SourceError(what, uri, "Check source.answer, or compare texts with --set grade.verifier=exact")
     return (
-        f"note: {uri}: {len(unread)} of its first {len(rows)} reference answers are not mathematics that can be read "
-        f"({example}); rows are rejected as unreadable_answer unless the texts are equal. grade.verifier=exact compares texts"
+        f"note: {uri}: {len(unread)} of its first {len(rows)} references are not mathematics that can be read ({example}). "
+        "Such rows are rejected as unreadable_answer unless the texts are equal. grade.verifier=exact compares texts"
     )
 
 

@@ -21,7 +21,7 @@ def opened(tmp_path, answers, **grade):
 
 def test_references_that_cannot_be_read_are_told_with_an_example(tmp_path):
     note = check_references(*opened(tmp_path, ["5", r"x+\oint", r"\frac{1}{2}", "even"]))
-    assert "1 of its first 4 reference answers" in note
+    assert "1 of its first 4 references" in note
     assert "row 1:" in note
     assert "grade.verifier=exact" in note
 
