@@ -10,12 +10,16 @@ from typer.core import TyperCommand
 
 
 class Once(TyperCommand):
-    """A verb that refuses an option with one value when it is given twice. Click itself would drop the first value."""
+    """A verb that refuses an option with one value when it is given twice, or one setting. The first value would be dropped."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as Click does, after a look at the options in their order. Raises BadParameter for a repeated one."""
-        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        options, _, given = self.make_parser(ctx).parse_args(list(args))
         seen = set()
+        for name in (text.partition("=")[0].strip() for text in options.get("set") or ()):
+            if name in seen:
+                raise typer.BadParameter(f"--set {name}: is given twice; leave one of them", ctx=ctx)
+            seen.add(name)
         for option in given:
             if option.param_type_name == "option" and not (option.multiple or getattr(option, "is_flag", False)):
                 if option.name in seen:

@@ -14,18 +14,12 @@ from pipeline.written import read_override
 def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, Any] | None = None) -> Run:
     """A copy of `base`, changed by a configuration document and then by `a.b=value` overrides (pipeline/written.py).
 
-    Raises SettingError, with the name of the setting, when it is unknown, given twice, of the wrong type, or in conflict with
-    another.
+    Raises SettingError, with the name of the setting, when it is unknown, of the wrong type, or in conflict with another.
     """
     data = base.model_dump(mode="json")
     _overlay(data, document or {}, "")
-    seen: set[str] = set()
     for override in overrides or []:
-        change = read_override(type(base), override)
-        if twice := seen & (names := _flatten(change).keys()):
-            raise SettingError("is given twice", f"--set {min(twice)}", "Leave one of them")
-        seen |= names
-        _overlay(data, change, "")
+        _overlay(data, read_override(type(base), override), "")
     return load(data)
 
 

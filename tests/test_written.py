@@ -216,13 +216,6 @@ def test_what_could_mean_two_things_is_refused(override, message):
         resolve(BASE, [override])
 
 
-def test_one_setting_twice_is_refused():
-    with pytest.raises(SettingError, match=r"--set rounds: is given twice"):
-        resolve(BASE, ["rounds=3", "seed=1", "rounds=4"])
-    with pytest.raises(SettingError, match=r"--set label.gamma: is given twice"):
-        resolve(BASE, ["label={gamma: 1, floor: 0}", "label.gamma=2"])
-
-
 def test_a_label_may_have_dots_in_its_name():
     run = resolve(BASE, ["engines.rollout.placement.labels.ray.io/accelerator-type=A100"])
     assert run.engines.rollout.placement.labels == {"ray.io/accelerator-type": "A100"}
