@@ -32,14 +32,16 @@ End = Callable[[Place, str], None]
 def here(title: str) -> dict[Place, float]:
     """Processor seconds of every Ray worker of this machine that is idle or has `title` in its title.
 
-    They are infinite for a process that runs at this moment or is in a debugger.
+    They are infinite for a process that runs at this moment or is in a debugger, and for one that is idle and not stopped.
     """
     found, machine = {}, socket.gethostname()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, IndexError):
             name = process.cmdline()[0]
             if name.startswith("ray::") and (title in name or name.startswith(IDLE)):
-                alive = process.status() in {psutil.STATUS_RUNNING, psutil.STATUS_TRACING_STOP}
+                status = process.status()
+                alive = status in {psutil.STATUS_RUNNING, psutil.STATUS_TRACING_STOP}
+                alive |= title not in name and status != psutil.STATUS_STOPPED  # idle, and perhaps of another Ray
                 used = float("inf") if alive else sum(process.cpu_times()[:2])
                 found[machine, process.pid, process.create_time(), title in name] = used
     return found

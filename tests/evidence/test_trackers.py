@@ -5,15 +5,18 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from waiting import until
 
 from actors.fakes import FakeEngine
 from jobs import distill, train
 from jobs.settle import Choices, settle
-from pipeline import overrides, recipes
+from pipeline import notices, overrides, recipes
 from pipeline.errors import SettingError
 from pipeline.evidence import trackers
 from pipeline.rounds import metrics
@@ -364,3 +367,19 @@ def test_training_again_feeds_the_new_figures(finished, trained_here):
     assert dict(found) == pytest.approx(dict(stored), abs=1e-5)
     assert found[:2] == before[:2]
     assert found[2:] != before[2:]
+
+
+def test_a_tracker_that_hangs_is_named_to_the_person_who_waits(monkeypatch):
+    monkeypatch.setattr(notices, "NOTICE_S", 0.05)
+    monkeypatch.setattr(trackers, "POLL_S", 0.01)
+    said, end, answer = [], threading.Event(), threading.Event()
+    hanging = SimpleNamespace(name="wandb", catch_up=lambda last: answer.wait(60))
+    with notices.shown(said.append):
+        thread = threading.Thread(target=trackers._watch, args=([hanging], end, SimpleNamespace(stolen_by=None)))
+        thread.start()
+        until(lambda: said, 30)
+        end.set()
+        answer.set()
+        thread.join(30)
+    assert said == ["metrics.sinks: wandb has not answered for 30 s. The run goes on."]
+    assert not thread.is_alive()

@@ -41,9 +41,10 @@ def test_another_process_with_the_same_number_begins_anew():
 
 
 @pytest.fixture
-def worker():
+def worker(request):
     """A process that has the title of a Ray worker and waits."""
-    process = subprocess.Popen(["ray::MapBatches(a_mark)", "600"], executable=shutil.which("sleep"))
+    title = "ray::IDLE a_mark" if "idle" in request.node.name else "ray::MapBatches(a_mark)"
+    process = subprocess.Popen([title, "600"], executable=shutil.which("sleep"))
     until(lambda: any(place[3] for place in frozen.here("a_mark")), 60)
     yield process
     process.kill()
@@ -59,6 +60,17 @@ def test_a_stopped_process_is_seen_ended_and_told_of(worker):
     with notices.shown(said.append), Watch("a_mark", 0.4, frozen.here, frozen.end_here):
         assert worker.wait(30) == -signal.SIGKILL
     assert f"a data task (process {worker.pid} on {place[0]}) did nothing for" in said[0]
+
+
+def test_an_idle_worker_is_left_alone_until_it_is_stopped(worker):
+    """It may be one of another Ray, and has no work to be done again."""
+
+    def used():
+        return next(used for place, used in frozen.here("another mark").items() if place[1] == worker.pid)
+
+    assert used() == math.inf
+    os.kill(worker.pid, signal.SIGSTOP)
+    until(lambda: used() < math.inf, 30)
 
 
 def test_a_process_that_has_changed_is_not_ended(worker):
