@@ -26,8 +26,8 @@ def interval(figure: dict[str, Any], scale: float, signed: bool = False) -> str:
 def of_source(name: str, summary: dict[str, Any]) -> Table:
     """The table of one source's summary.json: figures of policies, their differences, verdicts and rejected rows."""
     source = summary["source"]
-    asked = f"{name} ({source['uri']}, split {source['split']}): {summary['problems']} problems x {summary['samples']} samples"
-    title = f"{asked}, mean and 95 % interval over problems"
+    asked = f"{name}: {summary['problems']} problems x {summary['samples']} samples of {source['uri']}, split {source['split']}"
+    title = f"{asked}; mean and 95 % interval over problems"
     policies, changes = summary["policies"], summary["differences"]
     names = [*(f"policy {number}" for number in policies), *(f"{d['policy']} - {d['against']}" for d in changes)]
     table = aligned(title, "", *names)
