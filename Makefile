@@ -22,7 +22,7 @@ test: install
 	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel"
 
 chaos: install
-	$(BIN)/pytest -m chaos tests/chaos
+	$(BIN)/pytest -m chaos
 
 wheel: install
 	$(BIN)/pytest -m wheel tests/test_wheel.py

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+
+class Once(TyperCommand):
+    """A verb that refuses an option with one value when it is given twice. Click itself would drop the first value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Click does, after a look at the options in their order. Raises BadParameter for a repeated one."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        seen = set()
+        for option in given:
+            if option.param_type_name == "option" and not (option.multiple or getattr(option, "is_flag", False)):
+                if option.name in seen:
+                    raise typer.BadParameter(f"{option.opts[0]} is given twice; leave one of them", ctx=ctx)
+                seen.add(option.name)
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="egrsd",
@@ -23,7 +40,7 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADD
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the noise of Ray and vLLM.")]
 
 
-@app.command()
+@app.command(cls=Once)
 def distill(
     run: RunUri,
     recipe: Annotated[str | None, typer.Option(help="Recipe to start from; a started run needs none.")] = None,
@@ -40,7 +57,7 @@ def distill(
     job(run, Choices(recipe, set or [], config, accept_changes), address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def stage(
     stage: Annotated[str, typer.Argument(help="prompts, rollout, grade, score, profile or label.")],
     run: RunUri,
@@ -57,7 +74,7 @@ def stage(
     run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def train(
     run: RunUri,
     from_round: Annotated[int | None, typer.Option(help="Train this round and the later ones again.")] = None,
@@ -73,7 +90,7 @@ def train(
     train_committed(run, from_round, set or [], address, debug, Target(replace, out))
 
 
-@app.command()
+@app.command(cls=Once)
 def evaluate(
     run: RunUri,
     policy: Annotated[str, typer.Option(help="Policies to evaluate: numbers, ranges (0..4) and `last`.")] = "0,last",
@@ -90,7 +107,7 @@ def evaluate(
     job(run, Options(policy, source or [], k, set or []), address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def compare(
     out: Annotated[str, typer.Option(help="Folder or URI; one run directory per objective and seed below it.")],
     recipe: Annotated[str, typer.Option(help="Recipe that all runs start from.")] = "demo",
@@ -111,7 +128,7 @@ def compare(
     job(out, Options(recipe, objectives, seeds, baseline, set or [], config), address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def status(run: RunUri, debug: Debug = False) -> None:
     """Rounds x stages: rows, rejected by reason, stale, seconds."""
     from jobs.status import show
@@ -119,7 +136,7 @@ def status(run: RunUri, debug: Debug = False) -> None:
     show(run, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def doctor(
     recipe: Annotated[str | None, typer.Option(help="Recipe to check; default: that of --run, else demo.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Run directory to check as well: a local path or a URI.")] = None,
@@ -132,7 +149,7 @@ def doctor(
     job(recipe, run, address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def scale(
     run: RunUri,
     sizes: Annotated[list[str] | None, typer.Argument(help="POOL=N or POOL=LEAST..MOST: rollout=4; none: only look.")] = None,
@@ -144,7 +161,7 @@ def scale(
     job(run, sizes or [], debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def export(
     run: RunUri,
     out: Annotated[str, typer.Option(help="Folder or URI for the Parquet dataset.")],
@@ -157,7 +174,7 @@ def export(
     export_run(run, out, debug, replace)
 
 
-@app.command()
+@app.command(cls=Once)
 def sweep(
     run: RunUri,
     set: Annotated[list[str] | None, typer.Option("--set", help="An axis, label.gamma=0,.1,.3; may be repeated.")] = None,
@@ -171,7 +188,7 @@ def sweep(
     sweep_run(run, set or [], round, sample, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def report(
     run: RunUri,
     compare: Annotated[str | None, typer.Option(help="Folder with compare.json, for the frontier.")] = None,
@@ -185,7 +202,7 @@ def report(
     report_run(run, compare, out, debug, replace)
 
 
-@app.command()
+@app.command(cls=Once)
 def recipes(
     show: Annotated[str | None, typer.Option("--show", help="Print this recipe's resolved YAML.")] = None,
     debug: Debug = False,
@@ -196,7 +213,7 @@ def recipes(
     show_recipes(show, debug)
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+@app.command(cls=Once, context_settings={"allow_interspersed_args": False})
 def submit(
     context: typer.Context,
     verb: Annotated[list[str] | None, typer.Argument(help="The verb with its arguments, as without `submit`.")] = None,

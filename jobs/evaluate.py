@@ -43,8 +43,8 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
         asked = [ask(run, source, options.k, options.sets) for source in options.sources or [""]]
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
             raise UserError("is given twice with the same settings", f"--source {twice[0].removeprefix('evals/')}")
-        for caution in {one.source.caution() for one in asked} - {None}:
-            out.say(str(caution))
+        for caution in dict.fromkeys(caution for one in asked for caution in one.source.cautions()):
+            out.say(caution)
         if any(is_missing(store, one, number) for one in asked for number in numbers):
             evals = open_folder(store.locate("evals"))
             hold(out, evals)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jobs.terminal import QUIET, Session
+from pipeline import notices
 from pipeline.config import Run
 from pipeline.fit.versions import changed_code
 from pipeline.store import lease
@@ -75,6 +76,7 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
     _stay_at_home(address)
     from actors import cluster
 
+    out.exits.enter_context(notices.shown(out.say))
     out.log_to(store)
     if line := changed_code(store.read_json("run.json")):
         out.say(line)

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.fit.versions import versions
 from pipeline.overrides import differences, resolve
 from pipeline.problems.sources import open_source
+from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
 from pipeline.rounds.schedule import Choice, execute
@@ -74,6 +75,8 @@ def _replaced(inventory: Inventory, stage: Stage, choice: Choice) -> list[str]:
 def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[Entry]:
     """Compute shards, and return their manifest entries. No engine starts when all shards are fresh."""
     source = None if stage.reads else open_source(work.run.source)
+    for text in origin.changes(work.store, {"source": source}) if source else ():
+        out.say(f"note: {text}.")
     inventory = Inventory(work)
     if not choice.force and source is None and all(inventory.why_stale(stage, shard) is None for shard in choice.only or ()):
         return []

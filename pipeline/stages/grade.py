@@ -46,7 +46,7 @@ def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseli
 
 def _compute(shard: ShardInputs) -> ShardResult:
     tables, run = shard.tables, shard.run
-    return ShardResult(grade(tables["prompts"], tables["rollout"], run, grader_of(run.grade), shard.baseline), {})
+    return ShardResult(grade(tables["prompts"], tables["rollout"], run, grader_of(run), shard.baseline), {})
 
 
 STAGE = Stage(
@@ -58,6 +58,8 @@ STAGE = Stage(
         "grade.verifier",
         "grade.answer_pattern",
         "grade.deadline_s",
+        "grade.fallback",
+        "grade.set_relations",
         "grade.beta_length",
         "grade.advantage",
         "grade.running_warmup_steps",

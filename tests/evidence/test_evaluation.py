@@ -1,6 +1,7 @@
 """Figures of evaluations: known values, what pairs, what leaves, and what is read of a run."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -122,6 +123,20 @@ def test_differences_pair_by_problem_and_leave_what_one_side_lacks():
     assert (found.value, found.low, found.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="5 and 4 problems do not pair"):
         evaluation.differences(after, answered(hard_and_easy), 1)
+
+
+def test_only_equal_problems_pair_and_in_any_order():
+    before, after = (
+        replace(answered([[0], [1], [1]]), problems=("a", "b", "b")),
+        replace(answered([[1], [1], [0]]), problems=("b", "b", "a")),
+    )
+    assert evaluation.comparable(after, before)
+    found = evaluation.differences(after, before, 1)["avg"]
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+    other = replace(before, problems=("a", "b", "c"))
+    assert not evaluation.comparable(after, other)
+    with pytest.raises(ValueError, match=r"asked different problems \(1 of 3\)"):
+        evaluation.differences(after, other, 1)
 
 
 def test_one_problem_has_no_interval():
