@@ -17,13 +17,15 @@ from pipeline.store.files import Files
 def export_run(uri: str, out_uri: str, debug: bool) -> None:
     """Write `round-0000.parquet` and so on to a folder or URI, with every column of the contract.
 
-    Raises UserError for a run without traces or a place that may not be written, and StoreError when writing fails.
+    Raises UserError for a run without traces or a place that may not be written. Raises StoreError for a damaged shard, a damaged
+    last policy, or when writing fails.
     """
     with session(debug) as out:
         store, run = open_run(uri)
         rounds = [work for work in open_rounds(store, run) if Inventory(work).is_whole("rollout")]
         if not rounds:
             raise UserError("no round has all its traces yet", store.uri, "Run `egrsd distill` first")
+        store.check_policy(store.latest_policy())
         target, rows = Files(out_uri), 0
         for work in rounds:
             table, sink = joined_round(work), pa.BufferOutputStream()

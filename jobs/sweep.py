@@ -20,6 +20,7 @@ from pipeline.evidence.sweep import (
     read_grid,
     stale_note,
     summarise,
+    write_evidence,
 )
 from pipeline.method.relabel import sweep
 
@@ -52,7 +53,7 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         cosine = gradient_cosines(stored, list(figures), sample) if sample else {}
         clock = {"read": loaded - started, "sweep": swept - loaded, "gradient": time.perf_counter() - swept}
         document = summarise(stored, axes, figures, cosine, clock)
-        store.write_json(EVIDENCE, document)
+        write_evidence(store, document)
         show(document, out)
         out.say(f"figures: {store.locate(EVIDENCE)}")
 

@@ -44,6 +44,7 @@ class Reject(StrEnum):
     ENGINE_ERROR = "engine_error"
     EMPTY_RESPONSE = "empty_response"
     NON_FINITE = "non_finite"
+    IMPOSSIBLE = "impossible"
     RESPONSE_MISMATCH = "response_mismatch"
     VERIFIER_TIMEOUT = "verifier_timeout"
     VERIFIER_ERROR = "verifier_error"
