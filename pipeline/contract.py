@@ -46,6 +46,7 @@ class Reject(StrEnum):
     NON_FINITE = "non_finite"
     IMPOSSIBLE = "impossible"
     RESPONSE_MISMATCH = "response_mismatch"
+    UNREADABLE_ANSWER = "unreadable_answer"
     VERIFIER_TIMEOUT = "verifier_timeout"
     VERIFIER_ERROR = "verifier_error"
 

@@ -31,6 +31,7 @@ from uuid import uuid4
 
 from pipeline.config import Run
 from pipeline.errors import SettingError, first_line
+from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.metrics import METRICS
 from pipeline.store.directory import Store, read_figures
 from pipeline.store.documents import Count, Document, Sha256
@@ -324,7 +325,10 @@ def _watch(feeders: list[Feeder], end: threading.Event, holding: Lease) -> None:
         ended = end.wait(POLL_S)
         for feeder in feeders:
             if holding.stolen_by is None:
-                feeder.catch_up(last=ended)
+                with late(
+                    f"sink {feeder.name}", f"metrics.sinks: {feeder.name} has not answered for {NOTICE_S:g} s. The run goes on."
+                ):
+                    feeder.catch_up(last=ended)
 
 
 def public(text: str) -> str:
