@@ -26,23 +26,13 @@ MOST_REJECTED = 100  # rejected rows that are listed
 def collect(store: Store, run: Run) -> dict[str, Any]:
     """The document of a run. Raises UserError when no round is measured."""
     measured = _measured(store, run)
-<<<<<<< HEAD
     stored = store.run_file()
-    versions = store.numbers("evals")
-    document = {
-        "run": {
-            "name": run.name,
-            "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
-            "versions": stored.versions if stored is not None else {},
-=======
-    stored = store.read_json("run.json") or {}
     document = {
         "run": {
             "name": run.name,
             "source": named(run.source),
             "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
-            "versions": stored.get("versions", {}),
->>>>>>> main
+            "versions": stored.versions if stored is not None else {},
         },
         "settings": run.to_yaml(),
         "window": run.profile.window,
