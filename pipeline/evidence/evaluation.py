@@ -133,8 +133,8 @@ def read(work: Round) -> Samples:
     rollouts, grades = seen.entries("rollout"), seen.entries("grade")
     tables = []
     for shard in sorted(work.shards):
-        found = read_shard(work.store, {"rollout": rollouts[shard], "grade": grades[shard]})
-        tables.append((found["rollout"], found["grade"]))
+        read_here = read_shard(work.store, {"rollout": rollouts[shard], "grade": grades[shard]})
+        tables.append((read_here["rollout"], read_here["grade"]))
     [size] = _sample_counts(seen)
     found = samples(tables, int(size), problems_of(seen))
     return replace(found, gave_up=sum(_gave_up(grades[shard]) for shard in work.shards))

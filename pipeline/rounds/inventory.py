@@ -17,7 +17,7 @@ from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, STAGES
 from pipeline.store.directory import Entry, Ready, Store, area
 from pipeline.store.documents import RESTORE
-from pipeline.store.folders import MANIFEST, digest_of
+from pipeline.store.folders import digest_of
 
 
 class Inventory:

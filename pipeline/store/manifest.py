@@ -44,6 +44,7 @@ class Facts(TypedDict, total=False):
     vocab_size: Annotated[int, Field(ge=2, lt=2**31)]
     entropy_max: Annotated[float, Field(ge=-0.001, le=22)]  # log(2 ** 31) is 21.5
     peak: Annotated[float, Field(ge=-0.001, le=22)]
+    gave_up: Count
 
 
 @checked(frozen=True, slots=True, config=STRICT)
