@@ -151,6 +151,14 @@ def status(run: RunUri, debug: Debug = False) -> None:
 
 
 @app.command(cls=Once)
+def verify(run: RunUri, debug: Debug = False) -> None:
+    """Read every file of a run and prove it: hashes, counts, values, rows. The exit code is 1 when something is found."""
+    from jobs.verify import verify_run
+
+    verify_run(run, debug)
+
+
+@app.command(cls=Once)
 def doctor(
     recipe: Annotated[str | None, typer.Option(help="Recipe to check; default: that of --run, else demo.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Run directory to check as well: a local path or a URI.")] = None,

@@ -18,13 +18,15 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
     """Write `round-0000.parquet` and so on to a folder or URI, with every column of the contract.
 
     Without `replace`, rounds that are there already stay. Raises UserError for them, for a run without traces or a place that
-    may not be written, and StoreError when writing fails.
+    may not be written, and StoreError for a damaged shard or last policy, or when
+    writing fails.
     """
     with session(debug) as out:
         store, run = open_run(uri)
         rounds = [work for work in open_rounds(store, run) if Inventory(work).is_whole("rollout")]
         if not rounds:
             raise UserError("no round has all its traces yet", store.uri, "Run `egrsd distill` first")
+        store.check_policy(store.latest_policy())
         target, rows = Files(out_uri), 0
         there = [name for name in target.names("") if name.startswith("round-") and name.endswith(".parquet")]
         if there and not replace:

@@ -11,11 +11,11 @@ from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds
 from pipeline.stages import EVALUATION, PLAN
 from pipeline.store.directory import Store
-from pipeline.store.files import SCRATCH
-from pipeline.store.lease import LEASE
+from pipeline.store.names import EVALUATION_FOLDER
 
 NAMES = [stage.name for stage in PLAN]
 
@@ -40,10 +40,12 @@ def show(uri: str, debug: bool) -> None:
         for note in [*notes, *_stale_evaluations(store, run), *changed]:
             out.say(note)
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
+        if (damage := store.damaged_policy()) is not None:
+            out.say(f"damaged: {damage}")
         out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
-        for name in store.names("evals"):
-            if not name.isdigit() and name not in (SCRATCH, LEASE) and (policies := store.numbers(f"evals/{name}")):
-                out.say(f"evals/{name}: policies {', '.join(map(str, policies))}")
+        for name in store.named("evals", EVALUATION_FOLDER):
+            if policies := store.numbers(f"evals/{name[0]}"):
+                out.say(f"evals/{name[0]}: policies {', '.join(map(str, policies))}")
 
 
 def _cell(inventory: Inventory, name: str, stale: Counter[str]) -> str:
@@ -87,6 +89,8 @@ def _stale_evaluations(store: Store, run: Run) -> list[str]:
     """Sentences on stale evaluations of the run's own held-out problems."""
     notes = []
     for number in store.numbers("evals") if run.evaluation.problems else []:
+        if read_plan(store, "evals", number) is None:  # an empty folder
+            continue
         inventory = Inventory(open_round(store, evaluation_run(run), "evals", number))
         stale = {reason for name in EVALUATION for reason in inventory.begun_and_stale(name)}
         where = inventory.work.area

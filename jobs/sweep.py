@@ -20,6 +20,7 @@ from pipeline.evidence.sweep import (
     read_grid,
     stale_note,
     summarise,
+    write_evidence,
 )
 from pipeline.method.relabel import sweep
 
@@ -53,7 +54,7 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         clock = {"read": loaded - started, "sweep": swept - loaded, "gradient": time.perf_counter() - swept}
         document = summarise(stored, axes, figures, cosine, clock)
         again = " (in place of those of an earlier sweep)" if store.read_bytes(EVIDENCE) is not None else ""
-        store.write_json(EVIDENCE, document)
+        write_evidence(store, document)
         show(document, out)
         out.say(f"figures: {store.locate(EVIDENCE)}{again}")
 

@@ -44,6 +44,7 @@ class Reject(StrEnum):
     ENGINE_ERROR = "engine_error"
     EMPTY_RESPONSE = "empty_response"
     NON_FINITE = "non_finite"
+    IMPOSSIBLE = "impossible"
     RESPONSE_MISMATCH = "response_mismatch"
     UNREADABLE_ANSWER = "unreadable_answer"
     VERIFIER_TIMEOUT = "verifier_timeout"

@@ -26,6 +26,7 @@ from pipeline.problems.survey import normal
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, with_engines
+from pipeline.rounds.rows import read_shard
 from pipeline.rounds.schedule import execute, inflight
 from pipeline.stages import EVALUATION
 from pipeline.store.directory import Entry, Store
@@ -130,7 +131,10 @@ def read(work: Round) -> Samples:
     """
     seen = Inventory(work)
     rollouts, grades = seen.entries("rollout"), seen.entries("grade")
-    tables = [(work.store.read(rollouts[shard]), work.store.read(grades[shard])) for shard in sorted(work.shards)]
+    tables = []
+    for shard in sorted(work.shards):
+        read_here = read_shard(work.store, {"rollout": rollouts[shard], "grade": grades[shard]})
+        tables.append((read_here["rollout"], read_here["grade"]))
     [size] = _sample_counts(seen)
     found = samples(tables, int(size), problems_of(seen))
     return replace(found, gave_up=sum(_gave_up(grades[shard]) for shard in work.shards))
@@ -164,7 +168,7 @@ def engine_facts(work: Round) -> dict[str, Any]:
     """Facts of the engines that made an evaluation's rollouts. A fact has several values, with commas, when engines differed."""
     entries = Inventory(work).entries("rollout").values()
     names = ("engine", "dtype", "logprobs_mode", "entropy_method")
-    return {name: ", ".join(sorted({str(entry.facts[name]) for entry in entries})) for name in names}
+    return {name: ", ".join(sorted({str(entry.fact(name)) for entry in entries})) for name in names}
 
 
 def majority(correct: np.ndarray, answers: np.ndarray) -> float:

@@ -6,6 +6,7 @@ A sweep generates nothing and does not change the run. Its figures are kept in e
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ import pyarrow as pa
 
 from pipeline.config import Label, Profile, Run
 from pipeline.contract import Regime
-from pipeline.errors import SettingError, UserError, refuse_unread
+from pipeline.digest import digest
+from pipeline.errors import SettingError, StoreError, UserError, refuse_unread
 from pipeline.evidence.plain import plain
 from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, select, token_weights
 from pipeline.overrides import resolve
@@ -24,6 +26,7 @@ from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import training_rows
 from pipeline.stages import MEASURE
 from pipeline.store.directory import Store, area
+from pipeline.store.documents import Count, Digest, Document, Number, Text
 
 if TYPE_CHECKING:
     from pipeline.training.batches import Traces
@@ -36,6 +39,8 @@ ALIASES = {"label.window": "profile.window"}  # labels look ahead as far as the 
 MOST_POINTS = 1000
 GRADIENT_ROUNDS = 3
 DIGITS = 6  # significant digits of the figures in the file
+REMEDY = "Delete the file and run `egrsd sweep` again"
+Figure = int | float | None
 
 
 # ---- the grid ----------------------------------------------------------------------------------------------------------
@@ -253,11 +258,58 @@ def summarise(
     }
 
 
+class Deciles(Document):
+    """Figures by decile of the teacher's entropy."""
+
+    tokens: list[Count]
+    entropy: list[Figure]
+    delta: list[Figure]
+
+
+class SweptPoint(Document):
+    """Figures of one point of the grid, as the page and the tables show them."""
+
+    settings: dict[Text, bool | Figure | Text]
+    cosine: list[Figure]
+    cosine_mean: Figure = None
+    factors: list[Figure]
+    restored: list[Figure]
+    shares: list[Figure]
+    gates: list[Figure]
+    decile_gates: list[Figure]
+    decile_factors: list[Figure]
+    kept: Figure
+    effective_share: Figure
+    effective_tokens: Figure
+    correlation: Figure
+
+
+class Evidence(Document):
+    """evidence/sweep.json. `digest` is the hash of all the rest; earlier versions wrote none."""
+
+    digest: Digest | None = None
+    axes: dict[Text, list[bool | Figure | Text]]
+    points: list[SweptPoint]
+    deciles: Deciles
+    regimes: list[Text]
+    rounds: list[Number]
+    tokens: Count
+    traces: Count
+
+
+def write_evidence(store: Store, document: dict[str, Any]) -> None:
+    """Store the figures of a sweep, with their hash."""
+    store.write_json(EVIDENCE, document | {"digest": digest(json.loads(json.dumps(document)))})
+
+
 def read_evidence(store: Store) -> dict[str, Any] | None:
     """The document evidence/sweep.json of a run, or None. A file of an earlier version gets the means that it lacks."""
-    document = store.read_json(EVIDENCE, "points", "deciles", "axes")
-    if document is None:
+    stored, found = store.read_json(EVIDENCE), store.read_document(EVIDENCE, Evidence, REMEDY)
+    if found is None:
         return None
+    if found.digest is not None and found.digest != digest({name: v for name, v in (stored or {}).items() if name != "digest"}):
+        raise StoreError("digest: is not that of the figures, which were changed", store.locate(EVIDENCE), REMEDY)
+    document = found.model_dump(exclude_unset=True)
     points = [{"cosine_mean": plain(_mean(point["cosine"]), DIGITS)} | point for point in document["points"]]
     return document | {"points": points}
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -34,8 +33,10 @@ from pipeline.config import Run
 from pipeline.errors import SettingError, first_line
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.metrics import METRICS
-from pipeline.store.directory import Store
+from pipeline.store.directory import Store, read_figures
+from pipeline.store.documents import Count, Document, Sha256
 from pipeline.store.lease import Lease
+from pipeline.store.names import METRICS_FILE, Plain
 
 log = logging.getLogger(__name__)
 POLL_S, RETRY_S, END_S = 2.0, 30.0, 60.0
@@ -198,7 +199,8 @@ class Feeder:
 
     def _feed(self) -> None:
         path = f"sinks/{self.name}.json"
-        state = self._store.read_json(path, "id", "fed") or _new_state(self._run)
+        kept = self._store.read_document(path, Fed)
+        state = _new_state(self._run) if kept is None else kept.model_dump()
         for rows in pending(self._store, state["fed"], self._trusted):
             again = any(entry["file"] == rows.file for entry in state["fed"])
             if again and self.name != "tensorboard":  # TensorBoard alone can replace a point
@@ -210,8 +212,8 @@ class Feeder:
                 self._store.write_json(path, state)  # before the first row: after a crash the next process must find this id
                 self._sink = OPEN[self.name](self._store, self._run, state["id"])
             self._sink.feed(rows)
-            kept = [entry for entry in state["fed"] if entry["file"] != rows.file]
-            state["fed"] = [*kept, {"file": rows.file, "sha256": rows.sha256, "first": rows.first, "rows": len(rows.rows)}]
+            others = [entry for entry in state["fed"] if entry["file"] != rows.file]
+            state["fed"] = [*others, {"file": rows.file, "sha256": rows.sha256, "first": rows.first, "rows": len(rows.rows)}]
             self._store.write_json(path, state)
             self._trusted.add(rows.file)
         return None
@@ -236,6 +238,28 @@ class Feeder:
         self._sink = None
 
 
+class FedFile(Document):
+    """One file of rows that a sink has: its hash, the place of its first row among all rows, and its number of rows."""
+
+    file: Plain
+    sha256: Sha256
+    first: Count
+    rows: Count
+
+
+class Fed(Document):
+    """sinks/<name>.json: the id of the run at the tracker, and the files that were fed."""
+
+    id: Plain
+    fed: list[FedFile]
+
+
+def read_fed(store: Store) -> list[Fed]:
+    """What every sink of a run was fed. Raises StoreError for a damaged file."""
+    found = [store.read_document(f"sinks/{name}.json", Fed) for name in OPEN]
+    return [fed for fed in found if fed is not None]
+
+
 def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Iterator[MetricRows]:
     """Files of rows that were not fed or have changed since, oldest first.
 
@@ -244,18 +268,16 @@ def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Itera
     """
     known = {entry["file"]: entry for entry in fed}
     place = max((entry["first"] + entry["rows"] for entry in fed), default=0)
-    for file in store.names("metrics"):
-        number, _, writer = file.removesuffix(".jsonl").partition("-")
-        if file in trusted or not (file.endswith(".jsonl") and number.isdigit()):
-            continue
-        if writer == "train" and not store.has_policy(int(number) + 1):
+    for name in store.named("metrics", METRICS_FILE):
+        file, writer = name[0], name["writer"]
+        if file in trusted or (writer == "train" and not store.has_policy(int(name["number"]) + 1)):
             continue
         data = store.read_bytes(f"metrics/{file}") or b""
         digest, old = hashlib.sha256(data).hexdigest(), known.get(file)
         if old is not None and old["sha256"] == digest:
             trusted.add(file)
             continue
-        rows = [json.loads(line) for line in data.splitlines()]
+        rows = read_figures(data, store.locate(f"metrics/{file}"))
         yield MetricRows(file, writer, rows, old["first"] if old else place, digest)
         place += 0 if old else len(rows)
 

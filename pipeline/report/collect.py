@@ -26,13 +26,13 @@ MOST_REJECTED = 100  # rejected rows that are listed
 def collect(store: Store, run: Run) -> dict[str, Any]:
     """The document of a run. Raises UserError when no round is measured."""
     measured = _measured(store, run)
-    stored = store.read_json("run.json") or {}
+    stored = store.run_file()
     document = {
         "run": {
             "name": run.name,
             "source": named(run.source),
             "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
-            "versions": stored.get("versions", {}),
+            "versions": stored.versions if stored is not None else {},
         },
         "settings": run.to_yaml(),
         "window": run.profile.window,

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pipeline.contract import Regime, Verdict
 from pipeline.report import ledger
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.rows import read_shard
 from pipeline.stages.tables import ragged
 
 CLOCK = ("seconds_round", "seconds_measure", "seconds_label", "seconds_engines")
@@ -106,8 +107,8 @@ class _Shard:
     @classmethod
     def of(cls, seen: Inventory, name: str) -> _Shard:
         """One shard of a round, with the stages that it has."""
-        entries = {stage: seen.entry(stage, name) for stage in _COLUMNS}
-        tables = {stage: seen.work.store.read(entry, _COLUMNS[stage]) for stage, entry in entries.items() if entry is not None}
+        entries = {stage: entry for stage in _COLUMNS if (entry := seen.entry(stage, name)) is not None}
+        tables = read_shard(seen.work.store, entries, _COLUMNS)
         none, text = np.zeros(0), np.zeros(0, object)
         if not {"rollout", "grade", "score"} <= tables.keys():
             return cls(

@@ -22,6 +22,7 @@ from pipeline.report.figures import LabelledTraces
 from pipeline.report.page import embedded
 from pipeline.report.tokens import pieces
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.rows import read_shard
 from pipeline.stages.tables import ragged, views
 
 MOST_TRACES, MOST_TOKENS = 1500, 300_000
@@ -123,8 +124,8 @@ def _note(seen: Inventory) -> str | None:
 
 def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[str, Any]]:
     work, peak = seen.work, seen.scope.peak if seen.scope else 0.0
-    entries = {name: seen.entry(name, shard) for name in ("prompts", *_COLUMNS)}
-    tables = {n: work.store.read(e, _COLUMNS.get(n)) for n, e in entries.items() if e is not None}
+    entries = {name: entry for name in _COLUMNS if (entry := seen.entry(name, shard)) is not None}
+    tables = read_shard(work.store, entries, _COLUMNS)
     tables = {name: table.take(places) if name != "prompts" else table for name, table in tables.items()}
     prompts = tables["prompts"].take(tables["rollout"]["prompt_index"])
     signals = _signals(tables, peak, work.run.label)
@@ -159,6 +160,7 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
 
 
 _COLUMNS = {
+    "prompts": ["problem", "answer", "solution"],
     "rollout": [
         "trace_id",
         "prompt_index",

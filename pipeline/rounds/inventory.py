@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 from pipeline.contract import Scope, Stage
-from pipeline.digest import digest, short
+from pipeline.digest import digest
 from pipeline.errors import StoreError
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, STAGES
-from pipeline.store.directory import Entry, Store, area
-from pipeline.store.folders import MANIFEST
+from pipeline.store.directory import Entry, Ready, Store, area
+from pipeline.store.documents import RESTORE
+from pipeline.store.folders import digest_of
 
 
 class Inventory:
@@ -37,6 +38,8 @@ class Inventory:
         if name not in self._stages:
             entries = self.work.store.entries(self.work.area, name)
             self._stages[name] = {shard: entry for shard, entry in entries.items() if shard in self.work.shards}
+            for entry in self._stages[name].values():
+                self._check_counts(entry)
         return self._stages[name]
 
     def entry(self, name: str, shard: str) -> Entry | None:
@@ -46,6 +49,17 @@ class Inventory:
         if (name, shard) not in self._single:
             self._single[name, shard] = self.work.store.entry(self.work.area, name, shard)
         return self._single[name, shard]
+
+    def _check_counts(self, entry: Entry) -> None:
+        """Raise StoreError when an entry cannot have been made from the inputs that it names, by their numbers of rows."""
+        for name in entry.inputs.keys() & STAGES.keys():
+            made = self.entry(name, entry.shard)
+            if made is None or made.sha256 != entry.inputs[name]:
+                continue  # stale, which `why_stale` says
+            fits = entry.rows % max(1, made.rows) == 0 if name == "prompts" else entry.rows == made.rows
+            if not fits or (name != "prompts" and sum(entry.rejected.values()) < sum(made.rejected.values())):
+                where = self.work.store.locate(f"{entry.area}/{entry.stage}/{entry.shard}.json")
+                raise StoreError(f"rows, rejected: do not follow from those of {name}", where, RESTORE)
 
     def expected_inputs(self, stage: Stage, shard: str, problems: str | None = None) -> dict[str, str] | None:
         """The inputs of a fresh shard of `stage`, as name to hash. None while one of them does not exist.
@@ -123,7 +137,7 @@ class Inventory:
     def as_committed(self) -> bool | None:
         """Whether the round was committed to the trainer with exactly the shards of now. None while it is not committed."""
         ready = self.work.store.ready(self.work.number)
-        return None if ready is None else bool(ready["shards"] == self.hashes(MEASURE))
+        return None if ready is None else ready.shards == self.hashes(MEASURE)
 
     def is_whole(self, *names: str) -> bool:
         """Whether every shard of these stages exists, fresh or stale."""
@@ -146,8 +160,13 @@ class Inventory:
         entries = self.entries("score")
         if not entries or self.work.shards.keys() - entries.keys():
             return None
-        facts = [entry.facts for entry in entries.values()]
-        return Scope(max(fact["entropy_max"] for fact in facts), facts[0]["vocab_size"])
+        sizes = {entry.fact("vocab_size") for entry in entries.values()}
+        if len(sizes) > 1:
+            what = f"facts.vocab_size differs between shards: {', '.join(map(str, sorted(sizes)))}"
+            raise StoreError(
+                what, self.work.store.locate(f"{self.work.area}/score"), "`egrsd stage score --force` makes them anew"
+            )
+        return Scope(max(entry.fact("entropy_max") for entry in entries.values()), *sizes)
 
     def _of_round(self, name: str, problems: str | None) -> str | None:
         """The hash of a value of the whole round. None when the round does not have it."""
@@ -164,7 +183,7 @@ class Inventory:
 
     @cached_property
     def _policy(self) -> str:
-        return short(self.work.store.read_bytes(f"{area('policy', self.work.policy_version)}/{MANIFEST}") or b"")
+        return digest_of(self.work.store, area("policy", self.work.policy_version))
 
     @cached_property
     def _baseline(self) -> str | None:
@@ -179,9 +198,9 @@ def commit_round(work: Round) -> None:
     shards = Inventory(work).hashes(MEASURE)
     if short := [shard for shard, hashes in shards.items() if len(hashes) < len(MEASURE)]:
         raise StoreError("a round is committed with a shard missing", f"{work.area}, shard {short[0]}")
-    document = {"policy": work.policy_version, "shards": shards}
-    if work.store.ready(work.number) != document:
-        work.store.write_json(f"{work.area}/ready.json", document)
+    ready = Ready(policy=work.policy_version, shards=shards)
+    if work.store.ready(work.number) != ready:
+        work.store.write_json(f"{work.area}/ready.json", ready.model_dump())
 
 
 def withdraw_rounds(store: Store, numbers: Iterable[int]) -> None:

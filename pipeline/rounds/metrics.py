@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pipeline.contract import Regime, Verdict
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
+from pipeline.rounds.rows import read_shard
 from pipeline.stages import PLAN
 
 
@@ -67,19 +68,22 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     ),
 }
 
+_SUMMARISED = {
+    "grade": ["reject_reason", "verdict", "reward", "advantage"],
+    "profile": ["lookahead_entropy", *(f"share_{name}" for name in Regime.NAMES)],
+    "rollout": ["response_tokens"],
+}
+
 
 def summarise_round(work: Round) -> dict[str, float]:
     """Figures of a round that is graded and profiled, by their names in METRICS."""
     inventory = Inventory(work)
 
-    def read(stage: str, columns: list[str]) -> list[pa.Table]:
-        """These columns of every shard of a stage."""
-        entries = inventory.entries(stage)
-        return [work.store.read(entries[shard], columns) for shard in sorted(work.shards)]
-
-    grades = read("grade", ["reject_reason", "verdict", "reward", "advantage"])
-    profiles = read("profile", ["lookahead_entropy", *(f"share_{name}" for name in Regime.NAMES)])
-    rollouts = read("rollout", ["response_tokens"])
+    entries = {stage: inventory.entries(stage) for stage in _SUMMARISED}
+    shards = [
+        read_shard(work.store, {stage: entries[stage][shard] for stage in entries}, _SUMMARISED) for shard in sorted(work.shards)
+    ]
+    grades, profiles, rollouts = ([tables[stage] for tables in shards] for stage in _SUMMARISED)
     lengths = [np.array(pc.drop_null(pc.list_value_length(table["response_tokens"]))) for table in rollouts]
     scored = [pc.fill_null(pc.list_value_length(table["lookahead_entropy"]), 0).to_numpy() for table in profiles]
     shares = regime_summary(profiles, scored)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Annotated
 
-from pipeline.store.directory import Store, area
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from pipeline.store.directory import Shard, Store, area
+from pipeline.store.documents import STRICT, Count, Number, Text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Plan:
     """What one round or evaluation consists of.
 
@@ -17,10 +22,10 @@ class Plan:
     asked: prompts that were wanted; a small source may have fewer. None in plans of early versions.
     """
 
-    policy: int
-    shards: dict[str, list[int]]
-    source: str | None = None
-    asked: int | None = None
+    policy: Number
+    shards: dict[Shard, Annotated[list[Count], Field(min_length=1)]]
+    source: Text | None = None
+    asked: Count | None = None
 
     def is_for(self, num_prompts: int, source: str | None = None) -> bool:
         """Whether the plan was made for so many prompts of a source.
@@ -37,17 +42,13 @@ def read_plan(store: Store, kind: str, number: int) -> Plan | None:
 
     kind: "rounds", or the folder of an evaluation.
     """
-    document = store.read_json(_path(kind, number), "policy", "shards")
-    if document is None:
-        return None
-    return Plan(document["policy"], document["shards"], document.get("source"), document.get("asked"))
+    return store.read_document(_path(kind, number), Plan)
 
 
 def write_plan(store: Store, kind: str, number: int, plan: Plan) -> None:
     """Store a plan, so that a rerun has the same shards. A file with the same plan is left alone."""
-    document = asdict(plan)
-    if store.read_json(_path(kind, number)) != document:
-        store.write_json(_path(kind, number), document)
+    if read_plan(store, kind, number) != plan:
+        store.write_json(_path(kind, number), asdict(plan))
 
 
 def cut(indices: list[int], size: int) -> dict[str, list[int]]:

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pipeline.config import Run
 from pipeline.contract import Engines, Scope
 from pipeline.digest import digest
-from pipeline.errors import UserError
+from pipeline.errors import StoreError, UserError
 from pipeline.method.rewards import RunningBaseline
 from pipeline.problems.sources import Problem, ProblemSet, epoch_indices
 from pipeline.rounds.baseline import baseline_at, baselines
 from pipeline.rounds.plan import Plan, cut, read_plan, write_plan
 from pipeline.store.directory import Store, area
+from pipeline.store.documents import RESTORE
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,11 @@ def open_rounds(store: Store, run: Run) -> Iterator[Round]:
     """All planned rounds in order. The running reward state is folded only once for all of them."""
     states = baselines(store, run)
     for number in store.numbers("rounds"):
-        if read_plan(store, "rounds", number) is not None:
+        if (plan := read_plan(store, "rounds", number)) is not None:
+            ready = store.ready(number)
+            if ready is not None and ready.shards.keys() != plan.shards.keys():
+                where = store.locate(f"{area('rounds', number)}/plan.json")
+                raise StoreError("shards: are not those with which the round was committed (ready.json)", where, RESTORE)
             yield open_round(store, run, "rounds", number, next(states, None))
 
 

@@ -1,16 +1,59 @@
-"""Rows of a round with the columns of several stages: for the trainer, and for the export."""
+"""Rows of a round with the columns of several stages. Every reader gets them here, and the rows of all stages are the same."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.contract import COLUMNS
-from pipeline.errors import StoreError
+from pipeline.errors import ContractError, StoreError
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
-from pipeline.stages import PLAN
-from pipeline.store.directory import Store, area
+from pipeline.stages import MEASURE, PLAN
+from pipeline.store.directory import Entry, Store, area
+from pipeline.store.documents import RESTORE
+from pipeline.store.possible import key_of
+from pipeline.store.shards import check_columns
+
+
+def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str, list[str]] | None = None) -> dict[str, pa.Table]:
+    """The tables of one shard, by stage: all columns, or the `columns` of each stage.
+
+    Raises StoreError when a file is damaged, or when the stages do not hold the same rows in the same order. The traces of a
+    prompt stand next to each other, and `prompt_index` names its row.
+    """
+    tables, keys = {}, {}
+    for name, entry in entries.items():
+        wanted = None if columns is None else columns[name]
+        key = key_of(name)
+        more = [key, *(("prompt_index",) if name == "rollout" and "prompts" in entries else ())]
+        table = store.read(entry, None if wanted is None else list(dict.fromkeys([*wanted, *more])))
+        keys[name] = table[key]
+        if name == "rollout" and "prompts" in entries:
+            _check_prompts(store, entry, table["prompt_index"], entries["prompts"].rows)
+        tables[name] = table if wanted is None else table.select(wanted)
+    first: str | None = None
+    for name in entries.keys() - {"prompts"}:
+        first = first or name
+        if not keys[name].equals(keys[first]):
+            raise StoreError(f"the rows are not those of stage {first}", store.locate(entries[name].path), _again(entries[name]))
+    return tables
+
+
+def _check_prompts(store: Store, entry: Entry, indices: pa.ChunkedArray, prompts: int) -> None:
+    """Raise StoreError unless the rows of a rollout are groups of equal size, one for each prompt, in their order."""
+    rows = len(indices)
+    size = rows // prompts if prompts else 0
+    if rows != size * prompts or (rows and not np.array_equal(indices.to_numpy(), np.arange(rows) // max(1, size))):
+        what = f"column prompt_index: {rows} rows are not equal groups of the {prompts} prompts in their order"
+        raise StoreError(what, store.locate(entry.path), _again(entry))
+
+
+def _again(entry: Entry) -> str:
+    return f"Compute the stages of this shard again, from `egrsd stage {entry.stage}` on with --force"
 
 
 def joined_round(work: Round) -> pa.Table:
@@ -23,7 +66,7 @@ def joined_round(work: Round) -> pa.Table:
     entries = {stage.name: inventory.entries(stage.name) for stage in PLAN}
     tables = []
     for shard in sorted(work.shards):
-        parts = {name: work.store.read(shards[shard]) for name, shards in entries.items() if shard in shards}
+        parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
         columns |= {c.name: parts[c.writer][c.name] for c in COLUMNS.values() if c.writer in parts}
@@ -42,8 +85,10 @@ def round_table(store: Store, number: int) -> pa.Table | None:
     ready = store.ready(number)
     if ready is None:
         return None
-    where, policy = area("rounds", number), ready["policy"]
-    tables = [training_rows(store, where, shard, hashes, policy) for shard, hashes in sorted(ready["shards"].items())]
+    where = area("rounds", number)
+    tables = [training_rows(store, where, shard, hashes, ready.policy) for shard, hashes in sorted(ready.shards.items())]
+    if not tables:
+        raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
     return pa.concat_tables(tables)
 
 
@@ -52,8 +97,12 @@ def training_rows(store: Store, where: str, shard: str, hashes: dict[str, str], 
 
     `policy` is the version that had to answer. Raises StoreError when a stage has other bytes by now.
     """
-    tables = {stage: _committed(store, where, stage, shard, digest) for stage, digest in hashes.items()}
+    if missing := set(MEASURE) - hashes.keys():
+        raise StoreError(f"shards.{shard}: lacks {', '.join(sorted(missing))}", store.locate(f"{where}/ready.json"), RESTORE)
+    entries = {stage: _committed(store, where, stage, shard, hashes[stage]) for stage in MEASURE}
+    tables = read_shard(store, entries)
     rollout = tables["rollout"]
+    _check_vocabulary(store, entries, tables["prompts"])
     prompts = tables["prompts"].take(rollout["prompt_index"])
     columns = {name: rollout[name] for name in ("trace_id", "response_tokens")}
     # policy of the student log-probs: a trace that the teacher wrote was scored with the policy of its round
@@ -66,8 +115,8 @@ def training_rows(store: Store, where: str, shard: str, hashes: dict[str, str], 
     return pa.table(columns)
 
 
-def _committed(store: Store, where: str, stage: str, shard: str, digest: str) -> pa.Table:
-    """The shard with sha256 `digest`. Raises StoreError when the shard has other bytes by now."""
+def _committed(store: Store, where: str, stage: str, shard: str, digest: str) -> Entry:
+    """The entry of the shard with sha256 `digest`. Raises StoreError when the shard has other bytes by now."""
     entry = store.entry(where, stage, shard)
     if entry is None or entry.sha256 != digest:
         raise StoreError(
@@ -75,4 +124,15 @@ def _committed(store: Store, where: str, stage: str, shard: str, digest: str) ->
             store.locate(f"{where}/{stage}/{shard}.json"),
             "Run `egrsd stage` for the stages that `egrsd status` shows as stale",
         )
-    return store.read(entry)
+    return entry
+
+
+def _check_vocabulary(store: Store, entries: Mapping[str, Entry], prompts: pa.Table) -> None:
+    """Raise StoreError for an id of a prompt that is outside the vocabulary of the engine that wrote the traces."""
+    size = entries["rollout"].facts.get("vocab_size")
+    try:
+        check_columns("prompts", prompts, size)
+    except ContractError as error:
+        raise StoreError(
+            f"{error.where}: {error.what}", store.locate(entries["prompts"].path), _again(entries["prompts"])
+        ) from error

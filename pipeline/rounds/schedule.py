@@ -28,6 +28,7 @@ from pipeline.problems.sources import Problem, ProblemSet
 from pipeline.rounds import frozen
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, problems_digest
+from pipeline.rounds.rows import read_shard
 from pipeline.stages import STAGES
 from pipeline.store.manifest import SUMMARISED_FROM, Entry, Origin
 
@@ -260,8 +261,8 @@ def _inputs_of(inventory: Inventory, stage: Stage, name: str, first: int, proble
         run=work.run,
         name=name,
         place=Place(work.area, first, work.lag),
-        tables={writer: work.store.read(entry, stage.reads_of(STAGES[writer])) for writer, entry in entries.items()},
-        facts={writer: entry.facts for writer, entry in entries.items()},
+        tables=read_shard(work.store, entries, {writer: stage.reads_of(STAGES[writer]) for writer in entries}),
+        facts={writer: dict(entry.facts) for writer, entry in entries.items()},
         problems=problems,
         engines=work.engines.get(stage.name),
         policy=work.store.policy(work.policy_version) if stage.where == "engines" else None,

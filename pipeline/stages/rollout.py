@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +26,7 @@ from pipeline.contract import (
 from pipeline.digest import digest
 from pipeline.errors import EngineError
 from pipeline.models.tokenizer import tokenizer_of
+from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, clean
 
 
@@ -34,7 +34,7 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place
     """G traces per prompt, next to each other. A trace depends only on its seed, prompt and policy.
 
     Trace ids and seeds depend on the round and the prompt's place in it. They do not depend on how the round is cut into shards.
-    Raises EngineError when an answer names another policy.
+    Raises EngineError when an answer names another policy, or when the numbers of most answers are impossible.
     """
     size = run.rollout.group_size
     num_teacher = round(size * run.rollout.teacher_share)
@@ -57,15 +57,17 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place
             draft.values[row] = {"prompt_index": i, "sample_index": sample, "trace_source": source, "seed": seed}
             rows[source].append(row)
             requests[source].append(Generate(ids[source][i], seed))
+    vocab_size = engines.facts().vocab_size
     sampling = Sampling(run.rollout.temperature, run.rollout.top_p, run.rollout.top_k, run.rollout.max_new_tokens)
     for source, who in (("student", policy), ("teacher", Policy(0))):
         if requests[source]:
             for row, answer in zip(rows[source], engines.generate(requests[source], who, sampling), strict=True):
-                _take_generation(draft, row, answer, who, place.lag)
+                _take_generation(draft, row, answer, who, place.lag, vocab_size)
+    refuse_many(draft, [*rows["student"], *rows["teacher"]], f"{place.where}, stage rollout")
     return draft.table()
 
 
-def _take_generation(draft: Draft, row: int, answer: Generation | Failure, policy: Policy, lag: int) -> None:
+def _take_generation(draft: Draft, row: int, answer: Generation | Failure, policy: Policy, lag: int, vocab_size: int) -> None:
     if isinstance(answer, Failure):
         draft.reject(row, Reject.ENGINE_ERROR, answer.cause)
         return
@@ -74,8 +76,8 @@ def _take_generation(draft: Draft, row: int, answer: Generation | Failure, polic
     if len(answer.tokens) == 0:
         draft.reject(row, Reject.EMPTY_RESPONSE, "no token was generated")
         return
-    if not (np.isfinite(answer.logprobs).all() and np.isfinite(answer.entropy).all()):
-        draft.reject(row, Reject.NON_FINITE, "rollout log-prob or entropy")
+    if (found := broken(answer, vocab_size)) is not None:
+        draft.reject(row, found[0], f"rollout: {found[1]}")
         return
     draft.values[row] |= {
         "response_tokens": answer.tokens,

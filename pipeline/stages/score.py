@@ -25,6 +25,7 @@ from pipeline.contract import (
     Stage,
 )
 from pipeline.errors import EngineError
+from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
 
 
@@ -54,7 +55,9 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
         """The usable scores of these rows, as (row, score), under one prompt column and policy. Other rows are rejected."""
         sequences = [Sequence(ids[prompt][indices[row]].tolist(), responses[row].tolist()) for row in rows]
         answers = engines.score(sequences, who) if rows else []
-        scored = ((row, _usable(draft, row, answer, responses[row])) for row, answer in zip(rows, answers, strict=True))
+        pairs = zip(rows, answers, strict=True)
+        scored = [(row, _usable(draft, row, answer, responses[row], facts.vocab_size)) for row, answer in pairs]
+        refuse_many(draft, rows, "stage score")
         return [(row, answer) for row, answer in scored if answer is not None]
 
     for row, scored in ask(by_student, "teacher_prompt_tokens", Policy(0)):
@@ -67,14 +70,14 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
     return draft.table()
 
 
-def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray) -> Score | None:
+def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray, vocab_size: int) -> Score | None:
     """The score, or None after its row was rejected. The engine must have scored exactly the ids of the response."""
     if isinstance(answer, Failure):
         draft.reject(row, Reject.ENGINE_ERROR, answer.cause)
     elif not np.array_equal(answer.tokens, response):
         draft.reject(row, Reject.RESPONSE_MISMATCH, f"scored {len(answer.tokens)} ids that are not the {len(response)} sampled")
-    elif not (np.isfinite(answer.logprobs).all() and np.isfinite(answer.entropy).all()):
-        draft.reject(row, Reject.NON_FINITE, "scored log-prob or entropy")
+    elif (found := broken(answer, vocab_size)) is not None:
+        draft.reject(row, found[0], f"score: {found[1]}")
     else:
         return answer
     return None

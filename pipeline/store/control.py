@@ -13,18 +13,31 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipeline.errors import EgrsdError, UserError, first_line, from_data, to_data
 from pipeline.store.directory import Store
-from pipeline.store.lease import LEASE, is_dead
+from pipeline.store.documents import STRICT
+from pipeline.store.lease import is_dead, read_lease
+from pipeline.store.names import ASK
 
 log = logging.getLogger(__name__)
 
 FOLDER = "control"
 LOOK_S, ANSWER_S = 1.0, 30.0
+OTHER = "Ask again with the version of the project that the run's driver has"
 Document = dict[str, Any]
+_QUESTION: TypeAdapter[Document] = TypeAdapter(Document)
+
+
+class Answer(BaseModel):
+    """The driver's answer: an error as `to_data` gives it, or else what was asked for, in keys of its own."""
+
+    model_config = ConfigDict(**STRICT | {"extra": "allow"})
+    error: Annotated[list[str], Field(min_length=4, max_length=4)] | None = None
 
 
 def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Document:
@@ -32,26 +45,26 @@ def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Docum
 
     Raises UserError when no driver works on the run, or when it does not answer. Raises the error that the driver answers with.
     """
-    lease = store.read_json(LEASE, "holder", "host", "pid")
+    lease = read_lease(store)
     if lease is None:
         raise UserError("no command works on this run", store.uri, "Start it with `egrsd distill --run URI`")
     if is_dead(lease):
-        raise UserError(f"{lease['holder']} is dead", store.uri, "Run its command again: it goes on where it was")
+        raise UserError(f"{lease.holder} is dead", store.uri, "Run its command again: it goes on where it was")
     name = f"{FOLDER}/{uuid4().hex}"
     store.write_json(f"{name}.ask.json", question)
     try:
         deadline = time.monotonic() + patience_s
-        while (answer := store.read_json(f"{name}.answer.json")) is None:
+        while (answer := store.read_document(f"{name}.answer.json", Answer, OTHER)) is None:
             if time.monotonic() > deadline:
                 remedy = "Engines are up while `egrsd distill` rolls out. It may be starting, or dead, or another verb"
-                raise UserError(f"{lease['holder']} does not answer", store.uri, remedy)
+                raise UserError(f"{lease.holder} does not answer", store.uri, remedy)
             time.sleep(LOOK_S / 4)
     finally:
         for kind in ("ask", "answer"):
             store.delete(f"{name}.{kind}.json")
-    if "error" in answer:
-        raise from_data(answer["error"])
-    return answer
+    if answer.error is not None:
+        raise from_data(answer.error)
+    return answer.model_extra or {}
 
 
 @contextlib.contextmanager
@@ -63,9 +76,8 @@ def answering(store: Store, answer: Callable[[Document], Document]) -> Iterator[
         """Look for questions until the block ends."""
         while not end.wait(LOOK_S):
             try:
-                for name in store.names(FOLDER):
-                    if name.endswith(".ask.json"):
-                        _reply(store, f"{FOLDER}/{name[:-9]}", answer)
+                for name in store.named(FOLDER, ASK):
+                    _reply(store, f"{FOLDER}/{name['id']}", answer)
             except EgrsdError as error:  # a disk that is full now may have space at the next look
                 log.warning("Questions in %s are not heard: %s", FOLDER, error)
 
@@ -81,10 +93,10 @@ def answering(store: Store, answer: Callable[[Document], Document]) -> Iterator[
 
 
 def _reply(store: Store, name: str, answer: Callable[[Document], Document]) -> None:
-    question = store.read_json(f"{name}.ask.json")
-    if question is None:  # its asker has given up
-        return
     try:
+        question = store.read_document(f"{name}.ask.json", _QUESTION, OTHER)
+        if question is None:  # its asker has given up
+            return
         reply = answer(question)
     except EgrsdError as error:
         reply = {"error": to_data(error)}

@@ -24,23 +24,45 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pydantic import Field, JsonValue, TypeAdapter
 
 from pipeline import contract
 from pipeline.config import Run
-from pipeline.errors import StoreError, UserError
+from pipeline.digest import digest
+from pipeline.errors import ContractError, SettingError, StoreError, UserError
 from pipeline.overrides import load
-from pipeline.store.files import RESTORE, Files
-from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, fetch_folder, is_whole, put_folder
-from pipeline.store.manifest import ENTRY_FIELDS, SUMMARY, Entry, Origin, data_name, survey, to_summary
-from pipeline.store.shards import check_table, count_rejected, to_parquet
+from pipeline.store.documents import RESTORE, Digest, Document, Number, Sha256, check, parse
+from pipeline.store.files import Files
+from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, cut_short, fetch_folder, is_whole, put_folder
+from pipeline.store.manifest import SUMMARY, Entry, Origin, data_name, survey, to_entry, to_summary
+from pipeline.store.names import DATA, METRICS_FILE, NUMBER, SHARD
+from pipeline.store.shards import check_table, count_rejected, from_parquet, to_parquet
 
 _READERS = 16  # entries read at one time, since an object store needs tens of milliseconds for each
+RUN_REMEDY = "Restore the file from a copy: without it the run cannot go on"
+EDITED = "Undo the edit, and change settings with `egrsd distill --set ... --accept-changes`"
+Shard = Annotated[str, Field(pattern=f"^{SHARD.pattern}$")]
+Figure = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_FIGURES: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Figure])
+
+
+class RunFile(Document):
+    """run.json: the settings, the versions of the software, and the hash of the settings. Early versions wrote no hash."""
+
+    config: dict[str, JsonValue]
+    versions: dict[str, str | None]
+    config_digest: Digest | None = None
+
+
+class Ready(Document):
+    """ready.json: the policy that had to answer, and the sha256 of every shard, by shard and then by stage."""
+
+    policy: Number
+    shards: dict[Shard, dict[str, Sha256]]
 
 
 def area(kind: str, number: int) -> str:
@@ -55,16 +77,29 @@ class Store(Files):
 
     def save_run(self, run: Run, versions: dict[str, str]) -> None:
         """Store the settings of the run and the versions of the software that it runs with."""
-        self.write_json("run.json", {"config": run.model_dump(mode="json"), "versions": versions})
+        config = run.model_dump(mode="json")
+        self.write_json("run.json", {"config": config, "versions": versions, "config_digest": digest(config)})
 
     def load_run(self) -> Run:
-        """The settings of this run. Raises UserError when there is no run here."""
-        document = self.read_json("run.json", "config")
+        """The settings of this run.
+
+        Raises UserError when there is no run here. Raises StoreError when run.json is damaged, or was changed by hand.
+        """
+        document = self.run_file()
         if document is None:
             raise UserError(
                 "no run here: run.json is missing", self.uri, "Start one with `egrsd distill --recipe NAME --run URI`"
             )
-        return load(document["config"])
+        if document.config_digest is not None and digest(document.config) != document.config_digest:
+            raise StoreError("config: was changed by hand, since config_digest differs", self.locate("run.json"), EDITED)
+        try:
+            return load(document.config)
+        except SettingError as error:
+            raise StoreError(f"config.{error.where}: {error.what}", self.locate("run.json"), RUN_REMEDY) from error
+
+    def run_file(self) -> RunFile | None:
+        """The content of run.json, or None. Raises StoreError when it is damaged."""
+        return self.read_document("run.json", RunFile, RUN_REMEDY)
 
     def exists(self) -> bool:
         """Whether a run was started here."""
@@ -74,35 +109,37 @@ class Store(Files):
 
     def commit(self, where: str, stage: contract.Stage, shard: str, table: pa.Table, origin: Origin) -> Entry:
         """Check a shard against the contract, write its data, and then its entry. Raises ContractError or StoreError."""
-        tokens = check_table(stage, table)
+        tokens = check_table(stage, table, origin.facts.get("vocab_size"))
         data = to_parquet(stage, table)
-        digest = hashlib.sha256(data).hexdigest()
-        entry = Entry(
-            area=where,
-            stage=stage.name,
-            shard=shard,
-            data=data_name(shard, digest, origin),
-            rows=table.num_rows,
-            tokens=tokens,
-            rejected=count_rejected(table),
-            bytes=data.size,
-            sha256=digest,
-            settings=origin.settings,
-            inputs=origin.inputs,
-            seconds=round(origin.seconds, 4),
-            facts=origin.facts,
-        )
-        old = self.entry(where, stage.name, shard)
-        self.write(f"{where}/{stage.name}/{entry.data}", data)
-        self.write_json(f"{where}/{stage.name}/{shard}.json", asdict(entry))
+        sha256 = hashlib.sha256(data).hexdigest()
+        document = {
+            "area": where,
+            "stage": stage.name,
+            "shard": shard,
+            "data": data_name(shard, sha256, origin),
+            "rows": table.num_rows,
+            "tokens": tokens,
+            "rejected": count_rejected(table),
+            "bytes": data.size,
+            "sha256": sha256,
+            "settings": origin.settings,
+            "inputs": origin.inputs,
+            "seconds": round(origin.seconds, 4),
+            "facts": origin.facts,
+        }
+        path = f"{where}/{stage.name}/{shard}.json"
+        entry, old = check(Entry, document, self.locate(path)), self.entry(where, stage.name, shard)
+        self.write(entry.path, data)
+        self.write_json(path, document)
         if old is not None and old.data != entry.data:
             self.delete(f"{where}/{stage.name}/{old.data}")
         return entry
 
     def entry(self, where: str, stage: str, shard: str) -> Entry | None:
-        """The manifest entry of a shard, or None when the shard does not exist."""
-        document = self.read_json(f"{where}/{stage}/{shard}.json", *ENTRY_FIELDS)
-        return None if document is None else Entry(**{name: document[name] for name in ENTRY_FIELDS})
+        """The manifest entry of a shard, or None when the shard does not exist. Raises StoreError for a damaged entry."""
+        path = f"{where}/{stage}/{shard}.json"
+        data = self.read_bytes(path)
+        return None if data is None else to_entry(data, self.locate(path), path)
 
     def entries(self, where: str, stage: str) -> dict[str, Entry]:
         """All entries of a stage, by shard."""
@@ -124,35 +161,38 @@ class Store(Files):
         Such files come from a writer that was killed before it wrote its entry. Call it while holding the run, when nothing
         is being written.
         """
-        for name in self.names(f"{where}/{stage}"):
-            if name.endswith(".parquet") and named.get(name.rpartition("-")[0], name) != name:
-                self.delete(f"{where}/{stage}/{name}")
+        for name in self.named(f"{where}/{stage}", DATA):
+            if named.get(name["shard"], name[0]) != name[0]:
+                self.delete(f"{where}/{stage}/{name[0]}")
 
     def _survey(self, folder: str) -> tuple[dict[str, Entry], list[str]]:
         names = self.names(folder)
-        return survey(names, (self.read_bytes(f"{folder}/{SUMMARY}") if SUMMARY in names else None) or b"")
+        return survey(folder, names, (self.read_bytes(f"{folder}/{SUMMARY}") if SUMMARY in names else None) or b"")
 
     def read(self, entry: Entry, columns: list[str] | None = None) -> pa.Table:
-        """The rows of a shard, after a check of its sha256. Raises StoreError when the file is missing or has other bytes."""
-        path = f"{entry.area}/{entry.stage}/{entry.data}"
-        data = self.read_bytes(path)
+        """The rows of a shard, or some of its columns, after a check of its sha256, its counts and the values of these columns.
+
+        Raises StoreError when the file is missing, has other bytes, or holds what the stage cannot have written.
+        """
+        data = self.read_bytes(entry.path)
+        where, remedy = self.locate(entry.path), _remedy(entry)
         if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise StoreError(
-                "the shard is missing" if data is None else "the bytes are not those that were committed (sha256 differs)",
-                self.locate(path),
-                _remedy(entry),
-            )
-        return pq.read_table(pa.BufferReader(data), columns=columns)
+            what = "the shard is missing" if data is None else "the bytes are not those that were committed (sha256 differs)"
+            raise StoreError(what, where, remedy)
+        try:
+            return from_parquet(entry, data, columns)
+        except ContractError as error:
+            raise StoreError(f"{error.where}: {error.what}", where, remedy) from error
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
     def numbers(self, kind: str) -> list[int]:
         """Sorted numbers of the rounds, evaluations, policies or training states that exist, by the name of their folder."""
-        return sorted(int(name) for name in self.names(kind) if name.isascii() and name.isdigit())
+        return sorted(int(name[0]) for name in self.named(kind, NUMBER))
 
-    def ready(self, number: int) -> dict[str, Any] | None:
-        """A round's ready.json: `policy`, and `shards` as shard to stage to sha256. None while it is not committed."""
-        return self.read_json(f"{area('rounds', number)}/ready.json", "policy", "shards")
+    def ready(self, number: int) -> Ready | None:
+        """A round's ready.json. None while it is not committed. Raises StoreError for a damaged file."""
+        return self.read_document(f"{area('rounds', number)}/ready.json", Ready)
 
     # ---- policies and training state -----------------------------------------------------------------------------------
 
@@ -194,6 +234,15 @@ class Store(Files):
         if version:  # 0 is the base
             check_folder(self, area("policy", version), POLICY_REMEDY)
 
+    def damaged_policy(self) -> str | None:
+        """A sentence on the last policy, when one of its files is missing or cut short. None when all sizes are right.
+
+        No file is read, so this takes no time: `check_policy` proves the content.
+        """
+        folder = area("policy", self.latest_policy())
+        found = cut_short(self, folder)
+        return None if found is None else f"{self.locate(folder)}: {found}. {POLICY_REMEDY}"
+
     def fetch(self, folder: str) -> Path | None:
         """A local copy of a policy or a training state, or the folder itself on a local disk. Every file is checked.
 
@@ -227,14 +276,16 @@ class Store(Files):
         self.write(f"metrics/{number:04d}-{writer}.jsonl", lines.encode())
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """All rows of metrics in the order of round and writer. Raises StoreError for a line that is not JSON."""
-        for name in self.names("metrics"):
-            for line in (self.read_bytes(f"metrics/{name}") or b"").splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise StoreError(f"is not JSON ({error})", self.locate(f"metrics/{name}"), RESTORE) from error
-                yield {"writer": name[5:-6], **row}
+        """All rows of metrics in the order of round and writer.
+
+        Raises StoreError for a line that is no row of figures, or a row of another round than its file.
+        """
+        for name in self.named("metrics", METRICS_FILE):
+            path, number = f"metrics/{name[0]}", int(name["number"])
+            for row in read_figures(self.read_bytes(path) or b"", self.locate(path)):
+                if row.get("round") != number:
+                    raise StoreError(f"round: is {row.get('round')}, in the file of round {number}", self.locate(path), RESTORE)
+                yield {"writer": name["writer"], **row}
 
     def request_stop(self, stop: bool = True) -> None:
         """Ask the trainer to end after its current step. With `stop` False take the request back."""
@@ -248,7 +299,13 @@ class Store(Files):
         return self.read_bytes("train/stop") is not None
 
 
+def read_figures(data: bytes, where: str) -> list[dict[str, Any]]:
+    """The rows of a file of metrics. Raises StoreError, with the line, for a row that is not made of figures."""
+    return [parse(_FIGURES, line, f"{where}, line {count}") for count, line in enumerate(data.splitlines(), 1)]
+
+
 def _remedy(entry: Entry) -> str:
     if entry.area.startswith("evals"):
         return f"Delete the folder {entry.area} and run `egrsd distill` or `egrsd evaluate` again: it evaluates anew"
-    return f"Recompute it with `egrsd stage {entry.stage} --round {int(entry.area[-4:])} --shard {entry.shard} --force`"
+    number = entry.area.rpartition("/")[2].lstrip("0") or "0"
+    return f"Recompute it with `egrsd stage {entry.stage} --round {number} --shard {entry.shard} --force`"

@@ -1,9 +1,10 @@
 """Whole files below one URI, which is a folder of a local disk or any URI that pyarrow.fs opens.
 
-Local files are written in the folder `.tmp`, fsynced and renamed. An object store has no rename. There an object appears when its
-last byte has arrived. A writer that dies earlier leaves nothing that a listing shows. Unseen parts of a large object may stay
-until a lifecycle rule of the bucket deletes them. One property of the store is required. After an object is written, replaced or
-deleted, every reader and every listing must see it at once. Put-if-absent is not used, since pyarrow does not offer it.
+Local files are written in the folder `.tmp`, fsynced and renamed. The name of an unfinished file begins with the mark of its
+process (owner.py), so that a sweep takes only what the dead have left. An object store has no rename. There an object appears
+when its last byte has arrived. A writer that dies earlier leaves nothing that a listing shows. Unseen parts of a large object may
+stay until a lifecycle rule of the bucket deletes them. One property of the store is required. After an object is written,
+replaced or deleted, every reader and every listing must see it at once. Put-if-absent is not used: pyarrow does not offer it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import fs
+from pydantic import JsonValue, TypeAdapter
 
 from pipeline.errors import EgrsdError, StoreError, UserError
+from pipeline.store import owner
+from pipeline.store.documents import RESTORE, T, parse
+from pipeline.store.names import inside
 
 SCRATCH = ".tmp"
-RESTORE = "Restore the file from a copy, or delete it and run the same command again, which makes its content anew"
+_ANY: TypeAdapter[Any] = TypeAdapter(JsonValue)
 NO_SPACE = "Free some space and run the same command again: unfinished files are ignored"
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _REMEDIES = {
@@ -86,7 +91,7 @@ class Files:
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file atomically and durably. Raises UserError when the right to write is missing, else StoreError."""
         filesystem, root = self.opened
-        with self._explained("cannot write", path):
+        with self._explained("cannot write", inside(path)):
             if self.local_root is not None:
                 _write_local(self.local_root / path, self.local_root / SCRATCH, data)
             else:
@@ -97,12 +102,19 @@ class Files:
         """The content of a file, or None when it does not exist. Raises StoreError or UserError when it cannot be read."""
         filesystem, root = self.opened
         try:
-            with filesystem.open_input_file(f"{root}/{path}") as file:
+            with filesystem.open_input_file(f"{root}/{inside(path)}") as file:
                 return file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise _as_egrsd_error(error, "cannot read", self.locate(path)) from error
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file, or None when it does not exist."""
+        filesystem, root = self.opened
+        with self._explained("cannot read", inside(path)):
+            info = filesystem.get_file_info(f"{root}/{path}")
+        return int(info.size) if info.type == fs.FileType.File else None
 
     def write_json(self, path: str, value: Any) -> None:
         """Write a JSON file atomically."""
@@ -113,21 +125,23 @@ class Files:
 
         Raises StoreError when the file is not JSON, or not an object with `keys`.
         """
-        data = self.read_bytes(path)
-        if data is None:
-            return None
-        try:
-            document = json.loads(data)
-        except ValueError as error:
-            raise StoreError(f"is not JSON ({error})", self.locate(path), RESTORE) from error
-        if keys and not (isinstance(document, dict) and set(keys) <= document.keys()):
+        document: Any = self.read_document(path, _ANY)
+        if document is not None and keys and not (isinstance(document, dict) and set(keys) <= document.keys()):
             raise StoreError(f"is not what belongs here: {', '.join(keys)} expected", self.locate(path), RESTORE)
         return document
 
+    def read_document(self, path: str, kind: type[T] | TypeAdapter[T], remedy: str = RESTORE) -> T | None:
+        """The content of a JSON file as a `kind`, or None when it does not exist.
+
+        Raises StoreError, with the field that is wrong and `remedy`, when the file is not a `kind`.
+        """
+        data = self.read_bytes(path)
+        return None if data is None else parse(kind, data, self.locate(path), remedy)
+
     def names(self, folder: str) -> list[str]:
-        """Sorted names of the files and folders in a folder. Empty when the folder does not exist."""
+        """Sorted names of all files and folders in a folder. Empty when the folder does not exist."""
         filesystem, root = self.opened
-        with self._explained("cannot list", folder), contextlib.suppress(FileNotFoundError):
+        with self._explained("cannot list", inside(folder)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if self.local_root is not None:
                 # arrow also reads the size of every file, which takes nine times as long
                 return sorted(os.listdir(self.local_root / folder))
@@ -135,10 +149,14 @@ class Files:
             return sorted(info.base_name for info in infos)
         return []
 
+    def named(self, folder: str, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
+        """The names in a folder that match the whole `pattern` (names.py), sorted. Files that do not belong are passed over."""
+        return (match for name in self.names(folder) if (match := pattern.fullmatch(name)) is not None)
+
     def delete(self, path: str) -> None:
         """Delete a file or a folder, if it exists."""
         filesystem, root = self.opened
-        with self._explained("cannot delete", path), contextlib.suppress(FileNotFoundError):
+        with self._explained("cannot delete", inside(path)), contextlib.suppress(FileNotFoundError):
             info = filesystem.get_file_info(f"{root}/{path}")
             if info.type == fs.FileType.Directory:
                 filesystem.delete_dir(f"{root}/{path}")
@@ -154,11 +172,15 @@ class Files:
         return folder
 
     def sweep(self) -> None:
-        """Delete the unfinished files of processes that were killed. Only the holder of the run may call it."""
+        """Delete the unfinished files of processes that have ended. The folder itself stays: somebody may be writing there."""
         if self.local_root is None:
-            self.delete(SCRATCH)
-        else:
-            shutil.rmtree(self.local_root / SCRATCH, ignore_errors=True)  # a rank that is ending may still write there
+            return
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for left in filter(owner.is_left, list((self.local_root / SCRATCH).iterdir())):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _explained(self, what: str, path: str) -> Iterator[None]:
@@ -193,21 +215,16 @@ def _as_egrsd_error(error: OSError, what: str, where: str) -> EgrsdError:
     return StoreError(f"{what} ({cause})", where, remedy)
 
 
-def _write_local(path: Path, scratch: Path, data: bytes, tries: int = 10) -> None:
-    temporary = scratch / f"{uuid4().hex}-{path.name}"
+def _write_local(path: Path, scratch: Path, data: bytes) -> None:
+    temporary = scratch / f"{owner.mark()}{uuid4().hex[:12]}"
+    for folder in (path.parent, scratch):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        for folder in (path.parent, scratch):
-            folder.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except FileNotFoundError:
-        temporary.unlink(missing_ok=True)
-        if tries == 1:
-            raise
-        return _write_local(path, scratch, data, tries - 1)  # a driver that ended swept `.tmp` while an evaluation wrote there
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -1,33 +1,52 @@
 """Folders that appear as a whole: policies and training states.
 
-The manifest of a folder names every file with its sha256, and is written last. A folder without a manifest does not exist.
+The manifest of a folder names every file with its sha256 and its size, and is written last. A folder without a manifest does not
+exist. Manifests of early versions have no sizes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field
+
+from pipeline.digest import short
 from pipeline.errors import StoreError
+from pipeline.store.documents import Count, Document, Sha256, check
 from pipeline.store.files import Files
+from pipeline.store.names import Plain
 
 MANIFEST = "manifest.json"
 POLICY_REMEDY = "Delete its folder and those of all later policies, and resume: they are trained again"
 STATE_REMEDY = "Delete the folder and resume"
 
 
+class Manifest(Document):
+    """manifest.json of a policy or a training state.
+
+    files: sha256 of every file. sizes: bytes of every file; empty in manifests of early versions.
+    """
+
+    files: Annotated[dict[Plain, Sha256], Field(min_length=1, max_length=1000)]
+    sizes: dict[Plain, Count] = Field(default_factory=dict)
+
+
 def put_folder(files: Files, path: str, folder: Path) -> None:
     """Copy the files of a local folder to `path`, and write the manifest last."""
-    hashes = {}
     files.delete(f"{path}/{MANIFEST}")
+    hashes, sizes = {}, {}
     for file in sorted(folder.iterdir()):
         data = file.read_bytes()
+        hashes[file.name], sizes[file.name] = hashlib.sha256(data).hexdigest(), len(data)
         files.write(f"{path}/{file.name}", data)
-        hashes[file.name] = hashlib.sha256(data).hexdigest()
-    files.write_json(f"{path}/{MANIFEST}", {"files": hashes})
+    document = check(Manifest, {"files": hashes, "sizes": sizes}, files.locate(path))
+    files.write_json(f"{path}/{MANIFEST}", document.model_dump())
 
 
 def is_whole(files: Files, path: str) -> bool:
@@ -35,9 +54,31 @@ def is_whole(files: Files, path: str) -> bool:
     return files.read_bytes(f"{path}/{MANIFEST}") is not None
 
 
+def digest_of(files: Files, path: str) -> str:
+    """Hash of the content of a folder, as its manifest tells it. It is the same with and without sizes in the manifest."""
+    manifest = read_manifest(files, path)
+    text = json.dumps({"files": manifest.files}, indent=1, sort_keys=True) if manifest is not None else ""
+    return short(text.encode())
+
+
+def cut_short(files: Files, path: str) -> str | None:
+    """The first file of a folder that is missing or has another size than its manifest says, with both sizes.
+
+    None when all is well. No file is read, so this does not prove the content: `check_folder` does.
+    """
+    manifest = read_manifest(files, path)
+    for name in manifest.files if manifest is not None else ():
+        size, expected = files.size(f"{path}/{name}"), manifest.sizes.get(name) if manifest is not None else None
+        if size is None:
+            return f"{name} is missing"
+        if expected is not None and size != expected:
+            return f"{name} has {size} bytes, and {expected} were written"
+    return None
+
+
 def check_folder(files: Files, path: str, remedy: str) -> None:
     """Raise StoreError, with `remedy`, when the folder has no manifest or a file is missing or damaged."""
-    manifest = _manifest(files, path)
+    manifest = read_manifest(files, path)
     if manifest is None:
         raise StoreError("is not published", files.locate(path), remedy)
     for _ in _checked(files, path, manifest, remedy):
@@ -49,7 +90,7 @@ def fetch_folder(files: Files, path: str, remedy: str) -> Path | None:
 
     Raises StoreError, with `remedy`, when a file is missing or damaged. The caller deletes a copy.
     """
-    manifest = _manifest(files, path)
+    manifest = read_manifest(files, path)
     if manifest is None:
         return None
     if files.local_root is not None:
@@ -66,15 +107,14 @@ def fetch_folder(files: Files, path: str, remedy: str) -> Path | None:
     return target
 
 
-def _manifest(files: Files, path: str) -> dict[str, str] | None:
-    """The sha256 of each file in a folder, by name. None when there is no manifest."""
-    document = files.read_json(f"{path}/{MANIFEST}", "files")
-    return None if document is None else document["files"]
+def read_manifest(files: Files, path: str) -> Manifest | None:
+    """The manifest of a folder, or None when there is none. Raises StoreError for a damaged one."""
+    return files.read_document(f"{path}/{MANIFEST}", Manifest)
 
 
-def _checked(files: Files, path: str, manifest: dict[str, str], remedy: str) -> Iterator[tuple[str, bytes]]:
+def _checked(files: Files, path: str, manifest: Manifest, remedy: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file in the manifest. Raises StoreError when a file is missing or its sha256 differs."""
-    for name, digest in manifest.items():
+    for name, digest in manifest.files.items():
         data = files.read_bytes(f"{path}/{name}")
         if data is None or hashlib.sha256(data).hexdigest() != digest:
             raise StoreError("the file is missing or damaged", files.locate(f"{path}/{name}"), remedy)

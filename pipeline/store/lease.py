@@ -18,17 +18,35 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated
 from uuid import uuid4
 
 import psutil
+from pydantic import Field
 
 from pipeline.errors import EgrsdError, StoreError, UserError
+from pipeline.store import owner
 from pipeline.store.directory import Store
+from pipeline.store.documents import Count, Document, Text
 
 LEASE = "lease.json"
 BEAT_S, TTL_S, SETTLE_S = 5.0, 20.0, 0.3
+REMEDY = "Delete the file when no command works on this run"
+
+
+class LeaseFile(Document):
+    """lease.json: who holds the run. `beats` counts its heartbeats."""
+
+    token: Text
+    holder: Text
+    host: Text
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
+    beats: Count
+
+
+def read_lease(store: Store) -> LeaseFile | None:
+    """The lease of a run, or None. Raises StoreError for a damaged one."""
+    return store.read_document(LEASE, LeaseFile, REMEDY)
 
 
 @dataclass
@@ -49,9 +67,9 @@ class Lease:
         beats = 0
         while self.stolen_by is None and not self._end.wait(BEAT_S):
             with contextlib.suppress(EgrsdError, OSError):  # a disk that is full now may have space at the next beat
-                current = self.store.read_json(LEASE, "token", "holder")
-                if current is not None and current["token"] != self.token:
-                    self.stolen_by = current["holder"]
+                current = read_lease(self.store)
+                if current is not None and current.token != self.token:
+                    self.stolen_by = current.holder
                     return
                 beats += 1
                 _write(self.store, self.token, beats)
@@ -69,9 +87,9 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
     begun = time.monotonic()
     _write(store, token, 0)
     time.sleep(max(SETTLE_S, 5 * (time.monotonic() - begun)))
-    current = store.read_json(LEASE, "token", "holder")
-    if current is None or current["token"] != token:
-        other = current["holder"] if current else "another driver"
+    current = read_lease(store)
+    if current is None or current.token != token:
+        other = current.holder if current else "another driver"
         raise UserError(f"{other} has just started on this run", store.uri, "Wait for it or stop it")
     store.sweep()  # unfinished files of a driver that was killed, and of its workers
     lease = Lease(store, token)
@@ -82,45 +100,34 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
     finally:
         lease._end.set()
         thread.join(BEAT_S)
-        now = store.read_json(LEASE, "token")
-        if now is not None and now["token"] == token:
+        now = read_lease(store)
+        if now is not None and now.token == token:
             store.sweep()
             store.delete(LEASE)
 
 
 def living_holder(store: Store, ttl_s: float) -> str | None:
     """The process that works on this run, or None. A silent holder on another machine is watched for `ttl_s` seconds."""
-    first = store.read_json(LEASE, "token", "holder", "host", "pid", "beats")
-    if first is None:
-        return None
-    if is_dead(first):
+    first = read_lease(store)
+    if first is None or is_dead(first):
         return None
     deadline = time.monotonic() + ttl_s
     while time.monotonic() < deadline:
         time.sleep(min(0.2, ttl_s))
-        now = store.read_json(LEASE, "token", "holder", "beats")
+        now = read_lease(store)
         if now is None:
             return None
-        if (now["token"], now["beats"]) != (first["token"], first["beats"]):
-            return str(now["holder"])
+        if (now.token, now.beats) != (first.token, first.beats):
+            return now.holder
     return None
 
 
-def is_dead(lease: dict[str, Any]) -> bool:
+def is_dead(lease: LeaseFile) -> bool:
     """Whether the holder of a lease was a process of this machine that has ended. False for a holder on another machine."""
-    return lease["host"] == _host() and not psutil.pid_exists(lease["pid"])
+    return lease.host == owner.host() and not psutil.pid_exists(lease.pid)
 
 
 def _write(store: Store, token: str, beats: int) -> None:
     pid = os.getpid()
     holder = f"process {pid} on {socket.gethostname()}"
-    store.write_json(LEASE, {"token": token, "holder": holder, "host": _host(), "pid": pid, "beats": beats})
-
-
-def _host() -> str:
-    """A name for this machine, this boot and this space of process ids, since containers may share a host name."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
+    store.write_json(LEASE, {"token": token, "holder": holder, "host": owner.host(), "pid": pid, "beats": beats})

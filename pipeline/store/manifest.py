@@ -7,19 +7,47 @@ entry was current when the listing was made. The entries of all other shards are
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked
+from typing_extensions import TypedDict
 
 from pipeline.digest import short
+from pipeline.errors import StoreError
+from pipeline.store.documents import RESTORE, STRICT, Count, Seconds, Sha256, Text, parse
+from pipeline.store.names import DATA, ENTRY, SHARD
 
 SUMMARY = "summary"
 SUMMARISED_FROM = 64  # shards of a stage; fewer entries are as fast to read one by one
 
 
-@dataclass(frozen=True, slots=True)
+class Facts(TypedDict, total=False):
+    """Small results that later stages read without opening the shard. Which of them a shard has depends on its stage.
+
+    The facts of the engine (contract.EngineFacts), `entropy_max` (largest teacher entropy of the shard, nats) and `peak` (that of
+    the round, nats).
+    """
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # type: ignore[misc]
+
+    engine: Text
+    dtype: Text
+    logprobs_mode: Text
+    entropy_method: Text
+    max_model_len: Annotated[int, Field(ge=1, lt=2**31)]
+    vocab_size: Annotated[int, Field(ge=2, lt=2**31)]
+    entropy_max: Annotated[float, Field(ge=-0.001, le=22)]  # log(2 ** 31) is 21.5
+    peak: Annotated[float, Field(ge=-0.001, le=22)]
+    gave_up: Count
+
+
+@checked(frozen=True, slots=True, config=STRICT)
 class Entry:
     """Manifest entry of one shard of one stage.
 
@@ -30,19 +58,31 @@ class Entry:
     settings, inputs, seconds, facts: as in Origin.
     """
 
-    area: str
-    stage: str
-    shard: str
-    data: str
-    rows: int
-    tokens: int
-    rejected: dict[str, int]
-    bytes: int
-    sha256: str
-    settings: str
-    inputs: dict[str, str]
-    seconds: float
-    facts: dict[str, Any] = field(default_factory=dict)
+    area: Annotated[str, Field(max_length=400)]
+    stage: Annotated[str, Field(pattern="^[a-z]{1,20}$")]
+    shard: Annotated[str, Field(pattern=f"^{SHARD.pattern}$")]
+    data: Annotated[str, Field(pattern=DATA.pattern.replace("?P<shard>", ""))]
+    rows: Count
+    tokens: Count
+    rejected: dict[Text, Count]
+    bytes: Count
+    sha256: Sha256
+    settings: Text
+    inputs: dict[Text, Text]
+    seconds: Seconds
+    facts: Facts = field(default_factory=Facts)  # type: ignore[assignment]
+
+    @property
+    def path(self) -> str:
+        """The data file, in the run."""
+        return f"{self.area}/{self.stage}/{self.data}"
+
+    def fact(self, name: str) -> Any:
+        """One fact. Raises StoreError when the shard lacks it, since it was not made by this stage or is damaged."""
+        if name not in self.facts:
+            where = f"{self.area}/{self.stage}/{self.shard}.json"
+            raise StoreError(f"facts.{name}: is missing", where, RESTORE)
+        return self.facts[name]  # type: ignore[literal-required]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +101,33 @@ class Origin:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-ENTRY_FIELDS = tuple(f.name for f in fields(Entry))
-
-
 def data_name(shard: str, sha256: str, origin: Origin) -> str:
     """The name of a data file. Two entries that differ in more than their seconds never name the same file."""
     text = json.dumps([sha256, origin.settings, origin.inputs, origin.facts], sort_keys=True)
     return f"{shard}-{short(text.encode(), 12)}.parquet"
+
+
+def to_entry(data: bytes, where: str, path: str) -> Entry:
+    """The entry in the JSON file at `path`, which must be where the entry says.
+
+    Raises StoreError, with `where` for the file, for a damaged entry, or one of another round, stage or shard. It raises it too
+    when settings, inputs, facts or sha256 are not those for which the data file was named.
+    """
+    entry = parse(Entry, data, where)
+    if f"{entry.area}/{entry.stage}/{entry.shard}.json" != path:
+        raise StoreError(f"belongs to {entry.area}/{entry.stage}, shard {entry.shard}: it was copied or renamed", where, RESTORE)
+    if (wrong := _contradiction(entry)) is not None:
+        raise StoreError(wrong, where, RESTORE)
+    return entry
+
+
+def _contradiction(entry: Entry) -> str | None:
+    """What in an entry contradicts itself, or None."""
+    if entry.data != data_name(entry.shard, entry.sha256, Origin(entry.settings, entry.inputs, facts=dict(entry.facts))):
+        return "data: is not the name that sha256, settings, inputs and facts give: one of them was changed"
+    if sum(entry.rejected.values()) > entry.rows:
+        return f"rejected: has more than the {entry.rows} rows of the shard"
+    return None
 
 
 def to_summary(entries: Iterable[Entry]) -> bytes:
@@ -76,25 +136,30 @@ def to_summary(entries: Iterable[Entry]) -> bytes:
     return hashlib.sha256(lines).hexdigest().encode() + b"\n" + lines
 
 
-def survey(names: list[str], summary: bytes) -> tuple[dict[str, Entry], list[str]]:
+def survey(folder: str, names: list[str], summary: bytes) -> tuple[dict[str, Entry], list[str]]:
     """The entries of a summary that are proven to be current, and the shards whose entries must be read one by one.
 
-    `names` is the listing of the stage's folder.
+    `names` is the listing of the stage's `folder`.
     """
-    shards = [name[:-5] for name in names if name.endswith(".json")]
+    shards = [match["shard"] for name in names if (match := ENTRY.fullmatch(name))]
     files: dict[str, list[str]] = {}
     for name in names:
-        if name.endswith(".parquet"):
-            files.setdefault(name.rpartition("-")[0], []).append(name)
-    summarised = _from_summary(summary)
+        if match := DATA.fullmatch(name):
+            files.setdefault(match["shard"], []).append(name)
+    summarised = _from_summary(summary, folder)
     known = {s: e for s in shards if (e := summarised.get(s)) is not None and files.get(s) == [e.data]}
     return known, [shard for shard in shards if shard not in known]
 
 
-def _from_summary(summary: bytes) -> dict[str, Entry]:
-    """The entries of a summary by shard. Empty when it is damaged: the entries are then read one by one."""
+def _from_summary(summary: bytes, folder: str) -> dict[str, Entry]:
+    """The entries of a summary by shard. An entry that is damaged is left out: it is then read on its own."""
     digest, _, lines = summary.partition(b"\n")
     if hashlib.sha256(lines).hexdigest().encode() != digest:
         return {}
-    documents = (json.loads(line) for line in lines.splitlines())
-    return {d["shard"]: Entry(**d) for d in documents if d.keys() == set(ENTRY_FIELDS)}
+    entries: dict[str, Entry] = {}
+    for line in lines.splitlines():
+        with contextlib.suppress(StoreError):
+            entry = parse(Entry, line, SUMMARY)
+            if f"{entry.area}/{entry.stage}" == folder and _contradiction(entry) is None:
+                entries[entry.shard] = entry
+    return entries

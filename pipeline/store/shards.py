@@ -1,4 +1,7 @@
-"""A shard as a table: its check against the contract, its counts, and its bytes as a Parquet file."""
+"""A shard as a table: its check against the contract, its counts, and its bytes as a Parquet file.
+
+The same check is made before a shard is committed and whenever it is read.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,98 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import contract
-from pipeline.errors import ContractError
+from pipeline.errors import ContractError, first_line
+from pipeline.store.manifest import Entry
+from pipeline.store.possible import CHOICES, HOLDS, columns_of, key_of, limits, types_of
 
 
-def check_table(stage: contract.Stage, table: pa.Table) -> int:
-    """Check a table against the contract, and return the number of its response tokens.
+def check_table(stage: contract.Stage, table: pa.Table, vocab_size: int | None = None) -> int:
+    """Check a table against the contract before it is committed, and return the number of its response tokens.
 
-    The schema must be as declared, and trace ids must be unique. Rows that are not rejected must be complete, with finite floats
-    and `[T]` lists of equal length. Raises ContractError that names stage and column.
+    The schema must be as declared, and `check_columns` must pass. Raises ContractError that names stage and column.
     """
     expected = contract.schema(stage)
     if table.schema.remove_metadata() != expected:
         raise ContractError(f"schema is {table.schema.remove_metadata()}, expected {expected}", f"stage {stage.name}")
+    try:
+        return check_columns(stage.name, table, vocab_size) or 0
+    except ContractError as error:
+        raise ContractError(error.what, f"stage {stage.name}, {error.where}") from error
+
+
+def check_columns(writer: str, table: pa.Table, vocab_size: int | None = None) -> int | None:
+    """Check the columns of stage `writer` that `table` has, among them its key and reject_reason.
+
+    Keys of traces are unique. Rows that are not rejected are complete, with possible values (possible.limits) and `[T]` lists of
+    equal length. Returns the number of response tokens, or None without a `[T]` column. Raises ContractError with the column.
+    """
+    key = key_of(writer)
     # a prompt may come twice, from a source that is smaller than a round; a trace may not
-    if stage.key == "trace_id" and pc.count_distinct(table["trace_id"]).as_py() != table.num_rows:
-        raise ContractError("keys are not unique", f"stage {stage.name}, column {stage.key}")
-    live = table.filter(pc.is_null(table["reject_reason"]))
+    if table[key].null_count or (key == "trace_id" and pc.count_distinct(table[key]).as_py() != table.num_rows):
+        raise ContractError("keys are not unique", f"column {key}")
+    reasons = table["reject_reason"]
+    live = table if reasons.null_count == len(reasons) else table.filter(pc.is_null(reasons))
     lengths: pa.ChunkedArray | None = None
-    for column in stage.writes:
+    for column in columns_of(writer):
+        if column.name not in table.column_names:
+            continue
         values = live[column.name]
-        where = f"stage {stage.name}, column {column.name}"
-        if values.null_count and not column.nullable:
-            raise ContractError("null in a row that was not rejected", where)
-        flat = values.combine_chunks().flatten() if column.shape else values
-        if pa.types.is_floating(flat.type) and pc.any(pc.invert(pc.is_finite(flat))).as_py():
-            raise ContractError("not finite", where)
+        _check_values(column, values, vocab_size)
         if column.shape == "T":
             here = pc.list_value_length(values)
             if lengths is not None and not here.equals(lengths):
-                raise ContractError("lists of response tokens differ in length", where)
+                raise ContractError("lists of response tokens differ in length", f"column {column.name}")
             lengths = here
-    return int(pc.sum(lengths).as_py() or 0) if lengths is not None else 0
+    return None if lengths is None else int(pc.sum(lengths).as_py() or 0)
+
+
+def _check_values(column: contract.Column, values: pa.ChunkedArray, vocab_size: int | None) -> None:
+    """Raise ContractError for a value that the column cannot have in a row that is not rejected."""
+    where = f"column {column.name}"
+    if values.null_count and not column.nullable:
+        raise ContractError("null in a row that was not rejected", where)
+    flat = values.combine_chunks().flatten() if column.shape else values
+    parts = flat.flatten() if column.shape == "S" else [flat]
+    if column.shape and any(part.null_count for part in (flat, *parts)):
+        raise ContractError("null within a list", where)
+    if any(pa.types.is_floating(part.type) and pc.any(pc.invert(pc.is_finite(part))).as_py() for part in parts):
+        raise ContractError("not finite", where)
+    if column.name in HOLDS and len(flat) > flat.null_count:
+        (low, high), found = limits(HOLDS[column.name], vocab_size), pc.min_max(flat)
+        least, most = found["min"].as_py(), found["max"].as_py()
+        if least < low or most > high:
+            raise ContractError(f"{least if least < low else most:g} is impossible: {low:g} to {high:g} are possible", where)
+    choices = CHOICES.get(column.name)
+    if choices and len(flat) and not pc.all(pc.is_in(flat, pa.array(choices))).as_py():
+        raise ContractError(f"has other texts than {', '.join(choices)}", where)
+
+
+def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The shard that `data` holds, or some of its columns, after a check that it is what the entry and the contract say.
+
+    Rows, rejected rows and size must be those of the entry, and `check_columns` must pass for the columns. Response tokens are
+    counted when a `[T]` column is among them. Raises ContractError; `where` names the part of the file.
+    """
+    types = types_of(entry.stage)
+    needed = list(dict.fromkeys([key_of(entry.stage), "reject_reason", *(types if columns is None else columns)]))
+    try:
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            stored = file.schema_arrow
+            for name in needed:
+                if len(stored.get_all_field_indices(name)) != 1:
+                    raise ContractError("is missing, or there twice", f"column {name}")
+                if stored.field(name).type != types[name]:
+                    raise ContractError(f"is {stored.field(name).type}, expected {types[name]}", f"column {name}")
+            table = file.read(columns=[name for name in stored.names if name in needed])
+            table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ContractError(f"cannot be read ({first_line(error)})", "Parquet") from error
+    tokens = check_columns(entry.stage, table, entry.facts.get("vocab_size"))
+    counts = {"rows": table.num_rows, "rejected": count_rejected(table), "bytes": len(data)}
+    for name, found in (counts | ({} if tokens is None else {"tokens": tokens})).items():
+        if found != getattr(entry, name):
+            raise ContractError(f"the file has {found}, its manifest entry {getattr(entry, name)}", name)
+    return table if columns is None else table.select(columns)
 
 
 def count_rejected(table: pa.Table) -> dict[str, int]:

@@ -21,15 +21,21 @@ def check(folder: Path, model: Model, where: str) -> None:
         saved = json.loads((folder / ADAPTER_CONFIG).read_text())
     except FileNotFoundError:
         raise ModelError(f"no adapter here: {ADAPTER_CONFIG} is missing", where, REMEDY) from None
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise ModelError(f"{ADAPTER_CONFIG} is not JSON ({error})", where, "Publish the adapter again") from None
-    if isinstance(saved.get("target_modules"), list):  # peft keeps a set
+    if not isinstance(saved, dict):
+        raise ModelError(f"{ADAPTER_CONFIG} is no object of settings", where, REMEDY)
+    if isinstance(saved.get("target_modules"), list) and all(
+        isinstance(name, str) for name in saved["target_modules"]
+    ):  # peft keeps a set
         saved["target_modules"] = sorted(saved["target_modules"])
     expected = {"r": model.lora_rank, "lora_alpha": model.lora_alpha, "target_modules": sorted(model.lora_targets)}
     for name, value in expected.items():
         if saved.get(name) != value:
             raise ModelError(f"the adapter's {name} is {saved.get(name)}, the run asks for {value}", where, REMEDY)
     base = saved.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise ModelError(f"{ADAPTER_CONFIG}: base_model_name_or_path is no text", where, REMEDY)
     if base and _folder_name(base) != _folder_name(model.path):
         raise ModelError(f"the adapter was trained on '{base}', the run's model is '{model.path}'", where, REMEDY)
 

@@ -132,6 +132,20 @@ def usable(data: RoundTable, max_staleness: int, entropy: str = "teacher") -> Tr
     return Traces(data.number, ids, advantage=advantage[fit], num_rejected=int((~fit).sum()), **kept)
 
 
+def check_ids(traces: Traces, vocab_size: int) -> None:
+    """Raise TrainingError, with the trace, when an id of a prompt or a response is outside the model's vocabulary."""
+    for name in ("prompt_tokens", "response_tokens"):
+        column: RaggedColumn = getattr(traces, name)
+        for row, (start, length) in enumerate(zip(column.starts, column.lengths, strict=True)):
+            ids = column.values[start : start + length]
+            if ids.min() < 0 or ids.max() >= vocab_size:
+                raise TrainingError(
+                    f"{name} has id {ids.max() if ids.max() >= vocab_size else ids.min()}, and the model has {vocab_size} ids",
+                    f"round {traces.number}, trace {traces.trace_ids[row]}",
+                    f"Another model wrote the trace, or its shard is damaged: redo rollout of round {traces.number}",
+                )
+
+
 def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np.ndarray]:
     """Rows of every optimiser step of round `number`: ceil(N / batch_traces) even parts of a shuffle seeded by (seed, round)."""
     if num_traces == 0:

@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.config import Model
-from pipeline.errors import ModelError, TrainingError
+from pipeline.errors import ModelError, TrainingError, first_line
+from pipeline.store.documents import Document, Number, parse
+from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY
 from pipeline.training import adapter as adapter_files
 from pipeline.training.adapter import ADAPTER, ADAPTER_CONFIG
 from pipeline.training.step import Trainer
@@ -27,6 +30,14 @@ from pipeline.training.student import Student
 
 OPTIMIZER, CURSOR = "optimizer.safetensors", "cursor.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
+
+
+class Cursor(Document):
+    """cursor.json: the round to train next, the optimiser steps before it, and the seed of the run."""
+
+    round: Number
+    step: Number
+    seed: int
 
 
 def save(trainer: Trainer, next_round: int, folder: Path) -> None:
@@ -67,7 +78,13 @@ def load_adapter(student: Student, folder: Path, model: Model) -> None:
     Raises ModelError when rank, alpha, targets or base of the adapter differ from the configuration, or tensors are missing.
     """
     adapter_files.check(folder, model, str(folder))
-    result: Any = set_peft_model_state_dict(student.model, load_file(folder / ADAPTER))
+    saved = _tensors(folder / ADAPTER)
+    own = {name.replace(".default", ""): p.shape for name, p in student.model.named_parameters() if "lora_" in name}
+    if wrong := [name for name, tensor in saved.items() if name in own and tensor.shape != own[name]]:
+        raise ModelError(f"{wrong[0]} has shape {list(saved[wrong[0]].shape)}", str(folder / ADAPTER), adapter_files.REMEDY)
+    if broken := [name for name, tensor in saved.items() if not tensor.isfinite().all()]:
+        raise ModelError(f"{broken[0]} is not finite", str(folder / ADAPTER), POLICY_REMEDY)
+    result: Any = set_peft_model_state_dict(student.model, saved)
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise ModelError(f"tensors are missing or unknown: {(missing + result.unexpected_keys)[:3]}", str(folder / ADAPTER))
@@ -78,20 +95,39 @@ def load_optimizer(trainer: Trainer, folder: Path) -> int:
 
     Raises TrainingError when the state belongs to another seed or lacks a tensor.
     """
-    cursor = json.loads((folder / CURSOR).read_text())
-    if cursor["seed"] != trainer.run.seed:
-        raise TrainingError(f"was made with seed {cursor['seed']}, this run has {trainer.run.seed}", str(folder / CURSOR))
-    saved = load_file(folder / OPTIMIZER)
+    cursor = read_cursor(folder)
+    if cursor.seed != trainer.run.seed:
+        raise TrainingError(f"was made with seed {cursor.seed}, this run has {trainer.run.seed}", str(folder / CURSOR))
+    saved = _tensors(folder / OPTIMIZER)
     for name, parameter in trainer.parameters().items() if saved else ():  # nothing is saved before the first step
         try:
             step, *moments = (saved[f"{name}.{key}"] for key in MOMENTS)
         except KeyError as error:
             remedy = "Delete this state and its policy to go one round back"
             raise TrainingError(f"lacks {error}", str(folder / OPTIMIZER), remedy) from None
+        if any(moment.shape != parameter.shape or not moment.isfinite().all() for moment in moments) or step.numel() != 1:
+            raise TrainingError(f"{name} has another shape, or is not finite", str(folder / OPTIMIZER), STATE_REMEDY)
         state = (step, *(_placed(moment, parameter) for moment in moments))
         trainer.optimizer.state[parameter] = dict(zip(MOMENTS, state, strict=True))
-    trainer.step = cursor["step"]
-    return int(cursor["round"])
+    trainer.step = cursor.step
+    return cursor.round
+
+
+def read_cursor(folder: Path) -> Cursor:
+    """Where the training state in a local folder stands. Raises StoreError for a damaged file, and TrainingError for none."""
+    file = folder / CURSOR
+    try:
+        return parse(Cursor, file.read_bytes(), str(file), STATE_REMEDY)
+    except OSError as error:
+        raise TrainingError(f"cannot be read ({error.strerror})", str(file), STATE_REMEDY) from error
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ModelError when it is none."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot be read ({first_line(error)})", str(file), POLICY_REMEDY) from error
 
 
 def _save_adapter(student: Student, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -20,6 +20,7 @@ from torch import distributed as dist
 from pipeline.config import Run
 from pipeline.errors import StoreError, TrainingError
 from pipeline.rounds.rows import round_table
+from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
 from pipeline.training import checkpoint, student
@@ -81,11 +82,11 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     if ready is None or table is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     metrics = []
-    for row in trainer.train_round(RoundTable(number, ready["policy"], table)):
+    for row in trainer.train_round(RoundTable(number, ready.policy, table)):
         metrics.append(row)
         if first_rank(store.stop_requested):
             return False
-    with tempfile.TemporaryDirectory(prefix="egrsd-", dir=store.scratch()) as scratch:
+    with tempfile.TemporaryDirectory(prefix=owner.mark(), dir=store.scratch()) as scratch:
         state, policy = _write_state(trainer, number + 1, Path(scratch))
         if trainer.rank == 0:
             store.append_metrics(metrics)

@@ -54,6 +54,7 @@ class Trainer:
         TrainingError for stale or malformed traces, or a loss or gradient that is not finite.
         """
         traces = batches.usable(data, self.run.max_staleness, self.run.objective.entropy)
+        batches.check_ids(traces, self.student.vocab_size)
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
         parts = batches.steps(len(traces.trace_ids), self.run.train.batch_traces, self.run.seed, data.number)
         for index, rows in enumerate(parts):

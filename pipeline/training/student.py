@@ -37,6 +37,11 @@ class Student(nn.Module):
         """
         return self.head(self.states(tokens, sources), targets, coefficients)
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the model has an embedding for."""
+        return int(self.model.get_base_model().get_input_embeddings().num_embeddings)
+
     def states(self, tokens: Tensor, sources: Tensor) -> Tensor:
         """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L]."""
         decoder = self.model.get_base_model().get_decoder()

@@ -199,6 +199,7 @@ def commit(store, shard, verdicts, lengths):
     facts = {"engine": f"engine {shard}", "dtype": "float32", "logprobs_mode": "raw", "entropy_method": "exact"}
     for name, known in zip(("rollout", "grade"), shards(verdicts, lengths, ["7"] * len(verdicts)), strict=True):
         columns = {field.name: filler(field.type, lengths) for field in schema(STAGES[name])}
+        columns |= {"trace_source": ["student"] * len(verdicts)} if name == "rollout" else {}
         columns |= {"trace_id": [str(i) for i in range(len(verdicts))], "reject_reason": [None] * len(verdicts)}
         columns |= {column: known[column].to_pylist() for column in known.column_names}
         table = pa.table(columns, schema(STAGES[name]))

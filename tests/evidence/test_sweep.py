@@ -96,6 +96,9 @@ def test_rounds_can_be_chosen_and_one_that_is_not_there_is_told(stored):
 def test_evidence_of_earlier_code_gets_the_mean_cosine_that_it_lacks(tmp_path):
     store = Store(str(tmp_path))
     assert sweep.read_evidence(store) is None
-    points = [{"cosine": [0.5, None, 1.0]}, {"cosine": []}, {"cosine": [0.5], "cosine_mean": 0.25}]
-    store.write_json(sweep.EVIDENCE, {"points": points, "deciles": {}, "axes": {}})
+    lists = {name: [0.5] for name in ("factors", "restored", "shares", "gates", "decile_gates", "decile_factors")}
+    figures = {"settings": {}, "kept": 1, "correlation": None, "effective_share": 0.5, "effective_tokens": 9.0, **lists}
+    points = [figures | {"cosine": [0.5, None, 1.0]}, figures | {"cosine": []}, figures | {"cosine": [0.5], "cosine_mean": 0.25}]
+    document = {"points": points, "axes": {}, "regimes": [], "rounds": [0], "tokens": 9, "traces": 2}
+    store.write_json(sweep.EVIDENCE, document | {"deciles": {"tokens": [1], "entropy": [0.1], "delta": [None]}})
     assert [point["cosine_mean"] for point in sweep.read_evidence(store)["points"]] == [0.75, None, 0.25]

@@ -76,7 +76,7 @@ def test_a_run_that_is_not_alive_says_so(tmp_path):
     assert done.returncode == 2
     assert "no command works on this run" in done.stdout
     assert len(done.stdout.splitlines()) == 1
-    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7})
+    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7, "beats": 0})
     with pytest.raises(UserError, match="process 7 on far does not answer"):
         control.ask(store, {"sizes": {}}, patience_s=0.5)
     assert store.names("control") == []

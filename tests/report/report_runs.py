@@ -67,7 +67,7 @@ def add_round(
     ragged = _lists(lengths)
     entropy = (rng.gamma(0.3, 1.0, size) * (rng.random(size) < 0.4)).astype(np.float32)
     teacher = -rng.exponential(0.4, size).astype(np.float32)
-    student = teacher + rng.normal(0, 0.1, size).astype(np.float32)
+    student = np.minimum(teacher + rng.normal(0, 0.1, size).astype(np.float32), 0)
     ids = [f"{number:04d}{i:06d}{rng.integers(1 << 30):08x}" for i in range(rows)]
     verdicts = [str(v) for v in rng.choice(["correct", "wrong", "truncated"], rows, p=[0.5, 0.45, 0.05])]
     advantage = rng.normal(0, 1, rows).astype(np.float32)

@@ -147,6 +147,12 @@ def spoiled(**changes):
         (lambda _: Failure("the engine died 3 times"), "engine_error"),
         (spoiled(logprobs=lambda v: np.where(np.arange(len(v)) == 0, np.nan, v).astype(np.float32)), "non_finite"),
         (spoiled(entropy=lambda v: np.full_like(v, np.inf)), "non_finite"),
+        (spoiled(logprobs=lambda v: np.where(np.arange(len(v)) == 0, 0.1, v).astype(np.float32)), "impossible"),
+        (spoiled(logprobs=lambda v: v + 50), "impossible"),
+        (spoiled(entropy=lambda v: np.full_like(v, -5)), "impossible"),
+        (spoiled(entropy=lambda v: np.full_like(v, 100)), "impossible"),
+        (spoiled(tokens=lambda v: v + 1000), "impossible"),
+        (spoiled(logprobs=lambda v: v[:-1]), "impossible"),
         (spoiled(tokens=lambda v: v[:0], logprobs=lambda v: v[:0], entropy=lambda v: v[:0]), "empty_response"),
     ],
 )
@@ -164,6 +170,8 @@ def test_a_spoiled_generation_is_a_typed_row_and_its_neighbours_go_on(prompts, r
     [
         (lambda _: Failure("gone"), "engine_error"),
         (spoiled(logprobs=lambda v: np.full_like(v, -np.inf)), "non_finite"),
+        (spoiled(logprobs=lambda v: v + 50), "impossible"),
+        (spoiled(entropy=lambda v: np.full_like(v, 100)), "impossible"),
         (spoiled(tokens=lambda v: v + 1), "response_mismatch"),
         (spoiled(tokens=lambda v: v[:-1]), "response_mismatch"),
     ],
@@ -174,6 +182,17 @@ def test_a_spoiled_score_is_a_typed_row(prompts, run, tokenizer, spoil, reason):
     check_table(STAGES["score"], scored)
     assert scored["reject_reason"][1].as_py() == reason
     assert scored["reject_reason"][0].as_py() is None
+
+
+def test_an_engine_whose_numbers_are_mostly_impossible_ends_the_stage(prompts, run, tokenizer):
+    broken = spoiled(entropy=lambda v: np.full_like(v, 100))
+    few = rolled_out(prompts, run, tokenizer, Odd(run.model, spoil_generate=dict.fromkeys(range(4), broken)))
+    assert count_rejected(few)["impossible"] == 4
+    with pytest.raises(EngineError, match=r"broke the contract on its numbers in 5 of 8 answers, such as rollout: entropy 100"):
+        rolled_out(prompts, run, tokenizer, Odd(run.model, spoil_generate=dict.fromkeys(range(5), broken)))
+    rollout = rolled_out(prompts, run, tokenizer)
+    with pytest.raises(EngineError, match=r"in 8 of 8 answers, such as score: entropy 100"):
+        stages.score.score(prompts, rollout, run, Odd(run.model, spoil_score=dict.fromkeys(range(8), broken)), POLICY)
 
 
 def test_another_policy_that_answers_ends_the_stage(prompts, run):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from pipeline.errors import EgrsdError, ResourceError, UserError
-from pipeline.store import control, lease
+from pipeline.store import control, owner
 from pipeline.store.directory import Store
 from pipeline.store.lease import LEASE
 
@@ -22,7 +22,7 @@ def test_without_a_driver_nothing_is_asked(tmp_path):
 
 def test_a_question_gets_its_answer_or_its_error(tmp_path):
     store = Store(str(tmp_path))
-    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7})
+    store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7, "beats": 0})
     store.write("control/old.ask.json", b"{}")  # of a driver that died
 
     def answer(question):
@@ -47,7 +47,7 @@ def test_a_driver_that_died_here_or_has_no_engines_is_told_apart(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     for pid, message in ((ended.pid, "is dead. Run its command again"), (os.getpid(), "does not answer. Engines are up while")):
-        store.write_json(LEASE, {"holder": f"process {pid}", "token": "x", "host": lease._host(), "pid": pid})
+        store.write_json(LEASE, {"holder": f"process {pid}", "token": "x", "host": owner.host(), "pid": pid, "beats": 0})
         with pytest.raises(UserError, match=message):
             control.ask(store, {}, patience_s=0.3)
     assert store.names("control") == []  # neither question is left

@@ -56,6 +56,7 @@ def make_round(number: int = 0, num_traces: int = 12, seed: int = 0, **columns: 
 def commit_round(store: Store, data: RoundTable) -> None:
     """Commit a round as one shard of a real run directory; columns that training does not read hold fillers."""
     fillers = {"string": "-", "float": 0.0, "int32": 0, "int64": 0}
+    texts = {"trace_source": "student", "verdict": "correct", "student_logprob_source": "rollout"}
     same = {
         "rollout_logprobs": "student_logprobs",
         "rollout_entropy": "teacher_entropy",
@@ -69,7 +70,8 @@ def commit_round(store: Store, data: RoundTable) -> None:
             if field.name not in columns and name in data.table.column_names:
                 columns[field.name] = data.table[name]
             elif field.name not in columns:
-                columns[field.name] = pa.array([None if "reject" in field.name else fillers[str(field.type)]] * rows)
+                filler = None if "reject" in field.name else texts.get(field.name, fillers.get(str(field.type)))
+                columns[field.name] = pa.array([filler] * rows)
         table = pa.table({f.name: columns[f.name].cast(f.type) for f in contract.schema(stage)}, contract.schema(stage))
         hashes[stage.name] = store.commit(where, stage, "0000", table, Origin()).sha256
     store.write_json(f"{where}/ready.json", {"policy": data.policy_version, "shards": {"0000": hashes}})

@@ -1,0 +1,221 @@
+"""Proves everything that lies in a run's folder: what `egrsd verify` says. Each finding names the file and the way out.
+
+The invariants are listed in pipeline/README.md. The readers of the run check most of them on what they read. Only here all files
+are read, ids of traces are computed again, and what nobody names is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.config import Run
+from pipeline.digest import digest
+from pipeline.errors import ContractError, EgrsdError, StoreError
+from pipeline.rounds.baseline import baselines, read_kept
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.plan import Plan, read_plan
+from pipeline.rounds.round import Round, open_rounds
+from pipeline.rounds.rows import joined_round, read_shard
+from pipeline.stages import PLAN, STAGES
+from pipeline.stages.score import entropy_max
+from pipeline.store.directory import Entry, Store, area
+from pipeline.store.documents import RESTORE
+from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, is_whole
+from pipeline.store.names import EVALUATION_FOLDER
+from pipeline.store.possible import SLACK
+from pipeline.store.shards import check_columns
+
+_FIGURES = {
+    "train": ("round", *("step", "loss", "grad_norm", "lr", "traces", "tokens", "rejected", "advantage", "weight", "delta")),
+    "round": ("round", "policy_lag", "num_rows", "num_rejected", "accuracy", "mean_reward", "mean_length"),
+}
+LEFT = "Nothing reads it: delete it"
+STORED_AGAIN = "Compute the stage again with `egrsd stage ... --force`"
+
+
+@dataclass
+class Proof:
+    """What was found in a run so far: one line each. `read` counts shards, folders and files that were read whole."""
+
+    store: Store
+    run: Run
+    findings: list[str] = field(default_factory=list)
+    read: int = 0
+
+    def say(self, error: EgrsdError) -> None:
+        """Add a finding, once."""
+        if str(error) not in self.findings:
+            self.findings.append(str(error))
+
+    @contextmanager
+    def found(self) -> Iterator[None]:
+        """An error of the block is a finding, and the proof goes on."""
+        try:
+            yield
+            self.read += 1
+        except EgrsdError as error:
+            self.say(error)
+
+
+def prove(store: Store, run: Run) -> Proof:
+    """Read every file of a run and check every invariant."""
+    proof = Proof(store, run)
+    for number in store.numbers("rounds"):
+        with proof.found():
+            _prove_area(proof, area("rounds", number), "rounds", number)
+    kinds = ["evals", *(f"evals/{name[0]}" for name in store.named("evals", EVALUATION_FOLDER))]
+    for kind in kinds:
+        for number in store.numbers(kind):
+            with proof.found():
+                _prove_area(proof, area(kind, number), kind, number)
+    with proof.found():
+        for work in open_rounds(store, run):
+            with proof.found():
+                _prove_round(proof, work)
+    for kind, remedy in (("policy", POLICY_REMEDY), ("train", STATE_REMEDY)):
+        for number in store.numbers(kind):
+            if is_whole(store, area(kind, number)):
+                with proof.found():
+                    check_folder(store, area(kind, number), remedy)
+    with proof.found():
+        _prove_metrics(store)
+    with proof.found():
+        _prove_baselines(store, run)
+    return proof
+
+
+def _prove_area(proof: Proof, where: str, kind: str, number: int) -> None:
+    """Everything in one round or evaluation that needs no settings: its plan, and each shard with its columns and its inputs."""
+    store, plan = proof.store, read_plan(proof.store, kind, number)
+    stages = {stage.name: store.entries(where, stage.name) for stage in PLAN}
+    for name, entries in stages.items():
+        for shard in entries.keys() - (plan.shards.keys() if plan is not None else set()):
+            proof.say(StoreError("is a shard that the plan does not name", store.locate(f"{where}/{name}/{shard}.json"), LEFT))
+    for shard in plan.shards if plan is not None else ():
+        made = {name: entries[shard] for name, entries in stages.items() if shard in entries}
+        with proof.found():
+            _prove_shard(store, made, plan, where)
+
+
+def _prove_shard(store: Store, entries: dict[str, Entry], plan: Plan | None, where: str) -> None:
+    """The stages of one shard: every file, the rows of all stages, the counts of the plan, and the facts in the entries."""
+    for entry in entries.values():
+        store.read(entry)
+    fresh = {name: entry for name, entry in entries.items() if _follows(entry, entries)}
+    tables = read_shard(store, fresh)
+    if "prompts" in tables and plan is not None:
+        _prove_problems(store, entries["prompts"], tables["prompts"], plan)
+    if "score" in tables and abs(entry_peak(fresh["score"]) - entropy_max(tables["score"])) > SLACK:
+        _refuse(store, fresh["score"], "facts.entropy_max is not the largest teacher entropy of the rows", STORED_AGAIN)
+    sizes = {name: entry.facts["vocab_size"] for name, entry in fresh.items() if "vocab_size" in entry.facts}
+    if len(set(sizes.values())) > 1:
+        _refuse(store, fresh["score"], f"facts.vocab_size differs between stages: {sizes}", STORED_AGAIN)
+    for name in ("prompts", "profile") if sizes else ():  # their entries do not say the size of the vocabulary
+        if name in tables:
+            try:
+                check_columns(name, tables[name], min(sizes.values()))
+            except ContractError as error:
+                _refuse(store, fresh[name], f"{error.where}: {error.what}", STORED_AGAIN)
+    if "rollout" in tables and where.startswith("rounds/"):
+        _prove_policy(store, fresh["rollout"], tables["rollout"], plan, int(where.rpartition("/")[2]))
+
+
+def _prove_problems(store: Store, entry: Entry, prompts: pa.Table, plan: Plan) -> None:
+    """prompt_id is the hash of a problem's place in the source and its texts. So the problems are those of the plan."""
+    if entry.rows != len(plan.shards[entry.shard]):
+        _refuse(store, entry, f"{entry.rows} rows, and the plan has {len(plan.shards[entry.shard])} problems", RESTORE)
+    names = ("prompt_id", "reject_reason", "problem", "solution", "answer")
+    texts = zip(*(prompts[name].to_pylist() for name in names), strict=True)
+    for index, (key, reason, *parts) in zip(plan.shards[entry.shard], texts, strict=True):
+        if reason is None and key != digest("\n".join(str(part) for part in (index, *parts))):
+            _refuse(store, entry, f"column prompt_id: a row is not problem {index}, which the plan names", STORED_AGAIN)
+
+
+def entry_peak(entry: Entry) -> float:
+    """The largest teacher entropy that a scored shard's entry says, nats."""
+    return float(entry.fact("entropy_max"))
+
+
+def _prove_policy(store: Store, entry: Entry, rollout: pa.Table, plan: Plan | None, number: int) -> None:
+    """The policy that wrote the traces of the student is the plan's, as far behind as the rows say."""
+    mine = rollout.filter(pc.and_(pc.is_null(rollout["reject_reason"]), pc.equal(rollout["trace_source"], "student")))
+    policy = plan.policy if plan is not None else 0
+    if set(mine["policy_version"].to_pylist()) - {policy} or set(mine["policy_lag"].to_pylist()) - {number - policy}:
+        what = f"columns policy_version, policy_lag: the plan says policy {policy}, {number - policy} behind"
+        _refuse(store, entry, what, "The plan or the shard is of another round: restore both from a copy")
+
+
+def _prove_round(proof: Proof, work: Round) -> None:
+    """What a round's settings decide: the ids of its traces, the shards that it was committed with, and that its rows join."""
+    store, seen = proof.store, Inventory(work)
+    if seen.is_whole("prompts", "rollout") and seen.is_fresh("prompts", "rollout"):
+        _prove_ids(store, work, seen)
+        joined_round(work)
+    scope = seen.scope
+    for entry in seen.entries("label").values():
+        peak = float(entry.fact("peak"))
+        if scope is not None and seen.why_stale(STAGES["label"], entry.shard) is None and abs(peak - scope.peak) > SLACK:
+            _refuse(store, entry, f"facts.peak is {peak:g}, and the largest entropy of the round {scope.peak:g}", STORED_AGAIN)
+    ready = store.ready(work.number)
+    if ready is not None and (ready.shards.keys() != work.shards.keys() or ready.policy != work.policy_version):
+        where = store.locate(f"{work.area}/ready.json")
+        proof.say(StoreError("names other shards, or another policy, than the plan", where, RESTORE))
+
+
+def _prove_ids(store: Store, work: Round, seen: Inventory) -> None:
+    """trace_id is the hash of seed, round, prompt and sample. So rows of another round, or in another order, are found."""
+    first = 0
+    for shard, indices in work.shards.items():
+        entries = {name: seen.entries(name)[shard] for name in ("prompts", "rollout")}
+        tables = read_shard(store, entries)
+        prompts = tables["prompts"]["prompt_id"].to_pylist()
+        size = max(1, tables["rollout"].num_rows // max(1, len(prompts)))
+        ids = [
+            digest(f"{work.run.seed}/{work.area}/{prompt}/{first + i}/{sample}")
+            for i, prompt in enumerate(prompts)
+            for sample in range(size)
+        ]
+        if ids != tables["rollout"]["trace_id"].to_pylist():
+            _refuse(store, entries["rollout"], "column trace_id: the rows are of another round, shard or order", STORED_AGAIN)
+        first += len(indices)
+
+
+def _prove_metrics(store: Store) -> None:
+    """Every row of metrics has the figures that all versions wrote."""
+    for row in store.metrics():
+        missing = [name for name in _FIGURES.get(row["writer"], ()) if name not in row]
+        if missing:
+            where = store.locate(f"metrics/{int(row['round']):04d}-{row['writer']}.jsonl")
+            raise StoreError(f"{missing[0]}: is missing", where, RESTORE)
+
+
+def _prove_baselines(store: Store, run: Run) -> None:
+    """The running reward state after every round is the one that its grades give."""
+    states = baselines(store, run, trust=False)
+    next(states, None)
+    for number, state in zip(store.numbers("rounds"), states, strict=False):
+        kept, plan = read_kept(store, number), read_plan(store, "rounds", number)
+        if kept is None or plan is None:
+            return
+        grades = {s: e.sha256 for s, e in store.entries(area("rounds", number), "grade").items() if s in plan.shards}
+        known = state.to_dict()
+        if kept.grade == grades and any(abs(known[name] - value) > 1e-6 for name, value in kept.after.model_dump().items()):
+            where = store.locate(f"{area('rounds', number)}/baseline.json")
+            raise StoreError("after: is not the state that the grades give", where, RESTORE)
+
+
+def _follows(entry: Entry, entries: dict[str, Entry]) -> bool:
+    """Whether a shard was made from the inputs that are there now, directly and through them."""
+    inputs = [name for name in entry.inputs if name in STAGES]
+    return all(
+        name in entries and entries[name].sha256 == entry.inputs[name] and _follows(entries[name], entries) for name in inputs
+    )
+
+
+def _refuse(store: Store, entry: Entry, what: str, remedy: str) -> None:
+    raise StoreError(what, store.locate(f"{entry.area}/{entry.stage}/{entry.shard}.json"), remedy)

@@ -1,0 +1,60 @@
+"""Which values a column may hold: ids of the vocabulary, log-probs of at most 0, entropies between 0 and log V, and so on.
+
+Stages check an engine's answers with it, and every shard is checked before it is committed and when it is read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pyarrow as pa
+
+from pipeline.contract import COLUMNS, Column, Regime, Verdict
+
+SLACK = 1e-3  # nats, or a share: what rounding may add to the greatest possible value or take from the least
+WIDEST = 2**31  # the vocabulary that is supposed where its size is not known
+
+HOLDS = {
+    **dict.fromkeys(("prompt_tokens", "teacher_prompt_tokens", "response_tokens"), "id"),
+    **dict.fromkeys(("rollout_logprobs", "student_logprobs", "teacher_logprobs"), "logprob"),
+    **dict.fromkeys(("rollout_entropy", "teacher_entropy", "lookahead_entropy"), "entropy"),
+    **dict.fromkeys(("entropy_mean", "entropy_p50", "entropy_p90", "entropy_max"), "entropy"),
+    **dict.fromkeys((*(f"share_{name}" for name in Regime.NAMES), "gate"), "share"),
+    **dict.fromkeys(("prompt_index", "sample_index", "policy_version", "policy_lag", "seed", "reward"), "count"),
+    **dict.fromkeys(("rollout_entropy_error", "entropy_error", "student_logprob_gap"), "count"),
+    "regime": "regime",
+}
+CHOICES = {
+    "trace_source": ("student", "teacher"),
+    "student_logprob_source": ("rollout", "score"),
+    "verdict": tuple(map(str, Verdict)),
+}
+
+
+def limits(holds: str, vocab_size: int | None = None) -> tuple[float, float]:
+    """Least and greatest value of what a column holds. Without `vocab_size` the vocabulary may be as large as WIDEST."""
+    size = vocab_size or WIDEST
+    return {
+        "id": (0.0, size - 1.0),
+        "logprob": (-math.inf, SLACK),
+        "entropy": (-SLACK, math.log(size) + SLACK),
+        "share": (-SLACK, 1 + SLACK),
+        "count": (0.0, math.inf),
+        "regime": (0.0, len(Regime.NAMES) - 1.0),
+    }[holds]
+
+
+def columns_of(writer: str) -> list[Column]:
+    """The columns that the stage `writer` writes."""
+    return [column for column in COLUMNS.values() if column.writer == writer]
+
+
+def key_of(writer: str) -> str:
+    """The column that names the rows of the stage `writer`."""
+    return "prompt_id" if writer == "prompts" else "trace_id"
+
+
+def types_of(writer: str) -> dict[str, pa.DataType]:
+    """The type of every column in a shard of the stage `writer`."""
+    types = {column.name: column.type for column in columns_of(writer)}
+    return types | dict.fromkeys((key_of(writer), "reject_reason", "reject_detail"), pa.string())
