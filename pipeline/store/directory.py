@@ -55,6 +55,7 @@ class Store(Files):
     def save_run(self, run: Run, versions: dict[str, str]) -> None:
         """Store the settings of the run and the versions of the software that it runs with."""
         self.write_json("run.json", {"config": run.model_dump(mode="json"), "versions": versions})
+        self.begun = "run.json"
 
     def load_run(self) -> Run:
         """The settings of this run. Raises UserError when there is no run here."""
@@ -63,11 +64,14 @@ class Store(Files):
             raise UserError(
                 "no run here: run.json is missing", self.uri, "Start one with `egrsd distill --recipe NAME --run URI`"
             )
+        self.begun = "run.json"
         return load(document["config"])
 
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return self.read_bytes("run.json") is not None
+        if found := self.read_bytes("run.json") is not None:
+            self.begun = "run.json"
+        return found
 
     # ---- shards ------------------------------------------------------------------------------------------------------
 
