@@ -37,7 +37,7 @@ class Lease:
 
     store: Store
     token: str
-    pid: int
+    pid: int = field(default_factory=os.getpid)
     on_gone: Callable[[EgrsdError], None] | None = None
     stolen_by: str | None = None
     _end: threading.Event = field(default_factory=threading.Event)
