@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test chaos wheel bench smollm2 install format clean
+.PHONY: demo test chaos soak wheel bench smollm2 install format clean
 
 demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
@@ -23,6 +23,9 @@ test: install
 
 chaos: install
 	$(BIN)/pytest -m chaos
+
+soak: install
+	PYTHONPATH=.:tests $(BIN)/python tests/chaos/soak.py
 
 wheel: install
 	$(BIN)/pytest -m wheel tests/test_wheel.py

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
-import tempfile
+import stat
 import time
+from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -16,6 +19,7 @@ from pipeline.digest import short
 from pipeline.errors import ModelError, StoreError
 from pipeline.store.files import Files
 from pipeline.store.folders import MANIFEST, POLICY_REMEDY, fetch_folder
+from pipeline.store.private import private_folder
 from pipeline.training import adapter
 from pipeline.training.adapter import ADAPTER
 
@@ -23,19 +27,28 @@ _KEPT = 32  # copies of a run's policies that stay on a machine; engines hold fe
 
 
 def fetch(uri: str) -> tuple[str, str]:
-    """(local folder, hash of the content) of the adapter at `uri`. A remote policy is copied, and the copy is checked.
+    """(local folder, hash of the content) of the adapter at `uri`. A remote policy is copied into a folder of this user alone.
 
+    Every file is compared with the manifest at each use, since vLLM may read it again at any time. A damaged copy is made anew.
     A policy that was published again has another hash, and its new copy replaces the old one. The machine keeps the _KEPT
-    copies of a run that were used last. Raises StoreError when a remote policy has no manifest, or when a file does not match it.
+    copies of a run that were used last. Raises StoreError when a policy does not match its manifest, or a remote one has none.
     """
     if "://" not in uri or uri.startswith("file://"):
-        folder = uri.removeprefix("file://")
-        return folder, _local_version(Path(folder))
+        folder = Path(uri.removeprefix("file://"))
+        manifest = folder / MANIFEST
+        if not manifest.exists():
+            return str(folder), _times(folder)
+        document = manifest.read_bytes()
+        if damaged := _damaged(folder, document):
+            raise StoreError("the file is missing or damaged", str(folder / damaged), POLICY_REMEDY)
+        return str(folder), _digest(document)
     parent, _, name = uri.rstrip("/").rpartition("/")
     files = Files(parent)
-    version = _version(files, name)
-    copies = Path(tempfile.gettempdir()) / "egrsd-adapters" / _digest(parent.encode())
-    target = copies / f"{name}-{version}"
+    document = _manifest(files, name)
+    version = _digest(document)
+    target = private_folder("adapters", _digest(parent.encode())) / f"{name}-{version}"
+    if target.exists() and _damaged(target, document):
+        shutil.rmtree(target, ignore_errors=True)
     if not target.exists():
         _copy(files, name, target)
     with contextlib.suppress(OSError):
@@ -64,21 +77,47 @@ def _input_width(weights: Path, uri: str) -> int | None:
         raise ModelError(f"{ADAPTER} cannot be read ({error})", uri, "Publish the adapter again") from None
 
 
-def _local_version(folder: Path) -> str:
-    """The hash of a published policy's manifest. Other folders give the hash of their adapter files' times and sizes."""
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        return _digest(manifest.read_bytes())
+def _times(folder: Path) -> str:
+    """The hash of the times and sizes of an adapter's files, for a folder that is no published policy."""
     stats = [(file.name, file.stat()) for file in sorted(folder.glob("adapter_*"))]
     return _digest(repr([(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]).encode())
 
 
-def _version(files: Files, name: str) -> str:
-    """The hash of a remote policy's manifest. Raises StoreError when there is no manifest."""
+def _damaged(folder: Path, manifest: bytes) -> str | None:
+    """The first file of a folder that is missing or not as its manifest says; None when all are. Links are never followed."""
+    try:
+        expected = dict(json.loads(manifest)["files"])
+    except (ValueError, KeyError, TypeError):
+        return MANIFEST
+    for name, sha256 in expected.items():
+        if name != Path(name).name:
+            return MANIFEST
+        try:
+            found = (folder / name).lstat()
+            if not stat.S_ISREG(found.st_mode) or _sha256(str(folder / name), _identity(found)) != sha256:
+                return str(name)
+        except OSError:
+            return str(name)
+    return None
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    """What changes whenever a file's content does. Nobody can set the time of change, not even the owner."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: str, identity: tuple[int, ...]) -> str:  # noqa: ARG001 - a changed file is another key
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(files: Files, name: str) -> bytes:
+    """The manifest of a remote policy. Raises StoreError when there is none."""
     manifest = files.read_bytes(f"{name}/{MANIFEST}")
     if manifest is None:
         raise StoreError(f"no policy is published here: {MANIFEST} is missing", files.locate(name), adapter.REMEDY)
-    return _digest(manifest)
+    return manifest
 
 
 def _digest(data: bytes) -> str:
@@ -88,9 +127,8 @@ def _digest(data: bytes) -> str:
 def _copy(files: Files, name: str, target: Path) -> None:
     """Put a checked copy of a policy at `target`. Other versions of this policy and the least used copies are deleted."""
     copy = fetch_folder(files, name, POLICY_REMEDY)
-    if copy is None or target.name != f"{name}-{_version(files, name)}":
+    if copy is None or target.name != f"{name}-{_digest(_manifest(files, name))}":
         raise StoreError("the policy changed while it was read", files.locate(name), "Run the same command again")
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         copy.rename(target)
     except OSError:

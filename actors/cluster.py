@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import socket
 import sys
@@ -15,20 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
+from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources, watch
 from pipeline.config import Run
 from pipeline.errors import ClusterError, EgrsdError, ResourceError, UserError
-from pipeline.fit import machine
+from pipeline.fit import code, machine
 from pipeline.fit.machine import Facts, Line
 from pipeline.store.directory import Store
 from pipeline.store.lease import LEASE
+from pipeline.store.private import private_folder
 
 REACH_S = 60.0
 PROBE_S = 120.0
 ROOM_BYTES = 64 << 20  # of temporary files of a Ray that starts here
 LOCAL_CPUS = 8  # logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
+ROLE = "egrsd-role"  # the label of a node in cluster.yaml: head, rollout or train
+_TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 _NODE_TYPE = "ray.io/node-group"  # Ray's autoscalers give this label to the nodes they start
 
 log = logging.getLogger(__name__)
@@ -52,14 +58,14 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
     _check_answers(target)
     if target != "local":
         offer_token()
-    options: dict[str, Any] = {"num_cpus": LOCAL_CPUS, "include_dashboard": False} if target == "local" else {}
     try:
         ray.init(
             address=target,
             logging_level=logging.ERROR,
             log_to_driver=True,
-            runtime_env={"env_vars": dict(environment or {})},
-            **options,
+            runtime_env={"env_vars": {**(environment or {}), **code.environment()}},
+            job_config=_Job(),
+            **(_local_options() if target == "local" else {}),
         )
     except Exception as error:  # Ray raises a bare Exception when a part of it starts too slowly
         if target == "local":
@@ -113,6 +119,44 @@ def offer_token() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
+def _local_options() -> dict[str, Any]:
+    """Options of Ray for a cluster here. Its folder has a private parent, since Ray lets everybody write into its own."""
+    _keep_token_private()
+    private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(private_folder() / "ray")}
+    return {"num_cpus": LOCAL_CPUS, "include_dashboard": False, **private}
+
+
+def _keep_token_private() -> None:
+    """Have a token file that only its user can read. Ray would make one that everybody can read."""
+    path = Path.home() / ".ray" / "auth_token"
+    if (
+        os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
+        or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    ):
+        return
+    with contextlib.suppress(OSError):  # a home that cannot be written: Ray tells
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_hex(32))
+        except FileExistsError:
+            if path.stat().st_mode & 0o077:  # an earlier Ray made it
+                path.chmod(0o600)
+
+
+class _Job(JobConfig):  # type: ignore[misc]
+    """A job whose workers import the driver's packages.
+
+    Ray puts the driver's current folder first on the path of its workers, where any folder called `jobs` would hide ours. It has
+    no option against that, so the path is set where Ray reads it.
+    """
+
+    def _serialize(self) -> str:
+        self._py_driver_sys_path = code.search_path()
+        serialized: str = super()._serialize()
+        return serialized
+
+
 def _not_joined(error: Exception, target: str) -> UserError:
     """The error for a driver that Ray refused: it names both sides' versions when they differ."""
     versions = re.findall(r"(?:Ray|Python): (\S+)", str(error)) if "Version mismatch" in str(error) else []
@@ -151,6 +195,41 @@ def _cannot_see(store: Store) -> str:
         return "" if store.read_bytes(LEASE) is not None else f"{LEASE}, just written, is not there"
     except EgrsdError as error:
         return error.what
+
+
+def check_nodes() -> None:
+    """Raise UserError that names a live node whose code is not the driver's, or whose builds are not those of its role.
+
+    A node's role is its label `egrsd-role`, and whether it has GPUs. A head without GPUs may so have other builds.
+    """
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    builds: dict[tuple[str, bool], tuple[str, dict[str, str]]] = {}
+    for node_id, found in _look_at(list(nodes)).items():
+        node = nodes[node_id]
+        name = f"node {node['NodeManagerAddress']} ({found['host']})"
+        if differs := code.difference(found, code.here()["hashes"]):
+            raise UserError(differs, name, code.REMEDY)
+        role = (node.get("Labels", {}).get(ROLE, ""), node["Resources"].get("GPU", 0) > 0)
+        other, versions = builds.setdefault(role, (name, found["versions"]))
+        for package in code.BUILDS:
+            if found["versions"].get(package) != versions.get(package):
+                what = f"has {package} {found['versions'].get(package)}, {other} of the same role {versions.get(package)}"
+                raise UserError(what, name, "Install the same environment on all nodes of a role")
+
+
+def _look_at(nodes: list[str]) -> dict[str, dict[str, Any]]:
+    """What the processes of each node import, by node id. A node that is slow to answer, or has just ended, is left out."""
+    cloudpickle.register_pickle_by_value(code)  # the node may lack this module, or have another of its name
+    try:
+        task = ray.remote(num_cpus=0, max_retries=0)(code.look)
+        refs = {task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)).remote(): n for n in nodes}
+    finally:
+        cloudpickle.unregister_pickle_by_value(code)
+    found = {}
+    for ref in ray.wait(list(refs), num_returns=len(refs), timeout=REACH_S)[0]:
+        with contextlib.suppress(ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError):
+            found[refs[ref]] = ray.get(ref)
+    return found
 
 
 def check_room(demands: list[resources.Demand]) -> str | None:

@@ -19,11 +19,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors import sizing
-from actors.member import EngineActor, Gone, LoadArgs, Member, PoolStatus, Ticket, blameless
+from actors.member import STALLED, EngineActor, Gone, LoadArgs, Member, PoolStatus, Pulse, Ticket, blameless
 from actors.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, UserError, first_line
+from pipeline.fit import code
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Dispatcher:
         self._past = (0.0, 0.0)  # serving and working seconds of engines that have ended
         self._sizer: asyncio.Task[None] | None = None
         self._facts: EngineFacts | None = None
-        self._failure: EgrsdError | None = None
+        self._failure: EgrsdError | None = code.other_code()
         self._failures_to_load = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -183,10 +184,11 @@ class Dispatcher:
             self._spawn(self._serve(member))
 
     async def _serve(self, member: Member) -> None:
-        """Load an engine, then watch it until it ends. Failures to load are counted and may end the pool."""
+        """Load an engine, which is watched until it ends. Failures to load are counted and may end the pool."""
         timeout = self._settings.start_timeout_s
         try:
             member.pid = await self._placed(member)
+            self._spawn(self._watch(member))
             facts = await asyncio.wait_for(member.handle.load.remote(*self._load_args), timeout)
         except RayTaskError as error:
             cause = error.cause
@@ -209,7 +211,6 @@ class Dispatcher:
                 member.state = "serving"
             self._drop(member, set())
             self._notify()
-            await self._watch(member)
 
     async def _placed(self, member: Member) -> int:
         """The process id of an engine, as soon as Ray has placed it.
@@ -245,17 +246,48 @@ class Dispatcher:
         return not differences
 
     async def _watch(self, member: Member) -> None:
-        """Notice the death of an engine that no caller reported, and drop tickets that the engine has not known for a while."""
+        """Notice that an engine has died or stopped, and drop tickets that the engine has not known for a while."""
         while member.name in self._members:
             await asyncio.sleep(_WATCH_S)
             try:
-                absent = set(member.tickets) - set(await member.handle.active.remote())
+                pulse = await self._pulse(member)
             except RayError as error:
-                self._bury(member, first_line(error))
-            else:
-                now = time.monotonic()
-                member.unseen = {ticket: member.unseen.get(ticket, now) for ticket in absent}
-                self._drop(member, {ticket for ticket, since in member.unseen.items() if now - since >= _FORGET_S})
+                if member.serving_since is not None:  # else `_serve` hears of it, and counts a failure to load
+                    self._bury(member, first_line(error))
+                return
+            if pulse is None:
+                self._stalled(member, f"{STALLED} for {self._settings.stall_timeout_s:g} s")
+                return
+            member.beat(pulse)
+            now = time.monotonic()
+            if now - member.stepped >= self._settings.start_timeout_s:
+                self._stalled(member, f"made no step for {now - member.stepped:.0f} s")
+                return
+            absent = set(member.tickets) - set(pulse.tickets)
+            member.unseen = {ticket: member.unseen.get(ticket, now) for ticket in absent}
+            self._drop(member, {ticket for ticket, since in member.unseen.items() if now - since >= _FORGET_S})
+
+    async def _pulse(self, member: Member) -> Pulse | None:
+        """A sign of life of an engine, or None when none has come for `stall_timeout_s` seconds.
+
+        The seconds are counted while the dispatcher itself runs. A machine that stood still blames no engine.
+        """
+        asked: asyncio.Future[Pulse] = asyncio.ensure_future(member.handle.pulse.remote())
+        part = min(1.0, self._settings.stall_timeout_s / 4)
+        while not (await asyncio.wait({asked}, timeout=part))[0]:
+            member.silent_s += part
+            if member.silent_s >= self._settings.stall_timeout_s or member.name not in self._members:
+                asked.cancel()
+                return None
+        member.silent_s = 0.0
+        return asked.result()
+
+    def _stalled(self, member: Member, cause: str) -> None:
+        """End an engine that has stopped. From here on it is a dead one: its callers ask again, and another takes its place."""
+        if member.serving_since is None:
+            self._failed_to_load(member, EngineError(f"an engine {cause} while it loaded", self._setting), died=True)
+        else:
+            self._bury(member, cause)
 
     def _failed_to_load(self, member: Member, error: EgrsdError, died: bool) -> None:
         """Replace an engine that could not load, or end the pool.

@@ -62,6 +62,11 @@ class Engine:
             self.close()
             raise
 
+    @property
+    def steps(self) -> int:
+        """Steps of vLLM so far. An engine with work whose steps do not move is stuck."""
+        return self.vllm.steps
+
     def facts(self) -> EngineFacts:
         """What this engine's numbers mean. The self-check at the start has decided `entropy_method`."""
         return self._facts

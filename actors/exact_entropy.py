@@ -16,6 +16,7 @@ full distribution, and uses bounds when they differ.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from actors.startup import EXACT_ENTROPY
+from pipeline.errors import EngineError
 from pipeline.method.entropy import entropy_of
 
 # These modules of the V2 runner each import `compute_topk_scores` by name, so each needs the hook.
@@ -44,6 +46,19 @@ def install() -> bool:
     if torch.cuda.is_available():
         installed = _install_v2() or installed
     return installed
+
+
+def check_origin() -> None:
+    """Raise EngineError when the hook in this process's vLLM is another copy's, whose plugin came first."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from vllm.v1.sample.sampler import Sampler
+
+        hook = Sampler.gather_logprobs
+        origin = hook.__globals__["__file__"]
+        if hasattr(hook, "exact_entropy") and origin != __file__:
+            raise EngineError(
+                f"vLLM has the entropy hook of another copy: {origin}", __file__, "Remove that copy from this environment"
+            )
 
 
 def _install_v1() -> bool:

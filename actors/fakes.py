@@ -63,6 +63,7 @@ class FakeEngine:
         if behaviour.start_error is not None:
             raise behaviour.start_error
         self._model, self._behaviour = model, behaviour
+        self.steps = 0  # batches answered
         self._turn = threading.Lock() if behaviour.in_turn else contextlib.nullcontext()
         self._exact = score.entropy == "exact" and not (behaviour.falls_back and os.path.exists(behaviour.falls_back))
 
@@ -122,6 +123,7 @@ class FakeEngine:
     def _take_time(self, num_tokens: int) -> None:
         with self._turn:
             time.sleep(self._behaviour.batch_s + num_tokens * self._behaviour.token_s)
+        self.steps += 1
 
 
 def _die() -> None:

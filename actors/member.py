@@ -12,8 +12,10 @@ from typing import Any
 
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
+from pipeline.fit import code
 
 RATE_S = 30.0  # tokens per second are a mean over this time
+STALLED = "gave no sign of life"  # the cause of a stopped engine's end begins so
 
 _NOT_ITS_FAULT = ("its node has died", "its owner has died")  # how Ray 2.60 words these causes of an actor's death
 
@@ -35,6 +37,16 @@ class EngineStatus:
     busy_s: float  # seconds with a batch in it, up to the last time it became idle
     tokens: int  # response tokens answered so far
     tokens_per_s: float  # over the last RATE_S seconds
+    silent_s: float = 0.0  # since the engine was asked for a sign of life that has not come
+    step_s: float = 0.0  # since its last step, while it has work
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A sign of life of an engine: the tickets whose batches it holds, and the steps it has made so far."""
+
+    tickets: list[str]
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,9 @@ class Member:
     pid: int = 0
     tickets: dict[str, int] = field(default_factory=dict)  # ticket id -> rows of its batch
     unseen: dict[str, float] = field(default_factory=dict)  # ticket id -> since when the engine does not know it
+    silent_s: float = 0.0  # seconds for which it has owed a sign of life
+    steps: int = 0  # at its last sign of life
+    stepped: float = field(default_factory=time.monotonic)  # when it was last seen to have made a step, or to have no work
     held_for: str | None = None  # the ticket that needs this engine without other callers
     rows: int = 0
     tokens: int = 0
@@ -114,7 +129,13 @@ class Member:
             self.answered.popleft()
         rate = sum(tokens for _, tokens in self.answered) / max(1.0, min(RATE_S, self.serving_s(now)))
         counts = (self.name, self.state, self.pid, len(self.tickets), self.rows, self.policy_version)
-        return EngineStatus(*counts, now - self.since, self.busy_s, self.tokens, rate)
+        stalls = (self.silent_s, now - self.stepped if self.tickets else 0.0)
+        return EngineStatus(*counts, now - self.since, self.busy_s, self.tokens, rate, *stalls)
+
+    def beat(self, pulse: Pulse) -> None:
+        """Note a sign of life. Time in which the engine has no work is no time without a step."""
+        if pulse.steps != self.steps or not pulse.tickets:
+            self.steps, self.stepped = pulse.steps, time.monotonic()
 
 
 class EngineActor:
@@ -135,7 +156,8 @@ class EngineActor:
     def load(
         self, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings
     ) -> EngineFacts:
-        """Start the engine, and return its facts. Raises the engine's own error."""
+        """Start the engine, and return its facts. Raises the engine's own error, and UserError for code of another version."""
+        code.check()
         self._engine = engine_class(model, settings, score)
         return self._engine.facts()
 
@@ -147,10 +169,10 @@ class EngineActor:
         """As Engine.score, under a ticket."""
         return self._under(ticket, lambda: self._engine.score(sequences, policy))
 
-    def active(self) -> list[str]:
-        """Tickets whose batches are in the engine."""
+    def pulse(self) -> Pulse:
+        """A sign of life. A method of its own thread answers, also while the engine loads or makes a long step."""
         with self._lock:
-            return list(self._active)
+            return Pulse(list(self._active), getattr(self._engine, "steps", 0))
 
     def close(self) -> None:
         """Stop the engine and free its memory."""

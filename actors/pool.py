@@ -35,6 +35,7 @@ from actors.cluster import check_room
 from actors.dispatcher import Dispatcher
 from actors.engine import Engine
 from actors.member import EngineClass, PoolStatus, blameless
+from actors.pool_watch import Watch
 from actors.sizing import Bounds
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
@@ -52,6 +53,10 @@ class EnginePool:
     def __init__(self, dispatcher: Any, settings: config.Pool, setting: str) -> None:
         self._dispatcher, self._settings, self._setting = dispatcher, settings, setting
         self._wanted: Bounds | None = None  # the bounds of the last `resize`
+        self._watch: Watch | None = None
+
+    def __reduce__(self) -> tuple[type[EnginePool], tuple[Any, config.Pool, str]]:
+        return EnginePool, (self._dispatcher, self._settings, self._setting)  # the driver alone watches the dispatcher
 
     @classmethod
     def start(
@@ -85,7 +90,9 @@ class EnginePool:
             .remote(name, settings, inflight, (engine_class, model, settings, score))
         )
         dispatcher.overview.remote()  # the first call makes the dispatcher start engines
-        return cls(dispatcher, settings, setting)
+        pool = cls(dispatcher, settings, setting)
+        pool._watch = Watch(dispatcher, settings, setting)
+        return pool
 
     def facts(self) -> EngineFacts:
         """What the engines' numbers mean, once the first engine serves. Raises the error that kept it from starting."""
@@ -132,6 +139,8 @@ class EnginePool:
 
     def close(self) -> None:
         """End the engines and the dispatcher."""
+        if self._watch is not None:
+            self._watch.end()
         try:
             ray.get(self._dispatcher.close.remote(), timeout=30)
         except (RayActorError, GetTimeoutError):

@@ -77,6 +77,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
         if not gpu:
             vllm_lora.install()
         engine = LLMEngine.from_engine_args(EngineArgs(**engine_args(model, pool, path, gpu)))
+        exact_entropy.check_origin()
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it with a function that does nothing
     if engine.model_config.logprobs_mode != LOGPROBS_MODE:

@@ -47,6 +47,7 @@ class Stepper:
         self._path = path
         self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
+        self.steps = 0  # steps of vLLM so far: they show that it is at work
         self._gate = threading.Lock()  # guards _broken: nothing may enter the inbox of a broken vLLM
         started: Future[EngineFacts] = Future()
         self._thread = threading.Thread(target=self._run, args=(start, started), name="vllm", daemon=True)
@@ -84,6 +85,7 @@ class Stepper:
             while self._take_in(engine, waiting):
                 for output in engine.step():
                     _deliver(waiting, output.request_id, output)
+                self.steps += 1
             broken: BaseException = EngineError("the engine was closed", self._path)
         except Exception as error:  # any error of a step must reach the callers that wait
             log.exception("vLLM broke")

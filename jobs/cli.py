@@ -9,11 +9,28 @@ import contextlib
 import errno
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from jobs.keeper import keep
+
+
+class Once(TyperCommand):
+    """A verb that refuses an option with one value when it is given twice. Click itself would drop the first value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Click does, after a look at the options in their order. Raises BadParameter for a repeated one."""
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        seen = set()
+        for option in given:
+            if option.param_type_name == "option" and not (option.multiple or getattr(option, "is_flag", False)):
+                if option.name in seen:
+                    raise typer.BadParameter(f"{option.opts[0]} is given twice; leave one of them", ctx=ctx)
+                seen.add(option.name)
+        return super().parse_args(ctx, args)
+
 
 app = typer.Typer(
     name="egrsd",
@@ -31,7 +48,7 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADD
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the noise of Ray and vLLM.")]
 
 
-@app.command()
+@app.command(cls=Once)
 def distill(
     run: RunUri,
     recipe: Annotated[str | None, typer.Option(help="Recipe to start from; a started run needs none.")] = None,
@@ -49,40 +66,50 @@ def distill(
     job(run, Choices(recipe, set or [], config, accept_changes), address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def stage(
     stage: Annotated[str, typer.Argument(help="prompts, rollout, grade, score, profile or label.")],
     run: RunUri,
-    round: Annotated[int, typer.Option("--round", help="Round number, from 0.")],
+    round: Annotated[int | None, typer.Option("--round", help="Round number, from 0; with --diff all rounds without it.")] = None,
     set: Sets = None,
     force: Annotated[bool, typer.Option("--force", help="Also compute fresh shards again.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Grade: show which verdicts would change; write nothing.")] = False,
     shard: Annotated[list[str] | None, typer.Option(help="Only this shard; may be repeated.")] = None,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Bring one stage of one round up to date; --set changes the settings of that stage."""
-    keep()
+    if not diff:
+        keep()
+    from jobs.regrade import show_changes
     from jobs.stage import Redo, run_stage
 
-    run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
+    if diff:
+        show_changes(run, stage, round, set or [], debug)
+    elif round is None:
+        raise typer.BadParameter("Missing option '--round'.")
+    else:
+        run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def train(
     run: RunUri,
     from_round: Annotated[int | None, typer.Option(help="Train this round and the later ones again.")] = None,
     set: Sets = None,
+    out: Annotated[str | None, typer.Option(help="New run for the policies; the rounds are copied there.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace this run's later policies.")] = False,
     address: Address = None,
     debug: Debug = False,
 ) -> None:
     """Train on committed rounds, without engines."""
     keep()
-    from jobs.train import train_committed
+    from jobs.train import Target, train_committed
 
-    train_committed(run, from_round, set or [], address, debug)
+    train_committed(run, from_round, set or [], address, debug, Target(replace, out))
 
 
-@app.command()
+@app.command(cls=Once)
 def evaluate(
     run: RunUri,
     policy: Annotated[str, typer.Option(help="Policies to evaluate: numbers, ranges (0..4) and `last`.")] = "0,last",
@@ -100,7 +127,7 @@ def evaluate(
     job(run, Options(policy, source or [], k, set or []), address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def compare(
     out: Annotated[str, typer.Option(help="Folder or URI; one run directory per objective and seed below it.")],
     recipe: Annotated[str, typer.Option(help="Recipe that all runs start from.")] = "demo",
@@ -122,7 +149,7 @@ def compare(
     job(out, Options(recipe, objectives, seeds, baseline, set or [], config), address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def status(run: RunUri, debug: Debug = False) -> None:
     """Rounds x stages: rows, rejected by reason, stale, seconds."""
     from jobs.status import show
@@ -130,7 +157,7 @@ def status(run: RunUri, debug: Debug = False) -> None:
     show(run, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def doctor(
     recipe: Annotated[str | None, typer.Option(help="Recipe to check; default: that of --run, else demo.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Run directory to check as well: a local path or a URI.")] = None,
@@ -144,7 +171,7 @@ def doctor(
     job(recipe, run, address, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def scale(
     run: RunUri,
     sizes: Annotated[list[str] | None, typer.Argument(help="POOL=N or POOL=LEAST..MOST: rollout=4; none: only look.")] = None,
@@ -156,19 +183,20 @@ def scale(
     job(run, sizes or [], debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def export(
     run: RunUri,
     out: Annotated[str, typer.Option(help="Folder or URI for the Parquet dataset.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the data set that is there.")] = False,
     debug: Debug = False,
 ) -> None:
     """Join all stages of all rounds into one self-contained Parquet dataset."""
     from jobs.export import export_run
 
-    export_run(run, out, debug)
+    export_run(run, out, debug, replace)
 
 
-@app.command()
+@app.command(cls=Once)
 def sweep(
     run: RunUri,
     set: Annotated[list[str] | None, typer.Option("--set", help="An axis, label.gamma=0,.1,.3; may be repeated.")] = None,
@@ -182,20 +210,21 @@ def sweep(
     sweep_run(run, set or [], round, sample, debug)
 
 
-@app.command()
+@app.command(cls=Once)
 def report(
     run: RunUri,
     compare: Annotated[str | None, typer.Option(help="Folder with compare.json, for the frontier.")] = None,
     out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the run.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --out.")] = False,
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML file: traces token by token, the run by round, the evidence."""
     from jobs.report import report_run
 
-    report_run(run, compare, out, debug)
+    report_run(run, compare, out, debug, replace)
 
 
-@app.command()
+@app.command(cls=Once)
 def recipes(
     show: Annotated[str | None, typer.Option("--show", help="Print this recipe's resolved YAML.")] = None,
     debug: Debug = False,
@@ -206,7 +235,7 @@ def recipes(
     show_recipes(show, debug)
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
+@app.command(cls=Once, context_settings={"allow_interspersed_args": False})
 def submit(
     context: typer.Context,
     verb: Annotated[list[str] | None, typer.Argument(help="The verb with its arguments, as without `submit`.")] = None,
@@ -215,7 +244,8 @@ def submit(
     entrypoint_cpus: Annotated[float | None, typer.Option(help="CPUs that the verb's own process takes.")] = None,
     entrypoint_resources: Annotated[list[str] | None, typer.Option(help="NAME=AMOUNT that it takes; may be repeated.")] = None,
     entrypoint_label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE of its node; may be repeated.")] = None,
-    working_dir: Annotated[str, typer.Option(help="Folder to send with the job, without runs, caches and secrets.")] = ".",
+    working_dir: Annotated[str, typer.Option(help="Folder of the project. Its packages go, and what the settings name.")] = ".",
+    include: Annotated[list[str] | None, typer.Option(help="File or folder to send as well; may be repeated.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once instead of following the job.")] = False,
     stop: Annotated[str | None, typer.Option("--stop", help="End the job with this id instead.")] = None,
     debug: Debug = False,
@@ -229,7 +259,7 @@ def submit(
         job.stop(stop, address, not no_wait, debug)
     elif verb and context.parent is not None:
         placement = job.JobPlacement(entrypoint_cpus, entrypoint_resources or [], entrypoint_label or [])
-        asked = job.Job(verb, submission_id, placement, working_dir, not no_wait)
+        asked = job.Job(verb, submission_id, placement, working_dir, include or [], not no_wait)
         job.submit(context.parent, asked, address, debug)
 
 

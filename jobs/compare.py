@@ -17,12 +17,13 @@ from jobs.progress import open_screen
 from jobs.settle import parse_numbers, read_config
 from jobs.tables import of_comparison
 from jobs.terminal import Session, session
-from pipeline.driver import Driver, open_sources
+from pipeline.driver import Driver, cautions, open_sources
 from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
 from pipeline.fit.versions import versions
 from pipeline.overrides import resolve
 from pipeline.recipes import recipe as named
+from pipeline.rounds import origin
 from pipeline.rounds.remaining import Remaining
 from pipeline.store.directory import Store
 from pipeline.training import worker
@@ -63,9 +64,13 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
         out.say(f"{len(compared.runs)} runs of recipe {compared.base.name}: {size}")
         settings = compared.describe(options.recipe, options.sets)
         if left:
-            evals = open_sources(compared.base).evals
-            assert evals is not None
-            check_problems(evals, compared.base.evaluation.problems)
+            sources = open_sources(compared.base)
+            assert sources.evals is not None
+            check_problems(sources.evals, compared.base.evaluation.problems)
+            for caution in cautions(compared.base, sources):
+                out.say(caution)
+            for key in compared.runs:
+                origin.refuse_changes(compared.folder(key), sources.opened, accept=False)
             trains = any(remaining[key].train for key in left)
             start(out, compared.store, address, demands_of(compared.base, needs_engines, trains))
         series, document = {name: Series() for name in compared.objectives}, {}
@@ -96,6 +101,7 @@ def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], ou
     sources = open_sources(run)
     with holding_for(out, store) as holding, open_screen(out) as screen:
         store.save_run(run, versions())
+        origin.keep(store, sources.opened)
         Driver(store, run, sources, engines, worker.start, screen).bring_to_end(Remaining.of(store, run), holding)
 
 

@@ -13,9 +13,10 @@ from jobs.settle import Choices, settle
 from jobs.summary import summarise
 from jobs.terminal import Session, session
 from pipeline.config import Run
-from pipeline.driver import Driver, Sources, open_sources
+from pipeline.driver import Driver, Sources, cautions, open_sources
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
+from pipeline.rounds import origin
 from pipeline.rounds.remaining import Remaining
 from pipeline.training import worker
 
@@ -40,11 +41,17 @@ def distill(
             store.save_run(run, versions())
             trackers.catch_up(store, run, out.say, holding)
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
+            for text in origin.look(store, run):
+                out.say(f"stale: {text}.")
         else:
             sources = sources or checked_sources(run, out)
+            for text in origin.refuse_changes(store, sources.opened, choices.accept_changes):
+                out.say(text)
+            remaining = Remaining.of(store, run, sources.evals)
             out.say(f"run {store.uri}: {remaining.describe(run)}")
             start(out, store, address, demands_of(run, remaining.needs_engines, bool(remaining.train)))
             store.save_run(run, versions())
+            origin.keep(store, sources.opened)
             beside = demands_of(run, engines=False, train=bool(remaining.train))
             with contextlib.ExitStack() as stack:
                 stack.enter_context(trackers.feeding(store, run, out.say, holding))
@@ -59,6 +66,6 @@ def distill(
 def checked_sources(run: Run, out: Session) -> Sources:
     """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
     sources = open_sources(run)
-    for caution in sources.cautions():
+    for caution in cautions(run, sources):
         out.say(caution)
     return sources

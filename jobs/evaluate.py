@@ -15,6 +15,7 @@ from jobs.settle import parse_numbers
 from jobs.terminal import Session, session
 from pipeline.errors import UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
+from pipeline.stages.grade import check_references
 from pipeline.store.directory import Store
 
 
@@ -43,8 +44,9 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
         asked = [ask(run, source, options.k, options.sets) for source in options.sources or [""]]
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
             raise UserError("is given twice with the same settings", f"--source {twice[0].removeprefix('evals/')}")
-        for caution in {one.source.caution() for one in asked} - {None}:
-            out.say(str(caution))
+        notes = [note for one in asked for note in (*one.source.cautions(), check_references(one.source, one.run)) if note]
+        for note in dict.fromkeys(notes):
+            out.say(note)
         if any(is_missing(store, one, number) for one in asked for number in numbers):
             evals = open_folder(store.locate("evals"))
             hold(out, evals)

@@ -14,10 +14,11 @@ from pipeline.rounds.rows import joined_round
 from pipeline.store.files import Files
 
 
-def export_run(uri: str, out_uri: str, debug: bool) -> None:
+def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> None:
     """Write `round-0000.parquet` and so on to a folder or URI, with every column of the contract.
 
-    Raises UserError for a run without traces or a place that may not be written, and StoreError when writing fails.
+    Without `replace`, rounds that are there already stay. Raises UserError for them, for a run without traces or a place that
+    may not be written, and StoreError when writing fails.
     """
     with session(debug) as out:
         store, run = open_run(uri)
@@ -25,6 +26,12 @@ def export_run(uri: str, out_uri: str, debug: bool) -> None:
         if not rounds:
             raise UserError("no round has all its traces yet", store.uri, "Run `egrsd distill` first")
         target, rows = Files(out_uri), 0
+        there = [name for name in target.names("") if name.startswith("round-") and name.endswith(".parquet")]
+        if there and not replace:
+            raise UserError(f"{len(there)} rounds are there already", out_uri, "Name another folder, or pass --replace")
+        for name in there:
+            if name not in {f"round-{work.number:04d}.parquet" for work in rounds}:
+                target.delete(name)
         for work in rounds:
             table, sink = joined_round(work), pa.BufferOutputStream()
             pq.write_table(table, sink, compression="zstd")

@@ -14,9 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jobs import keeper
 from jobs.terminal import QUIET, Session
+from pipeline import notices
 from pipeline.config import Run
+from pipeline.fit.versions import changed_code
 from pipeline.store import lease
 from pipeline.store.directory import Store
+from pipeline.store.private import private_folder
 
 if TYPE_CHECKING:
     from actors.resources import Demand
@@ -74,20 +77,24 @@ def holding_for(out: Session, store: Store) -> Iterator[lease.Lease]:
 
 
 def start(out: Session, store: Store, address: str | None, asked: Sequence[Demand] = (), held: Store | None = None) -> None:
-    """Begin work on a run: start its log, join the cluster, check that every node sees it, and that the cluster has room.
+    """Begin work on a run: start its log, join the cluster, check that every node has this code and sees the run, and find room.
 
     `asked` is what the verb takes of the cluster at one time. `held` is the folder of the lease when it is not the run's own.
     When an autoscaler may add what is missing, a line says so and the verb goes on.
 
-    Raises UserError when no cluster answers, or when a node does not see the run. Raises ResourceError when the cluster can
-    never hold what is asked.
+    Raises UserError when no cluster answers, or when a node has other code or does not see the run. Raises ResourceError when
+    the cluster can never hold what is asked.
     """
+    _stay_at_home(address)
     from actors import cluster
 
+    out.exits.enter_context(notices.shown(out.say))
     out.log_to(store)
+    if line := changed_code(store.read_json("run.json")):
+        out.say(line)
     names = (*QUIET, "EGRSD_DEBUG")
-    environment = {name: os.environ[name] for name in names if name in os.environ}
-    join(out, address, environment)
+    join(out, address, {name: os.environ[name] for name in names if name in os.environ})
+    cluster.check_nodes()
     cluster.check_reach(held or store)
     if lacking := cluster.check_room(list(asked)):
         out.say(f"the cluster's autoscaler is asked for nodes: {lacking}.")
@@ -103,7 +110,7 @@ def join(out: Session, address: str | None, environment: dict[str, str]) -> None
     if cluster.is_local(address):
         cluster.check_folders()
         if keeper.is_kept():
-            environment["TMPDIR"] = tempfile.mkdtemp(prefix="egrsd-")
+            environment["TMPDIR"] = tempfile.mkdtemp(prefix="run-", dir=private_folder())
             keeper.tell(folder=environment["TMPDIR"])
     joined = cluster.connect(address, environment)
     out.listen()  # Ray has taken SIGTERM
@@ -112,6 +119,15 @@ def join(out: Session, address: str | None, environment: dict[str, str]) -> None
             keeper.tell(folder=folder)
         out.exits.callback(watch.leave)
         out.exits.enter_context(watch.watching(out.say, out.end, lambda: out.asked is not None))
+
+
+def _stay_at_home(address: str | None) -> None:
+    """Let a Ray that starts on this machine listen on the loopback address only. Ray reads this when it is imported.
+
+    The variable's name speaks of other systems: there Ray uses the loopback address by itself, and only there it has an option.
+    """
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def look_at(address: str) -> dict[str, Facts | str]:

@@ -12,14 +12,17 @@ from pipeline.store.directory import Store
 REPORT = "report.html"
 
 
-def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool) -> None:
+def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool, replace: bool = False) -> None:
     """Write the report of a run to `out_uri`, or to report.html in the run. `compare` names a folder whose comparison it shows.
 
-    Raises UserError when the run has no measured round, or when the folder has no comparison.
+    A file at `out_uri` is replaced only with `replace`; the run's own report is made anew. Raises UserError for such a file, when
+    the run has no measured round, or when the folder has no comparison.
     """
     with session(debug) as out:
         store, run = open_run(uri)
         target, name = _target(out_uri) if out_uri else (store, REPORT)
+        if out_uri and not replace and target.read_bytes(name) is not None:
+            raise UserError("is there already", out_uri, "Name another file, or pass --replace")
         compared = read_comparison(open_folder(compare)) if compare else None
         document = collect(store, run)
         html = page(document | {"compare": compared})

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.config import Run
 from pipeline.errors import SettingError, SourceError
 from pipeline.overrides import decides, differences, resolve
 from pipeline.recipes import recipe as named
 from pipeline.store.directory import Store
+from pipeline.written import read_document
 
 
 @dataclass(frozen=True)
@@ -56,16 +55,12 @@ def settle(store: Store, choices: Choices) -> Run:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The settings of a `--config` file. Raises SourceError when it cannot be read, SettingError when it holds no settings."""
+    """The settings of a `--config` file. Raises SourceError when it cannot be read, and SettingError as `read_document`."""
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise SourceError(f"cannot read the configuration ({error})", path, "Check the path given to --config") from error
-    except yaml.YAMLError as error:
-        raise SettingError(f"is not YAML: {' '.join(str(error).split())}", path, "Check the line it names") from error
-    if not isinstance(document, dict):
-        raise SettingError("holds no settings", path, "Write `section: {setting: value}`, as `egrsd recipes --show NAME` prints")
-    return document
+    return read_document(Run, text, path)
 
 
 def parse_numbers(text: str, option: str, example: str) -> list[int]:

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.fit.versions import versions
 from pipeline.overrides import differences, resolve
 from pipeline.problems.sources import open_source
+from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
 from pipeline.rounds.schedule import Choice, execute
@@ -54,16 +55,28 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
                     f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
                 )
         start(out, store, address)
+        if going := _replaced(inventory, stage, Choice(only, asked.force)):
+            out.say(f"{work.area} {stage.name}: {len(going)} shards are replaced, each once its new one is whole.")
         computed = _bring_up(work, stage, Choice(only, asked.force), out)
+        for setting, was, now in differences(old, run):
+            out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         store.save_run(run, versions())  # after the computation, so that settings which failed are not kept
         rows = sum(entry.rows for entry in computed)
         out.say(f"{work.area} {stage.name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
         _tell_stale(work, stage, out)
 
 
+def _replaced(inventory: Inventory, stage: Stage, choice: Choice) -> list[str]:
+    """The committed shards that will be computed again. A changed source shows only when it is read, so it is not counted."""
+    names = [shard for shard in inventory.work.shards if choice.has(shard) and inventory.entry(stage.name, shard) is not None]
+    return [shard for shard in names if choice.force or inventory.why_stale(stage, shard) is not None]
+
+
 def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[Entry]:
     """Compute shards, and return their manifest entries. No engine starts when all shards are fresh."""
     source = None if stage.reads else open_source(work.run.source)
+    for text in origin.changes(work.store, {"source": source}) if source else ():
+        out.say(f"note: {text}.")
     inventory = Inventory(work)
     if not choice.force and source is None and all(inventory.why_stale(stage, shard) is None for shard in choice.only or ()):
         return []

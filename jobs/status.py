@@ -9,6 +9,7 @@ from rich.table import Table
 from jobs.opened import open_run
 from jobs.terminal import session
 from pipeline.config import Run
+from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds
 from pipeline.stages import EVALUATION, PLAN
@@ -35,7 +36,8 @@ def show(uri: str, debug: bool) -> None:
             notes += _notes(inventory, stale)
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
-        for note in [*notes, *_stale_evaluations(store, run)]:
+        changed = [f"stale: {text}" for text in origin.look(store, run)]
+        for note in [*notes, *_stale_evaluations(store, run), *changed]:
             out.say(note)
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
         out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")

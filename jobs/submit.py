@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import requests
 
+from jobs.parcel import collect
 from jobs.terminal import Session, session
 from pipeline.digest import short
 from pipeline.errors import EgrsdError, SettingError, UserError, first_line
@@ -33,17 +35,6 @@ if TYPE_CHECKING:
 
 ANSWER_S, POLL_S, START_S = 10.0, 1.0, 15.0
 STOP_S = 60  # Ray kills a stopped job after 3 s by default; engines and a commit need longer to end
-# These files stay here. The patterns are those of .gitignore, and the folder's own .gitignore counts too. A later pattern wins:
-# the first patterns match many names, then tokenizers and source code are let in, then patterns exclude secrets again.
-SECRETS = [
-    *("*token*", "*secret*", "*password*", "*credential*", "!*tokeniz*", "!*.py", ".env", ".env.*", "*.env", ".envrc"),
-    *("*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx", "*.tfstate*", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
-    *(f"*{word}{plural}.py" for word in ("secret", "password", "credential") for plural in ("", "s")),
-    *("*secret*tokeniz*", ".pgpass", ".my.cnf", ".git-credentials"),
-    *(".netrc", "_netrc", ".npmrc", ".pypirc", ".htpasswd", "kubeconfig*", "service?account*.json"),
-    *(".aws", ".azure", ".config", ".docker", ".gnupg", ".kube", ".ray", ".ssh"),
-]
-BULK = ["runs", "assets-cache", ".venv", "venv", ".git", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,8 @@ class Job:
     verb: list[str]  # with its arguments
     submission_id: str | None  # None: made from the verb and its arguments
     placement: JobPlacement
-    folder: str  # the working directory, which is sent
+    folder: str  # the working directory, of which a part is sent
+    include: Sequence[str]  # files and folders to send beside what the verb names
     wait: bool  # whether to follow the job
 
 
@@ -75,11 +67,17 @@ def submit(context: Any, job: Job, address: str | None, debug: bool) -> None:
     parsed = parse_verb(context, job.verb)
     with session(debug) as out:
         _check_paths(parsed)
-        options = {"runtime_env": runtime_env(job.folder), **_placement(job.placement)}
+        placement = _placement(job.placement)
+        sent = collect(checked_folder(job.folder), parsed, job.include)
+        package = out.exits.enter_context(tempfile.TemporaryDirectory(prefix="egrsd-"))
+        sent.put(Path(package))
+        options = {"runtime_env": runtime_env(package), **placement}
         entrypoint = shlex.join(["python", "-m", "jobs", *job.verb])
         client = open_client(address)
         if not debug:
             _quiet_ray()
+        for line in sent.describe():
+            out.say(line)
         name, started = start_once(client, job.submission_id or default_id(job.verb), entrypoint, options)
         out.say(f"job {name}: submitted." if started else f"job {name} is running already, with the code of its submission.")
         if not job.wait:
@@ -140,25 +138,21 @@ def default_id(verb: list[str]) -> str:
     return f"egrsd-{verb[0]}-{short(shlex.join(verb).encode(), 12)}"
 
 
-def excludes() -> list[str]:
-    """Patterns for Ray of what is never sent: secrets in any letter case, runs, environments and caches."""
-    any_case = ["".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in pattern) for pattern in SECRETS]
-    return any_case + BULK
-
-
-def runtime_env(folder: str) -> dict[str, Any]:
-    """The job's Ray runtime environment: `folder` without `excludes()`, and variables for its end and its output.
-
-    No variable of this shell is sent. Raises SettingError for a missing folder, or one that holds the user's home.
-    """
+def checked_folder(folder: str) -> Path:
+    """The folder to send from. Raises SettingError for a missing folder, or one that holds the user's home."""
     path = Path(folder).resolve()
     if not path.is_dir():
         raise SettingError("no such folder", folder, "Check --working-dir")
     if Path.home().is_relative_to(path):
         raise SettingError("holds your home directory", str(path), "Submit from the project's folder, or pass --working-dir")
+    return path
+
+
+def runtime_env(folder: str) -> dict[str, Any]:
+    """The job's Ray runtime environment: `folder`, and variables for its end and output. No variable of this shell is sent."""
     columns = shutil.get_terminal_size((120, 24)).columns
     variables = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "COLUMNS": str(columns)}
-    return {"working_dir": str(path), "excludes": excludes(), "env_vars": variables}
+    return {"working_dir": folder, "env_vars": variables}
 
 
 def _placement(placement: JobPlacement) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from jobs.tables import aligned
-from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out
+from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out, same_problems
+from pipeline.problems.sources import named
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     """Print the results of a run, read from its run directory."""
     versions = [0, store.latest_policy()]
     before, after = (held_out(store, run, version) for version in versions)
-    if before is not None and after is not None and versions[1] > 0 and comparable(after, before):
-        out.console.print(_evaluation_table(before, after, versions[1]))
+    if before is not None and after is not None and versions[1] > 0:
+        if comparable(after, before):
+            out.console.print(_evaluation_table(before, after, versions[1], named(run.evaluation.source)))
+        elif not same_problems(after, before):
+            out.say(f"policies 0 and {versions[1]} answered different held-out problems, which do not pair: no table.")
     rounds = [row for row in store.metrics() if row["writer"] == "round"]
     if rounds:
         out.console.print(_rounds_table(rounds, run))
@@ -31,9 +35,9 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}")
 
 
-def _evaluation_table(before: Samples, after: Samples, version: int) -> Table:
-    """Accuracy and length of the base and of the last policy, their difference, and the verdicts."""
-    title = f"{len(before)} held-out problems: mean and 95 % interval, difference paired by problem"
+def _evaluation_table(before: Samples, after: Samples, version: int, source: str) -> Table:
+    """Accuracy and length of the base and of the last policy on a source, their difference, and the verdicts."""
+    title = f"{len(before)} held-out problems of {source}: mean and 95 % interval, difference paired by problem"
     table = aligned(title, "", "policy 0", f"policy {version}", "difference")
     old, new = (figures(samples, 1, names=MEANS) for samples in (before, after))
     change = differences(after, before, 1, names=MEANS)
@@ -43,12 +47,14 @@ def _evaluation_table(before: Samples, after: Samples, version: int) -> Table:
         table.add_row(verdict, str(before.verdicts.get(verdict, 0)), str(after.verdicts.get(verdict, 0)), "")
     if before.rejected or after.rejected:
         table.add_row("rejected rows", str(sum(before.rejected.values())), str(sum(after.rejected.values())), "")
+    if before.gave_up or after.gave_up:
+        table.add_row("verifier gave up", str(before.gave_up), str(after.gave_up), "")
     return table
 
 
 def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
     """Sums of verdicts and rejected rows over rounds, and means of regime shares and seconds per round."""
-    title = f"{len(rounds)} training rounds of recipe {run.name}"
+    title = f"{len(rounds)} training rounds of recipe {run.name} on {named(run.source)}"
     table = aligned(title, "", "", header=False)
     total: Counter[str] = Counter()
     for row in rounds:

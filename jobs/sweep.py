@@ -52,9 +52,10 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         cosine = gradient_cosines(stored, list(figures), sample) if sample else {}
         clock = {"read": loaded - started, "sweep": swept - loaded, "gradient": time.perf_counter() - swept}
         document = summarise(stored, axes, figures, cosine, clock)
+        again = " (in place of those of an earlier sweep)" if store.read_bytes(EVIDENCE) is not None else ""
         store.write_json(EVIDENCE, document)
         show(document, out)
-        out.say(f"figures: {store.locate(EVIDENCE)}")
+        out.say(f"figures: {store.locate(EVIDENCE)}{again}")
 
 
 def show(document: dict[str, Any], out: Session) -> None:

@@ -25,7 +25,9 @@ def interval(figure: dict[str, Any], scale: float, signed: bool = False) -> str:
 
 def of_source(name: str, summary: dict[str, Any]) -> Table:
     """The table of one source's summary.json: figures of policies, their differences, verdicts and rejected rows."""
-    title = f"{name}: {summary['problems']} problems x {summary['samples']} samples, mean and 95 % interval over problems"
+    source = summary["source"]
+    asked = f"{name} ({source['uri']}, split {source['split']}): {summary['problems']} problems x {summary['samples']} samples"
+    title = f"{asked}, mean and 95 % interval over problems"
     policies, changes = summary["policies"], summary["differences"]
     names = [*(f"policy {number}" for number in policies), *(f"{d['policy']} - {d['against']}" for d in changes)]
     table = aligned(title, "", *names)
@@ -35,6 +37,8 @@ def of_source(name: str, summary: dict[str, Any]) -> Table:
         for reason in sorted({reason for policy in policies.values() for reason in policy[kind]}):
             counts = [str(policy[kind].get(reason, 0)) for policy in policies.values()]
             table.add_row(reason if kind == "verdicts" else f"rejected: {reason}", *counts, *[""] * len(changes))
+    gave_up = [str(policy.get("verifier_gave_up", 0)) for policy in policies.values()]
+    table.add_row("verifier gave up", *gave_up, *[""] * len(changes))
     return table
 
 
@@ -51,7 +55,9 @@ def of_macro_mean(macro: dict[str, Any]) -> Table:
 def of_comparison(document: dict[str, Any]) -> Table:
     """The table of compare.json: means over seeds, differences from the baseline, and whether they are beyond noise."""
     settings = document["settings"]
-    title = f"{settings['problems']} held-out problems, {settings['rounds']} rounds; mean over seeds and 95 % interval"
+    source = settings["source"]
+    problems = f"{settings['problems']} held-out problems of {source['uri']}, split {source['split']}"
+    title = f"{problems}, {settings['rounds']} rounds; mean over seeds and 95 % interval"
     change = f"- {settings['baseline']}"
     table = aligned(title, Column("objective", no_wrap=True), "seeds", "accuracy, %", change, "", "length, tokens", change, "")
     changes = {(pair["objective"], pair["measure"]): pair for pair in document["pairs"]}

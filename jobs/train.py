@@ -2,52 +2,118 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from actors.resources import Demand
-from jobs.opened import hold_run, start
-from jobs.terminal import session
+from jobs.opened import Held, hold, hold_run, open_folder, start
+from jobs.terminal import Session, session
+from pipeline.config import Run
 from pipeline.driver import until_end
-from pipeline.errors import TrainingError, refuse_unread
+from pipeline.errors import SettingError, TrainingError, refuse_unread
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.overrides import differences, resolve
-from pipeline.rounds.inventory import commit_round, withdraw_policies
+from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.remaining import trainable_rounds
-from pipeline.store.directory import area
+from pipeline.store import replaced
+from pipeline.store.directory import Store, area
 from pipeline.training import worker
 
 
-def train_committed(uri: str, from_round: int | None, sets: list[str], address: str | None, debug: bool) -> None:
+@dataclass(frozen=True)
+class Target:
+    """Where policies go that are trained again: into the new run `out`, or in place of the old ones with `replace`."""
+
+    replace: bool = False
+    out: str | None = None
+
+
+def train_committed(
+    uri: str, from_round: int | None, sets: list[str], address: str | None, debug: bool, target: Target | None = None
+) -> None:
     """Train every measured round that has no policy yet. With `from_round`, train that round and the later ones again.
 
     The stored traces are used, and the rounds are committed as they are now. `sets` may change `objective`, `train` and
-    `metrics`. Old policies are withdrawn only after all checks.
+    `metrics`. Old policies are set aside after all checks, and deleted once the new ones are there.
 
-    Raises SettingError for another setting, and TrainingError when the trainer ends before its last policy.
+    Raises SettingError for another setting, and for policies that would be replaced without `target`. Raises TrainingError when
+    the trainer ends before its last policy.
     """
     with session(debug) as out:
-        store, old, holding = hold_run(out, uri)
-        run = resolve(old, sets)
+        held = hold_run(out, uri)
+        run = resolve(held.run, sets)
+        changed = differences(held.run, run)
         refuse_unread(
             "training does not read this setting",
-            (setting for setting, _, _ in differences(old, run)),
+            (setting for setting, _, _ in changed),
             lambda setting: setting.split(".")[0] in {"objective", "train", "metrics"},
             lambda _: "Use `egrsd stage` or `egrsd distill`",
         )
         trackers.check(run)
-        first = store.latest_policy() if from_round is None else from_round
-        rounds = trainable_rounds(store, run, first)
-        start(out, store, address, [Demand("train", run.train.workers, run.train.placement)])
-        store.save_run(run, versions())
-        for work in rounds:
-            commit_round(work)
-        withdraw_policies(store, first)
+        first = held.store.latest_policy() if from_round is None else from_round
+        rounds = trainable_rounds(held.store, run, first)
+        if target is not None and target.out is not None:
+            held = _new_run(out, held, run, target.out, first)
+            rounds = trainable_rounds(held.store, run, first)
+        _check_replaced(held.store, first, target, out)
         last = rounds[-1].number + 1
-        with (
-            trackers.feeding(store, run, out.say, holding),
-            out.console.status(f"training rounds {first} to {last - 1}"),
-            until_end(worker.start(store.uri, run.model_copy(update={"rounds": last})), holding) as trainer,
-        ):
-            trainer.join()
-        if not store.has_policy(last):
-            raise TrainingError(f"the trainer ended before it published policy {last}", store.uri, "Run the same command again")
-        out.say(f"trained rounds {first} to {last - 1}; policy {last} is {store.locate(area('policy', last))}")
+        start(out, held.store, address, [Demand("train", run.train.workers, run.train.placement)])
+        for setting, was, now in changed:
+            out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
+        with _replacing(held, run, first, out):
+            for work in rounds:
+                commit_round(work)
+            with (
+                trackers.feeding(held.store, run, out.say, held.lease),
+                out.console.status(f"training rounds {first} to {last - 1}"),
+                until_end(worker.start(held.store.uri, run.model_copy(update={"rounds": last})), held.lease) as trainer,
+            ):
+                trainer.join()
+            if not held.store.has_policy(last):
+                what = f"the trainer ended before it published policy {last}"
+                raise TrainingError(what, held.store.uri, "Run the same command again")
+        out.say(f"trained rounds {first} to {last - 1}; policy {last} is {held.store.locate(area('policy', last))}")
+
+
+def _new_run(out: Session, old: Held, run: Run, uri: str, first: int) -> Held:
+    """A new run with the rounds of the old one, and its policies up to `first`. Raises SettingError when there is a run."""
+    store = open_folder(uri)
+    holding = hold(out, store)
+    if store.exists():
+        raise SettingError("a run is there already", f"--out {uri}", f"Go on with `egrsd train --run {uri}`, or name another")
+    with out.console.status(f"copying the rounds into {store.uri}"):
+        replaced.copy_until(old.store, store, first)
+    store.save_run(run, versions())  # last: without it there is no run, and the same command copies again
+    return Held(store, run, holding)
+
+
+def _check_replaced(store: Store, first: int, target: Target | None, out: Session) -> None:
+    """Say which policies will be replaced. Raises SettingError when that was not asked for."""
+    going = [version for version in replaced.later_policies(store, first) if store.has_policy(version)]
+    if not going:
+        return
+    named = ", ".join(f"{version} ({replaced.policy_hash(store, version)})" for version in going)
+    if target is None or not target.replace:
+        what = f"would replace policies {named} of this run"
+        raise SettingError(what, f"--from-round {first}", "Train into a new run with --out NEWRUN, or pass --replace")
+    out.say(f"replaces policies {named}. They stay in policy/*.replaced-* until the new ones are there.")
+
+
+@contextlib.contextmanager
+def _replacing(held: Held, run: Run, first: int, out: Session) -> Iterator[None]:
+    """Set old policies aside for the length of a block, and delete them after it.
+
+    When the block fails before the first new policy, the old policies and the old settings are put back.
+    """
+    held.store.save_run(run, versions())
+    replaced.set_aside(held.store, first)
+    try:
+        yield
+    except BaseException:
+        if held.store.latest_policy() == first and (back := replaced.put_back(held.store)):
+            held.store.save_run(held.run, versions())
+            out.say(f"policies {back[0]} to {back[-1]} and the settings are as they were before.")
+        raise
+    replaced.drop(held.store)

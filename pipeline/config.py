@@ -98,8 +98,19 @@ class Grade(Section):
     answer_pattern: str | None = Field(
         None, description="regex: group 1 of its last match is the answer; none: the last \\boxed or the last number"
     )
-    deadline_s: Positive = Field(5.0, description="seconds that the verification of one answer may take")
-    processes: Count = Field(1, description="verifier processes of one worker")
+    deadline_s: Positive = Field(
+        5.0, description="processor seconds that the verification of one answer may take; it gets them twice"
+    )
+    processes: Annotated[int, Field(ge=0)] = Field(
+        0, description="verifier processes of one worker; 0: as many as it may use CPUs"
+    )
+    fallback: Annotated[Literal["auto", "on", "off"], LATER] = Field(
+        "auto",
+        description="whether the last formula or number counts where no answer is marked; auto: unless the prompt asks for a box",
+    )
+    set_relations: Annotated[bool, LATER] = Field(
+        True, description="whether `x < 3` and the interval (-oo, 3) are the same answer"
+    )
     beta_length: Annotated[float, Field(ge=0)] = Field(0.5, description="beta_L of the length-shaped reward")
     advantage: Literal["group", "running"] = "group"
     running_warmup_steps: Annotated[int, Field(ge=0)] = Field(10, description="warm-up of the running estimator, in rounds")
@@ -197,7 +208,10 @@ class Pool(Section):
     max_num_seqs: Count = 256
     max_batched_tokens: Count = 2048
     enforce_eager: bool = True
-    start_timeout_s: Positive = 600.0
+    start_timeout_s: Positive = Field(600.0, description="seconds that a start may take, and a step, since the first may compile")
+    stall_timeout_s: Annotated[Positive, LATER] = Field(
+        60.0, description="seconds without a sign of life after which an engine or its dispatcher is replaced"
+    )
     request_tries: Count = Field(3, description="times a request may kill its engine before its row is rejected")
 
     @model_validator(mode="after")
@@ -234,6 +248,9 @@ class Train(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="training states kept; a resume needs the last one")
     max_failures: Annotated[int, Field(ge=0)] = 3
+    stall_timeout_s: Annotated[Positive, LATER] = Field(
+        60.0, description="seconds without a sign of life after which a rank counts as dead"
+    )
 
 
 class Evaluation(Section):
@@ -268,6 +285,9 @@ class Run(Section):
     rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="rounds that rollout may be ahead of training; 0: on-policy"
+    )
+    stall_timeout_s: Annotated[Positive, LATER] = Field(
+        60.0, description="seconds in which a data task has used no processor time, after which it is ended and done again"
     )
     source: Source = Source()
     model: Model = Model()
@@ -319,7 +339,19 @@ class Run(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, readable by `--config`."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes YAML in which text that looks like a JSON number stands in quotes; YAML 1.1 takes 1e5 for text."""
+
+
+def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = '"' if text[:1] in "-0123456789" else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 def _later_default(section: Section, name: str) -> bool:

@@ -45,6 +45,7 @@ class Reject(StrEnum):
     EMPTY_RESPONSE = "empty_response"
     NON_FINITE = "non_finite"
     RESPONSE_MISMATCH = "response_mismatch"
+    UNREADABLE_ANSWER = "unreadable_answer"
     VERIFIER_TIMEOUT = "verifier_timeout"
     VERIFIER_ERROR = "verifier_error"
 

@@ -10,30 +10,38 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import pyarrow as pa
+
 from pipeline.config import Run
-from pipeline.contract import PooledEngines
-from pipeline.errors import TrainingError
+from pipeline.contract import PooledEngines, Reject
+from pipeline.errors import TrainingError, UserError
 from pipeline.evidence.evaluation import answer
 from pipeline.models.tokenizer import tokenizer_of
-from pipeline.problems.sources import ProblemSet, open_source
+from pipeline.notices import NOTICE_S, late
+from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
+from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
+from pipeline.rounds.refused import REMEDIES, refuse_nothing_left
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, usage
-from pipeline.stages import LABELS, MEASURE
+from pipeline.stages import EVALUATION, LABELS, MEASURE
+from pipeline.stages.chat import controls
+from pipeline.stages.grade import check_references
 from pipeline.stages.prompts import prompts
 from pipeline.stages.verifier import grader_of
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 from pipeline.store.manifest import Entry
 
+MOST_PROMPTS = 256  # prompts of the first round that are tokenised before anything starts
 END_S = 30.0  # limited, since a trainer that waits for resources does not look for a request to stop
 
 
@@ -82,25 +90,57 @@ class Sources:
 
     rounds: ProblemSet
     evals: ProblemSet | None
+    notes: tuple[str, ...] = ()
 
-    def cautions(self) -> set[str]:
-        """What the person who started the run should know about these sources."""
-        cautions = {source.caution() for source in (self.rounds, self.evals) if source is not None}
-        return {caution for caution in cautions if caution is not None}
+    @property
+    def opened(self) -> dict[str, ProblemSet]:
+        """The sources by the names of their settings."""
+        return {"source": self.rounds} | ({"evaluation.source": self.evals} if self.evals is not None else {})
 
 
 def open_sources(run: Run) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
-    prompt template or the answer pattern.
+    prompt template or the answer pattern. Raises UserError when no prompt of the first round can be answered.
     """
-    grader_of(run.grade)
+    grader_of(run)
     rounds = open_source(run.source)
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
     tokenizer = tokenizer_of(run.model)
-    prompts(rounds.rows([0]), run, tokenizer)
-    return Sources(rounds, evals)
+    first = epoch_indices(len(rounds), run.seed, 0, min(run.rollout.prompts_per_round, MOST_PROMPTS)).tolist()
+    refuse_unusable(prompts(rounds.rows(first), run, tokenizer), run)
+    notes = [check_references(source, run) for source in (rounds, evals) if source is not None]
+    return Sources(rounds, evals, tuple(note for note in notes if note is not None))
+
+
+def refuse_unusable(asked: pa.Table, run: Run) -> None:
+    """Raise UserError when every prompt of a whole first round is rejected."""
+    reasons = asked["reject_reason"].to_pylist()
+    if None not in reasons and len(reasons) == run.rollout.prompts_per_round:
+        reason, count = Counter(reasons).most_common(1)[0]
+        detail = asked["reject_detail"].to_pylist()[reasons.index(reason)]
+        what = f"all {len(reasons)} prompts of the first round are rejected, {count} as {reason}: {detail}"
+        raise UserError(what, run.source.uri, REMEDIES[Reject(reason)])
+
+
+def cautions(run: Run, sources: Sources) -> list[str]:
+    """What the person who starts the run should know about its sources. It reads every row of a file.
+
+    Raises SourceError when no row of a source can be used.
+    """
+    pattern = controls(tokenizer_of(run.model))
+    training = survey(sources.rounds, pattern)
+    training.check()
+    notes = [*sources.rounds.cautions(), *training.notes(), *sources.notes]
+    if sources.evals is not None:
+        held_out = survey(sources.evals, pattern, run.evaluation.problems)
+        held_out.check()
+        notes += [*sources.evals.cautions(), *held_out.notes(), *compared(training, held_out)]
+        if run.evaluation.problems < len(sources.evals) and not is_generated(sources.evals):
+            asked = f"the first {run.evaluation.problems} of {len(sources.evals)} held-out problems are asked"
+            notes.append(f"note: {run.evaluation.source.uri}: {asked} (evaluation.problems)")
+    return list(dict.fromkeys(notes))
 
 
 @contextlib.contextmanager
@@ -190,6 +230,7 @@ class Driver:
         spent: dict[str, float] = {}
         most = inflight(self.run, self.engines)
         execute(with_engines(work, self.engines), MEASURE, source, inflight=most, on_entry=_counting(spent))
+        refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
         commit_round(work)
         measured, now = time.perf_counter(), usage(self.engines)
         self.label(work, spent)
@@ -208,6 +249,7 @@ class Driver:
         source = self.sources.evals
         work = plan_round(self.store, evaluation_run(self.run), "evals", version, version, source)
         answer(work, source, self.engines, partial(self.screen.bar, f"evaluate policy {version}"))
+        refuse_nothing_left(work, EVALUATION)
 
     def add_lost_metrics(self, remaining: Remaining) -> None:
         """Write the metrics of rounds whose driver died after their policy was published and before it wrote them."""
@@ -220,9 +262,10 @@ class Driver:
     def _close(self, trainer: TrainerHandle, measured: _Measured) -> str:
         """Wait for the policy that is trained on a round, then write the round's metrics. Returns a note for the bar."""
         number = measured.work.number
-        while not self.store.has_policy(number + 1):
-            self._expect(trainer, number + 1)
-            time.sleep(self.store.poll_s)
+        with late("trainer", f"the trainer has worked on policy {number + 1} for {NOTICE_S:g} s: the run waits for it."):
+            while not self.store.has_policy(number + 1):
+                self._expect(trainer, number + 1)
+                time.sleep(self.store.poll_s)
         clock = measured.clock | {"seconds_round": time.perf_counter() - measured.begun}
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])

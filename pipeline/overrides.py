@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipeline.config import Pool, Run
 from pipeline.errors import SettingError, nearest
+from pipeline.written import read_override
 
 
 def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, Any] | None = None) -> Run:
-    """A copy of `base`, changed by a configuration document and then by `a.b=value` overrides, whose values are YAML.
+    """A copy of `base`, changed by a configuration document and then by `a.b=value` overrides (pipeline/written.py).
 
-    Raises SettingError, with the name of the setting, when it is unknown, of the wrong type, or in conflict with another.
+    Raises SettingError, with the name of the setting, when it is unknown, given twice, of the wrong type, or in conflict with
+    another.
     """
     data = base.model_dump(mode="json")
     _overlay(data, document or {}, "")
+    seen: set[str] = set()
     for override in overrides or []:
-        key, sep, text = override.partition("=")
-        if not sep or not key:
-            raise SettingError("an override is written name.part=value", f"--set {override}", "For example --set label.gamma=0.3")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SettingError("the value is not YAML", f"--set {override}", "Quote it, or check its brackets") from error
-        nested: dict[str, Any] = {}
-        inner = nested
-        *parents, last = key.strip().split(".")
-        for part in parents:
-            inner = inner.setdefault(part, {})
-        inner[last] = _number(value)
-        _overlay(data, nested, "")
+        change = read_override(type(base), override)
+        if twice := seen & (names := _flatten(change).keys()):
+            raise SettingError("is given twice", f"--set {min(twice)}", "Leave one of them")
+        seen |= names
+        _overlay(data, change, "")
     return load(data)
 
 
@@ -55,9 +47,14 @@ def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
+def named(overrides: list[str]) -> set[str]:
+    """Dotted names of all settings that overrides change, also inside whole sections. Raises SettingError as `read_override`."""
+    return {name for override in overrides for name in _flatten(read_override(Run, override))}
+
+
 def decides(setting: str) -> bool:
     """Whether `setting`, a dotted name, can change a result of the run."""
-    return not setting.startswith("metrics.")
+    return not setting.startswith("metrics.") and not setting.endswith("stall_timeout_s")
 
 
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
@@ -75,17 +72,6 @@ def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None
             _overlay(data[key], value, f"{name}.")
         else:
             data[key] = value
-
-
-def _number(value: Any) -> Any:
-    """A text such as 1e-3, which YAML 1.1 does not read as a number, as the number that it means."""
-    if isinstance(value, str):
-        try:
-            number = float(value)
-            return number if math.isfinite(number) else value
-        except ValueError:
-            return value
-    return value
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

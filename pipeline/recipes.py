@@ -102,7 +102,7 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
         rollout=Rollout(
             prompts_per_round=32, prompts_per_shard=4, group_size=1, temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=1024
         ),
-        grade=Grade(verifier="math", advantage="running", processes=4),
+        grade=Grade(verifier="math", advantage="running"),
         score=ScoreSettings(rescore_share=0.05),
         profile=Profile(window=window),
         label=Label(gamma=gamma),

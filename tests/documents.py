@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
-import yaml
 from pydantic import BaseModel
 
 from jobs.cli import app
@@ -25,6 +24,7 @@ from pipeline.errors import EgrsdError
 from pipeline.overrides import resolve
 from pipeline.rounds.metrics import METRICS
 from pipeline.stages import PLAN
+from pipeline.written import read_document
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("pipeline", "actors", "jobs", "tests")
@@ -199,8 +199,8 @@ def wrong_settings(found: Document) -> Iterator[str]:
             yield f"no setting {name}"
     for text in found.settings:
         try:
-            resolve(recipes.demo(), [], yaml.safe_load(text))
-        except (EgrsdError, yaml.YAMLError) as error:
+            resolve(recipes.demo(), [], read_document(Run, text, "settings"))
+        except EgrsdError as error:
             yield f"settings in YAML: {error}"
 
 

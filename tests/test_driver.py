@@ -1,14 +1,17 @@
 """The driver with a fake pool and a fake trainer, handed in through the same door as the real ones."""
 
 import pytest
+from in_process import bring_up_to_date
 
 from actors.fakes import FakeEngine
+from pipeline.contract import Failure
 from pipeline.driver import Driver, open_sources
-from pipeline.errors import SettingError, SourceError, StoreError, TrainingError
+from pipeline.errors import SettingError, SourceError, StoreError, TrainingError, UserError
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import open_rounds
+from pipeline.stages import STAGES
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 
@@ -60,7 +63,7 @@ class Screen:
         return step
 
 
-def made(folder, *sets, **options):
+def made(folder, *sets, engine=FakeEngine, **options):
     """(driver, its trainer) of a run in a folder; `options` are the trainer's."""
     store, run = Store(str(folder / "run")), resolve(demo(), [*SETS, *sets])
     store.save_run(run, {})
@@ -68,7 +71,7 @@ def made(folder, *sets, **options):
     adapter.mkdir(exist_ok=True)
     (adapter / "adapter_model.safetensors").write_bytes(b"weights")
     trainer = Trainer(store, adapter, **options)
-    pool = FakeEngine(run.model, run.engines.rollout, run.score)
+    pool = engine(run.model, run.engines.rollout, run.score)
     return Driver(store, run, open_sources(run), {"rollout": pool, "score": pool}, lambda *_: trainer, Screen()), trainer
 
 
@@ -134,3 +137,35 @@ def test_what_is_wrong_with_the_sources_is_known_before_anything_starts():
         open_sources(resolve(demo(), ["source.uri=/nowhere.jsonl"]))
     with pytest.raises(SettingError, match="answer_pattern"):
         open_sources(resolve(demo(), ["grade.answer_pattern=("]))
+
+
+def test_sources_of_which_nothing_can_be_asked_are_refused_before_anything_starts(tmp_path):
+    with pytest.raises(UserError, match=r"all 4 prompts of the first round are rejected, 4 as prompt_too_long: .*max_model_len"):
+        made(tmp_path, "model.max_model_len=80")
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text('{"prompt": [{"role": "user", "content": "1+1"}], "solution": "s", "answer": "2"}\n' * 3)
+    with pytest.raises(UserError, match=r"column 'prompt' holds a list, not text"):
+        made(tmp_path, f"source.uri={chat}", "source.problem=prompt")
+
+
+class Failing(FakeEngine):
+    """A fake engine that answers no request."""
+
+    def generate(self, requests, policy, sampling):
+        return [Failure("it is out of tune") for _ in requests]
+
+
+def in_turn(work, stages, source=None, on_entry=None, **_):
+    """Stages of all shards in this process, without Ray."""
+    for name in stages:
+        for shard, indices in work.shards.items():
+            on_entry(*bring_up_to_date(work, STAGES[name], shard, source.rows(indices) if name == "prompts" else None))
+
+
+def test_a_round_of_rejected_rows_ends_the_run_before_it_is_trained(tmp_path, monkeypatch):
+    driver, _ = made(tmp_path, engine=Failing)
+    monkeypatch.setattr("pipeline.driver.execute", in_turn)
+    with pytest.raises(UserError, match=r"rounds/0000: all 8 rows were rejected, 8 as engine_error: it is out of tune"):
+        driver.measure(0)
+    assert driver.store.latest_policy() == 0
+    assert driver.store.ready(0) is None

@@ -121,21 +121,21 @@ def test_running_it_again_does_nothing_and_says_so(run_dir, capfd):
 
 def test_training_again_on_the_stored_traces_gives_the_very_same_policy(run_dir, copy_of, capfd):
     again = copy_of(run_dir)
-    train.train_committed(again.uri, 1, [], None, False)
+    train.train_committed(again.uri, 1, [], None, False, train.Target(replace=True))
     assert "trained rounds 1 to 1" in capfd.readouterr().out
     assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
 
 
 def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_dir, trained_here, copy_of, capfd):
     again = copy_of(run_dir)
-    train.train_committed(again.uri, 0, ["objective.name=grpo"], None, False)
+    train.train_committed(again.uri, 0, ["objective.name=grpo"], None, False, train.Target(replace=True))
     assert again.read_json("policy/0002/manifest.json") != run_dir.read_json("policy/0002/manifest.json")
     capfd.readouterr()
     status.show(again.uri, False)
     said = capfd.readouterr().out
     assert "stale: evals/0002 (policy changed)" in said
     assert "stale: rounds/0001 rollout, 2 of 2 shards (policy changed)" in said
-    train.train_committed(again.uri, 0, ["objective.name=cl_egrsd"], None, False)
+    train.train_committed(again.uri, 0, ["objective.name=cl_egrsd"], None, False, train.Target(replace=True))
     assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
 
 

@@ -17,7 +17,10 @@ BASE = Run(name="t")
         ("label.gama=1", "label.gama: unknown setting. Did you mean 'label.gamma'"),
         ("label.gamma=abc", "label.gamma: .*number"),
         ("gamma", "an override is written"),
-        ("label.gamma=[", "not YAML"),
+        ("label.gamma=[", r"label.gamma: Input should be a valid number \(got '\['\)"),
+        ("source.options=[", "source.options: the value is not YAML"),
+        ("label=3", "label: holds several settings, not one value. Write --set label.NAME=value"),
+        ("label.gamma.x=3", "label.gamma.x: unknown setting. 'label.gamma' is one setting"),
     ],
 )
 def test_a_wrong_override_is_named_with_what_to_do(override, message):

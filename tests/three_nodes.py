@@ -31,7 +31,7 @@ from jobs.distill import distill
 from jobs.settle import Choices
 from jobs.stage import Redo, run_stage
 from jobs.terminal import divert_output
-from jobs.train import train_committed
+from jobs.train import Target, train_committed
 from pipeline.errors import UserError
 from pipeline.store.directory import Store
 
@@ -155,7 +155,7 @@ def unreached(watcher, uri):
     verbs = {
         "distill": lambda: distill(uri, more, address, engine_class=FakeEngine),
         "stage": lambda: run_stage(uri, Redo("label", 0, force=True), address),
-        "train": lambda: train_committed(uri, 0, [], address, False),
+        "train": lambda: train_committed(uri, 0, [], address, False, Target(replace=True)),
         "evaluate": lambda: evaluate.evaluate(uri, asked, address, False, FakeEngine),
         "compare": lambda: compare.compare(f"{uri}-compared", compared, address, False, FakeEngine),
     }

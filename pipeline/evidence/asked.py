@@ -20,6 +20,7 @@ from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.overrides import differences, load, resolve
+from pipeline.overrides import named as settings_in
 from pipeline.problems.benchmarks import benchmark, near, open_benchmark
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory
@@ -32,7 +33,7 @@ TRACES_PER_SHARD = 32  # a kill loses at most this many traces of each shard in 
 IDENTITY = (
     *("seed", "source", "prompts", "model.path", "model.revision", "model.dtype", "model.max_model_len"),
     *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens")),
-    *("grade.verifier", "grade.answer_pattern"),
+    *("grade.verifier", "grade.answer_pattern", "grade.fallback", "grade.set_relations"),
 )
 READS = ("evaluation.", "grade.", "prompts.", "engines.", "model.max_model_len", "model.dtype", "seed")
 
@@ -76,7 +77,7 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
     Raises SettingError for a wrong k, or for a setting that evaluation does not read. Raises SourceError for a source that is
     unreadable, unknown, without answers, or too small for a bootstrap. Raises ModelError for an unreadable tokenizer.
     """
-    named = {override.partition("=")[0].strip() for override in sets}
+    named = settings_in(sets)
     changed = _settings(run, sets)
     number = _samples(changed, k, "evaluation.samples" in named)
     source = _open(changed, spec, sets)
@@ -124,7 +125,7 @@ def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
     if benchmark(spec):
         refuse_unread(
             f"benchmark {spec} has columns and a split of its own, and does not read this setting",
-            (override.partition("=")[0].strip() for override in sets),
+            sorted(settings_in(sets)),
             lambda setting: not setting.startswith("evaluation.source"),
             lambda _: "Leave it out, or evaluate the other sources with a command of their own",
         )
@@ -134,7 +135,7 @@ def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
         fresh = {"uri": spec, "split": "test", "problem": "problem", "solution": "", "answer": "answer", "options": {}}
         document = run.model_dump(mode="json")
         document["evaluation"]["source"] |= fresh | {"size": 100_000, "seed": 0}
-        source = resolve(load(document), [s for s in sets if s.startswith("evaluation.source.")]).evaluation.source
+        source = resolve(load(document), [s for s in sets if s.startswith("evaluation.source")]).evaluation.source
     if source.answer != source.solution:
         source = source.model_copy(update={"solution": ""})
     try:
@@ -195,6 +196,7 @@ def summarise(store: Store, one: Asked, found: dict[int, Samples]) -> dict[str, 
                 "figures": plain(figures(answered, one.k)),
                 "verdicts": answered.verdicts,
                 "rejected": answered.rejected,
+                "verifier_gave_up": answered.gave_up,
             }
             for number, answered in found.items()
         }

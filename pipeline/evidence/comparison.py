@@ -40,6 +40,7 @@ CONTROLS: dict[str, dict[str, str]] = {
 }
 COMPARE = "compare.json"
 MEASURES = ("accuracy", "length")
+OTHER_PROBLEMS = "was evaluated on other problems than the runs before it, and only equal problems are paired"
 REJECTED = "`reject_reason` in the shards of its evaluation says why. Correct the cause, then remove this run"
 TEST = (
     "paired by seed and problem: t over seeds, S - 1 degrees of freedom, seeds and problems both random; "
@@ -190,11 +191,15 @@ def share(donor: Store, own: Store, run: Run) -> None:
 
 @dataclass
 class Series:
-    """The results of one objective, by seed: points as in compare.json, and accuracy and length of each problem [N]."""
+    """The results of one objective, by seed: points as in compare.json, and accuracy and length of each problem [N].
+
+    keys: what the problems are, in one order for all objectives and seeds.
+    """
 
     points: dict[int, dict[str, Any]] = field(default_factory=dict)
     accuracy: dict[int, np.ndarray] = field(default_factory=dict)
     length: dict[int, np.ndarray] = field(default_factory=dict)
+    keys: list[tuple[str, int]] = field(default_factory=list)
 
 
 def keep_point(compared: Comparison, found: dict[str, Series], key: Key, settings: dict[str, Any]) -> dict[str, Any]:
@@ -205,6 +210,7 @@ def keep_point(compared: Comparison, found: dict[str, Series], key: Key, setting
     folder = compared.folder(key)
     try:
         add_point(found[key.objective], folder, key, compared.runs[key])
+        _check_equal(found, key)
         document = {
             "points": [point for series in found.values() for _, point in sorted(series.points.items())],
             "objectives": [summary(name, series) for name, series in found.items() if series.points],
@@ -232,8 +238,19 @@ def add_point(series: Series, folder: Store, key: Key, run: Run) -> None:
         "rejected": answered.rejected,
         "engine": engine_facts(work),
     }
-    series.accuracy[key.seed] = per_problem(answered, "correct")
-    series.length[key.seed] = per_problem(answered, "length")
+    order = sorted(range(len(answered)), key=answered.keys.__getitem__)
+    keys = [answered.keys[place] for place in order]
+    if series.keys and series.keys != keys:
+        raise ValueError(OTHER_PROBLEMS)
+    series.keys = keys
+    series.accuracy[key.seed] = per_problem(answered, "correct")[order]
+    series.length[key.seed] = per_problem(answered, "length")[order]
+
+
+def _check_equal(found: dict[str, Series], key: Key) -> None:
+    """Raise ValueError when the objective of `key` was evaluated on other problems than another one."""
+    if any(series.keys and series.keys != found[key.objective].keys for series in found.values()):
+        raise ValueError(OTHER_PROBLEMS)
 
 
 def summary(name: str, series: Series) -> dict[str, Any]:

@@ -17,16 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
-from pipeline.contract import PooledEngines, Verdict
+from pipeline.contract import PooledEngines, Reject, Verdict
+from pipeline.digest import digest
 from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, resampled
 from pipeline.problems.answers import normal_form
 from pipeline.problems.sources import ProblemSet
+from pipeline.problems.survey import normal
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, with_engines
 from pipeline.rounds.schedule import execute, inflight
 from pipeline.stages import EVALUATION
-from pipeline.store.directory import Store
+from pipeline.store.directory import Entry, Store
 
 FIGURES = ("avg", "pass", "maj", "length", "median_length", "truncated", "tokens_per_correct")
 MEANS = ("avg", "length")  # `egrsd distill` and the report show these
@@ -37,7 +39,9 @@ class Samples:
     """The samples of one policy: N problems x K samples, NaN where a row was rejected.
 
     correct and truncated [N, K] in {0, 1}; length [N, K] tokens; majority [N] in [0, 1], see the function `majority`. `verdicts`
-    counts rows by verdict, `rejected` counts them by reason.
+    counts rows by verdict, `rejected` counts them by reason. `problems` [N] tells which problem each row answers, see
+    `problems_of`; without it the places stand for the problems. `gave_up` counts the rows on which the verifier gave up: they
+    were graded wrong, or rejected.
     """
 
     correct: np.ndarray
@@ -46,13 +50,28 @@ class Samples:
     majority: np.ndarray
     verdicts: dict[str, int]
     rejected: dict[str, int]
+    problems: tuple[str, ...] = ()
+    gave_up: int = 0
 
     def __len__(self) -> int:
         return len(self.correct)
 
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        """A key of each problem: what it is, and how many equal ones stand before it."""
+        seen: Counter[str] = Counter()
+        keys = []
+        for problem in self.problems or map(str, range(len(self))):
+            keys.append((problem, seen[problem]))
+            seen[problem] += 1
+        return keys
 
-def samples(tables: list[tuple[pa.Table, pa.Table]], size: int) -> Samples:
-    """Samples from the (rollout, grade) shards of an evaluation in order. The `size` rows of a problem are neighbours."""
+
+def samples(tables: list[tuple[pa.Table, pa.Table]], size: int, problems: tuple[str, ...] = ()) -> Samples:
+    """Samples from the (rollout, grade) shards of an evaluation in order. The `size` rows of a problem are neighbours.
+
+    problems: what each problem is, in the same order.
+    """
     grade = pa.concat_tables([g.select(["reject_reason", "verdict", "extracted_answer"]) for _, g in tables])
     lengths = pa.concat_tables([r.select(["response_tokens"]) for r, _ in tables])["response_tokens"]
     live = np.array(pc.is_null(grade["reject_reason"]))
@@ -71,7 +90,28 @@ def samples(tables: list[tuple[pa.Table, pa.Table]], size: int) -> Samples:
         np.array([majority(right, given) for right, given in zip(correct, answers, strict=True)]),
         dict(Counter(v for v in verdict if v is not None)),
         dict(Counter(pc.drop_null(grade["reject_reason"]).to_pylist())),
+        problems,
     )
+
+
+def problems_of(seen: Inventory) -> tuple[str, ...]:
+    """What each problem of an evaluation is, in the order of its shards: a hash of its text and its answer.
+
+    For a rejected problem, whose text is not kept, it is the hash of its source row. Without its prompts it is its place in the
+    source that the plan names.
+    """
+    work, prompts = seen.work, seen.entries("prompts")
+    plan = read_plan(work.store, work.kind, work.number)
+    found: list[str] = []
+    for shard in sorted(work.shards):
+        if shard not in prompts:
+            found += [f"{plan.source if plan else None}/{index}" for index in work.shards[shard]]
+            continue
+        rows = work.store.read(prompts[shard], ["prompt_id", "problem", "answer"]).to_pylist()
+        found += [
+            row["prompt_id"] if row["problem"] is None else digest(f"{normal(row['problem'])}\n{row['answer']}") for row in rows
+        ]
+    return tuple(found)
 
 
 StartBar = Callable[[int], Callable[[], None]]  # takes the number of steps, and returns what moves the bar by one of them
@@ -92,7 +132,14 @@ def read(work: Round) -> Samples:
     rollouts, grades = seen.entries("rollout"), seen.entries("grade")
     tables = [(work.store.read(rollouts[shard]), work.store.read(grades[shard])) for shard in sorted(work.shards)]
     [size] = _sample_counts(seen)
-    return samples(tables, int(size))
+    found = samples(tables, int(size), problems_of(seen))
+    return replace(found, gave_up=sum(_gave_up(grades[shard]) for shard in work.shards))
+
+
+def _gave_up(entry: Entry) -> int:
+    """Rows of a grade shard on which the verifier gave up. Shards from before 2026-11-28 count the rejected ones only."""
+    failed = sum(entry.rejected.get(reason, 0) for reason in (Reject.VERIFIER_TIMEOUT, Reject.VERIFIER_ERROR))
+    return int(entry.facts.get("gave_up", failed))
 
 
 def held_out(store: Store, run: Run, version: int) -> Samples | None:
@@ -165,10 +212,9 @@ def differences(after: Samples, before: Samples, k: int, seed: int = 0, names: t
     """`after` - `before` in each figure, paired by problem, over the problems that both policies answered.
 
     A figure is left out when its interval has an infinite end, because correct answers are too few. Raises ValueError when the
-    numbers of problems differ, or fewer than two problems have answers of both policies.
+    problems differ, or fewer than two problems have answers of both policies.
     """
-    if len(after) != len(before):
-        raise ValueError(f"{len(after)} and {len(before)} problems do not pair")
+    before = _in_order_of(after, before)
     both = _answered(after) & _answered(before)
     rows = resampled(int(both.sum()), seed)
     after, before = _select(after, both), _select(before, both)
@@ -180,6 +226,7 @@ def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str,
     """Mean over sources of each figure, or of its difference to a second policy. Each source is resampled on its own."""
     total: dict[str, np.ndarray] = {name: np.zeros(RESAMPLES + 1) for name in FIGURES}
     for number, (found, other) in enumerate(of_sources):
+        other = _in_order_of(found, other) if other is not None else None
         both = _answered(found) & (_answered(other) if other is not None else True)
         found, other = _select(found, both), _select(other, both) if other is not None else None
         rows = resampled(len(found), number)
@@ -191,8 +238,25 @@ def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str,
 
 
 def comparable(after: Samples, before: Samples) -> bool:
-    """Whether `differences` can compare two policies: an equal number of problems, at least two of them answered by both."""
-    return len(after) == len(before) and int((_answered(after) & _answered(before)).sum()) > 1
+    """Whether `differences` can compare two policies: the same problems, at least two of them answered by both."""
+    return same_problems(after, before) and int((_answered(after) & _answered(_in_order_of(after, before))).sum()) > 1
+
+
+def same_problems(one: Samples, other: Samples) -> bool:
+    """Whether two evaluations asked the same problems, in any order."""
+    return sorted(one.keys) == sorted(other.keys)
+
+
+def _in_order_of(first: Samples, other: Samples) -> Samples:
+    """`other` with its problems in the order of `first`. Raises ValueError when they are not the same problems."""
+    if len(first) != len(other):
+        raise ValueError(f"{len(first)} and {len(other)} problems do not pair")
+    if first.keys == other.keys:
+        return other
+    places = {key: place for place, key in enumerate(other.keys)}
+    if missing := sum(key not in places for key in first.keys):
+        raise ValueError(f"the evaluations asked different problems ({missing} of {len(first)}) and do not pair")
+    return _select(other, np.array([places[key] for key in first.keys]))
 
 
 def draws(found: Samples, name: str, k: int, rows: np.ndarray) -> np.ndarray:
@@ -236,7 +300,8 @@ def _answered(found: Samples) -> np.ndarray:
 
 def _select(found: Samples, rows: np.ndarray) -> Samples:
     parts = {name: getattr(found, name)[rows] for name in ("correct", "truncated", "length", "majority")}
-    return replace(found, **parts)
+    problems = tuple(np.array(found.problems, object)[rows]) if found.problems else ()
+    return replace(found, **parts, problems=problems)
 
 
 def _row_mean(values: np.ndarray) -> np.ndarray:

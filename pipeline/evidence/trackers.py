@@ -32,6 +32,7 @@ from uuid import uuid4
 
 from pipeline.config import Run
 from pipeline.errors import SettingError, first_line
+from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.metrics import METRICS
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
@@ -302,7 +303,10 @@ def _watch(feeders: list[Feeder], end: threading.Event, holding: Lease) -> None:
         ended = end.wait(POLL_S)
         for feeder in feeders:
             if holding.stolen_by is None:
-                feeder.catch_up(last=ended)
+                with late(
+                    f"sink {feeder.name}", f"metrics.sinks: {feeder.name} has not answered for {NOTICE_S:g} s. The run goes on."
+                ):
+                    feeder.catch_up(last=ended)
 
 
 def public(text: str) -> str:

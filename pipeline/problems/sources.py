@@ -7,6 +7,7 @@ only the rows that are asked for. A source can be pickled, so that each Ray task
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ class Rows(Protocol):
     def fingerprint(self) -> str:
         """Hash of the rows, or of what generates them."""
 
+    @property
+    def total(self) -> int:
+        """Rows of the source, also those beyond `source.size`."""
+
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -59,7 +64,7 @@ class ProblemSet:
     def __init__(self, source: Source, rows: Rows, columns: tuple[str, str, str]) -> None:
         """`columns` names the columns of problem, solution ("" where there is none) and answer in a raw row."""
         self.source, self.size, self.fingerprint = source, min(len(rows), source.size), rows.fingerprint
-        self._rows, self._columns = rows, columns
+        self.total, self._rows, self._columns = rows.total, rows, columns
 
     def __len__(self) -> int:
         return self.size
@@ -72,12 +77,16 @@ class ProblemSet:
         raw = self._rows.read(indices)
         return [_problem(int(index), row, *self._columns) for index, row in zip(indices, raw, strict=True)]
 
-    def caution(self) -> str | None:
-        """A warning about accuracies on this source, or None: some tasks have right answers that differ from the reference."""
+    def cautions(self) -> list[str]:
+        """What a person should know about figures on this source: rows that are not used, answers that may differ."""
+        notes = []
+        if self.size < self.total:
+            notes.append(f"the first {self.size} of {self.total} rows are used: set its size to {self.total} for all of them")
         kind, _, task = self.source.uri.partition(":")
         first = self.rows(range(min(8, self.size))) if kind == "reasoning-gym" else []
-        said = gym.caution(task, [row.answer or "" for row in first]) if first else None
-        return said and f"note: {self.source.uri}: {said}"
+        if first and (said := gym.caution(task, [row.answer or "" for row in first])):
+            notes.append(said)
+        return [f"note: {self.source.uri}: {text}" for text in notes]
 
 
 def open_source(source: Source) -> ProblemSet:
@@ -86,17 +95,27 @@ def open_source(source: Source) -> ProblemSet:
     Raises SourceError, with file and line, for a source that is unreadable, malformed, empty or without a column. Raises
     SettingError for an option that the kind of source does not know.
     """
+    for name in ("uri", "problem", "answer"):
+        if not getattr(source, name).strip():
+            raise SettingError("is empty", f"source.{name}", "Name a file, dataset or task" if name == "uri" else "Name a column")
     kind, _, name = source.uri.partition(":")
     if source.uri == "tiny-arithmetic":
         _check_options(source, ())
         return _generated(source, partial(tiny.problem, seed=source.seed, split=source.split))
     if kind == "reasoning-gym":
         _check_options(source, gym.option_names(name))
+        gym.check_options(name, source.options)
         make = partial(gym.problem, name, json.dumps(source.options, sort_keys=True), source.split, source.seed, source.size)
         return _generated(source, make)
     _check_options(source, hub.OPTIONS if kind == "datasets" else ())
     rows = hub.open_hub(source, name) if kind == "datasets" else _open_files(source)
     return ProblemSet(source, rows, (source.problem, source.solution, source.answer))
+
+
+def named(source: Source) -> str:
+    """A source in few words, for a title: `data/mine.jsonl, split test`. A long path is cut at its front."""
+    uri = source.uri if len(source.uri) <= 48 else "..." + source.uri[-45:]
+    return f"{uri}, split {source.split}"
 
 
 def epoch_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:
@@ -123,6 +142,11 @@ class _Generated:
     make: Callable[[int], Any]
     size: int
     fingerprint: str
+
+    @property
+    def total(self) -> int:
+        """All rows: a task makes as many as are asked."""
+        return self.size
 
     def __len__(self) -> int:
         return self.size
@@ -165,7 +189,7 @@ def _text(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return None if value != value else str(int(value)) if value.is_integer() else repr(value)
+        return None if not math.isfinite(value) else str(int(value)) if value.is_integer() else repr(value)
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if value is None or isinstance(value, (list, dict)) or not str(value).strip():
@@ -185,13 +209,32 @@ def _open_files(source: Source) -> Rows:
     filesystem, path = _filesystem(source.uri)
     if path.endswith((".jsonl", ".ndjson", ".json")):
         return jsonl.open_jsonl(source, filesystem, path)
-    if files := parquet.parquet_files(filesystem, path):
+    if "://" not in source.uri and hub.is_saved(path):
+        return hub.open_hub(source, path)
+    if files := parquet.parquet_files(source, filesystem, path):
         return parquet.open_parquet(source, filesystem, files)
     raise SourceError(
         "is no file, folder or kind of source that can be read",
         source.uri,
         "Give a .jsonl or .parquet file, a folder or glob of .parquet, datasets:NAME, reasoning-gym:TASK or tiny-arithmetic",
     )
+
+
+def stamps(source: Source) -> dict[str, list[int | None]]:
+    """Size in bytes and time of change in nanoseconds of each file of a source, without reading them. Empty where none is known.
+
+    Raises SourceError when a folder cannot be listed.
+    """
+    kind, _, name = source.uri.partition(":")
+    if source.uri == "tiny-arithmetic" or kind == "reasoning-gym":
+        return {}
+    filesystem, path = _filesystem(name if kind == "datasets" else source.uri)
+    if kind == "datasets" or ("://" not in source.uri and hub.is_saved(path)):
+        infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    else:
+        files = [path] if path.endswith((".jsonl", ".ndjson", ".json")) else parquet.parquet_files(source, filesystem, path)
+        infos = filesystem.get_file_info(files)
+    return {info.path: [info.size, info.mtime_ns] for info in infos if info.is_file}
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.evidence.comparison import COMPARE
-from pipeline.evidence.evaluation import MEANS, held_out
+from pipeline.evidence.evaluation import MEANS, held_out, same_problems
 from pipeline.evidence.evaluation import figures as evaluated
 from pipeline.evidence.plain import plain
 from pipeline.evidence.sweep import read_evidence
 from pipeline.models.tokenizer import tokenizer_of
+from pipeline.problems.sources import named
 from pipeline.report import figures, ledger, traces
 from pipeline.report.figures import Measured
 from pipeline.rounds.inventory import Inventory
@@ -25,15 +27,19 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
     """The document of a run. Raises UserError when no round is measured."""
     measured = _measured(store, run)
     stored = store.read_json("run.json") or {}
-    versions = store.numbers("evals")
     document = {
-        "run": {"name": run.name, "folder": store.uri.rstrip("/").rsplit("/", 1)[-1], "versions": stored.get("versions", {})},
+        "run": {
+            "name": run.name,
+            "source": named(run.source),
+            "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
+            "versions": stored.get("versions", {}),
+        },
         "settings": run.to_yaml(),
         "window": run.profile.window,
         "rounds": [part.figures for part in measured],
         "ledger": _ledger(measured, run.rollout.group_size),
         "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
-        "evaluations": [shown for version in versions if (shown := _evaluation(store, run, version))],
+        "evaluations": _evaluations(store, run),
         "sample": traces.sample([part.labelled for part in measured], tokenizer_of(run.model)),
         "sweep": read_evidence(store),
     }
@@ -72,16 +78,24 @@ def _ledger(measured: list[Measured], group_size: int) -> dict[str, Any]:
     }
 
 
-def _evaluation(store: Store, run: Run, version: int) -> dict[str, Any] | None:
-    """Accuracy and length of a policy on the held-out problems, with intervals. None when fewer than two were answered."""
-    found = held_out(store, run, version)
-    if found is None:
-        return None
-    try:
-        shown = evaluated(found, 1, names=MEANS)
-    except ValueError:
-        return None
-    return {"policy": version, "problems": len(found), "accuracy": plain(shown["avg"]), "length": plain(shown["length"])}
+def _evaluations(store: Store, run: Run) -> list[dict[str, Any]]:
+    """Accuracy and length of policies on the held-out problems, with intervals, where two problems at least were answered.
+
+    An evaluation of other problems than those of the last one is left out: its figures stand beside no others.
+    """
+    found = {version: held_out(store, run, version) for version in store.numbers("evals")}
+    whole = {version: answered for version, answered in found.items() if answered is not None}
+    last = whole[max(whole)] if whole else None
+    shown = []
+    for version, answered in whole.items():
+        with contextlib.suppress(ValueError):
+            if last is None or not same_problems(answered, last):
+                continue
+            values = evaluated(answered, 1, names=MEANS)
+            figures_of = {"accuracy": plain(values["avg"]), "length": plain(values["length"])}
+            source = {"source": named(run.evaluation.source)}
+            shown.append({"policy": version, "problems": len(answered), **figures_of, **source})
+    return shown
 
 
 def _is_point(point: Any) -> bool:

@@ -188,11 +188,3 @@ def withdraw_rounds(store: Store, numbers: Iterable[int]) -> None:
     """Take committed rounds back from the trainer. Numbers of rounds that do not exist are ignored."""
     for number in sorted(set(numbers) & set(store.numbers("rounds"))):
         store.delete(f"{area('rounds', number)}/ready.json")
-
-
-def withdraw_policies(store: Store, first: int) -> None:
-    """Delete every policy after version `first`, with its training state."""
-    for version in reversed([v for v in store.numbers("policy") if v > first]):  # newest first: a crash leaves no gap
-        store.delete(f"{area('policy', version)}/{MANIFEST}")
-        store.delete(area("policy", version))
-        store.delete(area("train", version))

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.round import Round, evaluation_run, open_rounds, planned
+from pipeline.rounds.round import Round, evaluation_run, is_of_others, open_rounds, planned
 from pipeline.stages import EVALUATION, LABELS, MEASURE, STAGES
 from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
     from pipeline.config import Run
+    from pipeline.problems.sources import ProblemSet
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,11 @@ class Remaining:
     stale: list[str]
 
     @classmethod
-    def of(cls, store: Store, run: Run) -> Remaining:
-        """What the run directory shows. Nothing is changed."""
+    def of(cls, store: Store, run: Run, evals: ProblemSet | None = None) -> Remaining:
+        """What the run directory shows. Nothing is changed.
+
+        evals: the open held-out problems. With them, an evaluation of other problems counts as none.
+        """
         first, stale, label = store.latest_policy(), [], []
         for work in itertools.takewhile(lambda work: work.number < first, open_rounds(store, run)):
             inventory = Inventory(work)
@@ -46,7 +50,9 @@ class Remaining:
         held_out = evaluation_run(run) if run.evaluation.problems else None
         versions = [0, run.rounds] if held_out else []
         works = {n: planned(store, held_out, "evals", n) for n in versions if held_out}
-        evaluate = [n for n, work in works.items() if work is None or not Inventory(work).is_fresh(*EVALUATION)]
+        other = [n for n in versions if evals is not None and is_of_others(store, "evals", n, evals)]
+        fresh = [n for n, work in works.items() if work is not None and Inventory(work).is_fresh(*EVALUATION)]
+        evaluate = [n for n in versions if n in other or n not in fresh]
         return cls(list(range(first, run.rounds)), label, evaluate, stale)
 
     @property

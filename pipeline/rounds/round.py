@@ -87,6 +87,15 @@ def planned(store: Store, run: Run, kind: str, number: int, source: ProblemSet |
     return open_round(store, run, kind, number) if plan and plan.is_for(run.rollout.prompts_per_round, fingerprint) else None
 
 
+def is_of_others(store: Store, kind: str, number: int, source: ProblemSet) -> bool:
+    """Whether a round or an evaluation was planned for other problems than those of the open source.
+
+    False for plans of early versions, which do not tell.
+    """
+    plan = read_plan(store, kind, number)
+    return plan is not None and plan.source not in (None, source.fingerprint)
+
+
 def open_rounds(store: Store, run: Run) -> Iterator[Round]:
     """All planned rounds in order. The running reward state is folded only once for all of them."""
     states = baselines(store, run)

@@ -16,13 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 
 from pipeline.config import Run
 from pipeline.contract import Place, PooledEngines, ShardInputs, Stage, Usage
 from pipeline.errors import EgrsdError, StoreError, from_data, to_data
+from pipeline.fit import code
 from pipeline.problems.sources import Problem, ProblemSet
+from pipeline.rounds import frozen
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, problems_digest
 from pipeline.stages import STAGES
@@ -160,21 +163,34 @@ def _stream(
     rows = [{"shards": json.dumps(items[i : i + cut.group])} for i in range(0, len(items), cut.group)]
     items.clear()
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    mark = f"_{uuid4().hex[:8]}"  # in the titles of the processes that run this execution's tasks
     inside = replace(work, shards={})  # a task reads its shards from its rows: the plan of a round may have millions of problems
     for name in chain:
         on_engines = STAGES[name].where == "engines"
         data = data.map_batches(
-            partial(_bring_rows_up_to_date, inside, name, None if STAGES[name].reads else source, force, cut),
+            _titled(mark, partial(_bring_rows_up_to_date, inside, name, None if STAGES[name].reads else source, force, cut)),
             batch_size=cut.rows if on_engines else 1,
             batch_format="pyarrow",
             num_cpus=0.05 if on_engines else 1,
             compute=ray.data.TaskPoolStrategy(size=cut.tasks) if on_engines else None,
         )
-    for row in data.iter_rows():
-        for item in json.loads(row["shards"]):
-            if item["error"]:
-                raise from_data(item["error"])
-            yield item
+    with frozen.Watch(mark, work.run.stall_timeout_s):
+        for row in data.iter_rows():
+            for item in json.loads(row["shards"]):
+                if item["error"]:
+                    raise from_data(item["error"])
+                yield item
+
+
+def _titled(mark: str, work: Callable[[pa.Table], Iterator[pa.Table]]) -> Callable[[pa.Table], Iterator[pa.Table]]:
+    """`work` under a name that ends with `mark`. Ray gives a process the name of what it runs as its title."""
+
+    def bring(rows: pa.Table) -> Iterator[pa.Table]:
+        """Do the work."""
+        yield from work(rows)
+
+    bring.__name__ = f"_bring_rows_up_to_date{mark}"
+    return bring
 
 
 def _bring_rows_up_to_date(
@@ -200,6 +216,7 @@ def _bring_item_up_to_date(
     if item["error"]:
         return item
     try:
+        code.check()
         problems = source.rows(item["indices"]) if source is not None else None
         entry, computed = bring_up_to_date(inventory, STAGES[name], item["shard"], item["first"], problems, force)
     except EgrsdError as error:

@@ -2,26 +2,53 @@
 
 Both prompts are chat messages that the model's own template turns into ids. From there on only ids are joined. Nothing is
 decoded and tokenised again, so teacher and student see the same response ids.
+
+A problem or a solution is text. Where it spells a control token, such as `<eos>`, that spelling becomes the ids of its letters.
+Only the chat template and the prompt templates of the settings write control tokens.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
-
-from pipeline.errors import ModelError, SettingError
+from pipeline.errors import SettingError
 from pipeline.models.tokenizer import check_template
+from pipeline.stages.template import render
 
-_FIELD = re.compile(r"\{problem\}|\{solution\}")
+_FIELD = re.compile(r"(\{problem\}|\{solution\})")
+_PRIVATE = range(0xE000, 0xF8FF)  # code points that no text has a meaning for
 
 
-def fill(template: str, problem: str, solution: str = "") -> str:
+class Filled(NamedTuple):
+    """A filled template: its text, and where in the text problem and solution stand."""
+
+    text: str
+    foreign: list[tuple[int, int]]
+
+
+def fill(template: str, problem: str, solution: str = "") -> Filled:
     """`template` with {problem} and {solution} replaced in one pass. All other braces stay as they are."""
-    values = {"{problem}": problem, "{solution}": solution}
-    return _FIELD.sub(lambda field: values[field[0]], template)
+    values, text, foreign = {"{problem}": problem, "{solution}": solution}, "", []
+    for piece in _FIELD.split(template):
+        if piece in values:
+            foreign.append((len(text), len(text) + len(values[piece])))
+        text += values.get(piece, piece)
+    return Filled(text, foreign)
+
+
+@lru_cache(maxsize=8)
+def controls(tokenizer: Any) -> re.Pattern[str] | None:
+    """A pattern of the texts that a tokenizer turns into control ids: special tokens, and added ones that its template writes.
+
+    None for a tokenizer without such tokens.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    texts = {token.content for token in added if token.special or token.content in (tokenizer.chat_template or "")}
+    longest_first = sorted((text for text in texts if text), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def student_prompt(
@@ -63,16 +90,49 @@ def fits(prompt_len: int, max_new_tokens: int, max_model_len: int) -> bool:
     return prompt_len + max_new_tokens <= max_model_len
 
 
-def _chat_ids(tokenizer: Any, text: str, system: str | None, thinking: bool) -> list[int]:
+def _chat_ids(tokenizer: Any, filled: Filled, system: str | None, thinking: bool) -> list[int]:
     """The ids of one user message. Templates that know `enable_thinking` (Qwen3) read it, and others ignore it."""
     check_template(tokenizer)
+    text, marked, mark = _mark(tokenizer, filled)
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    try:
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, enable_thinking=thinking)
-    except TemplateError as error:
-        raise ModelError(
-            f"its chat template refuses the prompt: {error}", str(tokenizer.name_or_path), "Check prompts.system and the template"
-        ) from error
-    return [int(token) for token in ids]
+    written = render(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
+    pieces = re.split(f"{mark}([0-9]+){mark}", written) if marked else [written]
+    return [
+        int(token)
+        for place, piece in enumerate(pieces)
+        for token in (_spelled(tokenizer, marked[int(piece)]) if place % 2 else _ids(tokenizer, piece))
+    ]
+
+
+def _mark(tokenizer: Any, filled: Filled) -> tuple[str, list[str], str]:
+    """The text with a numbered mark for each control token that a problem or a solution spells, these tokens, and the mark.
+
+    A token that only half belongs to a problem counts too. The mark is a character that the text does not have.
+    """
+    pattern = controls(tokenizer)
+    hits = [
+        hit
+        for hit in (pattern.finditer(filled.text) if pattern else ())
+        if any(start < hit.end() and hit.start() < end for start, end in filled.foreign)
+    ]
+    mark = next(chr(code) for code in _PRIVATE if chr(code) not in filled.text) if hits else ""
+    text, done = "", 0
+    for number, hit in enumerate(hits):
+        text += f"{filled.text[done : hit.start()]}{mark}{number}{mark}"
+        done = hit.end()
+    return text + filled.text[done:], [hit[0] for hit in hits], mark
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _spelled(tokenizer: Any, token: str) -> list[int]:
+    """The ids of a control token's text. It is read in two halves, or letter by letter, so that no half is a control token."""
+    pattern = controls(tokenizer)
+    parts = [token[:1], token[1:]]
+    if pattern is not None and any(pattern.search(part) for part in parts):
+        parts = list(token)
+    return [number for part in parts for number in _ids(tokenizer, part)]

@@ -8,13 +8,22 @@ import pyarrow.compute as pc
 
 from pipeline.config import Run
 from pipeline.contract import ShardInputs, ShardResult, Stage, Verdict
+from pipeline.errors import SourceError
 from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward
+from pipeline.problems.sources import ProblemSet
 from pipeline.stages.tables import Draft, clean
 from pipeline.stages.verifier import Grader, grader_of
 
+_CHECKED = 256  # reference answers that are read when a source is opened: seconds at most
+
 
 def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseline: RunningBaseline | None) -> pa.Table:
-    """Verdict, reward and advantage of every trace. A row whose verifier failed is rejected and gets no reward.
+    """Verdict, reward and advantage of every trace. A row whose verifier failed is rejected and gets no reward."""
+    return graded_shard(prompts, rollout, run, grader, baseline).table
+
+
+def graded_shard(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseline: RunningBaseline | None) -> ShardResult:
+    """The shard of `grade`, and how often the verifier gave up on a row, as the fact `gave_up`.
 
     `baseline` is the running reward state at the start of the round. None means the group estimator.
     """
@@ -41,12 +50,34 @@ def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseli
     )
     for row in draft.live():
         draft.values[row] |= {"reward": float(rewards[row]), "advantage": float(advantages[row])}
-    return draft.table()
+    return ShardResult(draft.table(), {"gave_up": sum(verdict.gave_up for verdict in verdicts)})
+
+
+def check_references(problems: ProblemSet, run: Run) -> str | None:
+    """A note about reference answers among the first _CHECKED that mathematics cannot read. None when all can be read.
+
+    Their rows are rejected unless an answer has the same text. Raises SourceError when none of several can be read.
+    """
+    rows = problems.rows(range(min(_CHECKED, len(problems))))
+    rows = [row for row in rows if row.reject is None and row.answer]
+    grader = grader_of(run)
+    unread = [rows[i] for i in grader.unreadable([row.answer or "" for row in rows])]
+    grader.close()
+    if not unread:
+        return None
+    uri, example = problems.source.uri, f"row {unread[0].index}: {str(unread[0].answer)[:80]!r}"
+    if len(unread) == len(rows) > 1:
+        what = f"none of its first {len(rows)} reference answers is mathematics that can be read ({example})"
+        raise SourceError(what, uri, "Check source.answer, or compare texts with --set grade.verifier=exact")
+    return (
+        f"note: {uri}: {len(unread)} of its first {len(rows)} reference answers are not mathematics that can be read "
+        f"({example}); rows are rejected as unreadable_answer unless the texts are equal. grade.verifier=exact compares texts"
+    )
 
 
 def _compute(shard: ShardInputs) -> ShardResult:
     tables, run = shard.tables, shard.run
-    return ShardResult(grade(tables["prompts"], tables["rollout"], run, grader_of(run.grade), shard.baseline), {})
+    return graded_shard(tables["prompts"], tables["rollout"], run, grader_of(run), shard.baseline)
 
 
 STAGE = Stage(
@@ -58,6 +89,8 @@ STAGE = Stage(
         "grade.verifier",
         "grade.answer_pattern",
         "grade.deadline_s",
+        "grade.fallback",
+        "grade.set_relations",
         "grade.beta_length",
         "grade.advantage",
         "grade.running_warmup_steps",

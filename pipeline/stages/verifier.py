@@ -1,32 +1,24 @@
-"""Verdicts: a cheap comparison of texts first, then math-verify in a child process that can be killed.
+"""Verdicts: a comparison of texts first, then mathematics in child processes that can be killed.
 
-A row whose verifier hangs, dies or fails is rejected with the reason. It is never graded wrong, since a failure must not become
-a reward of zero.
+A row whose verifier stops or dies, or whose reference cannot be read, is rejected with the reason. An answer that takes for ever
+is wrong when its reference alone is read in time: otherwise such answers would be a way out of being wrong.
 """
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-import resource
 from collections.abc import Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as DeadlineExceeded
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import regex
-from pebble import ProcessExpired, ProcessPool
 
 from pipeline import config
 from pipeline.errors import SettingError
-from pipeline.problems.answers import compare_texts, final_answer, stated_answer
+from pipeline.problems.answers import decide, final_answer, spoken_part, stated_answer
+from pipeline.stages.children import STALL_S, Children, Outcome, processors
+from pipeline.stages.mathematics import GOLD_READ, serve
 
 MAX_ANSWER_CHARS = 4096  # a longer "answer" is no answer, and a parser could take very long over it
-CHILD_MEMORY_BYTES = 4 << 30  # an answer such as 9**9**9 must not take the memory of the machine
-_CPU_GRACE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -35,64 +27,97 @@ class Graded:
 
     verdict: None only when `reject` says why there is none. A timeout has both.
     answer: what was read from the response and compared. None when nothing was read.
+    gave_up: whether the verifier gave up on the answer. Its row is wrong, or rejected when the answer may not be the cause.
     """
 
     verdict: str | None
     reject: str | None = None
     detail: str = ""
     answer: str | None = None
+    gave_up: bool = False
 
 
 CORRECT, WRONG, UNPARSABLE, TRUNCATED = (Graded(word) for word in ("correct", "wrong", "unparsable", "truncated"))
 
 
-class Grader:
-    """Grades rows. Its child processes start at the first row that needs math-verify, and live until `close`.
+@dataclass(frozen=True)
+class Reading:
+    """How answers are read and compared.
 
-    Any thread may use it. Ray runs tasks outside the main thread, where math-verify's own timeout does not work.
+    fallback: whether the last formula or number counts where a response marks no answer.
+    set_relations: whether `x < 3` and `(-\\infty, 3)` are the same.
+    stall_s: seconds after which a child process whose processor time stands still is replaced.
+    """
+
+    fallback: bool = True
+    set_relations: bool = True
+    stall_s: float = STALL_S
+
+
+READING = Reading()
+
+
+class Grader:
+    """Grades rows. Its child processes start at the first row that needs mathematics, and live until `close`.
+
+    Any thread may use it, one at a time. Ray runs tasks outside the main thread, where math-verify's own timeout does not work.
     """
 
     def __init__(
-        self, verifier: str = "math", answer_pattern: str | None = None, deadline_s: float = 5.0, processes: int = 1
+        self,
+        verifier: str = "math",
+        answer_pattern: str | None = None,
+        deadline_s: float = 5.0,
+        processes: int = 0,
+        reading: Reading = READING,
     ) -> None:
         """A grader without child processes; they start later.
 
         verifier: "math" or "exact".
         answer_pattern: regex whose last match has the answer as group 1.
-        deadline_s: seconds per row.
+        deadline_s: processor seconds that one answer may take; it gets them twice.
+        processes: child processes; 0: as many as this process may use CPUs.
 
         Raises SettingError for a pattern that does not compile or has no group.
         """
         self._pattern = _compile(answer_pattern)
         self._mathematics = verifier == "math"
-        self._deadline_s, self._processes = deadline_s, processes
-        self._pool: ProcessPool | None = None
+        self._deadline_s, self._reading = deadline_s, reading
+        self._children = Children(serve, processes or processors(), ["math_verify"], reading.stall_s)
 
     def close(self) -> None:
         """End the child processes, also the busy ones. A grader that is used again starts new ones."""
-        if self._pool is not None:
-            self._pool.stop()
-            self._pool.join()
-            self._pool = None
+        self._children.close()
 
     def grade(self, responses: Sequence[str], answers: Sequence[str | None], finish_reasons: Sequence[str]) -> list[Graded]:
         """One result per row, in order. A response that reached its cap is `truncated`. Raises ValueError on unequal lengths."""
         results: list[Graded | None] = []
-        doubtful: dict[tuple[str, str], list[int]] = {}  # traces of a group often agree: each pair is verified once
+        doubtful: dict[tuple[str, str], list[tuple[int, str]]] = {}  # traces of a group often agree: each pair is verified once
         for row, (response, answer, finish) in enumerate(zip(responses, answers, finish_reasons, strict=True)):
             graded = self._read(response, answer, finish)
-            if isinstance(graded, tuple):
-                doubtful.setdefault(graded, []).append(row)
-                results.append(None)
-            else:
+            if isinstance(graded, Graded):
                 results.append(graded)
-        for graded, ((stated, _), rows) in zip(self._verify(list(doubtful)), doubtful.items(), strict=True):
-            for row in rows:
+            else:
+                stated, pair = graded
+                doubtful.setdefault(pair, []).append((row, stated))
+                results.append(None)
+        for graded, rows in zip(self._verify(list(doubtful)), doubtful.values(), strict=True):
+            for row, stated in rows:
                 results[row] = replace(graded, answer=stated)
         return [graded for graded in results if graded is not None]
 
-    def _read(self, response: str, answer: str | None, finish: str) -> Graded | tuple[str, str]:
-        """The result when a comparison of texts decides it, else the pair (answer, reference) to verify."""
+    def unreadable(self, answers: Sequence[str]) -> list[int]:
+        """The places of the reference answers that mathematics cannot read, so that only an equal text can be right."""
+        if not self._mathematics:
+            return []
+        pairs = [decide("1", stated_answer(answer) or answer.strip()) for answer in answers]
+        asked = {i: pair for i, pair in enumerate(pairs) if not isinstance(pair, bool)}
+        return [
+            i for i, found in zip(asked, self._verify(list(asked.values())), strict=True) if found.reject == "unreadable_answer"
+        ]
+
+    def _read(self, response: str, answer: str | None, finish: str) -> Graded | tuple[str, tuple[str, str]]:
+        """The result when a comparison of texts decides it, else what was read and the pair (answer, reference) to verify."""
         if finish == "length":
             return TRUNCATED
         if answer is None or not answer.strip():
@@ -100,86 +125,69 @@ class Grader:
         try:
             stated = self._extract(response)
         except TimeoutError:
-            return Graded("timeout", "verifier_timeout", f"grade.answer_pattern ran for more than {self._deadline_s:g} s")
+            detail = f"grade.answer_pattern ran for more than {self._deadline_s:g} s"
+            return Graded("timeout", "verifier_timeout", detail, gave_up=True)
         if stated is None or len(stated) > MAX_ANSWER_CHARS:
             return UNPARSABLE
-        reference = stated_answer(answer) or answer.strip()
-        same = compare_texts(stated, reference)
-        if same is None and self._mathematics:
-            return stated, reference
-        return replace(CORRECT if same else WRONG, answer=stated)
+        decided = decide(stated, stated_answer(answer) or answer.strip())
+        if isinstance(decided, bool) or not self._mathematics:
+            return replace(CORRECT if decided is True else WRONG, answer=stated)
+        return stated, decided
 
     def _extract(self, response: str) -> str | None:
         if self._pattern is None:
-            return final_answer(response)
+            return final_answer(response, self._reading.fallback)
         last = None
-        for last in self._pattern.finditer(response, timeout=self._deadline_s):  # noqa: B007
+        for last in self._pattern.finditer(spoken_part(response), timeout=self._deadline_s):  # noqa: B007
             pass
         return (last[1] or "").strip() or None if last is not None else None
 
     def _verify(self, pairs: list[tuple[str, str]]) -> list[Graded]:
-        """One result per pair. A child that dies while idle breaks its whole pool, so all pairs that broke get one more try."""
-        results = self._attempt(pairs)
-        broken = [i for i, result in enumerate(results) if result is None]
-        if broken:
-            self.close()
-            for i, result in zip(broken, self._attempt([pairs[i] for i in broken]), strict=True):
-                results[i] = result
-        lost = Graded(None, "verifier_error", "the verifier's processes keep dying")
-        return [result or lost for result in results]
+        """One result per pair. A pair whose child overran or stood still is tried a second time, after all the others."""
+        outcomes = self._ask(pairs)
+        again = [i for i, outcome in enumerate(outcomes) if outcome.ended in ("overran", "stalled")]
+        for i, outcome in zip(again, self._ask([pairs[i] for i in again]), strict=True):
+            outcomes[i] = outcome
+        return [self._graded(outcome) for outcome in outcomes]
 
-    def _attempt(self, pairs: list[tuple[str, str]]) -> list[Graded | None]:
-        if not pairs:
-            return []
-        if self._pool is None or not self._pool.active:
-            self.close()
-            self._pool = _start_pool(self._processes)
-        futures = [self._pool.schedule(judge, args=(*pair, self._deadline_s), timeout=self._deadline_s) for pair in pairs]
-        return [self._collect(future) for future in futures]
+    def _ask(self, pairs: list[tuple[str, str]]) -> list[Outcome]:
+        return self._children.ask([(*pair, self._reading.set_relations, self._deadline_s) for pair in pairs])
 
-    def _collect(self, future: Future[str]) -> Graded | None:
-        """The result of one verification, or None when the pool broke before the verification ran."""
-        try:
-            return Graded(future.result())
-        except BrokenProcessPool:
-            return None
-        except DeadlineExceeded:
-            return Graded("timeout", "verifier_timeout", f"math-verify ran for more than {self._deadline_s:g} s")
-        except ProcessExpired as error:
-            return Graded(None, "verifier_error", f"the verifier's process died with exit code {error.exitcode}")
-        except Exception as error:  # sympy may raise anything on a hostile answer: its row is rejected with the error
-            return Graded(None, "verifier_error", f"{type(error).__name__}: {error}"[:500])
+    def _graded(self, outcome: Outcome) -> Graded:
+        if not outcome.ended:
+            word, detail = outcome.reply
+            rejects = {"unreadable": "unreadable_answer", "failed": "verifier_error"}
+            return (
+                Graded(None, rejects[word], f"{detail}: set grade.verifier=exact or mend it") if word in rejects else Graded(word)
+            )
+        if outcome.ended == "overran" and GOLD_READ in outcome.notes:
+            return replace(WRONG, gave_up=True)
+        if outcome.ended == "overran":
+            detail = f"the reference answer alone took more than {self._deadline_s:g} processor seconds, twice"
+            return Graded("timeout", "verifier_timeout", detail, gave_up=True)
+        if outcome.ended == "stalled":
+            detail = f"the verifier's process stood still for {self._reading.stall_s:g} s, twice"
+            return Graded("timeout", "verifier_timeout", detail, gave_up=True)
+        return Graded(None, "verifier_error", f"the verifier's process {outcome.ended}", gave_up=True)
 
 
-def grader_of(grade: config.Grade) -> Grader:
-    """The one grader of this process for these settings. A worker so starts its children once, and not once per shard."""
-    return _shared(grade.verifier, grade.answer_pattern, grade.deadline_s, grade.processes)
+def grader_of(run: config.Run) -> Grader:
+    """The one grader of this process for the settings of a run. A worker so starts its children once, and not once per shard."""
+    grade = run.grade
+    reading = Reading(reads_unmarked(run), grade.set_relations)
+    return _shared(grade.verifier, grade.answer_pattern, grade.deadline_s, grade.processes, reading)
+
+
+def reads_unmarked(run: config.Run) -> bool:
+    """Whether an answer without a mark is read: as `grade.fallback` says, and with `auto` unless the prompt asks for a box."""
+    if run.grade.fallback != "auto":
+        return run.grade.fallback == "on"
+    return "boxed" not in f"{run.prompts.student} {run.prompts.system}"
 
 
 @lru_cache(maxsize=8)
-def _shared(verifier: str, answer_pattern: str | None, deadline_s: float, processes: int) -> Grader:
-    return Grader(verifier, answer_pattern, deadline_s, processes)
-
-
-def judge(answer: str, reference: str, deadline_s: float) -> str:
-    """'correct', 'wrong' or 'unparsable' by math-verify. It runs in a child process, and the caller enforces the deadline.
-
-    A CPU limit ends the child even when its caller was killed. Raises what math-verify raises, and ValueError when the reference
-    is not mathematics.
-    """
-    from math_verify import parse, verify
-
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    budget = int(used.ru_utime + used.ru_stime + deadline_s + _CPU_GRACE_S)
-    resource.setrlimit(resource.RLIMIT_CPU, (budget, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-    # parsing_timeout=None: math-verify's timeout is an alarm signal, which C code can ignore. The caller kills the child instead.
-    gold = parse(_as_latex(reference), parsing_timeout=None)
-    if all(isinstance(form, str) for form in gold):  # parse gives back the text that it cannot read
-        raise ValueError("the reference answer is not mathematics: set grade.verifier=exact")
-    forms = parse(_as_latex(answer), parsing_timeout=None)
-    if all(isinstance(form, str) for form in forms):
-        return "unparsable"
-    return "correct" if verify(gold, forms, timeout_seconds=None, raise_on_error=True) else "wrong"
+def _shared(verifier: str, answer_pattern: str | None, deadline_s: float, processes: int, reading: Reading) -> Grader:
+    return Grader(verifier, answer_pattern, deadline_s, processes, reading)
 
 
 def _compile(pattern: str | None) -> regex.Pattern[str] | None:
@@ -192,21 +200,3 @@ def _compile(pattern: str | None) -> regex.Pattern[str] | None:
     if compiled.groups < 1:
         raise SettingError("has no group", "grade.answer_pattern", r"Put parentheses around the answer, as in '#(-?\d+)$'")
     return compiled
-
-
-def _as_latex(answer: str) -> str:
-    return answer if "$" in answer or "\\[" in answer or "\\(" in answer else f"${answer}$"
-
-
-def _start_pool(processes: int) -> ProcessPool:
-    """A pool whose children fork from a server that has math-verify loaded. A killed child is so replaced in milliseconds."""
-    context: Any = multiprocessing.get_context("forkserver")  # a plain fork would copy held locks of Ray and torch
-    context.set_forkserver_preload(["math_verify"])
-    return ProcessPool(max_workers=processes, initializer=_prepare_child, context=context)
-
-
-def _prepare_child() -> None:
-    import math_verify  # noqa: F401 - before the first deadline starts to run
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))

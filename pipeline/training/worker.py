@@ -13,6 +13,8 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import EgrsdError, TrainingError
+from pipeline.fit import code
+from pipeline.notices import tell
 from pipeline.overrides import load
 from pipeline.store.directory import Store
 from pipeline.store.files import SCRATCH
@@ -105,6 +107,7 @@ def fit(store: Store, run: Run) -> None:
                     f"policy {reached}",
                     "Look at memory and nodes, then run the same command again: it resumes from this policy",
                 ) from error
+            tell("worker group", f"training: a worker group ended ({_reason(error)}). It goes on from policy {reached}.")
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -113,6 +116,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
     from pipeline.training import rank
 
+    code.check()
     rank.train(config["store"], load(config["run"]), get_device())
 
 
@@ -121,6 +125,7 @@ def _trainer(store: Store, run: Run) -> Any:
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
 
     place = run.train.placement
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.train.stall_timeout_s)  # a thread of its own answers
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train reads these variables in the driver only
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is handled like a lost rank
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")  # the autoscaler may have to start train nodes first
@@ -152,4 +157,6 @@ def _understood(error: Exception) -> EgrsdError | None:
 
 
 def _reason(error: Exception) -> str:
+    if "health check has been hanging" in str(error):
+        return "a rank gave no sign of life"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,12 +1,14 @@
 """Policies on an object store: copied once, checked, and never served stale."""
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
 
 from actors import adapters
-from pipeline.errors import ModelError, StoreError
+from pipeline.errors import ModelError, StoreError, UserError
 from pipeline.store.directory import Store
 from pipeline.store.files import Files
 
@@ -18,7 +20,7 @@ def remote(tmp_path, monkeypatch):
     local = Files.opened.func
     opened = property(lambda self: (disk, self.uri.removeprefix("s3://")) if self.uri.startswith("s3://") else local(self))
     monkeypatch.setattr(Files, "opened", opened)
-    monkeypatch.setattr(adapters.tempfile, "tempdir", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     return tmp_path / "bucket"
 
@@ -58,6 +60,62 @@ def test_of_a_runs_policies_the_last_that_were_asked_for_stay(remote, monkeypatc
         adapters.fetch(uri)
     kept = {path.read_bytes() for path in (remote.parent / "cache").rglob("*.safetensors")}
     assert kept == {b"1", b"4", b"5"}
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "same size and time", "gone", "a link"])
+def test_a_damaged_copy_is_never_served_and_is_made_anew(remote, tmp_path, damage):
+    uri = publish(remote, 1, b"first")
+    folder, content = adapters.fetch(uri)
+    file = Path(folder, "adapter_model.safetensors")
+    before = file.stat()
+    (tmp_path / "rival").write_bytes(b"rival")
+    if damage in ("gone", "a link"):
+        file.unlink()
+    if damage == "a link":
+        file.symlink_to(tmp_path / "rival")
+    elif damage != "gone":
+        file.write_bytes(b"rival")
+        if damage == "same size and time":
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert adapters.fetch(uri) == (folder, content)
+    assert weights(folder) == b"first"
+    assert not file.is_symlink()
+
+
+def test_copies_lie_in_a_folder_of_this_user_alone(remote):
+    folder = Path(adapters.fetch(publish(remote, 1, b"first"))[0])
+    for parent in (folder.parent, folder.parent.parent, folder.parent.parent.parent):
+        assert parent.stat().st_mode & 0o777 == 0o700
+    assert folder.parent.parent.parent.name == f"egrsd-{os.geteuid()}"
+
+
+@pytest.mark.parametrize("rival", ["a link", "writable by others", "another owner", "a file"])
+def test_a_folder_that_somebody_else_prepared_is_refused(remote, tmp_path, monkeypatch, rival):
+    uri = publish(remote, 1, b"first")
+    folder = remote.parent / "cache" / f"egrsd-{os.geteuid()}"
+    if rival == "a link":
+        (tmp_path / "theirs").mkdir()
+        folder.symlink_to(tmp_path / "theirs")
+    elif rival == "a file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        folder.chmod(0o777 if rival == "writable by others" else 0o755)
+    if rival == "another owner":
+        if os.geteuid():
+            pytest.skip("only root can make a folder of another user")
+        os.chown(folder, 12345, -1)
+    with pytest.raises(UserError, match=r"Set TMPDIR|set TMPDIR"):
+        adapters.fetch(uri)
+
+
+def test_a_damaged_local_policy_is_named_at_its_next_use(remote):
+    publish(remote, 1, b"first")
+    folder = str(remote / "policy/0001")
+    adapters.fetch(folder)
+    (remote / "policy/0001/adapter_model.safetensors").write_bytes(b"other")
+    with pytest.raises(StoreError, match=r"adapter_model\.safetensors: the file is missing or damaged"):
+        adapters.fetch(folder)
 
 
 def test_a_damaged_or_unpublished_policy_is_refused(remote):

@@ -7,6 +7,7 @@ from ray.exceptions import OutOfMemoryError
 
 from actors.dispatcher import Actors, Dispatcher
 from actors.fakes import FakeEngine
+from actors.member import Pulse
 from actors.sizing import Bounds
 from pipeline import config
 from pipeline.errors import EngineError
@@ -33,7 +34,7 @@ class Handle:
     """An actor that loads and serves, unless its methods are given."""
 
     def __init__(self, **methods):
-        self.pid, self.load, self.active, self.close = Method(7), Method(FACTS), Method([]), Method(None)
+        self.pid, self.load, self.pulse, self.close = Method(7), Method(FACTS), Method(Pulse([], 0)), Method(None)
         self.__dict__.update(methods)
 
 
@@ -69,7 +70,7 @@ def states(seen):
 def test_an_engine_that_rays_memory_monitor_ends_is_dead(monkeypatch):
     """Its death is of a kind of its own, while it loads and while it serves; no real machine can be filled for a test."""
     monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
-    loading, serving, third = Handle(load=Method(FULL)), Handle(active=Method(FULL)), Handle()
+    loading, serving, third = Handle(load=Method(FULL)), Handle(pulse=Method(FULL)), Handle()
     actors = Given(loading, serving, third)
 
     async def told():
@@ -146,3 +147,60 @@ def test_a_batch_that_ends_lets_one_caller_in_and_an_engine_that_joins_all_it_ha
         return counts
 
     assert asyncio.run(told()) == [2, 3, 5, 6]
+
+
+class Pulses:
+    """A sign of life with each call: as many steps as `steps` says, then the last one again."""
+
+    def __init__(self, tickets, steps):
+        self.tickets, self.steps = tickets, list(steps)
+
+    async def remote(self):
+        return Pulse(self.tickets(), self.steps.pop(0) if len(self.steps) > 1 else self.steps[0])
+
+
+def watched(handle, seconds, **settings):
+    """The engines that a pool has lost after it gave a batch to an engine with this handle, and waited some seconds."""
+
+    async def told():
+        pool = dispatcher(Given(handle), **settings)
+        await pool.facts()
+        handle.tickets.append((await pool.acquire(1, 0, False)).id)
+        async with asyncio.timeout(20):
+            while not (seen := await pool.overview()).gone and seconds_left() > 0:
+                await asyncio.sleep(0.01)
+        return [cause for _, cause, _ in seen.gone]
+
+    begun = []
+
+    def seconds_left():
+        begun.append(asyncio.get_running_loop().time())
+        return seconds - (begun[-1] - begun[0])
+
+    return asyncio.run(told())
+
+
+def busy(steps):
+    """A handle whose pulse tells of a batch and of these steps."""
+    tickets = []
+    handle = Handle(pulse=Pulses(lambda: tickets, steps))
+    handle.tickets = tickets
+    return handle
+
+
+def test_an_engine_that_holds_a_batch_and_makes_no_step_for_as_long_as_a_start_may_take_is_replaced(monkeypatch):
+    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    [cause] = watched(busy([3]), 20, start_timeout_s=0.3)
+    assert cause.startswith("made no step for")
+
+
+def test_an_engine_that_makes_steps_is_left_alone_however_long_its_batch_takes(monkeypatch):
+    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    assert watched(busy(range(10_000)), 1.5, start_timeout_s=0.5, stall_timeout_s=0.5) == []
+
+
+def test_an_engine_that_answers_late_but_before_the_deadline_is_left_alone(monkeypatch):
+    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    slow = Handle(pulse=Method(Pulse([], 0), 0.5))
+    slow.tickets = []
+    assert watched(slow, 2, stall_timeout_s=30.0) == []

@@ -8,6 +8,7 @@ import torch
 
 from actors import exact_entropy
 from actors.startup import EXACT_ENTROPY
+from pipeline.errors import EngineError
 
 
 def reference(logprobs):
@@ -32,6 +33,18 @@ def test_without_the_marker_nothing_is_touched(sampler, monkeypatch):
     before = sampler.gather_logprobs
     assert exact_entropy.install() is False
     assert sampler.gather_logprobs is before
+
+
+def test_the_hook_of_another_copy_of_this_project_is_refused(sampler, monkeypatch):
+    monkeypatch.setenv(EXACT_ENTROPY, "1")
+    exact_entropy.check_origin()
+    exact_entropy.install()
+    exact_entropy.check_origin()
+    other = {"__file__": "/rival/actors/exact_entropy.py"}
+    exec("def gather_logprobs(*_): ...\ngather_logprobs.exact_entropy = True", other)
+    monkeypatch.setattr(sampler, "gather_logprobs", staticmethod(other["gather_logprobs"]))
+    with pytest.raises(EngineError, match=r"hook of another copy: /rival/actors/exact_entropy\.py"):
+        exact_entropy.check_origin()
 
 
 def test_the_hook_writes_entropy_in_the_last_column_only(sampler, monkeypatch):

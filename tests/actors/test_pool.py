@@ -7,13 +7,14 @@ import time
 from functools import partial
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray.exceptions import RayActorError
 
 from actors.fakes import Behaviour, FakeEngine
 from actors.pool import EnginePool, Piece, after_death
-from pipeline import config
+from pipeline import config, notices
 from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError, ModelError, ResourceError
 
@@ -101,6 +102,57 @@ def test_a_killed_engine_is_replaced_and_its_batch_asked_again(start):
     os.kill(victim.pid, signal.SIGKILL)
     assert same(answer(), undisturbed())
     assert [engine.name for engine in pool.overview().engines] != [victim.name]
+
+
+def stop_and_recover(pool, find):
+    """Stop the process that `find` names while one batch is in an engine and one waits. Both are answered all the same."""
+    pool.facts()
+    answers = [in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING)) for _ in range(2)]
+    wait_for(lambda: pool.overview().queued and any(engine.batches for engine in pool.overview().engines))
+    os.kill(find(), signal.SIGSTOP)
+    assert all(same(answer(), undisturbed()) for answer in answers)
+
+
+@pytest.fixture
+def told():
+    """What the person at the terminal was told."""
+    lines = []
+    with notices.shown(lines.append):
+        yield lines
+
+
+def test_a_stopped_engine_is_replaced_and_its_batch_asked_again(start, told):
+    pool = start(size=1, inflight=1, behaviour=Behaviour(batch_s=2.0), stall_timeout_s=4.0)
+    stop_and_recover(pool, lambda: pool.overview().engines[0].pid)
+    assert [cause for _, cause, _ in pool.overview().gone] == ["gave no sign of life for 4 s"]
+    wait_for(lambda: any("gave no sign of life for 4 s and is replaced" in line for line in told))
+
+
+def test_an_engine_that_is_stopped_while_it_loads_is_replaced(start):
+    pool = start(size=1, behaviour=Behaviour(start_s=3.0), stall_timeout_s=4.0)
+    wait_for(lambda: any(engine.pid for engine in pool.overview().engines))
+    os.kill(pool.overview().engines[0].pid, signal.SIGSTOP)
+    assert pool.facts().engine == "fake"
+    assert [cause for _, cause, _ in pool.overview().gone] == ["an engine gave no sign of life for 4 s while it loaded"]
+
+
+def test_a_stopped_dispatcher_is_replaced_and_batches_are_asked_again(start, told):
+    pool = start(size=1, inflight=1, behaviour=Behaviour(batch_s=2.0), stall_timeout_s=4.0)
+
+    def dispatcher():
+        mine = [p for p in psutil.Process().children(recursive=True) if "ray::Dispatcher" in "".join(p.cmdline()[:1])]
+        return max(mine, key=psutil.Process.create_time).pid
+
+    stop_and_recover(pool, dispatcher)
+    assert told == ["engines.rollout: the stopped dispatcher is replaced"]
+
+
+def test_engines_that_are_busy_or_slow_are_left_alone(start, told):
+    """A load and a batch that last longer than `stall_timeout_s` are signs of work, and not of a stop."""
+    pool = start(size=1, behaviour=Behaviour(start_s=3.0, batch_s=3.0), stall_timeout_s=2.0)
+    assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
+    assert pool.overview().gone == []
+    assert told == []
 
 
 def test_an_idle_engine_that_dies_is_replaced_unasked(start):

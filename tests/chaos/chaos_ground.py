@@ -12,12 +12,14 @@ from pathlib import Path
 from uuid import uuid4
 
 import psutil
+from waiting import until
 
 MARK = "EGRSD_CHAOS"  # in the environment of every process of a ground: what is left of it is found, whoever its parent is
 TITLES = {"engine": "EngineActor", "pool": "Dispatcher", "task": "MapBatches(", "rank": "RayTrainWorker"}
 RAY_KEEPS = ("_StatsActor", "_AutoscalingCoordinatorActor")  # Ray Data's own, one a cluster, detached; they reserve nothing
 WORKER = {"num_cpus": 4, "num_gpus": 1, "resources": {"rollout": 2, "train": 1}, "object_store_memory": 80 * 2**20}
 QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
+QUICK |= {"health_check_timeout_ms": 3000}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -102,6 +104,21 @@ class Ground:
             raylet.send_signal(signal.SIGKILL)
         self.cluster.remove_node(node, allow_graceful=False)
         return raylet.pid, ", ".join(busy) or "nothing"
+
+    def stop_node(self, which: int) -> tuple[int, str]:
+        """Stop the raylet of a worker node, until the head counts the node as dead. Then end all of it, as its owner would."""
+        node = sorted(self.cluster.worker_nodes, key=lambda n: n.unique_id)[which % len(self.cluster.worker_nodes)]
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        ran = [title(child).removeprefix("ray::") for child in raylet.children() if title(child).startswith("ray::")]
+        raylet.send_signal(signal.SIGSTOP)
+
+        def dead() -> bool:
+            nodes = {entry["NodeID"]: entry["Alive"] for entry in self.cluster.global_state.node_table()}
+            return not nodes[node.node_id]
+
+        until(dead, 120, "the head has noticed a stopped raylet")
+        self.cluster.remove_node(node, allow_graceful=False)
+        return raylet.pid, ", ".join(sorted(name for name in ran if not name.startswith("IDLE"))) or "nothing"
 
     def reserved(self) -> dict[str, float]:
         """CPUs, GPUs and custom resources that somebody holds."""

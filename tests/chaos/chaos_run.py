@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,10 @@ from pipeline.store.directory import Store, area
 KINDS = ("driver", "engine", "pool", "task", "rank", "node")
 RAYS_CLEANER = "PlacementGroupCleaner"
 PATIENCE_S = 180.0  # for one step of a run on a machine that is busy with other things
+SLOW_S = 5.0
+STOPPED = {("stop", kind) for kind in ("engine", "pool", "task", "rank")}  # the others are continued or ended by the harness
+STALL_S = 15  # far more than a living process needs for a sign of life, also under the load of a test
+STALLS = (f"engines.rollout.stall_timeout_s={STALL_S}", f"train.stall_timeout_s={STALL_S}", f"stall_timeout_s={STALL_S}")
 SMALL = (
     "rollout.prompts_per_round=8",
     "rollout.prompts_per_shard=2",
@@ -59,10 +65,12 @@ class Kill:
     pid: int
     doing: str
     progress: str
+    how: str = "kill"  # or stop, or slow: stopped for a while
 
     def text(self) -> str:
         """A line for a log or a table."""
-        return f"seed {self.seed}  {self.at_s:6.1f} s  {self.kind:6} pid {self.pid:<7} {self.doing[:70]:70}  {self.progress}"
+        who = f"seed {self.seed}  {self.at_s:6.1f} s  {self.how} {self.kind:6} pid {self.pid:<7}"
+        return f"{who} {self.doing[:70]:70}  {self.progress}"
 
 
 @dataclass
@@ -90,15 +98,20 @@ class Command:
         assert code == 0, f"exit code {code}:\n{self.log.read_text()[-4000:]}"
 
 
+def once(sets: tuple[str, ...]) -> list[str]:
+    """Each setting once, with its last value: a command refuses a setting that is given twice."""
+    return list({name.partition("=")[0]: name for name in sets}.values())
+
+
 def fake(ground: Ground, uri: str, *sets: str, start_s: float = 0.3, address: str | None = None) -> Command:
     """The command of a run on fake engines, 0.3 s a batch."""
-    arguments = ["tests/chaos/driver.py", uri, address or ground.address, str(start_s), "0.3", *sets]
+    arguments = ["tests/chaos/driver.py", uri, address or ground.address, str(start_s), "0.3", *once(sets)]
     return Command(ground, arguments, Path(f"{uri}.log"))
 
 
 def real(ground: Ground, uri: str, *sets: str) -> Command:
     """The command of a run on vLLM, as a person types it."""
-    options = [part for name in sets for part in ("--set", name)]
+    options = [part for name in once(sets) for part in ("--set", name)]
     arguments = ["-m", "jobs", "distill", "--recipe", "demo", "--run", uri, "--address", ground.address, *options]
     return Command(ground, arguments, Path(f"{uri}.log"))
 
@@ -127,8 +140,10 @@ def seconds(start: float) -> float:
     return round(time.monotonic() - start, 1)
 
 
-def disturb(command: Command, uri: str, seed: int, kinds: tuple[str, ...] = KINDS, pace: int = 36, say=print) -> Iterator[Kill]:
-    """Run a command to its end while victims of `kinds` are killed, in an order and at moments drawn from `seed`.
+def disturb(
+    command: Command, uri: str, seed: int, kinds: tuple[str, ...] = KINDS, pace: int = 36, how: str = "kill"
+) -> Iterator[Kill]:
+    """Run a command to its end while victims of `kinds` are killed or stopped, in an order and at moments drawn from `seed`.
 
     A moment is an amount of work since the kill before (shards and policies), and a time after that: what is killed faster than
     it can start proves nothing.
@@ -139,23 +154,37 @@ def disturb(command: Command, uri: str, seed: int, kinds: tuple[str, ...] = KIND
         goal += rng.randint(1, pace)
         until(lambda goal=goal: work_done(uri) >= goal or not command.running(), PATIENCE_S, f"no progress: {progress(uri)}")
         time.sleep(rng.uniform(0, 2))
-        kill = _kill(command, uri, kind, rng, seed, start)
+        kill = strike(command, uri, kind, rng, seed, start, how)
         if kill is None:
             break  # the run was over first
-        say(kill.text())
+        begun, before = time.monotonic(), work_done(uri)
+        until(lambda kill=kill: not holds(kill) or not command.running(), PATIENCE_S, f"nobody ends {kill.text()}")
+        gone = seconds(begun)
+        until(lambda before=before: work_done(uri) > before or not command.running(), PATIENCE_S, f"no progress: {progress(uri)}")
+        print(f"{kill.text()}  ended after {gone} s, work after {seconds(begun)} s")
         yield kill
         goal = max(goal, work_done(uri))
     command.finish()
 
 
-def _kill(command: Command, uri: str, kind: str, rng: random.Random, seed: int, start: float) -> Kill | None:
+def holds(kill: Kill) -> bool:
+    """Whether a process that was stopped for good is still there."""
+    try:
+        return (kill.how, kill.kind) in STOPPED and psutil.Process(kill.pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def strike(command: Command, uri: str, kind: str, rng: random.Random, seed: int, start: float, how: str) -> Kill | None:
+    """Kill or stop a victim of a kind, or stop it for SLOW_S seconds. None when the run was over first."""
     ground, choice, at_raylet = command.ground, rng.random(), rng.random() < 0.5
 
     def record(pid: int, doing: str) -> Kill:
-        return Kill(seed, seconds(start), kind, pid, doing, progress(uri))
+        return Kill(seed, seconds(start), kind, pid, doing, progress(uri), how)
 
     if kind == "node":
-        kill = record(*ground.lose_node(int(choice * 2), at_raylet)) if command.running() else None
+        lose = ground.stop_node if how == "stop" else partial(ground.lose_node, at_raylet=at_raylet)
+        kill = record(*lose(int(choice * 2))) if command.running() else None
         time.sleep(rng.uniform(0, 3))
         ground.add_node()
         return kill
@@ -167,10 +196,14 @@ def _kill(command: Command, uri: str, kind: str, rng: random.Random, seed: int, 
         victim = victims[int(choice * len(victims))]
         kill = record(victim.pid, title(victim))
         try:
-            os.kill(victim.pid, signal.SIGKILL)
+            os.kill(victim.pid, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
         except ProcessLookupError:
             continue
-        if kind == "driver":
+        if how == "slow" or (how, kind) == ("stop", "driver"):  # nobody ends a driver that stands still: its user may want it so
+            time.sleep(SLOW_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim.pid, signal.SIGCONT)
+        elif kind == "driver":
             command.process.wait()
             command.start()
         return kill
@@ -317,11 +350,11 @@ def check_policy_versions(uri: str) -> Counter[tuple[str, int]]:
     return seen
 
 
-def largest_difference(uri: str, undisturbed: str) -> tuple[float, float]:
-    """(largest difference between two final adapters in any weight, largest weight of the undisturbed one)."""
+def largest_difference(uri: str, undisturbed: str, version: int | None = None) -> tuple[float, float]:
+    """(largest difference between two adapters in any weight, largest weight of the undisturbed one). None: the last policy."""
     from safetensors.numpy import load_file
 
-    last = Store(undisturbed).latest_policy()
+    last = version or Store(undisturbed).latest_policy()
     one, other = (load_file(Store(u).local_root / area("policy", last) / "adapter_model.safetensors") for u in (uri, undisturbed))
     assert one.keys() == other.keys()
     return max(float(np.abs(one[k] - other[k]).max()) for k in one), max(float(np.abs(v).max()) for v in other.values())

@@ -18,7 +18,7 @@ import chaos_run
 import psutil
 import pytest
 from chaos_ground import ROOT, marked
-from chaos_run import FAKE, KINDS, check, check_policy_versions, disturb, fake, real, seconds
+from chaos_run import FAKE, KINDS, STALLS, check, check_policy_versions, disturb, fake, real, seconds
 from waiting import until
 
 from pipeline.store.directory import Store
@@ -38,7 +38,7 @@ REAL = (
     *chaos_run.SMALL,
     "rounds=5",
     "rollout.max_new_tokens=72",
-    r"grade.answer_pattern='#(-?\d+)$'",
+    r"grade.answer_pattern=#(-?\d+)$",
     "engines.rollout.placement.cpus=1",
     "engines.inflight_shards=1",  # so that what shares a batch, hence its last bits, does not depend on timing
     "evaluation.problems=0",
@@ -69,6 +69,29 @@ def test_fake(ground, undisturbed, tmp_path, held, seed):
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1500)
+@pytest.mark.parametrize("seed", range(30, 33))
+def test_fake_stopped(ground, undisturbed, tmp_path, held, seed):
+    """As `test_fake`, but the victims are stopped and not killed. The driver alone goes on by itself, after some seconds."""
+    whole, uri = undisturbed(fake, *LONG), str(tmp_path / "run")
+    kills = list(disturb(fake(ground, uri, *LONG, *STALLS), uri, seed, how="stop"))
+    check(ground, uri, whole)
+    assert len(kills) >= 5
+    held("fake", kills)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_fake_slow(ground, undisturbed, tmp_path, held):
+    """Processes that stand still for a while, and less long than the deadline, are left alone."""
+    whole, uri = undisturbed(fake, *LONG), str(tmp_path / "run")
+    kills = list(disturb(fake(ground, uri, *LONG, *STALLS), uri, 40, ("engine", "pool", "task", "rank"), how="slow"))
+    check(ground, uri, whole)
+    assert len(kills) >= 3
+    held("fake", kills)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", range(6, 9))
 def test_fake_overlapped(ground, undisturbed, tmp_path, held, seed):
     """Rounds that overlap, on a pool that grows and shrinks."""
@@ -82,11 +105,11 @@ def test_fake_overlapped(ground, undisturbed, tmp_path, held, seed):
 @pytest.mark.chaos
 @pytest.mark.engine
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", range(2))
-def test_real(ground, undisturbed, tmp_path, held, seed):
+@pytest.mark.parametrize(("seed", "how"), [(0, "kill"), (1, "kill"), (50, "stop")])
+def test_real(ground, undisturbed, tmp_path, held, seed, how):
     """vLLM: the same trace ids, and a final adapter that equals the undisturbed one within TOLERANCE of its largest weight."""
     whole, uri = undisturbed(real, *REAL), str(tmp_path / "run")
-    kills = list(disturb(real(ground, uri, *REAL), uri, seed, KINDS, pace=10))
+    kills = list(disturb(real(ground, uri, *REAL, *(STALLS if how == "stop" else ())), uri, seed, KINDS, 10, how))
     chaos_run.check_whole(uri, whole)
     chaos_run.check_clean(ground, uri, whole, same_names=False)
     difference, largest = chaos_run.largest_difference(uri, whole)
@@ -184,7 +207,17 @@ def test_a_second_driver_is_refused_and_the_dead_ones_place_is_free(ground, tmp_
     until(lambda: Store(uri).read_json("lease.json") is not None, 60, "no lease")
     started = time.monotonic()
     second = subprocess.run(
-        [sys.executable, "-m", "jobs", "distill", "--run", uri, "--recipe", "demo", *(p for s in SHORT for p in ("--set", s))],
+        [
+            sys.executable,
+            "-m",
+            "jobs",
+            "distill",
+            "--run",
+            uri,
+            "--recipe",
+            "demo",
+            *(p for s in chaos_run.once(SHORT) for p in ("--set", s)),
+        ],
         cwd=ROOT,
         env=os.environ | ground.environment,
         capture_output=True,

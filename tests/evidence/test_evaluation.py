@@ -1,7 +1,9 @@
 """Figures of evaluations: known values, what pairs, what leaves, and what is read of a run."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +56,14 @@ def test_a_timeout_is_counted_and_leaves_the_mean():
     assert math.isnan(evaluation.per_problem(found, "correct")[1])
     assert evaluation.per_problem(found, "length")[0] == 2.0
     assert (found.verdicts, found.rejected) == ({"correct": 1, "timeout": 3}, {"verifier_timeout": 3})
+
+
+def test_rows_on_which_the_verifier_gave_up_are_counted_in_new_and_in_old_shards():
+    def entry(facts, rejected):
+        return SimpleNamespace(facts=facts, rejected=rejected)
+
+    assert evaluation._gave_up(entry({"gave_up": 3}, {"verifier_timeout": 1})) == 3
+    assert evaluation._gave_up(entry({}, {"verifier_timeout": 1, "verifier_error": 2, "missing_answer": 4})) == 3
 
 
 def test_policies_pair_by_problem_also_where_one_failed():
@@ -122,6 +132,20 @@ def test_differences_pair_by_problem_and_leave_what_one_side_lacks():
     assert (found.value, found.low, found.high) == (0, 0, 0)
     with pytest.raises(ValueError, match="5 and 4 problems do not pair"):
         evaluation.differences(after, answered(hard_and_easy), 1)
+
+
+def test_only_equal_problems_pair_and_in_any_order():
+    before, after = (
+        replace(answered([[0], [1], [1]]), problems=("a", "b", "b")),
+        replace(answered([[1], [1], [0]]), problems=("b", "b", "a")),
+    )
+    assert evaluation.comparable(after, before)
+    found = evaluation.differences(after, before, 1)["avg"]
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+    other = replace(before, problems=("a", "b", "c"))
+    assert not evaluation.comparable(after, other)
+    with pytest.raises(ValueError, match=r"asked different problems \(1 of 3\)"):
+        evaluation.differences(after, other, 1)
 
 
 def test_one_problem_has_no_interval():

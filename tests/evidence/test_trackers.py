@@ -358,7 +358,7 @@ def test_a_sink_switched_on_after_the_run_catches_up(finished, capfd):
 def test_training_again_feeds_the_new_figures(finished, trained_here):
     """The same weights come out, in another time: the seconds tell which training a point is of."""
     before = tensorboard_points(finished)["train/seconds"]
-    train.train_committed(finished.uri, 1, ["metrics.sinks=tensorboard"], None, False)
+    train.train_committed(finished.uri, 1, ["metrics.sinks=tensorboard"], None, False, train.Target(replace=True))
     stored = [(row["step"], row["seconds"]) for row in finished.metrics() if row["writer"] == "train"]
     found = tensorboard_points(finished)["train/seconds"]
     assert dict(found) == pytest.approx(dict(stored), abs=1e-5)

@@ -80,7 +80,7 @@ def test_only_a_lagging_round_is_begun_before_its_forerunner_is_trained(overlapp
 def test_training_again_on_the_stored_traces_gives_the_same_policy(overlapped, trained_here, capfd):
     _, store = overlapped
     before = store.read_json("policy/0004/manifest.json")
-    train.train_committed(store.uri, 3, [], None, False)
+    train.train_committed(store.uri, 3, [], None, False, train.Target(replace=True))
     assert store.read_json("policy/0004/manifest.json") == before
 
 
@@ -92,6 +92,6 @@ def test_rounds_that_lag_more_than_the_run_allows_are_not_trained_on(overlapped,
     document["config"]["max_staleness"] = 0
     store.write_json("run.json", document)
     with pytest.raises(SystemExit):
-        train.train_committed(store.uri, 3, [], None, False)
+        train.train_committed(store.uri, 3, [], None, False, train.Target(replace=True))
     assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in capfd.readouterr().out
     assert store.latest_policy() == ROUNDS

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +19,16 @@ from jobs import submit
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "b5d1c0ffee" * 4
-SHIPPED = ("problems.jsonl", "tokenizer.json", "pipeline/token_weights.py", "data/monkey.txt")
+SHIPPED = (
+    *("pipeline/token_weights.py", "pyproject.toml", "data/mine.jsonl", "models/small/tokenizer.json"),
+    *("models/small/special_tokens_map.json", "models/small/monkey.txt", "jobs/page.html"),
+)
 KEPT_HOME = (
-    *("runs/demo/run.json", "sub/runs/x.parquet", "assets-cache/model.bin", ".venv/bin/python", ".git/config", ".mypy_cache/x"),
-    *(".env", ".env.local", "prod.ENV", "tls.pem", "tls.key", "HF_TOKEN", "auth_token", "my-tokens.txt", "client_secret.json"),
-    *("secrets.py", "conf/db_passwords.py", "aws_credentials.py", "client_secret_tokenizer.json", ".pgpass"),
-    *(".aws/credentials", ".ssh/id_ed25519", "id_rsa", ".netrc", "gcp-Credentials.json", ".ray/auth_token", "ignored.bin"),
+    *("runs/demo/run.json", "assets-cache/model.bin", ".venv/bin/python", ".git/config", "notes.txt", "problems.jsonl"),
+    *(".env", "tls.pem", "HF_TOKEN", "wandb_api_key.txt", "gcp-sa.json", "key.json", ".s3cfg", ".boto", "rclone.conf"),
+    *("jobs/secrets.py", "pipeline/aws_credentials.py", "jobs/notes.txt", "pipeline/.env", "actors/__pycache__/x.py"),
+    *("models/small/.env", "models/small/api_key.json", "models/small/deploy_key", "models/small/key.pem.bak"),
+    *("models/small/id_rsa", "models/small/my-tokens.txt", "models/small/backup.env.old", "models/small/terraform.tfvars"),
 )
 # a project of its own: `python -m jobs` there lists its files, and `train` then runs until it is interrupted
 PROBE = """
@@ -118,8 +121,7 @@ def probe(tmp_path_factory):
     for name in (*SHIPPED, *KEPT_HOME):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("text")
-    (folder / ".gitignore").write_text("ignored.bin\n")
-    (folder / "jobs").mkdir()
+    (folder / "pyproject.toml").write_text('[tool.setuptools.package-data]\njobs = ["*.html"]\n')
     (folder / "jobs" / "__main__.py").write_text(PROBE)
     return folder
 
@@ -140,8 +142,9 @@ def test_a_verb_that_fails_gives_back_its_exit_code(cluster):
 
 
 def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, probe):
-    verb = ("--working-dir", str(probe), "--entrypoint-label", "egrsd-role=head", "train", "--run", "/shared/run")
-    name = submit.default_id(["train", "--run", "/shared/run"])
+    asked = ("train", "--run", "/shared/run", "--set", "source.uri=data/mine.jsonl")
+    verb = ("--working-dir", str(probe), "--include", "models/small", "--entrypoint-label", "egrsd-role=head", *asked)
+    name = submit.default_id(list(asked))
     pair = [
         subprocess.Popen(cluster.command(*verb), env=cluster.environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -161,9 +164,10 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
         assert text.count("FILES") == text.count("ended well") == 1
     assert other.returncode == 2
     assert f"{name} is the id of another command" in other.stdout
+    assert f"sends {len(SHIPPED) + 1} files" in running.stdout
+    assert "models/small/api_key.json" in running.stdout.partition("stays here")[2]
     travelled = set(re.findall(r"'([^']+)'", log.read_text().partition("FILES")[2]))
-    assert {*SHIPPED, "jobs/__main__.py"} <= travelled
-    assert not travelled & set(KEPT_HOME)
+    assert travelled == {*SHIPPED, "jobs/__main__.py"}
 
 
 @pytest.mark.parametrize(
@@ -231,21 +235,6 @@ def test_only_a_plain_http_address_is_taken(address):
     assert done.returncode == 2
     assert "Give the head's dashboard" in done.stdout
     assert "pass@" not in done.stdout
-
-
-def test_the_excludes_leave_the_project_itself_whole(tmp_path):
-    from ray._private.runtime_env.packaging import create_package
-
-    create_package(str(ROOT), tmp_path / "project.zip", include_gitignore=True, excludes=submit.excludes())
-    sent = set(zipfile.ZipFile(tmp_path / "project.zip").namelist())
-    own = {
-        path.relative_to(ROOT).as_posix()
-        for package in ("pipeline", "actors", "jobs")
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert own <= sent
-    assert not any(name.startswith(("runs/", ".git/", ".venv/", "assets-cache/")) for name in sent)
 
 
 def test_the_id_depends_on_verb_and_arguments_only():

@@ -33,9 +33,9 @@ def test_chain_sum_is_worked_from_left_to_right():
 
 @pytest.mark.parametrize(("task", "told"), [("chain_sum", False), ("letter_counting", False), ("countdown", True)])
 def test_a_task_with_several_right_answers_is_told(task, told):
-    said = open_source(source(task)).caution()
-    assert bool(said) == told
-    assert not told or said.startswith("note: reasoning-gym:countdown: countdown may have several right answers")
+    said = open_source(source(task)).cautions()
+    assert len(said) == told
+    assert not told or said[0].startswith("note: reasoning-gym:countdown: countdown may have several right answers")
 
 
 def test_a_sum_of_one_term_needs_no_steps():
@@ -82,3 +82,9 @@ def test_wrong_options_and_splits_are_named():
 def test_an_answer_that_is_no_text_is_rejected_not_invented():
     rows = open_source(source("countdown")).rows(range(20))
     assert all(row.reject in {None, Reject.MISSING_SOLUTION, Reject.MISSING_ANSWER} for row in rows)
+
+
+@pytest.mark.parametrize(("option", "value"), [("min_terms", "010"), ("allow_negation", "no"), ("min_digits", True)])
+def test_an_option_of_another_type_is_refused(option, value):
+    with pytest.raises(SettingError, match=rf"source.options.{option}: should be of type"):
+        open_source(source("chain_sum", **{option: value}))

@@ -2,13 +2,16 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import psutil
 import pytest
 from in_process import Refusing, brought, planned, stale
+from waiting import until
 
 from actors.fakes import Behaviour, FakeEngine
+from pipeline import notices
 from pipeline.errors import EngineError, SettingError, StoreError
 from pipeline.problems.sources import open_source
 from pipeline.rounds.inventory import Inventory
@@ -69,6 +72,33 @@ def test_a_killed_task_costs_its_unfinished_shards_alone(ray_local, tmp_path):
     assert seen.keys() == work.shards.keys()  # none lost, although the task that died had handed some on
     assert list(seen.values()).count(True) >= len(seen) - 16
     assert not any(Inventory(work, whole=False).why_stale(STAGES["rollout"], shard) for shard in work.shards)
+
+
+def test_a_stopped_task_is_ended_and_its_shards_are_done_again(ray_local, tmp_path):
+    """It makes the very shards that nobody stopped. A task that waits for an engine for as long is left alone."""
+    calm = planned(tmp_path / "calm")
+    brought(calm, "prompts", "rollout")
+    slow = partial(FakeEngine, behaviour=Behaviour(batch_s=6.0))
+    work, stopped = planned(tmp_path / "run", "stall_timeout_s=4", engine=slow), []
+
+    def stop_a_task():
+        for process in psutil.Process().children(recursive=True):
+            title = "".join(_command(process)[:1])
+            if title.startswith("ray::MapBatches(_bring_rows_up_to_date"):
+                os.kill(process.pid, signal.SIGSTOP)
+                return stopped.append(process.pid)
+        return None
+
+    told = []
+    with notices.shown(told.append), ThreadPoolExecutor(1) as pool:
+        execute(work, ("prompts",), open_source(work.run.source))
+        stopping = pool.submit(lambda: until(lambda: stop_a_task() or stopped, 60))
+        execute(work, ("rollout",), inflight=2)
+        stopping.result()
+    assert [line for line in told if f"a data task (process {stopped[0]} on" in line]
+    assert len(told) == 1  # the other task was busy, and nobody ended it
+    hashes = [{s: e.sha256 for s, e in w.store.entries(w.area, "rollout").items()} for w in (calm, work)]
+    assert hashes[0] == hashes[1]
 
 
 def _command(process):

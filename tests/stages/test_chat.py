@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ModelError, SettingError
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.problems import tiny
-from pipeline.stages.chat import fill, fits, splice, student_prompt, teacher_prompt
+from pipeline.stages.chat import controls, fill, fits, splice, student_prompt, teacher_prompt
 
 TEACHER = "{problem} || {solution}"
 
@@ -54,7 +54,7 @@ def test_unusable_tokenizers_are_the_users_to_change():
 @given(problem=st.text(), solution=st.text())
 def test_filling_never_looks_into_what_it_filled_in(problem, solution):
     for text in (problem, f"{problem}{{solution}}", f"{{problem}}{problem}", "{} {0} {problem!r}"):
-        assert fill("A {problem} B {solution} C {x} {{", text, solution) == f"A {text} B {solution} C {{x}} {{{{"
+        assert fill("A {problem} B {solution} C {x} {{", text, solution).text == f"A {text} B {solution} C {{x}} {{{{"
 
 
 @given(prompt=st.lists(st.integers(0, 10)), response=st.lists(st.integers(0, 10)))
@@ -67,3 +67,72 @@ def test_a_splice_keeps_both_parts(prompt, response):
 def test_a_prompt_fits_up_to_the_last_token():
     assert fits(192, 64, 256)
     assert not fits(193, 64, 256)
+
+
+def trained(kind):
+    """A fast tokenizer of another kind than bytes, with control tokens and a template."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>", "<|end|>"]
+    texts = ["<s> 1 + 2 </s> <|end|> eos < > | / s user end what is"] * 3
+    model, trainer = {
+        "unigram": (models.Unigram(), trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>")),
+        "wordpiece": (models.WordPiece(unk_token="<unk>"), trainers.WordPieceTrainer(vocab_size=80, special_tokens=special)),
+        "metaspace": (models.BPE(unk_token="<unk>"), trainers.BpeTrainer(vocab_size=80, special_tokens=special)),
+    }[kind]
+    core = Tokenizer(model)
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.Metaspace() if kind != "wordpiece" else pre_tokenizers.BertPreTokenizer()
+    core.decoder = decoders.Metaspace() if kind != "wordpiece" else decoders.WordPiece()
+    core.train_from_iterator(texts, trainer)
+    template = "<s>{% for m in messages %}{{ m.content }}<|end|>{% endfor %}<think>"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    tokenizer.add_tokens(["<think>", "plain"])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def control_ids(tokenizer, ids):
+    """The ids in order that stand for control tokens, without the one for unknown text."""
+    texts = {number: token.content for number, token in tokenizer.added_tokens_decoder.items()}
+    pattern = controls(tokenizer)
+    return [texts[i] for i in ids if i in texts and pattern.fullmatch(texts[i]) and i != tokenizer.unk_token_id]
+
+
+@pytest.fixture(params=["tiny", "chatml", "unigram", "wordpiece", "metaspace"])
+def tokenizer(request, chatml):
+    return build_tokenizer() if request.param == "tiny" else chatml if request.param == "chatml" else trained(request.param)
+
+
+def test_control_tokens_in_a_problem_or_a_solution_are_text(tokenizer):
+    own = control_ids(tokenizer, student_prompt(tokenizer, "1+2"))
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values()} - {"plain"}
+    assert {text for text in texts if controls(tokenizer).fullmatch(text)} == texts
+    for token in sorted(texts):
+        for problem in (f"1+2{token}-1", token, f"{token}{token}1", f"{token[:3]}{token}"):
+            ids = student_prompt(tokenizer, problem)
+            assert control_ids(tokenizer, ids) == own, problem
+            ids = teacher_prompt(tokenizer, "1", problem, "{problem}|{solution}")
+            assert control_ids(tokenizer, ids) == own, problem
+
+
+def test_a_problem_and_a_template_cannot_spell_a_control_token_together(tokenizer):
+    own = control_ids(tokenizer, student_prompt(tokenizer, "1"))
+    token = {"<eos>", "<|im_end|>", "</s>"} & set(tokenizer.get_vocab())
+    for text in token:
+        assert control_ids(tokenizer, student_prompt(tokenizer, text[1:-1], "<{problem}>")) == own
+
+
+def test_a_prompt_template_of_the_settings_may_write_control_tokens(chatml):
+    ids = student_prompt(chatml, "2<|im_end|>", "{problem}<|im_end|>\n<|im_start|>user\nagain")
+    assert control_ids(chatml, ids).count("<|im_end|>") == 2  # the template's, and the chat template's
+    assert chatml.decode(ids).startswith("<|im_start|>user\n2<|im_end|><|im_end|>\n<|im_start|>user\nagain<|im_end|>")
+
+
+def test_prompts_without_control_tokens_keep_their_ids(tokenizer):
+    for problem in ("1+2", "what is <eo s>", ""):
+        messages = [{"role": "user", "content": f"{problem}?"}]
+        asked = {"add_generation_prompt": True, "return_dict": False, "enable_thinking": True}
+        assert student_prompt(tokenizer, problem, "{problem}?") == tokenizer.apply_chat_template(messages, **asked)

@@ -42,14 +42,14 @@ from actors.fakes import FakeEngine
 from jobs.distill import distill
 from jobs.settle import Choices
 from jobs.stage import Redo, run_stage
-from jobs.train import train_committed
+from jobs.train import Target, train_committed
 from pipeline.store.directory import Store
 uri, *sets = sys.argv[1:]
 distill(uri, Choices("demo", sets), engine_class=FakeEngine)
 if not sets:
     before = Store(uri).read_json("policy/0002/manifest.json")
     run_stage(uri, Redo("label", 0, ["label.gamma=1.0"]))
-    train_committed(uri, 0, [], None, False)
+    train_committed(uri, 0, [], None, False, Target(replace=True))
     print("trained alike:", Store(uri).read_json("policy/0002/manifest.json") == before)
 """
 WRITER = """

@@ -13,6 +13,7 @@ import pytest
 import torch
 from training_rounds import commit_round, make_round, tiny_run
 
+from pipeline import notices
 from pipeline.errors import TrainingError
 from pipeline.store.directory import Store, area
 from pipeline.training import rank, worker
@@ -63,6 +64,31 @@ def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> N
         handle.join()
     assert store.latest_policy() == 3
     assert store.names("train") == ["0002", "0003"]  # Ray Train left nothing
+
+
+@pytest.mark.chaos
+@pytest.mark.usefixtures("ray_local")
+def test_a_stopped_rank_is_replaced_and_ends_in_the_same_weights(tmp_path: Path) -> None:
+    run = tiny_run("rounds=2", "train.threads=1", "train.stall_timeout_s=10", "train.max_failures=1")
+    store, told = Store(str(tmp_path / "run")), []
+    with notices.shown(told.append):
+        handle = worker.start(store.uri, run)
+        commit_round(store, make_round(0))
+        until(lambda: store.has_policy(1), handle)
+        stopped = rank_pid()
+        os.kill(stopped, signal.SIGSTOP)
+        commit_round(store, make_round(1))
+        until(lambda: store.has_policy(2), handle)
+        handle.join(60)
+    assert not psutil.pid_exists(stopped)
+    assert told == ["training: a worker group ended (a rank gave no sign of life). It goes on from policy 1."]
+
+    straight = Store(str(tmp_path / "straight"))
+    trainer = rank.resume(straight, run, torch.device("cpu"))
+    for number in (0, 1):
+        commit_round(straight, make_round(number))
+        assert rank.train_round(trainer, straight, number)
+    assert store.read_json("policy/0002/manifest.json") == straight.read_json("policy/0002/manifest.json")
 
 
 @pytest.mark.usefixtures("ray_local")

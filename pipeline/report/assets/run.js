@@ -135,12 +135,12 @@ function tiles() {
       ? tile(
           "Held-out accuracy",
           `${percent(before.accuracy.value)} → ${percent(after.accuracy.value)}`,
-          `${before.problems} problems; policy ${before.policy}: ${interval(before.accuracy)}; policy ${after.policy}: ${interval(after.accuracy)}`,
+          `${before.problems} problems of ${before.source}; policy ${before.policy}: ${interval(before.accuracy)}; policy ${after.policy}: ${interval(after.accuracy)}`,
         )
       : tile(
           "Accuracy of traces",
           `${percent(first.accuracy)} → ${percent(last.accuracy)}`,
-          `round ${first.round} and round ${last.round}`,
+          `round ${first.round} and round ${last.round} on ${DATA.run.source}`,
         ),
     before && after !== before
       ? tile(

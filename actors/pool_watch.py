@@ -1,0 +1,97 @@
+"""A thread of the driver that watches a pool: it tells who is waited for, and replaces a dispatcher that has stopped.
+
+The dispatcher replaces engines that have stopped. Nobody but the driver can see that the dispatcher has.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+
+from actors.member import STALLED, EngineStatus, PoolStatus
+from pipeline import config
+from pipeline.errors import first_line
+from pipeline.notices import NOTICE_S, tell
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 2.0
+
+
+class Watch:
+    """Watches the dispatcher of a pool from its construction until `end`."""
+
+    def __init__(self, dispatcher: Any, settings: config.Pool, setting: str) -> None:
+        self._dispatcher, self._settings, self._setting = dispatcher, settings, setting
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, name=f"egrsd-{setting}", daemon=True).start()
+
+    def end(self) -> None:
+        """Stop to watch. The thread ends within a second or two, and its caller does not wait for it."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_LOOK_S) and ray.is_initialized():
+            try:
+                status = self._look()
+            except RayActorError:
+                return  # Ray does not restart it: the pool is gone, and its callers hear of it
+            except RayError as error:
+                log.warning("The pool of %s cannot be looked at: %s", self._setting, first_line(error))
+                continue
+            for kind, text in words(status, self._settings, self._setting) if status is not None else ():
+                tell(kind, text)
+
+    def _look(self) -> PoolStatus | None:
+        """The state of the pool, or None when the dispatcher had to be replaced. Seconds count while this process runs."""
+        asked, silent = self._dispatcher.overview.remote(), 0.0
+        part = min(1.0, self._settings.stall_timeout_s / 4)
+        while not ray.wait([asked], timeout=part)[0]:
+            if self._ended.is_set():
+                return None
+            silent += part
+            if silent >= NOTICE_S:
+                tell(f"{self._setting} dispatcher silent", self._dispatcher_words(f"for {silent:.0f} s"))
+            if silent >= self._settings.stall_timeout_s:
+                tell(f"{self._setting} dispatcher replaced", f"{self._setting}: the stopped dispatcher is replaced")
+                ray.kill(self._dispatcher, no_restart=False)
+                return None
+        status: PoolStatus = ray.get(asked)
+        return status
+
+    def _dispatcher_words(self, since: str) -> str:
+        after = f"It is replaced after {self._settings.stall_timeout_s:g} s"
+        return f"{self._setting}: no sign of life from the dispatcher {since}. {after}."
+
+
+def words(status: PoolStatus, settings: config.Pool, setting: str) -> Iterator[tuple[str, str]]:
+    """(kind, text) for every engine that has been silent for NOTICE_S seconds, and for those that were replaced for it."""
+    serves = any(engine.state == "serving" for engine in status.engines)
+    for engine in status.engines:
+        told = _words(engine, serves, settings)
+        if told is not None:
+            yield f"{setting} {told[0]}", f"{setting}: {told[1]}"
+    for name, cause, _ in status.gone:
+        if cause.startswith(STALLED):
+            text = f"engine {name} {cause} and is replaced. Its unfinished batches are asked again."
+            yield f"{setting} replaced", f"{setting}: {text}"
+
+
+def _words(engine: EngineStatus, serves: bool, settings: config.Pool) -> tuple[str, str] | None:
+    """(kind, text) for an engine that is waited for, or None."""
+    if engine.silent_s >= NOTICE_S:
+        after = f"It is replaced after {settings.stall_timeout_s:g} s"
+        return "silent", f"no sign of life from engine {engine.name} for {engine.silent_s:.0f} s. {after}."
+    if engine.state == "loading" and not serves and engine.seconds >= NOTICE_S:
+        if engine.pid:
+            return "loading", f"engine {engine.name} has been loading for {engine.seconds:.0f} s. A first start may compile."
+        return "unplaced", f"engine {engine.name} has waited {engine.seconds:.0f} s for a place in the cluster."
+    if engine.state != "loading" and engine.step_s >= NOTICE_S:
+        after = f"It is replaced after {settings.start_timeout_s:g} s"
+        return "step", f"engine {engine.name} has been at one step for {engine.step_s:.0f} s. A first step may compile. {after}."
+    return None

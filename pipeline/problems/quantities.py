@@ -1,0 +1,257 @@
+"""Numbers with words: units, magnitudes such as `million`, several quantities in one answer, and numbers in another base."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+_TABLE: dict[str, list[tuple[str, str]]] = {
+    "length": [
+        ("1/1000", "mm millimeter millimetre"),
+        ("1/100", "cm centimeter centimetre"),
+        ("1", "m meter metre"),
+        ("1000", "km kilometer kilometre"),
+        ("127/5000", "inch inches in"),
+        ("381/1250", "ft foot feet"),
+        ("1143/1250", "yd yard"),
+        ("201168/125", "mi mile"),
+    ],
+    "time": [
+        ("1", "s sec second"),
+        ("60", "min minute"),
+        ("3600", "h hr hour"),
+        ("86400", "day"),
+        ("604800", "week"),
+        ("2629746", "month"),
+        ("31556952", "yr year"),
+    ],
+    "mass": [("1/1000", "mg milligram"), ("1", "g gram"), ("1000", "kg kilogram"), ("45359237/100000", "lb pound")],
+    "volume": [("1/1000", "ml milliliter millilitre"), ("1", "l L liter litre"), ("3785411784/1000000000", "gal gallon")],
+    "money": [("1/100", "cent"), ("1", "dollar buck usd USD")],
+    "angle": [("1", "degree deg")],
+    "speed": [("1", "mph"), ("1", "kmh kph")],
+}
+UNITS: dict[str, tuple[str, Fraction]] = {
+    form: (dimension, Fraction(factor))
+    for dimension, rows in _TABLE.items()
+    for factor, names in rows
+    for name in names.split()
+    for form in (name, f"{name}s")
+}
+MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_FACTORS = {
+    "dozen": 12,
+    "half": 0,
+    "halve": 0,
+    "third": 0,
+    "quarter": 0,
+    "pair": 0,
+    "score": 0,
+}  # 0: a change of value that is not read
+_LINKING = frozenset(
+    [
+        "or",
+        "and",
+        "not",
+        "no",
+        "if",
+        "when",
+        "where",
+        "for",
+        "than",
+        "to",
+        "at",
+        "least",
+        "most",
+        "about",
+        "except",
+        "wrong",
+        "incorrect",
+        "false",
+        "never",
+        "but",
+        "mod",
+    ]
+)
+_PERCENT = re.compile(r"\s*(?:\\text\s*\{)?\s*(?<![a-zA-Z])(?:percent|per cent|percentage|percents|pct)\b\s*(?:\}|$)")
+_TAIL = re.compile(
+    r"\s*(?:\\text\s*\{(?P<macro>[^{}]*)\}|(?<=[\s\d})/\-])(?<![_^\\])(?P<word>[a-zA-Z]{2,})\.?)(?P<power>\s*\^\s*(?:\{-?\d\}|-?\d))?$"
+)
+_BRACKETED = re.compile(r"(?<=\d)\s*\(\s*(?:in )?(?:\\text\{)?([a-zA-Z]{2,}|m)\}?\s*\)$")
+_OPEN_END = re.compile(
+    r"(?:[,;=:+<>]|\\(?:approx|cdot|times|leq|geq|neq|in|pm|cup))\s*$|\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*[\d.]+\s*$"
+)
+_LINK = re.compile(r"\s*(?:/|\\cdot|-|\()\s*$")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?", re.ASCII)
+_MACROS = re.compile(r"\\[a-zA-Z]+")
+_PART = re.compile(
+    r"\s*(?:,|and|\\text\{\s*and\s*\})?\s*(\d[\d,]*(?:\.\d+)?(?:/\d+)?)\s*(?:\\text\{\s*([a-zA-Z]+)\s*\}|([a-zA-Z]+))\.?",
+    re.ASCII,
+)
+_BASED = re.compile(
+    r"\(?([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*\{?\s*(?:\\text\{)?\s*\(?([a-z]+|\d+)\)?\s*\}*|"
+    r"\s*(?:\\text\{)?\s*(?:in )?base[ -]?(\d+|[a-z]+)\s*\}?)"
+)
+_BASES = dict(
+    zip(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
+        map(str, range(2, 13)),
+        strict=True,
+    )
+)
+_BASES["sixteen"] = "16"
+_SMALL = {
+    word: value
+    for value, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+        ]
+    )
+}
+_TENS = {
+    word: 10 * value
+    for value, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A value as LaTeX, and what stood behind it. kind: the dimension and factor of a known unit, else None."""
+
+    value: str
+    words: str = ""
+    kind: tuple[str, Fraction] | None = None
+
+
+def quantity(text: str) -> Quantity:
+    """A plain answer as value and unit. Words that join or deny, and letters that may be variables, stay in the value."""
+    text = _BRACKETED.sub(r" \\text{\1}", _PERCENT.sub(r"\\%", text))
+    words: list[str] = []
+    value = text
+    while tail := _TAIL.search(value):
+        word = " ".join((tail["macro"] if tail["macro"] is not None else tail["word"]).split())
+        rest = value[: tail.start()]
+        if not _is_unit(word, bare=tail["macro"] is None, apart=value[tail.start() : tail.start() + 1] == " ", rest=rest):
+            break
+        words.insert(0, word + (tail["power"] or "").translate({ord(c): None for c in "^{} "}))
+        value = rest.removesuffix("(") if (link := _LINK.search(rest)) is None else rest[: link.start()]
+    if not words or not re.search(r"[\d}a-zA-Z)]", value):
+        return Quantity(text)
+    return _scaled(value.strip(), " ".join(words))
+
+
+def total(text: str) -> tuple[str, Fraction] | None:
+    """The dimension and sum of several quantities, such as `4 hours 30 minutes`. None for another text."""
+    parts, end = [], 0
+    while part := _PART.match(text, end):
+        parts.append((part[1], (part[2] or part[3]).lower()))
+        end = part.end()
+    if not parts or text[end:].strip() or any(unit not in UNITS for _, unit in parts):
+        return None
+    kinds = {UNITS[unit][0] for _, unit in parts}
+    amounts = [_exact(number) for number, _ in parts]
+    if len(kinds) != 1 or None in amounts:
+        return None
+    return kinds.pop(), sum((a * UNITS[u][1] for a, (_, u) in zip(amounts, parts, strict=True) if a is not None), Fraction(0))
+
+
+def several(text: str) -> bool:
+    """Whether a text is two or more numbers, each with its word: `4 hours 30 minutes`."""
+    end = count = 0
+    while part := _PART.match(text, end):
+        end, count = part.end(), count + 1
+    return count > 1 and not text[end:].strip()
+
+
+def based(text: str) -> tuple[str, str] | None:
+    """Digits and base of `4210_5`, `4210_{\\text{five}}` or `4210 base 5`. None for another text."""
+    found = _BASED.fullmatch(text)
+    base = found and (found[2] or found[3])
+    base = base and _BASES.get(base, base)
+    return (found[1].upper(), base) if found and base and base.isdigit() else None
+
+
+def spoken(text: str) -> str | None:
+    """A number that is written as a word, `twenty-one`, in digits. None for another text."""
+    words = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip().lower().replace("-", " ").split()
+    if len(words) == 1:
+        value = _SMALL.get(words[0], _TENS.get(words[0]))
+        return None if value is None else str(value)
+    if len(words) == 2 and words[0] in _TENS and 0 < _SMALL.get(words[1], 0) < 10:
+        return str(_TENS[words[0]] + _SMALL[words[1]])
+    return None
+
+
+def conflict(one: Quantity, other: Quantity) -> bool:
+    """Whether both have a known unit and they are units of different things or of different sizes."""
+    return one.kind is not None and other.kind is not None and one.kind != other.kind
+
+
+def same_size(one: Quantity, other: Quantity) -> bool:
+    """Whether two plain numbers with different units of one dimension are the same: `1 m` and `100 cm`."""
+    mine, yours = _exact(one.value), _exact(other.value)
+    if mine is None or yours is None or one.kind is None or other.kind is None or one.kind[0] != other.kind[0]:
+        return False
+    return mine * one.kind[1] == yours * other.kind[1]
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is one plain number: sign, digits, thousands' commas, a decimal part."""
+    return bool(text) and text not in "+-" and _NUMBER.fullmatch(text) is not None
+
+
+def _is_unit(word: str, bare: bool, apart: bool, rest: str) -> bool:
+    parts = word.lower().split()
+    if set(parts) & _LINKING or _OPEN_END.search(rest) or (parts and re.search(r"[^a-zA-Z .'/°-]", word)):
+        return False
+    if re.search(r"\\text\s*\{", rest) and not re.search(r"(?:/|\}|\d|\s)\s*$", rest):
+        return False
+    if not bare:
+        return bool(rest.strip())
+    known = word in UNITS or word.lower() in UNITS or word.lower() in MAGNITUDES or word.lower() in _FACTORS
+    behind_a_number = is_number(rest.strip()) or re.match(r"[-+]?[\d,.]+(?:/\d+)? [a-zA-Z /]*$", rest + " ") is not None
+    return known or (behind_a_number and apart and len(word) > 2) or (behind_a_number and word == "per")
+
+
+def _scaled(value: str, words: str) -> Quantity:
+    """A quantity whose magnitude words are part of its value. A word that changes the value unread makes it no number."""
+    first, *rest = words.split() or [""]
+    single = first.lower().removesuffix("s")
+    if single in MAGNITUDES:
+        return _scaled(f"{value} \\times 10^{{{MAGNITUDES[single]}}}", " ".join(rest))
+    if single in _FACTORS:
+        return (
+            _scaled(f"{value} \\times {_FACTORS[single]}", " ".join(rest))
+            if _FACTORS[single]
+            else Quantity(f"{value} \\text{{{words}}}")
+        )
+    if any(word.lower().removesuffix("s") in MAGNITUDES for word in rest):
+        return Quantity(f"{value} \\text{{{words}}}")
+    return Quantity(value, words, UNITS.get(words) or UNITS.get(words.lower()))
+
+
+def _exact(text: str) -> Fraction | None:
+    try:
+        return Fraction(text.replace(",", "").strip())
+    except (ValueError, ZeroDivisionError):
+        return None

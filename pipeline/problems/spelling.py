@@ -1,0 +1,188 @@
+"""One spelling of an answer: LaTeX without layout, as a parser and a comparison of texts read it.
+
+Nothing here decides what an answer is worth. Money signs, spaces, fonts and Unicode go; e-notation, repeating decimals and plain
+signs such as `>=` become LaTeX. What a reader cannot see, such as `\\phantom{5}`, goes with its content.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+
+_GROUP = r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+_FRACTIONS = {char: unicodedata.normalize("NFKC", char).split("⁄") for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"}
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_SIGNS = {
+    **dict.fromkeys("−–—‐‑﹣", "-"),
+    **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2061\u2062\u00ad", ""),
+    **dict.fromkeys("‘’′", "'"),
+    **dict.fromkeys("“”", '"'),
+    **dict.fromkeys("£€¥₹₽₩", ""),
+    "×": r" \times ",
+    "✕": r" \times ",
+    "÷": r" \div ",
+    "·": r" \cdot ",
+    "⋅": r" \cdot ",
+    "≤": r" \leq ",
+    "⩽": r" \leq ",
+    "≥": r" \geq ",
+    "⩾": r" \geq ",
+    "≠": r" \neq ",
+    "≈": r" \approx ",
+    "±": r" \pm ",
+    "∞": r"\infty ",
+    "∪": r" \cup ",
+    "∩": r" \cap ",
+    "∈": r" \in ",
+    "∅": r"\emptyset ",
+    "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "∖": r" \setminus ",
+    "°": r"^\circ ",
+    "∨": r" \text{ or } ",
+    "⟨": r"\langle ",
+    "⟩": r"\rangle ",
+    **{
+        char: rf"\{name} "
+        for char, name in zip(
+            "πθαβγδφλμσωΔΩτρ",
+            [
+                "pi",
+                "theta",
+                "alpha",
+                "beta",
+                "gamma",
+                "delta",
+                "phi",
+                "lambda",
+                "mu",
+                "sigma",
+                "omega",
+                "Delta",
+                "Omega",
+                "tau",
+                "rho",
+            ],
+            strict=True,
+        )
+    },
+}
+_UNICODE = str.maketrans(
+    {char: f"\\frac{{{top}}}{{{bottom}}}" for char, (top, bottom) in _FRACTIONS.items()}
+    | _SIGNS
+    | {char: f"_{{{plain}}}" for char, plain in _LOWERED.items()}
+)
+_RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
+_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[a-zA-Z]))")
+_HIDDEN = re.compile(r"\\(?:[hv]?phantom|[bx]?cancel|sout|label|tag|hspace|vspace|color|href)\*?\s*" + _GROUP)
+_FONT = re.compile(
+    r"\\(?:math(?:bf|it|sf|tt|normal)|boldsymbol|bm|pmb|textcolor\s*\{[^{}]*\}|underline|ensuremath|displaylines)\s*" + _GROUP
+)
+_WORDS = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal|sc)?|mathrm|mbox|hbox|emph|operatorname\*?)\s*" + _GROUP)
+_LAYOUT = re.compile(
+    r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|boxed|fbox)(?![a-zA-Z])"
+)
+_MONEY = re.compile(r"\\\$|\$|\\[()\[\]]|\\(?:pounds|euro|textdollar|textsterling)(?![a-zA-Z])")
+_DIGIT_SPACE = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}\s*|~|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))")
+_SPACE = re.compile(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|thinspace|medspace|enspace|hfill|nobreak)(?![a-zA-Z])|~|\s+")
+_ROW_END = re.compile(r"\\\\\s*\[[^\]]*\]")
+_LOOSE_FRACTION = re.compile(r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*\{|" + _GROUP + r"\s*(\d|[a-zA-Z]))")
+_E_NOTATION = re.compile(r"(?<![\w.\\{^])([-+]?(?:\d+\.?\d*|\.\d+))\s?[eE]\s?([-+]?\d+)(?![\w.])", re.ASCII)
+_TEN_POWER = re.compile(
+    r"(?<=[\d}])\s*(?:[xX*]|\\ast|\\cdot|\\times)\s*10\s*(?:\^|\*\*)\s*(?:\{([-+]?\d+)\}|\(([-+]?\d+)\)|([-+]?\d+))"
+)
+_POWER = re.compile(r"(?:\^|\*\*)\s*(?:([-+]?\d{2,}|-\d)|\(([^()]*)\))")
+_REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))")
+_MIXED = re.compile(r"(?<![\d./^{])(\d+) (\d+)/(\d+)(?![\d/])", re.ASCII)
+_GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", re.ASCII)
+_PLAIN_WORDS = {"pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "theta": r"\theta"}
+_PLAIN_WORD = re.compile(r"(?<![a-zA-Z\\{])(?:pi|infinity|inf|oo|theta)(?![a-zA-Z])")
+_SQRT = re.compile(r"\\?sqrt\s*(?:\(([^()]*)\)|(\d)(?!\d)|\s([a-zA-Z0-9]))")
+_RELATIONS = [(re.compile(p), r) for p, r in (
+    (r">=|=>|\\(?:geqslant|geqq|ge)(?![a-zA-Z])", r"\\geq "),
+    (r"<=|=<|\\(?:leqslant|leqq|le)(?![a-zA-Z])", r"\\leq "),
+    (r"!=|\\not\s*=|\\ne(?![a-zA-Z])", r"\\neq "),
+    (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-zA-Z]))", r"\\ln "),
+    (r"\\gt(?![a-zA-Z])", ">"),
+    (r"\\lt(?![a-zA-Z])", "<"),
+    (r"\\(?:simeq|doteq|thickapprox|cong)(?![a-zA-Z])|~=", r"\\approx "),
+    (r"\\(?:lor|vee)(?![a-zA-Z])", r"\\text{ or }"),
+    (r"\\(?:land|wedge)(?![a-zA-Z])", r"\\text{ and }"),
+    (r"\\(?:lbrace)(?![a-zA-Z])", r"\\{"),
+    (r"\\(?:rbrace)(?![a-zA-Z])", r"\\}"),
+    (r"\\[lr]vert(?![a-zA-Z])|\\vert(?![a-zA-Z])", "|"),
+    (r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
+    (r"\\(?:mathbf|Bbb)\s*\{?R\}?(?![a-zA-Z])", r"\\mathbb{R}"),
+)]  # fmt: skip
+_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z]))")
+
+
+def plain(answer: str) -> str:
+    """An answer in one LaTeX spelling. Texts with one spelling are one answer; the spelling is for reading, not for print."""
+    text = _visible(answer.translate(_UNICODE) if not answer.isascii() else answer)
+    for pattern, sign in _RELATIONS:
+        text = pattern.sub(sign, text)
+    text = _FONT.sub(r"\1", _FONT.sub(r"\1", text))
+    text = _WORDS.sub(_unified, text)
+    text = _DEGREES.sub(r" \\text{degrees}", text)
+    text = " ".join(_numbers(_fractions(text)).split()).strip(" ;").removesuffix(".").rstrip(" \\")
+    return text.replace(" ", "") if _GROUPS.fullmatch(text) else text
+
+
+def _visible(text: str) -> str:
+    """The text without layout, delimiters and what a reader cannot see."""
+    if not text.isascii():
+        text = _RAISED_RUN.sub(lambda run: f"^{{{''.join(_RAISED[char] for char in run[0])}}}", text)
+        text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", text)
+        text = unicodedata.normalize("NFKC", text)
+    text = _HIDDEN.sub(" ", text)
+    text = _DIGIT_SPACE.sub("", _LAYOUT.sub("", _ROW_END.sub(r"\\\\", text)))
+    text = _SPACE.sub(" ", text.replace("\\!", "")).replace("**", "^" if re.search(r"\w\*\*\w", text) else "")
+    return _MONEY.sub("", text.replace("\\\\(", "(").replace("\\\\)", ")")).strip("`\"' ")
+
+
+def _unified(words: re.Match[str]) -> str:
+    """A text macro as `\\text{...}`, or as a bare letter where it holds one symbol, as in `\\mathrm{e}`."""
+    content = words[1].strip()
+    if re.search(r"\d", content):
+        return words[1]
+    if len(content) == 1 and not words[0].startswith(("\\text", "\\mbox")):
+        return content
+    return f"\\text{{{words[1]}}}" if content else " "
+
+
+def _fractions(text: str) -> str:
+    """Fractions and roots with their braces: `\\dfrac12` is `\\frac{1}{2}`, `sqrt(2)` is `\\sqrt{2}`."""
+    text = _SQRT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", text)
+    return _LOOSE_FRACTION.sub(_braced, re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text))
+
+
+def _braced(fraction: re.Match[str]) -> str:
+    if fraction[1]:
+        return f"\\frac{{{fraction[1]}}}{{{fraction[2]}}}"
+    return f"\\frac{{{fraction[3]}}}{{" if fraction[3] else f"\\frac{{{fraction[4]}}}{{{fraction[5]}}}"
+
+
+def _numbers(text: str) -> str:
+    """Numbers as LaTeX: powers of ten for e-notation, a fraction for a repeating decimal, braces around long exponents."""
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _TEN_POWER.sub(lambda power: f" \\times 10^{{{power[1] or power[2] or power[3]}}}", text)
+    text = _E_NOTATION.sub(lambda power: f"{power[1]} \\times 10^{{{int(power[2]) if len(power[2]) < 10 else power[2]}}}", text)
+    text = _POWER.sub(lambda power: f"^{{{power[1] or power[2] or ''}}}", text)
+    text = _PLAIN_WORD.sub(lambda word: _PLAIN_WORDS[word[0]], text)
+    return _REPEATING.sub(_fraction_of, text)
+
+
+def _fraction_of(decimal: re.Match[str]) -> str:
+    """`0.1\\overline{6}` as `\\frac{1}{6}`."""
+    sign, whole, fixed, period = decimal[1], decimal[2], decimal[3], decimal[4] or decimal[5]
+    if len(fixed + period) > 60:
+        return decimal[0]
+    value = Fraction(
+        int(f"{whole or 0}{fixed}{period}") - int(f"{whole or 0}{fixed}"), (10 ** len(period) - 1) * 10 ** len(fixed)
+    )
+    return f"{sign}\\frac{{{value.numerator}}}{{{value.denominator}}}"

@@ -1,0 +1,88 @@
+"""What a source holds, counted before a run starts: rows that cannot be used, control tokens, problems of another source too."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.errors import SourceError
+from pipeline.problems.sources import ProblemSet
+
+MOST_GENERATED = 2048  # rows that are looked at of a task that generates problems
+_AT_ONCE = 1024
+REMEDY = "Name the columns that hold problem, solution and answer, or mend the rows"
+
+
+@dataclass
+class Survey:
+    """Counts over the first rows of a source.
+
+    rejected: rows that cannot be used, by what they lack. controls: how often each control token is spelled, and `spelling` the
+    rows that spell one. problems: how often each problem text stands there, by the hash of its normalised form.
+    """
+
+    uri: str
+    rows: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    controls: Counter[str] = field(default_factory=Counter)
+    spelling: int = 0
+    problems: Counter[int] = field(default_factory=Counter)
+
+    def notes(self) -> list[str]:
+        """What the person who starts the run should know."""
+        notes = []
+        if self.rejected:
+            listed = ", ".join(f"{count} ({detail})" for detail, count in self.rejected.most_common(3))
+            notes.append(f"note: {self.uri}: {self.rejected.total()} of {self.rows} rows cannot be used: {listed}")
+        if self.controls:
+            listed = ", ".join(f"{count} {token}" for token, count in self.controls.most_common(4))
+            notes.append(f"note: {self.uri}: {self.spelling} of {self.rows} rows spell control tokens, read as text: {listed}")
+        return notes
+
+    def check(self) -> None:
+        """Raise SourceError, with what is lacking most often, when no row can be used."""
+        if self.rows and self.rejected.total() == self.rows:
+            detail = self.rejected.most_common(1)[0][0]
+            raise SourceError(f"none of its {self.rows} rows can be used: {detail}", self.uri, REMEDY)
+
+
+def survey(problems: ProblemSet, controls: re.Pattern[str] | None, most: int | None = None) -> Survey:
+    """Counts over the first `most` rows of a source, or over all of them.
+
+    `controls` finds what a tokenizer takes for control tokens.
+    """
+    found = Survey(problems.source.uri)
+    size = min(len(problems), MOST_GENERATED if is_generated(problems) else len(problems), most or len(problems))
+    for start in range(0, size, _AT_ONCE):
+        for row in problems.rows(range(start, min(size, start + _AT_ONCE))):
+            found.rows += 1
+            if row.reject is not None:
+                found.rejected[row.detail] += 1
+                continue
+            spelled = controls.findall(f"{row.problem}\n{row.solution or ''}") if controls else []
+            found.controls.update(spelled)
+            found.spelling += bool(spelled)
+            found.problems[hash(normal(row.problem or ""))] += 1
+    return found
+
+
+def is_generated(problems: ProblemSet) -> bool:
+    """Whether a task generates the problems. Its splits share none."""
+    return problems.source.uri == "tiny-arithmetic" or problems.source.uri.startswith("reasoning-gym:")
+
+
+def normal(problem: str) -> str:
+    """A problem's text with single blanks and without letter case: problems with the same normal form are the same."""
+    return " ".join(problem.split()).casefold()
+
+
+def compared(training: Survey, held_out: Survey) -> list[str]:
+    """What the person who starts the run should know about training and held-out problems together."""
+    notes = []
+    if training.uri != held_out.uri:
+        where = f"training problems are from {training.uri}, held-out problems from {held_out.uri}"
+        notes.append(f"note: {where} (evaluation.source)")
+    if shared := sum(count for key, count in held_out.problems.items() if key in training.problems):
+        notes.append(f"note: {shared} of {held_out.rows} held-out problems of {held_out.uri} are training problems too")
+    return notes

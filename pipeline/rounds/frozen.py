@@ -1,0 +1,151 @@
+"""Finds data tasks that have stopped, and ends them, so that Ray runs them again.
+
+A data task may wait for an engine for hours, so time tells nothing. But a living Ray worker uses processor time all along: its
+threads answer Ray. Two cores with a load of 16 gave an idle one 10 ms a second. A process whose processor time does not move is
+stopped, or hangs in the kernel. A task of a machine that is merely slow is left alone, and so is one in a debugger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+
+from pipeline.notices import NOTICE_S, tell
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 5.0
+_ANSWER_S = 20.0  # for a look at another machine
+IDLE = "ray::IDLE"  # of a worker that waits for a task. One that is stopped hangs the task that it gets, and keeps its title
+Place = tuple[str, int, float, bool]  # machine, process id, time at which the process was created, whether it runs a task
+Look = Callable[[str], dict[Place, float]]
+End = Callable[[Place, str], None]
+
+
+def here(title: str) -> dict[Place, float]:
+    """Processor seconds of every Ray worker of this machine that is idle or has `title` in its title.
+
+    They are infinite for a process that runs at this moment or is in a debugger.
+    """
+    found, machine = {}, socket.gethostname()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError):
+            name = process.cmdline()[0]
+            if name.startswith("ray::") and (title in name or name.startswith(IDLE)):
+                alive = process.status() in {psutil.STATUS_RUNNING, psutil.STATUS_TRACING_STOP}
+                used = float("inf") if alive else sum(process.cpu_times()[:2])
+                found[machine, process.pid, process.create_time(), title in name] = used
+    return found
+
+
+def end_here(place: Place, title: str) -> None:
+    """End a process of this machine that `here` found, if it is still the same."""
+    if place in here(title):
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(place[1]).kill()
+
+
+@dataclass
+class Frozen:
+    """Which processes have used no processor time, and for how many seconds. Pure: the caller looks and keeps the time."""
+
+    used: dict[Place, float] = field(default_factory=dict)
+    still: dict[Place, float] = field(default_factory=dict)
+
+    def update(self, seen: dict[Place, float], passed: float) -> None:
+        """Note what was seen `passed` seconds after the look before."""
+        same = {place for place, used in seen.items() if used == self.used.get(place) != float("inf")}
+        self.still = {place: self.still.get(place, 0.0) + passed for place in same}
+        self.used = seen
+
+
+class Watch:
+    """A thread that watches the data tasks of one execution from `start` to `end`.
+
+    `title` is in the title of every process that runs such a task, and in that of no other process. `look` and `stop` see and end
+    processes on all machines of the cluster.
+    """
+
+    def __init__(self, title: str, stall_timeout_s: float, look: Look | None = None, stop: End | None = None) -> None:
+        self._title, self._stall_timeout_s = title, stall_timeout_s
+        self._look, self._stop = look or _everywhere, stop or _end_there
+        self._every = min(LOOK_S, stall_timeout_s / 4)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="egrsd-data-tasks", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def _run(self) -> None:
+        frozen, idle_s = Frozen(), 0.0
+        while not self._ended.wait(self._every):
+            try:
+                frozen.update(self._look(self._title), self._every)  # a machine that stood still for a while blames no task
+                idle_s = 0.0 if any(runs for *_, runs in frozen.used) else idle_s + self._every
+                if idle_s >= NOTICE_S:
+                    tell("no data task", f"no data task has run for {idle_s:.0f} s: perhaps no CPU of the cluster is free.")
+                for place, seconds in frozen.still.items():
+                    self._judge(place, seconds)
+            except Exception:  # the cluster may be ending; the next look tells more
+                log.warning("data tasks cannot be looked at", exc_info=True)
+
+    def _judge(self, place: Place, seconds: float) -> None:
+        who = f"a data task (process {place[1]} on {place[0]})"
+        if seconds >= self._stall_timeout_s:
+            tell("data task ended", f"{who} did nothing for {seconds:.0f} s. It is ended, and its shards are done again.")
+            self._stop(place, self._title)
+        elif seconds >= NOTICE_S:
+            after = f"It is ended after {self._stall_timeout_s:g} s"
+            tell("data task silent", f"{who} has done nothing for {seconds:.0f} s. {after}.")
+
+
+def _everywhere(title: str) -> dict[Place, float]:
+    """What `here` sees on every machine of the cluster that runs data tasks."""
+    import ray
+
+    found = here(title)
+    task = ray.remote(num_cpus=0, max_retries=0)(here)
+    refs = [_on(node, task).remote(title) for node in _others()]
+    for ref in ray.wait(refs, num_returns=len(refs), timeout=_ANSWER_S)[0] if refs else ():
+        with contextlib.suppress(ray.exceptions.RayError):  # that machine has gone, and its tasks with it
+            found |= ray.get(ref)
+    return found
+
+
+def _end_there(place: Place, title: str) -> None:
+    """End a process on the machine that `place` names."""
+    import ray
+
+    end_here(place, title)
+    task = ray.remote(num_cpus=0, max_retries=0)(end_here)
+    for node in _others():
+        if node["NodeManagerHostname"] == place[0]:
+            _on(node, task).remote(place, title)
+
+
+def _others() -> Iterable[dict[str, Any]]:
+    """The living nodes on other machines, but for those of engines and ranks, which run no data task."""
+    import ray
+
+    own = socket.gethostname()
+    for node in ray.nodes():
+        runs_tasks = node.get("Labels", {}).get("egrsd-role") not in {"rollout", "train"}
+        if node["Alive"] and node["NodeManagerHostname"] != own and runs_tasks:
+            yield node
+
+
+def _on(node: dict[str, Any], task: Any) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))

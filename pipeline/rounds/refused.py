@@ -1,0 +1,37 @@
+"""A round or an evaluation of nothing but rejected rows ends the run, with the commonest reason and what to do about it."""
+
+from __future__ import annotations
+
+from pipeline.contract import Reject
+from pipeline.errors import UserError
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
+
+REMEDIES = {
+    Reject.MISSING_PROBLEM: "Set source.problem to a column of text, or mend the rows",
+    Reject.MISSING_SOLUTION: "Set source.solution to a column of text, or mend the rows",
+    Reject.MISSING_ANSWER: "Set source.answer to the column of the answer, or mend the rows",
+    Reject.PROMPT_TOO_LONG: "Raise model.max_model_len, or lower max_new_tokens",
+    Reject.ENGINE_ERROR: "The log names what the engine could not do. After that is mended: `egrsd stage rollout --force`",
+    Reject.EMPTY_RESPONSE: "Check the chat template and the prompts: the model ends at once",
+    Reject.NON_FINITE: "The model gives no finite numbers: try model.dtype float32, or check its weights",
+    Reject.RESPONSE_MISMATCH: "The engine answered other ids than it was asked for: see its log",
+    Reject.VERIFIER_TIMEOUT: "Raise grade.deadline_s",
+    Reject.VERIFIER_ERROR: "See the log for what stopped the verifier",
+}
+
+
+def refuse_nothing_left(work: Round, stages: tuple[str, ...]) -> None:
+    """Raise UserError when every row was rejected by one of the `stages`, which are computed."""
+    seen = Inventory(work)
+    last = seen.entries(stages[-1])
+    rows = sum(entry.rows for entry in last.values())
+    rejected = seen.rejected(stages[-1])
+    if not rows or rejected.total() < rows:
+        return
+    reason, count = rejected.most_common(1)[0]
+    columns = ["reject_reason", "reject_detail"]
+    told = (row for shard in sorted(last) for row in work.store.read(last[shard], columns).to_pylist())
+    detail = next((row["reject_detail"] for row in told if row["reject_reason"] == reason and row["reject_detail"]), "")
+    what = f"all {rows} rows were rejected, {count} as {reason}" + (f": {detail}" if detail else "")
+    raise UserError(what, work.store.locate(work.area), REMEDIES.get(Reject(reason), ""))

@@ -1,0 +1,48 @@
+"""Which stored verdicts the grader of now would change. Nothing is written, and no engine is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
+from pipeline.stages.verifier import Grader
+
+
+class Change(NamedTuple):
+    """One trace whose verdict would change. `old` and `new` are a verdict, or `rejected: reason`."""
+
+    prompt_id: str
+    gold: str
+    response: str
+    old: str
+    new: str
+
+
+class Regraded(NamedTuple):
+    """One shard that was graded again: how many rows it has, and what would change."""
+
+    rows: int
+    changes: list[Change]
+
+
+def regrade(work: Round, grader: Grader) -> Iterator[Regraded]:
+    """Grade every stored shard of a round again, and compare. Rows that were rejected before grading are left out."""
+    seen = Inventory(work)
+    prompts, rollouts, grades = (seen.entries(name) for name in ("prompts", "rollout", "grade"))
+    for shard in sorted(work.shards.keys() & prompts.keys() & rollouts.keys() & grades.keys()):
+        asked, rollout, grade = (work.store.read(entries[shard]) for entries in (prompts, rollouts, grades))
+        live = [row for row, reason in enumerate(rollout["reject_reason"].to_pylist()) if reason is None]
+        traces, stored = rollout.take(live), grade.take(live)
+        asked = asked.take(traces["prompt_index"])
+        responses, golds = traces["response_text"].to_pylist(), asked["answer"].to_pylist()
+        results = grader.grade(responses, golds, traces["finish_reason"].to_pylist())
+        old = [_said(*pair) for pair in zip(stored["verdict"].to_pylist(), stored["reject_reason"].to_pylist(), strict=True)]
+        new = [_said(result.verdict, result.reject) for result in results]
+        rows = zip(asked["prompt_id"].to_pylist(), golds, responses, old, new, strict=True)
+        yield Regraded(len(live), [Change(*row) for row in rows if row[3] != row[4]])
+
+
+def _said(verdict: str | None, reject: str | None) -> str:
+    return f"rejected: {reject}" if reject is not None else str(verdict)

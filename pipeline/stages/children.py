@@ -1,0 +1,180 @@
+"""Child processes that answer one question at a time, and that may be killed at any moment.
+
+A question may use a number of *processor* seconds; the kernel's profiling timer ends a child that uses more. So a loaded machine
+changes no result. A child whose processor time stands still for `stall_s` seconds, as a stopped process does, is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import psutil
+
+STALL_S = 60.0  # a child that runs gets some processor time in every minute, also on a very busy machine
+_LOOK_S = 1.0  # seconds between two looks at the processor time of the children
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one question.
+
+    reply: what the child sent last, None when it sent nothing. notes: what it sent before.
+    ended: "" when the child answered, "overran" when it used up its processor seconds, "stalled" when it was replaced because its
+    processor time stood still, else how its process died.
+    """
+
+    reply: Any = None
+    notes: tuple[Any, ...] = ()
+    ended: str = ""
+
+
+@dataclass
+class _Child:
+    """One process, our end of its pipe, and the question that it works on."""
+
+    process: Any
+    pipe: Connection
+    question: int | None = None
+    notes: list[Any] = field(default_factory=list)
+    cpu_s: float = -1.0
+    seen: float = 0.0
+
+    def stalled(self, stall_s: float) -> bool:
+        """Whether the processor time of this child has stood still for `stall_s` seconds."""
+        cpu_s, now = _cpu_s(self.process.pid), time.monotonic()
+        if cpu_s != self.cpu_s:
+            self.cpu_s, self.seen = cpu_s, now
+        return now - self.seen > stall_s
+
+
+class Children:
+    """Up to `number` processes that run `work`. They start when they are needed, and live until `close`."""
+
+    def __init__(
+        self, work: Callable[[Connection], None], number: int, preload: Sequence[str] = (), stall_s: float = STALL_S
+    ) -> None:
+        """work: the loop of a child: it reads questions from its pipe, and ends each with `done`. preload: modules to import."""
+        self._work, self._number, self._stall_s = work, number, stall_s
+        self._idle: list[_Child] = []
+        self._busy: list[_Child] = []
+        # a child forks from a server that has the modules loaded: a plain fork would copy held locks of Ray and torch
+        self._context: Any = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*preload, work.__module__])
+
+    def close(self) -> None:
+        """End all processes, also the busy and the stopped ones."""
+        while self._idle or self._busy:
+            _kill((self._idle or self._busy).pop())
+
+    def ask(self, questions: Sequence[Any]) -> list[Outcome]:
+        """The outcome of every question, in order. No question waits behind one that hangs while another child is free."""
+        outcomes: dict[int, Outcome] = {}
+        waiting = list(range(len(questions) - 1, -1, -1))
+        try:
+            while len(outcomes) < len(questions):
+                while waiting and len(self._busy) < self._number:
+                    self._give(waiting.pop(), questions)
+                ready = set(wait([child.pipe for child in self._busy], _LOOK_S))
+                for child in list(self._busy):
+                    outcome = self._hear(child) if child.pipe in ready else self._look(child)
+                    if outcome is not None and child.question is not None:
+                        outcomes[child.question] = outcome
+                        self._busy.remove(child)
+                        self._retire(child, outcome)
+        except BaseException:
+            self.close()  # a question that was given up must not be answered into the next call
+            raise
+        return [outcomes[i] for i in range(len(questions))]
+
+    def _give(self, number: int, questions: Sequence[Any]) -> None:
+        """Hand a question to an idle child that still lives, or to a new one."""
+        while True:
+            child = self._idle.pop() if self._idle else self._start()
+            child.question, child.notes, child.seen, child.cpu_s = number, [], time.monotonic(), -1.0
+            try:
+                child.pipe.send(questions[number])
+            except OSError:  # it died while it was idle
+                _kill(child)
+                continue
+            self._busy.append(child)
+            return
+
+    def _start(self) -> _Child:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=self._work, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        return _Child(process, ours)
+
+    def _hear(self, child: _Child) -> Outcome | None:
+        """The outcome when the child has answered or died, else None."""
+        try:
+            final, value = child.pipe.recv()
+        except (EOFError, OSError):
+            child.process.join()
+            code = child.process.exitcode
+            ended = "overran" if code == -signal.SIGPROF else f"died with exit code {code}"
+            return Outcome(None, tuple(child.notes), ended)
+        if final:
+            return Outcome(value, tuple(child.notes))
+        child.notes.append(value)
+        return None
+
+    def _look(self, child: _Child) -> Outcome | None:
+        return Outcome(None, tuple(child.notes), "stalled") if child.stalled(self._stall_s) else None
+
+    def _retire(self, child: _Child, outcome: Outcome) -> None:
+        if outcome.ended:
+            _kill(child)
+        else:
+            child.question = None
+            self._idle.append(child)
+
+
+def allow(processor_s: float) -> None:
+    """For a child: end this process after so many more processor seconds. 0: never. It works in C code, and without a parent."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, processor_s)
+
+
+def done(pipe: Connection, value: Any) -> None:
+    """For a child: the answer to its question."""
+    pipe.send((True, value))
+
+
+def note(pipe: Connection, value: Any) -> None:
+    """For a child: something that the parent knows even when this question kills the child."""
+    pipe.send((False, value))
+
+
+def processors() -> int:
+    """CPUs that this process may use: its affinity, and the quota of its control group when there is one."""
+    allowed = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            allowed = min(allowed, max(1, int(quota) // int(period)))
+    return allowed
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return -1.0
+    return float(times.user + times.system)
+
+
+def _kill(child: _Child) -> None:
+    child.pipe.close()
+    child.process.kill()
+    child.process.join()

@@ -1,0 +1,149 @@
+"""Formulas: a plain LaTeX text as sympy objects. It is read as LaTeX only, and as a whole, by math-verify's parser."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from pipeline.problems.quantities import UNITS
+from pipeline.stages.numeric import equal_numbers, is_number, values
+
+_MOST_DEPTH = 30
+_RELATION_SIGN = re.compile(r"<|>|\\[lg]eq(?![a-zA-Z])")
+_JOINT = re.compile(r",|;|\\text\{\s*(?:and|or)\s*\}|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])")
+_BUILDER = re.compile(r"\\\{\s*\(?[^\\{}|:<>=]*(?:\\in\s*[^|:]*?)?\)?\s*(?:\\mid|\||:|\\colon)(.+)\\\}", re.DOTALL)
+_MEMBER = re.compile(r"^\(?[a-zA-Z](?:_\{?\w\}?)?\)?\s*\\in(?![a-zA-Z])\s*(?=.)")
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_GRID = re.compile(
+    r"[\[(|]?\s*\\begin\{(?:array|matrix|smallmatrix)\}(?:\{[lcr| ]*\})?(.*?)\\end\{(?:array|matrix|smallmatrix)\}\s*[\])|]?",
+    re.DOTALL,
+)
+_CASES = re.compile(r"\\begin\{(?:cases|aligned|gathered)\}(.*?)\\end\{(?:cases|aligned|gathered)\}", re.DOTALL)
+_ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*\\text\{degrees\}\s*[)}]?")
+_LAST_LETTERS = re.compile(r"(?<=[\d}\s)])(?<!\\)([a-zA-Z]{1,8})$")
+
+
+def read(text: str) -> list[Any] | None:
+    """A plain LaTeX text as sympy objects, or None when it is not mathematics. It is read as LaTeX only, and as a whole.
+
+    `a \approx b` gives both sides. A false statement, such as `7 = 5` or `5 \approx 7`, gives none.
+    """
+    formula = _mathematics(text)
+    if formula is None or _depth(formula) > _MOST_DEPTH:  # the parser's time is exponential in the depth
+        return None
+    sides = [side.strip() for side in re.split(r"\\approx(?![a-zA-Z])", formula) if side.strip()]
+    forms = [_parse(side) for side in sides]
+    if not forms or any(form is None for form in forms):
+        return None
+    if any(_is_false(form) for form in forms) or not all(_near(last(a), last(b)) for a, b in pairwise(forms)):
+        return []
+    return forms if len({is_number(last(form)) for form in forms}) == 1 else forms[-1:]
+
+
+def _depth(text: str) -> int:
+    """How deep the brackets of a text are nested."""
+    depth = most = 0
+    for sign in text:
+        depth += (sign in "({[") - (sign in ")}]")
+        most = max(most, depth)
+    return most
+
+
+def _mathematics(text: str) -> str | None:
+    """The text without words that stand for nothing. None when words are left, since a parser would drop them."""
+    text = _CASES.sub(lambda cases: re.sub(r"\\\\", ", ", cases[1].replace("&", "")).strip(" ,"), text)
+    text = _GRID.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
+    text = re.sub(r"\\langle\s*", "(", re.sub(r"\s*\\rangle", ")", text))
+    text = _ANGLE.sub(r"\\\1(\\frac{\2\\pi}{180})", text)
+    text = _TEXT.sub(lambda word: "" if word[1].strip() in UNITS else word[0], text)
+    builder = _BUILDER.fullmatch(text)
+    text = _MEMBER.sub("", builder[1].strip() if builder else text)
+    if any(word.strip() not in {"and", "or"} and len(word.strip()) > 1 for word in _TEXT.findall(text)):
+        return None
+    return text.strip(" ,;") or None
+
+
+def _parse(text: str) -> Any:
+    """One sympy object, or None. Inequalities that are joined become one set."""
+    parts = [part for part in _JOINT.split(text) if part.strip()]
+    if len(parts) > 1 and all(map(_RELATION_SIGN.search, parts)) and (joined := _joined(text, parts)) is not None:
+        return joined
+    from math_verify import parse
+
+    text = _LAST_LETTERS.sub(lambda tail: "".join(letter if letter == "i" else f"{{{letter}}}" for letter in tail[1]), text)
+    text = re.sub(r"(?<=\d)i(?![a-zA-Z])", " i", text)
+    forms = parse(f"${text}$", _latex_only(), "no_fallback", parsing_timeout=None)
+    return _imaginary(forms[0]) if forms and not isinstance(forms[0], str) else None
+
+
+def _imaginary(form: Any) -> Any:
+    """A form with the imaginary unit in place of the variable i, which math-verify reads."""
+    from sympy import I
+
+    return form.xreplace({symbol: I for symbol in form.free_symbols if symbol.name == "i"})
+
+
+@lru_cache(maxsize=1)
+def _latex_only() -> list[Any]:
+    from math_verify.parser import LatexExtractionConfig
+
+    return [LatexExtractionConfig()]
+
+
+def _joined(text: str, parts: list[str]) -> Any:
+    """The set of `x < 1 or x > 2` (union) or of `x > 1 and x < 2` (intersection). None when a part is no such relation."""
+    from sympy import Intersection, Union
+
+    sets = [as_set(_parse(part)) for part in parts]
+    if any(one is None for one in sets):
+        return None
+    every = re.search(r"(?<![a-zA-Z])and(?![a-zA-Z])", text) is not None
+    return Intersection(*sets) if every else Union(*sets)
+
+
+def as_set(relation: Any) -> Any:
+    """The real numbers for which a relation in one variable holds. None when it has none or several."""
+    from math_verify.grader import unwrap_fcs
+    from sympy import Set
+
+    if isinstance(relation, Set):
+        return relation
+    try:
+        return unwrap_fcs(relation).as_set()
+    except Exception:
+        return None
+
+
+def _is_false(form: Any) -> bool:
+    """Whether a form is an equation that cannot hold: `7 = 5`, `x = 2 + 3 = 6`, or a number and a matrix."""
+    from sympy import Eq, Expr, MatrixBase, Set, Symbol, Tuple
+
+    def differ(lhs: Any, rhs: Any) -> bool:
+        if is_number(lhs):
+            return not equal_numbers(lhs, rhs, 1e-3) if is_number(rhs) else not isinstance(rhs, Symbol)
+        return isinstance(lhs, (MatrixBase, Set, Tuple)) and isinstance(rhs, Expr)
+
+    equations = [form] if isinstance(form, Eq) else [part for part in getattr(form, "_unsorted_args", ()) if isinstance(part, Eq)]
+    return any(differ(equation.lhs, equation.rhs) for equation in equations)
+
+
+def _near(one: Any, other: Any) -> bool:
+    """Whether two sides of `\\approx` can both be meant: they differ by a hundredth at most, or a formula stands for a number."""
+    from sympy import Expr
+
+    if not (isinstance(one, Expr) and isinstance(other, Expr)):
+        return False
+    if is_number(one) and is_number(other):
+        return equal_numbers(one, other, 0.01)
+    if is_number(one) or is_number(other):
+        return is_number(other)
+    return all(abs(a - b) <= 0.01 * abs(a) for a, b in values(one, other))
+
+
+def last(form: Any) -> Any:
+    """What an equation ends with; another form as it is."""
+    from math_verify.grader import is_equation, take_last_relation
+
+    return take_last_relation(form).rhs if is_equation(form) else form

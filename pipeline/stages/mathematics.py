@@ -1,0 +1,231 @@
+"""Whether two answers in LaTeX are the same by mathematics. It runs in a child process: a hostile answer may take for ever.
+
+Numbers and formulas are compared by their values. Sets, tuples, matrices and intervals are compared part by part. math-verify
+decides what is left, such as equations.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pipeline.stages.children import allow, done, note
+from pipeline.stages.formulas import as_set, last, read
+from pipeline.stages.numeric import check_size, equal_numbers, is_number, values
+
+CHILD_MEMORY_BYTES = 4 << 30  # an answer such as 9**9**9 must not take the memory of the machine
+GOLD_READ = "gold read"
+
+
+def serve(pipe: Connection) -> None:
+    """The loop of a child: pairs (answer, reference, set_relations, processor seconds) come in, verdicts go out.
+
+    A verdict is (word, detail): correct, wrong, unparsable, `unreadable` when the reference is not mathematics, or `failed`.
+    """
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    read("1")  # loads math-verify before the first deadline runs
+    while True:
+        try:
+            answer, reference, set_relations, processor_s = pipe.recv()
+        except (EOFError, OSError):
+            return
+        allow(processor_s)
+        try:
+            verdict = _judge(pipe, answer, reference, set_relations, processor_s)
+        except Exception as error:  # the reference alone failed
+            verdict = ("failed", f"{type(error).__name__}: {error}"[:300])
+        allow(0)
+        done(pipe, verdict)
+
+
+def _judge(pipe: Connection, answer: str, reference: str, set_relations: bool, processor_s: float) -> tuple[str, str]:
+    gold = read(reference)
+    if not gold:
+        return "unreadable", "the reference answer is not mathematics that can be read"
+    note(pipe, GOLD_READ)
+    allow(processor_s)
+    try:
+        given = read(answer)
+        if given is None:
+            return "unparsable", ""
+        return ("correct" if same(gold, given, set_relations) else "wrong"), ""
+    except Exception as error:  # sympy may raise anything on a hostile answer, and the reference alone is fine
+        return "wrong", f"{type(error).__name__}: {error}"[:300]
+
+
+def judge(answer: str, reference: str, set_relations: bool = True) -> str:
+    """'correct', 'wrong', 'unparsable', or 'unreadable' for a reference that is not mathematics. Both are plain LaTeX."""
+    gold, given = read(reference), read(answer)
+    if not gold:
+        return "unreadable"
+    return "unparsable" if given is None else "correct" if same(gold, given, set_relations) else "wrong"
+
+
+def same(gold: list[Any], given: list[Any], set_relations: bool = True) -> bool:
+    r"""Whether one of the forms that `read` gave for the reference is the same as one of the answer's.
+
+    set_relations: whether `x < 3` and `(-\infty, 3)` are the same.
+    """
+    return any(_same_percent(one, other, set_relations) for one in gold for other in given)
+
+
+def _same_percent(gold: Any, given: Any, set_relations: bool) -> bool:
+    """50 % is the same as 50 and as 0.5, but 0.5 % is not the same as 50."""
+    from math_verify.grader import get_pct_val
+
+    mine, yours = get_pct_val(gold), get_pct_val(last(given))
+    if (mine is None) == (yours is None):
+        return _same(gold if mine is None else mine, given if yours is None else yours, set_relations)
+    if mine is not None:
+        return _same(mine, given, set_relations) or _same(mine / 100, given, set_relations)
+    return _same(gold, yours, set_relations) or _same(gold, yours / 100, set_relations)
+
+
+def _same(gold: Any, given: Any, set_relations: bool) -> bool:
+    from math_verify.grader import is_equation, is_relation
+    from sympy import Eq, MatrixBase, Set, Symbol, Tuple
+
+    gold, given = _answers(gold, given)
+    if isinstance(gold, Set) != isinstance(given, Set) and set_relations:
+        gold = as_set(gold) or gold if is_relation(gold) else gold
+        given = as_set(given) or given if is_relation(given) else given
+    if (
+        isinstance(gold, (Set, Tuple))
+        or isinstance(given, (Set, Tuple))
+        or isinstance(gold, MatrixBase)
+        or isinstance(given, MatrixBase)
+    ):
+        return _same_parts(gold, given, set_relations)
+    if isinstance(gold, Eq) and isinstance(given, Eq):
+        return _same_equation(gold, given) or (_is_simple(gold, given) and _by_math_verify(gold, given, set_relations))
+    if is_relation(gold) and is_relation(given) and gold.free_symbols == given.free_symbols and len(gold.free_symbols) == 1:
+        mine, yours = as_set(gold), as_set(given)
+        if mine is not None and yours is not None:
+            return _same_parts(mine, yours, set_relations)
+    if is_relation(gold) or is_relation(given) or is_equation(gold):
+        return _by_math_verify(gold, given, set_relations)
+    if is_number(gold) and is_number(given):
+        return equal_numbers(gold, given)
+    equal = None if isinstance(gold, Symbol) or isinstance(given, Symbol) else _equal_formulas(gold, given)
+    return _by_math_verify(gold, given, set_relations) if equal is None else equal
+
+
+def _answers(gold: Any, given: Any) -> tuple[Any, Any]:
+    """Both without the `x =` that only one of them has."""
+    from math_verify.grader import is_assignment_relation, is_equation, take_last_relation
+    from sympy import Eq, Symbol
+
+    if is_equation(given) and not is_equation(gold):
+        last = take_last_relation(given)
+        turned = isinstance(given, Eq) and isinstance(last.rhs, Symbol) and is_number(last.lhs)
+        return gold, last.lhs if turned else last.rhs
+    if is_assignment_relation(gold) and not is_equation(given):
+        return take_last_relation(gold).rhs, given
+    return gold, given
+
+
+def _same_parts(gold: Any, given: Any, set_relations: bool) -> bool:
+    """Sets, tuples, intervals and matrices, part by part."""
+    from sympy import FiniteSet, Interval, MatrixBase, Tuple, Union
+
+    if isinstance(gold, Interval) and isinstance(given, Interval):
+        sides = gold.left_open == given.left_open and gold.right_open == given.right_open
+        return sides and _same(gold.start, given.start, set_relations) and _same(gold.end, given.end, set_relations)
+    if isinstance(gold, MatrixBase) and isinstance(given, MatrixBase):
+        return gold.shape == given.shape and _in_order(gold.flat(), given.flat(), set_relations)
+    if isinstance(gold, Union) and isinstance(given, Union) and _in_any_order(gold.args, given.args, set_relations):
+        return True
+    mine, yours = _parts(gold), _parts(given)
+    if mine is not None and yours is not None:
+        unordered = isinstance(gold, FiniteSet)
+        return _in_any_order(mine, yours, set_relations) if unordered else _in_order(mine, yours, set_relations)
+    if isinstance(gold, Tuple) or isinstance(given, (Tuple, MatrixBase)) or isinstance(gold, MatrixBase):
+        return False
+    return _by_math_verify(gold, given, set_relations)
+
+
+def _parts(form: Any) -> tuple[Any, ...] | None:
+    """The parts of a tuple, a list, a column, or of `(1,2)`, which reads as an interval. None when there are none."""
+    from sympy import FiniteSet, Interval, MatrixBase, Set, Tuple
+
+    if isinstance(form, Interval):
+        return (form.start, form.end) if form.left_open and form.right_open else None
+    if isinstance(form, MatrixBase):
+        return tuple(form.flat()) if 1 in form.shape else None
+    if isinstance(form, FiniteSet):
+        return tuple(getattr(form, "_unsorted_args", form.args))
+    return None if isinstance(form, Set) else form.args if isinstance(form, Tuple) else (form,)
+
+
+def _in_order(mine: Any, yours: Any, set_relations: bool) -> bool:
+    return len(mine) == len(yours) and all(_same_percent(a, b, set_relations) for a, b in zip(mine, yours, strict=True))
+
+
+def _in_any_order(mine: Any, yours: Any, set_relations: bool) -> bool:
+    left = list(yours)
+    if len(mine) != len(left):
+        return False
+    for part in mine:
+        match = next((i for i, other in enumerate(left) if _same_percent(part, other, set_relations)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
+
+
+def _same_equation(gold: Any, given: Any) -> bool:
+    """Whether one equation is the other one times a number: `y = 2x + 1` and `2x - y + 1 = 0`."""
+    left, right = gold.lhs - gold.rhs, given.lhs - given.rhs
+    if left.free_symbols != right.free_symbols or not left.free_symbols:
+        return False
+    ratios = [a / b for a, b in values(left, right) if abs(b) > 1e-12]
+    return len(ratios) >= 4 and all(abs(ratio - ratios[0]) <= 1e-15 * abs(ratios[0]) for ratio in ratios) and ratios[0] != 0
+
+
+def _is_simple(*equations: Any) -> bool:
+    """Whether math-verify solves the equations in a moment: polynomials or their quotients of low degree, sets, tuples."""
+    from sympy import Expr, Poly, PolynomialError, numer, together
+
+    for equation in equations:
+        if not (isinstance(equation.lhs, Expr) and isinstance(equation.rhs, Expr)):
+            continue
+        left = equation.lhs - equation.rhs
+        try:
+            if len(left.free_symbols) > 3 or Poly(numer(together(left)), *left.free_symbols).total_degree() > 4:
+                return False
+        except PolynomialError:
+            return False
+    return True
+
+
+def _equal_formulas(gold: Any, given: Any) -> bool | None:
+    """Whether two formulas have the same values at several points. None when that does not decide it.
+
+    Formulas that differ where all variables are positive are different. Those that agree there and differ elsewhere, such as
+    sqrt(ab) and sqrt(a) sqrt(b), are left to algebra.
+    """
+    from sympy import Expr, Float
+
+    if not (isinstance(gold, Expr) and isinstance(given, Expr)):
+        return None
+    exact = not (gold.has(Float) or given.has(Float))
+
+    def agree(a: Any, b: Any) -> bool:
+        return bool(abs(a - b) <= (1e-25 if exact else 1e-6) * max(abs(a), abs(b), 1e-30))
+
+    positive = [agree(a, b) for a, b in values(gold, given)]
+    if len(positive) < 3:
+        return None
+    if not all(positive):
+        return False if not any(positive) else None
+    return True if all(agree(a, b) for a, b in values(gold, given, -1)) else None
+
+
+def _by_math_verify(gold: Any, given: Any, set_relations: bool) -> bool:
+    from math_verify import verify
+
+    check_size(gold), check_size(given)
+    return bool(verify([gold], [given], timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=set_relations))

@@ -1,0 +1,43 @@
+"""Who is named to the person who waits: engines that are silent, load or are at one step, and no engine that works."""
+
+from dataclasses import replace
+
+from actors.member import EngineStatus, PoolStatus
+from actors.pool_watch import words
+from pipeline import config
+
+CALM = EngineStatus("rollout-1", "serving", 7, 2, 10, 0, 900.0, 1.0, 100, 5.0)
+
+
+def told(*engines, gone=()):
+    status = PoolStatus(list(engines), 0, 1, 1, 1, list(gone), 0.0, 0.0)
+    return dict(words(status, config.Pool(), "engines.rollout"))
+
+
+def test_an_engine_that_works_or_was_silent_for_a_moment_is_not_named():
+    assert told(CALM, replace(CALM, silent_s=29.0, step_s=29.0)) == {}
+
+
+def test_a_silent_engine_is_named_with_what_will_happen():
+    [text] = told(replace(CALM, silent_s=31.0)).values()
+    assert text == "engines.rollout: no sign of life from engine rollout-1 for 31 s. It is replaced after 60 s."
+
+
+def test_a_long_step_is_told_as_such_since_it_may_compile():
+    [text] = told(replace(CALM, step_s=45.0)).values()
+    assert "has been at one step for 45 s. A first step may compile. It is replaced after 600 s." in text
+
+
+def test_loading_is_told_only_where_nobody_serves():
+    loading = replace(CALM, state="loading", seconds=34.0)
+    assert told(loading) == {
+        "engines.rollout loading": "engines.rollout: engine rollout-1 has been loading for 34 s. A first start may compile."
+    }
+    assert told(loading, CALM) == {}
+    assert "has waited 34 s for a place" in next(iter(told(replace(loading, pid=0)).values()))
+
+
+def test_an_engine_that_was_replaced_for_its_silence_is_told_and_one_that_was_killed_is_not():
+    gone = [("rollout-1", "gave no sign of life for 60 s", 1.0), ("rollout-2", "The actor died", 2.0)]
+    [text] = told(CALM, gone=gone).values()
+    assert text.startswith("engines.rollout: engine rollout-1 gave no sign of life for 60 s and is replaced.")

@@ -1,0 +1,174 @@
+"""Workers import the driver's packages, whatever the current folder holds; other code is named and ends the run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors import cluster
+from actors.dispatcher import Dispatcher
+from actors.member import EngineActor
+from pipeline.config import Pool
+from pipeline.errors import UserError
+from pipeline.fit import code, versions
+from pipeline.training import worker
+
+ROOT = Path(__file__).parents[2]
+RIVAL = "raise RuntimeError('the rival was imported')\n"
+SMALL = (
+    *("rounds=1", "rollout.prompts_per_round=2", "rollout.prompts_per_shard=2", "rollout.group_size=2"),
+    *("evaluation.problems=0", "grade.advantage=running", "train.batch_traces=4", "train.warmup_steps=0", "grade.verifier=math"),
+)
+# a worker of a run that was started in a folder full of rivals: what it imports, its entropy hook, and what listens meanwhile
+PROBE = """
+import json, os, sys
+from jobs.terminal import QUIET
+os.environ.update(QUIET)
+from jobs import opened
+opened._stay_at_home(None)
+from actors import cluster
+from pipeline.fit import code
+cluster.connect(None)
+cluster.check_nodes()
+import psutil, ray
+
+@ray.remote
+def look():
+    import multiprocessing, os
+    from pipeline.fit import code
+    os.environ["EGRSD_EXACT_ENTROPY"] = "1"
+    from vllm.plugins import load_general_plugins
+    load_general_plugins()
+    from vllm.v1.sample.sampler import Sampler
+    with multiprocessing.get_context("spawn").Pool(1) as children:
+        child = children.apply(code.look)
+    return os.getcwd(), code.look(), child, Sampler.gather_logprobs.__globals__["__file__"]
+
+place, found, child, hook = ray.get(look.remote())
+family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+listening = sorted({c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == "LISTEN"})
+words = [word for p in family for word in p.cmdline()]
+session = os.stat(os.path.dirname(ray._private.worker._global_node.get_temp_dir_path())).st_mode & 0o777
+print("FOUND", json.dumps({"here": code.here(), "place": place, "found": found, "child": child, "hook": hook, "words": words,
+                           "listening": listening, "session": session}))
+"""
+
+
+def run(folder, script, *arguments):
+    """A script that lies elsewhere, as a console script does, run in `folder` with this code on its path."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.engine
+def test_workers_their_children_and_the_entropy_hook_are_the_drivers_and_listen_on_loopback(tmp_path):
+    """The current folder has bare folders and a whole rival: Ray alone would put it first on its workers' path."""
+    for name in ("pipeline", "jobs"):
+        (tmp_path / "home" / name).mkdir(parents=True)
+    (tmp_path / "home" / "actors").mkdir()
+    (tmp_path / "home" / "actors" / "__init__.py").write_text(RIVAL)
+    (tmp_path / "probe.py").write_text(PROBE)
+    done = run(tmp_path / "home", tmp_path / "probe.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.partition("FOUND ")[2].splitlines()[0])
+    assert found["place"] == str(tmp_path / "home")  # relative paths mean the same as for the driver
+    assert found["found"]["hashes"] == found["child"]["hashes"] == found["here"]["hashes"] == code.here()["hashes"]
+    assert found["found"]["folders"] == found["child"]["folders"] == {name: str(ROOT / name) for name in code.PACKAGES}
+    assert found["hook"] == str(ROOT / "actors" / "exact_entropy.py")
+    assert set(found["listening"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert found["session"] == 0o700
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert not [word for word in found["words"] if token.read_text() in word]
+
+
+@pytest.mark.timeout(600)
+def test_a_run_beside_rivals_ends_and_its_code_stands_in_run_json(tmp_path):
+    home = tmp_path / "home"
+    for name in code.PACKAGES:
+        (home / name).mkdir(parents=True)
+        (home / name / "__init__.py").write_text(RIVAL)
+    done = run(home, ROOT / "tests/chaos/driver.py", str(home / "run"), "local", "0", "0", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((home / "run/run.json").read_text())["versions"]["fingerprint"] == code.fingerprint()
+    token = (home / ".ray/auth_token").read_text()
+    assert token not in done.stdout + done.stderr
+    assert not [path for path in (home / "run").rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """This process is a worker of a driver with another schedule.py and a file more."""
+    theirs = {**code.here()["hashes"], "pipeline/rounds/schedule.py": "00000000", "jobs/fresh.py": "11111111"}
+    monkeypatch.setenv(code.CODE, json.dumps(theirs))
+    return r"imports other code than the driver, from .*: jobs/fresh\.py, pipeline/rounds/schedule\.py differ\. Install"
+
+
+def test_every_kind_of_worker_refuses_other_code(elsewhere):
+    with pytest.raises(UserError, match=elsewhere):
+        EngineActor().load(None, None, None, None)
+    with pytest.raises(UserError, match=elsewhere):
+        worker.train_loop({})
+    dispatcher = Dispatcher("rollout", Pool(), 4, ())
+    assert isinstance(dispatcher._failure, UserError)
+
+
+def test_a_data_task_that_has_other_code_says_so_in_its_item(elsewhere):
+    from pipeline.rounds.schedule import _bring_item_up_to_date
+
+    told = _bring_item_up_to_date(None, "grade", None, False, {"error": None, "indices": [], "shard": "0000"})
+    assert told["error"][0] == "UserError"
+    assert "jobs/fresh.py" in told["error"][1]
+
+
+def test_a_worker_of_the_same_code_and_a_process_without_driver_go_on(monkeypatch):
+    code.check()
+    monkeypatch.setenv(code.CODE, code.environment()[code.CODE])
+    code.check()
+
+
+def nodes(monkeypatch, *found):
+    """A cluster of nodes of which each has (hashes, versions, role, GPUs)."""
+    listed, looked = [], {}
+    for number, (hashes, builds, role, gpus) in enumerate(found):
+        node = {"NodeID": f"n{number}", "NodeManagerAddress": f"10.0.0.{number}", "Labels": {"egrsd-role": role}}
+        listed.append({**node, "Alive": True, "Resources": {"GPU": gpus}})
+        looked[f"n{number}"] = {"host": "h", "folders": {"jobs": "/opt/jobs"}, "hashes": hashes, "versions": builds}
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
+    monkeypatch.setattr(cluster, "_look_at", lambda _: looked)
+
+
+def test_a_node_with_other_code_is_named_with_its_folder_and_files(monkeypatch):
+    same = code.here()["hashes"]
+    nodes(monkeypatch, (same, {}, "", 0), ({**same, "actors/pool.py": "0"}, {}, "", 0))
+    with pytest.raises(UserError, match=r"node 10\.0\.0\.1 \(h\): imports other code .* from /opt: actors/pool\.py"):
+        cluster.check_nodes()
+
+
+def test_nodes_of_one_role_have_the_same_builds_and_a_head_may_have_others(monkeypatch):
+    same = code.here()["hashes"]
+    head, gpu = (same, {"torch": "2.13+cpu"}, "head", 0), (same, {"torch": "2.14", "vllm": "0.33"}, "rollout", 8)
+    nodes(monkeypatch, head, gpu, gpu)
+    cluster.check_nodes()
+    nodes(monkeypatch, head, gpu, (same, {"torch": "2.14", "vllm": "0.32"}, "rollout", 8))
+    with pytest.raises(UserError, match=r"10\.0\.0\.2 \(h\): has vllm 0\.32, node 10\.0\.0\.1 \(h\) of the same role 0\.33"):
+        cluster.check_nodes()
+
+
+def test_packages_from_two_folders_are_refused(monkeypatch):
+    mixed = {**code.here(), "folders": {"pipeline": "/a/pipeline", "actors": "/b/actors", "jobs": "/b/jobs"}}
+    monkeypatch.setattr(code, "look", lambda: mixed)
+    with pytest.raises(UserError, match="pipeline from /a/pipeline, actors from /b/actors"):
+        code.here.__wrapped__()
+
+
+def test_changed_code_is_told_on_resume_and_old_runs_say_nothing():
+    assert versions.changed_code({"versions": {"python": "3.11.7"}}) == ""
+    assert versions.changed_code({"versions": {"fingerprint": code.fingerprint()}}) == ""
+    told = versions.changed_code({"versions": {"fingerprint": "0123456789abcdef", "code": "v1"}})
+    assert told.startswith("the code has changed since the last command on this run: it was v1 0123456789abcdef, now ")

@@ -1,0 +1,90 @@
+"""What `submit` sends: the product, and what the settings name, from inside the folder."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs import parcel
+from jobs.parcel import collect
+from pipeline.errors import SettingError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with a package, settings, data, a model and a place outside it."""
+    folder = tmp_path / "project"
+    for name in ("jobs/run.py", "data/a.parquet", "data/b.parquet", "models/m/config.json", "held.jsonl", "notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    (folder / "mine.yaml").write_text("source: {uri: data/*.parquet}\nevaluation: {source: {uri: held.jsonl}}\n")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "private.jsonl").write_text("{}")
+    return folder
+
+
+def test_the_project_itself_goes_whole_and_alone():
+    own = {
+        path.relative_to(ROOT).as_posix()
+        for package in parcel.PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+    }
+    assert set(collect(ROOT, {"recipe": "demo"}, ()).files) == own | {"pyproject.toml"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({}, set()),
+        ({"config": "mine.yaml"}, {"mine.yaml", "data/a.parquet", "data/b.parquet", "held.jsonl"}),
+        ({"recipe": "demo", "config": "mine.yaml", "set": ["model.path=models/m"]}, {"mine.yaml", "models/m/config.json"}),
+        ({"set": ["source.uri=data"]}, {"data/a.parquet", "data/b.parquet"}),
+        ({"source": ["held=held.jsonl"]}, {"held.jsonl"}),
+        ({"set": ["source.uri=/every/node/x.jsonl", "model.path=Qwen/Qwen3-8B"]}, set()),
+    ],
+)
+def test_what_the_options_name_goes(project, asked, named):
+    sent = set(collect(project, asked, ()).files)
+    assert named <= sent
+    assert "notes.txt" not in sent
+    if "recipe" not in asked:
+        assert sent == named | {"jobs/run.py"}
+
+
+@pytest.mark.parametrize("name", ["data/link.parquet", "data/folder", "jobs/link.py"])
+def test_a_link_that_leads_out_of_the_folder_is_refused(project, name):
+    target = project.parent / "outside"
+    (project / name).symlink_to(target if name.endswith("folder") else target / "private.jsonl")
+    with pytest.raises(SettingError, match=rf"{name}.*: leads out of the folder that is sent, to .*outside"):
+        collect(project, {"set": ["source.uri=data"]}, ())
+
+
+@pytest.mark.parametrize(
+    ("asked", "include", "message"),
+    [
+        ({"config": "yours.yaml"}, (), "no such file in the folder that is sent"),
+        ({"set": ["source.uri=lost.jsonl"]}, (), "'lost.jsonl' is not in the folder"),
+        ({"set": ["source.uri=../outside/private.jsonl"]}, (), "leads out of the folder"),
+        ({"recipe": "demo", "set": ["label.gama=1"]}, (), "label.gama"),
+        ({}, ("nothing",), "'nothing' is not in the folder"),
+        ({}, ("/etc/hosts",), "is not in the folder"),
+    ],
+)
+def test_what_cannot_be_sent_is_told_before_anything_is(project, asked, include, message):
+    with pytest.raises(SettingError, match=message):
+        collect(project, asked, include)
+
+
+def test_a_parcel_that_ray_would_refuse_names_its_largest_files(project, monkeypatch):
+    monkeypatch.setattr(parcel, "MOST_BYTES", 5000)
+    (project / "held.jsonl").write_bytes(b"x" * 6000)
+    with pytest.raises(SettingError, match=r"more than Ray takes \(5 KiB\): held.jsonl \(6 KiB\)"):
+        collect(project, {}, ("held.jsonl",))
+
+
+def test_a_secret_is_sent_only_by_its_own_name(project):
+    (project / "models/m/api_key.json").write_text("k")
+    assert collect(project, {}, ("models/m",)).kept == ["models/m/api_key.json"]
+    assert "models/m/api_key.json" in collect(project, {}, ("models/m/api_key.json",)).files

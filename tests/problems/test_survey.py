@@ -1,0 +1,51 @@
+"""What a source holds is counted and said before a run starts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Source
+from pipeline.errors import SourceError
+from pipeline.problems.sources import ProblemSet, open_source
+from pipeline.problems.survey import compared, survey
+
+CONTROLS = re.compile("<eos>|<bos>")
+
+
+def opened(path: Path, problems: list[str], answer: str | None = "1", **settings) -> ProblemSet:
+    """A source of these problems."""
+    rows = [{"problem": problem, "solution": "s", "answer": answer} for problem in problems]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return open_source(Source(uri=str(path), **settings))
+
+
+def test_control_tokens_and_rows_that_cannot_be_used_are_counted(tmp_path):
+    found = survey(opened(tmp_path / "a.jsonl", ["1<eos>", "<bos><eos>", "2", ""]), CONTROLS)
+    said = found.notes()
+    assert said[0].endswith("1 of 4 rows cannot be used: 1 (column 'problem' is empty)")
+    assert said[1].endswith("2 of 4 rows spell control tokens, read as text: 2 <eos>, 1 <bos>")
+    found.check()
+
+
+def test_a_source_of_which_no_row_can_be_used_is_refused(tmp_path):
+    found = survey(opened(tmp_path / "a.jsonl", ["1", "2"], answer=None), None)
+    with pytest.raises(SourceError, match="none of its 2 rows can be used: column 'answer' is empty"):
+        found.check()
+
+
+def test_rows_beyond_the_cap_are_said(tmp_path):
+    assert opened(tmp_path / "a.jsonl", ["1", "2"]).cautions() == []
+    [said] = opened(tmp_path / "a.jsonl", ["1", "2", "3"], size=2).cautions()
+    assert said.endswith("the first 2 of 3 rows are used: set its size to 3 for all of them")
+
+
+def test_held_out_problems_that_are_trained_on_are_counted(tmp_path):
+    training = survey(opened(tmp_path / "a.jsonl", ["One and  one?", "2+2", "3"]), None)
+    held_out = survey(opened(tmp_path / "b.jsonl", ["one and one? ", "2+2", "4"]), None, most=3)
+    assert [text.split(": ", 1)[1].split(" of ")[0] for text in compared(training, held_out)][1] == "2"
+    assert compared(training, held_out)[0].startswith(f"note: training problems are from {training.uri}, held-out problems from")
+    assert compared(training, survey(opened(tmp_path / "a.jsonl", ["5"]), None)) == []

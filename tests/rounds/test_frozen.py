@@ -1,0 +1,82 @@
+"""Data tasks that have stopped: they use no processor time. Busy, idle, traced and starved ones are left alone."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+
+import psutil
+import pytest
+from waiting import until
+
+from pipeline import notices
+from pipeline.rounds import frozen
+from pipeline.rounds.frozen import Frozen, Watch
+
+A, B = ("here", 1, 0.5, True), ("here", 2, 0.5, True)
+
+
+def test_only_time_without_processor_time_counts():
+    state = Frozen()
+    for used in ({A: 1.0, B: 1.0}, {A: 1.0, B: 1.01}, {A: 1.0, B: 1.02}):
+        state.update(used, 5.0)
+    assert state.still == {A: 10.0}
+    state.update({A: 1.01, B: 1.03}, 5.0)
+    assert state.still == {}
+
+
+def test_a_process_that_runs_or_is_traced_is_alive_whatever_its_time():
+    state = Frozen()
+    for _ in range(3):
+        state.update({A: math.inf}, 60.0)
+    assert state.still == {}
+
+
+def test_another_process_with_the_same_number_begins_anew():
+    state = Frozen()
+    for place in (A, A, ("here", 1, 9.5, True)):
+        state.update({place: 1.0}, 60.0)
+    assert state.still == {}
+
+
+@pytest.fixture
+def worker():
+    """A process that has the title of a Ray worker and waits."""
+    process = subprocess.Popen(["ray::MapBatches(a_mark)", "600"], executable=shutil.which("sleep"))
+    until(lambda: any(place[3] for place in frozen.here("a_mark")), 60)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_stopped_process_is_seen_ended_and_told_of(worker):
+    [place] = [place for place in frozen.here("a_mark") if place[3]]
+    assert place[1] == worker.pid
+    assert not [place for place in frozen.here("another mark") if place[3]]
+    os.kill(worker.pid, signal.SIGSTOP)
+    said = []
+    with notices.shown(said.append), Watch("a_mark", 0.4, frozen.here, frozen.end_here):
+        assert worker.wait(30) == -signal.SIGKILL
+    assert f"a data task (process {worker.pid} on {place[0]}) did nothing for" in said[0]
+
+
+def test_a_process_that_has_changed_is_not_ended(worker):
+    [(machine, pid, created, _)] = [place for place in frozen.here("a_mark") if place[3]]
+    frozen.end_here((machine, pid, created - 1, True), "a_mark")
+    assert psutil.Process(pid).is_running()
+
+
+def test_a_look_that_fails_ends_nothing_and_is_tried_again():
+    looks, ended = [], []
+
+    def look(title):
+        looks.append(title)
+        if len(looks) < 3:
+            raise OSError("the cluster is ending")
+        return {A: 1.0}
+
+    with Watch("a_mark", 0.2, look, lambda place, title: ended.append(place)):
+        until(lambda: ended, 30)
+    assert ended[0] == A
+    assert len(looks) >= 3

@@ -1,0 +1,84 @@
+"""A source that changes during a run is noticed: by `distill` before anything is paid, and by `status` without reading it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Source
+from pipeline.errors import SourceError
+from pipeline.overrides import resolve
+from pipeline.problems.sources import open_source
+from pipeline.recipes import demo
+from pipeline.rounds import origin
+from pipeline.rounds.plan import Plan, write_plan
+from pipeline.store.directory import Store
+
+
+def write(path: Path, answers: list[str]) -> None:
+    rows = [{"problem": f"p{place}", "solution": "s", "answer": answer} for place, answer in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def made(tmp_path):
+    """(store, run, file of the source) of a run whose sources are kept."""
+    file = tmp_path / "a.jsonl"
+    write(file, ["1", "2"])
+    run = resolve(demo(), [f"source.uri={file}", "evaluation.problems=0"])
+    store = Store(str(tmp_path / "run"))
+    origin.keep(store, {"source": open_source(run.source)})
+    return store, run, file
+
+
+def test_a_source_as_it_was_is_passed_over(made):
+    store, run, _ = made
+    assert origin.look(store, run) == []
+    assert origin.refuse_changes(store, {"source": open_source(run.source)}, accept=False) == []
+
+
+def test_a_changed_source_is_refused_until_it_is_accepted(made):
+    store, run, file = made
+    write(file, ["1", "3", "4"])
+    opened = {"source": open_source(run.source)}
+    with pytest.raises(SourceError, match=r"has other rows than those the run was made with \(2 rows before, 3 now\).*--accept"):
+        origin.refuse_changes(store, opened, accept=False)
+    assert len(origin.look(store, run)) == 1
+    [said] = origin.refuse_changes(store, opened, accept=True)
+    assert said.startswith("note: source ")
+    origin.keep(store, opened)
+    assert origin.look(store, run) == origin.changes(store, opened) == []
+
+
+def test_a_file_with_a_new_time_and_the_same_rows_is_the_same(made):
+    store, run, file = made
+    os.utime(file, (1, 1))
+    assert origin.look(store, run) == []
+
+
+def test_a_file_that_went_is_told(made):
+    store, run, file = made
+    file.unlink()
+    [said] = origin.look(store, run)
+    assert "cannot be read any more" in said
+
+
+def test_other_settings_of_a_source_are_another_matter(made):
+    store, run, _ = made
+    assert origin.changes(store, {"source": open_source(Source(uri=run.source.uri, size=1))}) == []
+
+
+def test_a_run_without_the_file_is_compared_by_its_plans(made):
+    store, run, _ = made
+    store.delete(origin.SOURCES)
+    opened = {"source": open_source(run.source)}
+    assert origin.changes(store, opened) == []
+    write_plan(store, "rounds", 0, Plan(0, {"0000": [0]}))
+    assert origin.changes(store, opened) == []  # a plan of an early version tells no source
+    write_plan(store, "rounds", 1, Plan(0, {"0000": [0]}, opened["source"].fingerprint))
+    assert origin.changes(store, opened) == []
+    write_plan(store, "rounds", 2, Plan(0, {"0000": [0]}, "another"))
+    assert len(origin.changes(store, opened)) == 1

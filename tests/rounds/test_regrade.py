@@ -1,0 +1,75 @@
+"""Stored verdicts are graded again and compared, and nothing on the disk changes."""
+
+from __future__ import annotations
+
+import tarfile
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from pipeline.overrides import resolve
+from pipeline.rounds.regrade import regrade
+from pipeline.rounds.round import open_round
+from pipeline.stages.verifier import Grader, grader_of
+from pipeline.store.directory import Store
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A stored run of November 2026."""
+    folder = tmp_path_factory.mktemp("stored")
+    with tarfile.open(Path(__file__).parents[1] / "stored_run/group.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "group"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_verdicts_of_a_stored_demo_stay(folder):
+    store = Store(str(folder))
+    work = open_round(store, store.load_run(), "rounds", 0)
+    shards = list(regrade(work, grader_of(work.run)))
+    assert sum(shard.rows for shard in shards) == 16
+    assert not any(shard.changes for shard in shards)
+
+
+def test_a_grader_that_reads_answers_otherwise_changes_verdicts_and_they_are_told(folder):
+    store = Store(str(folder))
+    work = open_round(store, store.load_run(), "rounds", 0)
+    with closing(Grader("exact", r"(nothing)#")) as blind:
+        changes = [change for shard in regrade(work, blind) for change in shard.changes]
+    assert changes
+    assert {change.new for change in changes} == {"unparsable"}
+    assert {change.old for change in changes} <= {"correct", "wrong"}
+
+
+def test_the_command_shows_the_changes_and_writes_nothing(folder, capfd):
+    before = content(folder)
+    same = CliRunner().invoke(app, ["stage", "grade", "--run", str(folder), "--diff"])
+    assert same.exit_code == 0, same.output
+    assert "0 of 32 stored verdicts would change." in capfd.readouterr().out
+    other = ["stage", "grade", "--run", str(folder), "--round", "0", "--diff", "--set", "grade.answer_pattern=(nothing)"]
+    told = CliRunner().invoke(app, other)
+    assert told.exit_code == 0, told.output
+    assert "correct -> unparsable" in capfd.readouterr().out
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["stage", "score", "--diff"], "has no verdicts"), (["stage", "grade"], "Missing option '--round'")]
+)
+def test_what_cannot_be_compared_is_refused(folder, arguments, said, capfd):
+    refused = CliRunner().invoke(app, [*arguments, "--run", str(folder)])
+    assert refused.exit_code == 2
+    assert said in refused.output + "".join(capfd.readouterr())
+
+
+def test_settings_that_grading_does_not_read_are_refused(folder):
+    refused = CliRunner().invoke(app, ["stage", "grade", "--run", str(folder), "--diff", "--set", "label.gamma=0.5"])
+    assert refused.exit_code == 2
+    assert resolve(Store(str(folder)).load_run(), []) == Store(str(folder)).load_run()

@@ -1,0 +1,36 @@
+"""References that mathematics cannot read are told before anything runs, and a shard counts where the verifier gave up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.config import Grade, Run, Source
+from pipeline.errors import SourceError
+from pipeline.problems.sources import open_source
+from pipeline.stages.grade import check_references
+
+
+def opened(tmp_path, answers, **grade):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"problem": "p", "solution": "s", "answer": a}) + "\n" for a in answers))
+    run = Run(name="x", source=Source(uri=str(path)), grade=Grade(**grade))
+    return open_source(run.source), run
+
+
+def test_references_that_cannot_be_read_are_told_with_an_example(tmp_path):
+    note = check_references(*opened(tmp_path, ["5", r"x+\oint", r"\frac{1}{2}", "even"]))
+    assert "1 of its first 4 reference answers" in note
+    assert "row 1:" in note
+    assert "grade.verifier=exact" in note
+
+
+def test_references_that_can_be_read_need_no_note(tmp_path):
+    assert check_references(*opened(tmp_path, ["5", r"\frac{1}{2}", r"\{x \mid x > 1\}", "Monday", "#### 1,200"])) is None
+    assert check_references(*opened(tmp_path, [r"x+\oint", "5"], verifier="exact")) is None
+
+
+def test_a_source_without_one_reference_that_can_be_read_is_refused(tmp_path):
+    with pytest.raises(SourceError, match="none of its first 2 reference answers"):
+        check_references(*opened(tmp_path, [r"x+\oint", r"\oint y"]))

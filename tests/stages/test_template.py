@@ -1,0 +1,62 @@
+"""Chat templates that loop, grow or fail are a named error in bounded time; others render what transformers renders."""
+
+import threading
+
+import pytest
+
+from pipeline.errors import ModelError
+from pipeline.stages import template
+from pipeline.stages.chat import student_prompt
+
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in messages %}{% endfor %}{% endfor %}{% endfor %}"
+DOUBLED = "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
+SQUARED = "{% set n = namespace(s=7) %}{% for i in range(80) %}{% set n.s = n.s * n.s %}{% endfor %}"
+
+
+@pytest.fixture
+def hostile(chatml, monkeypatch):
+    """A tokenizer whose chat template is replaced, and little time and memory."""
+    monkeypatch.setattr(template, "MOST_CPU_S", 0.5)
+    monkeypatch.setattr(template, "MOST_BYTES", 256 * 2**20)
+
+    def with_template(text):
+        monkeypatch.setattr(chatml, "chat_template", text)
+        return chatml
+
+    return with_template
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NESTED, "needs more than 0.5 s for one prompt"),
+        (SQUARED, "needs more than 0.5 s for one prompt"),
+        ("{{ 'a' * 10**10 }}", r"line 1 uses the operator \*\*"),
+        ("{{ 10 ** 10 ** 10 }}", r"line 1 uses the operator \*\*"),
+        ("{{ 'a' * 10000000000 }}", "needs more than 256 MiB for one prompt"),
+        (DOUBLED, "needs more than .* for one prompt"),
+        ("{{ 'x' | center(9000000) }}", "makes 9000000 characters of one prompt"),
+        ("{% for a in range(1000000000) %}{% endfor %}", r"fails \(OverflowError"),
+        ("{% include 'other' %}", r"fails \(TypeError"),
+        ("{{ messages.__class__.__mro__ }}", "refuses the prompt"),
+        ("{{ raise_exception('no system message') }}", "refuses the prompt: no system message"),
+        ("{{ 1 / 0 }}", r"fails \(ZeroDivisionError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", r"fails \(RecursionError"),
+        ("{% if %}", "refuses the prompt"),
+    ],
+)
+def test_a_template_that_cannot_be_trusted_is_a_named_error(hostile, text, message):
+    with pytest.raises(ModelError, match=message):
+        student_prompt(hostile(text), "2+2?")
+    assert threading.active_count() < 50
+    assert student_prompt(hostile("{{ messages[0].content }}"), "2+2?")  # the bounds are gone
+
+
+def test_the_ids_are_those_of_transformers_itself(chatml):
+    messages = [{"role": "user", "content": "2+2?"}]
+    plain = chatml.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, enable_thinking=True)
+    assert student_prompt(chatml, "2+2?") == list(plain)
+
+
+def test_stars_in_a_template_are_no_power(hostile):
+    assert student_prompt(hostile("**{{ messages[0].content }}**{% generation %}{% endgeneration %}"), "2+2?")
