@@ -1,4 +1,4 @@
-"""`egrsd stage grade --diff --run URI`: which stored verdicts the grader of now would change. It writes nothing, without engines."""
+"""`egrsd stage grade --diff --run URI`: which stored verdicts the grader of now would change. It writes nothing."""
 
 from __future__ import annotations
 
