@@ -141,7 +141,7 @@ def session_folder() -> str | None:
 def _asking() -> Callable[[], str | None]:
     """A question to the cluster: whether it answers, and whether it still knows this driver's node. None when all is well."""
     context = ray.get_runtime_context()
-    address, node = context.gcs_address, bytes.fromhex(context.get_node_id())
+    address, node = context.gcs_address, ray.NodeID.from_hex(context.get_node_id())  # Ray crashes on bytes
     client = GcsClient(address=address)
 
     def ask() -> str | None:
