@@ -223,6 +223,9 @@ class Keeper:
                     free(open_folder(uri), os.getpid())
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
+            latest = Path(folder).with_name("session_latest")  # Ray's link to the last of its folders
+            if latest.is_symlink() and not latest.exists():
+                latest.unlink(missing_ok=True)
 
 
 def end_descendants() -> None:

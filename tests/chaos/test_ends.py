@@ -196,7 +196,8 @@ def test_a_run_that_is_moved_ends_the_command_and_is_not_made_anew(start, uri):
     assert AGAIN in line
     assert not Path(uri).exists()
     moved.rename(uri)
-    (Path(uri) / "lease.json").unlink()  # it moved with the folder: its process is gone
+    (Path(uri) / "lease.json").unlink()  # these moved with the folder; the next command would take them over
+    shutil.rmtree(Path(uri) / ".tmp")
     assert command.left() == []
 
 
