@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,9 @@ from ray import cloudpickle
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors import resources
+from actors import resources, watch
 from pipeline.config import Run
-from pipeline.errors import EgrsdError, ResourceError, UserError
+from pipeline.errors import ClusterError, EgrsdError, ResourceError, UserError
 from pipeline.fit import code, machine
 from pipeline.fit.machine import Facts, Line
 from pipeline.store.directory import Store
@@ -29,6 +31,7 @@ from pipeline.store.private import private_folder
 
 REACH_S = 60.0
 PROBE_S = 120.0
+ROOM_BYTES = 64 << 20  # of temporary files of a Ray that starts here
 LOCAL_CPUS = 8  # logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
 ROLE = "egrsd-role"  # the label of a node in cluster.yaml: head, rollout or train
 _TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
@@ -37,16 +40,24 @@ _NODE_TYPE = "ray.io/node-group"  # Ray's autoscalers give this label to the nod
 log = logging.getLogger(__name__)
 
 
-def connect(address: str | None, environment: Mapping[str, str] | None = None) -> None:
+def is_local(address: str | None) -> bool:
+    """Whether a verb with this `--address` starts a Ray of its own on this machine."""
+    return (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
+
+
+def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS. Without either, start one here that ends with this process.
 
     Every worker process gets the variables of `environment`. A cluster on this machine has LOCAL_CPUS logical CPUs, because
-    engines, ranks and data tasks take turns on the real cores. Raises UserError when no cluster answers.
+    engines, ranks and data tasks take turns on the real cores. Returns False when this process had joined one before. Raises
+    UserError when no cluster answers, or when a cluster cannot start here.
     """
     if ray.is_initialized():
-        return
+        return False
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_answers(target)
+    if target != "local":
+        offer_token()
     try:
         ray.init(
             address=target,
@@ -56,8 +67,56 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
             job_config=_Job(),
             **(_local_options() if target == "local" else {}),
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _not_joined(error, target) from error
+    except Exception as error:  # Ray raises a bare Exception when a part of it starts too slowly
+        if target == "local":
+            raise _not_started(error) from error
+        if isinstance(error, (ConnectionError, ValueError, RuntimeError)):
+            raise _not_joined(error, target) from error
+        raise
+    return True
+
+
+def check_folders() -> None:
+    """Raise UserError for a folder of this machine that a Ray of our own could not use: the temporary one, or the home.
+
+    Ray itself would say that no cluster answers.
+    """
+    variable, folder = watch.temporary_folder()
+    remedy = f"Free some space there, or set {variable} to a folder that takes files"
+    _check_takes_files(f"{variable} {folder}", folder, remedy)
+    free = shutil.disk_usage(folder).free
+    if free < ROOM_BYTES:
+        what = f"no space left: {free >> 20} MiB are free, and Ray's temporary files need {ROOM_BYTES >> 20} MiB"
+        raise UserError(what, f"{variable} {folder}", remedy)
+    home = Path.home()
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not named and not (home / ".ray" / "auth_token").exists():
+        remedy = "Ray keeps its token in .ray/auth_token there. Set HOME to a folder that takes files, or set RAY_AUTH_TOKEN"
+        _check_takes_files(f"HOME {home}", str(home), remedy)
+
+
+def _check_takes_files(where: str, folder: str, remedy: str) -> None:
+    """Raise UserError when a folder takes no file."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        raise UserError(f"cannot write there ({error.strerror})", where, remedy) from error
+
+
+def _not_started(error: Exception) -> UserError | ClusterError:
+    """The error for a Ray that did not start on this machine: it names a full folder where there is one."""
+    if (full := watch.full_folder()) is not None:
+        return full
+    what = f"Ray did not start on this machine ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+    return ClusterError(what, "", "Run the same command again; a crowded machine may have been too slow. --debug shows more")
+
+
+def offer_token() -> None:
+    """Turn on Ray's token mode when there is a token, so that a driver sends it. Ray reads the mode when it joins."""
+    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if named or (Path.home() / ".ray" / "auth_token").is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _local_options() -> dict[str, Any]:

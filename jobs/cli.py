@@ -1,12 +1,20 @@
-"""The command line. This module imports only Typer, so that `--help` answers at once; a verb loads what it needs."""
+"""The command line. This module imports only Typer, so that `--help` answers at once; a verb loads what it needs.
+
+A verb that uses Ray works in a child process of its keeper.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+from jobs.keeper import keep
 
 
 class Once(TyperCommand):
@@ -58,6 +66,7 @@ def distill(
     debug: Debug = False,
 ) -> None:
     """Run or resume rounds: roll out, grade, score, label, train. Nothing happens when all is done."""
+    keep()
     from jobs.distill import distill as job
     from jobs.settle import Choices
 
@@ -77,6 +86,8 @@ def stage(
     debug: Debug = False,
 ) -> None:
     """Bring one stage of one round up to date; --set changes the settings of that stage."""
+    if not diff:
+        keep()
     from jobs.regrade import show_changes
     from jobs.stage import Redo, run_stage
 
@@ -99,6 +110,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train on committed rounds, without engines."""
+    keep()
     from jobs.train import Target, train_committed
 
     train_committed(run, from_round, set or [], address, debug, Target(replace, out))
@@ -115,6 +127,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Accuracy and length of policies with intervals, on benchmarks or any problems. Only missing traces are generated."""
+    keep()
     from jobs.evaluate import Options
     from jobs.evaluate import evaluate as job
 
@@ -136,6 +149,7 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Train objectives x seeds from one base, and say which differences in accuracy and length are beyond noise."""
+    keep()
     from jobs.compare import Options
     from jobs.compare import compare as job
 
@@ -166,6 +180,7 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Check machine, versions, model, memory and store before a run. The exit code is 1 when a check fails."""
+    keep()
     from jobs.doctor import doctor as job
 
     job(recipe, run, address, debug)
@@ -264,8 +279,16 @@ def submit(
 
 
 def main() -> None:
-    """Entry point of `egrsd` and `python -m jobs`."""
-    sys.exit(app())
+    """Entry point of `egrsd` and `python -m jobs`. Output that cannot be written, such as that of --help, ends with code 1."""
+    try:
+        sys.exit(app())
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python has not written yet
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: cannot write standard output ({error.strerror})\n".encode())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], ou
     store, run = compared.folder(key), compared.runs[key]
     compared.share(key)
     sources = open_sources(run)
-    with holding_for(store) as holding, open_screen(out) as screen:
+    with holding_for(out, store) as holding, open_screen(out) as screen:
         store.save_run(run, versions())
         origin.keep(store, sources.opened)
         Driver(store, run, sources, engines, worker.start, screen).bring_to_end(Remaining.of(store, run), holding)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from jobs import keeper
 from jobs.terminal import QUIET, Session
 from pipeline import notices
 from pipeline.config import Run
 from pipeline.fit.versions import changed_code
 from pipeline.store import lease
 from pipeline.store.directory import Store
+from pipeline.store.private import private_folder
 
 if TYPE_CHECKING:
     from actors.resources import Demand
@@ -54,14 +57,23 @@ def hold_run(out: Session, uri: str) -> Held:
 
 def hold(out: Session, store: Store) -> lease.Lease:
     """The lease of a folder until the verb ends. Raises UserError that names the command which holds it."""
-    return out.exits.enter_context(holding_for(store))
+    return out.exits.enter_context(holding_for(out, store))
 
 
 @contextlib.contextmanager
-def holding_for(store: Store) -> Iterator[lease.Lease]:
-    """The lease of a folder for the length of a block. Raises UserError that names the command which holds it."""
-    with lease.held(store) as holding:
-        yield holding
+def holding_for(out: Session, store: Store) -> Iterator[lease.Lease]:
+    """The lease of a folder for the length of a block. Raises UserError that names the command which holds it.
+
+    The verb ends when the folder has gone. A keeper frees the lease when this process ends without doing so.
+    """
+    out.held.append(store)
+    keeper.tell(holds=store.uri)
+    try:
+        with lease.held(store, pid=keeper.main_pid(), on_gone=out.end) as holding:
+            yield holding
+    finally:
+        keeper.tell(frees=store.uri)
+        out.held.remove(store)
 
 
 def start(out: Session, store: Store, address: str | None, asked: Sequence[Demand] = (), held: Store | None = None) -> None:
@@ -81,11 +93,32 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
     if line := changed_code(store.read_json("run.json")):
         out.say(line)
     names = (*QUIET, "EGRSD_DEBUG")
-    cluster.connect(address, {name: os.environ[name] for name in names if name in os.environ})
+    join(out, address, {name: os.environ[name] for name in names if name in os.environ})
     cluster.check_nodes()
     cluster.check_reach(held or store)
     if lacking := cluster.check_room(list(asked)):
         out.say(f"the cluster's autoscaler is asked for nodes: {lacking}.")
+
+
+def join(out: Session, address: str | None, environment: dict[str, str]) -> None:
+    """Join the cluster, watch it while the verb works, and leave it at the end. A keeper removes what lies in temporary folders.
+
+    Raises UserError when no cluster answers, and when a folder that Ray needs on this machine takes no files.
+    """
+    from actors import cluster, watch
+
+    if cluster.is_local(address):
+        cluster.check_folders()
+        if keeper.is_kept():
+            environment["TMPDIR"] = tempfile.mkdtemp(prefix="run-", dir=private_folder())
+            keeper.tell(folder=environment["TMPDIR"])
+    joined = cluster.connect(address, environment)
+    out.listen()  # Ray has taken SIGTERM
+    if joined and keeper.is_kept():
+        if (folder := watch.session_folder()) is not None and not out.debug:
+            keeper.tell(folder=folder)
+        out.exits.callback(watch.leave)
+        out.exits.enter_context(watch.watching(out.say, out.end, lambda: out.asked is not None))
 
 
 def _stay_at_home(address: str | None) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline.errors import EgrsdError
+from jobs import keeper
+from pipeline.errors import GONE, EgrsdError, StoreError
 
 if TYPE_CHECKING:
     from pipeline.store.directory import Store
@@ -36,6 +41,46 @@ QUIET = {
 log = logging.getLogger("egrsd")
 
 
+class Interrupted(KeyboardInterrupt):
+    """The command was asked to end by the signal `number`: Ctrl-C, SIGTERM or SIGHUP."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
+class OutputError(Exception):
+    """Standard output cannot be written to. The exit code is that of SIGPIPE when its reader has gone, as after `| head`."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot write standard output ({error.strerror})")
+        self.exit_code = 128 + signal.SIGPIPE if error.errno == errno.EPIPE else 1
+
+
+class Output(io.TextIOWrapper):
+    """Standard output. Once it cannot be written to, the main thread gets OutputError once, and the rest goes nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__(io.FileIO(os.dup(1), "w"), encoding="utf-8", errors="backslashreplace", write_through=True)
+        self._loss: OutputError | None = None
+        self._raised = False
+
+    def write(self, text: str) -> int:
+        """Write text at once. Raises OutputError."""
+        if self._loss is None:
+            try:
+                return super().write(text)
+            except OSError as error:
+                self._loss = OutputError(error)
+        if not self._raised and threading.current_thread() is threading.main_thread():
+            self._raised = True
+            raise self._loss
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing, since nothing is kept back."""
+
+
 @dataclass
 class Session:
     """The terminal of one verb. After `log_to`, all output that does not go through `console` goes to `log_path`."""
@@ -45,11 +90,15 @@ class Session:
     exits: contextlib.ExitStack
     log_path: Path | None = None
     log_uri: str | None = None  # the log's place in the run; an object store has it once the verb has ended
+    asked: int | None = None  # the signal that asked the verb to end
+    held: list[Store] = field(default_factory=list)  # folders whose lease the verb has
+    errors_fd: int = 2  # standard error, also while that goes to the log
+    _lost: EgrsdError | None = None
     _said: list[str] = field(default_factory=list)  # lines from before there was a log
 
     def say(self, text: str) -> None:
         """Print one line and log it. Markup and control characters, which data may hold, are shown and have no effect."""
-        self.console.print(escape(_printable(text)), highlight=False, soft_wrap=True)
+        self.console.print(escape(printable(text)), highlight=False, soft_wrap=True)
         if self.log_path is None:
             self._said.append(text)
         log.info(text)
@@ -66,10 +115,39 @@ class Session:
         else:
             store.write(name, b"")
             self.log_path = store.local_root / name
+        keeper.tell(log=str(self.log_path), at=self.log_uri)
         self.exits.enter_context(divert_output(self.log_path))
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
         for text in self._said:  # the log tells what the person at the terminal read, from the first line on
             log.info(text)
+
+    def listen(self) -> None:
+        """Let the signals that end a command raise Interrupted. Ray takes SIGTERM for itself: call this after its start too."""
+        if threading.current_thread() is threading.main_thread():
+            for number in keeper.SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._on_signal)
+
+    def end(self, error: EgrsdError) -> None:
+        """End the verb with an error that a thread has found. What works may hang, so a keeper ends it from outside."""
+        log.error("%s", error)
+        if keeper.is_kept():
+            code = 128 + self.asked if self.asked is not None else error.exit_code
+            keeper.tell(lost=_with_command(str(error)), code=code)
+        elif signal.getsignal(signal.SIGTERM) == self._on_signal:
+            self._lost = error
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        """Raise once. A keeper counts the signals, and ends the verb at the second one; without it the next one does."""
+        if self._lost is not None:
+            error, self._lost = self._lost, None
+            raise error
+        if self.asked is None:
+            self.asked = number
+            if not keeper.is_kept():
+                signal.signal(number, signal.SIG_DFL)
+            raise Interrupted(signal.Signals(number))
 
 
 @contextlib.contextmanager
@@ -85,43 +163,95 @@ def session(debug: bool) -> Iterator[Session]:
         logging.basicConfig(level=logging.INFO, force=True)
     else:
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)
-    console = Console(file=os.fdopen(os.dup(1), "w", buffering=1), soft_wrap=True, emoji=False)
-    with _closing(console, debug) as exits:
-        out = Session(console, debug, exits)
+    before = {number: signal.getsignal(number) for number in keeper.SIGNALS}
+    with _closing(Console(file=Output(), soft_wrap=True, emoji=False), debug) as out:
+        out.exits.callback(_unlisten, before)
+        out.listen()
         try:
             yield out
-        except EgrsdError as error:
-            _fail(out, str(error), error.exit_code)
-        except KeyboardInterrupt:
-            _fail(out, "Interrupted. The same command goes on where this one stopped", 130)
+            keeper.tell(told=0)
         except SystemExit:
             raise
-        except BaseException as error:  # an error of our own: one line here, its traceback in the log
-            _fail(out, f"Internal error ({type(error).__name__}): {error}. Run again with --debug", 1)
+        except BaseException as error:
+            _fail(out, error)
 
 
 @contextlib.contextmanager
-def _closing(console: Console, debug: bool) -> Iterator[contextlib.ExitStack]:
-    """The exits of a verb, such as giving its lease back. An error in them is told like any other."""
+def _closing(console: Console, debug: bool) -> Iterator[Session]:
+    """A session with its exits, such as giving its lease back. An error in them is told like any other."""
+    out = None
     try:
         with contextlib.ExitStack() as exits:
-            yield exits
-    except EgrsdError as error:
-        if debug:
+            out = Session(console, debug, exits, errors_fd=os.dup(2))
+            exits.callback(os.close, out.errors_fd)
+            yield out
+    except (EgrsdError, OutputError, KeyboardInterrupt) as error:
+        if out is None:
             raise
-        console.print(f"[red]error:[/red] {escape(_printable(' '.join(str(error).split())))}", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
-
-
-def _fail(out: Session, message: str, code: int) -> None:
-    """Print an error in one line and exit with `code`; with `debug`, raise the error again."""
-    log.exception("the command failed")
-    if out.debug:
+        _fail(out, error)
+    except SystemExit as ended:
+        keeper.tell(told=ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise
-    line = _printable(" ".join(message.split()))
-    out.console.print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
-    if out.log_path is not None and code == 1:
-        out.console.print(f"log: {escape(str(out.log_uri))}", highlight=False, soft_wrap=True)
+
+
+def _unlisten(before: dict[signal.Signals, Any]) -> None:
+    """Handle signals as before a session."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ended(out: Session, error: BaseException) -> tuple[str, int]:
+    """What is said of an error, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        name = f"Interrupted ({number.name})"
+        return _with_command(name) if keeper.is_kept() else name, 128 + number
+    if isinstance(error, OutputError):
+        return str(error), error.exit_code
+    if (known := _known_loss(out, error)) is not None:
+        return _with_command(str(known)), known.exit_code
+    if isinstance(error, EgrsdError):
+        return str(error), error.exit_code
+    # an error of our own: one line here, its traceback in the log
+    return f"Internal error ({type(error).__name__}): {error}. Run again with --debug", 1
+
+
+def _known_loss(out: Session, error: BaseException) -> EgrsdError | None:
+    """What was lost, when that explains the error: the run's folder, the space of a folder, the cluster, or memory."""
+    for store in out.held:
+        if store.is_gone():
+            return StoreError(GONE, store.uri, "Bring it back")
+    if "ray" in sys.modules and not isinstance(error, EgrsdError):
+        from actors.watch import explain
+
+        return explain(error)
+    return None
+
+
+def _with_command(text: str) -> str:
+    """A text with the command that goes on after the error it tells."""
+    return f"{text.rstrip('.')}. {keeper.again()}"
+
+
+def _fail(out: Session, error: BaseException) -> NoReturn:
+    """Print an error in one line and exit with its code; with `debug`, raise it again."""
+    line, code = _ended(out, error)
+    log.error("the command failed", exc_info=error)
+    keeper.tell(told=code)
+    if out.debug and not isinstance(error, KeyboardInterrupt):
+        raise error
+    text = printable(" ".join(line.split()))
+    try:
+        if isinstance(error, OutputError):
+            raise error
+        out.console.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
+        if out.log_path is not None and code != 2:
+            out.console.print(f"log: {escape(str(out.log_uri))}", highlight=False, soft_wrap=True)
+    except OutputError as lost:
+        if lost.exit_code == 1:
+            with contextlib.suppress(OSError):
+                os.write(out.errors_fd, f"error: {text}\n".encode(errors="backslashreplace"))
     sys.exit(code)
 
 
@@ -130,7 +260,7 @@ def _upload(store: Store, name: str, log_path: Path) -> None:
     store.write(name, log_path.read_bytes())
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with control characters and direction marks as escapes, so that data cannot control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 
+GONE = "the run's folder has gone: it was moved, or its disk has left"
+
 
 class EgrsdError(Exception):
     """A failure that the project explains to its user. The command line ends with `exit_code`."""
@@ -48,6 +50,10 @@ class StoreError(EgrsdError):
 
 class ContractError(EgrsdError):
     """A stage wrote columns that break the contract. `where` is stage and column. It is a bug, not a user's mistake."""
+
+
+class ClusterError(EgrsdError):
+    """The Ray cluster was lost, or a part of it ran out of memory or space. The same command goes on."""
 
 
 class EngineError(EgrsdError):

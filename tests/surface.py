@@ -12,11 +12,13 @@ import sys
 import tomllib
 from json import dumps
 from pathlib import Path
+from signal import SIGKILL, SIGPIPE
 from typing import Any
 
 import typer.main
 
 from jobs.cli import app
+from jobs.keeper import SIGNALS
 from pipeline import contract, errors, recipes
 from pipeline.config import Run
 from pipeline.problems.benchmarks import BENCHMARKS
@@ -45,7 +47,8 @@ def surface() -> dict[str, Any]:
         },
         "metrics": {f"{writer}/{m.name}": f"{m.unit}; {m.reduction}" for writer, rows in METRICS.items() for m in rows},
         "benchmarks": {name: f"{found.hub} {found.split} {dumps(found.options)}" for name, found in BENCHMARKS.items()},
-        "exit_codes": {kind.__name__: kind.exit_code for kind in _family(errors.EgrsdError)},
+        "exit_codes": {kind.__name__: kind.exit_code for kind in _family(errors.EgrsdError)}
+        | {number.name: 128 + number for number in (*SIGNALS, SIGKILL, SIGPIPE)},
         "project": _project(),
         "environment": _environment(),
     }

@@ -79,6 +79,7 @@ class Store(Files):
         """Store the settings of the run and the versions of the software that it runs with."""
         config = run.model_dump(mode="json")
         self.write_json("run.json", {"config": config, "versions": versions, "config_digest": digest(config)})
+        self.begun = "run.json"
 
     def load_run(self) -> Run:
         """The settings of this run.
@@ -92,6 +93,7 @@ class Store(Files):
             )
         if document.config_digest is not None and digest(document.config) != document.config_digest:
             raise StoreError("config: was changed by hand, since config_digest differs", self.locate("run.json"), EDITED)
+        self.begun = "run.json"
         try:
             return load(document.config)
         except SettingError as error:
@@ -103,7 +105,9 @@ class Store(Files):
 
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return self.read_bytes("run.json") is not None
+        if found := self.read_bytes("run.json") is not None:
+            self.begun = "run.json"
+        return found
 
     # ---- shards ------------------------------------------------------------------------------------------------------
 

@@ -18,14 +18,14 @@ import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 from pyarrow import fs
 from pydantic import JsonValue, TypeAdapter
 
-from pipeline.errors import EgrsdError, StoreError, UserError
+from pipeline.errors import GONE, EgrsdError, StoreError, UserError
 from pipeline.store import owner
 from pipeline.store.documents import RESTORE, T, parse
 from pipeline.store.names import inside
@@ -47,6 +47,8 @@ class Files:
     Endpoint and credentials come from the environment or a profile, and never from the URI, since the URI is logged.
     """
 
+    begun: str | None = None  # a file that is there once the folder has a run; without it nothing is written any more
+
     def __init__(self, uri: str) -> None:
         if not uri.strip():
             raise UserError("the path is empty", "--run", "Name a folder or a URI")
@@ -57,8 +59,8 @@ class Files:
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"is no path ({error})", uri, "Name a folder or a URI") from error
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.uri,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.uri,), {"begun": self.begun}
 
     @cached_property
     def opened(self) -> tuple[fs.FileSystem, str]:
@@ -93,6 +95,7 @@ class Files:
         filesystem, root = self.opened
         with self._explained("cannot write", inside(path)):
             if self.local_root is not None:
+                self._check_there()
                 _write_local(self.local_root / path, self.local_root / SCRATCH, data)
             else:
                 with filesystem.open_output_stream(f"{root}/{path}") as stream:
@@ -167,6 +170,7 @@ class Files:
         """A local folder for unfinished files, on the disk of the run. None on an object store, which needs no such folder."""
         if self.local_root is None:
             return None
+        self._check_there()
         folder = self.local_root / SCRATCH
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -181,6 +185,15 @@ class Files:
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink(missing_ok=True)
+
+    def is_gone(self) -> bool:
+        """Whether a local folder that held a run does not any more: it was moved, or its disk has left."""
+        return self.begun is not None and self.local_root is not None and not (self.local_root / self.begun).exists()
+
+    def _check_there(self) -> None:
+        """Raise StoreError when the folder has gone. A write would make it anew, on another disk or beside the moved one."""
+        if self.is_gone():
+            raise StoreError(GONE, self.uri, "Bring it back, then run the same command again")
 
     @contextlib.contextmanager
     def _explained(self, what: str, path: str) -> Iterator[None]:

@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import uuid4
@@ -24,7 +24,7 @@ from uuid import uuid4
 import psutil
 from pydantic import Field
 
-from pipeline.errors import EgrsdError, StoreError, UserError
+from pipeline.errors import GONE, EgrsdError, StoreError, UserError
 from pipeline.store import owner
 from pipeline.store.directory import Store
 from pipeline.store.documents import Count, Document, Text
@@ -55,6 +55,8 @@ class Lease:
 
     store: Store
     token: str
+    pid: int = field(default_factory=os.getpid)
+    on_gone: Callable[[EgrsdError], None] | None = None
     stolen_by: str | None = None
     _end: threading.Event = field(default_factory=threading.Event)
 
@@ -71,28 +73,36 @@ class Lease:
                 if current is not None and current.token != self.token:
                     self.stolen_by = current.holder
                     return
+                if current is None and not self.store.names(""):  # a write would make the folder anew
+                    if self.on_gone is not None:
+                        self.on_gone(StoreError(GONE, self.store.uri, "Bring it back"))
+                    return
                 beats += 1
-                _write(self.store, self.token, beats)
+                _write(self.store, self, beats)
 
 
 @contextlib.contextmanager
-def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
+def held(
+    store: Store, ttl_s: float = TTL_S, pid: int | None = None, on_gone: Callable[[EgrsdError], None] | None = None
+) -> Iterator[Lease]:
     """Hold the run for the length of a block. A holder that is silent for `ttl_s` seconds counts as dead.
+
+    `pid` is the process that is named as holder, this one by default; while it lives the lease is alive. A thread calls
+    `on_gone` with the reason when the folder has gone during the block.
 
     Raises UserError, with the name of the holder, when another process works on the run.
     """
-    token = uuid4().hex
+    lease = Lease(store, uuid4().hex, pid or os.getpid(), on_gone)
     if (holder := living_holder(store, ttl_s)) is not None:
         raise UserError(f"{holder} is working on this run", store.uri, "Wait for it or stop it, then run the same command again")
     begun = time.monotonic()
-    _write(store, token, 0)
+    _write(store, lease, 0)
     time.sleep(max(SETTLE_S, 5 * (time.monotonic() - begun)))
     current = read_lease(store)
-    if current is None or current.token != token:
+    if current is None or current.token != lease.token:
         other = current.holder if current else "another driver"
         raise UserError(f"{other} has just started on this run", store.uri, "Wait for it or stop it")
     store.sweep()  # unfinished files of a driver that was killed, and of its workers
-    lease = Lease(store, token)
     thread = threading.Thread(target=lease._beat, name="egrsd-lease", daemon=True)
     thread.start()
     try:
@@ -101,9 +111,19 @@ def held(store: Store, ttl_s: float = TTL_S) -> Iterator[Lease]:
         lease._end.set()
         thread.join(BEAT_S)
         now = read_lease(store)
-        if now is not None and now.token == token:
+        if now is not None and now.token == lease.token:
             store.sweep()
             store.delete(LEASE)
+
+
+def free(store: Store, pid: int) -> None:
+    """Give back the lease of process `pid` of this machine, whose work has ended without doing so. Remove its requests."""
+    now = read_lease(store)
+    if now is not None and (now.host, now.pid) == (owner.host(), pid):
+        store.request_stop(False)
+        store.delete("control")
+        store.sweep()
+        store.delete(LEASE)
 
 
 def living_holder(store: Store, ttl_s: float) -> str | None:
@@ -127,7 +147,6 @@ def is_dead(lease: LeaseFile) -> bool:
     return lease.host == owner.host() and not psutil.pid_exists(lease.pid)
 
 
-def _write(store: Store, token: str, beats: int) -> None:
-    pid = os.getpid()
-    holder = f"process {pid} on {socket.gethostname()}"
-    store.write_json(LEASE, {"token": token, "holder": holder, "host": owner.host(), "pid": pid, "beats": beats})
+def _write(store: Store, lease: Lease, beats: int) -> None:
+    holder = f"process {lease.pid} on {socket.gethostname()}"
+    store.write_json(LEASE, {"token": lease.token, "holder": holder, "host": owner.host(), "pid": lease.pid, "beats": beats})

@@ -75,6 +75,7 @@ def start(store_uri: str, run: Run) -> Handle:
     request to stop was meant for another trainer, so it is removed.
     """
     store = Store(store_uri)
+    store.exists()  # from here on nothing is written when the run's folder has gone
     store.request_stop(False)
     return Handle(store, run)
 

@@ -10,14 +10,22 @@ from __future__ import annotations
 import sys
 from functools import partial
 
+from jobs.keeper import keep
+
 
 def main() -> None:
     """Run or resume the run."""
+    keep()
+    from actors import watch
     from actors.fakes import Behaviour, FakeEngine
     from jobs.distill import distill
     from jobs.settle import Choices
 
     uri, address, start_s, batch_s, *sets = sys.argv[1:]
+    for name in [name for name in sets if name.startswith("watch.")]:  # the patience of actors/watch.py, in seconds
+        sets.remove(name)
+        constant, value = name.removeprefix("watch.").split("=")
+        setattr(watch, constant, float(value))
     engine = partial(FakeEngine, behaviour=Behaviour(start_s=float(start_s), batch_s=float(batch_s)))
     distill(uri, Choices("demo", sets), address, engine_class=engine)
 

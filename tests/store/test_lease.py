@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from waiting import until
 
 from pipeline.errors import StoreError, UserError
+from pipeline.recipes import demo
 from pipeline.store import lease
 from pipeline.store.directory import Store
 
@@ -141,3 +143,29 @@ def test_a_driver_whose_lease_was_taken_notices(store, monkeypatch):
         with pytest.raises(StoreError, match="process 2 on far has taken over"):
             mine.check()
     assert store.read_json(lease.LEASE)["token"] == "y"
+
+
+def test_a_folder_that_has_gone_ends_its_holder_and_is_not_made_anew(store, monkeypatch, tmp_path):
+    monkeypatch.setattr(lease, "BEAT_S", 0.05)
+    told = []
+    with lease.held(store, on_gone=told.append):
+        store.save_run(demo(), {})
+        (tmp_path / "run").rename(tmp_path / "moved")
+        until(lambda: told, 30, "the holder is told")
+        for writer in (store, pickle.loads(pickle.dumps(store))):  # the driver, and a worker of a stage
+            with pytest.raises(StoreError, match="the run's folder has gone"):
+                writer.write("rounds/0000/plan.json", b"{}")
+            with pytest.raises(StoreError, match="the run's folder has gone"):
+                writer.scratch()
+    assert "the run's folder has gone" in told[0].what
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_lease_of_a_process_that_could_not_give_it_back_is_freed_and_no_other(store):
+    with lease.held(store):
+        lease.free(store, os.getpid() + 1)
+        assert store.read_json(lease.LEASE) is not None
+        store.request_stop()
+        lease.free(store, os.getpid())
+        assert store.read_json(lease.LEASE) is None
+        assert not store.stop_requested()
