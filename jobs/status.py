@@ -76,7 +76,7 @@ def _notes(inventory: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
     """Sentences on what is stale in a round."""
     work, notes = inventory.work, []
     if inventory.as_committed is False and work.store.has_policy(work.number + 1):
-        redo = f"`egrsd train --from-round {work.number}`"
+        redo = f"`egrsd train --from-round {work.number} --replace`"
         notes.append(f"stale: policy {work.number + 1} was trained on other shards of {work.area}; {redo}")
     return notes + [
         f"stale: {work.area} {name}, {count} of {len(work.shards)} shards ({reason})"

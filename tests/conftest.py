@@ -88,6 +88,12 @@ def chatml():
     return tokenizer
 
 
+@pytest.fixture(autouse=True)
+def no_keeper(monkeypatch):
+    """Verbs that a test calls in this process stay in it. Tests of the keeper start a process for each command."""
+    monkeypatch.setattr("jobs.cli.keep", lambda: None)
+
+
 @pytest.fixture
 def trained_here(monkeypatch):
     """Train rounds in this process instead of in Ray Train's ranks."""

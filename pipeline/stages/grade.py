@@ -23,7 +23,7 @@ def grade(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseli
 
 
 def graded_shard(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader, baseline: RunningBaseline | None) -> ShardResult:
-    """The shard of `grade`, and how often the verifier gave up on a row, as the fact `gave_up`.
+    """The shard of `grade`, and how often the verifier gave up on a row, as the fact `gave_up` when it did.
 
     `baseline` is the running reward state at the start of the round. None means the group estimator.
     """
@@ -50,7 +50,8 @@ def graded_shard(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader,
     )
     for row in draft.live():
         draft.values[row] |= {"reward": float(rewards[row]), "advantage": float(advantages[row])}
-    return ShardResult(draft.table(), {"gave_up": sum(verdict.gave_up for verdict in verdicts)})
+    gave_up = sum(verdict.gave_up for verdict in verdicts)
+    return ShardResult(draft.table(), {"gave_up": gave_up} if gave_up else {})
 
 
 def check_references(problems: ProblemSet, run: Run) -> str | None:

@@ -85,6 +85,9 @@ HOSTILE = {
 }
 
 
+TINY = {r"1.6\times10^{-19}", "e^{-20}"}
+
+
 @pytest.fixture(scope="module")
 def grader():
     with closing(Grader(deadline_s=30)) as grader:
@@ -104,6 +107,7 @@ def hostile() -> list[dict]:
         }
         for kind, form in HOSTILE.items()
         for place, gold in enumerate(GOLDS)
+        if not (kind == "a sum" and GOLDS[(place + 7) % len(GOLDS)] in TINY)  # equal within the tolerance
     ]
 
 
