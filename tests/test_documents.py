@@ -116,6 +116,16 @@ def test_the_tree_of_readme_is_the_tree():
     assert folders | modules <= set(shown)
 
 
+def test_every_test_that_is_named_exists():
+    """A name such as `::test_b` stands behind the `tests/file.py::test_a` whose file it shares."""
+    text, file, missing = (ROOT / "tests" / "README.md").read_text(), "", []
+    for path, name in re.findall(r"`((?:tests/[\w/]+\.py)?)::(test_\w+)", text):
+        file = path or file
+        if not (ROOT / file).exists() or f"def {name}(" not in (ROOT / file).read_text():
+            missing.append(f"{file}::{name}")
+    assert not missing
+
+
 def test_the_gate_is_where_readme_says():
     text = document("README.md").text
     for name in ("pipeline/method/objective.py", "pipeline/method/regimes.py"):
