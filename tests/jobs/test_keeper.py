@@ -78,7 +78,7 @@ def test_a_second_signal_ends_at_once_what_does_not_hear_the_first(kept, name, c
 
 
 def test_a_good_end_that_takes_too_long_is_cut_off_and_stays_good(kept):
-    code = "print('ready', flush=True)\nkeeper.tell(told=0)\ntime.sleep(60)"
+    code = "keeper.tell(told=0)\nprint('ready', flush=True)\ntime.sleep(60)"
     process, _ = kept("signal.signal(signal.SIGTERM, lambda *_: None)\n" + code, wait=True)
     process.terminate()
     process.send_signal(signal.SIGINT)
