@@ -65,7 +65,7 @@ def add_round(
     size, reasons = int(lengths.sum()), [("verifier_error" if i in (rejected or {}) else None) for i in range(rows)]
     live = np.array([reason is None for reason in reasons])
     ragged = _lists(lengths)
-    entropy = (rng.gamma(0.3, 1.0, size) * (rng.random(size) < 0.4)).astype(np.float32)
+    entropy = np.minimum(rng.gamma(0.3, 1.0, size) * (rng.random(size) < 0.4), 5.7).astype(np.float32)  # log 300 is the most
     teacher = -rng.exponential(0.4, size).astype(np.float32)
     student = np.minimum(teacher + rng.normal(0, 0.1, size).astype(np.float32), 0)
     ids = [f"{number:04d}{i:06d}{rng.integers(1 << 30):08x}" for i in range(rows)]
