@@ -113,9 +113,12 @@ def _not_started(error: Exception) -> UserError | ClusterError:
 
 
 def offer_token() -> None:
-    """Turn on Ray's token mode when there is a token, so that a driver sends it. Ray reads the mode when it joins."""
-    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if named or (Path.home() / ".ray" / "auth_token").is_file():
+    """Turn on Ray's token mode when the person has named a token, so that a driver sends it. Ray reads the mode when it joins.
+
+    The file ~/.ray/auth_token alone tells nothing: every local Ray makes one. A driver in token mode refuses the calls of a
+    cluster without tokens, which then takes it for dead.
+    """
+    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -165,7 +168,7 @@ def _not_joined(error: Exception, target: str) -> UserError:
         theirs, ours = (f"Ray {ray} and Python {python}" for ray, python in (versions[:2], versions[2:]))
         remedy = "Use the cluster's versions here, or `egrsd submit`, whose driver runs there"
         return UserError(f"the cluster has {theirs}, this driver {ours}", target, remedy)
-    remedy = "Check --address or RAY_ADDRESS, and that RAY_AUTH_TOKEN or the token file fits the cluster"
+    remedy = "Check --address or RAY_ADDRESS. For a cluster with a token set RAY_AUTH_MODE=token; the token must fit the cluster"
     return UserError(f"no Ray cluster answers ({' '.join(str(error).split())[:300]})", target, remedy)
 
 

@@ -52,7 +52,8 @@ def test_a_ray_that_does_not_start_here_is_not_a_cluster_that_does_not_answer(mo
         cluster.connect(None)
 
 
-def test_a_token_on_this_machine_is_offered_to_a_cluster_that_is_joined(home, monkeypatch):
+def test_a_token_that_a_person_names_is_offered_to_a_cluster_that_is_joined(home, monkeypatch):
+    """The file of an earlier local Ray is not: a driver in token mode cannot be called by a cluster without tokens."""
     modes = []
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", lambda **_: modes.append(cluster.os.environ.get("RAY_AUTH_MODE")))
@@ -61,5 +62,7 @@ def test_a_token_on_this_machine_is_offered_to_a_cluster_that_is_joined(home, mo
     (home / ".ray").mkdir()
     (home / ".ray" / "auth_token").write_text("x")
     cluster.connect("127.0.0.1:6379")
-    assert modes == [None, "token"]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    cluster.connect("127.0.0.1:6379")
+    assert modes == [None, None, "token"]
     monkeypatch.delenv("RAY_AUTH_MODE")

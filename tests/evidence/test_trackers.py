@@ -91,6 +91,11 @@ def mlflow_points(store, run=0):
     return {name: sorted((p.step, round(p.value, 6)) for p in history) for name, history in points.items()}
 
 
+def wandb_rows(store, least):
+    """At least so many rows, as soon as W&B's own process has written them: `finish` does not wait for it on a busy machine."""
+    return until(lambda: rows if len(rows := wandb_history(store)) >= least else None, 60, f"{least} rows in W&B's files")
+
+
 def wandb_history(store):
     """History rows of every offline file, from W&B's own format: LevelDB log blocks that hold protobuf records."""
     from wandb.proto import wandb_internal_pb2
@@ -134,7 +139,7 @@ def test_mlflow_reads_back_what_the_run_stored(store):
 
 def test_wandb_offline_reads_back_what_the_run_stored(store):
     feed(store, "wandb")
-    rows = wandb_history(store)
+    rows = wandb_rows(store, 6)
     assert [row["_step"] for row in rows] == list(range(6))
     found = [(row["train/step"], round(row["train/loss"], 6)) for row in rows if "train/loss" in row]
     assert found == EXPECTED["train/loss"]
@@ -146,7 +151,7 @@ def test_wandb_offline_reads_back_what_the_run_stored(store):
 
 def test_a_second_time_feeds_nothing(store):
     feed(store, "tensorboard", "mlflow", "wandb")
-    before = tensorboard_points(store), mlflow_points(store), wandb_history(store)
+    before = tensorboard_points(store), mlflow_points(store), wandb_rows(store, 6)
     feed(store, "tensorboard", "mlflow", "wandb")
     assert (tensorboard_points(store), mlflow_points(store), wandb_history(store)) == before
 
@@ -161,7 +166,7 @@ def test_a_driver_killed_before_it_could_remember_counts_nothing_twice(store):
     feed(store, "tensorboard", "mlflow", "wandb")
     assert tensorboard_points(store)["train/loss"] == EXPECTED["train/loss"]
     assert mlflow_points(store)["train/loss"] == EXPECTED["train/loss"]
-    rows = wandb_history(store)
+    rows = wandb_rows(store, 7)
     assert len({row["_run"] for row in rows}) == 1
     assert len({row["_step"] for row in rows}) == 6  # repeated rows carry the place they had: the server drops them
     by_place = {}
@@ -176,7 +181,7 @@ def test_later_rounds_follow_in_the_same_run(store):
     feed(store, "tensorboard", "mlflow", "wandb")
     assert [step for step, _ in tensorboard_points(store)["round/accuracy"]] == [0, 1, 2]
     assert [step for step, _ in mlflow_points(store)["round/accuracy"]] == [0, 1, 2]
-    rows = wandb_history(store)
+    rows = wandb_rows(store, 9)
     assert sorted(row["_step"] for row in rows) == list(range(9))
     assert len({row["_run"] for row in rows}) == 1
 
@@ -198,7 +203,7 @@ def test_rounds_trained_again_replace_points_or_begin_a_new_run(store):
     assert tensorboard_points(store)["round/accuracy"] == [(0, 0.5), (1, 0.9)]
     assert mlflow_points(store, 0)["round/accuracy"] == [(0, 0.5), (1, 0.6)]
     assert mlflow_points(store, 1)["round/accuracy"] == [(0, 0.5), (1, 0.9)]
-    assert len({row["_run"] for row in wandb_history(store)}) == 2
+    until(lambda: len({row["_run"] for row in wandb_history(store)}) == 2, 60, "two runs in W&B's files")
 
 
 def test_rounds_trained_again_while_a_sink_looks_on_are_seen(store):
@@ -340,7 +345,7 @@ def test_a_run_feeds_its_sinks_what_it_stores(finished):
     assert len(loss) == 2 * ROUNDS
     assert mlflow_points(finished)["train/loss"] == loss
     assert tensorboard_points(finished)["train/loss"] == loss
-    assert sorted(row["_step"] for row in wandb_history(finished)) == list(range(3 * ROUNDS))
+    assert sorted(row["_step"] for row in wandb_rows(finished, 3 * ROUNDS)) == list(range(3 * ROUNDS))
 
 
 def test_the_log_of_a_run_with_sinks_holds_no_key(finished):

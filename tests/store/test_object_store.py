@@ -125,7 +125,7 @@ def test_a_part_that_is_refused_leaves_nothing_to_see(store, s3):
 
 
 def test_a_policy_is_fetched_by_an_engine_and_published_whole(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(adapters.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"weights")
