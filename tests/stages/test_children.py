@@ -8,6 +8,7 @@ import threading
 from contextlib import closing, suppress
 from multiprocessing import active_children, forkserver
 
+import psutil
 import pytest
 from waiting import until
 
@@ -51,7 +52,9 @@ def asked(children: Children, questions: list[int]) -> list[Outcome]:
 
 def test_a_stopped_server_is_replaced_when_an_idle_child_was_killed(children):
     stopped = stop_server()
-    os.kill(children._idle[0].process.pid, signal.SIGKILL)
+    idle = children._idle[0].handle
+    idle.kill()
+    until(lambda: idle.status() == psutil.STATUS_ZOMBIE, what="the end of the child")
     assert asked(children, [2, 3]) == [Outcome(4), Outcome(6)]
     assert server() != stopped
 
