@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jobs.opened import open_run
 from jobs.tables import aligned
 from jobs.terminal import session
+from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.overrides import differences, resolve
+from pipeline.rounds.plan import read_plan
 from pipeline.rounds.regrade import Change, regrade
-from pipeline.rounds.round import open_round, open_rounds
+from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds
 from pipeline.stages import check_settings, find_stage
 from pipeline.stages.verifier import grader_of
+from pipeline.store.directory import Store
+from pipeline.store.names import EVALUATION_FOLDER
 
 _SHOWN_CHARS = 60
 
 
 def show_changes(uri: str, stage: str, number: int | None, sets: Sequence[str] = (), debug: bool = False) -> None:
-    """Grade the stored traces of a round, or of all rounds, and print the verdicts that would change.
+    """Grade the stored traces of a round, or of all rounds and evaluations, and print the verdicts that would change.
 
     Raises UserError for another stage than grade, for an unknown round, and for a setting that the stage does not read.
     """
@@ -29,24 +33,39 @@ def show_changes(uri: str, stage: str, number: int | None, sets: Sequence[str] =
         store, old = open_run(uri)
         run = resolve(old, list(sets))
         check_settings(find_stage(stage), (setting for setting, _, _ in differences(old, run)))
-        rounds = open_rounds(store, run) if number is None else [open_round(store, run, "rounds", number)]
+        works = _all_works(store, run) if number is None else [open_round(store, run, "rounds", number)]
         grader = grader_of(run)
-        rows, counts = 0, Counter[tuple[str, str]]()
+        rows, stale, counts = 0, 0, Counter[tuple[str, str]]()
         table = aligned("", "round", "problem", "gold", "answer's end", "stored", "now")
-        for work in rounds:
+        for work in works:
             for shard in regrade(work, grader):
-                rows += shard.rows
+                rows, stale = rows + shard.rows, stale + shard.stale
                 counts.update((change.old, change.new) for change in shard.changes)
                 for change in shard.changes:
-                    table.add_row(str(work.number), *_cells(change))
+                    table.add_row(str(work.number) if work.kind == "rounds" else work.area, *_cells(change))
         grader.close()
         if counts:
             out.console.print(table)
         out.say(f"{counts.total()} of {rows} stored verdicts would change{':' if counts else '.'}")
         for (before, after), count in counts.most_common():
             out.say(f"  {count} {before} -> {after}")
+        if number is None and (others := [name[0] for name in store.named("evals", EVALUATION_FOLDER)]):
+            out.say(f"Left out, because they have grading settings of their own: evals/{', evals/'.join(others)}.")
+        if stale:
+            out.say(f"{stale} shards were left out: their traces changed since they were graded. `egrsd status` tells which.")
         if counts:
             out.say("Nothing was changed. `egrsd stage grade --run URI --round N --force` grades a round again.")
+
+
+def _all_works(store: Store, run: Run) -> Iterator[Round]:
+    """All rounds, then all evaluations of the run's own held-out problems.
+
+    An evaluation on another source has grading settings of its own, and is left out.
+    """
+    yield from open_rounds(store, run)
+    for version in store.numbers("evals"):
+        if read_plan(store, "evals", version) is not None:
+            yield open_round(store, evaluation_run(run), "evals", version)
 
 
 def _cells(change: Change) -> tuple[str, ...]:

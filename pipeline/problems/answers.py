@@ -16,7 +16,7 @@ _BOXED = re.compile(r"(\\(?:boxed|fbox|framebox)\s*\{)|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+([^\s{}$\\]+)|\\boxed([^\s{}$\\a-zA-Z])")
 _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>|◁/think▷")
 _OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>|◁think▷")
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPEN_TAG, _CLOSE_TAG = "<answer>", "</answer>"
 _FINAL = re.compile(r"####[ \t]*([^\n]+)")
 _HEADING = re.compile(
     r"\**(?:step|part|case|solution|verif|check|conclu|approach|method|given|explan|final|summary|analy|calcul|answer\W*$)", re.I
@@ -32,7 +32,10 @@ _STATEMENT_END = re.compile(
     r"\.(?=\s|$|\*)|[!?](?=\s|$)|,?\s+(?:because|since|so that|as required|which is|where)\b|,\s*(?:not|but)\b|\s+I hope\b", re.I
 )
 _FORMULA = re.compile(
-    r"\$\$([^$]+)\$\$|(?<![\\\d])\$((?:\\\$|[^$\n])+)\$|\\\[((?:(?!\\\]).)+)\\\]|\\\(((?:(?!\\\)).)+)\\\)", re.DOTALL
+    r"\$\$([^$]+)\$\$|(?<![\\\d])\$((?:\\\$|[^$\n])+)\$"
+    # no formula begins inside another of its kind, and `\\[2pt]` begins none: so each text is read once
+    r"|(?<!\\)\\\[((?:[^\\]|\\[^\[\]])+)\\\]|(?<!\\)\\\(((?:[^\\]|\\[^()])+)\\\)",
+    re.DOTALL,
 )
 _MACRO_RUN = re.compile(
     r"[-+]?\d{0,12}\s{0,3}\\(?:[dtc]?frac|sqrt)(?:\[[^\]\n]{0,20}\])?(?:\{(?:[^{}\n]|\{[^{}\n]*\}){1,200}\}){1,2}"
@@ -70,7 +73,7 @@ _CHOICE = re.compile(
 _OPERATOR = re.compile(r"[=+*/^_,<>]|\\(?:approx|cdot|times|div|pm|cup|cap|to|in)(?![a-zA-Z])")
 _LETTER = re.compile(r"\(?([A-J])\)?[.:]?")
 _RELATION = re.compile(r"(?:\\neq|\\geq|\\leq|<|>)(?![a-zA-Z])")
-_LABEL = re.compile(r"(?:\\text\{([^{}]*)\}|((?:[A-Za-z]{2,} ?)+))\s*[=:]\s*(?=[^\s=])(.+)", re.DOTALL)
+_LABEL = re.compile(r"(?:\\text\{([^{}]*)\}|([A-Za-z]{2,}(?: [A-Za-z]{2,})* ?))\s*[=:]\s*(?=[^\s=])(.+)", re.DOTALL)
 _CONDITION = re.compile(r"[\s,;(]*(?:\\text\{\s*)?(?:,?\s*where|for (?:all|any|some|every|integers?)|with)\b.*$", re.DOTALL)
 _ONLY_WORDS = re.compile(r"[a-zA-Z]{4,}")
 _PUNCTUATION = re.compile(r"[.,;:!'\"]")
@@ -103,9 +106,9 @@ def final_answer(text: str, fallback: bool = True) -> str | None:
     without a mark gives itself when it is only an answer, else its last formula or number.
     """
     after = spoken_part(text)
-    if (tagged := _last(_TAGGED, after)) is not None and "\\boxed" not in after[tagged.end() :]:
-        inside = _last_boxes(tagged[1])
-        return (inside if inside is not None else tagged[1]).strip() or None
+    if (tagged := _last_tagged(after)) is not None:
+        inside = _last_boxes(tagged)
+        return (inside if inside is not None else tagged).strip() or None
     boxed = _last_boxes(after)
     if boxed is not None:
         return boxed.strip() or None
@@ -259,6 +262,14 @@ def _number_form(text: str) -> str:
 
 
 # ---- reading a response ------------------------------------------------------------------------------------------------
+
+
+def _last_tagged(text: str) -> str | None:
+    """The content of the last `<answer>...</answer>`. None without one, or when a box follows it. Takes one pass."""
+    start = end = after = -1
+    while (opened := text.find(_OPEN_TAG, after + 1)) >= 0 and (closed := text.find(_CLOSE_TAG, opened)) >= 0:
+        start, end, after = opened + len(_OPEN_TAG), closed, closed + len(_CLOSE_TAG) - 1
+    return None if start < 0 or text.find("\\boxed", after + 1) >= 0 else text[start:end]
 
 
 def _boxes(text: str) -> list[tuple[int, int, int, int]]:

@@ -1,7 +1,8 @@
 """Child processes that answer one question at a time, and that may be killed at any moment.
 
 A question may use a number of *processor* seconds; the kernel's profiling timer ends a child that uses more. So a loaded machine
-changes no result. A child whose processor time stands still for `stall_s` seconds, as a stopped process does, is replaced.
+changes no result. A child whose processor time stands still for `stall_s` seconds, as a stopped process does, is replaced. So is
+the server that starts the children and tells how they ended.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -20,6 +23,8 @@ import psutil
 
 STALL_S = 60.0  # a child that runs gets some processor time in every minute, also on a very busy machine
 _LOOK_S = 1.0  # seconds between two looks at the processor time of the children
+_UNKNOWN = 255  # the exit code that multiprocessing gives when the server died before it told one
+_STARTS = 2  # tries to start a child, each with a server of its own
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,8 @@ class Outcome:
     """What became of one question.
 
     reply: what the child sent last, None when it sent nothing. notes: what it sent before.
-    ended: "" when the child answered, "overran" when it used up its processor seconds, "stalled" when it was replaced because its
-    processor time stood still, else how its process died.
+    ended: "" when the child answered, "overran" when it used up its processor seconds, "stalled" when its processor time or that
+    of its server stood still, else how its process died.
     """
 
     reply: Any = None
@@ -37,22 +42,30 @@ class Outcome:
 
 
 @dataclass
+class _Clock:
+    """When the processor time of a process was last seen to move."""
+
+    cpu_s: float = -1.0
+    seen: float = field(default_factory=time.monotonic)
+
+    def stands_still(self, pid: int, stall_s: float) -> bool:
+        """Whether the processor time of process `pid` has stood still for `stall_s` seconds."""
+        cpu_s, now = _cpu_s(pid), time.monotonic()
+        if cpu_s != self.cpu_s:
+            self.cpu_s, self.seen = cpu_s, now
+        return now - self.seen > stall_s
+
+
+@dataclass
 class _Child:
     """One process, our end of its pipe, and the question that it works on."""
 
     process: Any
     pipe: Connection
+    handle: psutil.Process  # it can end the process also when the server is dead
     question: int | None = None
     notes: list[Any] = field(default_factory=list)
-    cpu_s: float = -1.0
-    seen: float = 0.0
-
-    def stalled(self, stall_s: float) -> bool:
-        """Whether the processor time of this child has stood still for `stall_s` seconds."""
-        cpu_s, now = _cpu_s(self.process.pid), time.monotonic()
-        if cpu_s != self.cpu_s:
-            self.cpu_s, self.seen = cpu_s, now
-        return now - self.seen > stall_s
+    clock: _Clock = field(default_factory=_Clock)
 
 
 class Children:
@@ -72,7 +85,7 @@ class Children:
     def close(self) -> None:
         """End all processes, also the busy and the stopped ones."""
         while self._idle or self._busy:
-            _kill((self._idle or self._busy).pop())
+            self._kill((self._idle or self._busy).pop())
 
     def ask(self, questions: Sequence[Any]) -> list[Outcome]:
         """The outcome of every question, in order. No question waits behind one that hangs while another child is free."""
@@ -80,8 +93,11 @@ class Children:
         waiting = list(range(len(questions) - 1, -1, -1))
         try:
             while len(outcomes) < len(questions):
-                while waiting and len(self._busy) < self._number:
-                    self._give(waiting.pop(), questions)
+                while waiting and len(self._busy) < self._number and self._give(waiting[-1], questions):
+                    waiting.pop()
+                if not self._busy:  # no child starts
+                    outcomes |= {number: Outcome(ended="stalled") for number in waiting}
+                    break
                 ready = set(wait([child.pipe for child in self._busy], _LOOK_S))
                 for child in list(self._busy):
                     outcome = self._hear(child) if child.pipe in ready else self._look(child)
@@ -94,34 +110,42 @@ class Children:
             raise
         return [outcomes[i] for i in range(len(questions))]
 
-    def _give(self, number: int, questions: Sequence[Any]) -> None:
-        """Hand a question to an idle child that still lives, or to a new one."""
-        while True:
-            child = self._idle.pop() if self._idle else self._start()
-            child.question, child.notes, child.seen, child.cpu_s = number, [], time.monotonic(), -1.0
+    def _give(self, number: int, questions: Sequence[Any]) -> bool:
+        """Hand a question to an idle child that still lives, or to a new one. False when no child starts."""
+        while (child := self._idle.pop() if self._idle else self._start()) is not None:
+            child.question, child.notes, child.clock = number, [], _Clock()
             try:
                 child.pipe.send(questions[number])
             except OSError:  # it died while it was idle
-                _kill(child)
+                self._kill(child)
                 continue
             self._busy.append(child)
-            return
+            return True
+        return False
 
-    def _start(self) -> _Child:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=self._work, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()
-        return _Child(process, ours)
+    def _start(self) -> _Child | None:
+        """A new child. None when two servers in a row stood still, or died."""
+        for _ in range(_STARTS):
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=self._work, args=(theirs,), daemon=True)
+            try:
+                with theirs, _watched_server(self._stall_s):
+                    process.start()
+                return _Child(process, ours, psutil.Process(process.pid))
+            except (EOFError, OSError, psutil.Error):
+                ours.close()
+        return None
 
     def _hear(self, child: _Child) -> Outcome | None:
         """The outcome when the child has answered or died, else None."""
         try:
             final, value = child.pipe.recv()
         except (EOFError, OSError):
-            child.process.join()
+            with _watched_server(self._stall_s):
+                child.process.join()
             code = child.process.exitcode
-            ended = "overran" if code == -signal.SIGPROF else f"died with exit code {code}"
+            known = {-signal.SIGPROF: "overran", _UNKNOWN: "stalled"}
+            ended = known.get(code, f"died with exit code {code}")
             return Outcome(None, tuple(child.notes), ended)
         if final:
             return Outcome(value, tuple(child.notes))
@@ -129,14 +153,22 @@ class Children:
         return None
 
     def _look(self, child: _Child) -> Outcome | None:
-        return Outcome(None, tuple(child.notes), "stalled") if child.stalled(self._stall_s) else None
+        stalled = child.clock.stands_still(child.process.pid, self._stall_s)
+        return Outcome(None, tuple(child.notes), "stalled") if stalled else None
 
     def _retire(self, child: _Child, outcome: Outcome) -> None:
         if outcome.ended:
-            _kill(child)
+            self._kill(child)
         else:
             child.question = None
             self._idle.append(child)
+
+    def _kill(self, child: _Child) -> None:
+        child.pipe.close()
+        with contextlib.suppress(psutil.Error):
+            child.handle.kill()
+        with _watched_server(self._stall_s):
+            child.process.join()
 
 
 def allow(processor_s: float) -> None:
@@ -174,7 +206,27 @@ def _cpu_s(pid: int) -> float:
     return float(times.user + times.system)
 
 
-def _kill(child: _Child) -> None:
-    child.pipe.close()
-    child.process.kill()
-    child.process.join()
+@contextlib.contextmanager
+def _watched_server(stall_s: float) -> Iterator[None]:
+    """Kill the server of the children when its processor time stands still for `stall_s` seconds while the block waits for it.
+
+    Whoever waits for a dead server gets an EOFError, an OSError or the exit code 255, and the next start makes a new server.
+    """
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch_server, args=(ended, stall_s), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+
+
+def _watch_server(ended: threading.Event, stall_s: float) -> None:
+    clock = _Clock()
+    while not ended.wait(min(_LOOK_S, stall_s)):
+        pid = getattr(forkserver._forkserver, "_forkserver_pid", None)  # type: ignore[attr-defined]  # no public name has it
+        if pid is not None and clock.stands_still(pid, stall_s):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing itself reaps it

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.problems.answers import compare_texts, final_answer, last_boxed, normal_form
+from pipeline.problems.answers import compare_texts, decide, final_answer, last_boxed, normal_form
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,42 @@ def test_a_normal_form_is_its_own(text):
 @given(st.text(alphabet=r"\boxed{} 1", max_size=80), st.integers(0, 99))
 def test_a_closing_box_is_found_after_anything_balanced(noise, number):
     assert last_boxed(noise.replace("\\", "") + f"\\boxed{{{number}}}") == str(number)
+
+
+UNITS = [r"\[", r"\(", r"\[\\[", "<answer>", "<answer>x</answer>", r"\boxed{1}", "$", "$a", r"\$", "answer: . "]
+UNITS += ["####", "1,", "?  ", "<think>"]
+HOSTILE = [(before, unit, after) for unit in UNITS for before in ("", "answer is 5", "x ") for after in ("", " 5", "\n.")]
+
+
+def processor_s(before: str, unit: str, after: str, chars: int) -> float:
+    started = time.thread_time()
+    final_answer(before + unit * (chars // len(unit)) + after)
+    return time.thread_time() - started
+
+
+def test_four_times_the_text_is_no_more_than_linear_work():
+    assert len(HOSTILE) >= 100
+    slow = [text for text in HOSTILE if (whole := processor_s(*text, 200_000)) > 0.5 and whole > 9 * processor_s(*text, 50_000)]
+    slow += [text for text in HOSTILE if (part := processor_s(*text, 19_000)) > 0.5 and part > 9 * processor_s(*text, 4_750)]
+    assert slow == []
+
+
+def test_a_long_word_and_a_label_of_words_are_read_in_one_way():
+    started = time.thread_time()
+    assert decide("ab" * 20 + "!", "5/2") is not True  # forty letters had 100 million ways to be words
+    assert time.thread_time() - started < 2
+    assert compare_texts("Total profit: 5", "5") is True
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (r"So \[ \begin{array} 1 \\[2pt] 2 \end{array} \]", r"\begin{array} 1 \\[2pt] 2 \end{array}"),
+        (r"So \(x\) or \[ x = 5 \]", "x = 5"),
+        ("<answer>1</answer> <answer>2</answer> <answer>", "2"),
+        (r"<answer>1</answer> \boxed{3}", "3"),
+        ("<answer>1<answer>2</answer>", "1<answer>2"),
+    ],
+)
+def test_delimiters_are_paired_in_one_pass(text, found):
+    assert final_answer(text) == found

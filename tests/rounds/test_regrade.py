@@ -7,12 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from in_process import brought, planned
 from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.overrides import resolve
-from pipeline.rounds.regrade import regrade
-from pipeline.rounds.round import open_round
+from pipeline.rounds.regrade import Regraded, regrade
+from pipeline.rounds.round import open_round, with_engines
 from pipeline.stages.verifier import Grader, grader_of
 from pipeline.store.directory import Store
 
@@ -52,7 +53,7 @@ def test_the_command_shows_the_changes_and_writes_nothing(folder, capfd):
     before = content(folder)
     same = CliRunner().invoke(app, ["stage", "grade", "--run", str(folder), "--diff"])
     assert same.exit_code == 0, same.output
-    assert "0 of 32 stored verdicts would change." in capfd.readouterr().out
+    assert "0 of 40 stored verdicts would change." in capfd.readouterr().out
     other = ["stage", "grade", "--run", str(folder), "--round", "0", "--diff", "--set", "grade.answer_pattern=(nothing)"]
     told = CliRunner().invoke(app, other)
     assert told.exit_code == 0, told.output
@@ -73,3 +74,12 @@ def test_settings_that_grading_does_not_read_are_refused(folder):
     refused = CliRunner().invoke(app, ["stage", "grade", "--run", str(folder), "--diff", "--set", "label.gamma=0.5"])
     assert refused.exit_code == 2
     assert resolve(Store(str(folder)).load_run(), []) == Store(str(folder)).load_run()
+
+
+def test_shards_whose_traces_were_made_again_are_left_out_and_counted(tmp_path):
+    work = planned(tmp_path)
+    brought(work)
+    again = with_engines(open_round(work.store, resolve(work.run, ["rollout.group_size=3"]), "rounds", 0), work.engines)
+    brought(again, "rollout", force=True)
+    shards = list(regrade(open_round(work.store, work.run, "rounds", 0), grader_of(work.run)))
+    assert shards == [Regraded(0, [], stale=True)] * 2

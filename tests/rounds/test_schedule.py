@@ -109,7 +109,7 @@ def _command(process):
 
 
 def test_an_error_in_a_task_arrives_as_it_was_raised(ray_local, tmp_path):
-    work = planned(tmp_path, "prompts.teacher='{problem} only'")
+    work = planned(tmp_path, "prompts.teacher={problem} only")
     with pytest.raises(SettingError, match=r"prompts\.teacher: lacks"):
         execute(work, MEASURE, open_source(work.run.source))
 

@@ -1,0 +1,81 @@
+"""The server that starts the children is stopped. Nothing waits for it without end, and every question has an outcome."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import closing, suppress
+from multiprocessing import active_children, forkserver
+
+import psutil
+import pytest
+from waiting import until
+
+from pipeline.stages.children import Children, Outcome, done
+
+
+def double(pipe) -> None:
+    """The loop of a child that doubles numbers."""
+    with suppress(EOFError):
+        while True:
+            done(pipe, 2 * pipe.recv())
+
+
+def server() -> int:
+    return forkserver._forkserver._forkserver_pid
+
+
+def stop_server() -> int:
+    with suppress(ProcessLookupError, TypeError):
+        os.kill(server(), signal.SIGSTOP)
+    return server()
+
+
+@pytest.fixture
+def children():
+    with closing(Children(double, 1, stall_s=5.0)) as children:
+        assert children.ask([1]) == [Outcome(2)]
+        yield children
+        with suppress(ProcessLookupError):
+            os.kill(server(), signal.SIGCONT)
+
+
+def asked(children: Children, questions: list[int]) -> list[Outcome]:
+    """The outcomes, asked for in a thread: a test that waits without end would tell nothing."""
+    found: list[Outcome] = []
+    thread = threading.Thread(target=lambda: found.extend(children.ask(questions)), daemon=True)
+    thread.start()
+    until(lambda: not thread.is_alive(), within=90, what="outcomes while the server is stopped")
+    return found
+
+
+def test_a_stopped_server_is_replaced_when_an_idle_child_was_killed(children):
+    stopped = stop_server()
+    idle = children._idle[0].handle
+    idle.kill()
+    until(lambda: idle.status() == psutil.STATUS_ZOMBIE, what="the end of the child")
+    assert asked(children, [2, 3]) == [Outcome(4), Outcome(6)]
+    assert server() != stopped
+
+
+def test_a_child_whose_end_no_server_tells_is_asked_again_by_the_caller(children):
+    child = children._idle[0].process
+    os.kill(child.pid, signal.SIGSTOP)
+    stop_server()
+    killer = threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL))
+    killer.start()
+    assert asked(children, [2]) == [Outcome(ended="stalled")]
+    killer.join()
+
+
+def test_servers_that_are_stopped_again_and_again_end_every_question(children):
+    over = threading.Event()
+    children._kill(children._idle.pop())
+    stopper = threading.Thread(target=lambda: [stop_server() for _ in iter(lambda: over.wait(0.01), True)], daemon=True)
+    stop_server()
+    stopper.start()
+    assert asked(children, [2, 3]) == [Outcome(ended="stalled")] * 2
+    over.set()
+    stopper.join()
+    assert not active_children()
