@@ -18,6 +18,7 @@ from pipeline.digest import digest
 from pipeline.errors import ContractError, EgrsdError, StoreError
 from pipeline.rounds.baseline import baselines, read_kept
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.origin import read_sources
 from pipeline.rounds.plan import Plan, read_plan
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import joined_round, read_shard
@@ -86,6 +87,8 @@ def prove(store: Store, run: Run) -> Proof:
         _prove_metrics(store)
     with proof.found():
         _prove_baselines(store, run)
+    with proof.found():
+        read_sources(store)
     return proof
 
 
