@@ -18,10 +18,9 @@ from pipeline import config
 from pipeline.digest import short
 from pipeline.errors import ModelError, StoreError
 from pipeline.store.files import Files
-from pipeline.store.folders import MANIFEST, POLICY_REMEDY, fetch_folder
+from pipeline.store.folders import ADAPTER, MANIFEST, POLICY_REMEDY, fetch_folder
 from pipeline.store.private import private_folder
 from pipeline.training import adapter
-from pipeline.training.adapter import ADAPTER
 
 _KEPT = 32  # copies of a run's policies that stay on a machine; engines hold fewer at once
 

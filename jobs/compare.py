@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from actors.pool import EnginePool
 
 
+ACCEPT = "Put the old file back, or use another --out"
+
+
 @dataclass(frozen=True)
 class Options:
     """The options of the command line. `recipe`, `sets` and `config` make the base run.
@@ -70,7 +73,7 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             for caution in cautions(compared.base, sources):
                 out.say(caution)
             for key in compared.runs:
-                origin.refuse_changes(compared.folder(key), sources.opened, accept=False)
+                origin.refuse_changes(compared.folder(key), sources.opened, accept=False, remedy=ACCEPT)
             trains = any(remaining[key].train for key in left)
             start(out, compared.store, address, demands_of(compared.base, needs_engines, trains))
         series, document = {name: Series() for name in compared.objectives}, {}

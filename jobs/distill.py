@@ -42,7 +42,7 @@ def distill(
             trackers.catch_up(store, run, out.say, holding)
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
             for text in origin.look(store, run):
-                out.say(f"stale: {text}.")
+                out.say(f"note: {text}.")
         else:
             sources = sources or checked_sources(run, out)
             for text in origin.refuse_changes(store, sources.opened, choices.accept_changes):

@@ -90,7 +90,8 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
 
     out.exits.enter_context(notices.shown(out.say))
     out.log_to(store)
-    if line := changed_code(store.read_json("run.json")):
+    recorded = store.run_file()
+    if recorded is not None and (line := changed_code(recorded.versions)):
         out.say(line)
     names = (*QUIET, "EGRSD_DEBUG")
     join(out, address, {name: os.environ[name] for name in names if name in os.environ})

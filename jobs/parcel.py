@@ -14,14 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jobs.settle import read_config
+from pipeline.config import Run
 from pipeline.errors import SettingError
 from pipeline.overrides import resolve
 from pipeline.recipes import recipe as named
+from pipeline.written import read_override
 
 PACKAGES = ("pipeline", "actors", "jobs")
+_PLACES = ("source.uri", "model.path", "evaluation.source.uri")  # settings that may name files of the folder
+_SECTIONS = tuple(sorted({name.partition(".")[0] for name in _PLACES}))
 MOST_BYTES = 100 * 2**20  # the job server of Ray 2.60 takes no larger request
 _SECRET = re.compile(
     r"^\.|^id_(rsa|dsa|ecdsa|ed25519)|^_netrc|^kubeconfig|~$|\.(pem|key|p12|pfx|p8|ppk|jks|kdbx|tfvars|tfstate|env|bak)(\.|$)"
@@ -116,14 +118,21 @@ def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if run.evaluation.source is not None:
             yield "evaluation.source.uri", run.evaluation.source.uri
         return
-    for section, key in (("source", "uri"), ("model", "path")):
-        for holder, prefix in ((document, ""), (document.get("evaluation") or {}, "evaluation.")):
-            if isinstance(inner := holder.get(section), dict) and isinstance(inner.get(key), str):
-                yield f"{prefix}{section}.{key}", inner[key]
+    places = dict(_places(document))
     for line in sets:
-        setting, _, text = line.partition("=")
-        if setting.endswith((".uri", ".path")) and isinstance(value := yaml.safe_load(text), str):
-            yield setting, value
+        if line.strip().startswith(_SECTIONS):  # a sweep writes several values of other settings in one line
+            places |= _places(read_override(Run, line))
+    yield from places.items()
+
+
+def _places(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, text) of every place of a source or a model in nested settings."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _places(value, f"{name}.")
+        elif name in _PLACES and isinstance(value, str):
+            yield name, value
 
 
 def _add_named(parcel: Parcel, folder: Path, option: str, text: str) -> None:

@@ -36,7 +36,7 @@ def show(uri: str, debug: bool) -> None:
             notes += _notes(inventory, stale)
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
-        changed = [f"stale: {text}" for text in origin.look(store, run)]
+        changed = [f"note: {text}." for text in origin.look(store, run)]
         for note in [*notes, *_stale_evaluations(store, run), *changed]:
             out.say(note)
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))

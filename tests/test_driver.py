@@ -13,6 +13,7 @@ from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import open_rounds
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
+from pipeline.store.folders import NEEDED
 from pipeline.store.lease import Lease
 
 SETS = [
@@ -69,7 +70,8 @@ def made(folder, *sets, engine=FakeEngine, **options):
     store.save_run(run, {})
     adapter = folder / "adapter"
     adapter.mkdir(exist_ok=True)
-    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
+    for name in NEEDED["policy"]:
+        (adapter / name).write_bytes(b"weights")
     trainer = Trainer(store, adapter, **options)
     pool = engine(run.model, run.engines.rollout, run.score)
     return Driver(store, run, open_sources(run), {"rollout": pool, "score": pool}, lambda *_: trainer, Screen()), trainer

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError, nearest
@@ -28,6 +29,7 @@ from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.stages import EVALUATION, MEASURE, STAGES
 from pipeline.store.directory import Store, area
+from pipeline.store.documents import Document, Text
 
 OBJECTIVES = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")
 # Each control changes one thing of the recipe's objective, which has to be egrsd or cl_egrsd.
@@ -42,6 +44,7 @@ COMPARE = "compare.json"
 MEASURES = ("accuracy", "length")
 OTHER_PROBLEMS = "was evaluated on other problems than the runs before it, and only equal problems are paired"
 REJECTED = "`reject_reason` in the shards of its evaluation says why. Correct the cause, then remove this run"
+_Figure = Annotated[float, Field(allow_inf_nan=True)]
 TEST = (
     "paired by seed and problem: t over seeds, S - 1 degrees of freedom, seeds and problems both random; "
     "beyond noise: p < 0.05 after Holm's correction over the comparisons of one measure"
@@ -200,6 +203,44 @@ class Series:
     accuracy: dict[int, np.ndarray] = field(default_factory=dict)
     length: dict[int, np.ndarray] = field(default_factory=dict)
     keys: list[tuple[str, int]] = field(default_factory=list)
+
+
+class Interval(Document):
+    """A figure with its 95 % interval. Early versions wrote NaN for a figure without a value."""
+
+    value: _Figure
+    low: _Figure
+    high: _Figure
+
+
+class ComparedPoint(Document):
+    """The evaluation of one run, or the mean of one objective, which has no seed of its own."""
+
+    objective: Text
+    seed: int | None = None
+    seeds: list[int] | None = None
+    accuracy: Interval
+    length: Interval
+
+
+class Difference(Interval):
+    """The difference of one objective from the baseline in one measure. p is None for one seed, which is not judged."""
+
+    objective: Text
+    baseline: Text
+    measure: Text
+    seeds: list[int]
+    p: _Figure | None = None
+    p_holm: _Figure | None = None
+    beyond_noise: bool | None = None
+
+
+class Compared(Document):
+    """compare.json, as far as the page shows it."""
+
+    points: list[ComparedPoint]
+    objectives: list[ComparedPoint]
+    pairs: list[Difference]
 
 
 def keep_point(compared: Comparison, found: dict[str, Series], key: Key, settings: dict[str, Any]) -> dict[str, Any]:

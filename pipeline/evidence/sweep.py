@@ -26,7 +26,7 @@ from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import training_rows
 from pipeline.stages import MEASURE
 from pipeline.store.directory import Store, area
-from pipeline.store.documents import Count, Digest, Document, Number, Text
+from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
 
 if TYPE_CHECKING:
     from pipeline.training.batches import Traces
@@ -304,10 +304,11 @@ def write_evidence(store: Store, document: dict[str, Any]) -> None:
 
 def read_evidence(store: Store) -> dict[str, Any] | None:
     """The document evidence/sweep.json of a run, or None. A file of an earlier version gets the means that it lacks."""
-    stored, found = store.read_json(EVIDENCE), store.read_document(EVIDENCE, Evidence, REMEDY)
-    if found is None:
+    data = store.read_bytes(EVIDENCE)
+    if data is None:
         return None
-    if found.digest is not None and found.digest != digest({name: v for name, v in (stored or {}).items() if name != "digest"}):
+    found = parse(Evidence, data, store.locate(EVIDENCE), REMEDY)
+    if found.digest is not None and found.digest != digest({k: v for k, v in json.loads(data).items() if k != "digest"}):
         raise StoreError("digest: is not that of the figures, which were changed", store.locate(EVIDENCE), REMEDY)
     document = found.model_dump(exclude_unset=True)
     points = [{"cosine_mean": plain(_mean(point["cosine"]), DIGITS)} | point for point in document["points"]]

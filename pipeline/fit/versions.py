@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from pipeline.fit import code
 
@@ -26,11 +26,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def changed_code(run_document: Any) -> str:
-    """A line for the user when other code wrote this run.json; "" otherwise, and for old runs without a fingerprint."""
-    recorded = run_document.get("versions", {}) if isinstance(run_document, dict) else {}
-    before = recorded.get("fingerprint") if isinstance(recorded, dict) else None
+def changed_code(recorded: Mapping[str, str | None]) -> str:
+    """A line for the user when other code wrote a run.json with the versions `recorded`, as far as they name a fingerprint."""
+    before = recorded.get("fingerprint")
     if before in (None, code.fingerprint()):
         return ""
-    was, now = (f"{stand.get('code', '')} {stand['fingerprint']}".strip() for stand in (recorded, versions()))
+    was, now = (f"{stand.get('code') or ''} {stand['fingerprint']}".strip() for stand in (recorded, versions()))
     return f"the code has changed since the last command on this run: it was {was}, now {now}."

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.digest import digest
-from pipeline.errors import SettingError, SourceError, nearest
+from pipeline.errors import SettingError, SourceError, first_line, nearest
 from pipeline.problems import gym, hub, jsonl, parquet, tiny
 from pipeline.problems.answers import stated_answer
 
@@ -223,11 +223,21 @@ def _open_files(source: Source) -> Rows:
 def stamps(source: Source) -> dict[str, list[int | None]]:
     """Size in bytes and time of change in nanoseconds of each file of a source, without reading them. Empty where none is known.
 
-    Raises SourceError when a folder cannot be listed.
+    Raises SourceError when the place does not answer, or a folder cannot be listed.
     """
     kind, _, name = source.uri.partition(":")
     if source.uri == "tiny-arithmetic" or kind == "reasoning-gym":
         return {}
+    try:
+        return _stamps(source, kind, name)
+    except SourceError:
+        raise
+    except Exception as error:  # the libraries behind fsspec raise errors of their own
+        what = f"its files cannot be looked at: {first_line(error)}"
+        raise SourceError(what, source.uri, "Check the network and the rights to read it") from error
+
+
+def _stamps(source: Source, kind: str, name: str) -> dict[str, list[int | None]]:
     filesystem, path = _filesystem(name if kind == "datasets" else source.uri)
     if kind == "datasets" or ("://" not in source.uri and hub.is_saved(path)):
         infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import UserError
-from pipeline.evidence.comparison import COMPARE
+from pipeline.evidence.comparison import COMPARE, Compared
 from pipeline.evidence.evaluation import MEANS, held_out, same_problems
 from pipeline.evidence.evaluation import figures as evaluated
 from pipeline.evidence.plain import plain
@@ -47,15 +47,11 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
 
 
 def read_comparison(store: Store) -> dict[str, Any]:
-    """compare.json of a folder. Raises UserError when the file is missing or holds no comparison."""
-    found = store.read_json(COMPARE, "points", "objectives", "pairs")
+    """compare.json of a folder. Raises UserError when the file is missing, and StoreError when it holds no comparison."""
+    found = store.read_document(COMPARE, Compared, "Compare anew")
     if found is None:
         raise UserError(f"no comparison here: {COMPARE} is missing", store.uri, "Make one with `egrsd compare`")
-    for index, point in enumerate(found["points"] if isinstance(found["points"], list) else [None]):
-        if not _is_point(point):
-            what = f"point {index} lacks objective, or accuracy and length with value, low and high"
-            raise UserError(what, store.locate(COMPARE), "Compare anew")
-    return dict(plain(found))
+    return dict(plain(found.model_dump(exclude_unset=True)))
 
 
 def _measured(store: Store, run: Run) -> list[Measured]:
@@ -96,13 +92,3 @@ def _evaluations(store: Store, run: Run) -> list[dict[str, Any]]:
             source = {"source": named(run.evaluation.source)}
             shown.append({"policy": version, "problems": len(answered), **figures_of, **source})
     return shown
-
-
-def _is_point(point: Any) -> bool:
-    if not isinstance(point, dict) or not isinstance(point.get("objective"), str):
-        return False
-    ends = [point.get(name) for name in ("accuracy", "length")]
-    return all(isinstance(end, dict) and all(isinstance(end.get(k), int | float) for k in _INTERVAL) for end in ends)
-
-
-_INTERVAL = ("value", "low", "high")

@@ -7,32 +7,48 @@ its files. Runs of early versions have no such file. Then the fingerprints in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, JsonValue, TypeAdapter
 
 from pipeline.config import Run, Source
 from pipeline.errors import SourceError
-from pipeline.problems.sources import ProblemSet, open_source, stamps
+from pipeline.problems.sources import ProblemSet, stamps
 from pipeline.rounds.plan import read_plan
 from pipeline.store.directory import Store
+from pipeline.store.documents import Count, Document, Text
+from pipeline.store.names import SOURCES
 
-SOURCES = "sources.json"
 _KINDS = {"source": "rounds", "evaluation.source": "evals"}
 ACCEPT = "Put the old file back, use another --run, or pass --accept-changes"
+Stamp = Annotated[list[Annotated[int, Field(ge=-(2**63), lt=2**63)] | None], Field(min_length=2, max_length=2)]
+
+
+class KeptSource(Document):
+    """What a run knows of one source. Only the fingerprint is known where a plan of an early version tells it.
+
+    settings: those of the source. rows: its number of problems. files: size and time of each file, as `stamps` gives them.
+    """
+
+    settings: dict[Text, JsonValue] = Field(default_factory=dict)
+    fingerprint: Annotated[Text, Field(min_length=1)]
+    rows: Count | None = None
+    files: dict[str, Stamp] = Field(default_factory=dict)
+
+
+_SOURCES: TypeAdapter[dict[str, KeptSource]] = TypeAdapter(dict[Text, KeptSource])
+
+
+def read_sources(store: Store) -> dict[str, KeptSource] | None:
+    """The content of sources.json, or None where there is none. Raises StoreError for a damaged file."""
+    return store.read_document(SOURCES, _SOURCES)
 
 
 def keep(store: Store, opened: Mapping[str, ProblemSet]) -> None:
     """Write what the open sources are now, by the names of their settings."""
-    document = {
-        name: {
-            "settings": problems.source.model_dump(mode="json"),
-            "fingerprint": problems.fingerprint,
-            "rows": len(problems),
-            "files": stamps(problems.source),
-        }
-        for name, problems in opened.items()
-    }
-    if store.read_json(SOURCES) != document:
-        store.write_json(SOURCES, document)
+    now = {name: _kept(problems) for name, problems in opened.items()}
+    if read_sources(store) != now:
+        store.write_json(SOURCES, {name: kept.model_dump() for name, kept in now.items()})
 
 
 def changes(store: Store, opened: Mapping[str, ProblemSet]) -> list[str]:
@@ -40,53 +56,67 @@ def changes(store: Store, opened: Mapping[str, ProblemSet]) -> list[str]:
     known = _known(store)
     found = []
     for name, problems in opened.items():
-        before, rows = known.get(name, {}), ""
-        if "rows" in before and before["rows"] != len(problems):
-            rows = f" ({before['rows']} rows before, {len(problems)} now)"
-        if before and before["fingerprint"] != problems.fingerprint and _same(before, problems.source):
-            found.append(f"{name} {problems.source.uri} has other rows than those the run was made with{rows}")
+        before, rows = known.get(name), ""
+        if before is None or before.fingerprint == problems.fingerprint or not _same(before, problems.source):
+            continue
+        if before.rows not in (None, len(problems)):
+            rows = f" ({before.rows} rows before, {len(problems)} now)"
+        found.append(f"{name} {problems.source.uri} has other rows than those the run was made with{rows}")
     return found
 
 
-def refuse_changes(store: Store, opened: Mapping[str, ProblemSet], accept: bool) -> list[str]:
-    """The sentences of `changes` when they are accepted. Raises SourceError for the first one when they are not."""
+def refuse_changes(store: Store, opened: Mapping[str, ProblemSet], accept: bool, remedy: str = ACCEPT) -> list[str]:
+    """The sentences of `changes` when they are accepted. Raises SourceError, with `remedy`, when they are not."""
     found = changes(store, opened)
     if found and not accept:
-        raise SourceError("; ".join(found), store.uri, ACCEPT)
+        raise SourceError("; ".join(found), store.uri, remedy)
     return [f"note: {text}." for text in found]
 
 
 def look(store: Store, run: Run) -> list[str]:
-    """The same sentences without open sources. A source is read only when size or time of one of its files have changed."""
+    """A sentence for each source whose files have another size or time than before, or cannot be looked at. None is read."""
     known, found = _known(store), []
     parts = {"source": run.source} | ({"evaluation.source": run.evaluation.source} if run.evaluation.problems else {})
     for name, source in parts.items():
-        before = known.get(name, {})
-        if not before.get("files") or not _same(before, source):
+        before = known.get(name)
+        if before is None or not before.files or not _same(before, source):
             continue
         try:
-            if stamps(source) != before["files"]:
-                found += changes(store, {name: open_source(source)})
+            now = stamps(source)
         except SourceError as error:
-            found.append(f"{name} cannot be read any more ({error.where}: {error.what})")
+            found.append(f"{name} cannot be compared with what it was ({error.where}: {error.what})")
+            continue
+        if before.files.keys() - now.keys():
+            found.append(f"{name} {source.uri} has lost files: {', '.join(sorted(before.files.keys() - now.keys())[:4])}")
+        elif now != before.files:
+            found.append(f"{name} {source.uri} has files of another size or time than before; a verb that opens it compares rows")
     return found
 
 
-def _same(before: dict[str, Any], source: Source) -> bool:
+def _kept(problems: ProblemSet) -> KeptSource:
+    return KeptSource(
+        settings=problems.source.model_dump(mode="json"),
+        fingerprint=problems.fingerprint,
+        rows=len(problems),
+        files=stamps(problems.source),
+    )
+
+
+def _same(before: KeptSource, source: Source) -> bool:
     """Whether a source is read with the settings of before. Other settings mean other rows, and are told elsewhere."""
     now = source.model_dump(mode="json")
-    return all(now.get(name) == value for name, value in before.get("settings", {}).items())
+    return all(now.get(name) == value for name, value in before.settings.items())
 
 
-def _known(store: Store) -> dict[str, dict[str, Any]]:
+def _known(store: Store) -> dict[str, KeptSource]:
     """What sources.json tells of each source, or the fingerprint of its latest plan."""
-    document = store.read_json(SOURCES)
-    if document is not None:
-        return dict(document)
+    known = read_sources(store)
+    if known is not None:
+        return known
     known = {}
     for name, kind in _KINDS.items():
         plans = [read_plan(store, kind, number) for number in store.numbers(kind)]
         fingerprints = [plan.source for plan in plans if plan is not None and plan.source]
         if fingerprints:
-            known[name] = {"fingerprint": fingerprints[-1]}
+            known[name] = KeptSource(fingerprint=fingerprints[-1])
     return known

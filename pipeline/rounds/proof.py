@@ -18,10 +18,11 @@ from pipeline.digest import digest
 from pipeline.errors import ContractError, EgrsdError, StoreError
 from pipeline.rounds.baseline import baselines, read_kept
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.origin import read_sources
 from pipeline.rounds.plan import Plan, read_plan
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import joined_round, read_shard
-from pipeline.stages import PLAN, STAGES
+from pipeline.stages import MEASURE, PLAN, STAGES
 from pipeline.stages.score import entropy_max
 from pipeline.store.directory import Entry, Store, area
 from pipeline.store.documents import RESTORE
@@ -86,6 +87,8 @@ def prove(store: Store, run: Run) -> Proof:
         _prove_metrics(store)
     with proof.found():
         _prove_baselines(store, run)
+    with proof.found():
+        read_sources(store)
     return proof
 
 
@@ -165,6 +168,8 @@ def _prove_round(proof: Proof, work: Round) -> None:
     if ready is not None and (ready.shards.keys() != work.shards.keys() or ready.policy != work.policy_version):
         where = store.locate(f"{work.area}/ready.json")
         proof.say(StoreError("names other shards, or another policy, than the plan", where, RESTORE))
+    elif ready is not None and (short := [shard for shard, hashes in ready.shards.items() if set(MEASURE) - hashes.keys()]):
+        proof.say(StoreError(f"shards.{short[0]}: a stage is missing", store.locate(f"{work.area}/ready.json"), RESTORE))
 
 
 def _prove_ids(store: Store, work: Round, seen: Inventory) -> None:

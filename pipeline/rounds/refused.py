@@ -15,6 +15,7 @@ REMEDIES = {
     Reject.ENGINE_ERROR: "The log names what the engine could not do. After that is mended: `egrsd stage rollout --force`",
     Reject.EMPTY_RESPONSE: "Check the chat template and the prompts: the model ends at once",
     Reject.NON_FINITE: "The model gives no finite numbers: try model.dtype float32, or check its weights",
+    Reject.IMPOSSIBLE: "The engine gave numbers that no model gives: check model.dtype, the weights and the engine's version",
     Reject.RESPONSE_MISMATCH: "The engine answered other ids than it was asked for: see its log",
     Reject.UNREADABLE_ANSWER: "Set source.answer to a column whose answers the verifier can read, or use grade.verifier exact",
     Reject.VERIFIER_TIMEOUT: "Raise grade.deadline_s",

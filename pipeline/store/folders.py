@@ -18,11 +18,14 @@ from pydantic import Field
 
 from pipeline.digest import short
 from pipeline.errors import StoreError
-from pipeline.store.documents import Count, Document, Sha256, check
+from pipeline.store.documents import RESTORE, Count, Document, Sha256, check
 from pipeline.store.files import Files
 from pipeline.store.names import Plain
 
 MANIFEST = "manifest.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+OPTIMIZER, CURSOR = "optimizer.safetensors", "cursor.json"
+NEEDED = {"policy": (ADAPTER, ADAPTER_CONFIG), "train": (ADAPTER, ADAPTER_CONFIG, OPTIMIZER, CURSOR)}  # files, by kind of folder
 POLICY_REMEDY = "Delete its folder and those of all later policies, and resume: they are trained again"
 STATE_REMEDY = "Delete the folder and resume"
 
@@ -108,8 +111,18 @@ def fetch_folder(files: Files, path: str, remedy: str) -> Path | None:
 
 
 def read_manifest(files: Files, path: str) -> Manifest | None:
-    """The manifest of a folder, or None when there is none. Raises StoreError for a damaged one."""
-    return files.read_document(f"{path}/{MANIFEST}", Manifest)
+    """The manifest of a folder, or None when there is none. Raises StoreError for a damaged one.
+
+    A manifest is damaged, too, when it does not name a file that every folder of its kind has, or names no size for one.
+    """
+    manifest = files.read_document(f"{path}/{MANIFEST}", Manifest)
+    if manifest is not None:
+        needed = {*NEEDED.get(path.partition("/")[0], ()), *manifest.sizes}
+        if missing := sorted(needed - manifest.files.keys()):
+            raise StoreError(f"files: {missing[0]} is missing", files.locate(f"{path}/{MANIFEST}"), RESTORE)
+        if manifest.sizes and (missing := sorted(manifest.files.keys() - manifest.sizes.keys())):
+            raise StoreError(f"sizes: {missing[0]} is missing", files.locate(f"{path}/{MANIFEST}"), RESTORE)
+    return manifest
 
 
 def _checked(files: Files, path: str, manifest: Manifest, remedy: str) -> Iterator[tuple[str, bytes]]:

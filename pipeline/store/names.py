@@ -12,11 +12,13 @@ from pydantic import AfterValidator
 
 from pipeline.errors import StoreError
 
+SOURCES = "sources.json"
 MOST = 200  # characters; file systems allow 255 bytes
 NUMBER = re.compile(r"\d{4}|[1-9]\d{4,8}")
 SHARD = re.compile(r"\d{4,12}")
 ENTRY = re.compile(r"(?P<shard>\d{4,12})\.json")
 DATA = re.compile(r"(?P<shard>\d{4,12})-[0-9a-f]{12}\.parquet")
+REPLACED = re.compile(r"(?P<number>\d{4}|[1-9]\d{4,8})\.replaced-[0-9a-f]{8}")
 METRICS_FILE = re.compile(r"(?P<number>\d{4,9})-(?P<writer>[a-z_]{1,40})\.jsonl")
 ASK = re.compile(r"(?P<id>[0-9a-f]{32})\.ask\.json")
 EVALUATION_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-[0-9a-f]{8}")

@@ -9,7 +9,7 @@ import math
 
 import pyarrow as pa
 
-from pipeline.contract import COLUMNS, Column, Regime, Verdict
+from pipeline.contract import COLUMNS, Column, Regime, Reject, Verdict
 
 SLACK = 1e-3  # nats, or a share: what rounding may add to the greatest possible value or take from the least
 WIDEST = 2**31  # the vocabulary that is supposed where its size is not known
@@ -28,6 +28,7 @@ CHOICES = {
     "trace_source": ("student", "teacher"),
     "student_logprob_source": ("rollout", "score"),
     "verdict": tuple(map(str, Verdict)),
+    "reject_reason": tuple(map(str, Reject)),
 }
 
 

@@ -14,6 +14,7 @@ from pipeline.digest import short
 from pipeline.store.directory import Store, area
 from pipeline.store.files import Files
 from pipeline.store.folders import MANIFEST
+from pipeline.store.names import METRICS_FILE, REPLACED, SOURCES
 
 _MARK = ".replaced-"
 
@@ -43,33 +44,33 @@ def set_aside(store: Store, first: int) -> None:
 def put_back(store: Store) -> list[int]:
     """Move the policies that were set aside back to their places, where none has come meanwhile. Returns their versions."""
     back = []
-    for name in store.names("policy"):
-        number, mark, _ = name.partition(_MARK)
-        if mark and not store.has_policy(int(number)):
+    for name in store.named("policy", REPLACED):
+        number = int(name["number"])
+        if not store.has_policy(number):
             for kind in ("train", "policy"):
-                _copy(store, f"{kind}/{name}", store, f"{kind}/{number}")
-                store.delete(f"{kind}/{name}")
-            back.append(int(number))
+                _copy(store, f"{kind}/{name[0]}", store, area(kind, number))
+                store.delete(f"{kind}/{name[0]}")
+            back.append(number)
     return back
 
 
 def drop(store: Store) -> None:
     """Delete the policies that were set aside. Call it when the new ones are whole."""
     for kind in ("policy", "train"):
-        for name in store.names(kind):
-            if _MARK in name:
-                store.delete(f"{kind}/{name}")
+        for name in store.named(kind, REPLACED):
+            store.delete(f"{kind}/{name[0]}")
 
 
 def copy_until(store: Store, target: Store, first: int) -> None:
-    """Copy what training from policy `first` on needs into another run: rounds, their metrics, and policies up to `first`."""
+    """Copy what training from policy `first` on needs into another run: rounds, metrics, sources and policies up to `first`."""
     kept = [area(kind, version) for version in range(1, first + 1) for kind in ("train", "policy")]
     kept += [area("evals", version) for version in store.numbers("evals") if version <= first]
     for folder in ["rounds", *kept]:
         _copy(store, folder, target, folder)
-    for name in store.names("metrics"):
-        if not name.endswith("-train.jsonl") or int(name[:4]) < first:
-            _copy_file(store, f"metrics/{name}", target, f"metrics/{name}")
+    for name in store.named("metrics", METRICS_FILE):
+        if name["writer"] != "train" or int(name["number"]) < first:
+            _copy_file(store, f"metrics/{name[0]}", target, f"metrics/{name[0]}")
+    _copy_file(store, SOURCES, target, SOURCES)
 
 
 def _copy(source: Files, folder: str, target: Files, new: str) -> None:

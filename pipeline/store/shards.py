@@ -40,6 +40,7 @@ def check_columns(writer: str, table: pa.Table, vocab_size: int | None = None) -
     if table[key].null_count or (key == "trace_id" and pc.count_distinct(table[key]).as_py() != table.num_rows):
         raise ContractError("keys are not unique", f"column {key}")
     reasons = table["reject_reason"]
+    _check_choices("reject_reason", pc.drop_null(reasons))
     live = table if reasons.null_count == len(reasons) else table.filter(pc.is_null(reasons))
     lengths: pa.ChunkedArray | None = None
     for column in columns_of(writer):
@@ -71,9 +72,14 @@ def _check_values(column: contract.Column, values: pa.ChunkedArray, vocab_size: 
         least, most = found["min"].as_py(), found["max"].as_py()
         if least < low or most > high:
             raise ContractError(f"{least if least < low else most:g} is impossible: {low:g} to {high:g} are possible", where)
-    choices = CHOICES.get(column.name)
-    if choices and len(flat) and not pc.all(pc.is_in(flat, pa.array(choices))).as_py():
-        raise ContractError(f"has other texts than {', '.join(choices)}", where)
+    _check_choices(column.name, flat)
+
+
+def _check_choices(name: str, texts: pa.Array | pa.ChunkedArray) -> None:
+    """Raise ContractError for a text that a column of fixed texts does not know."""
+    choices = CHOICES.get(name)
+    if choices and len(texts) and not pc.all(pc.is_in(texts, pa.array(choices))).as_py():
+        raise ContractError(f"has other texts than {', '.join(choices)}", f"column {name}")
 
 
 def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) -> pa.Table:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipeline.config import Model
 from pipeline.errors import ModelError
+from pipeline.store.folders import ADAPTER_CONFIG
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 REMEDY = "Use an adapter that this run's trainer published, with the settings the run was started with"
 
 

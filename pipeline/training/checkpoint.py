@@ -22,13 +22,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pipeline.config import Model
 from pipeline.errors import ModelError, TrainingError, first_line
 from pipeline.store.documents import Document, Number, parse
-from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY
+from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, CURSOR, OPTIMIZER, POLICY_REMEDY, STATE_REMEDY
 from pipeline.training import adapter as adapter_files
-from pipeline.training.adapter import ADAPTER, ADAPTER_CONFIG
 from pipeline.training.step import Trainer
 from pipeline.training.student import Student
 
-OPTIMIZER, CURSOR = "optimizer.safetensors", "cursor.json"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
 

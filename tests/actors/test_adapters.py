@@ -11,6 +11,7 @@ from actors import adapters
 from pipeline.errors import ModelError, StoreError, UserError
 from pipeline.store.directory import Store
 from pipeline.store.files import Files
+from pipeline.store.folders import NEEDED
 
 
 @pytest.fixture
@@ -28,7 +29,8 @@ def remote(tmp_path, monkeypatch):
 def publish(remote: Path, version: int, weights: bytes) -> str:
     folder = remote.parent / "adapter"
     folder.mkdir(exist_ok=True)
-    (folder / "adapter_model.safetensors").write_bytes(weights)
+    for name in NEEDED["policy"]:
+        (folder / name).write_bytes(weights)
     Store(str(remote)).publish_policy(version, folder)
     return f"s3://bucket/policy/{version:04d}"
 

@@ -20,7 +20,7 @@ from pipeline.method.entropy import bounds
 from pipeline.models.resolve import asset_path
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
-from pipeline.training.adapter import ADAPTER, ADAPTER_CONFIG
+from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 SAMPLING = Sampling(temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=48)

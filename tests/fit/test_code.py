@@ -168,7 +168,7 @@ def test_packages_from_two_folders_are_refused(monkeypatch):
 
 
 def test_changed_code_is_told_on_resume_and_old_runs_say_nothing():
-    assert versions.changed_code({"versions": {"python": "3.11.7"}}) == ""
-    assert versions.changed_code({"versions": {"fingerprint": code.fingerprint()}}) == ""
-    told = versions.changed_code({"versions": {"fingerprint": "0123456789abcdef", "code": "v1"}})
+    assert versions.changed_code({"python": "3.11.7"}) == ""
+    assert versions.changed_code({"fingerprint": code.fingerprint()}) == ""
+    told = versions.changed_code({"fingerprint": "0123456789abcdef", "code": "v1"})
     assert told.startswith("the code has changed since the last command on this run: it was v1 0123456789abcdef, now ")

@@ -9,6 +9,7 @@ from actors.fakes import FakeEngine
 from jobs import evaluate, status
 from pipeline import recipes
 from pipeline.store.directory import Store
+from pipeline.store.folders import NEEDED
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -20,7 +21,8 @@ def run_dir(tmp_path_factory):
     store = Store(str(folder / "run"))
     store.save_run(recipes.demo(), {})
     (folder / "adapter").mkdir()
-    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    for name in NEEDED["policy"]:
+        (folder / "adapter" / name).write_text("{}")
     store.publish_policy(3, folder / "adapter")
     return store
 

@@ -42,6 +42,11 @@ def test_the_project_itself_goes_whole_and_alone():
         ({"recipe": "demo", "config": "mine.yaml", "set": ["model.path=models/m"]}, {"mine.yaml", "models/m/config.json"}),
         ({"set": ["source.uri=data"]}, {"data/a.parquet", "data/b.parquet"}),
         ({"source": ["held=held.jsonl"]}, {"held.jsonl"}),
+        (
+            {"set": ["source={uri: held.jsonl}", "evaluation={source: {uri: data}}"]},
+            {"held.jsonl", "data/a.parquet", "data/b.parquet"},
+        ),
+        ({"set": ["label.gamma=0,.1,.3", "model.path=models/m"]}, {"models/m/config.json"}),
         ({"set": ["source.uri=/every/node/x.jsonl", "model.path=Qwen/Qwen3-8B"]}, set()),
     ],
 )
@@ -68,6 +73,9 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(project, name):
         ({"set": ["source.uri=lost.jsonl"]}, (), "'lost.jsonl' is not in the folder"),
         ({"set": ["source.uri=../outside/private.jsonl"]}, (), "leads out of the folder"),
         ({"recipe": "demo", "set": ["label.gama=1"]}, (), "label.gama"),
+        ({"set": ["source={uri: lost.jsonl}"]}, (), "source.uri: 'lost.jsonl' is not in the folder"),
+        ({"set": ["source.uri=010.jsonl"]}, (), "'010.jsonl' is not in the folder"),
+        ({"set": ["source.ury=x.jsonl"]}, (), "source.ury"),
         ({}, ("nothing",), "'nothing' is not in the folder"),
         ({}, ("/etc/hosts",), "is not in the folder"),
     ],

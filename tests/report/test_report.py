@@ -15,7 +15,7 @@ from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run
 
 from jobs.report import report_run
 from pipeline.config import Model
-from pipeline.errors import UserError
+from pipeline.errors import StoreError, UserError
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.report import collect, ledger, page, tokens, traces
@@ -215,11 +215,17 @@ def test_a_number_that_json_does_not_know_never_reaches_the_page():
 
 @pytest.mark.parametrize(
     "document",
-    ["[]", '{"points": [{}], "objectives": [], "pairs": []}', '{"points": 3, "objectives": 1, "pairs": 1}'],
+    [
+        "[]",
+        '{"points": [], "objectives": [[1]], "pairs": []}',
+        '{"points": [], "objectives": [], "pairs": [{"objective": 1}]}',
+        '{"points": [{}], "objectives": [], "pairs": []}',
+        '{"points": 3, "objectives": 1, "pairs": 1}',
+    ],
 )
 def test_a_comparison_that_is_none_is_told(tmp_path, document):
     (tmp_path / "compare.json").write_text(document)
-    with pytest.raises(Exception, match=r"compare\.json"):
+    with pytest.raises(StoreError, match=r"compare\.json: .*Compare anew"):
         collect.read_comparison(Store(str(tmp_path)))
 
 

@@ -13,6 +13,7 @@ from pipeline.rounds.inventory import Inventory, commit_round
 from pipeline.rounds.round import open_round
 from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
 from pipeline.store.directory import Store
+from pipeline.store.folders import NEEDED
 
 
 def test_a_setting_makes_exactly_its_stages_stale(tmp_path):
@@ -103,9 +104,10 @@ def test_other_rows_of_the_source_make_prompts_alone_stale(tmp_path):
 
 
 def published(store, folder, text):
-    """Policy 1, of one file that holds `text`."""
+    """Policy 1, of files that hold `text`."""
     folder.mkdir(exist_ok=True)
-    (folder / "adapter_model.safetensors").write_text(text)
+    for name in NEEDED["policy"]:
+        (folder / name).write_text(text)
     store.publish_policy(1, folder)
 
 

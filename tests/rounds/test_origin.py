@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from jobs import compare
 from pipeline.config import Source
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StoreError
 from pipeline.overrides import resolve
+from pipeline.problems import sources
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds import origin
 from pipeline.rounds.plan import Plan, write_plan
+from pipeline.rounds.proof import prove
 from pipeline.store.directory import Store
 
 
@@ -53,17 +56,60 @@ def test_a_changed_source_is_refused_until_it_is_accepted(made):
     assert origin.look(store, run) == origin.changes(store, opened) == []
 
 
-def test_a_file_with_a_new_time_and_the_same_rows_is_the_same(made):
+def test_a_file_with_a_new_time_and_the_same_rows_is_told_without_reading_it(made):
     store, run, file = made
     os.utime(file, (1, 1))
-    assert origin.look(store, run) == []
+    [said] = origin.look(store, run)
+    assert "size or time" in said
+    assert origin.changes(store, {"source": open_source(run.source)}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda entry: [1], "is not what belongs here"),
+        (lambda entry: {"source": [entry]}, "source"),
+        (lambda entry: {"source": entry | {"settings": None}}, "source.settings"),
+        (lambda entry: {"source": {k: v for k, v in entry.items() if k != "fingerprint"}}, "source.fingerprint"),
+        (lambda entry: {"source": entry | {"files": {"a": ["1", 2]}}}, "source.files.a.0"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_its_field(made, change, field):
+    store, run, _ = made
+    store.write_json(origin.SOURCES, change(store.read_json(origin.SOURCES)["source"]))
+    opened = {"source": open_source(run.source)}
+    for use in (origin.look, lambda *_: origin.keep(store, opened), lambda *_: origin.changes(store, opened)):
+        with pytest.raises(StoreError, match=rf"sources\.json: {field}.*Restore the file"):
+            use(store, run)
+    assert any("sources.json" in line for line in prove(store, run).findings)
+
+
+def test_a_source_that_cannot_be_reached_is_one_line(made, monkeypatch):
+    store, run, _ = made
+
+    def unreachable(*_):
+        raise OSError("When getting information: AWS Error NETWORK_CONNECTION")
+
+    monkeypatch.setattr(sources, "_filesystem", unreachable)
+    [said] = origin.look(store, run)
+    assert "cannot be compared with what it was" in said
+    assert "NETWORK_CONNECTION" in said
+
+
+def test_a_verb_without_accept_changes_names_its_own_way_out(made):
+    store, run, file = made
+    write(file, ["1", "3"])
+    with pytest.raises(SourceError, match=r"use another --out") as raised:
+        origin.refuse_changes(store, {"source": open_source(run.source)}, accept=False, remedy=compare.ACCEPT)
+    assert "--accept-changes" not in str(raised.value)
+    assert "--run" not in str(raised.value)
 
 
 def test_a_file_that_went_is_told(made):
     store, run, file = made
     file.unlink()
     [said] = origin.look(store, run)
-    assert "cannot be read any more" in said
+    assert "has lost files: " in said
 
 
 def test_other_settings_of_a_source_are_another_matter(made):

@@ -9,6 +9,7 @@ from pipeline.recipes import demo
 from pipeline.rounds.remaining import Remaining, trainable_rounds
 from pipeline.stages import LABELS, MEASURE
 from pipeline.store.directory import Store
+from pipeline.store.folders import NEEDED
 
 RUN = resolve(demo(), [*SETS, "rounds=2", "evaluation.problems=0"])
 
@@ -19,7 +20,8 @@ def trained_once(tmp_path):
     brought(work, *MEASURE)
     folder = tmp_path / "made"
     folder.mkdir()
-    (folder / "bytes").write_text("a policy")
+    for name in NEEDED["train"]:
+        (folder / name).write_text("a policy")
     work.store.save_state(1, folder)
     work.store.publish_policy(1, folder)
     return work

@@ -15,6 +15,7 @@ from pipeline.errors import ContractError, StoreError, UserError
 from pipeline.stages import STAGES
 from pipeline.store import files, shards
 from pipeline.store.directory import Store
+from pipeline.store.folders import NEEDED
 from pipeline.store.manifest import Origin
 
 SCORE = STAGES["score"]
@@ -282,7 +283,8 @@ def test_a_policy_without_its_manifest_is_not_published(run_dir, tmp_path):
 
 def test_a_policy_in_between_that_is_gone_is_told_with_the_way_out(run_dir, tmp_path):
     (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "x.safetensors").write_bytes(b"x")
+    for name in NEEDED["policy"]:
+        (tmp_path / "adapter" / name).write_bytes(b"x")
     for version in (1, 2):
         run_dir.publish_policy(version, tmp_path / "adapter")
     run_dir.check_policy(0)
@@ -304,6 +306,8 @@ def test_a_data_file_that_no_entry_names_is_dropped(run_dir):
 def test_training_state_is_checked_and_only_the_last_are_kept(run_dir, tmp_path):
     state = tmp_path / "state"
     state.mkdir()
+    for name in NEEDED["train"]:
+        (state / name).write_bytes(b"x")
     for version in (1, 2, 3):
         (state / "optimizer.safetensors").write_bytes(bytes([version]))
         run_dir.save_state(version, state)

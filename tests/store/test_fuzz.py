@@ -22,9 +22,12 @@ from rich.console import Console
 
 from jobs import status
 from jobs.terminal import Session
+from pipeline.config import Source
 from pipeline.errors import EgrsdError
 from pipeline.evidence import intervals, sweep
+from pipeline.problems.sources import open_source
 from pipeline.report.collect import collect
+from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.proof import prove
 from pipeline.rounds.remaining import Remaining
@@ -39,7 +42,7 @@ from pipeline.training import batches, checkpoint
 
 STORED = Path(__file__).parent.parent / "stored_run" / "running.tar.xz"
 WRONG = (None, True, "8", -1, 1e308, float("nan"), 10**30, [], {}, ["x"], {"x": None}, "../../x", "/x", "0" * 3000)
-EVERY = 6  # of this many mutations that the file's own reader refuses, one is tried with all readers
+EVERY = 8  # of this many mutations that the file's own reader refuses, one is tried with all readers
 FIGURE = {"settings": {}, "cosine": [1.0], **{name: [0.5] for name in ("factors", "restored", "shares", "gates")}}
 FIGURE |= {
     "decile_gates": [1.0],
@@ -69,6 +72,10 @@ def store(tmp_path_factory):
                 (content / file.name).write_bytes(file.read_bytes())
         put_folder(made, name, content)
     sweep.write_evidence(made, EVIDENCE)
+    held = folder / "held.jsonl"
+    held.write_text('{"problem": "1+1", "solution": "2", "answer": "2"}\n')
+    opened = {"source": open_source(made.load_run().source), "evaluation.source": open_source(Source(uri=str(held)))}
+    origin.keep(made, opened)
     made.write_json("lease.json", {"token": "x", "holder": "process 1 on far", "host": "far", "pid": 1, "beats": 3})
     made.summarise("rounds/0001", "score")
     return made
@@ -227,7 +234,7 @@ def json_mutations(store):
         places = list(fields(document))
         if name == "run.json":
             places = [("config",), ("versions",), ("config_digest",), ("config", "rounds"), ("config", "label", "gamma")]
-        for place in draw.sample(places, min(len(places), 8)):
+        for place in draw.sample(places, min(len(places), 5)):
             for value in (..., *draw.sample(WRONG, 2)):
                 yield name, json.dumps(mutated(document, place, value)).encode(), f"{name}: {place} = {value!r}"
         for data in (b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, json.dumps([document]).encode()):
@@ -239,7 +246,11 @@ def own_reader(store, name):
     parts = name.split("/")
     if parts[0] in ("rounds", "evals") and len(parts) == 4:
         return lambda: store.entry("/".join(parts[:2]), parts[2], parts[3][:-5])
-    return {"run.json": store.load_run, "lease.json": lambda: read_lease(store)}.get(name)
+    return {
+        "run.json": store.load_run,
+        "lease.json": lambda: read_lease(store),
+        "sources.json": lambda: origin.read_sources(store),
+    }.get(name)
 
 
 def refusal(read):
@@ -441,6 +452,41 @@ def test_an_extra_shard_and_a_cut_adapter_are_said(store, before):
         assert "damaged: " in shown(store)
         with pytest.raises(EgrsdError, match=r"adapter_model\.safetensors: the file is missing or damaged"):
             exported(store)
+
+
+def test_a_manifest_that_does_not_name_every_file_is_refused(store, before):
+    for name in ("policy/0002/manifest.json", "train/0002/manifest.json"):
+        whole = json.loads((store.local_root / name).read_bytes())
+        for file in whole["files"]:
+            bare = {"files": mutated(whole["files"], (file,), ...)}  # as early versions wrote it, without sizes
+            for document in (bare, whole | bare):
+                with changed(store, {name: json.dumps(document).encode()}):
+                    refused, found = judge(store, before, f"{name} without {file}")
+                    assert refused
+                    assert any(f"{name}: files: {file} is missing" in line for line in found)
+
+
+def test_a_committed_round_without_a_stage_is_found(store, before):
+    name = "rounds/0000/ready.json"
+    whole = json.loads((store.local_root / name).read_bytes())
+    with changed(store, {name: json.dumps(mutated(whole, ("shards", "0001", "rollout"), ...)).encode()}):
+        _, found = judge(store, before, name)
+        assert any("ready.json: shards.0001: a stage is missing" in line for line in found)
+
+
+def test_a_reason_that_no_stage_gives_is_refused(store, before):
+    entry = store.entry("rounds/0001", "rollout", "0001")
+    files = renewed(store, "rounds/0001", "0001", "rollout", with_reason("banana"), counts=True)
+    with changed(store, files), pytest.raises(EgrsdError, match=r"column reject_reason: has other texts than missing_problem"):
+        store.read(store.entry("rounds/0001", "rollout", entry.shard))
+
+
+def with_reason(text):
+    def change(table):
+        place = table.schema.get_field_index("reject_reason")
+        return table.set_column(place, "reject_reason", pa.array([text, *table["reject_reason"].to_pylist()[1:]]))
+
+    return change
 
 
 def test_forged_facts_are_refused(store, before):

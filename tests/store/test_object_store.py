@@ -25,6 +25,7 @@ from pipeline.problems.sources import open_source
 from pipeline.rounds.rows import round_table
 from pipeline.store import lease
 from pipeline.store.directory import Store, area
+from pipeline.store.folders import NEEDED
 
 ROUNDS, PROMPTS, GROUP = 2, 8, 4
 SETS = [
@@ -128,7 +129,8 @@ def test_a_policy_is_fetched_by_an_engine_and_published_whole(store, tmp_path, m
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    for name in NEEDED["policy"]:
+        (folder / name).write_bytes(b"weights")
     store.publish_policy(1, folder)
     local, _ = adapters.fetch(store.policy(1).adapter)
     assert Path(local, "adapter_model.safetensors").read_bytes() == b"weights"
