@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -18,7 +17,7 @@ from pipeline import config
 from pipeline.digest import short
 from pipeline.errors import ModelError, StoreError
 from pipeline.store.files import Files
-from pipeline.store.folders import ADAPTER, MANIFEST, POLICY_REMEDY, fetch_folder
+from pipeline.store.folders import ADAPTER, MANIFEST, POLICY_REMEDY, Manifest, digest_of_manifest, fetch_folder, read_manifest
 from pipeline.store.private import private_folder
 from pipeline.training import adapter
 
@@ -34,17 +33,16 @@ def fetch(uri: str) -> tuple[str, str]:
     """
     if "://" not in uri or uri.startswith("file://"):
         folder = Path(uri.removeprefix("file://"))
-        manifest = folder / MANIFEST
-        if not manifest.exists():
+        document = read_manifest(Files(str(folder.parent)), folder.name)
+        if document is None:
             return str(folder), _times(folder)
-        document = manifest.read_bytes()
         if damaged := _damaged(folder, document):
             raise StoreError("the file is missing or damaged", str(folder / damaged), POLICY_REMEDY)
-        return str(folder), _digest(document)
+        return str(folder), digest_of_manifest(document)
     parent, _, name = uri.rstrip("/").rpartition("/")
     files = Files(parent)
     document = _manifest(files, name)
-    version = _digest(document)
+    version = digest_of_manifest(document)
     target = private_folder("adapters", _digest(parent.encode())) / f"{name}-{version}"
     if target.exists() and _damaged(target, document):
         shutil.rmtree(target, ignore_errors=True)
@@ -82,21 +80,15 @@ def _times(folder: Path) -> str:
     return _digest(repr([(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]).encode())
 
 
-def _damaged(folder: Path, manifest: bytes) -> str | None:
+def _damaged(folder: Path, manifest: Manifest) -> str | None:
     """The first file of a folder that is missing or not as its manifest says; None when all are. Links are never followed."""
-    try:
-        expected = dict(json.loads(manifest)["files"])
-    except (ValueError, KeyError, TypeError):
-        return MANIFEST
-    for name, sha256 in expected.items():
-        if name != Path(name).name:
-            return MANIFEST
+    for name, sha256 in manifest.files.items():
         try:
             found = (folder / name).lstat()
             if not stat.S_ISREG(found.st_mode) or _sha256(str(folder / name), _identity(found)) != sha256:
-                return str(name)
+                return name
         except OSError:
-            return str(name)
+            return name
     return None
 
 
@@ -111,9 +103,9 @@ def _sha256(path: str, identity: tuple[int, ...]) -> str:  # noqa: ARG001 - a ch
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _manifest(files: Files, name: str) -> bytes:
+def _manifest(files: Files, name: str) -> Manifest:
     """The manifest of a remote policy. Raises StoreError when there is none."""
-    manifest = files.read_bytes(f"{name}/{MANIFEST}")
+    manifest = read_manifest(files, name)
     if manifest is None:
         raise StoreError(f"no policy is published here: {MANIFEST} is missing", files.locate(name), adapter.REMEDY)
     return manifest
@@ -126,7 +118,7 @@ def _digest(data: bytes) -> str:
 def _copy(files: Files, name: str, target: Path) -> None:
     """Put a checked copy of a policy at `target`. Other versions of this policy and the least used copies are deleted."""
     copy = fetch_folder(files, name, POLICY_REMEDY)
-    if copy is None or target.name != f"{name}-{_digest(_manifest(files, name))}":
+    if copy is None or target.name != f"{name}-{digest_of_manifest(_manifest(files, name))}":
         raise StoreError("the policy changed while it was read", files.locate(name), "Run the same command again")
     try:
         copy.rename(target)

@@ -21,20 +21,22 @@ from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources, watch
+from actors.token import join_with_token, needs_file, token_file
 from pipeline.config import Run
 from pipeline.errors import ClusterError, EgrsdError, ResourceError, UserError
 from pipeline.fit import code, machine
 from pipeline.fit.machine import Facts, Line
 from pipeline.store.directory import Store
 from pipeline.store.lease import LEASE
-from pipeline.store.private import private_folder
+from pipeline.store.private import private_folder, temporary_folder
 
 REACH_S = 60.0
 PROBE_S = 120.0
 ROOM_BYTES = 64 << 20  # of temporary files of a Ray that starts here
 LOCAL_CPUS = 8  # logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
+# bytes of a folder below which the sockets of Ray lie: the system allows 107 for a whole path
+MOST_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 ROLE = "egrsd-role"  # the label of a node in cluster.yaml: head, rollout or train
-_TOKENS = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 _NODE_TYPE = "ray.io/node-group"  # Ray's autoscalers give this label to the nodes they start
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_answers(target)
     if target != "local":
-        offer_token()
+        join_with_token()
     try:
         ray.init(
             address=target,
@@ -81,16 +83,18 @@ def check_folders() -> None:
 
     Ray itself would say that no cluster answers.
     """
-    variable, folder = watch.temporary_folder()
+    variable, folder = temporary_folder("RAY_TMPDIR")
+    if variable == "RAY_TMPDIR" and len(os.fsencode(folder)) > MOST_PATH:
+        what = f"too long: Ray's sockets lie below it, and the system allows {MOST_PATH} bytes for it"
+        raise UserError(what, f"{variable} {folder}", "Set RAY_TMPDIR to a shorter path, or unset it")
     remedy = f"Free some space there, or set {variable} to a folder that takes files"
     _check_takes_files(f"{variable} {folder}", folder, remedy)
     free = shutil.disk_usage(folder).free
     if free < ROOM_BYTES:
         what = f"no space left: {free >> 20} MiB are free, and Ray's temporary files need {ROOM_BYTES >> 20} MiB"
         raise UserError(what, f"{variable} {folder}", remedy)
-    home = Path.home()
-    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not named and not (home / ".ray" / "auth_token").exists():
+    if needs_file() and not token_file().exists():
+        home = Path.home()
         remedy = "Ray keeps its token in .ray/auth_token there. Set HOME to a folder that takes files, or set RAY_AUTH_TOKEN"
         _check_takes_files(f"HOME {home}", str(home), remedy)
 
@@ -112,30 +116,23 @@ def _not_started(error: Exception) -> UserError | ClusterError:
     return ClusterError(what, "", "Run the same command again; a crowded machine may have been too slow. --debug shows more")
 
 
-def offer_token() -> None:
-    """Turn on Ray's token mode when the person has named a token, so that a driver sends it. Ray reads the mode when it joins.
-
-    The file ~/.ray/auth_token alone tells nothing: every local Ray makes one. A driver in token mode refuses the calls of a
-    cluster without tokens, which then takes it for dead.
-    """
-    if any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
 def _local_options() -> dict[str, Any]:
     """Options of Ray for a cluster here. Its folder has a private parent, since Ray lets everybody write into its own."""
     _keep_token_private()
-    private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(private_folder() / "ray")}
+    private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(_ray_folder())}
     return {"num_cpus": LOCAL_CPUS, "include_dashboard": False, **private}
+
+
+def _ray_folder() -> Path:
+    """The private folder of a Ray that starts here: below TMPDIR, or below /tmp when sockets below TMPDIR had too long paths."""
+    folder = private_folder() / "r"
+    return folder if len(os.fsencode(folder)) <= MOST_PATH else private_folder(above=Path("/tmp")) / "r"
 
 
 def _keep_token_private() -> None:
     """Have a token file that only its user can read. Ray would make one that everybody can read."""
-    path = Path.home() / ".ray" / "auth_token"
-    if (
-        os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
-        or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
-    ):
+    path = token_file()
+    if not needs_file():
         return
     with contextlib.suppress(OSError):  # a home that cannot be written: Ray tells
         path.parent.mkdir(mode=0o700, exist_ok=True)

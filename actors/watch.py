@@ -25,6 +25,7 @@ from ray import exceptions
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
 from pipeline.errors import ClusterError, first_line
+from pipeline.store.private import temporary_folder
 
 WORD_S, GIVE_UP_S, HURRY_S = 30.0, 120.0, 5.0
 ASK_S, LOOK_S = 5.0, 2.0
@@ -90,9 +91,8 @@ class Watch:
     def _stopped(self) -> str | None:
         """The part of Ray that is stopped, in words."""
         for name, process in self._parts.items():
-            with contextlib.suppress(psutil.Error):
-                if psutil.Process(process.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
-                    return f"{name} of the Ray on this machine (process {process.pid}) is stopped"
+            if _is_stopped(process.pid):
+                return f"{name} of the Ray on this machine (process {process.pid}) is stopped"
         return None
 
     def _quiet(self, why: str | None, begun: float) -> str | None:
@@ -158,10 +158,17 @@ def _asking() -> Callable[[], str | None]:
 def leave() -> None:
     """Leave the cluster. A Ray of our own that is stopped is ended by force, since its orderly end would wait for it."""
     parts = own_parts()
-    if any(psutil.Process(p.pid).status() == psutil.STATUS_STOPPED for p in parts.values() if psutil.pid_exists(p.pid)):
+    if any(_is_stopped(process.pid) for process in parts.values()):
         for process in parts.values():
             process.kill()
     ray.shutdown()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process lives and is stopped, by a signal or by a debugger."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    return False
 
 
 def explain(error: BaseException) -> ClusterError | None:
@@ -175,6 +182,9 @@ def explain(error: BaseException) -> ClusterError | None:
         )
     if isinstance(cause, exceptions.OutOfDiskError) or (isinstance(cause, OSError) and cause.errno == errno.ENOSPC):
         return full_folder() or ClusterError(f"no space left ({first_line(cause)[:200]})", "", "Free some space")
+    if isinstance(cause, exceptions.RayActorError) and cause.actor_init_failed:
+        last = str(cause).strip().splitlines()[-1]
+        return ClusterError(f"an actor could not start ({last.strip()[:200]})", "", "Run again with --debug")
     if isinstance(cause, _LOST):
         return full_folder() or ClusterError(f"lost a part of the cluster ({type(cause).__name__}: {first_line(cause)[:200]})")
     return None
@@ -193,7 +203,7 @@ _LOST = (
 
 def full_folder() -> ClusterError | None:
     """The folder on this machine whose lack of space explains a failure of Ray, as an error."""
-    for folder in (temporary_folder()[1], "/dev/shm"):
+    for folder in (temporary_folder("RAY_TMPDIR")[1], "/dev/shm"):
         with contextlib.suppress(OSError):
             if shutil.disk_usage(folder).free < _FULL_BYTES or not _free_files(folder):
                 return ClusterError("no space left", folder, "Free some space there, or set TMPDIR to another folder")
@@ -204,9 +214,3 @@ def _free_files(folder: str) -> bool:
     """Whether a folder takes one more file. Some file systems count no files."""
     counts = os.statvfs(folder)
     return counts.f_files == 0 or counts.f_favail > 0
-
-
-def temporary_folder() -> tuple[str, str]:
-    """The variable that names Ray's temporary folder on this machine, and the folder."""
-    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    return name, os.environ.get(name) or "/tmp"

@@ -8,6 +8,7 @@ The child says through a pipe what it holds, one JSON object a line (`tell`):
     {"holds": URI}, {"frees": URI}         It takes the lease of a folder, or gave it back.
     {"log": PATH, "at": PLACE}             Its log, and the log's place in the run.
     {"folder": PATH}                       A temporary folder of this command, to be removed.
+    {"joins": ADDRESS}                     It joins a cluster, or starts its own.
     {"told": CODE}                         It has told how it ended, and is ending with this exit code.
     {"lost": LINE, "code": CODE}           It must be ended now, and this is why.
 """
@@ -98,6 +99,7 @@ class Keeper:
         self._signals: list[int] = []
         self._deadline = float("inf")
         self._told: int | None = None
+        self._joins = False  # whether the child has begun to join a cluster, so that Ray may end it
         self._lost: tuple[str, int] | None = None
         self._log: tuple[str, str] | None = None
         self._held: list[str] = []
@@ -175,6 +177,8 @@ class Keeper:
             self._log = said["log"], said["at"]
         elif "folder" in said:
             self._folders.append(said["folder"])
+        elif "joins" in said:
+            self._joins = True
         elif "told" in said:
             self._told = said["told"]
             self._deadline = min(self._deadline, time.monotonic() + ORDERLY_S)
@@ -195,7 +199,7 @@ class Keeper:
             killed = memory_kills() > self._kills
             why = ", and the kernel's memory killer was at work: give it more memory, or ask for less" if killed else ""
             return 128 - self._status, f"the command was ended by {signal.Signals(-self._status).name}{why}. {again()}"
-        if self._status == 1:
+        if self._status == 1 and self._joins:
             return 1, f"lost the cluster: Ray ended the command, as it does when a part of it is gone. {again()}"
         return self._status, None
 

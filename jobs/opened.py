@@ -17,7 +17,7 @@ from jobs.terminal import QUIET, Session
 from pipeline import notices
 from pipeline.config import Run
 from pipeline.fit.versions import changed_code
-from pipeline.store import lease
+from pipeline.store import lease, replaced
 from pipeline.store.directory import Store
 from pipeline.store.private import private_folder
 
@@ -65,11 +65,14 @@ def holding_for(out: Session, store: Store) -> Iterator[lease.Lease]:
     """The lease of a folder for the length of a block. Raises UserError that names the command which holds it.
 
     The verb ends when the folder has gone. A keeper frees the lease when this process ends without doing so.
+    Policies that a killed `train --replace` has set aside are put back first.
     """
     out.held.append(store)
     keeper.tell(holds=store.uri)
     try:
         with lease.held(store, pid=keeper.main_pid(), on_gone=out.end) as holding:
+            if line := replaced.settle(store):
+                out.say(line)
             yield holding
     finally:
         keeper.tell(frees=store.uri)
@@ -113,6 +116,7 @@ def join(out: Session, address: str | None, environment: dict[str, str]) -> None
         if keeper.is_kept():
             environment["TMPDIR"] = tempfile.mkdtemp(prefix="run-", dir=private_folder())
             keeper.tell(folder=environment["TMPDIR"])
+    keeper.tell(joins=address or "local")
     joined = cluster.connect(address, environment)
     out.listen()  # Ray has taken SIGTERM
     if joined and keeper.is_kept():
@@ -138,5 +142,6 @@ def look_at(address: str) -> dict[str, Facts | str]:
     """
     from actors import cluster
 
+    keeper.tell(joins=address)
     cluster.connect(address)
     return cluster.gather_nodes()

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import requests
 
+from actors.token import offer_token
 from jobs.parcel import collect
 from jobs.terminal import Session, session
 from pipeline.digest import short
@@ -190,7 +191,7 @@ def open_client(address: str | None) -> JobSubmissionClient:
     """
     url = _url(address)
     os.environ["RAY_API_SERVER_ADDRESS"] = url  # Ray's client prefers the environment to its argument
-    _offer_token()
+    offer_token()
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -217,13 +218,6 @@ def _url(address: str | None) -> str:
     if urlsplit(address).scheme not in ("http", "https"):
         raise SettingError(f"{address!r} is no HTTP address", where, remedy)
     return address.rstrip("/")
-
-
-def _offer_token() -> None:
-    """Turn on Ray's token mode when there is a token, so that its client sends it. Ray must not be imported before."""
-    named = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if named or (Path.home() / ".ray" / "auth_token").is_file():
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _quiet_ray() -> None:

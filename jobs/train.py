@@ -105,15 +105,14 @@ def _check_replaced(store: Store, first: int, target: Target | None, out: Sessio
 def _replacing(held: Held, run: Run, first: int, out: Session) -> Iterator[None]:
     """Set old policies aside for the length of a block, and delete them after it.
 
-    When the block fails before the first new policy, the old policies and the old settings are put back.
+    When it fails before the first new policy, the old policies and the old settings are put back.
     """
-    held.store.save_run(run, versions())
-    replaced.set_aside(held.store, first)
     try:
+        replaced.set_aside(held.store, first)
+        held.store.save_run(run, versions())
         yield
     except BaseException:
-        if held.store.latest_policy() == first and (back := replaced.put_back(held.store)):
-            held.store.save_run(held.run, versions())
-            out.say(f"policies {back[0]} to {back[-1]} and the settings are as they were before.")
+        if line := replaced.settle(held.store):
+            out.say(line)
         raise
     replaced.drop(held.store)

@@ -29,8 +29,8 @@ Look = Callable[[str], dict[Place, float]]
 End = Callable[[Place, str], None]
 
 
-def here(title: str) -> dict[Place, float]:
-    """Processor seconds of every Ray worker of this machine that is idle or has `title` in its title.
+def here(title: str, session: str = "") -> dict[Place, float]:
+    """Processor seconds of every Ray worker of this machine that has `title` in its title, or is an idle one of a Ray session.
 
     They are infinite for a process that runs at this moment or is in a debugger, and for one that is idle and not stopped.
     """
@@ -38,18 +38,24 @@ def here(title: str) -> dict[Place, float]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, IndexError):
             name = process.cmdline()[0]
-            if name.startswith("ray::") and (title in name or name.startswith(IDLE)):
+            if name.startswith("ray::") and (title in name or _is_idle(process, name, session)):
                 status = process.status()
                 alive = status in {psutil.STATUS_RUNNING, psutil.STATUS_TRACING_STOP}
-                alive |= title not in name and status != psutil.STATUS_STOPPED  # idle, and perhaps of another Ray
+                alive |= title not in name and status != psutil.STATUS_STOPPED  # an idle one waits
                 used = float("inf") if alive else sum(process.cpu_times()[:2])
                 found[machine, process.pid, process.create_time(), title in name] = used
     return found
 
 
-def end_here(place: Place, title: str) -> None:
+def _is_idle(process: psutil.Process, name: str, session: str) -> bool:
+    """Whether a process is an idle worker of a session: of a raylet whose command line names the session."""
+    parent = process.parent() if session and name.startswith(IDLE) else None
+    return parent is not None and any(session in word for word in parent.cmdline())
+
+
+def end_here(place: Place, title: str, session: str = "") -> None:
     """End a process of this machine that `here` found, if it is still the same."""
-    if place in here(title):
+    if place in here(title, session):
         with contextlib.suppress(psutil.Error):
             psutil.Process(place[1]).kill()
 
@@ -116,9 +122,10 @@ def _everywhere(title: str) -> dict[Place, float]:
     """What `here` sees on every machine of the cluster that runs data tasks."""
     import ray
 
-    found = here(title)
+    session = ray.get_runtime_context().get_session_name()
+    found = here(title, session)
     task = ray.remote(num_cpus=0, max_retries=0)(here)
-    refs = [_on(node, task).remote(title) for node in _others()]
+    refs = [_on(node, task).remote(title, session) for node in _others()]
     for ref in ray.wait(refs, num_returns=len(refs), timeout=_ANSWER_S)[0] if refs else ():
         with contextlib.suppress(ray.exceptions.RayError):  # that machine has gone, and its tasks with it
             found |= ray.get(ref)
@@ -129,11 +136,12 @@ def _end_there(place: Place, title: str) -> None:
     """End a process on the machine that `place` names."""
     import ray
 
-    end_here(place, title)
+    session = ray.get_runtime_context().get_session_name()
+    end_here(place, title, session)
     task = ray.remote(num_cpus=0, max_retries=0)(end_here)
     for node in _others():
         if node["NodeManagerHostname"] == place[0]:
-            _on(node, task).remote(place, title)
+            _on(node, task).remote(place, title, session)
 
 
 def _others() -> Iterable[dict[str, Any]]:

@@ -60,8 +60,12 @@ def is_whole(files: Files, path: str) -> bool:
 def digest_of(files: Files, path: str) -> str:
     """Hash of the content of a folder, as its manifest tells it. It is the same with and without sizes in the manifest."""
     manifest = read_manifest(files, path)
-    text = json.dumps({"files": manifest.files}, indent=1, sort_keys=True) if manifest is not None else ""
-    return short(text.encode())
+    return digest_of_manifest(manifest) if manifest is not None else short(b"")
+
+
+def digest_of_manifest(manifest: Manifest) -> str:
+    """Hash of the content that a manifest tells, without the sizes."""
+    return short(json.dumps({"files": manifest.files}, indent=1, sort_keys=True).encode())
 
 
 def cut_short(files: Files, path: str) -> str | None:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from pipeline.errors import UserError
 
 
-def private_folder(*names: str) -> Path:
-    """The folder `names` below a temporary folder of this user, made with mode 0700.
+def temporary_folder(*preferred: str) -> tuple[str, str]:
+    """The variable that names the temporary folder of this machine, and the folder. It is /tmp when no variable names one."""
+    name = next((name for name in preferred if os.environ.get(name)), "TMPDIR")
+    return name, os.environ.get(name) or "/tmp"
+
+
+def private_folder(*names: str, above: Path | None = None) -> Path:
+    """The folder `names` below a temporary folder of this user, made with mode 0700. It lies in `above`, or in TMPDIR.
+
+    Its own name is short, because Ray and vLLM put sockets below it, whose paths the system limits to 107 bytes.
 
     Raises UserError when something else has its name: a link, a file, or a folder that another user owns or may change.
     """
-    folder = Path(tempfile.gettempdir()) / f"egrsd-{os.geteuid()}"
+    folder = (above or Path(temporary_folder()[1])) / f"e-{os.geteuid()}"
     for name in ("", *names):
         folder = folder / name
         try:

@@ -2,8 +2,10 @@
 
     policy/0004.replaced-1f2e3d4c/   The adapter that was policy 4, under the first digits of its manifest's hash.
     train/0004.replaced-1f2e3d4c/    The training state that stood beside it.
+    run.replaced.json                The settings before. With it a replacement is going on.
 
-No reader takes these folders for a policy, because their names are no numbers.
+No reader takes these folders for a policy, because their names are no numbers. A command may end anywhere, also by SIGKILL.
+`settle` then makes the run whole again: the command calls it when it fails, and every later command when it holds the lease.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pipeline.store.folders import MANIFEST
 from pipeline.store.names import METRICS_FILE, REPLACED, SOURCES
 
 _MARK = ".replaced-"
+_BEFORE = "run.replaced.json"
 
 
 def later_policies(store: Store, first: int) -> list[int]:
@@ -30,35 +33,79 @@ def policy_hash(store: Store, version: int) -> str:
 
 
 def set_aside(store: Store, first: int) -> None:
-    """Move every policy after version `first` aside, with its training state. Newest first: a crash leaves no gap."""
-    for version in reversed(later_policies(store, first)):
+    """Move every policy after version `first` aside, with its training state. Newest first: a crash leaves no gap.
+
+    New policies of a replacement that was cut off are deleted instead: the ones that they were to replace are aside already.
+    """
+    versions = later_policies(store, first)
+    if versions and store.read_bytes(_BEFORE) is None:
+        store.write(_BEFORE, store.read_bytes("run.json") or b"")
+    kept = {version for version, _ in _aside(store)}
+    for version in reversed(versions):
         name = f"{_MARK}{policy_hash(store, version)}"
-        for kind in ("train", "policy"):
+        for kind in () if version in kept else ("train", "policy"):
             folder = area(kind, version)
             _copy(store, folder, store, folder + name)
-        store.delete(f"{area('policy', version)}/{MANIFEST}")
-        store.delete(area("policy", version))
-        store.delete(area("train", version))
+        _delete(store, version)
 
 
-def put_back(store: Store) -> list[int]:
-    """Move the policies that were set aside back to their places, where none has come meanwhile. Returns their versions."""
-    back = []
-    for name in store.named("policy", REPLACED):
-        number = int(name["number"])
-        if not store.has_policy(number):
-            for kind in ("train", "policy"):
-                _copy(store, f"{kind}/{name[0]}", store, area(kind, number))
-                store.delete(f"{kind}/{name[0]}")
-            back.append(number)
-    return back
+def settle(store: Store) -> str | None:
+    """Make a run whole after a replacement that was cut off, and say what became of it. None when there was none.
+
+    Before the first new policy, the old policies and settings come back. After the last one, the old policies are deleted.
+    Between them nothing is done, since training can go on. Call it with the run's lease.
+    """
+    aside, going_on = _aside(store), store.read_bytes(_BEFORE) is not None
+    new = any(store.has_policy(version) and policy_hash(store, version) != name for version, name in aside)
+    if aside and all(store.has_policy(version) for version, _ in aside) and (new or not going_on):
+        drop(store)
+        return f"policies {aside[0][0]} to {aside[-1][0]} are replaced: the old ones are deleted."
+    if not going_on:
+        return None
+    if not new:
+        back = _put_back(store, aside)
+        _delete_aside(store)
+        store.delete(_BEFORE)
+        return f"policies {back[0]} to {back[-1]} and the settings are as they were before." if back else None
+    return (
+        f"policies {aside[0][0]} to {aside[-1][0]} are replaced only up to {store.latest_policy()}, and the old ones lie in "
+        f"policy/*.replaced-*. `egrsd train --run {store.uri}` goes on, and deletes them at its end."
+    )
 
 
 def drop(store: Store) -> None:
     """Delete the policies that were set aside. Call it when the new ones are whole."""
-    for kind in ("policy", "train"):
+    store.delete(_BEFORE)  # first: a later command would put the settings back
+    _delete_aside(store)
+
+
+def _delete_aside(store: Store) -> None:
+    for kind in ("train", "policy"):
         for name in store.named(kind, REPLACED):
             store.delete(f"{kind}/{name[0]}")
+
+
+def _aside(store: Store) -> list[tuple[int, str]]:
+    """Version and hash of every policy that was set aside, in order."""
+    return sorted((int(name["number"]), name[0].partition(_MARK)[2]) for name in store.named("policy", REPLACED))
+
+
+def _put_back(store: Store, aside: list[tuple[int, str]]) -> list[int]:
+    """Bring settings and policies back. Returns the versions that were set aside."""
+    if aside:
+        store.write("run.json", store.read_bytes(_BEFORE) or b"")
+    for version, hashed in aside:
+        if not store.has_policy(version):  # otherwise the copy aside was not finished
+            _delete(store, version)
+            for kind in ("train", "policy"):
+                _copy(store, f"{area(kind, version)}{_MARK}{hashed}", store, area(kind, version))
+    return [version for version, _ in aside]
+
+
+def _delete(store: Store, version: int) -> None:
+    store.delete(f"{area('policy', version)}/{MANIFEST}")
+    store.delete(area("policy", version))
+    store.delete(area("train", version))
 
 
 def copy_until(store: Store, target: Store, first: int) -> None:

@@ -1,9 +1,12 @@
 """Before Ray starts on this machine: folders that take no files are named, and a token is offered to a cluster that is joined."""
 
+import os
+
 import pytest
 
 from actors import cluster, watch
 from pipeline.errors import ClusterError, UserError
+from pipeline.store import private
 
 
 @pytest.fixture
@@ -66,3 +69,21 @@ def test_a_token_that_a_person_names_is_offered_to_a_cluster_that_is_joined(home
     cluster.connect("127.0.0.1:6379")
     assert modes == [None, None, "token"]
     monkeypatch.delenv("RAY_AUTH_MODE")
+
+
+@pytest.mark.parametrize("length", [20, 34, 39, 90])
+def test_sockets_of_ray_fit_the_system_below_a_tmpdir_of_any_length(home, monkeypatch, length):
+    folder = f"/tmp/{'x' * (length - 5)}"
+    monkeypatch.setattr(private.Path, "mkdir", lambda *_, **__: None)
+    monkeypatch.setattr(private.Path, "lstat", lambda _: os.stat(home.parent))
+    monkeypatch.setattr(private.Path, "chmod", lambda *_: None)
+    monkeypatch.setenv("TMPDIR", folder)
+    socket = f"{cluster._ray_folder()}/session_2026-11-28_18-45-36_123456_{2**22}/sockets/plasma_store"
+    assert len(socket) <= 107
+    assert socket.startswith(folder) == (length < 35)
+
+
+def test_a_ray_tmpdir_that_is_too_long_is_named(home, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 60)
+    with pytest.raises(UserError, match=r"^RAY_TMPDIR /x*: too long: Ray's sockets"):
+        cluster.check_folders()

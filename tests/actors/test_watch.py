@@ -89,6 +89,22 @@ def test_errors_of_ray_that_are_no_bug_are_explained(error, told):
     assert explain(error).what.startswith(told)
 
 
+def test_an_actor_whose_constructor_raises_is_no_lost_part():
+    error = exceptions.RayActorError("0", "It died in its creation task\nValueError: no such model", actor_init_failed=True)
+    assert explain(error).what == "an actor could not start (ValueError: no such model)"
+
+
+def test_a_part_that_ends_while_it_is_looked_at_is_not_stopped(monkeypatch, part):
+    def gone(_):
+        raise psutil.NoSuchProcess(part.pid)
+
+    monkeypatch.setattr(psutil.Process, "status", gone)
+    monkeypatch.setattr(watch, "own_parts", lambda: {"raylet": part})
+    monkeypatch.setattr(watch.ray, "shutdown", lambda: None)
+    watch.leave()
+    assert part.poll() is None
+
+
 def test_a_bug_is_not_explained():
     assert explain(ValueError("x")) is None
 

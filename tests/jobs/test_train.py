@@ -1,9 +1,13 @@
 """`egrsd train` on stored traces: policies that exist are named, kept until the new ones are whole, and put back on a failure."""
 
+import shutil
+
 import pytest
 from in_process import brought, planned
 
 from jobs import train
+from jobs.opened import hold_run
+from jobs.terminal import session
 from pipeline.errors import TrainingError
 from pipeline.overrides import resolve
 from pipeline.store import replaced
@@ -70,6 +74,74 @@ def test_a_trainer_that_fails_leaves_policies_state_and_settings_as_they_were(tr
     after = content(trained)
     assert {n: d for n, d in after.items() if n != "run.json"} == {n: d for n, d in before.items() if n != "run.json"}
     assert trained.load_run().objective.name == "cl_egrsd"
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is tidied up after it."""
+
+
+def test_a_replacement_that_is_killed_anywhere_is_undone_by_the_next_command(trained, tmp_path, monkeypatch):
+    old, before = trained.load_run(), content(trained, "policy") | content(trained, "train")
+    left = [0]
+
+    def counted(real):
+        def act(*arguments):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return real(*arguments)
+
+        return act
+
+    for write in range(0, 60, 2):
+        store = Store(str(shutil.copytree(trained.local_root, tmp_path / f"copy{write}")))
+        left[0], killed = write, False
+        with monkeypatch.context() as patched:
+            for name in ("write", "delete"):
+                patched.setattr(Store, name, counted(getattr(Store, name)))
+            try:
+                replaced.set_aside(store, 0)
+                store.save_run(resolve(old, ["objective.name=rlsd"]), {})
+                replaced.settle(store)
+            except Killed:
+                killed = True
+        with session(False) as out:
+            assert hold_run(out, store.uri).run == old
+        assert content(store, "policy") | content(store, "train") == before
+        assert not (store.local_root / "run.replaced.json").exists()
+        if not killed:
+            break
+    assert not killed
+    assert write > 10
+
+
+def test_after_a_new_policy_a_killed_replacement_is_gone_on_with(trained, tmp_path):
+    def policy(version, weights):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        (tmp_path / "new" / "adapter_model.safetensors").write_bytes(weights)
+        trained.publish_policy(version, tmp_path / "new")
+
+    policy(2, b"old")
+    replaced.set_aside(trained, 0)
+    policy(1, b"new")
+    assert "replaced only up to 1" in replaced.settle(trained)
+    assert [name[:4] for name in trained.names("policy")] == ["0001", "0001", "0002"]
+    policy(2, b"new")
+    assert replaced.settle(trained) == "policies 1 to 2 are replaced: the old ones are deleted."
+    assert trained.names("policy") == ["0001", "0002"]
+    assert replaced.settle(trained) is None
+
+
+def test_settings_are_not_changed_when_the_policies_cannot_be_set_aside(trained, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    before = content(trained, "policy")
+    monkeypatch.setattr(replaced, "_copy", fail)
+    with pytest.raises(SystemExit):
+        train.train_committed(trained.uri, 0, ["objective.name=rlsd"], None, False, train.Target(replace=True))
+    assert trained.load_run().objective.name == "cl_egrsd"
+    assert content(trained, "policy") == before
 
 
 def test_out_trains_into_a_new_run_and_leaves_the_old_one_alone(trained, tmp_path, capfd):

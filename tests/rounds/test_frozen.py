@@ -63,14 +63,18 @@ def test_a_stopped_process_is_seen_ended_and_told_of(worker):
 
 
 def test_an_idle_worker_is_left_alone_until_it_is_stopped(worker):
-    """It may be one of another Ray, and has no work to be done again."""
+    """It has no work to be done again. One of another Ray is never looked at: its parent names another session."""
 
     def used():
-        return next(used for place, used in frozen.here("another mark").items() if place[1] == worker.pid)
+        return next(used for place, used in frozen.here("another mark", "pytest").items() if place[1] == worker.pid)
 
     assert used() == math.inf
     os.kill(worker.pid, signal.SIGSTOP)
     until(lambda: used() < math.inf, 30)
+    [place] = [place for place in frozen.here("another mark", "pytest") if place[1] == worker.pid]
+    assert worker.pid not in [place[1] for place in frozen.here("another mark", "session_of_another_ray")]
+    frozen.end_here(place, "another mark", "session_of_another_ray")
+    assert psutil.Process(worker.pid).status() == psutil.STATUS_STOPPED
 
 
 def test_a_process_that_has_changed_is_not_ended(worker):

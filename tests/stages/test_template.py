@@ -1,5 +1,6 @@
 """Chat templates that loop, grow or fail are a named error in bounded time; others render what transformers renders."""
 
+import resource
 import threading
 
 import pytest
@@ -31,8 +32,8 @@ def hostile(chatml, monkeypatch):
     [
         (NESTED, "needs more than 0.5 s for one prompt"),
         (SQUARED, "needs more than 0.5 s for one prompt"),
-        ("{{ 'a' * 10**10 }}", r"line 1 uses the operator \*\*"),
-        ("{{ 10 ** 10 ** 10 }}", r"line 1 uses the operator \*\*"),
+        ("{{ 'a' * 10**10 }}", "needs more than 256 MiB for one prompt"),
+        ("{{ 9 ** (9 ** 9) }}", "needs more than 0.5 s for one prompt"),
         ("{{ 'a' * 10000000000 }}", "needs more than 256 MiB for one prompt"),
         (DOUBLED, "needs more than .* for one prompt"),
         ("{{ 'x' | center(9000000) }}", "makes 9000000 characters of one prompt"),
@@ -60,3 +61,10 @@ def test_the_ids_are_those_of_transformers_itself(chatml):
 
 def test_stars_in_a_template_are_no_power(hostile):
     assert student_prompt(hostile("**{{ messages[0].content }}**{% generation %}{% endgeneration %}"), "2+2?")
+
+
+def test_a_template_changes_no_limit_of_this_process(hostile, monkeypatch):
+    changed = []
+    monkeypatch.setattr(resource, "setrlimit", lambda *change: changed.append(change))
+    assert student_prompt(hostile("{{ messages[0].content }}"), "2+2?")
+    assert changed == []
