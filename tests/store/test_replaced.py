@@ -36,7 +36,7 @@ def test_only_folders_that_were_set_aside_are_put_back_or_dropped(store, tmp_pat
     replaced.set_aside(store, 3)
     assert store.numbers("policy") == []
     store.write("policy/notes.replaced-mine/x", b"x")
-    assert replaced.put_back(store) == [10000]
+    assert "policies 10000 to 10000 and the settings are as they were before" in replaced.settle(store)
     assert store.latest_policy() == 10000
     assert store.has_state(10000)
     replaced.drop(store)
