@@ -80,7 +80,8 @@ class Children:
         self._busy: list[_Child] = []
         # a child forks from a server that has the modules loaded: a plain fork would copy held locks of Ray and torch
         self._context: Any = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*preload, work.__module__])
+        # No module of ours: the server of Python 3.11 looks into the current folder first, where a rival may lie.
+        self._context.set_forkserver_preload(list(preload))
 
     def close(self) -> None:
         """End all processes, also the busy and the stopped ones."""
