@@ -28,8 +28,9 @@ def fetch(uri: str) -> tuple[str, str]:
     """(local folder, hash of the content) of the adapter at `uri`. A remote policy is copied into a folder of this user alone.
 
     Every file is compared with the manifest at each use, since vLLM may read it again at any time. A damaged copy is made anew.
-    A policy that was published again has another hash, and its new copy replaces the old one. On a cluster a
-    machine keeps the _KEPT copies of a run that were used last; with a local Ray they go with the command. Raises StoreError when a policy does not match its manifest, or a remote one has none.
+    A policy that was published again has another hash, and its new copy replaces the old one. On a cluster a machine keeps the
+    _KEPT copies of a run that were used last; with a local Ray they go with the command. Raises StoreError when a policy does
+    not match its manifest, or a remote one has none.
     """
     if "://" not in uri or uri.startswith("file://"):
         folder = Path(uri.removeprefix("file://"))
