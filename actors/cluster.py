@@ -50,8 +50,8 @@ def is_local(address: str | None) -> bool:
 def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS. Without either, start one here that ends with this process.
 
-    Every worker process gets the variables of `environment`. A cluster on this machine is one `local_node`. Returns False when this process had joined one before. Raises
-    UserError when no cluster answers, or when a cluster cannot start here.
+    Every worker process gets the variables of `environment`. A cluster on this machine is one `local_node`. Returns False when
+    this process had joined one before. Raises UserError when no cluster answers, or when a cluster cannot start here.
     """
     if ray.is_initialized():
         return False

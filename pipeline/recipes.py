@@ -101,7 +101,7 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
     """Settings of 2605.13255: AdamW 5e-6, clip 0.1, batch 32, 100 steps, LoRA rank 64, temperature 1.1, 1 024 new tokens.
 
     The node types of cluster.yaml declare the resources `rollout` and `train`, one per GPU. Engines and ranks ask for them.
-    The 32 traces of a step fill half of one engine (64 at once). More engines shorten scoring, and the evaluation of 2 000 answers.
+    The 32 traces of a step fill half of one engine (64 at once). More engines shorten scoring and the evaluation.
     """
     rollout_gpu = Placement(cpus=4, gpus=1, resources={"rollout": 1})
     return Run(
