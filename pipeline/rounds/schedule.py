@@ -60,7 +60,7 @@ class Cut:
 
     @classmethod
     def of(cls, num_shards: int, inflight: int, cpus: int) -> Cut:
-        """The cut for `num_shards` shards, of which `inflight` may wait on engines at one time, beside a driver with `cpus` CPUs."""
+        """The cut for `num_shards` shards, of which `inflight` may wait on engines at one time. `cpus`: of this machine."""
         inflight = min(inflight, max(1, num_shards))
         tasks = min(inflight, max(min(_MIN_TASKS, cpus), -(-inflight // _MAX_THREADS)))
         threads = -(-inflight // tasks)
