@@ -28,7 +28,6 @@ from pipeline.rounds.round import evaluation_run, open_round, plan_round, planne
 from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
 
-TRACES_PER_SHARD = 32  # a kill loses at most this many traces of each shard in flight
 # These settings decide a policy's traces or their grades. An evaluation with other values has another folder.
 IDENTITY = (
     *("seed", "source", "prompts", "model.path", "model.revision", "model.dtype", "model.max_model_len"),
@@ -88,8 +87,6 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
     if benchmark(spec) and "grade.verifier" not in named:
         changed = changed.model_copy(update={"grade": changed.grade.model_copy(update={"verifier": "math"})})
     held_out = evaluation_run(load(changed.model_dump(mode="json")))
-    shard = max(1, TRACES_PER_SHARD // number)
-    held_out = held_out.model_copy(update={"rollout": held_out.rollout.model_copy(update={"prompts_per_shard": shard})})
     check_problems(source, held_out.rollout.prompts_per_round)
     template = template_hash(tokenizer_of(held_out.model))
     return Asked(_slug(spec or source.source.uri), held_out, source, number if k is None else k, template)
