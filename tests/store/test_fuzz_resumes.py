@@ -8,6 +8,7 @@ import random
 import shutil
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from fuzzed import findings, json_mutations
@@ -18,7 +19,7 @@ from jobs.settle import Choices
 from pipeline.store.directory import Store
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
-RESUMES, OF_SHARDS, OF_TENSORS = 20, 4, 3
+RESUMES, OF_SWAPS, OF_SHARDS, OF_TENSORS = 20, 4, 4, 3
 SETS = (
     *("rounds=3", "rollout.prompts_per_round=4", "rollout.prompts_per_shard=2", "rollout.group_size=4"),
     *("grade.advantage=running", "grade.running_warmup_steps=1", "grade.answer_pattern=([0-9])"),
@@ -66,13 +67,17 @@ def cut_off(whole, folder):
 
 
 def damages(store):
-    """Twenty damages: of JSON files, each of another file, of shards and of tensors."""
+    """Twenty damages: of JSON files, each of another file, by another file of its kind, of shards and of tensors."""
     draw, root = random.Random(0), store.local_root
     by_file = {}
     for name, data, what in json_mutations(store):
         by_file.setdefault(name, []).append(Damage(name, data, what))
-    for name in draw.sample(sorted(by_file), RESUMES - OF_SHARDS - OF_TENSORS):
+    for name in draw.sample(sorted(by_file), RESUMES - OF_SWAPS - OF_SHARDS - OF_TENSORS):
         yield draw.choice(by_file[name])
+    for name in draw.sample([name for name in by_file if name.startswith("rounds/")], OF_SWAPS):
+        others = [path for path in root.glob(f"rounds/*/**/{Path(name).name}") if path != root / name]
+        other = draw.choice(sorted(others))
+        yield Damage(name, other.read_bytes(), f"{name} <- {other.relative_to(root)}")
     for suffix, number in ((".parquet", OF_SHARDS), (".safetensors", OF_TENSORS)):
         paths = sorted(path for path in root.rglob(f"*{suffix}") if "0000" not in path.parts)
         for index, path in enumerate(draw.sample(paths, number)):
@@ -123,6 +128,7 @@ def test_a_resume_ends_with_the_same_policies_or_is_refused(whole, ray_local, tr
             is_left = not damage.file.endswith(".json") and (path.read_bytes() if path.is_file() else None) == damage.data
             assert not is_left or findings(store), (damage.what, said)
         ends["refused" if code else "the same"] += 1
-        print(f"{'refused' if code else 'the same':8} {damage.what[:100]}  {' '.join(errors)[:160]}")
+        with capfd.disabled():
+            print(f"{'refused' if code else 'the same':8} {damage.what[:80]}  {' '.join(errors)[-120:]}")
     assert ends.total() == len(asked) == RESUMES
     assert min(ends["refused"], ends["the same"]) >= 3
