@@ -23,14 +23,14 @@ from actors.token import join_with_token, needs_file, token_file
 from pipeline.config import Run
 from pipeline.errors import ClusterError, EgrsdError, ResourceError, UserError
 from pipeline.fit import builds, code, machine
-from pipeline.fit.machine import Facts, Line
+from pipeline.fit.machine import Facts, Line, processors
 from pipeline.notices import NOTICE_S, late, tell
 from pipeline.store.directory import Store
 from pipeline.store.lease import LEASE
 
 REACH_S = 60.0
 PROBE_S = 120.0
-LOCAL_CPUS = 8  # logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
+LOCAL_CPUS = 8  # least logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
 _NODE_TYPE = "ray.io/node-group"  # Ray's autoscalers give this label to the nodes they start
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,8 @@ def is_local(address: str | None) -> bool:
 def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS. Without either, start one here that ends with this process.
 
-    Every worker process gets the variables of `environment`. A cluster on this machine has LOCAL_CPUS logical CPUs, because
-    engines, ranks and data tasks take turns on the real cores. Returns False when this process had joined one before. Raises
-    UserError when no cluster answers, or when a cluster cannot start here.
+    Every worker process gets the variables of `environment`. A cluster on this machine is one `local_node`. Returns False when
+    this process had joined one before. Raises UserError when no cluster answers, or when a cluster cannot start here.
     """
     if ray.is_initialized():
         return False
@@ -86,7 +85,22 @@ def _local_options() -> dict[str, Any]:
     """Options of Ray for a cluster here. Its folder has a private parent, since Ray lets everybody write into its own."""
     _keep_token_private()
     private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(ray_folder())}
-    return {"num_cpus": LOCAL_CPUS, "include_dashboard": False, **private}
+    here = local_node().resources
+    return {"num_cpus": int(here["CPU"]), "num_gpus": int(here["GPU"]), "include_dashboard": False, **private}
+
+
+def local_node(num_gpus: int | None = None) -> resources.Node:
+    """What a Ray that starts on this machine counts. `num_gpus`: cards that torch can use; None asks torch.
+
+    With GPUs these are the real CPUs, and LOCAL_CPUS at the least. Without GPUs they are LOCAL_CPUS: engines, ranks and data
+    tasks take turns on the real cores there.
+    """
+    if num_gpus is None:
+        import torch
+
+        num_gpus = torch.cuda.device_count()
+    cpus = max(LOCAL_CPUS, processors()) if num_gpus else LOCAL_CPUS
+    return resources.Node({"CPU": float(cpus), "GPU": float(num_gpus)})
 
 
 def _keep_token_private() -> None:
@@ -244,7 +258,7 @@ def judge_room(run: Run, num_gpus: int, joined: bool) -> Line:
     """
     demands = resources.demands_of(run)
     if not joined:
-        resources.check(demands, [resources.Node({"CPU": float(LOCAL_CPUS), "GPU": float(num_gpus)})])
+        resources.check(demands, [local_node(num_gpus)])
     elif lacking := check_room(demands):
         return Line("warning", "resources", f"nodes that the autoscaler would have to start: {lacking}")
     return Line("ok", "resources", "engines, ranks and a data task find their place at one time")

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError, first_line
+from pipeline.fit.machine import vllm_for_gpus
 from pipeline.models.resolve import open_model
 
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.exact_entropy is installed only where this is "1"
@@ -25,6 +26,8 @@ def set_environment(pool: config.Pool, exact: bool) -> None:
     """
     if pool.tensor_parallel > 1 and pool.placement.gpus <= 0:
         raise SettingError(f"{pool.tensor_parallel} needs GPUs", "engines.*.tensor_parallel", "Set placement.gpus, or 1 on CPU")
+    if pool.placement.gpus <= 0 and not vllm_for_gpus():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the cards of the machine visible to who asked for none
     os.environ["OMP_NUM_THREADS"] = str(num_threads(pool))
     os.environ[EXACT_ENTROPY] = str(int(exact))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

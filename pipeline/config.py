@@ -252,6 +252,14 @@ class Train(Section):
         60.0, description="seconds without a sign of life after which a rank counts as dead"
     )
 
+    @model_validator(mode="after")
+    def _one_card_each(self) -> Train:
+        if self.workers > 1 and 0 < self.placement.gpus < 1:
+            raise ValueError(
+                f"placement.gpus {self.placement.gpus:g} would let ranks share a GPU, which NCCL refuses: set 1, or workers 1"
+            )
+        return self
+
 
 class Evaluation(Section):
     """Held-out problems, which the run answers before its first and after its last round."""

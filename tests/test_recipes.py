@@ -18,7 +18,7 @@ NAMES = sorted(recipes.descriptions())
 
 
 def test_the_recipes_are_the_promised_ones():
-    assert NAMES == ["demo", "qwen3_4b", "qwen3_8b", "smollm2"]
+    assert NAMES == ["demo", "qwen3_4b", "qwen3_4b_8gpu", "qwen3_8b", "smollm2"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,14 +28,14 @@ def test_a_recipe_prints_as_yaml_that_loads_to_itself(name):
     assert load(yaml.safe_load(run.to_yaml())) == run
 
 
-@pytest.mark.parametrize(("name", "gamma", "window"), [("qwen3_4b", 0.3, 3), ("qwen3_8b", 1.0, 5)])
+@pytest.mark.parametrize(("name", "gamma", "window"), [("qwen3_4b", 0.3, 3), ("qwen3_4b_8gpu", 0.3, 3), ("qwen3_8b", 1.0, 5)])
 def test_the_paper_recipes_have_the_papers_settings(name, gamma, window):
     run = recipes.recipe(name)
     assert (run.objective.name, run.objective.gamma, run.objective.window) == ("cl_egrsd", gamma, window)
     assert (run.label.gamma, run.profile.window) == (gamma, window)
     train, rollout = run.train, run.rollout
     assert (train.learning_rate, train.betas, train.grad_clip, train.batch_traces) == (5e-6, (0.9, 0.999), 0.1, 32)
-    assert (run.rounds, train.workers, train.dtype) == (100, 8, "bfloat16")
+    assert (run.rounds, train.workers, train.dtype) == (100, 4 if name.endswith("_8gpu") else 8, "bfloat16")
     assert (run.model.lora_rank, run.model.lora_alpha, run.model.lora_dropout) == (64, 128, 0)
     assert (rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens, rollout.group_size) == (
         1.1,

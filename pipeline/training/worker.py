@@ -118,12 +118,15 @@ def fit(store: Store, run: Run) -> None:
 
 def train_loop(config: dict[str, Any]) -> None:
     """The program that Ray Train runs in every rank. `config` has `store`, and the settings `run` as plain JSON."""
+    import torch
     from ray.train.torch import get_device
 
     from pipeline.training import rank
 
     builds.check()
-    rank.train(config["store"], load(config["run"]), get_device())
+    run = load(config["run"])
+    # without a GPU from Ray, get_device takes the first GPU of the machine, which may be an engine's
+    rank.train(config["store"], run, get_device() if run.train.placement.gpus else torch.device("cpu"))
 
 
 def _trainer(store: Store, run: Run) -> Any:
