@@ -24,6 +24,7 @@ from pipeline.overrides import named as settings_in
 from pipeline.problems.benchmarks import benchmark, near, open_benchmark
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.refused import refuse_nothing_left
 from pipeline.rounds.round import evaluation_run, open_round, plan_round, planned, problems_digest
 from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
@@ -62,8 +63,13 @@ class Asked:
         return min(len(self.source), self.run.rollout.prompts_per_round)
 
     def answer(self, store: Store, number: int, engines: Mapping[str, PooledEngines], start_bar: StartBar) -> None:
-        """Have a policy answer this source, and grade the answers. Fresh shards are left alone."""
-        answer(plan_round(store, self.run, self.kind, number, number, self.source), self.source, engines, start_bar)
+        """Have a policy answer this source, and grade the answers. Fresh shards are left alone.
+
+        Raises UserError, with the commonest reason, when all rows were rejected.
+        """
+        work = plan_round(store, self.run, self.kind, number, number, self.source)
+        answer(work, self.source, engines, start_bar)
+        refuse_nothing_left(work, EVALUATION)
 
     def read(self, store: Store, number: int) -> Samples:
         """The samples of a policy whose evaluation is complete."""

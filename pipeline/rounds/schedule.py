@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipeline.config import Run
 from pipeline.contract import Place, PooledEngines, ShardInputs, Stage, Usage
 from pipeline.errors import EgrsdError, StoreError, from_data, to_data
-from pipeline.fit import code
+from pipeline.fit import builds
 from pipeline.fit.machine import processors
 from pipeline.problems.sources import Problem, ProblemSet
 from pipeline.rounds import frozen
@@ -226,7 +226,7 @@ def _bring_item_up_to_date(
     if item["error"]:
         return item
     try:
-        code.check()
+        builds.check()
         problems = source.rows(item["indices"]) if source is not None else None
         entry, computed = bring_up_to_date(inventory, STAGES[name], item["shard"], item["first"], problems, force)
     except EgrsdError as error:
