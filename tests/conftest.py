@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,9 @@ CHATML = (
 # minutes begin first (LONGEST).
 ENGINE = ("test_engine", "test_tensor_parallel", "test_sweep", "test_report", "test_page")
 LONGEST = (
-    *("test_damage", "test_kills", *ENGINE, "test_end_to_end", "test_cluster", "test_object_store", "test_pool", "test_submit"),
+    *("test_cluster", *ENGINE, "test_end_to_end", "test_damage", "test_object_store", "test_pool", "test_worker", "test_submit"),
     *("test_gpu_runner", "test_half_precision", "test_trackers", "test_distill", "test_comparison", "test_evaluate"),
-    *("test_scale", "test_doctor", "test_worker"),
+    *("test_scale", "test_code", "test_doctor", "test_fuzz"),
 )
 
 
@@ -93,6 +94,14 @@ def chatml():
 def no_keeper(monkeypatch):
     """Verbs that a test calls in this process stay in it. Tests of the keeper start a process for each command."""
     monkeypatch.setattr("jobs.cli.keep", lambda: None)
+
+
+@pytest.fixture
+def hangup_is_heard():
+    """A suite that was started with `nohup` ignores SIGHUP, and so do the processes that it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 STALL_S = 60.0  # a child that runs gets some processor time in every minute, also on a very busy machine
+OVERRAN = "overran"  # an `ended` of Outcome
 _LOOK_S = 1.0  # seconds between two looks at the processor time of the children
 _UNKNOWN = 255  # the exit code that multiprocessing gives when the server died before it told one
 _STARTS = 2  # tries to start a child, each with a server of its own
@@ -32,8 +33,8 @@ class Outcome:
     """What became of one question.
 
     reply: what the child sent last, None when it sent nothing. notes: what it sent before.
-    ended: "" when the child answered, "overran" when it used up its processor seconds, "stalled" when its processor time or that
-    of its server stood still, else how its process died.
+    ended: "" when the child answered, OVERRAN when it used up its processor seconds. Both are of one try. Else what happened
+    twice: "stalled" when the processor time of the child or its server stood still, or how its process died.
     """
 
     reply: Any = None
@@ -89,7 +90,18 @@ class Children:
             self._kill((self._idle or self._busy).pop())
 
     def ask(self, questions: Sequence[Any]) -> list[Outcome]:
-        """The outcome of every question, in order. No question waits behind one that hangs while another child is free."""
+        """The outcome of every question, in order. No question waits behind one that hangs while another child is free.
+
+        A question whose child died or stood still is asked a second time, after all others: the child may have died before it
+        read the question, and a server that died tells no exit code.
+        """
+        outcomes = self._outcomes(questions)
+        again = [i for i, outcome in enumerate(outcomes) if outcome.ended not in ("", OVERRAN)]
+        for i, outcome in zip(again, self._outcomes([questions[i] for i in again]), strict=True):
+            outcomes[i] = outcome
+        return outcomes
+
+    def _outcomes(self, questions: Sequence[Any]) -> list[Outcome]:
         outcomes: dict[int, Outcome] = {}
         waiting = list(range(len(questions) - 1, -1, -1))
         try:
@@ -145,7 +157,7 @@ class Children:
             with _watched_server(self._stall_s):
                 child.process.join()
             code = child.process.exitcode
-            known = {-signal.SIGPROF: "overran", _UNKNOWN: "stalled"}
+            known = {-signal.SIGPROF: OVERRAN, _UNKNOWN: "stalled"}
             ended = known.get(code, f"died with exit code {code}")
             return Outcome(None, tuple(child.notes), ended)
         if final:

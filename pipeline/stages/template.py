@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError, first_line
-from pipeline.stages.children import Children, allow, done
+from pipeline.stages.children import OVERRAN, Children, allow, done
 
 MOST_CPU_S = 10.0
 MOST_BYTES = 512 * 2**20
@@ -37,7 +37,7 @@ def render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> st
         outcome = _child().ask([question])[0]
     if outcome.ended:
         why = f"needs more than {MOST_CPU_S:g} s for one prompt"
-        raise ModelError(f"its chat template {why if outcome.ended == 'overran' else outcome.ended}", where, _REMEDY)
+        raise ModelError(f"its chat template {why if outcome.ended == OVERRAN else outcome.ended}", where, _REMEDY)
     text, why = outcome.reply
     if why:
         raise ModelError(f"its chat template {why}", where, _REMEDY)

@@ -15,7 +15,7 @@ import regex
 from pipeline import config
 from pipeline.errors import SettingError
 from pipeline.problems.answers import decide, final_answer, spoken_part, stated_answer
-from pipeline.stages.children import STALL_S, Children, Outcome, processors
+from pipeline.stages.children import OVERRAN, STALL_S, Children, Outcome, processors
 from pipeline.stages.mathematics import GOLD_READ, serve
 
 MAX_ANSWER_CHARS = 4096  # a longer "answer" is no answer, and a parser could take very long over it
@@ -143,9 +143,9 @@ class Grader:
         return (last[1] or "").strip() or None if last is not None else None
 
     def _verify(self, pairs: list[tuple[str, str]]) -> list[Graded]:
-        """One result per pair. A pair whose child overran or stood still is tried a second time, after all the others."""
+        """One result per pair. A pair whose child overran is tried a second time, after all the others."""
         outcomes = self._ask(pairs)
-        again = [i for i, outcome in enumerate(outcomes) if outcome.ended in ("overran", "stalled")]
+        again = [i for i, outcome in enumerate(outcomes) if outcome.ended == OVERRAN]
         for i, outcome in zip(again, self._ask([pairs[i] for i in again]), strict=True):
             outcomes[i] = outcome
         return [self._graded(outcome) for outcome in outcomes]
@@ -160,15 +160,15 @@ class Grader:
             return (
                 Graded(None, rejects[word], f"{detail}: set grade.verifier=exact or mend it") if word in rejects else Graded(word)
             )
-        if outcome.ended == "overran" and GOLD_READ in outcome.notes:
+        if outcome.ended == OVERRAN and GOLD_READ in outcome.notes:
             return replace(WRONG, gave_up=True)
-        if outcome.ended == "overran":
+        if outcome.ended == OVERRAN:
             detail = f"the reference answer alone took more than {self._deadline_s:g} processor seconds, twice"
             return Graded("timeout", "verifier_timeout", detail, gave_up=True)
         if outcome.ended == "stalled":
             detail = f"the verifier's process stood still for {self._reading.stall_s:g} s, twice"
             return Graded("timeout", "verifier_timeout", detail, gave_up=True)
-        return Graded(None, "verifier_error", f"the verifier's process {outcome.ended}", gave_up=True)
+        return Graded(None, "verifier_error", f"the verifier's process {outcome.ended}, twice", gave_up=True)
 
 
 def grader_of(run: config.Run) -> Grader:

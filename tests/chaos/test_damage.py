@@ -174,7 +174,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=True)
 
 
-@pytest.mark.parametrize("free", [8192, 60_000, 300_000])
+@pytest.mark.parametrize("free", [8192, 60_000, pytest.param(300_000, marks=pytest.mark.chaos)])
 def test_a_disk_that_is_full_in_the_middle_of_a_commit_leaves_nothing_half_and_the_same_command_goes_on(
     finished, disk, capfd, free, request
 ):

@@ -116,6 +116,7 @@ def assert_told(command: Command, code: int, line: str, within: float = 60) -> f
     return seconds
 
 
+@pytest.mark.usefixtures("hangup_is_heard")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_ends_the_command_in_order(start, name, code):
     command = start()

@@ -45,6 +45,7 @@ REAL = (
 )
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_few_kills(ground, undisturbed, tmp_path, held):
     """The short form: an engine, its dispatcher and the rank die once each in one round."""

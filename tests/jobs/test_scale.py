@@ -36,15 +36,15 @@ def egrsd(*arguments):
     )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
     store = Store(str(tmp_path / "run"))
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, store.uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        until(lambda: store.entries("rounds/0000", "rollout"), 120, "the first shard")
+        until(lambda: store.entries("rounds/0000", "rollout"), 400, "the first shard")
         more = egrsd("scale", "--run", store.uri, "rollout=4")
         assert "rollout: 4 engines, 4 wanted" in more.stdout, more.stdout + more.stderr
-        shown = until(lambda: text if (text := egrsd("scale", "--run", store.uri).stdout).count("serving") == 4 else None, 120)
+        shown = until(lambda: text if (text := egrsd("scale", "--run", store.uri).stdout).count("serving") == 4 else None, 200)
         assert "batches wait" in shown
         for column in ("engine", "state", "batches", "policy", "tokens/s"):
             assert column in shown
@@ -54,7 +54,7 @@ def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
         assert never.returncode == 2
         assert "5000 x 1 (engines.rollout) + 1 x 1 (train)" in never.stdout
         assert len(never.stdout.splitlines()) == 1
-        assert driver.wait(timeout=200) == 0, driver.stdout.read()
+        assert driver.wait(timeout=400) == 0, driver.stdout.read()
     finally:
         driver.kill()
         driver.stdout.close()

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from waiting import until
 
-from pipeline.stages.children import Children, Outcome, done
+from pipeline.stages.children import OVERRAN, Children, Outcome, allow, done
 
 
 def double(pipe) -> None:
@@ -20,6 +20,17 @@ def double(pipe) -> None:
     with suppress(EOFError):
         while True:
             done(pipe, 2 * pipe.recv())
+
+
+def spin(pipe) -> None:
+    """The loop of a child that may use as many processor seconds as it is told, and uses more. It answers 0."""
+    with suppress(EOFError):
+        while True:
+            if allowed := pipe.recv():
+                allow(allowed)
+            while allowed:
+                pass
+            done(pipe, allowed)
 
 
 def server() -> int:
@@ -59,13 +70,29 @@ def test_a_stopped_server_is_replaced_when_an_idle_child_was_killed(children):
     assert server() != stopped
 
 
-def test_a_child_whose_end_no_server_tells_is_asked_again_by_the_caller(children):
+def test_a_question_whose_end_no_server_tells_is_asked_again(children):
     child = children._idle[0].process
     os.kill(child.pid, signal.SIGSTOP)
     stop_server()
     killer = threading.Timer(1.0, os.kill, (child.pid, signal.SIGKILL))
     killer.start()
-    assert asked(children, [2]) == [Outcome(ended="stalled")]
+    assert asked(children, [2]) == [Outcome(4)]
+    killer.join()
+
+
+def test_an_overrun_is_told_after_the_server_of_the_child_died():
+    with closing(Children(spin, 1)) as spinning:
+        assert spinning.ask([0.0]) == [Outcome(0.0)]
+        os.kill(server(), signal.SIGKILL)
+        assert asked(spinning, [0.2]) == [Outcome(ended=OVERRAN)]
+
+
+def test_a_child_that_dies_after_it_was_given_a_question_costs_no_answer(children):
+    child = children._idle[0].process
+    os.kill(child.pid, signal.SIGSTOP)  # so that the question is sent to a child that never reads it
+    killer = threading.Timer(0.5, os.kill, (child.pid, signal.SIGKILL))
+    killer.start()
+    assert asked(children, [2]) == [Outcome(4)]
     killer.join()
 
 

@@ -33,7 +33,6 @@ def rank_pid() -> int:
     return process.pid
 
 
-@pytest.mark.chaos
 @pytest.mark.usefixtures("ray_local")
 def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path) -> None:
     run = tiny_run("rounds=4", "train.threads=1", "train.max_failures=1")
