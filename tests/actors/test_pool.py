@@ -338,7 +338,7 @@ def test_bounds_in_the_place_of_exact_entropies_are_told_at_the_terminal_or_end_
     strict = config.ScoreSettings(fallback=False)
     engine = partial(FakeEngine, behaviour=Behaviour(falls_back=str(tmp_path)))
     small = config.Pool(placement=config.Placement(cpus=0.1))
-    strict_pool = EnginePool.start("rollout", MODEL, small, strict, engine)
+    strict_pool = EnginePool.start("score", MODEL, small, strict, engine)
     with pytest.raises(EngineError, match=r"exact entropies are not available.*score\.fallback=true"):
         strict_pool.facts()
     strict_pool.close()
