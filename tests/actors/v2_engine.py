@@ -10,12 +10,13 @@ both.
 import json
 import sys
 import threading
+from itertools import chain
 from types import SimpleNamespace
 
 from actors import startup
 from actors.engine import Engine
 from pipeline import config
-from pipeline.contract import Generate, Policy, Sampling, Sequence
+from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
 from pipeline.models.warmstart import build_tokenizer
 
 POOL = config.Pool(threads=1, kv_cache_gib=0.25, max_num_seqs=8, max_batched_tokens=24)
@@ -36,11 +37,16 @@ def main(adapter, path):
     traces = together([lambda p=policy: engine.generate(requests, p, SAMPLING) for policy in policies])
     alone = [engine.generate([request], policies[1], SAMPLING)[0] for request in requests[:2]]
     teacher = encode(f"<bos>{TEXTS[0]}\n{PRIVILEGED}\n")
-    sequences = [Sequence(teacher, trace.tokens.tolist()) for trace in traces[0]]
+    written = [trace.tokens.tolist() for trace in traces[0]]
+    responses = [[*chain(*written[i:], *written[:i])] for i in range(3)]  # long enough for a second block
+    sequences = [Sequence(teacher, response) for response in responses]
     seen = watch(engine)
     scores = together([lambda p=policy: engine.score(sequences, p) for policy in policies])
     head, cached = seen()
-    again, whole = engine.score(sequences[:2], policies[0]), on_the_other_way(engine, sequences[:2])
+    seen = watch(engine)
+    again = engine.score(sequences[:2], policies[0])
+    _, cached_again = seen()
+    whole = on_the_other_way(engine, sequences[:2])
     answers = {
         "facts": vars(engine.facts()),
         "prompts": prompts,
@@ -52,6 +58,7 @@ def main(adapter, path):
         "whole": [row(score) for score in whole],
         "head": head,
         "cached": cached,
+        "cached_again": cached_again,
     }
     engine.close()
     with open(path, "w") as file:
@@ -124,7 +131,9 @@ def on_the_other_way(engine, sequences):
 
 
 def row(answer):
-    """Tokens, log-probs and entropies of an answer as lists."""
+    """Tokens, log-probs and entropies of an answer as lists. A row that failed says why."""
+    if isinstance(answer, Failure):
+        return [answer.cause]
     return [answer.tokens.tolist(), answer.logprobs.tolist(), answer.entropy.tolist()]
 
 
