@@ -140,8 +140,8 @@ def adapters(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def plain_forward(adapters):
-    """forward(version, prompt, response) -> log-probs [T] and entropies [T] nats of transformers and peft in fp32.
+def plain_table(adapters):
+    """table(version, prompt, response) -> log-probs float64 [T, V] nats of transformers and peft in fp32.
 
     Version 0 is the tiny reasoner, and 1 and 2 have the adapters.
     """
@@ -156,7 +156,7 @@ def plain_forward(adapters):
     model.eval()
 
     @torch.no_grad()
-    def forward(version, prompt, response):
+    def table(version, prompt, response):
         ids = torch.tensor([[*prompt, *response]])
         if version == 0:
             with model.disable_adapter():
@@ -164,9 +164,19 @@ def plain_forward(adapters):
         else:
             model.set_adapter(str(version))
             logits = model(ids).logits
-        logprobs = logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
-        picked = logprobs.gather(1, torch.tensor(response)[:, None])[:, 0]
-        return picked.numpy(), -(logprobs.exp() * logprobs).sum(-1).numpy()
+        return logits[0, len(prompt) - 1 : -1].double().log_softmax(-1).numpy()
+
+    return table
+
+
+@pytest.fixture(scope="session")
+def plain_forward(plain_table):
+    """forward(version, prompt, response) -> log-probs [T] and entropies [T] nats of `plain_table`."""
+    import numpy as np
+
+    def forward(version, prompt, response):
+        logprobs = plain_table(version, prompt, response)
+        return logprobs[np.arange(len(response)), response], -(np.exp(logprobs) * logprobs).sum(-1)
 
     return forward
 

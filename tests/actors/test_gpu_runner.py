@@ -47,6 +47,20 @@ def test_base_and_adapter_in_one_batch_agree_with_a_plain_forward(answers, plain
     assert gap(answers["scores"][version], plain_forward, version, [answers["teacher"]] * 3) <= 1e-4
 
 
+@pytest.mark.parametrize("version", [0, 1])
+def test_tokens_are_drawn_from_the_likeliest_at_the_temperature_asked_for(answers, plain_table, version):
+    """top_k 20 and top_p .95 at 1.1: a token is among the 20 likeliest, and those before it have less than .95 of the mass."""
+    likeliest = True
+    for (tokens, *_), prompt in zip(answers["traces"][version], answers["prompts"], strict=True):
+        mass = np.exp(plain_table(version, prompt, tokens) / 1.1)
+        own, kept = mass[np.arange(len(tokens)), tokens][:, None], np.sort(mass, -1)[:, -20:]  # vLLM cuts by top_k first
+        before = np.where(kept > own, kept, 0.0).sum(-1) / kept.sum(-1)
+        assert ((mass > own).sum(-1) < 20).all()
+        assert (before < 0.95).all()
+        likeliest = likeliest and (before == 0).all()
+    assert not likeliest  # the test would pass on a greedy engine
+
+
 def test_policies_draw_other_traces_and_a_trace_does_not_depend_on_its_batch(answers):
     base, adapted = ([tokens for tokens, *_ in part] for part in answers["traces"])
     assert base != adapted
