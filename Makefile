@@ -1,4 +1,4 @@
-# `make demo` and `make test` work on a fresh machine that has Python 3.11 and pip. Each installs what it needs.
+# `make demo` and `make test` work on a fresh machine that has Python 3.11 or 3.12 and pip. Each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,7 +42,7 @@ install: $(VENV)/.installed
 # The lock lists every package, so pip gets --no-deps. Without it pip would add torchvision, whose wheel does not fit this torch
 # and makes transformers fail.
 $(VENV)/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing about 200 pinned packages into $(VENV): some minutes"
 	$(BIN)/python -m pip install -qq --no-deps -r requirements.lock

@@ -7,12 +7,9 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import socket
 import sys
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
@@ -21,22 +18,19 @@ from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources, watch
+from actors.folders import ray_folder
 from actors.token import join_with_token, needs_file, token_file
 from pipeline.config import Run
 from pipeline.errors import ClusterError, EgrsdError, ResourceError, UserError
-from pipeline.fit import code, machine
-from pipeline.fit.machine import Facts, Line
+from pipeline.fit import builds, code, machine
+from pipeline.fit.machine import Facts, Line, processors
+from pipeline.notices import NOTICE_S, late, tell
 from pipeline.store.directory import Store
 from pipeline.store.lease import LEASE
-from pipeline.store.private import private_folder, temporary_folder
 
 REACH_S = 60.0
 PROBE_S = 120.0
-ROOM_BYTES = 64 << 20  # of temporary files of a Ray that starts here
-LOCAL_CPUS = 8  # logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
-# bytes of a folder below which the sockets of Ray lie: the system allows 107 for a whole path
-MOST_PATH = 107 - len("/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
-ROLE = "egrsd-role"  # the label of a node in cluster.yaml: head, rollout or train
+LOCAL_CPUS = 8  # least logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
 _NODE_TYPE = "ray.io/node-group"  # Ray's autoscalers give this label to the nodes they start
 
 log = logging.getLogger(__name__)
@@ -50,9 +44,8 @@ def is_local(address: str | None) -> bool:
 def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS. Without either, start one here that ends with this process.
 
-    Every worker process gets the variables of `environment`. A cluster on this machine has LOCAL_CPUS logical CPUs, because
-    engines, ranks and data tasks take turns on the real cores. Returns False when this process had joined one before. Raises
-    UserError when no cluster answers, or when a cluster cannot start here.
+    Every worker process gets the variables of `environment`. A cluster on this machine is one `local_node`. Returns False when
+    this process had joined one before. Raises UserError when no cluster answers, or when a cluster cannot start here.
     """
     if ray.is_initialized():
         return False
@@ -60,15 +53,17 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
     _check_answers(target)
     if target != "local":
         join_with_token()
+    who = "Ray to start on this machine" if target == "local" else f"the Ray cluster at {target}"
     try:
-        ray.init(
-            address=target,
-            logging_level=logging.ERROR,
-            log_to_driver=True,
-            runtime_env={"env_vars": {**(environment or {}), **code.environment()}},
-            job_config=_Job(),
-            **(_local_options() if target == "local" else {}),
-        )
+        with late("cluster", f"waiting for {who}: for {NOTICE_S:g} s so far."):
+            ray.init(
+                address=target,
+                logging_level=logging.ERROR,
+                log_to_driver=True,
+                runtime_env={"env_vars": {**(environment or {}), **code.environment()}},
+                job_config=_Job(),
+                **(_local_options() if target == "local" else {}),
+            )
     except Exception as error:  # Ray raises a bare Exception when a part of it starts too slowly
         if target == "local":
             raise _not_started(error) from error
@@ -76,36 +71,6 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
             raise _not_joined(error, target) from error
         raise
     return True
-
-
-def check_folders() -> None:
-    """Raise UserError for a folder of this machine that a Ray of our own could not use: the temporary one, or the home.
-
-    Ray itself would say that no cluster answers.
-    """
-    variable, folder = temporary_folder("RAY_TMPDIR")
-    if variable == "RAY_TMPDIR" and len(os.fsencode(folder)) > MOST_PATH:
-        what = f"too long: Ray's sockets lie below it, and the system allows {MOST_PATH} bytes for it"
-        raise UserError(what, f"{variable} {folder}", "Set RAY_TMPDIR to a shorter path, or unset it")
-    remedy = f"Free some space there, or set {variable} to a folder that takes files"
-    _check_takes_files(f"{variable} {folder}", folder, remedy)
-    free = shutil.disk_usage(folder).free
-    if free < ROOM_BYTES:
-        what = f"no space left: {free >> 20} MiB are free, and Ray's temporary files need {ROOM_BYTES >> 20} MiB"
-        raise UserError(what, f"{variable} {folder}", remedy)
-    if needs_file() and not token_file().exists():
-        home = Path.home()
-        remedy = "Ray keeps its token in .ray/auth_token there. Set HOME to a folder that takes files, or set RAY_AUTH_TOKEN"
-        _check_takes_files(f"HOME {home}", str(home), remedy)
-
-
-def _check_takes_files(where: str, folder: str, remedy: str) -> None:
-    """Raise UserError when a folder takes no file."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(1 << 16))
-    except OSError as error:
-        raise UserError(f"cannot write there ({error.strerror})", where, remedy) from error
 
 
 def _not_started(error: Exception) -> UserError | ClusterError:
@@ -119,14 +84,23 @@ def _not_started(error: Exception) -> UserError | ClusterError:
 def _local_options() -> dict[str, Any]:
     """Options of Ray for a cluster here. Its folder has a private parent, since Ray lets everybody write into its own."""
     _keep_token_private()
-    private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(_ray_folder())}
-    return {"num_cpus": LOCAL_CPUS, "include_dashboard": False, **private}
+    private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(ray_folder())}
+    here = local_node().resources
+    return {"num_cpus": int(here["CPU"]), "num_gpus": int(here["GPU"]), "include_dashboard": False, **private}
 
 
-def _ray_folder() -> Path:
-    """The private folder of a Ray that starts here: below TMPDIR, or below /tmp when sockets below TMPDIR had too long paths."""
-    folder = private_folder() / "r"
-    return folder if len(os.fsencode(folder)) <= MOST_PATH else private_folder(above=Path("/tmp")) / "r"
+def local_node(num_gpus: int | None = None) -> resources.Node:
+    """What a Ray that starts on this machine counts. `num_gpus`: cards that torch can use; None asks torch.
+
+    With GPUs these are the real CPUs, and LOCAL_CPUS at the least. Without GPUs they are LOCAL_CPUS: engines, ranks and data
+    tasks take turns on the real cores there.
+    """
+    if num_gpus is None:
+        import torch
+
+        num_gpus = torch.cuda.device_count()
+    cpus = max(LOCAL_CPUS, processors()) if num_gpus else LOCAL_CPUS
+    return resources.Node({"CPU": float(cpus), "GPU": float(num_gpus)})
 
 
 def _keep_token_private() -> None:
@@ -178,15 +152,11 @@ def check_reach(store: Store) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    task, node_of = ray.remote(num_cpus=0, max_retries=0)(_cannot_see), {}
-    for node in nodes:
-        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        node_of[task.options(scheduling_strategy=on_node).remote(store)] = node["NodeManagerAddress"]
-    for ref in ray.wait(list(node_of), num_returns=len(node_of), timeout=REACH_S)[0]:
+    for ref, node in _answered(_on_each(nodes, _cannot_see, store), "whether it sees the run"):
         with contextlib.suppress(ray.exceptions.RayError):  # the node has just ended
             if why := ray.get(ref):
                 remedy = "Give --run a place that every node reaches, and every node the AWS_... settings or profile for it"
-                raise UserError(f"node {node_of[ref]} does not see this run ({why})", store.uri, remedy)
+                raise UserError(f"node {node['NodeManagerAddress']} does not see this run ({why})", store.uri, remedy)
 
 
 def _cannot_see(store: Store) -> str:
@@ -200,36 +170,53 @@ def _cannot_see(store: Store) -> str:
 def check_nodes() -> None:
     """Raise UserError that names a live node whose code is not the driver's, or whose builds are not those of its role.
 
-    A node's role is its label `egrsd-role`, and whether it has GPUs. A head without GPUs may so have other builds.
+    pipeline/fit/builds.py says what a role is. A node that joins later is looked at by the first task or actor on it.
     """
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    builds: dict[tuple[str, bool], tuple[str, dict[str, str]]] = {}
-    for node_id, found in _look_at(list(nodes)).items():
+    for node_id, found in _look_at(list(nodes.values())).items():
         node = nodes[node_id]
-        name = f"node {node['NodeManagerAddress']} ({found['host']})"
         if differs := code.difference(found, code.here()["hashes"]):
-            raise UserError(differs, name, code.REMEDY)
-        role = (node.get("Labels", {}).get(ROLE, ""), node["Resources"].get("GPU", 0) > 0)
-        other, versions = builds.setdefault(role, (name, found["versions"]))
-        for package in code.BUILDS:
-            if found["versions"].get(package) != versions.get(package):
-                what = f"has {package} {found['versions'].get(package)}, {other} of the same role {versions.get(package)}"
-                raise UserError(what, name, "Install the same environment on all nodes of a role")
+            raise UserError(differs, f"node {node['NodeManagerAddress']} ({found['host']})", code.REMEDY)
+        builds.check_node(node, found)
 
 
-def _look_at(nodes: list[str]) -> dict[str, dict[str, Any]]:
+def _look_at(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What the processes of each node import, by node id. A node that is slow to answer, or has just ended, is left out."""
     cloudpickle.register_pickle_by_value(code)  # the node may lack this module, or have another of its name
     try:
-        task = ray.remote(num_cpus=0, max_retries=0)(code.look)
-        refs = {task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)).remote(): n for n in nodes}
+        refs = _on_each(nodes, code.look)
     finally:
         cloudpickle.unregister_pickle_by_value(code)
     found = {}
-    for ref in ray.wait(list(refs), num_returns=len(refs), timeout=REACH_S)[0]:
+    for ref, node in _answered(refs, "which code it has"):
         with contextlib.suppress(ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError):
-            found[refs[ref]] = ray.get(ref)
+            found[node["NodeID"]] = ray.get(ref)
     return found
+
+
+def _on_each(nodes: list[dict[str, Any]], work: Callable[..., Any], *arguments: Any) -> dict[Any, dict[str, Any]]:
+    """The calls of `work` as a task on each node: its node by call."""
+    task = ray.remote(num_cpus=0, max_retries=0)(work)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    return {task.options(scheduling_strategy=p).remote(*arguments): node for p, node in zip(places, nodes, strict=True)}
+
+
+def _answered(calls: dict[Any, dict[str, Any]], what: str, patience_s: float = REACH_S) -> list[tuple[Any, dict[str, Any]]]:
+    """The calls that have ended within some seconds, with their nodes. It tells which nodes are waited for, and given up."""
+    ready, silent = ray.wait(list(calls), num_returns=len(calls), timeout=min(NOTICE_S, patience_s))
+    if silent:
+        tell("nodes", f"waiting for {_names(silent, calls)} to say {what}: for {NOTICE_S:g} s so far.")
+        late_ones, silent = ray.wait(silent, num_returns=len(silent), timeout=max(0.0, patience_s - NOTICE_S))
+        ready += late_ones
+    if silent:
+        tell("silent nodes", f"{_names(silent, calls)} did not say {what} in {patience_s:g} s, and is not waited for any more.")
+    return [(ref, calls[ref]) for ref in ready]
+
+
+def _names(silent: list[Any], calls: dict[Any, dict[str, Any]]) -> str:
+    """Some nodes in words: the addresses of the first ones, and how many there are."""
+    names = [calls[ref]["NodeManagerAddress"] for ref in silent]
+    return f"node{'s' if len(names) > 1 else ''} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
 
 
 def check_room(demands: list[resources.Demand]) -> str | None:
@@ -251,15 +238,15 @@ def check_room(demands: list[resources.Demand]) -> str | None:
 
 def gather_nodes() -> dict[str, Facts | str]:
     """The facts of every node by its address, gathered by a task on that node. A node that fails gives the reason instead."""
-    probe, refs = ray.remote(num_cpus=0, max_retries=0)(machine.gather), {}
-    for number, node in enumerate(node for node in ray.nodes() if node["Alive"]):
-        on_node = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        refs[f"{node['NodeManagerAddress']}/{number}"] = probe.options(scheduling_strategy=on_node).remote()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    calls = _on_each(nodes, machine.gather)
+    answered = dict(_answered(calls, "what it has", PROBE_S))
     facts: dict[str, Facts | str] = {}
-    for name, ref in refs.items():
+    for number, (ref, node) in enumerate(calls.items()):
+        name = f"{node['NodeManagerAddress']}/{number}"
         try:
-            facts[name] = ray.get(ref, timeout=PROBE_S)
-        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError) as error:
+            facts[name] = ray.get(ref) if ref in answered else f"gave no answer in {PROBE_S:g} s. Check that the node is alive"
+        except ray.exceptions.RayError as error:
             facts[name] = f"failed ({type(error).__name__}). Install the same environment on every node"
     return facts
 
@@ -271,7 +258,7 @@ def judge_room(run: Run, num_gpus: int, joined: bool) -> Line:
     """
     demands = resources.demands_of(run)
     if not joined:
-        resources.check(demands, [resources.Node({"CPU": float(LOCAL_CPUS), "GPU": float(num_gpus)})])
+        resources.check(demands, [local_node(num_gpus)])
     elif lacking := check_room(demands):
         return Line("warning", "resources", f"nodes that the autoscaler would have to start: {lacking}")
     return Line("ok", "resources", "engines, ranks and a data task find their place at one time")

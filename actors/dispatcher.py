@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors import sizing
+from actors import resources, sizing
 from actors.member import STALLED, EngineActor, Gone, LoadArgs, Member, PoolStatus, Pulse, Ticket, blameless
 from actors.sizing import Bounds, Sizing
 from pipeline import config
@@ -181,8 +181,8 @@ class Dispatcher:
         """Start the engines that are missing."""
         while self._failure is None and sum(m.state != "draining" for m in self._members.values()) < self._sizing.target:
             name = f"{self._name}-{uuid.uuid4().hex[:8]}"
-            member = Member(name, self._actors.start(name, self._settings.placement, self._inflight))
-            self._members[name] = member
+            handle = self._actors.start(name, resources.placement_of(self._settings), self._inflight)
+            self._members[name] = member = Member(name, handle)
             self._spawn(self._serve(member))
 
     async def _serve(self, member: Member) -> None:
@@ -242,9 +242,8 @@ class Dispatcher:
         ]
         if differences:
             what = f"engines differ in what their numbers mean: an engine's {'; '.join(differences)}"
-            self._fail(
-                EngineError(what, self._setting, "Give all engines the same vLLM and hardware, or set score.entropy: bounds")
-            )
+            remedy = "Give all engines the same vLLM and hardware, or set score.entropy: bounds"
+            self._fail(EngineError(what, self._setting, remedy))
         return not differences
 
     async def _watch(self, member: Member) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
-from pipeline.fit import code
+from pipeline.fit import builds
 
 RATE_S = 30.0  # tokens per second are a mean over this time
 STALLED = "gave no sign of life"  # the cause of a stopped engine's end begins so
@@ -158,7 +158,7 @@ class EngineActor:
         self, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings
     ) -> EngineFacts:
         """Start the engine, and return its facts. Raises the engine's own error, and UserError for code of another version."""
-        code.check()
+        builds.check()
         self._engine = engine_class(model, settings, score)
         return self._engine.facts()
 

@@ -74,7 +74,7 @@ class EnginePool:
         `settings.max` engines. Raises ResourceError when the cluster can never hold the engines.
         """
         setting = f"engines.{name}"
-        check_room([resources.Demand(setting, max(settings.min, 1), settings.placement)])
+        check_room([resources.Demand(setting, max(settings.min, 1), resources.placement_of(settings))])
         # The dispatcher runs on the driver's node. If it ran on a spot machine, its loss would end all engines.
         here = ray.get_runtime_context().get_node_id()
         dispatcher: Any = (
@@ -122,7 +122,7 @@ class EnginePool:
 
     def demand(self, count: int) -> resources.Demand:
         """What `count` engines of this pool ask of the cluster."""
-        return resources.Demand(self._setting, count, self._settings.placement)
+        return resources.Demand(self._setting, count, resources.placement_of(self._settings))
 
     def overview(self) -> PoolStatus:
         """The living and the dead engines, the batches that wait, and the bounds."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.config import Placement, Run
+from pipeline.config import Placement, Pool, Run
 from pipeline.errors import ResourceError
+from pipeline.fit.machine import vllm_for_gpus
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,19 @@ class Demand:
         return {name: amount for name, amount in asked.items() if amount > 0}
 
 
+def placement_of(pool: Pool) -> Placement:
+    """The placement of one engine of a pool.
+
+    vLLM's GPU build needs a card. Where the settings name none, as the recipe `demo` does, its engines ask Ray for one.
+    """
+    wants = pool.placement.gpus == 0 and vllm_for_gpus()
+    return pool.placement.model_copy(update={"gpus": float(pool.tensor_parallel)}) if wants else pool.placement
+
+
 def demands_of(run: Run, engines: bool = True, train: bool = True) -> list[Demand]:
     """What a run asks of the cluster at one time: the smallest pools, the training ranks, and one data task."""
     pools = (("rollout", run.engines.rollout), ("score", run.engines.score)) if engines else ()
-    asked = [Demand(f"engines.{name}", max(1, pool.min), pool.placement) for name, pool in pools if pool is not None]
+    asked = [Demand(f"engines.{name}", max(1, pool.min), placement_of(pool)) for name, pool in pools if pool is not None]
     if train:
         asked.append(Demand("train", run.train.workers, run.train.placement))
     return [*asked, Demand("data stages", 1, Placement(cpus=1))]

@@ -11,6 +11,7 @@ from actors.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, ModelError, first_line
+from pipeline.fit.machine import vllm_for_gpus
 from pipeline.models.resolve import open_model
 
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.exact_entropy is installed only where this is "1"
@@ -24,6 +25,8 @@ def set_environment(pool: config.Pool, exact: bool) -> None:
 
     Call this function before anything imports vLLM or torch.
     """
+    if pool.placement.gpus <= 0 and not vllm_for_gpus():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the cards of the machine visible to who asked for none
     os.environ["OMP_NUM_THREADS"] = str(num_threads(pool))
     os.environ[EXACT_ENTROPY] = str(int(exact))
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from actors.engine import judge_entropy
+from actors.folders import judge_folders
 from jobs.opened import look_at, open_folder
 from jobs.terminal import Session, divert_output, session
 from pipeline import config
@@ -15,6 +16,7 @@ from pipeline.errors import EgrsdError
 from pipeline.fit import footprint, machine
 from pipeline.fit.machine import Facts, Line
 from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.notices import NOTICE_S, late
 from pipeline.recipes import recipe as named
 from pipeline.store.directory import Store
 from pipeline.store.probe import judge_store
@@ -26,16 +28,16 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
         store = open_folder(uri) if uri is not None else None
         run = store.load_run() if store is not None and recipe is None and store.exists() else named(recipe or "demo")
         here = machine.gather(nearest_folder(store))
-        findings = tell(machine.judge(here, machine.requirements()), out)
+        findings = tell([*machine.judge(here, machine.requirements()), *judge_folders()], out)
         largest = here
         if address is not None:
-            nodes = look_at(address)
+            nodes = look_at(out, address)
             findings += tell(machine.judge_nodes(nodes, machine.requirements()), out)
             largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
         findings += tell(judge("model", lambda: footprint.fit(run, footprint.measure(run.model), largest)), out)
         findings += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
-        findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, debug)]), out)
+        findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, debug)], "a real engine to start"), out)
         if store is not None:
             findings += tell(judge("store", lambda: judge_store(store)), out)
         errors, warnings = (sum(line.level == level for line in findings) for level in ("error", "warning"))
@@ -44,10 +46,14 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
             sys.exit(1)
 
 
-def judge(topic: str, find: Callable[[], list[Line]]) -> list[Line]:
-    """The findings on one topic. An error of this project or of the file system is a finding too."""
+def judge(topic: str, find: Callable[[], list[Line]], who: str = "") -> list[Line]:
+    """The findings on one topic. An error of this project or of the file system is a finding too.
+
+    `who` is waited for, and named when that takes long.
+    """
     try:
-        return find()
+        with late(topic, f"{topic}: waiting for {who or 'this check'}, for {NOTICE_S:g} s so far."):
+            return find()
     except (EgrsdError, OSError) as error:
         return [Line("error", topic, str(error))]
 

@@ -15,6 +15,7 @@ from jobs.settle import parse_numbers
 from jobs.terminal import Session, session
 from pipeline.errors import UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
+from pipeline.rounds.refused import refuse_unusable
 from pipeline.stages.grade import check_references
 from pipeline.store.directory import Store
 
@@ -36,7 +37,8 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
     """Evaluate policies on every source. Print tables, and write summary.json beside the shards.
 
     Only missing traces are generated. There are `k` samples per problem, unless `--set evaluation.samples=n` asks for more. Then
-    pass@k is the unbiased estimate from n samples. Raises UserError or SettingError for mistaken options.
+    pass@k is the unbiased estimate from n samples. Raises UserError or SettingError for mistaken options, and UserError when no
+    problem of a source can be asked.
     """
     with session(debug) as out:
         store, run = open_run(uri)
@@ -47,7 +49,10 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
         notes = [note for one in asked for note in (*one.source.cautions(), check_references(one.source, one.run)) if note]
         for note in dict.fromkeys(notes):
             out.say(note)
-        if any(is_missing(store, one, number) for one in asked for number in numbers):
+        missing = [one for one in asked if any(is_missing(store, one, number) for number in numbers)]
+        for one in missing:
+            refuse_unusable(one.source, range(one.problems), one.run, "the evaluation")
+        if missing:
             evals = open_folder(store.locate("evals"))
             hold(out, evals)
             start(out, store, address, held=evals)

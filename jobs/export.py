@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from jobs.opened import open_run
 from jobs.terminal import session
 from pipeline.errors import UserError
+from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round
@@ -34,9 +35,10 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
         for name in there:
             if name not in {f"round-{work.number:04d}.parquet" for work in rounds}:
                 target.delete(name)
-        for work in rounds:
-            table, sink = joined_round(work), pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            target.write(f"round-{work.number:04d}.parquet", sink.getvalue())
-            rows += table.num_rows
+        with late("export", f"{len(rounds)} rounds of {store.uri} have been joined for {NOTICE_S:g} s so far."):
+            for work in rounds:
+                table, sink = joined_round(work), pa.BufferOutputStream()
+                pq.write_table(table, sink, compression="zstd")
+                target.write(f"round-{work.number:04d}.parquet", sink.getvalue())
+                rows += table.num_rows
         out.say(f"{rows} traces of {len(rounds)} rounds in {out_uri}")

@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from actors.folders import check_folders
 from jobs import keeper
 from jobs.terminal import QUIET, Session
-from pipeline import notices
 from pipeline.config import Run
 from pipeline.fit.versions import changed_code
 from pipeline.store import lease, replaced
@@ -91,7 +91,6 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
     _stay_at_home(address)
     from actors import cluster
 
-    out.exits.enter_context(notices.shown(out.say))
     out.log_to(store)
     recorded = store.run_file()
     if recorded is not None and (line := changed_code(recorded.versions)):
@@ -112,7 +111,7 @@ def join(out: Session, address: str | None, environment: dict[str, str]) -> None
     from actors import cluster, watch
 
     if cluster.is_local(address):
-        cluster.check_folders()
+        check_folders()
         if keeper.is_kept():
             environment["TMPDIR"] = tempfile.mkdtemp(prefix="run-", dir=private_folder())
             keeper.tell(folder=environment["TMPDIR"])
@@ -135,13 +134,12 @@ def _stay_at_home(address: str | None) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
-def look_at(address: str) -> dict[str, Facts | str]:
+def look_at(out: Session, address: str) -> dict[str, Facts | str]:
     """Join a cluster and return the facts of every node by its address. A node that fails gives the reason instead.
 
     Raises UserError when no cluster answers.
     """
     from actors import cluster
 
-    keeper.tell(joins=address)
-    cluster.connect(address)
+    join(out, address, {})
     return cluster.gather_nodes()

@@ -10,6 +10,7 @@ from jobs.tables import aligned
 from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import UserError
+from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, resolve
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.regrade import Change, regrade
@@ -33,6 +34,7 @@ def show_changes(uri: str, stage: str, number: int | None, sets: Sequence[str] =
         store, old = open_run(uri)
         run = resolve(old, list(sets))
         check_settings(find_stage(stage), (setting for setting, _, _ in differences(old, run)))
+        out.exits.enter_context(late("regrade", f"stored answers of {store.uri} have been graded for {NOTICE_S:g} s so far."))
         works = _all_works(store, run) if number is None else [open_round(store, run, "rounds", number)]
         grader = grader_of(run)
         rows, stale, counts = 0, 0, Counter[tuple[str, str]]()

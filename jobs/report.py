@@ -5,6 +5,7 @@ from __future__ import annotations
 from jobs.opened import open_folder, open_run
 from jobs.terminal import session
 from pipeline.errors import UserError
+from pipeline.notices import NOTICE_S, late
 from pipeline.report.collect import collect, read_comparison
 from pipeline.report.page import page
 from pipeline.store.directory import Store
@@ -24,8 +25,9 @@ def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool, 
         if out_uri and not replace and target.read_bytes(name) is not None:
             raise UserError("is there already", out_uri, "Name another file, or pass --replace")
         compared = read_comparison(open_folder(compare)) if compare else None
-        document = collect(store, run)
-        html = page(document | {"compare": compared})
+        with late("report", f"the rounds of {store.uri} have been read for {NOTICE_S:g} s so far."):
+            document = collect(store, run)
+            html = page(document | {"compare": compared})
         target.write(name, html)
         shown, whole = len(document["sample"]["traces"]), document["sample"]["labelled"]
         size = f"{len(html) / 1e6:.1f} MB, {len(document['rounds'])} rounds, {shown} of {whole} labelled traces"

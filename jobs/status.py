@@ -9,6 +9,7 @@ from rich.table import Table
 from jobs.opened import open_run
 from jobs.terminal import session
 from pipeline.config import Run
+from pipeline.notices import NOTICE_S, late
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
@@ -28,12 +29,13 @@ def show(uri: str, debug: bool) -> None:
         table = Table("round", *NAMES, "trained", title=title, title_justify="left", box=None)
         rejected: Counter[str] = Counter()
         notes: list[str] = []
-        for work in open_rounds(store, run):
-            inventory = Inventory(work)
-            rejected.update(inventory.all_rejected())
-            stale = {name: inventory.begun_and_stale(name) for name in NAMES}
-            table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in NAMES), _trained(inventory))
-            notes += _notes(inventory, stale)
+        with late("status", f"the rounds of {store.uri} have been read for {NOTICE_S:g} s so far."):
+            for work in open_rounds(store, run):
+                inventory = Inventory(work)
+                rejected.update(inventory.all_rejected())
+                stale = {name: inventory.begun_and_stale(name) for name in NAMES}
+                table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in NAMES), _trained(inventory))
+                notes += _notes(inventory, stale)
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
         changed = [f"note: {text}." for text in origin.look(store, run)]

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -30,11 +31,14 @@ from jobs.parcel import collect
 from jobs.terminal import Session, session
 from pipeline.digest import short
 from pipeline.errors import EgrsdError, SettingError, UserError, first_line
+from pipeline.notices import NOTICE_S, late
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 ANSWER_S, POLL_S, START_S = 10.0, 1.0, 15.0
+SILENT_S = 120.0  # a server that sends nothing for so long is lost
+QUIET_S = 30.0  # a job that prints nothing for so long may work, or its server may hang: the server is asked
 STOP_S = 60  # Ray kills a stopped job after 3 s by default; engines and a commit need longer to end
 
 
@@ -197,7 +201,9 @@ def open_client(address: str | None) -> JobSubmissionClient:
 
     try:
         requests.get(f"{url}/api/version", timeout=ANSWER_S)  # Ray's own requests have no deadline
-        return JobSubmissionClient(url)
+        client = JobSubmissionClient(url)
+        client._do_request = partial(client._do_request, timeout=(ANSWER_S, SILENT_S))  # type: ignore[method-assign]
+        return client
     except AuthenticationError as error:
         remedy = "Put the cluster's token into RAY_AUTH_TOKEN, a file that RAY_AUTH_TOKEN_PATH names, or ~/.ray/auth_token"
         raise UserError(first_line(error)[:200], url, remedy) from error
@@ -242,7 +248,8 @@ def _info(client: JobSubmissionClient, name: str) -> JobDetails:
 def _reaching(name: str) -> Iterator[None]:
     """Turn an answer that fails or never comes into an EgrsdError about `name`."""
     try:
-        yield
+        with late("job server", f"waiting for the cluster's job server, about {name}: for {NOTICE_S:g} s so far."):
+            yield
     except (requests.RequestException, ConnectionError, RuntimeError) as error:
         remedy = "A job may still run: the same command follows it again"
         raise EgrsdError(f"lost the cluster ({first_line(error)[:200]})", name, remedy) from error
@@ -260,8 +267,9 @@ def start_once(client: JobSubmissionClient, base: str, entrypoint: str, options:
     name = next(name for name in names if name not in known or not known[name].status.is_terminal())
     if name not in known:
         try:
-            return client.submit_job(entrypoint=entrypoint, submission_id=name, **options), True
-        except (RuntimeError, ValueError) as error:
+            with late("job server", f"waiting for the cluster's job server to take {name}: for {NOTICE_S:g} s so far."):
+                return client.submit_job(entrypoint=entrypoint, submission_id=name, **options), True
+        except (RuntimeError, ValueError, requests.RequestException) as error:
             known = _jobs(client)
             if name not in known:
                 raise UserError(
@@ -304,11 +312,16 @@ def follow(client: JobSubmissionClient, name: str, out: Session) -> JobDetails:
 async def _tail(client: JobSubmissionClient, name: str, written: int, out: Session) -> int:
     """Print output from character `written` on, until the job ends or the connection breaks.
 
-    Ray always sends the output from its first character. Returns how many characters are written now.
+    Ray always sends the output from its first character. Returns how many characters are written now. Raises EgrsdError when
+    neither output nor another answer comes from the server.
     """
-    position = 0
-    with contextlib.suppress(aiohttp.ClientError, RuntimeError):  # Ray raises RuntimeError for a socket that broke
-        async for text in client.tail_job_logs(name):
+    position, texts = 0, client.tail_job_logs(name)
+    with contextlib.suppress(aiohttp.ClientError, RuntimeError, StopAsyncIteration):  # RuntimeError: a socket that broke
+        while True:
+            coming = asyncio.ensure_future(anext(texts))
+            while not (await asyncio.wait({coming}, timeout=QUIET_S))[0]:
+                await asyncio.to_thread(_info, client, name)
+            text = coming.result()
             _write(out, text[max(0, written - position) :])
             position += len(text)
     return max(written, position)

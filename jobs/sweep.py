@@ -23,6 +23,7 @@ from pipeline.evidence.sweep import (
     write_evidence,
 )
 from pipeline.method.relabel import sweep
+from pipeline.notices import NOTICE_S, late
 
 NOTES = (
     "weight: mean magnitude x gate; restored: mean omega(H^CL) - omega(H); both by regime (l lock, m mid, p pivot, f fork)",
@@ -46,11 +47,12 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
             if note is not None:
                 out.say(note)
         started = time.perf_counter()
-        stored = read(run, chosen)
-        loaded = time.perf_counter()
-        figures = sweep(stored.signals, points)
-        swept = time.perf_counter()
-        cosine = gradient_cosines(stored, list(figures), sample) if sample else {}
+        with late("sweep", f"{len(points)} points have been computed from {store.uri} for {NOTICE_S:g} s so far."):
+            stored = read(run, chosen)
+            loaded = time.perf_counter()
+            figures = sweep(stored.signals, points)
+            swept = time.perf_counter()
+            cosine = gradient_cosines(stored, list(figures), sample) if sample else {}
         clock = {"read": loaded - started, "sweep": swept - loaded, "gradient": time.perf_counter() - swept}
         document = summarise(stored, axes, figures, cosine, clock)
         again = " (in place of those of an earlier sweep)" if store.read_bytes(EVIDENCE) is not None else ""

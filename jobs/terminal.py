@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from jobs import keeper
+from pipeline import notices
 from pipeline.errors import GONE, EgrsdError, StoreError
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ def _closing(console: Console, debug: bool) -> Iterator[Session]:
         with contextlib.ExitStack() as exits:
             out = Session(console, debug, exits, errors_fd=os.dup(2))
             exits.callback(os.close, out.errors_fd)
+            exits.enter_context(notices.shown(out.say))  # until the end: leaving a run may wait too
             yield out
     except (EgrsdError, OutputError, KeyboardInterrupt) as error:
         if out is None:

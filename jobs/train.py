@@ -14,6 +14,7 @@ from pipeline.driver import until_end
 from pipeline.errors import SettingError, TrainingError, refuse_unread
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
+from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, resolve
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.remaining import trainable_rounds
@@ -69,6 +70,7 @@ def train_committed(
                 trackers.feeding(held.store, run, out.say, held.lease),
                 out.console.status(f"training rounds {first} to {last - 1}"),
                 until_end(worker.start(held.store.uri, run.model_copy(update={"rounds": last})), held.lease) as trainer,
+                late("trainer", f"the trainer has worked on rounds {first} to {last - 1} for {NOTICE_S:g} s so far."),
             ):
                 trainer.join()
             if not held.store.has_policy(last):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
-from jobs.opened import open_run
+from jobs.opened import open_folder, open_run
 from jobs.terminal import session
+from pipeline.errors import StoreError
 from pipeline.evidence.sweep import read_evidence
 from pipeline.evidence.trackers import read_fed
+from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.proof import prove
-from pipeline.store.lease import read_lease
+from pipeline.store.directory import Store
+from pipeline.store.lease import LeaseFile, is_dead, read_lease
+
+AGAIN = "Verify once more when that command has ended"
 
 
 def verify_run(uri: str, debug: bool) -> None:
@@ -19,13 +25,25 @@ def verify_run(uri: str, debug: bool) -> None:
     """
     with session(debug) as out:
         store, run = open_run(uri)
-        proof = prove(store, run)
-        for read in (read_evidence, read_lease, read_fed):
-            with proof.found():
-                read(store)
+        live = [lease.holder for lease in (_lease(store), _lease(open_folder(store.locate("evals")))) if lease is not None]
+        with late("verify", f"the files of {store.uri} have been read for {NOTICE_S:g} s so far."):
+            proof = prove(store, run)
+            for read in (read_evidence, read_lease, read_fed):
+                with proof.found():
+                    read(store)
         for finding in proof.findings:
             out.say(f"found: {finding}")
         if proof.findings:
             out.say(f"{len(proof.findings)} findings in {store.uri}.")
+            for holder in live:
+                out.say(f"note: {holder} was working on this run. A file that it was writing may be found. {AGAIN}.")
             sys.exit(1)
         out.say(f"{store.uri} is whole: {proof.read} rounds, shards, policies and files were read, and nothing was found.")
+
+
+def _lease(store: Store) -> LeaseFile | None:
+    """The lease of a command that may be alive. None for a damaged one, which is found later."""
+    with contextlib.suppress(StoreError):
+        lease = read_lease(store)
+        return lease if lease is not None and not is_dead(lease) else None
+    return None

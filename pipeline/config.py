@@ -261,10 +261,24 @@ class Train(Section):
     grad_clip: Positive = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="training states kept; a resume needs the last one")
+    checkpoint_every: Annotated[Count, LATER] = Field(
+        1, description="rounds between two training states; a resume trains the rounds after the last one again"
+    )
+    keep_policies: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+        0, description="last policies whose weights are kept, besides the first and those of evaluations; 0: all"
+    )
     max_failures: Annotated[int, Field(ge=0)] = 3
     stall_timeout_s: Annotated[Positive, LATER] = Field(
         60.0, description="seconds without a sign of life after which a rank counts as dead"
     )
+
+    @model_validator(mode="after")
+    def _one_card_each(self) -> Train:
+        if self.workers > 1 and 0 < self.placement.gpus < 1:
+            raise ValueError(
+                f"placement.gpus {self.placement.gpus:g} would let ranks share a GPU, which NCCL refuses: set 1, or workers 1"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -329,6 +343,11 @@ class Run(Section):
                     f"{section}.max_new_tokens {cap} leaves no room for a prompt in "
                     f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
                 )
+        if 0 < self.train.keep_policies < self.max_staleness + 2:
+            raise ValueError(
+                f"train.keep_policies {self.train.keep_policies} drops policies that engines still need: set 0, or "
+                f"{self.max_staleness + 2} or more"
+            )
         if self.objective.entropy == "student" and self.rollout.teacher_share:
             raise ValueError(
                 "objective.entropy 'student' needs rollout.teacher_share 0: the student's entropy of a trace that the teacher "

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import pyarrow as pa
-
 from pipeline.config import Run
-from pipeline.contract import PooledEngines, Reject
-from pipeline.errors import TrainingError, UserError
+from pipeline.contract import PooledEngines
+from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
@@ -28,20 +26,18 @@ from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
-from pipeline.rounds.refused import REMEDIES, refuse_nothing_left
+from pipeline.rounds.refused import refuse_nothing_left, refuse_unusable
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, usage
 from pipeline.stages import EVALUATION, LABELS, MEASURE
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
-from pipeline.stages.prompts import prompts
 from pipeline.stages.verifier import grader_of
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 from pipeline.store.manifest import Entry
 
-MOST_PROMPTS = 256  # prompts of the first round that are tokenised before anything starts
 END_S = 30.0  # limited, since a trainer that waits for resources does not look for a request to stop
 
 
@@ -102,26 +98,18 @@ def open_sources(run: Run) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
-    prompt template or the answer pattern. Raises UserError when no prompt of the first round can be answered.
+    prompt template or the answer pattern. Raises UserError when no prompt of the first round, or none of the evaluation, can be
+    answered.
     """
     grader_of(run)
     rounds = open_source(run.source)
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
-    tokenizer = tokenizer_of(run.model)
-    first = epoch_indices(len(rounds), run.seed, 0, min(run.rollout.prompts_per_round, MOST_PROMPTS)).tolist()
-    refuse_unusable(prompts(rounds.rows(first), run, tokenizer), run)
+    first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
+    refuse_unusable(rounds, first, run, "the first round")
+    if evals is not None:
+        refuse_unusable(evals, range(min(run.evaluation.problems, len(evals))), evaluation_run(run), "the evaluation")
     notes = [check_references(source, run) for source in (rounds, evals) if source is not None]
     return Sources(rounds, evals, tuple(note for note in notes if note is not None))
-
-
-def refuse_unusable(asked: pa.Table, run: Run) -> None:
-    """Raise UserError when every prompt of a whole first round is rejected."""
-    reasons = asked["reject_reason"].to_pylist()
-    if None not in reasons and len(reasons) == run.rollout.prompts_per_round:
-        reason, count = Counter(reasons).most_common(1)[0]
-        detail = asked["reject_detail"].to_pylist()[reasons.index(reason)]
-        what = f"all {len(reasons)} prompts of the first round are rejected, {count} as {reason}: {detail}"
-        raise UserError(what, run.source.uri, REMEDIES[Reject(reason)])
 
 
 def cautions(run: Run, sources: Sources) -> list[str]:
@@ -190,7 +178,8 @@ class Driver:
             self.add_lost_metrics(remaining)
             if trainer is not None:
                 self.train_rounds(trainer, remaining.train, holding)
-                trainer.join()
+                with late("trainer end", f"all policies are there. The run has waited {NOTICE_S:g} s for the trainer's end."):
+                    trainer.join()
             if self.run.rounds in remaining.evaluate:
                 self.evaluate(self.run.rounds)
 

@@ -144,6 +144,11 @@ def test_what_is_wrong_with_the_sources_is_known_before_anything_starts():
 def test_sources_of_which_nothing_can_be_asked_are_refused_before_anything_starts(tmp_path):
     with pytest.raises(UserError, match=r"all 4 prompts of the first round are rejected, 4 as prompt_too_long: .*max_model_len"):
         made(tmp_path, "model.max_model_len=80")
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(f'{{"problem": "{"1+" * 100}{i}", "solution": "s", "answer": "2"}}\n' for i in range(3)))
+    columns = [f"evaluation.source.{name}={name}" for name in ("problem", "solution", "answer")]
+    with pytest.raises(UserError, match=r"held\.jsonl: all 3 prompts of the evaluation are rejected, 3 as prompt_too_long: "):
+        made(tmp_path, f"evaluation.source.uri={held}", "evaluation.problems=4", *columns)
     chat = tmp_path / "chat.jsonl"
     chat.write_text('{"prompt": [{"role": "user", "content": "1+1"}], "solution": "s", "answer": "2"}\n' * 3)
     with pytest.raises(UserError, match=r"column 'prompt' holds a list, not text"):

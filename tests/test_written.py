@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import types
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -123,27 +124,26 @@ def test_the_walk_meets_every_setting_and_every_type():
 
 @pytest.mark.parametrize("text", SURPRISES)
 def test_every_setting_reads_a_surprising_text_as_it_is_or_refuses_it(text):
-    for name, kind in SETTINGS:
-        check(name, kind, text)
+    assert [wrong for name, kind in SETTINGS for wrong in misread(name, kind, text)] == []
 
 
 @given(st.sampled_from(SETTINGS), written)
 @example(("rounds", int), "010")
 def test_text_arrives_in_every_setting_or_is_refused(setting, text):
-    check(*setting, text)
+    assert list(misread(*setting, text)) == []
 
 
-def check(name: str, kind: Any, text: str) -> None:
-    """By `--set`, as a plain YAML scalar and as a quoted one: the value that was meant, the same value, or refused."""
-    by_set = outcome(in_set, name, text)
-    if by_set[0] == "is":
-        assert same(by_set[1], meant(kind, text)), (name, text, by_set)
-    plain = outcome(in_yaml, name, text)
-    one_value = yaml_text(text)
-    if plain[0] == "is" and one_value and by_set[0] == "is":
-        assert same(plain[1], [by_set[1]]), (name, text, plain, by_set)
+def misread(name: str, kind: Any, text: str) -> Iterator[tuple[Any, ...]]:
+    """Where a text is neither the value that was meant nor refused: by `--set`, as a plain YAML scalar, or as a quoted one."""
+    by_set, plain = outcome(in_set, name, text), outcome(in_yaml, name, text)
+    if by_set[0] == "is" and not same(by_set[1], meant(kind, text)):
+        yield "--set", name, text, by_set
+    if plain[0] == by_set[0] == "is" and yaml_text(text) and not same(plain[1], [by_set[1]]):
+        yield "plain", name, text, plain, by_set
     if bare(kind) is str and text.isprintable():
-        assert outcome(in_yaml, name, json.dumps(text, ensure_ascii=False)) == ("is", text)
+        quoted = outcome(in_yaml, name, json.dumps(text, ensure_ascii=False))
+        if quoted != ("is", text):
+            yield "quoted", name, text, quoted
 
 
 def yaml_text(text: str) -> bool:

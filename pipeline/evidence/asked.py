@@ -24,11 +24,11 @@ from pipeline.overrides import named as settings_in
 from pipeline.problems.benchmarks import benchmark, near, open_benchmark
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.refused import refuse_nothing_left
 from pipeline.rounds.round import evaluation_run, open_round, plan_round, planned, problems_digest
 from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
 
-TRACES_PER_SHARD = 32  # a kill loses at most this many traces of each shard in flight
 # These settings decide a policy's traces or their grades. An evaluation with other values has another folder.
 IDENTITY = (
     *("seed", "source", "prompts", "model.path", "model.revision", "model.dtype", "model.max_model_len"),
@@ -63,8 +63,13 @@ class Asked:
         return min(len(self.source), self.run.rollout.prompts_per_round)
 
     def answer(self, store: Store, number: int, engines: Mapping[str, PooledEngines], start_bar: StartBar) -> None:
-        """Have a policy answer this source, and grade the answers. Fresh shards are left alone."""
-        answer(plan_round(store, self.run, self.kind, number, number, self.source), self.source, engines, start_bar)
+        """Have a policy answer this source, and grade the answers. Fresh shards are left alone.
+
+        Raises UserError, with the commonest reason, when all rows were rejected.
+        """
+        work = plan_round(store, self.run, self.kind, number, number, self.source)
+        answer(work, self.source, engines, start_bar)
+        refuse_nothing_left(work, EVALUATION)
 
     def read(self, store: Store, number: int) -> Samples:
         """The samples of a policy whose evaluation is complete."""
@@ -88,8 +93,6 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
     if benchmark(spec) and "grade.verifier" not in named:
         changed = changed.model_copy(update={"grade": changed.grade.model_copy(update={"verifier": "math"})})
     held_out = evaluation_run(load(changed.model_dump(mode="json")))
-    shard = max(1, TRACES_PER_SHARD // number)
-    held_out = held_out.model_copy(update={"rollout": held_out.rollout.model_copy(update={"prompts_per_shard": shard})})
     check_problems(source, held_out.rollout.prompts_per_round)
     template = template_hash(tokenizer_of(held_out.model))
     return Asked(_slug(spec or source.source.uri), held_out, source, number if k is None else k, template)

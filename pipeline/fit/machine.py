@@ -70,7 +70,7 @@ def gather(folder: str = ".") -> Facts:
     return Facts(
         platform.python_version(),
         versions,
-        len(os.sched_getaffinity(0)),
+        processors(),
         _cpu_flags(),
         _memory(),
         shutil.disk_usage(folder).free,
@@ -79,6 +79,23 @@ def gather(folder: str = ".") -> Facts:
         {name: why for name in ("torchvision", "torchaudio") if (why := _import_error(name))},
         platform.machine(),
     )
+
+
+def processors() -> int:
+    """CPUs that this process may use: its affinity, and the quota of its control group when there is one."""
+    allowed = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        if quota != "max":
+            allowed = min(allowed, max(1, int(quota) // int(period)))
+    return allowed
+
+
+def vllm_for_gpus() -> bool:
+    """Whether the installed vLLM is its GPU build, which runs on nothing else. False without any vLLM."""
+    version = _version("vllm")
+    return version is not None and "+cpu" not in version
 
 
 def judge(facts: Facts, window: list[str]) -> list[Line]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config import Model
 from pipeline.errors import ModelError, first_line
+from pipeline.notices import NOTICE_S, late
 
 MODEL_NAME = "tiny-reasoner"
 _REMEDY = "Set model.path to a model's folder or hub id; unset HF_HUB_OFFLINE if it must be downloaded"
@@ -33,7 +34,9 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     local = path.startswith(("/", ".", "~")) or path.count("/") > 1  # no hub id looks like that
     if local and not os.path.isdir(path):
         raise ModelError("there is no such folder", path, _REMEDY)
+    where = "its folder" if os.path.isdir(path) else "the Hugging Face hub or its local copy"
     try:
-        return kind.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
+        with late(f"model {part}", f"waiting for the {part} of {path}, from {where}: for {NOTICE_S:g} s so far."):
+            return kind.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"no model here: the {part} cannot be loaded ({first_line(error)})", path, _REMEDY) from error

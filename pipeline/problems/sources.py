@@ -22,6 +22,7 @@ from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.digest import digest
 from pipeline.errors import SettingError, SourceError, first_line, nearest
+from pipeline.notices import NOTICE_S, late
 from pipeline.problems import gym, hub, jsonl, parquet, tiny
 from pipeline.problems.answers import stated_answer
 
@@ -108,7 +109,9 @@ def open_source(source: Source) -> ProblemSet:
         make = partial(gym.problem, name, json.dumps(source.options, sort_keys=True), source.split, source.seed, source.size)
         return _generated(source, make)
     _check_options(source, hub.OPTIONS if kind == "datasets" else ())
-    rows = hub.open_hub(source, name) if kind == "datasets" else _open_files(source)
+    words = f"waiting for the problems of {source.uri}: they have been read for {NOTICE_S:g} s so far."
+    with late(f"source {source.uri}", words):
+        rows = hub.open_hub(source, name) if kind == "datasets" else _open_files(source)
     return ProblemSet(source, rows, (source.problem, source.solution, source.answer))
 
 
@@ -229,7 +232,8 @@ def stamps(source: Source) -> dict[str, list[int | None]]:
     if source.uri == "tiny-arithmetic" or kind == "reasoning-gym":
         return {}
     try:
-        return _stamps(source, kind, name)
+        with late(f"files {source.uri}", f"waiting for the list of the files of {source.uri}: for {NOTICE_S:g} s so far."):
+            return _stamps(source, kind, name)
     except SourceError:
         raise
     except Exception as error:  # the libraries behind fsspec raise errors of their own

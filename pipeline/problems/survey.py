@@ -7,7 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from pipeline.errors import SourceError
-from pipeline.problems.sources import ProblemSet
+from pipeline.notices import NOTICE_S, late
+from pipeline.problems.sources import Problem, ProblemSet
 
 MOST_GENERATED = 2048  # rows that are looked at of a task that generates problems
 _AT_ONCE = 1024
@@ -28,6 +29,17 @@ class Survey:
     controls: Counter[str] = field(default_factory=Counter)
     spelling: int = 0
     problems: Counter[int] = field(default_factory=Counter)
+
+    def count(self, row: Problem, controls: re.Pattern[str] | None) -> None:
+        """Count one row. `controls` finds control tokens."""
+        self.rows += 1
+        if row.reject is not None:
+            self.rejected[row.detail] += 1
+            return
+        spelled = controls.findall(f"{row.problem}\n{row.solution or ''}") if controls else []
+        self.controls.update(spelled)
+        self.spelling += bool(spelled)
+        self.problems[hash(normal(row.problem or ""))] += 1
 
     def notes(self) -> list[str]:
         """What the person who starts the run should know."""
@@ -54,16 +66,10 @@ def survey(problems: ProblemSet, controls: re.Pattern[str] | None, most: int | N
     """
     found = Survey(problems.source.uri)
     size = min(len(problems), MOST_GENERATED if is_generated(problems) else len(problems), most or len(problems))
-    for start in range(0, size, _AT_ONCE):
-        for row in problems.rows(range(start, min(size, start + _AT_ONCE))):
-            found.rows += 1
-            if row.reject is not None:
-                found.rejected[row.detail] += 1
-                continue
-            spelled = controls.findall(f"{row.problem}\n{row.solution or ''}") if controls else []
-            found.controls.update(spelled)
-            found.spelling += bool(spelled)
-            found.problems[hash(normal(row.problem or ""))] += 1
+    with late(f"survey {found.uri}", f"the {size} rows of {found.uri} have been counted for {NOTICE_S:g} s so far."):
+        for start in range(0, size, _AT_ONCE):
+            for row in problems.rows(range(start, min(size, start + _AT_ONCE))):
+                found.count(row, controls)
     return found
 
 

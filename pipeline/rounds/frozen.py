@@ -39,12 +39,17 @@ def here(title: str, session: str = "") -> dict[Place, float]:
         with contextlib.suppress(psutil.Error, IndexError):
             name = process.cmdline()[0]
             if name.startswith("ray::") and (title in name or _is_idle(process, name, session)):
-                status = process.status()
-                alive = status in {psutil.STATUS_RUNNING, psutil.STATUS_TRACING_STOP}
-                alive |= title not in name and status != psutil.STATUS_STOPPED  # an idle one waits
-                used = float("inf") if alive else sum(process.cpu_times()[:2])
-                found[machine, process.pid, process.create_time(), title in name] = used
+                waits = title not in name and process.status() != psutil.STATUS_STOPPED  # an idle one
+                place = machine, process.pid, process.create_time(), title in name
+                found[place] = float("inf") if waits else used(process)
     return found
+
+
+def used(process: psutil.Process) -> float:
+    """Processor seconds of a process. They are infinite when it runs at this moment or is in a debugger. Raises psutil.Error."""
+    if process.status() in {psutil.STATUS_RUNNING, psutil.STATUS_TRACING_STOP}:
+        return float("inf")
+    return float(sum(process.cpu_times()[:2]))
 
 
 def _is_idle(process: psutil.Process, name: str, session: str) -> bool:

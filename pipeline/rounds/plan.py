@@ -36,6 +36,11 @@ class Plan:
             return self.asked in (None, num_prompts)
         return (self.asked, self.source) == (num_prompts, source)
 
+    def is_like(self, other: Plan) -> bool:
+        """Whether both plans ask the same problems of the same policy in the same order. Their cuts into shards may differ."""
+        mine, yours = ([i for indices in plan.shards.values() for i in indices] for plan in (self, other))
+        return mine == yours and (self.policy, self.source, self.asked) == (other.policy, other.source, other.asked)
+
 
 def read_plan(store: Store, kind: str, number: int) -> Plan | None:
     """The plan of a round or an evaluation, or None when there is none. Raises StoreError for a file that is no plan.

@@ -26,7 +26,7 @@ from pipeline.stages import MEASURE, PLAN, STAGES
 from pipeline.stages.score import entropy_max
 from pipeline.store.directory import Entry, Store, area
 from pipeline.store.documents import RESTORE
-from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, is_whole
+from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, is_dropped, is_whole
 from pipeline.store.names import EVALUATION_FOLDER
 from pipeline.store.possible import SLACK
 from pipeline.store.shards import check_columns
@@ -82,7 +82,8 @@ def prove(store: Store, run: Run) -> Proof:
         for number in store.numbers(kind):
             if is_whole(store, area(kind, number)):
                 with proof.found():
-                    check_folder(store, area(kind, number), remedy)
+                    if not is_dropped(store, area(kind, number)):
+                        check_folder(store, area(kind, number), remedy)
     with proof.found():
         _prove_metrics(store)
     with proof.found():

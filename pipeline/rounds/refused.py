@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.config import Run
 from pipeline.contract import Reject
 from pipeline.errors import UserError
+from pipeline.models.tokenizer import tokenizer_of
+from pipeline.notices import NOTICE_S, late
+from pipeline.problems.sources import ProblemSet
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
+from pipeline.stages.prompts import prompts
+
+_AT_ONCE = 256  # prompts that are tokenised before one of them is looked for that can be answered
 
 REMEDIES = {
     Reject.MISSING_PROBLEM: "Set source.problem to a column of text, or mend the rows",
@@ -21,6 +31,26 @@ REMEDIES = {
     Reject.VERIFIER_TIMEOUT: "Raise grade.deadline_s",
     Reject.VERIFIER_ERROR: "See the log for what stopped the verifier",
 }
+
+
+def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose: str) -> None:
+    """Raise UserError when the prompts stage rejects all problems `indices` of a source. `whose` names them in the message.
+
+    It ends at the first problems of which one can be asked, so it takes long only where it ends with the error.
+    """
+    reasons, details, tokenizer = Counter[str](), dict[str, str](), tokenizer_of(run.model)
+    with late("prompts", f"prompts of {source.source.uri} have been made for {NOTICE_S:g} s so far: none fits yet."):
+        for start in range(0, len(indices), _AT_ONCE):
+            asked = prompts(source.rows(indices[start : start + _AT_ONCE]), run, tokenizer)
+            for reason, detail in zip(asked["reject_reason"].to_pylist(), asked["reject_detail"].to_pylist(), strict=True):
+                if reason is None:
+                    return
+                reasons[reason] += 1
+                details.setdefault(reason, detail)
+    if reasons:
+        reason, count = reasons.most_common(1)[0]
+        what = f"all {len(indices)} prompts of {whose} are rejected, {count} as {reason}: {details[reason]}"
+        raise UserError(what, source.source.uri, REMEDIES[Reject(reason)])
 
 
 def refuse_nothing_left(work: Round, stages: tuple[str, ...]) -> None:

@@ -16,6 +16,8 @@ from pipeline.rounds.plan import Plan, cut, read_plan, write_plan
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import RESTORE
 
+TRACES_PER_SHARD = 32  # of an evaluation: few enough that every engine works, and that a kill loses little
+
 
 @dataclass(frozen=True)
 class Round:
@@ -53,15 +55,21 @@ def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: i
     """A round whose plan is made and stored in plan.json, so that a rerun has the same shards.
 
     Rounds take the problems in shuffled epochs of the source, without a gap. An evaluation takes the first problems in order.
+    An earlier plan for the same problems keeps its cut into shards.
     """
     count = run.rollout.prompts_per_round
     if kind == "rounds":
         indices = epoch_indices(len(source), run.seed, number * count, count).tolist()
     else:
         indices = list(range(min(count, len(source))))
-    shards = cut(indices, run.rollout.prompts_per_shard)
-    write_plan(store, kind, number, Plan(policy_version, shards, source.fingerprint, count))
-    return Round(store, run, kind, number, policy_version, shards, baseline_at(store, run, kind, number, keep=True), {})
+    plan, old = (
+        Plan(policy_version, cut(indices, run.rollout.prompts_per_shard), source.fingerprint, count),
+        read_plan(store, kind, number),
+    )
+    if old is not None and old.is_like(plan):
+        plan = old
+    write_plan(store, kind, number, plan)
+    return Round(store, run, kind, number, policy_version, plan.shards, baseline_at(store, run, kind, number, keep=True), {})
 
 
 def open_round(store: Store, run: Run, kind: str, number: int, baseline: RunningBaseline | None = None) -> Round:
@@ -125,7 +133,7 @@ def evaluation_run(run: Run) -> Run:
     rollout = run.rollout.model_copy(
         update={
             "prompts_per_round": ev.problems,
-            "prompts_per_shard": max(1, min(128, ev.problems)),
+            "prompts_per_shard": max(1, TRACES_PER_SHARD // ev.samples),
             "group_size": ev.samples,
             "temperature": ev.temperature,
             "top_p": ev.top_p,

@@ -23,7 +23,8 @@ import pyarrow as pa
 from pipeline.config import Run
 from pipeline.contract import Place, PooledEngines, ShardInputs, Stage, Usage
 from pipeline.errors import EgrsdError, StoreError, from_data, to_data
-from pipeline.fit import code
+from pipeline.fit import builds
+from pipeline.fit.machine import processors
 from pipeline.problems.sources import Problem, ProblemSet
 from pipeline.rounds import frozen
 from pipeline.rounds.inventory import Inventory
@@ -47,8 +48,9 @@ class Cut:
     threads: shards of one task that wait on engines at one time.
     rows: rows of the dataset that one task takes.
 
-    A waiting shard costs a thread, and not a process of a hundred megabytes. 64 engines with 4 shards each are 256 threads in
-    8 processes. Up to four shards have a task each, so that the shards of a small round do not share an interpreter.
+    A waiting shard costs a thread, and not a process of some hundred megabytes that takes 6 processor seconds to start. 64
+    engines with 4 shards each are 256 threads in 8 processes. Up to four shards have a task each, as far as the driver's machine
+    has processors, so that the shards of a small round do not share an interpreter.
     """
 
     group: int
@@ -57,10 +59,10 @@ class Cut:
     rows: int
 
     @classmethod
-    def of(cls, num_shards: int, inflight: int) -> Cut:
-        """The cut for `num_shards` shards, of which `inflight` may wait on engines at one time."""
+    def of(cls, num_shards: int, inflight: int, cpus: int) -> Cut:
+        """The cut for `num_shards` shards, of which `inflight` may wait on engines at one time. `cpus`: of this machine."""
         inflight = min(inflight, max(1, num_shards))
-        tasks = min(inflight, max(_MIN_TASKS, -(-inflight // _MAX_THREADS)))
+        tasks = min(inflight, max(min(_MIN_TASKS, cpus), -(-inflight // _MAX_THREADS)))
         threads = -(-inflight // tasks)
         group = min(_MAX_GROUP, max(1, num_shards // _ROWS))
         # A task ends with its slowest shard. In a long round each thread takes several shards, so that it waits less often.
@@ -160,7 +162,7 @@ def _stream(
     import ray.data
 
     quiet_ray_data()
-    cut = Cut.of(len(items), inflight)
+    cut = Cut.of(len(items), inflight, processors())
     rows = [{"shards": json.dumps(items[i : i + cut.group])} for i in range(0, len(items), cut.group)]
     items.clear()
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -173,7 +175,7 @@ def _stream(
             batch_size=cut.rows if on_engines else 1,
             batch_format="pyarrow",
             num_cpus=0.05 if on_engines else 1,
-            compute=ray.data.TaskPoolStrategy(size=cut.tasks) if on_engines else None,
+            compute=ray.data.TaskPoolStrategy(size=cut.tasks if on_engines else _most_on_cpus()),
         )
     with frozen.Watch(mark, work.run.stall_timeout_s):
         for row in data.iter_rows():
@@ -181,6 +183,13 @@ def _stream(
                 if item["error"]:
                     raise from_data(item["error"])
                 yield item
+
+
+def _most_on_cpus() -> int | None:
+    """Tasks of a CPU stage at one time; None: as many as find a CPU. A Ray on one machine counts more CPUs than there are."""
+    import ray
+
+    return None if sum(node["Alive"] for node in ray.nodes()) > 1 else processors()
 
 
 def _titled(mark: str, work: Callable[[pa.Table], Iterator[pa.Table]]) -> Callable[[pa.Table], Iterator[pa.Table]]:
@@ -217,7 +226,7 @@ def _bring_item_up_to_date(
     if item["error"]:
         return item
     try:
-        code.check()
+        builds.check()
         problems = source.rows(item["indices"]) if source is not None else None
         entry, computed = bring_up_to_date(inventory, STAGES[name], item["shard"], item["first"], problems, force)
     except EgrsdError as error:

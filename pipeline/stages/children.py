@@ -200,17 +200,6 @@ def note(pipe: Connection, value: Any) -> None:
     pipe.send((False, value))
 
 
-def processors() -> int:
-    """CPUs that this process may use: its affinity, and the quota of its control group when there is one."""
-    allowed = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        if quota != "max":
-            allowed = min(allowed, max(1, int(quota) // int(period)))
-    return allowed
-
-
 def _cpu_s(pid: int) -> float:
     try:
         times = psutil.Process(pid).cpu_times()

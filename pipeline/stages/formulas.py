@@ -121,6 +121,7 @@ def _is_false(form: Any) -> bool:
     from sympy import Eq, Expr, MatrixBase, Set, Symbol, Tuple
 
     def differ(lhs: Any, rhs: Any) -> bool:
+        """Whether two sides cannot be equal."""
         if is_number(lhs):
             return not equal_numbers(lhs, rhs, 1e-3) if is_number(rhs) else not isinstance(rhs, Symbol)
         return isinstance(lhs, (MatrixBase, Set, Tuple)) and isinstance(rhs, Expr)

@@ -10,6 +10,7 @@ from pipeline.config import Run
 from pipeline.contract import ShardInputs, ShardResult, Stage, Verdict
 from pipeline.errors import SourceError
 from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward
+from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet
 from pipeline.stages.tables import Draft, clean
 from pipeline.stages.verifier import Grader, grader_of
@@ -62,11 +63,14 @@ def check_references(problems: ProblemSet, run: Run) -> str | None:
     rows = problems.rows(range(min(_CHECKED, len(problems))))
     rows = [row for row in rows if row.reject is None and row.answer]
     grader = grader_of(run)
-    unread = [rows[i] for i in grader.unreadable([row.answer or "" for row in rows])]
+    uri = problems.source.uri
+    words = f"waiting for the verifier: it has read the first {len(rows)} reference answers of {uri} for {NOTICE_S:g} s so far."
+    with late("references", words):
+        unread = [rows[i] for i in grader.unreadable([row.answer or "" for row in rows])]
     grader.close()
     if not unread:
         return None
-    uri, example = problems.source.uri, f"row {unread[0].index}: {str(unread[0].answer)[:80]!r}"
+    example = f"row {unread[0].index}: {str(unread[0].answer)[:80]!r}"
     if len(unread) == len(rows) > 1:
         what = f"none of its first {len(rows)} reference answers is mathematics that can be read ({example})"
         raise SourceError(what, uri, "Check source.answer, or compare texts with --set grade.verifier=exact")

@@ -214,6 +214,7 @@ def _equal_formulas(gold: Any, given: Any) -> bool | None:
     exact = not (gold.has(Float) or given.has(Float))
 
     def agree(a: Any, b: Any) -> bool:
+        """Whether two values are equal up to the digits that the formulas have."""
         return bool(abs(a - b) <= (1e-25 if exact else 1e-6) * max(abs(a), abs(b), 1e-30))
 
     positive = [agree(a, b) for a, b in values(gold, given)]

@@ -37,9 +37,18 @@ from pipeline.errors import ContractError, SettingError, StoreError, UserError
 from pipeline.overrides import load
 from pipeline.store.documents import RESTORE, Digest, Document, Number, Sha256, check, parse
 from pipeline.store.files import Files
-from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, cut_short, fetch_folder, is_whole, put_folder
+from pipeline.store.folders import (
+    POLICY_REMEDY,
+    STATE_REMEDY,
+    check_folder,
+    cut_short,
+    drop_weights,
+    fetch_folder,
+    is_whole,
+    put_folder,
+)
 from pipeline.store.manifest import SUMMARY, Entry, Origin, data_name, survey, to_entry, to_summary
-from pipeline.store.names import DATA, METRICS_FILE, NUMBER, SHARD
+from pipeline.store.names import DATA, EVALUATION_FOLDER, METRICS_FILE, NUMBER, SHARD
 from pipeline.store.shards import check_table, count_rejected, from_parquet, to_parquet
 
 _READERS = 16  # entries read at one time, since an object store needs tens of milliseconds for each
@@ -216,6 +225,14 @@ class Store(Files):
         """Delete the training states of published policies, except the last `keep`."""
         for old in [version for version in self.numbers("train") if self.has_policy(version)][:-keep]:
             self.delete(area("train", old))
+
+    def prune_policies(self, keep: int) -> None:
+        """Drop the weights of policies, except the first, the last `keep`, and those that an evaluation names. 0 keeps all."""
+        folders = ["evals", *(f"evals/{name[0]}" for name in self.named("evals", EVALUATION_FOLDER))]
+        named = {1, *(number for folder in folders for number in self.numbers(folder))}
+        for old in [version for version in self.numbers("policy") if self.has_policy(version)][:-keep] if keep else ():
+            if old not in named:
+                drop_weights(self, area("policy", old))
 
     def has_policy(self, version: int) -> bool:
         """Whether policy `version` is published. Policy 0, the base, always is."""

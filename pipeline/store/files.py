@@ -26,6 +26,7 @@ from pyarrow import fs
 from pydantic import JsonValue, TypeAdapter
 
 from pipeline.errors import GONE, EgrsdError, StoreError, UserError
+from pipeline.notices import NOTICE_S, late
 from pipeline.store import owner
 from pipeline.store.documents import RESTORE, T, parse
 from pipeline.store.names import inside
@@ -68,7 +69,8 @@ class Files:
         # a small object then takes one request instead of three; an error of the opening comes at the close
         options = "?allow_delayed_open=true" if self.uri.startswith("s3://") else ""
         try:
-            filesystem, root = fs.FileSystem.from_uri(self.uri + options)
+            with self._waited(f"open {self.uri}"):
+                filesystem, root = fs.FileSystem.from_uri(self.uri + options)
             if isinstance(filesystem, fs.LocalFileSystem) and filesystem.get_file_info(root).type == fs.FileType.File:
                 raise UserError("is a file, not a folder", self.uri, "Name a folder")
             return filesystem, root
@@ -93,7 +95,7 @@ class Files:
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file atomically and durably. Raises UserError when the right to write is missing, else StoreError."""
         filesystem, root = self.opened
-        with self._explained("cannot write", inside(path)):
+        with self._explained("write", inside(path)):
             if self.local_root is not None:
                 self._check_there()
                 _write_local(self.local_root / path, self.local_root / SCRATCH, data)
@@ -104,18 +106,18 @@ class Files:
     def read_bytes(self, path: str) -> bytes | None:
         """The content of a file, or None when it does not exist. Raises StoreError or UserError when it cannot be read."""
         filesystem, root = self.opened
-        try:
-            with filesystem.open_input_file(f"{root}/{inside(path)}") as file:
-                return file.read()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise _as_egrsd_error(error, "cannot read", self.locate(path)) from error
+        with (
+            self._explained("read", inside(path)),
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            filesystem.open_input_file(f"{root}/{path}") as file,
+        ):
+            return file.read()
+        return None
 
     def size(self, path: str) -> int | None:
         """Bytes of a file, or None when it does not exist."""
         filesystem, root = self.opened
-        with self._explained("cannot read", inside(path)):
+        with self._explained("read", inside(path)):
             info = filesystem.get_file_info(f"{root}/{path}")
         return int(info.size) if info.type == fs.FileType.File else None
 
@@ -144,7 +146,7 @@ class Files:
     def names(self, folder: str) -> list[str]:
         """Sorted names of all files and folders in a folder. Empty when the folder does not exist."""
         filesystem, root = self.opened
-        with self._explained("cannot list", inside(folder)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with self._explained("list", inside(folder)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             if self.local_root is not None:
                 # arrow also reads the size of every file, which takes nine times as long
                 return sorted(os.listdir(self.local_root / folder))
@@ -159,7 +161,7 @@ class Files:
     def delete(self, path: str) -> None:
         """Delete a file or a folder, if it exists."""
         filesystem, root = self.opened
-        with self._explained("cannot delete", inside(path)), contextlib.suppress(FileNotFoundError):
+        with self._explained("delete", inside(path)), contextlib.suppress(FileNotFoundError):
             info = filesystem.get_file_info(f"{root}/{path}")
             if info.type == fs.FileType.Directory:
                 filesystem.delete_dir(f"{root}/{path}")
@@ -196,11 +198,19 @@ class Files:
             raise StoreError(GONE, self.uri, "Bring it back, then run the same command again")
 
     @contextlib.contextmanager
-    def _explained(self, what: str, path: str) -> Iterator[None]:
+    def _explained(self, verb: str, path: str) -> Iterator[None]:
+        """Raise an OSError of the block as an error of ours that says what could not be done. A long wait is told."""
         try:
-            yield
+            with self._waited(f"{verb} {self.locate(path)}"):
+                yield
         except OSError as error:
-            raise _as_egrsd_error(error, what, self.locate(path)) from error
+            raise _as_egrsd_error(error, f"cannot {verb}", self.locate(path)) from error
+
+    def _waited(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Tell who is waited for when a request to an object store takes long. A local disk is not waited for."""
+        if "://" not in self.uri:
+            return contextlib.nullcontext()
+        return late("object store", f"waiting for the object store: to {what} has taken {NOTICE_S:g} s so far.")
 
 
 def _check_uri(uri: str) -> None:

@@ -28,16 +28,20 @@ OPTIMIZER, CURSOR = "optimizer.safetensors", "cursor.json"
 NEEDED = {"policy": (ADAPTER, ADAPTER_CONFIG), "train": (ADAPTER, ADAPTER_CONFIG, OPTIMIZER, CURSOR)}  # files, by kind of folder
 POLICY_REMEDY = "Delete its folder and those of all later policies, and resume: they are trained again"
 STATE_REMEDY = "Delete the folder and resume"
+DROPPED = "its weights were dropped, as train.keep_policies asked"
+DROPPED_REMEDY = "Use a policy that is kept: the first, the last ones, and those with an evaluation"
 
 
 class Manifest(Document):
     """manifest.json of a policy or a training state.
 
-    files: sha256 of every file. sizes: bytes of every file; empty in manifests of early versions.
+    files: sha256 of every file. sizes: bytes of every file; empty in manifests of early versions. dropped: whether the weights
+    are gone on purpose. The manifest stays, since shards are stale when its hash changes.
     """
 
     files: Annotated[dict[Plain, Sha256], Field(min_length=1, max_length=1000)]
     sizes: dict[Plain, Count] = Field(default_factory=dict)
+    dropped: bool = False
 
 
 def put_folder(files: Files, path: str, folder: Path) -> None:
@@ -49,7 +53,17 @@ def put_folder(files: Files, path: str, folder: Path) -> None:
         hashes[file.name], sizes[file.name] = hashlib.sha256(data).hexdigest(), len(data)
         files.write(f"{path}/{file.name}", data)
     document = check(Manifest, {"files": hashes, "sizes": sizes}, files.locate(path))
-    files.write_json(f"{path}/{MANIFEST}", document.model_dump())
+    files.write_json(f"{path}/{MANIFEST}", document.model_dump(exclude_defaults=True))
+
+
+def drop_weights(files: Files, path: str) -> None:
+    """Delete the weights of a policy on purpose, and say so in its manifest first. A folder without a manifest is left alone."""
+    manifest = read_manifest(files, path)
+    if manifest is None:
+        return
+    if not manifest.dropped:
+        files.write_json(f"{path}/{MANIFEST}", manifest.model_copy(update={"dropped": True}).model_dump(exclude_defaults=True))
+    files.delete(f"{path}/{ADAPTER}")
 
 
 def is_whole(files: Files, path: str) -> bool:
@@ -75,12 +89,20 @@ def cut_short(files: Files, path: str) -> str | None:
     """
     manifest = read_manifest(files, path)
     for name in manifest.files if manifest is not None else ():
+        if manifest is not None and manifest.dropped and name == ADAPTER:
+            continue
         size, expected = files.size(f"{path}/{name}"), manifest.sizes.get(name) if manifest is not None else None
         if size is None:
             return f"{name} is missing"
         if expected is not None and size != expected:
             return f"{name} has {size} bytes, and {expected} were written"
     return None
+
+
+def is_dropped(files: Files, path: str) -> bool:
+    """Whether the weights of the policy at `path` were dropped on purpose."""
+    manifest = read_manifest(files, path)
+    return manifest is not None and manifest.dropped
 
 
 def check_folder(files: Files, path: str, remedy: str) -> None:
@@ -131,6 +153,8 @@ def read_manifest(files: Files, path: str) -> Manifest | None:
 
 def _checked(files: Files, path: str, manifest: Manifest, remedy: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file in the manifest. Raises StoreError when a file is missing or its sha256 differs."""
+    if manifest.dropped:
+        raise StoreError(DROPPED, files.locate(path), DROPPED_REMEDY)
     for name, digest in manifest.files.items():
         data = files.read_bytes(f"{path}/{name}")
         if data is None or hashlib.sha256(data).hexdigest() != digest:

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pipeline.config import Model
 from pipeline.errors import ModelError, TrainingError, first_line
 from pipeline.store.documents import Document, Number, parse
-from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, CURSOR, OPTIMIZER, POLICY_REMEDY, STATE_REMEDY
+from pipeline.store.folders import ADAPTER, CURSOR, OPTIMIZER, POLICY_REMEDY, STATE_REMEDY
 from pipeline.training import adapter as adapter_files
 from pipeline.training.step import Trainer
 from pipeline.training.student import Student
@@ -38,13 +38,34 @@ class Cursor(Document):
     seed: int
 
 
-def save(trainer: Trainer, next_round: int, folder: Path) -> None:
-    """Write the state of a trainer that has finished the rounds before `next_round` into a local folder.
+def gather(trainer: Trainer) -> dict[str, Tensor]:
+    """The adapter of a trainer as whole float32 tensors on the CPU. Every rank must call this, since tensors are sharded.
 
-    Every rank must call this function, because sharded tensors are gathered. Rank 0 alone writes. Raises TrainingError when a
-    weight is not finite, so that no such weight is published.
+    Raises TrainingError on rank 0 when a weight is not finite, so that no such weight is published.
     """
     adapter = {name: _full(p.data) for name, p in trainer.parameters().items()}
+    broken = [name for name, value in adapter.items() if not value.isfinite().all()] if trainer.rank == 0 else []
+    if broken:
+        raise TrainingError(
+            f"{len(broken)} of {len(adapter)} adapter tensors are not finite, {broken[0]} first",
+            f"step {trainer.step}",
+            "Lower train.learning_rate or train.grad_clip; the policy before it is untouched",
+        )
+    return adapter
+
+
+def save_policy(trainer: Trainer, adapter: dict[str, Tensor], folder: Path) -> None:
+    """Write the policy into a local folder, in the dtype to which engines cast it. `adapter` is from `gather`. For rank 0."""
+    dtype = getattr(torch, trainer.run.model.dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_adapter(trainer.student, {name: value.to(dtype) for name, value in adapter.items()}, folder)
+
+
+def save(trainer: Trainer, next_round: int, adapter: dict[str, Tensor], folder: Path) -> None:
+    """Write the state of a trainer that has finished the rounds before `next_round` into a local folder.
+
+    `adapter` is from `gather`. Every rank must call this, because sharded moments are gathered. Rank 0 alone writes.
+    """
     moments = {
         f"{name}.{key}": _full(value)
         for name, p in trainer.parameters().items()
@@ -52,12 +73,6 @@ def save(trainer: Trainer, next_round: int, folder: Path) -> None:
     }
     if trainer.rank != 0:
         return
-    if broken := [name for name, value in adapter.items() if not value.isfinite().all()]:
-        raise TrainingError(
-            f"{len(broken)} of {len(adapter)} adapter tensors are not finite, {broken[0]} first",
-            f"round {next_round - 1}",
-            "Lower train.learning_rate or train.grad_clip; the policy before it is untouched",
-        )
     folder.mkdir(parents=True, exist_ok=True)
     _save_adapter(trainer.student, adapter, folder)
     save_file(moments, folder / OPTIMIZER)
@@ -65,9 +80,12 @@ def save(trainer: Trainer, next_round: int, folder: Path) -> None:
     (folder / CURSOR).write_text(json.dumps(cursor, indent=1))
 
 
-def policy_files(folder: Path) -> list[Path]:
-    """The files of a state folder that make up the policy: the adapter and its configuration."""
-    return [folder / ADAPTER, folder / ADAPTER_CONFIG]
+def distance(folder: Path, other: Path) -> float:
+    """The largest difference of a weight between two saved adapters. Raises ModelError for a file that cannot be read."""
+    mine, yours = _tensors(folder / ADAPTER), _tensors(other / ADAPTER)
+    if mine.keys() != yours.keys():
+        return float("inf")
+    return max(float((mine[name].float() - yours[name].float()).abs().max()) for name in mine)
 
 
 def load_adapter(student: Student, folder: Path, model: Model) -> None:

@@ -5,7 +5,7 @@ Ray Train starts the ranks (worker.py). This module does not use Ray, so it also
 
 from __future__ import annotations
 
-import shutil
+import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +28,7 @@ from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 PATIENCE_S = 10.0  # waiting ranks exchange a message at least this often, far below the timeout of a collective
 
 
@@ -45,22 +46,44 @@ def train(store: Store, run: Run, device: torch.device) -> None:
 
 
 def resume(store: Store, run: Run, device: torch.device) -> Trainer:
-    """A trainer in the state in which the latest published policy was saved, or a new trainer before the first policy.
+    """A trainer in the state in which the latest published policy was trained, or a new trainer before the first policy.
 
-    Raises TrainingError when that policy's training state is missing, ModelError when it does not fit the run.
+    With `train.checkpoint_every` above 1 the last state may be older. The rounds after it are then trained again.
+
+    Raises TrainingError when no state is near enough, ModelError when it does not fit the run.
     """
     version = first_rank(store.latest_policy)
+    kept = first_rank(lambda: max((n for n in [0, *store.numbers("train")] if n <= version and store.has_state(n)), default=0))
+    if version - kept >= run.train.checkpoint_every:
+        remedy = "Delete that policy to go back to the one before"
+        raise TrainingError(f"policy {version} has no training state", store.locate("train"), remedy)
     model = student.build(run, device)
-    if version == 0:
-        return Trainer(run, model, device)
-    with store.local(area("train", version)) as folder:
-        if folder is None:
-            remedy = "Delete that policy to go back to the one before"
-            raise TrainingError(f"policy {version} has no training state", store.locate("train"), remedy)
-        checkpoint.load_adapter(model, folder, run.model)
+    if kept == 0:
         trainer = Trainer(run, model, device)
-        checkpoint.load_optimizer(trainer, folder)
+    else:
+        with store.local(area("train", kept)) as folder:
+            if folder is None:
+                raise TrainingError(f"policy {kept} has no training state", store.locate("train"))
+            checkpoint.load_adapter(model, folder, run.model)
+            trainer = Trainer(run, model, device)
+            checkpoint.load_optimizer(trainer, folder)
+    for number in range(kept, version):
+        list(trainer.train_round(_round(store, number)))
+    if kept < version:
+        _compare(trainer, store, version)
     return trainer
+
+
+def _compare(trainer: Trainer, store: Store, version: int) -> None:
+    """Tell by how much a policy that was trained again differs from the published one. On a CPU it does not."""
+    adapter = checkpoint.gather(trainer)
+    if trainer.rank != 0:
+        return
+    with store.local(area("policy", version)) as published, tempfile.TemporaryDirectory(dir=store.scratch()) as scratch:
+        checkpoint.save_policy(trainer, adapter, Path(scratch))
+        gap = checkpoint.distance(Path(scratch), published) if published is not None else float("nan")
+    level = logging.INFO if gap == 0 else logging.WARNING
+    log.log(level, "policy %d was trained again: its weights differ from the published ones by at most %.2g", version, gap)
 
 
 def wait(store: Store, number: int) -> bool:
@@ -75,41 +98,50 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     """Train a committed round and publish policy `number + 1`. Returns False, with nothing published, when a stop came first.
 
     The state is saved before the policy is published, and older states are deleted afterwards. The latest published policy
-    therefore always has a state to resume from. A round that was cut short is trained again from the policy before it, and ends
-    with the same weights.
+    therefore always has a state to resume from, at most `train.checkpoint_every` - 1 rounds before it. A round that was cut short
+    is trained again from the policy before it, and ends with the same weights.
     """
-    ready, table = store.ready(number), round_table(store, number)
-    if ready is None or table is None:
-        raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     metrics = []
-    for row in trainer.train_round(RoundTable(number, ready.policy, table)):
+    for row in trainer.train_round(_round(store, number)):
         metrics.append(row)
         if first_rank(store.stop_requested):
             return False
+    train = trainer.run.train
+    keeps = (number + 1) % train.checkpoint_every == 0 or number + 1 == trainer.run.rounds
     with tempfile.TemporaryDirectory(prefix=owner.mark(), dir=store.scratch()) as scratch:
-        state, policy = _write_state(trainer, number + 1, Path(scratch))
+        state, policy = Path(scratch) / "state", Path(scratch) / "policy"
+        _write(trainer, number + 1, policy, state if keeps else None)
         if trainer.rank == 0:
             store.append_metrics(metrics)
-            store.save_state(number + 1, state)
+            if keeps:
+                store.save_state(number + 1, state)
             store.publish_policy(number + 1, policy)
-            store.prune_states(trainer.run.train.keep_checkpoints)
+            store.prune_states(train.keep_checkpoints)
+            store.prune_policies(train.keep_policies)
     return True
 
 
-def _write_state(trainer: Trainer, version: int, scratch: Path) -> tuple[Path, Path]:
-    """Folders with the training state and the policy of `version`. Only rank 0 writes files into them.
+def _round(store: Store, number: int) -> RoundTable:
+    """The rows of a committed round. Raises TrainingError when it is gone."""
+    ready, table = store.ready(number), round_table(store, number)
+    if ready is None or table is None:
+        raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
+    return RoundTable(number, ready.policy, table)
+
+
+def _write(trainer: Trainer, version: int, policy: Path, state: Path | None) -> None:
+    """Write the policy of `version` into one folder, and its training state into another. Only rank 0 writes.
 
     Raises StoreError when the disk is full, because every other attempt would fail as well.
     """
-    state, policy = scratch / "state", scratch / "policy"
     try:
-        policy.mkdir()
-        checkpoint.save(trainer, version, state)
-        for file in checkpoint.policy_files(state) if trainer.rank == 0 else ():
-            shutil.copy(file, policy)
+        adapter = checkpoint.gather(trainer)
+        if state is not None:
+            checkpoint.save(trainer, version, adapter, state)
+        if trainer.rank == 0:
+            checkpoint.save_policy(trainer, adapter, policy)
     except (OSError, SafetensorError) as error:
-        raise StoreError(f"cannot write the training state ({error})", str(scratch), NO_SPACE) from error
-    return state, policy
+        raise StoreError(f"cannot write the training state ({error})", str(policy.parent), NO_SPACE) from error
 
 
 def first_rank(ask: Callable[[], T]) -> T:

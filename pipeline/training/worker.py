@@ -13,11 +13,12 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import EgrsdError, TrainingError
-from pipeline.fit import code
+from pipeline.fit import builds
 from pipeline.notices import tell
 from pipeline.overrides import load
 from pipeline.store.directory import Store
 from pipeline.store.files import SCRATCH
+from pipeline.training import leaders
 
 RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train demands a folder that all nodes see; the run keeps nothing in it
 
@@ -83,24 +84,29 @@ def start(store_uri: str, run: Run) -> Handle:
 def fit(store: Store, run: Run) -> None:
     """Train until the run is complete or a stop is requested. Blocks.
 
-    A worker group that dies is replaced, at most `run.train.max_failures` times between two policies. A run that makes progress
-    may therefore lose any number of machines. Ray Train's own FailureConfig would also retry after an EgrsdError, so the retry
-    loop is here. Raises the EgrsdError of a rank, or TrainingError.
+    A worker group or a controller that dies is replaced, at most `run.train.max_failures` times between two policies. A run that
+    makes progress may therefore lose any number of machines. Ray Train's own FailureConfig would also retry after an EgrsdError,
+    so the retry loop is here. Raises the EgrsdError of a rank, or TrainingError.
     """
+    import ray
+    from ray.exceptions import RayActorError
     from ray.train import TrainingFailedError
 
     deaths, reached = 0, store.latest_policy()
     while True:
         try:
-            _trainer(store, run).fit()
+            with leaders.Watch(run.train.stall_timeout_s):
+                _trainer(store, run).fit()
             return
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayActorError) as error:  # a rank failed, or Ray Train's controller died
             if (understood := _understood(error)) is not None:
                 raise understood from None
-            if store.stop_requested():
+            if store.stop_requested() or not ray.is_initialized():
                 return
             before, reached = reached, store.latest_policy()
             deaths = 1 if reached > before else deaths + 1
+            if isinstance(error, RayActorError):
+                leaders.end_left()
             if deaths > run.train.max_failures:
                 raise TrainingError(
                     f"worker groups died {deaths} times, the last one because: {_reason(error)}",
@@ -112,12 +118,15 @@ def fit(store: Store, run: Run) -> None:
 
 def train_loop(config: dict[str, Any]) -> None:
     """The program that Ray Train runs in every rank. `config` has `store`, and the settings `run` as plain JSON."""
+    import torch
     from ray.train.torch import get_device
 
     from pipeline.training import rank
 
-    code.check()
-    rank.train(config["store"], load(config["run"]), get_device())
+    builds.check()
+    run = load(config["run"])
+    # without a GPU from Ray, get_device takes the first GPU of the machine, which may be an engine's
+    rank.train(config["store"], run, get_device() if run.train.placement.gpus else torch.device("cpu"))
 
 
 def _trainer(store: Store, run: Run) -> Any:
@@ -159,4 +168,6 @@ def _understood(error: Exception) -> EgrsdError | None:
 def _reason(error: Exception) -> str:
     if "health check has been hanging" in str(error):
         return "a rank gave no sign of life"
+    if type(error).__name__ in ("RayActorError", "ActorDiedError"):
+        return "Ray Train's controller died"
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]

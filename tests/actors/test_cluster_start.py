@@ -1,12 +1,11 @@
-"""Before Ray starts on this machine: folders that take no files are named, and a token is offered to a cluster that is joined."""
-
-import os
+"""A Ray that does not start here is told as such, and a token is offered to a cluster that is joined."""
 
 import pytest
+from waiting import until
 
 from actors import cluster, watch
-from pipeline.errors import ClusterError, UserError
-from pipeline.store import private
+from pipeline import notices
+from pipeline.errors import ClusterError
 
 
 @pytest.fixture
@@ -18,27 +17,6 @@ def home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path / "home"
-
-
-def test_folders_that_take_files_are_fine(home, monkeypatch):
-    monkeypatch.setattr(cluster, "ROOM_BYTES", 1)
-    cluster.check_folders()
-
-
-@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR", "HOME"])
-def test_a_folder_that_takes_no_file_is_named_with_its_variable(home, monkeypatch, name):
-    monkeypatch.setattr(cluster, "ROOM_BYTES", 1)
-    monkeypatch.setenv(name, "/proc/1")  # takes no files, not even those of root
-    with pytest.raises(UserError, match=f"^{name} /proc/1: cannot write there") as told:
-        cluster.check_folders()
-    assert name in told.value.remedy
-
-
-def test_a_full_temporary_folder_is_named_before_ray_starts(home, monkeypatch):
-    monkeypatch.setattr(cluster, "ROOM_BYTES", 1 << 60)
-    with pytest.raises(UserError, match=r"no space left: .* MiB are free") as told:
-        cluster.check_folders()
-    assert told.value.where == f"TMPDIR {home.parent}"
 
 
 def test_a_ray_that_does_not_start_here_is_not_a_cluster_that_does_not_answer(monkeypatch):
@@ -71,19 +49,20 @@ def test_a_token_that_a_person_names_is_offered_to_a_cluster_that_is_joined(home
     monkeypatch.delenv("RAY_AUTH_MODE")
 
 
-@pytest.mark.parametrize("length", [20, 34, 39, 90])
-def test_sockets_of_ray_fit_the_system_below_a_tmpdir_of_any_length(home, monkeypatch, length):
-    folder = f"/tmp/{'x' * (length - 5)}"
-    monkeypatch.setattr(private.Path, "mkdir", lambda *_, **__: None)
-    monkeypatch.setattr(private.Path, "lstat", lambda _: os.stat(home.parent))
-    monkeypatch.setattr(private.Path, "chmod", lambda *_: None)
-    monkeypatch.setenv("TMPDIR", folder)
-    socket = f"{cluster._ray_folder()}/session_2026-11-28_18-45-36_123456_{2**22}/sockets/plasma_store"
-    assert len(socket) <= 107
-    assert socket.startswith(folder) == (length < 35)
-
-
-def test_a_ray_tmpdir_that_is_too_long_is_named(home, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", "/" + "x" * 60)
-    with pytest.raises(UserError, match=r"^RAY_TMPDIR /x*: too long: Ray's sockets"):
-        cluster.check_folders()
+@pytest.mark.parametrize(
+    ("address", "who"), [(None, "Ray to start on this machine"), ("10.0.0.1:6379", "the Ray cluster at 10.0.0.1:6379")]
+)
+def test_a_cluster_that_takes_long_is_named(monkeypatch, address, who):
+    said = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_check_answers", lambda _: None)
+    monkeypatch.setattr(cluster, "_local_options", dict)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with notices.shown(said.append):
+        monkeypatch.setattr("ray.init", lambda **_: None)
+        cluster.connect(address)
+        assert said == []
+        monkeypatch.setattr(notices, "NOTICE_S", 0.05)
+        monkeypatch.setattr("ray.init", lambda **_: until(lambda: said, 60, "a word"))
+        cluster.connect(address)
+    assert said == [f"waiting for {who}: for 30 s so far."]

@@ -1,11 +1,14 @@
 """The facts of a cluster's nodes, and whether a run finds its place there."""
 
+import os
 import platform
+import time
 
 import pytest
 
+from actors import cluster
 from actors.cluster import gather_nodes, judge_room
-from pipeline import recipes
+from pipeline import notices, recipes
 from pipeline.errors import ResourceError
 from pipeline.fit.machine import judge, judge_nodes, requirements
 
@@ -25,3 +28,55 @@ def test_gpus_that_are_not_here():
     with pytest.raises(ResourceError, match="GPU"):
         judge_room(recipes.qwen3_8b(), 0, joined=False)
     assert judge_room(recipes.demo(), 0, joined=False).level == "ok"
+
+
+def waiting_for(path):
+    """The work of a task that ends once a file is there."""
+
+    def wait():
+        while not os.path.exists(path):
+            time.sleep(0.05)
+        return "there"
+
+    return wait
+
+
+@pytest.fixture
+def alive(ray_local):
+    return [node for node in ray_local.nodes() if node["Alive"]]
+
+
+def test_nodes_that_answer_are_not_told_of(alive):
+    said = []
+    with notices.shown(said.append):
+        [(_, node)] = cluster._answered(cluster._on_each(alive, lambda: 1), "who it is")
+    assert (node, said) == (alive[0], [])
+
+
+def test_a_node_that_takes_long_is_named_and_waited_for(alive, ray_local, monkeypatch, tmp_path):
+    said, go = [], tmp_path / "go"
+
+    def tell(kind, text):
+        said.append((kind, text))
+        go.touch()
+
+    monkeypatch.setattr(cluster, "NOTICE_S", 0.3)
+    monkeypatch.setattr(cluster, "tell", tell)
+    [(ref, _)] = cluster._answered(cluster._on_each(alive, waiting_for(str(go))), "how it is")
+    assert ray_local.get(ref) == "there"
+    assert said == [("nodes", f"waiting for node {alive[0]['NodeManagerAddress']} to say how it is: for 0.3 s so far.")]
+
+
+def test_a_node_that_never_answers_is_left_with_a_word_and_doctor_says_so(alive, monkeypatch, tmp_path):
+    said, go = [], tmp_path / "go"
+    monkeypatch.setattr(cluster, "NOTICE_S", 0.3)
+    monkeypatch.setattr(cluster, "PROBE_S", 0.6)
+    monkeypatch.setattr(cluster, "tell", lambda *told: said.append(told))
+    monkeypatch.setattr(cluster.machine, "gather", waiting_for(str(go)))
+    [text] = gather_nodes().values()
+    go.touch()
+    assert text == "gave no answer in 0.6 s. Check that the node is alive"
+    assert [kind for kind, _ in said] == ["nodes", "silent nodes"]
+    assert said[1][1] == (
+        f"node {alive[0]['NodeManagerAddress']} did not say what it has in 0.6 s, and is not waited for any more."
+    )

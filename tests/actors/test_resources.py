@@ -2,9 +2,11 @@
 
 import pytest
 
+from actors import cluster, resources
 from actors.resources import Demand, Node, check
-from pipeline import config
-from pipeline.errors import ResourceError
+from pipeline import config, recipes
+from pipeline.errors import ResourceError, SettingError
+from pipeline.overrides import resolve
 
 
 def test_resources_add_up_over_demands():
@@ -16,3 +18,60 @@ def test_resources_add_up_over_demands():
     with pytest.raises(ResourceError, match=r"one asks for 5 CPU; the largest node has 4 CPU"):
         check([Demand("engines.rollout", 1, config.Placement(cpus=5))], nodes)
     check([Demand("engines.rollout", 0, config.Placement(cpus=5))], nodes)
+
+
+def sized(engines: int, ranks: int) -> config.Run:
+    """The recipe for one node with so many engines and ranks, one card each."""
+    sets = [f"engines.rollout.min={engines}", f"engines.rollout.max={engines}", f"train.workers={ranks}"]
+    return resolve(recipes.recipe("qwen3_4b_8gpu"), sets)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "engines", "ranks", "missing"),
+    [
+        (8, 4, 4, ""),
+        (8, 5, 4, "9 GPU are asked for (5 x 1 (engines.rollout) + 4 x 1 (train)), the cluster has 8: 1 are missing"),
+        (4, 2, 2, ""),
+        (4, 4, 4, "8 GPU are asked for"),
+        (2, 1, 1, ""),
+        (1, 1, 1, "2 GPU are asked for"),
+        (0, 1, 1, "one asks for 2 CPU, 1 GPU; the largest node has 2 CPU, 0 GPU"),
+    ],
+)
+def test_the_room_of_one_node_with_and_without_gpus(monkeypatch, gpus, engines, ranks, missing):
+    monkeypatch.setattr(cluster, "processors", lambda: 32)
+    node = cluster.local_node(gpus)
+    assert node.resources == {"CPU": 32.0 if gpus else 8.0, "GPU": float(gpus)}
+    demands = resources.demands_of(sized(engines, ranks))
+    if not missing:
+        check(demands, [node])
+        return
+    with pytest.raises(ResourceError) as refused:
+        check(demands, [node])
+    assert missing.replace("has 2 CPU", "has 8 CPU") in str(refused.value)
+
+
+def test_the_paper_recipe_needs_two_nodes_of_eight():
+    nodes = [Node({"CPU": 32, "GPU": 8, "rollout": 8}), Node({"CPU": 32, "GPU": 8, "train": 8}), Node({"CPU": 16})]
+    check(resources.demands_of(recipes.recipe("qwen3_4b")), nodes)
+    with pytest.raises(ResourceError, match="the largest node has"):
+        check(resources.demands_of(recipes.recipe("qwen3_4b")), nodes[::2])
+
+
+def test_a_small_gpu_machine_counts_as_many_logical_cpus_as_any(monkeypatch):
+    monkeypatch.setattr(cluster, "processors", lambda: 4)
+    assert cluster.local_node(1).resources == {"CPU": 8.0, "GPU": 1.0}
+
+
+def test_an_engine_of_the_gpu_build_asks_for_a_card_where_the_settings_name_none(monkeypatch):
+    demo = recipes.demo()
+    assert resources.demands_of(demo)[0].resources == {"CPU": 1.0}
+    monkeypatch.setattr(resources, "vllm_for_gpus", lambda: True)
+    assert resources.demands_of(demo)[0].resources == {"CPU": 1.0, "GPU": 1.0}
+    check(resources.demands_of(demo), [cluster.local_node(1)])  # its rank trains on the CPU
+
+
+def test_ranks_never_share_a_card():
+    with pytest.raises(SettingError, match=r"placement\.gpus 0\.5 would let ranks share a GPU, which NCCL refuses"):
+        resolve(sized(4, 2), ["train.placement.gpus=0.5"])
+    assert resolve(sized(1, 1), ["train.placement.gpus=0.5"]).train.placement.gpus == 0.5

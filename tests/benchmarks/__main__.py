@@ -13,6 +13,7 @@ NEEDED = {
     "bench_engine": {"generation_ratio": ">= 0.85", "scoring_ratio": ">= 0.85"},
     "bench_labels": {"ratio": ">= 20", "tokens_per_second": ">= 20e6"},
     "bench_shards": {"tokens_per_second": ">= 3e6"},
+    "bench_status": {"cpu_ratio": "<= 1.2"},
     "bench_report": {"megabytes": "<= 20", "seconds_to_open": "<= 2"},
     "bench_sweep": {"tokens_per_second": ">= 0.2e6"},
     "bench_step": {"memory_ratio": "<= 0.5", "speed_ratio": ">= 0.9"},

@@ -32,6 +32,7 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import plan_round, with_engines
 from pipeline.stages import PLAN
 from pipeline.store.directory import Entry, Store, area
+from pipeline.store.manifest import Origin, data_name
 
 BATCH_S, GROUP, PROMPTS_PER_SHARD = 0.5, 8, 4  # 32 traces a batch, of at most 8 tokens
 LEAST_BATCHES = 120  # an engine: a minute, so that start and end do not count
@@ -185,7 +186,7 @@ def generate(store: Store, shards: int, rounds: int) -> None:
     source = open_source(run.source)
     for number in range(rounds):
         work = plan_round(store, run, "rounds", number, 0, source)
-        seen = Inventory(dataclasses.replace(work, scope=(1.5, 57)))
+        seen = Inventory(dataclasses.replace(work, scope=contract.Scope(1.5, 57)))
         for stage in PLAN:
             folder = Path(store.uri) / work.area / stage.name
             folder.mkdir(parents=True)
@@ -197,10 +198,10 @@ def generate(store: Store, shards: int, rounds: int) -> None:
 
 def _entry(seen: Inventory, stage: contract.Stage, shard: str) -> Entry:
     sha256 = f"{hash((seen.work.number, stage.name, shard)) & (2**64 - 1):064x}"
-    facts: dict[str, Any] = {"entropy_max": 1.5, "vocab_size": 57, "engine": "fake", "dtype": "float32"}
-    inputs = seen.expected_inputs(stage, shard) or {}
-    numbers = (32, 400, {}, 9000, sha256, seen.settings(stage), inputs, 0.5, facts)
-    return Entry(seen.work.area, stage.name, shard, f"{shard}-{sha256[-12:]}.parquet", *numbers)
+    facts: dict[str, Any] = {"entropy_max": 1.5, "vocab_size": 57, "engine": "fake", "dtype": "float32", "peak": 1.5}
+    origin = Origin(seen.settings(stage), seen.expected_inputs(stage, shard) or {}, 0.5, facts)
+    numbers = (32, 400, {}, 9000, sha256, origin.settings, origin.inputs, origin.seconds, origin.facts)
+    return Entry(seen.work.area, stage.name, shard, data_name(shard, sha256, origin), *numbers)
 
 
 def _status(store: Store) -> dict[str, float]:

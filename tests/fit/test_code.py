@@ -13,7 +13,7 @@ from actors.dispatcher import Dispatcher
 from actors.member import EngineActor
 from pipeline.config import Pool
 from pipeline.errors import UserError
-from pipeline.fit import code, versions
+from pipeline.fit import builds, code, versions
 from pipeline.training import worker
 
 ROOT = Path(__file__).parents[2]
@@ -127,20 +127,24 @@ def test_a_data_task_that_has_other_code_says_so_in_its_item(elsewhere):
 
 
 def test_a_worker_of_the_same_code_and_a_process_without_driver_go_on(monkeypatch):
-    code.check()
+    assert code.other_code() is None
     monkeypatch.setenv(code.CODE, code.environment()[code.CODE])
-    code.check()
+    assert code.other_code() is None
+    assert code.check() is None
 
 
 def nodes(monkeypatch, *found):
     """A cluster of nodes of which each has (hashes, versions, role, GPUs)."""
     listed, looked = [], {}
-    for number, (hashes, builds, role, gpus) in enumerate(found):
+    for number, (hashes, packages, role, gpus) in enumerate(found):
         node = {"NodeID": f"n{number}", "NodeManagerAddress": f"10.0.0.{number}", "Labels": {"egrsd-role": role}}
         listed.append({**node, "Alive": True, "Resources": {"GPU": gpus}})
-        looked[f"n{number}"] = {"host": "h", "folders": {"jobs": "/opt/jobs"}, "hashes": hashes, "versions": builds}
+        looked[f"n{number}"] = {"host": "h", "folders": {"jobs": "/opt/jobs"}, "hashes": hashes, "versions": packages}
+    kept = {}
     monkeypatch.setattr(cluster.ray, "nodes", lambda: listed)
     monkeypatch.setattr(cluster, "_look_at", lambda _: looked)
+    monkeypatch.setattr(builds, "keep_first", lambda name, value: kept.setdefault(name, value))
+    return kept
 
 
 def test_a_node_with_other_code_is_named_with_its_folder_and_files(monkeypatch):
@@ -153,11 +157,43 @@ def test_a_node_with_other_code_is_named_with_its_folder_and_files(monkeypatch):
 def test_nodes_of_one_role_have_the_same_builds_and_a_head_may_have_others(monkeypatch):
     same = code.here()["hashes"]
     head, gpu = (same, {"torch": "2.13+cpu"}, "head", 0), (same, {"torch": "2.14", "vllm": "0.33"}, "rollout", 8)
-    nodes(monkeypatch, head, gpu, gpu)
+    kept = nodes(monkeypatch, head, gpu, gpu)
     cluster.check_nodes()
+    assert [name for name in kept if name.startswith("role ")] == ["role head", "role rollout with GPUs"]
+    assert len([name for name in kept if name.startswith("node ")]) == 3
     nodes(monkeypatch, head, gpu, (same, {"torch": "2.14", "vllm": "0.32"}, "rollout", 8))
     with pytest.raises(UserError, match=r"10\.0\.0\.2 \(h\): has vllm 0\.32, node 10\.0\.0\.1 \(h\) of the same role 0\.33"):
         cluster.check_nodes()
+
+
+def test_the_first_task_on_a_node_that_joins_later_compares_its_builds(ray_local, monkeypatch):
+    """No node was looked at when the driver started, and a node of the same role has another torch."""
+
+    def first_work(sent, versions):
+        """The first work of a driver on a node: what is refused there. `versions` replace those of the node's packages."""
+        import os
+
+        from pipeline.errors import UserError
+        from pipeline.fit import builds, code
+
+        os.environ[code.CODE], builds._job = sent, lambda: "the job of this test"
+        code.here()["versions"].update(versions)
+        try:
+            builds.check()
+        except UserError as error:
+            return str(error)
+        return ""
+
+    sent = code.environment()[code.CODE]
+    monkeypatch.setattr(builds, "_job", lambda: "the job of this test")
+    work = ray_local.remote(num_cpus=1, max_calls=1, max_retries=0)(first_work)
+    other = code.here()["versions"] | {"torch": "0.1"}
+    assert builds.keep_first("role ", ["node 10.0.0.9 (far)", other]) == ["node 10.0.0.9 (far)", other]
+    told = ray_local.get(work.remote(sent, {}))
+    assert f": has torch {code.here()['versions']['torch']}, node 10.0.0.9 (far) of the same role 0.1. Install the same" in told
+    assert told.startswith("node ")
+    assert ray_local.get(work.remote(sent, {"torch": "0.1"})) == ""
+    assert ray_local.get(work.remote(sent, {})) == ""  # this node has been looked at: nobody asks again
 
 
 def test_packages_from_two_folders_are_refused(monkeypatch):

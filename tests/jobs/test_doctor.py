@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+from waiting import until
 
 from jobs import doctor
+from pipeline import notices
 from pipeline.errors import ModelError
 from pipeline.store.directory import Store
 from pipeline.store.probe import judge_store
@@ -29,6 +31,16 @@ def test_a_place_that_cannot_hold_a_run_is_one_error_line(tmp_path):
     [line] = doctor.judge("store", lambda: judge_store(Store(str(tmp_path / "file" / "run"))))
     assert (line.level, line.topic) == ("error", "store")
     assert "cannot write (Not a directory)" in line.text
+
+
+def test_a_check_that_takes_long_names_who_is_waited_for(monkeypatch):
+    said = []
+    with notices.shown(said.append):
+        assert doctor.judge("tokenizer", list) == []
+        assert said == []
+        monkeypatch.setattr(notices, "NOTICE_S", 0.05)
+        assert doctor.judge("exact entropy", lambda: until(lambda: said, 60, "a word") and [], "a real engine to start") == []
+    assert said == ["exact entropy: waiting for a real engine to start, for 30 s so far."]
 
 
 @pytest.mark.timeout(1500)

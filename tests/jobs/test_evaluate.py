@@ -8,6 +8,8 @@ import pytest
 from actors.fakes import FakeEngine
 from jobs import evaluate, status
 from pipeline import recipes
+from pipeline.contract import Failure
+from pipeline.errors import UserError
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
 
@@ -92,6 +94,41 @@ def test_sources_have_rows_of_their_own_and_a_macro_mean(run_dir, ray_local, pro
         assert title in said
     status.show(run_dir.uri, False)
     assert re.search(r"evals/gsm8k-\w+: policies 0", capfd.readouterr().out)
+
+
+def test_a_source_of_which_nothing_can_be_asked_is_refused_before_engines_start(run_dir, tmp_path, monkeypatch, capfd):
+    """300 prompts: more than are made at one time."""
+    monkeypatch.setattr(evaluate, "start", lambda *_, **__: pytest.fail("the cluster is joined"))
+    long = write(tmp_path / "long.jsonl", [{"problem": "1+" * 100 + str(i), "answer": "1"} for i in range(300)])
+    with pytest.raises(SystemExit) as ended:
+        run_it(run_dir, long)
+    assert ended.value.code == 2
+    said = capfd.readouterr().out
+    assert f"error: {long}: all 300 prompts of the evaluation are rejected, 300 as prompt_too_long: " in said
+    assert "Raise model.max_model_len, or lower max_new_tokens" in said
+    assert not [name for name in run_dir.names("evals") if name.startswith("long-")]
+
+
+def test_one_problem_that_can_be_asked_is_enough(run_dir, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(evaluate, "start", lambda *_, **__: (_ for _ in ()).throw(UserError("here it would start")))
+    rows = [{"problem": "1+" * 100 + str(i), "answer": "1"} for i in range(300)]
+    with pytest.raises(SystemExit):
+        run_it(run_dir, write(tmp_path / "mixed.jsonl", [*rows, {"problem": "1+1", "answer": "2"}]))
+    assert "error: here it would start" in capfd.readouterr().out
+
+
+def test_an_evaluation_of_rejected_rows_ends_with_the_commonest_reason(run_dir, ray_local, tmp_path, capfd):
+    class Failing(FakeEngine):
+        """A fake engine that answers no request."""
+
+        def generate(self, requests, policy, sampling):
+            return [Failure("it is out of tune") for _ in requests]
+
+    sums = write(tmp_path / "tune.jsonl", [{"problem": f"{i}+1", "answer": str(i + 1)} for i in range(3)])
+    with pytest.raises(SystemExit) as ended:
+        evaluate.evaluate(run_dir.uri, evaluate.Options("0", [sums], 1, []), None, False, Failing)
+    assert ended.value.code == 2
+    assert "all 3 rows were rejected, 3 as engine_error: it is out of tune" in capfd.readouterr().out
 
 
 def test_status_still_reads_the_run_also_while_another_evaluation_works_or_was_killed(run_dir, capfd):

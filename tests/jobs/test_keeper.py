@@ -103,7 +103,9 @@ def test_what_a_command_has_started_ends_with_it_also_an_orphan(kept):
 def test_a_killed_keeper_takes_its_child_along(kept):
     process, pid = kept("print(os.getpid(), flush=True)\ntime.sleep(60)", wait=True)
     process.kill()
-    until(lambda: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE, 30)
+    ended = until(lambda: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE, 30)
+    assert ended
+    assert process.wait(30) == -signal.SIGKILL
 
 
 def test_the_lease_log_and_temporary_folder_of_a_child_that_dies_are_taken_care_of(kept, tmp_path):

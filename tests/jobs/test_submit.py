@@ -1,6 +1,8 @@
 """`egrsd submit` against a real head on loopback: what travels, once only, to the end, with the token and without."""
 
+import asyncio
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -8,14 +10,21 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import requests
 from waiting import free_port, until
 
 from jobs import submit
+from pipeline import notices
+from pipeline.errors import EgrsdError
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "b5d1c0ffee" * 4
@@ -241,3 +250,70 @@ def test_the_id_depends_on_verb_and_arguments_only():
     assert submit.default_id(["train", "--run", "/a"]) == submit.default_id(["train", "--run", "/a"])
     assert submit.default_id(["train", "--run", "/a"]) != submit.default_id(["train", "--run", "/a b"])
     assert submit.default_id(["train", "--run /a"]) != submit.default_id(["train", "--run", "/a"])
+
+
+class Hung:
+    """A job server that lets its connections stand, and sends nothing."""
+
+    def __init__(self, error=None):
+        self.error, self.asked = error, 0
+
+    async def tail_job_logs(self, name):
+        yield "first\n"
+        while not (self.error is None and self.asked):
+            await asyncio.sleep(0.01)
+        yield "last\n"
+
+    def get_job_info(self, name):
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(status="RUNNING")
+
+
+def tailed(client, monkeypatch):
+    monkeypatch.setattr(submit, "QUIET_S", 0.05)
+    out = SimpleNamespace(console=SimpleNamespace(file=io.StringIO()))
+    written = asyncio.run(submit._tail(client, "job", 0, out))
+    return written, out.console.file.getvalue()
+
+
+def test_a_job_that_prints_nothing_is_asked_about_and_followed(monkeypatch):
+    assert tailed(Hung(), monkeypatch) == (11, "first\nlast\n")
+
+
+def test_a_server_that_has_hung_ends_the_command(monkeypatch):
+    with pytest.raises(EgrsdError, match=r"job: lost the cluster \(no answer in 120 s\)\. A job may still run"):
+        tailed(Hung(requests.ReadTimeout("no answer in 120 s")), monkeypatch)
+
+
+def test_every_request_to_the_job_server_has_a_deadline(monkeypatch):
+    """The server accepts connections, answers the first two requests, and then nothing more."""
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path.startswith("/api/version"):
+                body = b'{"ray_version": "%s", "version": "4"}' % metadata.version("ray").encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+            else:
+                over.wait(60)
+
+        def log_message(self, *_):
+            pass
+
+    over, server, said = threading.Event(), ThreadingHTTPServer(("127.0.0.1", 0), Server), []
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # or the client would turn tokens on for this process
+    monkeypatch.setattr(submit, "SILENT_S", 1.0)
+    monkeypatch.setattr(notices, "NOTICE_S", 0.2)
+    with notices.shown(said.append), pytest.raises(EgrsdError, match="lost the cluster"):
+        submit._info(submit.open_client(f"http://127.0.0.1:{server.server_port}"), "job")
+    over.set()
+    server.shutdown()
+    assert said == ["waiting for the cluster's job server, about job: for 30 s so far."]

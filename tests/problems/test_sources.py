@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until
 
+from pipeline import notices
 from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.errors import SettingError, SourceError
-from pipeline.problems import tiny
+from pipeline.problems import jsonl, tiny
 from pipeline.problems.sources import epoch_indices, open_source
 
 ROWS = [{"problem": f"{i}+{i}", "solution": f"It is \\boxed{{{2 * i}}}.", "answer": str(2 * i)} for i in range(25)]
@@ -272,3 +274,15 @@ def test_the_order_never_changes():
     assert epoch_indices(8, 1, 0, 8).tolist() == [6, 3, 7, 1, 4, 0, 2, 5]
     with pytest.raises(ValueError, match="no positions"):
         epoch_indices(0, 0, 0, 1)
+
+
+def test_a_source_that_takes_long_is_named(tmp_path, monkeypatch):
+    said, uri, opened = [], write_jsonl(tmp_path / "slow.jsonl", ROWS), jsonl.open_jsonl
+    source = Source(uri=uri, problem="problem", solution="solution", answer="answer")
+    with notices.shown(said.append):
+        assert len(open_source(source)) == 25
+        assert said == []
+        monkeypatch.setattr(notices, "NOTICE_S", 0.05)
+        monkeypatch.setattr(jsonl, "open_jsonl", lambda *asked: until(lambda: said, 60, "a word") and opened(*asked))
+        assert len(open_source(source)) == 25
+    assert said == [f"waiting for the problems of {uri}: they have been read for 30 s so far."]

@@ -7,7 +7,10 @@ import pytest
 from in_process import brought, planned
 
 from pipeline.errors import UserError
-from pipeline.rounds.round import open_round
+from pipeline.overrides import resolve
+from pipeline.problems.sources import open_source
+from pipeline.recipes import recipe
+from pipeline.rounds.round import evaluation_run, open_round, plan_round
 
 
 def test_rounds_walk_through_the_source_and_a_rerun_meets_the_same_problems(tmp_path):
@@ -30,6 +33,21 @@ def test_ids_and_traces_do_not_depend_on_the_cut_into_shards(tmp_path):
         traces.append(pa.concat_tables(tables).to_pylist())
     assert traces[0] == traces[1]
     assert len({row["trace_id"] for row in traces[0]}) == 8
+
+
+def test_a_plan_for_the_same_problems_keeps_its_cut_into_shards(tmp_path):
+    old = planned(tmp_path, "rollout.prompts_per_shard=4")
+    again = plan_round(old.store, resolve(old.run, ["rollout.prompts_per_shard=1"]), "rounds", 0, 0, open_source(old.run.source))
+    assert again.shards == old.shards
+    other = resolve(old.run, ["rollout.prompts_per_shard=1", "rollout.prompts_per_round=3"])
+    assert len(plan_round(old.store, other, "rounds", 0, 0, open_source(old.run.source)).shards) == 3
+
+
+def test_an_evaluation_has_a_shard_for_every_engine():
+    run = evaluation_run(resolve(recipe("qwen3_4b"), []))
+    assert (run.rollout.prompts_per_shard, run.rollout.group_size) == (8, 4)
+    assert evaluation_run(recipe("demo")).rollout.prompts_per_shard == 32
+    assert evaluation_run(resolve(recipe("demo"), ["evaluation.samples=100"])).rollout.prompts_per_shard == 1
 
 
 def test_a_source_smaller_than_a_round_still_gives_distinct_traces(tmp_path):

@@ -44,12 +44,13 @@ def test_ray_gives_the_very_shards_that_a_loop_gives(ray_local, tmp_path):
         assert hashes[0] == hashes[1], stage.name
 
 
+@pytest.mark.parametrize(("cpus", "least"), [(1, 1), (2, 2), (96, 4)])
 @pytest.mark.parametrize("shards", [1, 4, 100, 31_250])
 @pytest.mark.parametrize("inflight", [1, 4, 64, 256, 4000])
-def test_shards_wait_as_threads_of_a_few_tasks(shards, inflight):
-    cut, inflight = Cut.of(shards, inflight), min(inflight, shards)
+def test_shards_wait_as_threads_of_a_few_tasks(shards, inflight, cpus, least):
+    cut, inflight = Cut.of(shards, inflight, cpus), min(inflight, shards)
     assert inflight <= cut.tasks * cut.threads < inflight + cut.tasks
-    assert cut.tasks == inflight if inflight <= 4 else 4 <= cut.tasks <= max(4, -(-inflight // 32))
+    assert cut.tasks == inflight if inflight <= least else least <= cut.tasks <= max(least, -(-inflight // 32))
     assert cut.threads <= cut.rows * cut.group <= 4 * cut.threads + cut.group
     assert -(-shards // cut.group) <= 2048
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from waiting import until
 
+from pipeline import notices
 from pipeline.config import Grade, Run, Source
 from pipeline.errors import SourceError
 from pipeline.problems.sources import open_source
 from pipeline.stages.grade import check_references
+from pipeline.stages.verifier import Grader
 
 
 def opened(tmp_path, answers, **grade):
@@ -34,3 +37,16 @@ def test_references_that_can_be_read_need_no_note(tmp_path):
 def test_a_source_without_one_reference_that_can_be_read_is_refused(tmp_path):
     with pytest.raises(SourceError, match="none of its first 2 reference answers"):
         check_references(*opened(tmp_path, [r"x+\oint", r"\oint y"]))
+
+
+def test_a_verifier_that_takes_long_over_the_references_is_named(tmp_path, monkeypatch):
+    said, source = [], opened(tmp_path, ["5", "6"])
+    with notices.shown(said.append):
+        assert check_references(*source) is None
+        assert said == []
+        monkeypatch.setattr(notices, "NOTICE_S", 0.05)
+        monkeypatch.setattr(Grader, "unreadable", lambda *_: until(lambda: said, 60, "a word") and [])
+        assert check_references(*source) is None
+    assert said == [
+        f"waiting for the verifier: it has read the first 2 reference answers of {source[0].source.uri} for 30 s so far."
+    ]

@@ -13,6 +13,7 @@ from training_rounds import make_round, tiny_run
 from pipeline.config import Run
 from pipeline.errors import ModelError, TrainingError
 from pipeline.models.resolve import resolve_model
+from pipeline.store import folders
 from pipeline.training import checkpoint, student
 from pipeline.training.step import Trainer
 
@@ -24,7 +25,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("state")
     made = Trainer(tiny_run(), student.build(tiny_run(), CPU), CPU)
     list(made.train_round(make_round(0)))
-    checkpoint.save(made, 1, folder)
+    checkpoint.save(made, 1, checkpoint.gather(made), folder)
     return folder
 
 
@@ -39,8 +40,8 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     made = Trainer(tiny_run(), student.build(tiny_run(), CPU), CPU)
     name, weight = next(iter(made.parameters().items()))
     weight.data.view(-1)[3] = float("nan")
-    with pytest.raises(TrainingError, match=r"round 0: 1 of \d+ adapter tensors are not finite") as caught:
-        checkpoint.save(made, 1, tmp_path / "state")
+    with pytest.raises(TrainingError, match=r"step 0: 1 of \d+ adapter tensors are not finite") as caught:
+        checkpoint.save(made, 1, checkpoint.gather(made), tmp_path / "state")
     assert name in str(caught.value)
     assert not (tmp_path / "state").exists()
 
@@ -50,7 +51,7 @@ def test_resumed_training_ends_in_the_same_weights_bit_for_bit(tmp_path: Path) -
     whole = Trainer(run, student.build(run, CPU), CPU)
     for number in (0, 1):
         list(whole.train_round(make_round(number)))
-        checkpoint.save(whole, number + 1, tmp_path / str(number + 1))
+        checkpoint.save(whole, number + 1, checkpoint.gather(whole), tmp_path / str(number + 1))
     for number in (2, 3):
         list(whole.train_round(make_round(number)))
     part, number = resumed(tmp_path / "2", run)
@@ -58,13 +59,14 @@ def test_resumed_training_ends_in_the_same_weights_bit_for_bit(tmp_path: Path) -
     for number in (2, 3):
         list(part.train_round(make_round(number)))
     for end, made in (("whole", whole), ("part", part)):
-        checkpoint.save(made, 4, tmp_path / end)
-    for name in (checkpoint.ADAPTER, checkpoint.ADAPTER_CONFIG, checkpoint.OPTIMIZER, checkpoint.CURSOR):
+        checkpoint.save(made, 4, checkpoint.gather(made), tmp_path / end)
+    for name in (checkpoint.ADAPTER, folders.ADAPTER_CONFIG, checkpoint.OPTIMIZER, checkpoint.CURSOR):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes(), name
 
 
 def test_a_state_that_has_made_no_step_can_be_gone_on_from(tmp_path: Path) -> None:
-    checkpoint.save(Trainer(tiny_run(), student.build(tiny_run(), CPU), CPU), 1, tmp_path)
+    made = Trainer(tiny_run(), student.build(tiny_run(), CPU), CPU)
+    checkpoint.save(made, 1, checkpoint.gather(made), tmp_path)
     made, number = resumed(tmp_path, tiny_run())
     assert (number, made.step) == (1, 0)
 
@@ -90,7 +92,7 @@ def test_peft_loads_the_adapter_and_answers_alike(saved: Path) -> None:
 
 
 def test_the_adapter_names_its_base_as_configured(saved: Path) -> None:
-    assert json.loads((saved / checkpoint.ADAPTER_CONFIG).read_text())["base_model_name_or_path"] == "tiny-reasoner"
+    assert json.loads((saved / folders.ADAPTER_CONFIG).read_text())["base_model_name_or_path"] == "tiny-reasoner"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_rounds import commit_round, make_round, tiny_run
 
 from pipeline.errors import StoreError, TrainingError
@@ -49,3 +50,56 @@ def test_a_policy_without_its_state_is_not_trained_on(tmp_path: Path) -> None:
     store.delete(area("train", 1))
     with pytest.raises(TrainingError, match="policy 1 has no training state"):
         rank.resume(store, run, torch.device("cpu"))
+
+
+def test_a_resume_trains_the_rounds_after_the_last_state_again_to_the_same_bits(tmp_path: Path, caplog) -> None:
+    stores = [Store(str(tmp_path / name)) for name in ("every", "third")]
+    runs = [tiny_run("rounds=5", *more) for more in ((), ("train.checkpoint_every=3",))]
+    for store, run in zip(stores, runs, strict=True):
+        for number in range(5):
+            commit_round(store, make_round(number))
+        trainer = rank.resume(store, run, torch.device("cpu"))
+        for number in range(4):
+            if number == 2:  # before any state
+                trainer = rank.resume(store, run, torch.device("cpu"))
+            assert rank.train_round(trainer, store, number)
+    every, third = stores
+    assert third.numbers("train") == [3]
+    with caplog.at_level("INFO"):
+        resumed = rank.resume(third, runs[1], torch.device("cpu"))
+    assert "policy 4 was trained again: its weights differ from the published ones by at most 0" in caplog.text
+    assert rank.train_round(resumed, third, 4)
+    assert third.numbers("train") == [3, 5]  # the last round always leaves a state
+    assert rank.train_round(rank.resume(every, runs[0], torch.device("cpu")), every, 4)
+    for version in range(1, 6):
+        assert len({str(store.read_json(f"{area('policy', version)}/manifest.json")) for store in stores}) == 1
+    assert every.read_json("train/0005/manifest.json") == third.read_json("train/0005/manifest.json")
+
+
+def test_only_the_weights_of_policies_that_somebody_needs_are_kept(tmp_path: Path) -> None:
+    store, run = Store(str(tmp_path)), tiny_run("rounds=6", "train.keep_policies=2")
+    store.write_json("evals/0003/plan.json", {"policy": 3, "shards": {"0000": [0]}})
+    trainer = rank.resume(store, run, torch.device("cpu"))
+    hashes = []
+    for number in range(6):
+        commit_round(store, make_round(number))
+        assert rank.train_round(trainer, store, number)
+        hashes.append(store.read_json(f"{area('policy', number + 1)}/manifest.json")["files"])
+    kept = [version for version in range(1, 7) if store.read_bytes(f"{area('policy', version)}/adapter_model.safetensors")]
+    assert kept == [1, 3, 5, 6]
+    assert [store.read_json(f"{area('policy', version)}/manifest.json")["files"] for version in range(1, 7)] == hashes
+    assert store.latest_policy() == 6
+    for version in (2, 4):
+        with pytest.raises(StoreError, match=r"its weights were dropped, as train\.keep_policies asked"):
+            store.check_policy(version)
+    store.check_policy(3)
+
+
+def test_a_policy_is_published_in_the_dtype_of_the_engines_and_the_state_in_full(tmp_path: Path) -> None:
+    store, run = Store(str(tmp_path)), tiny_run("model.dtype=bfloat16", "train.dtype=bfloat16")
+    commit_round(store, make_round())
+    assert rank.train_round(rank.resume(store, run, torch.device("cpu")), store, 0)
+    policy, state = (load_file(tmp_path / f"{kind}/0001/adapter_model.safetensors") for kind in ("policy", "train"))
+    assert {tensor.dtype for tensor in policy.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    assert all(torch.equal(policy[name], state[name].to(torch.bfloat16)) for name in state)

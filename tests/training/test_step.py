@@ -248,7 +248,7 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
         for dtype in ("float32", "bfloat16"):
             made = trainer(tiny_run("train.batch_traces=13", f"train.strategy={strategy}", f"train.dtype={dtype}"))
             metrics = list(made.train_round(make_round(num_traces=13)))
-            checkpoint.save(made, 1, Path(folder, strategy, dtype))
+            checkpoint.save(made, 1, checkpoint.gather(made), Path(folder, strategy, dtype))
             metrics += made.train_round(make_round(1, num_traces=13))
             if rank == 0:
                 torch.save(metrics, Path(folder, strategy, dtype, "metrics.pt"))
@@ -276,7 +276,7 @@ def test_two_ranks_equal_one(two_ranks: Path, strategy: str, tmp_path: Path) -> 
 
     alone = trainer(tiny_run("train.batch_traces=13"))
     metrics = list(alone.train_round(make_round(num_traces=13)))
-    checkpoint.save(alone, 1, tmp_path)
+    checkpoint.save(alone, 1, checkpoint.gather(alone), tmp_path)
     metrics += alone.train_round(make_round(1, num_traces=13))
     for a, b in zip(metrics, torch.load(two_ranks / strategy / "float32" / "metrics.pt"), strict=True):
         same(a, b, 1e-3)

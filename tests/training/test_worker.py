@@ -16,7 +16,7 @@ from training_rounds import commit_round, make_round, tiny_run
 from pipeline import notices
 from pipeline.errors import TrainingError
 from pipeline.store.directory import Store, area
-from pipeline.training import rank, worker
+from pipeline.training import leaders, rank, worker
 
 
 def until(done: Callable[[], bool], handle: worker.Handle, seconds: float = 240) -> None:
@@ -107,3 +107,33 @@ def test_a_trainer_without_room_is_given_up_and_does_not_try_for_ever(tmp_path: 
     assert not handle.running()
     assert handle.stop(timeout=1) is True
     assert not store.stop_requested()
+
+
+@pytest.mark.chaos
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_controller_that_stops_or_dies_is_replaced_and_training_ends_in_the_same_weights(tmp_path: Path, how: int) -> None:
+    run = tiny_run("rounds=2", "train.threads=1", "train.stall_timeout_s=10", "train.max_failures=1")
+    store, told = Store(str(tmp_path / "run")), []
+    with notices.shown(told.append):
+        handle = worker.start(store.uri, run)
+        commit_round(store, make_round(0))
+        until(lambda: store.has_policy(1), handle)
+        [controller] = [process for process, name in leaders.leaders().items() if name == "TrainController"]
+        controller.send_signal(how)
+        until(lambda: not controller.is_running() or controller.status() == psutil.STATUS_ZOMBIE, handle)
+        commit_round(store, make_round(1))
+        until(lambda: store.has_policy(2), handle)
+        handle.join(60)
+    assert not handle.running()
+    who = f"training: Ray Train's TrainController (process {controller.pid}) did nothing for "
+    assert [text.startswith(who) for text in told[:-1]] == ([True] if how == signal.SIGSTOP else [])
+    assert told[-1] == "training: a worker group ended (Ray Train's controller died). It goes on from policy 1."
+    until(lambda: not leaders.leaders(), handle)
+
+    straight = Store(str(tmp_path / "straight"))
+    trainer = rank.resume(straight, run, torch.device("cpu"))
+    for number in (0, 1):
+        commit_round(straight, make_round(number))
+        assert rank.train_round(trainer, straight, number)
+    assert store.read_json("policy/0002/manifest.json") == straight.read_json("policy/0002/manifest.json")

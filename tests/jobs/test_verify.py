@@ -1,0 +1,63 @@
+"""`egrsd verify` from outside: what it says of a whole run, of a damaged one, and of one that is being worked on."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from jobs.verify import AGAIN, verify_run
+from pipeline.store import lease
+from pipeline.store.directory import Store
+
+STORED = Path(__file__).parent.parent / "stored_run" / "running.tar.xz"
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A whole run of two rounds."""
+    with tarfile.open(STORED) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return Store(str(tmp_path / "running"))
+
+
+def said(store, capfd):
+    """(exit code, what is printed)."""
+    try:
+        verify_run(store.uri, False)
+    except SystemExit as ended:
+        return ended.code, capfd.readouterr().out
+    return 0, capfd.readouterr().out
+
+
+def tear(store):
+    """A shard as a command leaves it in the middle of a commit: its data is there, and its old entry names other data."""
+    entry = store.entry("rounds/0001", "label", "0001")
+    store.delete(entry.path)
+
+
+def test_a_whole_run_is_whole_also_while_a_command_works_on_it(store, capfd):
+    assert said(store, capfd)[0] == 0
+    with lease.held(store):
+        code, text = said(store, capfd)
+    assert (code, "nothing was found" in text, AGAIN in text) == (0, True, False)
+
+
+@pytest.mark.parametrize("place", ["", "evals"])
+def test_a_finding_in_a_live_run_comes_with_who_works_on_it(store, capfd, place):
+    tear(store)
+    with lease.held(Store(store.locate(place) if place else store.uri)):
+        code, text = said(store, capfd)
+    assert code == 1
+    assert "found: " in text
+    assert f"note: process {os.getpid()} on " in text
+    assert f"was working on this run. A file that it was writing may be found. {AGAIN}." in text
+
+
+def test_a_finding_in_a_run_that_nobody_works_on_is_a_finding(store, capfd):
+    tear(store)
+    store.write_json(
+        lease.LEASE, {"token": "x", "holder": "process 1 on here", "host": lease.owner.host(), "pid": 2**30, "beats": 3}
+    )
+    code, text = said(store, capfd)
+    assert (code, AGAIN in text) == (1, False)

@@ -1,0 +1,66 @@
+"""Ray Train's leaders: one that has stopped is named and ended, and one that lives is left alone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from waiting import until
+
+from pipeline import notices
+from pipeline.training import leaders
+
+BUSY = "import time\nwhile True:\n    sum(range(20_000))\n    time.sleep(0.01)"
+
+
+@pytest.fixture
+def process():
+    """A process that works a little all the time."""
+    started = subprocess.Popen([sys.executable, "-c", BUSY])
+    yield psutil.Process(started.pid)
+    started.kill()
+    started.wait()
+
+
+def test_a_leader_that_has_stopped_is_named_and_ended(process, monkeypatch):
+    said = []
+    monkeypatch.setattr(leaders, "NOTICE_S", 0.4)
+    process.send_signal(signal.SIGSTOP)
+    with notices.shown(said.append), leaders.Watch(1.0, lambda: {process: "TrainController"}):
+        until(lambda: process.status() == psutil.STATUS_ZOMBIE, 60, "the stopped process is ended")
+    who = f"training: Ray Train's TrainController (process {process.pid})"
+    assert said[0].startswith(f"{who} has done nothing for ")
+    assert said[0].endswith("It is ended after 1 s.")
+    assert said[1].startswith(f"{who} did nothing for ")
+    assert len(said) == 2
+
+
+def test_a_leader_that_works_is_left_alone(process, monkeypatch):
+    said, looks = [], []
+    monkeypatch.setattr(leaders, "NOTICE_S", 0.4)
+
+    def find():
+        looks.append(1)
+        return {process: "TrainController"}
+
+    with notices.shown(said.append), leaders.Watch(1.0, find):
+        until(lambda: len(looks) >= 12, 60, "three times the deadline")
+    assert process.is_running()
+    assert said == []
+
+
+def test_a_leader_that_has_just_ended_harms_nothing(process):
+    looks = []
+
+    def find():
+        looks.append(1)
+        process.kill()
+        process.wait()
+        return {process: "TrainController"}
+
+    with leaders.Watch(0.2, find):
+        until(lambda: len(looks) >= 3, 60, "it goes on to look")
+    assert not process.is_running()
