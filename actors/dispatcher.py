@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
@@ -139,6 +140,7 @@ class Dispatcher:
             gone=[(gone.name, gone.cause, now - gone.at) for gone in self._gone],
             serving_s=self._past[0] + sum(m.serving_s(now) for m in live),
             working_s=self._past[1] + sum(m.working_s(now) for m in live),
+            fallback=self._facts.fallback if self._facts is not None else "",
         )
 
     async def close(self) -> None:
@@ -235,8 +237,8 @@ class Dispatcher:
         self._facts = first = self._facts or facts
         differences = [
             f"{name} is {got!r}, the first engine's {was!r}"
-            for name, was in vars(first).items()
-            if (got := vars(facts)[name]) != was
+            for name in (fact.name for fact in fields(facts) if fact.compare)
+            if (got := getattr(facts, name)) != (was := getattr(first, name))
         ]
         if differences:
             what = f"engines differ in what their numbers mean: an engine's {'; '.join(differences)}"
