@@ -10,13 +10,13 @@ from jobs.tables import aligned
 from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import UserError
+from pipeline.grader.verifier import grader_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, resolve
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.regrade import Change, regrade
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds
 from pipeline.stages import check_settings, find_stage
-from pipeline.stages.verifier import grader_of
 from pipeline.store.directory import Store
 from pipeline.store.names import EVALUATION_FOLDER
 

@@ -20,6 +20,7 @@ from pipeline.config import Run
 from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
+from pipeline.grader.verifier import grader_of
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
@@ -33,7 +34,6 @@ from pipeline.rounds.schedule import execute, inflight, usage
 from pipeline.stages import EVALUATION, LABELS, MEASURE
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
-from pipeline.stages.verifier import grader_of
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 from pipeline.store.manifest import Entry

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pipeline.grader.verifier import Grader
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.rounds.rows import read_shard
-from pipeline.stages.verifier import Grader
 from pipeline.store.directory import Entry
 
 

@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 from pipeline.config import Run
 from pipeline.contract import ShardInputs, ShardResult, Stage, Verdict
 from pipeline.errors import SourceError
+from pipeline.grader.verifier import Grader, grader_of
 from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet
 from pipeline.stages.tables import Draft, clean
-from pipeline.stages.verifier import Grader, grader_of
 
 _CHECKED = 256  # reference answers that are read when a source is opened: seconds at most
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ModelError, first_line
-from pipeline.stages.children import OVERRAN, Children, allow, done
+from pipeline.grader.children import OVERRAN, Children, allow, done
 
 MOST_CPU_S = 10.0
 MOST_BYTES = 512 * 2**20

@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import closing
 
-from pipeline.stages.verifier import Grader
+from pipeline.grader.verifier import Grader
 
 
 def slow_rows(number: int) -> tuple[list[str], list[str], list[str]]:

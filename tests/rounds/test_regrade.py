@@ -11,10 +11,10 @@ from in_process import brought, planned
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from pipeline.grader.verifier import Grader, grader_of
 from pipeline.overrides import resolve
 from pipeline.rounds.regrade import Regraded, regrade
 from pipeline.rounds.round import open_round, with_engines
-from pipeline.stages.verifier import Grader, grader_of
 from pipeline.store.directory import Store
 
 

@@ -10,9 +10,9 @@ from waiting import until
 from pipeline import notices
 from pipeline.config import Grade, Run, Source
 from pipeline.errors import SourceError
+from pipeline.grader.verifier import Grader
 from pipeline.problems.sources import open_source
 from pipeline.stages.grade import check_references
-from pipeline.stages.verifier import Grader
 
 
 def opened(tmp_path, answers, **grade):

@@ -14,6 +14,7 @@ from pipeline import stages
 from pipeline.config import Model
 from pipeline.contract import Failure, Place, Policy, Reject, Score
 from pipeline.errors import EngineError
+from pipeline.grader.verifier import Grader
 from pipeline.method.rewards import RunningBaseline
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizer import tokenizer_of
@@ -22,7 +23,6 @@ from pipeline.problems.sources import Problem
 from pipeline.problems.tiny import ANSWER_PATTERN
 from pipeline.recipes import demo
 from pipeline.stages import STAGES
-from pipeline.stages.verifier import Grader
 from pipeline.store.shards import check_table, count_rejected
 
 POLICY, PLACE = Policy(3, "adapter"), Place("rounds/0003")

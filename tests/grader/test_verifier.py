@@ -20,7 +20,7 @@ from waiting import until
 from pipeline.config import Grade, Prompts, Run
 from pipeline.contract import Reject, Verdict
 from pipeline.errors import SettingError
-from pipeline.stages.verifier import Graded, Grader, Reading, grader_of, reads_unmarked
+from pipeline.grader.verifier import Graded, Grader, Reading, grader_of, reads_unmarked
 
 
 def settings_of(**grade) -> Run:
@@ -204,7 +204,7 @@ def test_a_child_that_dies_idle_costs_no_row():
 ORPHAN = r"""
 import os, threading
 from multiprocessing import active_children
-from pipeline.stages.verifier import Grader
+from pipeline.grader.verifier import Grader
 def main():
     grader = Grader(deadline_s=1, processes=1)
     grader.grade([r"\boxed{\frac12}"], ["0.5"], ["stop"])

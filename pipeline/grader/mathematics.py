@@ -11,9 +11,9 @@ import resource
 from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.stages.children import allow, done, note
-from pipeline.stages.formulas import as_set, last, read
-from pipeline.stages.numeric import check_size, equal_numbers, is_number, values
+from pipeline.grader.children import allow, done, note
+from pipeline.grader.formulas import as_set, last, read
+from pipeline.grader.numeric import check_size, equal_numbers, is_number, values
 
 CHILD_MEMORY_BYTES = 4 << 30  # an answer such as 9**9**9 must not take the memory of the machine
 GOLD_READ = "gold read"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from waiting import until
 
-from pipeline.stages.children import OVERRAN, Children, Outcome, allow, done
+from pipeline.grader.children import OVERRAN, Children, Outcome, allow, done
 
 
 def double(pipe) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages.verifier import Graded, Grader
+from pipeline.grader.verifier import Graded, Grader
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
 GOLDS = [
