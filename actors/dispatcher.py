@@ -65,13 +65,12 @@ class Dispatcher:
         self._bounds = Bounds(settings.min, settings.max)
         self._sizing = Sizing(settings.min)
         self._pace = sizing.Pace(settings.grow_after_s, settings.shrink_after_s)
-        self._queued = 0
+        self._queued = self._failures_to_load = 0
         self._gone: deque[Gone] = deque(maxlen=_REMEMBERED)
         self._past = (0.0, 0.0)  # serving and working seconds of engines that have ended
         self._sizer: asyncio.Task[None] | None = None
         self._facts: EngineFacts | None = None
         self._failure: EgrsdError | None = code.other_code()
-        self._failures_to_load = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._line: deque[asyncio.Future[None]] = deque()  # callers that wait for room at any engine
@@ -236,11 +235,10 @@ class Dispatcher:
         """Whether a new engine's facts equal those of the first. If they differ, the pool ends: such numbers must not mix."""
         self._facts = first = self._facts or facts
         if facts != first:
-            names = [
-                fact.name for fact in fields(facts) if fact.compare and getattr(facts, fact.name) != getattr(first, fact.name)
-            ]
             differ = "; ".join(
-                f"{name} is {getattr(facts, name)!r}, the first engine's {getattr(first, name)!r}" for name in names
+                f"{fact.name} is {getattr(facts, fact.name)!r}, the first engine's {getattr(first, fact.name)!r}"
+                for fact in fields(facts)
+                if fact.compare and getattr(facts, fact.name) != getattr(first, fact.name)
             )
             remedy = "Give all engines the same vLLM and hardware, or set score.entropy: bounds"
             self._fail(EngineError(f"engines differ in what their numbers mean: an engine's {differ}", self._setting, remedy))

@@ -33,7 +33,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors import resources
 from actors.cluster import check_room
 from actors.dispatcher import Dispatcher
-from actors.engine import Engine
+from actors.inference.engine import Engine
 from actors.member import EngineClass, PoolStatus, blameless
 from actors.pool_watch import Watch
 from actors.sizing import Bounds

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from actors.engine import judge_entropy
 from actors.folders import judge_folders
+from actors.inference.engine import judge_entropy
 from jobs.opened import look_at, open_folder
 from jobs.terminal import Session, divert_output, session
 from pipeline import config

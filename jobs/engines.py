@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from actors.engine import Engine
+from actors.inference.engine import Engine
 from actors.member import EngineClass
 from actors.resources import Demand
 from pipeline.config import Run

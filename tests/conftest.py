@@ -68,7 +68,7 @@ def ray_local():
 @pytest.fixture(scope="session")
 def engine():
     """A real vLLM engine of the tiny reasoner in this process. It loads in about 14 s, so all tests share it."""
-    from actors.engine import Engine
+    from actors.inference.engine import Engine
     from pipeline import config
 
     engine = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings())

@@ -87,7 +87,7 @@ def test_vllm_finds_the_entropy_hook(clean):
     said = clean("python", "-c", HOOKED)
     assert said.startswith("True ")
     assert str(ROOT) not in said
-    assert said.endswith("site-packages/actors/exact_entropy.py")
+    assert said.endswith("site-packages/actors/inference/exact_entropy.py")
 
 
 def test_the_demo_runs_to_its_end(clean, tmp_path):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from actors.engine import Engine, sampling_params
+from actors.inference.engine import Engine, sampling_params
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.models.warmstart import build_tokenizer

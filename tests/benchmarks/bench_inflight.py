@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import mean, median
 from typing import Any
 
-from actors.engine import Engine
+from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling
 from pipeline.models.warmstart import build_tokenizer

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 from waiting import until
 
-from actors import adapters
+from actors.inference import adapters
 from jobs import export, status
 from jobs.distill import distill
 from jobs.settle import Choices

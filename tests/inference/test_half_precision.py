@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 def test_log_probs_and_entropies_of_large_logits_are_those_of_a_head_in_double_precision(tmp_path):
     """With a head in bfloat16 log-probs are off by .028 nat here."""
     path = tmp_path / "told.json"
-    command = [sys.executable, str(ROOT / "tests/actors/half_engine.py"), str(tmp_path / "model"), str(path)]
+    command = [sys.executable, str(ROOT / "tests/inference/half_engine.py"), str(tmp_path / "model"), str(path)]
     ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     told = json.loads(path.read_text())

@@ -1,6 +1,6 @@
 """The project's engine on vLLM's V2 runner, the one of GPUs, without a GPU: Triton's interpreter runs its kernels.
 
-    VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 python tests/actors/v2_engine.py ADAPTER FILE
+    VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1 python tests/inference/v2_engine.py ADAPTER FILE
 
 The process writes what the engine answered to FILE, as JSON. vLLM and Triton read the environment when they are imported, so V1
 and V2 need a process each. Prompts are prefilled in chunks, and blocks of the prefix cache are small, so that short prompts reach
@@ -13,8 +13,8 @@ import threading
 from itertools import chain
 from types import SimpleNamespace
 
-from actors import startup
-from actors.engine import Engine
+from actors.inference import startup
+from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
 from pipeline.models.warmstart import build_tokenizer

@@ -1,6 +1,6 @@
 """The project's engine with tensor parallelism over two processes of vLLM's CPU backend, one of which is killed in the end.
 
-    python tests/actors/two_processes.py ADAPTER FILE
+    python tests/inference/two_processes.py ADAPTER FILE
 
 The process writes what it saw to FILE, as JSON. A vLLM of several processes that ends takes every other vLLM of
 its process along, so it runs in a process of its own. Users need GPUs for it; `model_copy` does not check.
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
-from actors.engine import Engine
+from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError

@@ -5,7 +5,7 @@ tokens. With the hook, the **last** column holds the entropy in nats whenever `n
 or `prompt_logprobs=1` thus gets the token's log-prob in column 0 and the entropy in column 1.
 
 The hook would corrupt the log-probs of any other program that uses vLLM in the same environment. The entry point therefore
-does nothing unless EGRSD_EXACT_ENTROPY=1 is set. Only `actors.engine` sets it, and vLLM's worker processes inherit it.
+does nothing unless EGRSD_EXACT_ENTROPY=1 is set. Only `actors.inference.engine` sets it, and vLLM's worker processes inherit it.
 
 vLLM has two runners. V1 serves the CPU and older GPUs, and its `Sampler.gather_logprobs` gets log-probs. V2 serves GPUs, and its
 `compute_topk_scores` gets logits. V2 can also score token ids that a request names for each position of its prompt. There
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.startup import EXACT_ENTROPY
+from actors.inference.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
 from pipeline.method.entropy import entropy_of
 

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actors.exact_entropy import on_gpu_runner
-from actors.startup import EXACT_ENTROPY
+from actors.inference.exact_entropy import on_gpu_runner
+from actors.inference.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
 
 

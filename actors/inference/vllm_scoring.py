@@ -32,7 +32,7 @@ def sampling_params(**chosen: Any) -> SamplingParams:
 def request(prompt: list[int], response: list[int], way: str, columns: int) -> tuple[list[int], SamplingParams]:
     """A request for `columns` numbers of each response token beside its log-prob. With `prompt` these are the best log-probs.
 
-    The hook of actors.exact_entropy writes the entropy into the last column.
+    The hook of actors.inference.exact_entropy writes the entropy into the last column.
     """
     if way == "prompt":
         return splice(prompt, response), sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=columns)

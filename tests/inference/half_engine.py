@@ -1,6 +1,6 @@
 """The project's engine in bfloat16 on a model with large logits, beside a head in double precision on the same hidden states.
 
-    python tests/actors/half_engine.py FOLDER FILE
+    python tests/inference/half_engine.py FOLDER FILE
 
 The process makes the model in FOLDER: the tiny reasoner with a larger last norm. It writes to FILE, as JSON, the largest logits
 and how far the engine's log-probs and entropies are from those of the double-precision head. vLLM runs once in a process.
@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from actors.engine import Engine
+from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.models.resolve import asset_path

@@ -1,6 +1,6 @@
 """The self-check of an engine at its start: are its log-probs and entropies those of the full distribution?
 
-vLLM's internals may change, so nobody trusts the hook of actors.exact_entropy. A request for the whole vocabulary brings every
+vLLM's internals may change, so nobody trusts the hook of exact_entropy.py. A request for the whole vocabulary brings every
 log-prob of a position in the same row as the entropy that the hook wrote, so both come from one forward pass. A second request,
 of the kind that the engine makes in its work, must then give the same numbers. Each request is made alone: vLLM's V2 runner
 answers requests of different width in one batch with the columns of the widest.
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from actors import vllm_scoring
-from actors.vllm_scoring import WAYS, sampling_params
+from actors.inference import vllm_scoring
+from actors.inference.vllm_scoring import WAYS, sampling_params
 from pipeline.contract import EngineFacts, Failure
 
 Ask = Callable[[tuple[list[int], Any]], Any]  # makes one request alone; the answer is vLLM's, or a Failure

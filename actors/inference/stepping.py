@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from actors.startup import start_error
+from actors.inference.startup import start_error
 from pipeline.contract import EngineFacts, Failure
 from pipeline.errors import EngineError, ModelError, first_line
 

@@ -1,6 +1,6 @@
 """One vLLM engine as a plain class: it writes traces and scores responses, with log-prob and exact entropy of every token.
 
-`generate` and `score` block, and many threads may call them at once. One thread owns vLLM (actors.stepping): it takes requests in
+`generate` and `score` block, and many threads may call them at once. One thread owns vLLM (stepping.py): it takes requests in
 as they come and steps them together. Traces of different callers therefore share batches (continuous batching).
 
 The base model without an adapter is the teacher, and with the LoRA adapter it is the student. Every request names its `Policy`,
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from actors import adapters, self_check, startup, vllm_scoring
-from actors.stepping import Request, Stepper
-from actors.vllm_scoring import sampling_params
+from actors.inference import adapters, self_check, startup, vllm_scoring
+from actors.inference.stepping import Request, Stepper
+from actors.inference.vllm_scoring import sampling_params
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError

@@ -18,7 +18,7 @@ BLOCK = 32  # tokens, as in v2_engine.py
 def answers(adapters, tmp_path_factory):
     """What the engine answered: for each policy (base, adapter) and prompt its tokens, log-probs and entropies."""
     path = tmp_path_factory.mktemp("v2") / "answers.json"
-    command = [sys.executable, str(ROOT / "tests/actors/v2_engine.py"), adapters[0], str(path)]
+    command = [sys.executable, str(ROOT / "tests/inference/v2_engine.py"), adapters[0], str(path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -1,6 +1,6 @@
 """Where Ray puts an engine of two GPUs. The GPUs are numbers that Ray counts; no machine has them.
 
-    python tests/actors/gpu_nodes.py FILE
+    python tests/inference/gpu_nodes.py FILE
 
 The process writes to FILE, as JSON, what it saw on nodes with one GPU each, and then beside a node with two.
 """

@@ -7,14 +7,14 @@ import os
 import warnings
 from typing import Any
 
-from actors.vllm_scoring import cap_hits
+from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, ModelError, first_line
 from pipeline.fit.machine import vllm_for_gpus
 from pipeline.models.resolve import open_model
 
-EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.exact_entropy is installed only where this is "1"
+EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.inference.exact_entropy is installed only where this is "1"
 DEBUG = "EGRSD_DEBUG"  # vLLM's own log is shown where this is set
 LOGPROBS_MODE = "raw_logprobs"
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can allocate for
@@ -72,7 +72,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
     try:
         from vllm import EngineArgs, LLMEngine
 
-        from actors import exact_entropy, vllm_lora
+        from actors.inference import exact_entropy, vllm_lora
 
         exact_entropy.install()
         vllm_lora.install()
@@ -106,7 +106,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool, gp
         "seed": 0,
         "logprobs_mode": LOGPROBS_MODE,
         "max_logprobs": -1,
-        "enable_prefix_caching": gpu_runner,  # requests say whether they read it (actors.vllm_scoring)
+        "enable_prefix_caching": gpu_runner,  # requests say whether they read it (actors.inference.vllm_scoring)
         # A seeded request crashes the CPU runner when its prompt is split over two steps.
         "enable_chunked_prefill": gpu_runner,
         "max_num_batched_tokens": pool.max_batched_tokens if gpu_runner else max(pool.max_batched_tokens, window),

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors import startup
-from actors.engine import Engine
+from actors.inference import startup
+from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError, ModelError

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.stepping import Stepper
+from actors.inference.stepping import Stepper
 from pipeline.contract import EngineFacts, Failure
 from pipeline.errors import EngineError, ModelError
 

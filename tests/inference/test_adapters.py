@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from actors import adapters
+from actors.inference import adapters
 from pipeline.errors import ModelError, StoreError, UserError
 from pipeline.store.directory import Store
 from pipeline.store.files import Files

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors import vllm_lora
-from actors.startup import EXACT_ENTROPY
+from actors.inference import vllm_lora
+from actors.inference.startup import EXACT_ENTROPY
 
 
 @settings(max_examples=40, deadline=None)
