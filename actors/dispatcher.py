@@ -12,6 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
@@ -137,6 +138,7 @@ class Dispatcher:
             gone=[(gone.name, gone.cause, now - gone.at) for gone in self._gone],
             serving_s=self._past[0] + sum(m.serving_s(now) for m in live),
             working_s=self._past[1] + sum(m.working_s(now) for m in live),
+            fallback=self._facts.fallback if self._facts is not None else "",
         )
 
     async def close(self) -> None:
@@ -231,16 +233,16 @@ class Dispatcher:
     def _agrees(self, facts: EngineFacts) -> bool:
         """Whether a new engine's facts equal those of the first. If they differ, the pool ends: such numbers must not mix."""
         self._facts = first = self._facts or facts
-        differences = [
-            f"{name} is {got!r}, the first engine's {was!r}"
-            for name, was in vars(first).items()
-            if (got := vars(facts)[name]) != was
-        ]
-        if differences:
-            what = f"engines differ in what their numbers mean: an engine's {'; '.join(differences)}"
+        if facts != first:
+            names = [
+                fact.name for fact in fields(facts) if fact.compare and getattr(facts, fact.name) != getattr(first, fact.name)
+            ]
+            differ = "; ".join(
+                f"{name} is {getattr(facts, name)!r}, the first engine's {getattr(first, name)!r}" for name in names
+            )
             remedy = "Give all engines the same vLLM and hardware, or set score.entropy: bounds"
-            self._fail(EngineError(what, self._setting, remedy))
-        return not differences
+            self._fail(EngineError(f"engines differ in what their numbers mean: an engine's {differ}", self._setting, remedy))
+        return facts == first
 
     async def _watch(self, member: Member) -> None:
         """Notice that an engine has died or stopped, and drop tickets that the engine has not known for a while."""

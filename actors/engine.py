@@ -14,28 +14,27 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from actors import adapters, startup
+from actors import adapters, self_check, startup, vllm_scoring
 from actors.stepping import Request, Stepper
+from actors.vllm_scoring import sampling_params
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
+from pipeline.errors import EngineError
 from pipeline.fit.machine import Line
 from pipeline.models.resolve import resolve_model
 from pipeline.stages.chat import splice
+from pipeline.stages.score import bounds_instead
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
 log = logging.getLogger(__name__)
-
-_CHECK_TOKENS = 8
-# The self-check accepts entropies that differ from those of the full distribution by at most this, in nats. In half precision
-# the two requests are computed in batches of different size, so that their log-probs differ slightly.
-_CHECK_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
 
 class Engine:
@@ -53,14 +52,15 @@ class Engine:
         self._stop_ids, self._hidden_size = startup.inspect_model(model, self._path)
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
-        self._columns = 1
         self.vllm = vllm or Stepper(self._start, self._path)
-        self._facts = self.vllm.facts
         try:
-            self._choose_entropy()
+            self._facts = self._choose_entropy()
         except BaseException:
-            self.close()
+            if vllm is None:
+                self.close()
             raise
+        # Numbers of each token beside its log-prob: its entropy, or the best log-probs and a column that a faulty hook may write.
+        self._columns = 1 if self._facts.entropy_method == "exact" else min(score.top_k + 1, self._facts.vocab_size)
 
     @property
     def steps(self) -> int:
@@ -97,7 +97,6 @@ class Engine:
         becomes a Failure. Raises as `generate` does.
         """
         lora = self._lora(policy)
-        params = sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=self._columns)
         window = self._model.max_model_len
         prepared: list[Request | Failure] = []
         for sequence in sequences:
@@ -107,7 +106,9 @@ class Engine:
                 problem = "empty response"
             elif len(ids) > window:
                 problem = f"prompt and response of {len(ids)} tokens exceed model.max_model_len {window}"
-            prepared.append(Failure(problem) if problem else (ids, params))
+            way = self._facts.scoring
+            request = vllm_scoring.request(sequence.prompt, sequence.response, way, self._columns) if not problem else None
+            prepared.append(request or Failure(problem))
         answers = self._submit(prepared, lora)
         return [
             answer if isinstance(answer, Failure) else self._scored(answer, len(sequence.response))
@@ -141,27 +142,26 @@ class Engine:
             seed=request.seed,
             logprobs=self._columns,
             stop_token_ids=self._stop_ids,
+            skip_reading_prefix_cache=True,  # a trace must not depend on what the engine did before
         )
 
     def _generation(self, answer: Any, policy: Policy) -> Generation:
         completion = answer.outputs[0]
         tokens = np.asarray(completion.token_ids, dtype=np.int32)
-        logprobs, entropy, error = self._evidence(completion.logprobs.logprobs, len(tokens))
+        table = np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(len(tokens), self._columns + 1)
+        logprobs, entropy, error = self._evidence(table)
         return Generation(tokens, logprobs, entropy, error, completion.finish_reason, policy.version)
 
-    def _scored(self, answer: Any, num_tokens: int) -> Score:
-        """The score of the last `num_tokens` tokens of a prompt, from vLLM's answer."""
-        width = self._columns + 1
-        flat = answer.prompt_logprobs
-        tokens = np.asarray(flat.token_ids[-num_tokens * width :: width], dtype=np.int32)
-        return Score(tokens, *self._evidence(flat.logprobs[-num_tokens * width :], num_tokens))
+    def _scored(self, answer: Any, num_tokens: int) -> Score | Failure:
+        """The score of the last `num_tokens` tokens of a sequence, from vLLM's answer."""
+        found = vllm_scoring.read(answer, num_tokens)
+        return Failure("vLLM gave no log-probs") if found is None else Score(found[0], *self._evidence(found[1]))
 
-    def _evidence(self, flat: list[float], num_tokens: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """(log-probs [T], entropies [T], half-width) float32 nats, from vLLM's flat list of T * (columns + 1) log-probs.
+    def _evidence(self, table: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """(log-probs [T], entropies [T], half-width) float32 nats, from vLLM's numbers float32 [T, columns + 1].
 
         Entropies are exact, or midpoints of bounds. The half-width is the largest distance of a midpoint to its bounds.
         """
-        table = np.asarray(flat, dtype=np.float32).reshape(num_tokens, self._columns + 1)
         if self._facts.entropy_method == "exact":
             return table[:, 0].copy(), np.maximum(table[:, 1], 0.0), 0.0
         from pipeline.method.entropy import bounds
@@ -188,47 +188,21 @@ class Engine:
                 self._adapters[key] = LoRARequest(f"policy-{policy.version}-{number}", number, folder)
             return self._adapters[key]
 
-    # ---- self-check ------------------------------------------------------------------------------------------------
+    def _choose_entropy(self) -> EngineFacts:
+        """The facts with the self-check's verdict, or with bounds where the settings ask for them.
 
-    def _choose_entropy(self) -> None:
-        """Choose exact entropies if the settings ask for them and the self-check passes, and otherwise bounds, with a warning."""
-        wrong = self._entropy_error() if self._score.entropy == "exact" else ""
-        if wrong:
-            log.warning(
-                "Exact entropy is not available from this vLLM (%s): using the bounds of the %d best tokens. "
-                "Stored entropies are midpoints, with entropy_method 'bounds' and their half-width in entropy_error.",
-                wrong,
-                self._score.top_k,
-            )
-        if wrong or self._score.entropy == "bounds":
-            self._columns = min(self._score.top_k + 1, self._facts.vocab_size)
-            self._facts = EngineFacts(**{**vars(self._facts), "entropy_method": "bounds"})
-
-    def _entropy_error(self) -> str:
-        """What is wrong with the hook's entropies; "" when they are right.
-
-        The entropies of generation and of scoring are compared with those of the full distribution, on a short greedy trace.
+        Raises EngineError when the check fails and `score.fallback` is off.
         """
-        from pipeline.method.entropy import bounds
-
-        vocab = self._facts.vocab_size
-        prompt = [3 % vocab, 5 % vocab, 7 % vocab]
-        num_tokens = min(_CHECK_TOKENS, self._model.max_model_len - len(prompt))
-        greedy = sampling_params(max_tokens=num_tokens, temperature=0.0, logprobs=1, ignore_eos=True)
-        [written] = self._submit([(prompt, greedy)], None)
-        if isinstance(written, Failure):
-            return written.cause
-        ids = list(written.outputs[0].token_ids)
-        full = sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=vocab)
-        one = sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=1)
-        scored, whole = self._submit([(prompt + ids, one), (prompt + ids, full)], None)
-        if isinstance(scored, Failure) or isinstance(whole, Failure):
-            return f"{scored if isinstance(scored, Failure) else whole}"
-        table = np.asarray(whole.prompt_logprobs.logprobs, np.float64).reshape(-1, vocab + 1)[-num_tokens:]
-        expected = bounds(table[:, 1:-1], vocab)[1]  # only the least likely token is left out, so this bound is the entropy
-        return _difference("generation", written.outputs[0].logprobs.logprobs, expected, self._model.dtype) or _difference(
-            "scoring", scored.prompt_logprobs.logprobs[-2 * num_tokens :], expected, self._model.dtype
-        )
+        if self._score.entropy == "bounds":
+            return replace(self.vllm.facts, entropy_method="bounds", scoring="prompt")
+        facts = self_check.settle(lambda request: self._submit([request], None)[0], self.vllm.facts)
+        if facts.fallback and not self._score.fallback:
+            what = f"exact entropies are not available from {facts.engine} ({facts.fallback})"
+            remedy = "Install a vLLM in the supported window, or let bounds take their place: score.fallback=true"
+            raise EngineError(what, self._path, remedy)
+        if facts.fallback:
+            log.warning("%s", bounds_instead(facts.fallback))
+        return facts
 
 
 def judge_entropy(run: config.Run, num_gpus: int) -> Line:
@@ -246,21 +220,8 @@ def judge_entropy(run: config.Run, num_gpus: int) -> Line:
     text = f"{facts.entropy_method}, by the self-check of {facts.engine} with {model.path}"
     if facts.entropy_method == "exact":
         return Line("ok", "exact entropy", text)
-    return Line("warning", "exact entropy", f"{text}. Install a vLLM in the supported window for exact entropies")
-
-
-def _difference(what: str, flat: list[float], expected: np.ndarray, dtype: str) -> str:
-    """How far the entropies in flat [2 N] differ from expected [N] nats; "" when the difference is within the tolerance."""
-    got = np.asarray(flat, np.float64).reshape(-1, 2)[:, 1]
-    gap = float(np.abs(got - expected).max())
-    return "" if gap <= _CHECK_TOLERANCE[dtype] else f"{what} differs from the full distribution by {gap:.2g} nat"
-
-
-def sampling_params(**chosen: Any) -> SamplingParams:
-    """vLLM's SamplingParams with `chosen`. Every request gets one answer at its end, with flat log-probs and without text."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams  # vLLM may be imported in an engine's process only
-
-    return SamplingParams(flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **chosen)
+    level: Literal["warning", "error"] = "warning" if run.score.fallback else "error"
+    return Line(level, "exact entropy", f"{text}: {facts.fallback}. Install a vLLM in the supported window for exact entropies")
 
 
 def _misfit(ids: list[int], vocab_size: int) -> str:

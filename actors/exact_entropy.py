@@ -7,8 +7,9 @@ or `prompt_logprobs=1` thus gets the token's log-prob in column 0 and the entrop
 The hook would corrupt the log-probs of any other program that uses vLLM in the same environment. The entry point therefore
 does nothing unless EGRSD_EXACT_ENTROPY=1 is set. Only `actors.engine` sets it, and vLLM's worker processes inherit it.
 
-vLLM has two samplers. V1 serves the CPU and the older GPU runner, and its `Sampler.gather_logprobs` gets log-probs. V2 serves
-the newer GPU runner, and its `compute_topk_scores` gets logits.
+vLLM has two runners. V1 serves the CPU and older GPUs, and its `Sampler.gather_logprobs` gets log-probs. V2 serves GPUs, and its
+`compute_topk_scores` gets logits. V2 can also score token ids that a request names for each position of its prompt. There
+`compute_token_logprobs` gets logits and ids, and the hook writes the entropy over the last of them.
 
 vLLM's internals may change, so the engine does not trust the hook. At its start it compares the column with the entropy of the
 full distribution, and uses bounds when they differ.
@@ -32,6 +33,7 @@ from pipeline.method.entropy import entropy_of
 
 # These modules of the V2 runner each import `compute_topk_scores` by name, so each needs the hook.
 _V2_MODULES = tuple(f"vllm.v1.worker.gpu.sample.{name}" for name in ("logprob", "sampler", "prompt_logprob"))
+_V2_NAMED_IDS = _V2_MODULES[2]
 
 
 def install() -> bool:
@@ -43,9 +45,14 @@ def install() -> bool:
     if os.environ.get(EXACT_ENTROPY) != "1":
         return False
     installed = _install_v1()
-    if torch.cuda.is_available():
+    if on_gpu_runner():
         installed = _install_v2() or installed
     return installed
+
+
+def on_gpu_runner() -> bool:
+    """Whether vLLM's V2 runner is expected in this process: where there is a GPU, or where vLLM was told to use it."""
+    return torch.cuda.is_available() or os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
 
 
 def check_origin() -> None:
@@ -97,12 +104,18 @@ def _install_v2() -> bool:
             module = importlib.import_module(name)
         except ImportError:
             continue
-        original = getattr(module, "compute_topk_scores", None)
-        if original is not None:
-            installed = True
-            if not hasattr(original, "exact_entropy"):
-                module.compute_topk_scores = topk_scores_hook(original)  # type: ignore[attr-defined]
+        installed = _replace(module, "compute_topk_scores", topk_scores_hook) or installed
+        if name == _V2_NAMED_IDS:
+            _replace(module, "compute_token_logprobs", token_logprobs_hook)
     return installed
+
+
+def _replace(module: Any, name: str, hook: Callable[[Callable[..., Any]], Callable[..., Any]]) -> bool:
+    """Put `hook(original)` into the place of a module's function, once. False when the module has no such function."""
+    original = getattr(module, name, None)
+    if original is not None and not hasattr(original, "exact_entropy"):
+        setattr(module, name, hook(original))
+    return original is not None
 
 
 def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,10 +127,29 @@ def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         result = original(logits, num_logprobs, sampled_token_ids, *args, **kwargs)
         if num_logprobs < 1 or kwargs.get("max_per_req_token_ids") or kwargs.get("logits_mode"):
             return result
-        rows = max(1, (1 << 24) // logits.shape[-1])
-        blocks = [entropy_of(block.log_softmax(-1, dtype=torch.float32)) for block in logits.split(rows)]
-        result.logprobs[:, -1] = torch.cat(blocks)
+        result.logprobs[:, -1] = _entropies(logits)
         return result
 
     compute_topk_scores.exact_entropy = True  # type: ignore[attr-defined]
     return compute_topk_scores
+
+
+def token_logprobs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The V2 runner's `compute_token_logprobs` for named ids, changed to return the entropy in the last column [N, k], k > 1."""
+
+    @functools.wraps(original)
+    def compute_token_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
+        """Call the original on logits [N, V], then replace the last log-prob of each row by the entropy in nats."""
+        result: Tensor = original(logits, token_ids)
+        if token_ids.shape[1] > 1:
+            result[:, -1] = _entropies(logits)
+        return result
+
+    compute_token_logprobs.exact_entropy = True  # type: ignore[attr-defined]
+    return compute_token_logprobs
+
+
+def _entropies(logits: Tensor) -> Tensor:
+    """Entropies float32 [N] nats of logits [N, V], computed in blocks so that no second [N, V] tensor exists."""
+    rows = max(1, (1 << 24) // logits.shape[-1])
+    return torch.cat([entropy_of(block.log_softmax(-1, dtype=torch.float32)) for block in logits.split(rows)])

@@ -25,7 +25,7 @@ import numpy as np
 
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
-from pipeline.errors import EgrsdError, ModelError
+from pipeline.errors import EgrsdError, EngineError, ModelError
 
 END_TOKEN = 2
 
@@ -66,12 +66,15 @@ class FakeEngine:
         self.steps = 0  # batches answered
         self._turn = threading.Lock() if behaviour.in_turn else contextlib.nullcontext()
         self._exact = score.entropy == "exact" and not (behaviour.falls_back and os.path.exists(behaviour.falls_back))
+        self._fallback = "the fake was told so" if score.entropy == "exact" and not self._exact else ""
+        if self._fallback and not score.fallback:
+            raise EngineError("exact entropies are not available", "fake", "Let bounds take their place: score.fallback=true")
 
     def facts(self) -> EngineFacts:
         """The facts of a real engine, with "fake" as the engine's name."""
         method = "exact" if self._exact else "bounds"
         window, vocab = self._model.max_model_len, self._behaviour.vocab_size
-        return EngineFacts(method, "raw_logprobs", self._model.dtype, "fake", window, vocab)
+        return EngineFacts(method, "raw_logprobs", self._model.dtype, "fake", window, vocab, fallback=self._fallback)
 
     def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
         """One computed trace per request, in order. A prompt that fills the window becomes a Failure."""

@@ -70,6 +70,7 @@ class PoolStatus:
     gone: list[tuple[str, str, float]]  # engines that died lately: (name, cause, seconds ago)
     serving_s: float  # seconds in which engines could answer
     working_s: float  # seconds in which engines had a batch
+    fallback: str = ""  # why the engines give bounds where exact entropies were asked for (EngineFacts)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from actors.member import STALLED, EngineStatus, PoolStatus
 from pipeline import config
 from pipeline.errors import first_line
 from pipeline.notices import NOTICE_S, tell
+from pipeline.stages.score import bounds_instead
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,12 @@ class Watch:
 
 
 def words(status: PoolStatus, settings: config.Pool, setting: str) -> Iterator[tuple[str, str]]:
-    """(kind, text) for every engine that has been silent for NOTICE_S seconds, and for those that were replaced for it."""
+    """(kind, text) for every engine that has been silent for NOTICE_S seconds, and for those that were replaced for it.
+
+    Engines that give bounds where exact entropies were asked for are told too.
+    """
+    if status.fallback:
+        yield f"{setting} bounds", f"warning: {setting}: {bounds_instead(status.fallback)}"
     serves = any(engine.state == "serving" for engine in status.engines)
     for engine in status.engines:
         told = _words(engine, serves, settings)

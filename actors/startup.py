@@ -7,9 +7,10 @@ import os
 import warnings
 from typing import Any
 
+from actors.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
-from pipeline.errors import EgrsdError, EngineError, ModelError, SettingError, first_line
+from pipeline.errors import EgrsdError, EngineError, ModelError, first_line
 from pipeline.fit.machine import vllm_for_gpus
 from pipeline.models.resolve import open_model
 
@@ -22,10 +23,8 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that v
 def set_environment(pool: config.Pool, exact: bool) -> None:
     """Set the environment variables of this process that vLLM and torch read when they are imported.
 
-    Call this function before anything imports vLLM or torch. Raises SettingError for tensor parallelism without GPUs.
+    Call this function before anything imports vLLM or torch.
     """
-    if pool.tensor_parallel > 1 and pool.placement.gpus <= 0:
-        raise SettingError(f"{pool.tensor_parallel} needs GPUs", "engines.*.tensor_parallel", "Set placement.gpus, or 1 on CPU")
     if pool.placement.gpus <= 0 and not vllm_for_gpus():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the cards of the machine visible to who asked for none
     os.environ["OMP_NUM_THREADS"] = str(num_threads(pool))
@@ -75,11 +74,10 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
 
         from actors import exact_entropy, vllm_lora
 
-        gpu = torch.cuda.is_available()
         exact_entropy.install()
-        if not gpu:
-            vllm_lora.install()
-        engine = LLMEngine.from_engine_args(EngineArgs(**engine_args(model, pool, path, gpu)))
+        vllm_lora.install()
+        arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
+        engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         exact_entropy.check_origin()
     finally:
         torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it with a function that does nothing
@@ -88,14 +86,19 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
     return engine
 
 
-def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) -> dict[str, Any]:
-    """vLLM's EngineArgs for one engine, as keyword arguments."""
+def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool, gpu_runner: bool) -> dict[str, Any]:
+    """vLLM's EngineArgs for one engine, as keyword arguments.
+
+    gpu: whether the engine has a GPU. gpu_runner: whether vLLM's V2 runner is expected, which a test also runs without a GPU.
+    """
     # Scoring makes vLLM sample one token, which we throw away. A sequence that fills the window needs a position for it.
     window = model.max_model_len + 1
     return {
         "model": path,
         "revision": model.revision,
         "dtype": model.dtype,
+        # In half precision a logit near 22 is rounded to eighths, so the head computes in float32.
+        "hf_overrides": {} if model.dtype == "float32" else {"head_dtype": "float32"},
         "trust_remote_code": model.trust_remote_code,
         "max_model_len": window,
         "skip_tokenizer_init": True,  # requests and answers hold token ids
@@ -103,10 +106,10 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) ->
         "seed": 0,
         "logprobs_mode": LOGPROBS_MODE,
         "max_logprobs": -1,
-        "enable_prefix_caching": False,  # vLLM has no log-probs for prompt tokens that it takes from a cache
-        # A seeded request crashes the CPU engine when its prompt is split over two steps.
-        "enable_chunked_prefill": gpu,
-        "max_num_batched_tokens": pool.max_batched_tokens if gpu else max(pool.max_batched_tokens, window),
+        "enable_prefix_caching": gpu_runner,  # requests say whether they read it (actors.vllm_scoring)
+        # A seeded request crashes the CPU runner when its prompt is split over two steps.
+        "enable_chunked_prefill": gpu_runner,
+        "max_num_batched_tokens": pool.max_batched_tokens if gpu_runner else max(pool.max_batched_tokens, window),
         "max_num_seqs": pool.max_num_seqs,
         "enable_lora": True,
         "max_loras": 1,
@@ -115,6 +118,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) ->
         "lora_target_modules": list(model.lora_targets),
         "max_lora_rank": next((rank for rank in _LORA_RANKS if rank >= model.lora_rank), _LORA_RANKS[-1]),
         "tensor_parallel_size": pool.tensor_parallel,
+        "distributed_executor_backend": "mp" if pool.tensor_parallel > 1 else None,  # the engine's GPUs are all on its node
         "gpu_memory_utilization": pool.memory_share,
         "kv_cache_memory_bytes": None if gpu else int(pool.kv_cache_gib * 2**30),
         "enforce_eager": pool.enforce_eager,
@@ -124,9 +128,10 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool) ->
 
 
 def facts(engine: Any, model: config.Model) -> EngineFacts:
-    """What the numbers of a started engine mean. Their entropy method is "exact" until the self-check."""
+    """What the numbers of a started engine mean. Entropy method and way to score are the best until the self-check."""
     import vllm
 
+    way = "prompt" if not engine.vllm_config.use_v2_model_runner else "shared" if cap_hits(engine) else "response"
     return EngineFacts(
         entropy_method="exact",
         logprobs_mode=LOGPROBS_MODE,
@@ -134,6 +139,7 @@ def facts(engine: Any, model: config.Model) -> EngineFacts:
         engine=f"vllm {vllm.__version__}",
         max_model_len=model.max_model_len,
         vocab_size=engine.model_config.get_vocab_size(),
+        scoring=way,
     )
 
 

@@ -102,7 +102,11 @@ class Stepper:
                 return True
             if batch is None:
                 return False
-            _admit(engine, batch, waiting)
+            try:
+                _admit(engine, batch, waiting)
+            except BaseException:
+                self._inbox.put(batch)  # whoever fails all batches finds it there
+                raise
 
     def _fail_all(self, waiting: dict[str, tuple[_Batch, int]], broken: BaseException) -> None:
         """Give EngineError to every batch in vLLM or in the inbox, and let no other batch in."""
@@ -118,13 +122,18 @@ class Stepper:
 
 
 def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -> None:
-    """Hand the requests of a batch to vLLM. An adapter that vLLM cannot load fails the batch with ModelError."""
+    """Hand the requests of a batch to vLLM. An adapter that vLLM cannot load fails the batch with ModelError.
+
+    Any other error is vLLM's own, and is raised.
+    """
     batch.rows = [None] * len(batch.requests)
     batch.pending = len(batch.requests)
     try:
         if batch.lora is not None:  # a bad adapter must fail here, since in a step it would break the engine
             engine.add_lora(batch.lora)
     except (ValueError, RuntimeError, OSError) as error:
+        if _has_lost_a_process(engine):
+            raise
         problem = f"vLLM cannot load the adapter ({first_line(error)})"
         batch.done.set_exception(ModelError(problem, batch.lora.lora_path))
         return
@@ -135,6 +144,12 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
             engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
         except ValueError as error:  # vLLM refuses this request; the others go on
             _deliver(waiting, name, Failure(first_line(error)))
+
+
+def _has_lost_a_process(engine: Any) -> bool:
+    """Whether one of the processes of a tensor-parallel vLLM has died. Then every call fails, also one that loads an adapter."""
+    core = getattr(engine.engine_core, "engine_core", None)
+    return bool(getattr(getattr(core, "model_executor", None), "is_failed", False))
 
 
 def _deliver(waiting: dict[str, tuple[_Batch, int]], name: str, answer: Any) -> None:

@@ -1,24 +1,43 @@
-"""Correct and fast LoRA kernels for vLLM's CPU engine, which replace those of vLLM 0.32.
+"""LoRA kernels that take the place of vLLM's, where vLLM's are wrong or missing.
 
 A slot is the place of a loaded adapter in vLLM, and slot -1 means "no adapter". vLLM 0.32's CPU kernels read -1 as the last
 slot. Requests to the base model that share a step with adapter requests are then answered with the adapter, without an error.
 Their log-probs are wrong by several nats. These kernels also copy the adapter's matrices once per token, which is slow.
+On a CPU this module groups the tokens of a step by slot and computes two matrix products per group.
 
-This module groups the tokens of a step by slot and computes two matrix products per group. GPU kernels have neither fault.
+vLLM's GPU kernels have neither fault, but take half precision only. For float32 this module computes the products of all tokens
+and adds those of the slot's own. No step waits for the GPU, so that CUDA graphs can hold it.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from actors.exact_entropy import on_gpu_runner
+from actors.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
 
 
 def install() -> None:
-    """Replace the CPU kernels in this process, once. Raises EngineError when vLLM does not have the kernels of 0.32."""
+    """Replace the kernels in this process, once. Raises EngineError when vLLM does not have the CPU kernels of 0.32.
+
+    This is a `vllm.general_plugins` entry point, which vLLM calls in its own process and in its workers. It does nothing where no
+    engine of this project has set EGRSD_EXACT_ENTROPY.
+    """
+    if EXACT_ENTROPY not in os.environ:
+        return
+    if not torch.cuda.is_available():
+        _install_cpu()
+    if on_gpu_runner():
+        _install_gpu()
+
+
+def _install_cpu() -> None:
     try:
         from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Wrapper
 
@@ -35,6 +54,27 @@ def install() -> None:
 
     Wrapper.update_metadata = update_and_group  # type: ignore[method-assign]
     Wrapper.add_lora_linear = _add_lora_linear  # type: ignore[method-assign]
+
+
+def _install_gpu() -> None:
+    try:
+        from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU as Wrapper
+
+        original = Wrapper.add_lora_linear
+    except (ImportError, AttributeError):
+        return
+    if hasattr(original, "takes_float32"):
+        return
+
+    @functools.wraps(original)
+    def add_lora_linear(self: Any, y: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        """vLLM's kernel for half precision, and `_add_lora_masked` for float32."""
+        if x.dtype != torch.float32:
+            return original(self, y, x, *args, **kwargs)
+        return _add_lora_masked(self._token_lora_indices[: len(x)], y, x, *args)
+
+    add_lora_linear.takes_float32 = True  # type: ignore[attr-defined]
+    Wrapper.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
 
 
 def group_by_slot(indices: Tensor) -> list[tuple[int, Tensor | None]]:
@@ -66,4 +106,23 @@ def _add_lora_linear(
                 part.addmm_(inner, b[slot, 0].T, alpha=scale)
             else:
                 part.index_add_(0, rows, torch.mm(inner, b[slot, 0].T), alpha=scale)
+            start += width
+
+
+def _add_lora_masked(
+    slots: Tensor,
+    y: Tensor,
+    x: Tensor,
+    lora_a_stacked: tuple[Tensor, ...],
+    lora_b_stacked: tuple[Tensor, ...],
+    scale: float,
+    output_slices: tuple[int, ...],
+) -> None:
+    """As `_add_lora_linear`, with the slot of every row in slots [N]; -1 is none. It neither branches on data nor indexes."""
+    for slot in range(len(lora_a_stacked[0])):
+        own = (slots == slot)[:, None]
+        start = 0
+        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
+            part = y[:, start : start + width]
+            part += torch.where(own, (x @ a[slot, 0].T) @ b[slot, 0].T * scale, 0.0)
             start += width

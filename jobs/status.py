@@ -75,8 +75,10 @@ def _trained(inventory: Inventory) -> str:
 
 
 def _notes(inventory: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
-    """Sentences on what is stale in a round."""
+    """Sentences on what is stale in a round, and on entropies that are not what the run asks for."""
     work, notes = inventory.work, []
+    if (text := inventory.warning()) is not None:
+        notes.append(f"warning: {text}")
     if inventory.as_committed is False and work.store.has_policy(work.number + 1):
         redo = f"`egrsd train --from-round {work.number} --replace`"
         notes.append(f"stale: policy {work.number + 1} was trained on other shards of {work.area}; {redo}")

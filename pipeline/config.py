@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 LATER = (
     "later"  # marks a setting that is younger than existing runs, as in Annotated[float, LATER]: its default changes no digest
 )
+UNCOUNTED = "uncounted"  # marks a setting that no result depends on: it counts in no digest
 
 
 class Section(BaseModel):
@@ -120,6 +121,10 @@ class ScoreSettings(Section):
     """How teacher and student log-probs and entropies are measured."""
 
     entropy: Literal["exact", "bounds"] = "exact"
+    fallback: Annotated[bool, UNCOUNTED] = Field(
+        True,
+        description="whether bounds, with a warning, take the place of exact entropies; false: the run ends before it pays",
+    )
     top_k: Count = Field(20, description="most likely tokens that entropy bounds are computed from")
     rescore_share: Share = Field(0.05, description="share of student traces scored again to measure the log-prob gap")
 
@@ -218,6 +223,15 @@ class Pool(Section):
     def _ordered(self) -> Pool:
         if self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}: raise max or lower min")
+        return self
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_process(self) -> Pool:
+        if self.tensor_parallel > 1 and self.placement.gpus != self.tensor_parallel:
+            count = self.tensor_parallel
+            raise ValueError(
+                f"tensor_parallel {count} needs placement.gpus {count}, one for each process; it is {self.placement.gpus:g}"
+            )
         return self
 
 
@@ -346,13 +360,14 @@ class Run(Section):
     def digest(self, settings: tuple[str, ...]) -> str:
         """Hash of the named settings or sections, such as `label` or `rollout.top_p`. A shard is stale when its hash changes.
 
-        A setting marked LATER counts only when it is not at its default. Raises AttributeError or KeyError for an unknown name.
+        A setting marked LATER counts only when it is not at its default, and one marked UNCOUNTED never.
+        Raises AttributeError or KeyError for an unknown name.
         """
         picked = {}
         for name in settings:
             *parents, last = name.split(".")
             section = reduce(getattr, parents, self)
-            if not _later_default(section, last):
+            if not _left_out(section, last):
                 picked[name] = _counted(getattr(section, last))
         return digest(picked)
 
@@ -373,14 +388,15 @@ def _quoted(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _quoted)
 
 
-def _later_default(section: Section, name: str) -> bool:
-    """Whether a setting is marked LATER and at its default."""
+def _left_out(section: Section, name: str) -> bool:
+    """Whether a setting counts in no digest: it is marked UNCOUNTED, or marked LATER and at its default."""
     field = type(section).model_fields[name]
-    return LATER in field.metadata and getattr(section, name) == field.get_default(call_default_factory=True)
+    later = LATER in field.metadata and getattr(section, name) == field.get_default(call_default_factory=True)
+    return later or UNCOUNTED in field.metadata
 
 
 def _counted(value: Any) -> Any:
     """The value of a setting, or the part of a section that counts in a digest."""
     if not isinstance(value, Section):
         return value
-    return {name: _counted(part) for name, part in value if not _later_default(value, name)}
+    return {name: _counted(part) for name, part in value if not _left_out(value, name)}

@@ -11,7 +11,7 @@ fakes share this signature, and stages import neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -345,7 +345,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What the numbers of an engine mean. They are stored with the data, and stage `score` refuses an engine with other facts."""
+    """What the numbers of an engine mean. They are stored with the data, and stage `score` refuses an engine with other facts.
+
+    scoring: the positions of a scored sequence that go through the output head. `prompt`: all. `response`: those that predict
+    its response. `shared`: the latter, and sequences with the same prompt also share its keys and values.
+    fallback: why exact entropies were asked for and are not there. Empty when they are there, or when bounds were asked for.
+    """
 
     entropy_method: str  # exact | bounds
     logprobs_mode: str  # raw_logprobs
@@ -353,6 +358,8 @@ class EngineFacts:
     engine: str  # "vllm 0.32.0"
     max_model_len: int
     vocab_size: int
+    scoring: str = "prompt"
+    fallback: str = field(default="", compare=False)
 
 
 class Engines(Protocol):

@@ -50,7 +50,7 @@ def named(overrides: list[str]) -> set[str]:
 
 def decides(setting: str) -> bool:
     """Whether `setting`, a dotted name, can change a result of the run."""
-    return not setting.startswith("metrics.") and not setting.endswith("stall_timeout_s")
+    return not setting.startswith("metrics.") and not setting.endswith(("stall_timeout_s", "score.fallback"))
 
 
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:

@@ -102,6 +102,7 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
 
     The node types of cluster.yaml declare the resources `rollout` and `train`, one per GPU. Engines and ranks ask for them.
     The 32 traces of a step fill half of one engine (64 at once). More engines shorten scoring and the evaluation.
+    Such a run costs too much for bounds in the place of exact entropies.
     """
     rollout_gpu = Placement(cpus=4, gpus=1, resources={"rollout": 1})
     return Run(
@@ -113,7 +114,7 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
             prompts_per_round=32, prompts_per_shard=4, group_size=1, temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=1024
         ),
         grade=Grade(verifier="math", advantage="running"),
-        score=ScoreSettings(rescore_share=0.05),
+        score=ScoreSettings(rescore_share=0.05, fallback=False),
         profile=Profile(window=window),
         label=Label(gamma=gamma),
         objective=Objective(name="cl_egrsd", gamma=gamma, window=window),

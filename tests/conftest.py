@@ -26,10 +26,11 @@ CHATML = (
 
 # A process of pytest-xdist takes one test file at a time, or all files that load vLLM into the process (ENGINE). Files that take
 # minutes begin first (LONGEST).
-ENGINE = ("test_engine", "test_sweep", "test_report", "test_page")
+ENGINE = ("test_engine", "test_tensor_parallel", "test_sweep", "test_report", "test_page")
 LONGEST = (
     *("test_cluster", *ENGINE, "test_end_to_end", "test_damage", "test_object_store", "test_pool", "test_worker", "test_submit"),
-    *("test_trackers", "test_distill", "test_comparison", "test_evaluate", "test_scale", "test_code", "test_doctor", "test_fuzz"),
+    *("test_gpu_runner", "test_half_precision", "test_trackers", "test_distill", "test_comparison", "test_evaluate"),
+    *("test_scale", "test_code", "test_doctor", "test_fuzz"),
 )
 
 
@@ -136,6 +137,48 @@ def adapters(tmp_path_factory):
         student.save_pretrained(folder)
         folders.append(str(folder))
     return folders
+
+
+@pytest.fixture(scope="session")
+def plain_table(adapters):
+    """table(version, prompt, response) -> log-probs float64 [T, V] nats of transformers and peft in fp32.
+
+    Version 0 is the tiny reasoner, and 1 and 2 have the adapters.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.models.resolve import asset_path
+
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32), adapters[0], "1")
+    model.load_adapter(adapters[1], "2")
+    model.eval()
+
+    @torch.no_grad()
+    def table(version, prompt, response):
+        ids = torch.tensor([[*prompt, *response]])
+        if version == 0:
+            with model.disable_adapter():
+                logits = model(ids).logits
+        else:
+            model.set_adapter(str(version))
+            logits = model(ids).logits
+        return logits[0, len(prompt) - 1 : -1].double().log_softmax(-1).numpy()
+
+    return table
+
+
+@pytest.fixture(scope="session")
+def plain_forward(plain_table):
+    """forward(version, prompt, response) -> log-probs [T] and entropies [T] nats of `plain_table`."""
+    import numpy as np
+
+    def forward(version, prompt, response):
+        logprobs = plain_table(version, prompt, response)
+        return logprobs[np.arange(len(response)), response], -(np.exp(logprobs) * logprobs).sum(-1)
+
+    return forward
 
 
 @pytest.fixture(scope="session")

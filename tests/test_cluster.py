@@ -33,8 +33,11 @@ def told(s3, tmp_path_factory):
     return json.loads(path.read_text())
 
 
-def launches(requests):
-    """Nodes by type that Ray's scheduler would start for a demand, given the node types of cluster.yaml."""
+def launches(requests, unavailable=()):
+    """Nodes by type that Ray's scheduler would start for a demand, given the node types of cluster.yaml.
+
+    unavailable: types whose launch has just failed.
+    """
     cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     types = {
         name: NodeTypeConfig(
@@ -43,6 +46,7 @@ def launches(requests):
             max_worker_nodes=kind.get("max_workers", 0),
             resources=kind["resources"],
             labels=kind["labels"],
+            priority=kind.get("priority", 0),
         )
         for name, kind in cluster["available_node_types"].items()
     }
@@ -51,6 +55,7 @@ def launches(requests):
         node_type_configs=types,
         max_num_nodes=cluster["max_workers"],
         resource_requests=requests,
+        recoverable_resource_availabilities=dict.fromkeys(unavailable, 0.0),
     )
     reply = ResourceDemandScheduler().schedule(request)
     return Counter({launch.instance_type: launch.count for launch in reply.to_launch}), reply.infeasible_resource_requests
@@ -92,6 +97,14 @@ def test_a_data_task_that_waits_starts_no_node_for_engines_or_ranks():
     plain, ours = (ResourceRequestUtil.make({"CPU": 1}, label_selectors=selectors) for selectors in (None, [elsewhere]))
     assert launches([ResourceRequestByCount(request=plain, count=1)])[0]  # without the selector it would
     assert launches([ResourceRequestByCount(request=ours, count=1)])[0] == {}
+
+
+def test_rollout_nodes_are_spot_machines_while_there_are_some():
+    engine = ResourceRequestUtil.make({"CPU": 1, "rollout": 1})
+    two_nodes, full = (ResourceRequestByCount(request=engine, count=count) for count in (9, 200))
+    assert launches([two_nodes]) == ({"rollout": 2}, [])
+    assert launches([two_nodes], ["rollout"]) == ({"rollout_on_demand": 2}, [])
+    assert launches([full]) == ({"rollout": 16, "rollout_on_demand": 9}, [])
 
 
 def test_versions_that_differ_are_both_named(told):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import LATER, Label, Run
 from pipeline.errors import SettingError
-from pipeline.overrides import resolve
+from pipeline.overrides import decides, resolve
 
 BASE = Run(name="t")
 
@@ -21,6 +21,7 @@ BASE = Run(name="t")
         ("rollout.max_new_tokens=4096", "raise the window or lower the cap"),
         ("profile.tau_low=0.5", "tau_low 0.5 must be below tau_high"),
         ("engines.rollout.min=3", "min 3 is above max 1"),
+        ("engines.rollout.tensor_parallel=2", "tensor_parallel 2 needs placement.gpus 2, one for each process; it is 0"),
         ("objective.name=ppo", "objective.name: .*'grpo'"),
         ("train.learning_rate=.inf", "finite number"),
         ("objective.position_tau=.nan", "finite number"),
@@ -98,3 +99,12 @@ def test_a_digest_of_what_is_no_setting_is_refused():
     for name in ("label.gama", "lable", "lable.gamma"):
         with pytest.raises((KeyError, AttributeError)):
             BASE.digest((name,))
+
+
+def test_a_setting_that_no_result_depends_on_changes_no_digest_and_may_change_in_a_run():
+    for value in ("true", "false"):
+        assert resolve(BASE, [f"score.fallback={value}"]).digest(("score",)) == BASE.digest(("score",))
+    assert resolve(BASE, ["score.top_k=5"]).digest(("score",)) != BASE.digest(("score",))
+    assert not decides("score.fallback")
+    assert decides("score.top_k")
+    assert decides("grade.fallback")

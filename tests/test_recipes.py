@@ -63,8 +63,10 @@ def test_the_cluster_file_fits_rays_schema_and_the_recipes():
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(cluster, schema)
     types = cluster["available_node_types"]
-    assert set(types) == {"head", "rollout", "train"}
-    assert types["rollout"]["min_workers"] == 0 < types["rollout"]["max_workers"]
+    assert set(types) == {"head", "rollout", "rollout_on_demand", "train"}
+    for name in ("rollout", "rollout_on_demand"):
+        assert types[name]["min_workers"] == 0 < types[name]["max_workers"]
+    assert cluster["max_workers"] == sum(kind.get("max_workers", 0) for kind in types.values())
     nodes = [resources.Node(dict(t["resources"])) for t in types.values() for _ in range(t.get("max_workers", 1))]
     for name in ("qwen3_4b", "qwen3_8b"):
         run = recipes.recipe(name)
@@ -75,8 +77,22 @@ def test_the_cluster_file_fits_rays_schema_and_the_recipes():
         ]
         resources.check(demands, nodes)
         for demand, home in zip(demands, ("rollout", "train"), strict=True):
-            fitting = [t for t, spec in types.items() if fits(demand, spec)]
-            assert fitting == [home]
+            fitting = [t.removesuffix("_on_demand") for t, spec in types.items() if fits(demand, spec)]
+            assert set(fitting) == {home}
+
+
+def test_every_node_of_the_cluster_file_can_read_the_run_and_has_python_and_a_driver():
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    nodes = [kind["node_config"] for kind in cluster["available_node_types"].values()]
+    assert len({node["ImageId"] for node in nodes}) == 1  # Ray's own default is an Ubuntu 18.04
+    assert nodes[0]["ImageId"].startswith(
+        "resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/"
+    )
+    assert all(node["IamInstanceProfile"] and node["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"] >= 200 for node in nodes)
+    starts = [cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]]
+    assert all("RAY_AUTH_MODE=token ray start" in command for command in starts)
+    assert cluster["file_mounts"]["/home/ubuntu/.ray/auth_token"] == "~/.ray/auth_token"
+    assert any("python3.12 -m venv" in command for command in cluster["setup_commands"])
 
 
 def fits(demand, spec):

@@ -34,6 +34,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
             "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
             "versions": stored.versions if stored is not None else {},
         },
+        "warnings": [text for part in measured if (text := part.labelled.seen.warning()) is not None],
         "settings": run.to_yaml(),
         "window": run.profile.window,
         "rounds": [part.figures for part in measured],

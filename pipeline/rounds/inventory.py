@@ -15,6 +15,7 @@ from pipeline.digest import digest
 from pipeline.errors import StoreError
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, STAGES
+from pipeline.stages.score import bounds_instead
 from pipeline.store.directory import Entry, Ready, Store, area
 from pipeline.store.documents import RESTORE
 from pipeline.store.folders import digest_of
@@ -132,6 +133,15 @@ class Inventory:
     def begun_and_stale(self, name: str) -> Counter[str]:
         """The same as `reasons`, but empty for a stage that has no shard at all."""
         return self.reasons(name) if self.entries(name) else Counter()
+
+    def warning(self) -> str | None:
+        """The sentences that tell of scored shards with bounds although the run asks for exact entropies, or None."""
+        scored = self.entries("score").values()
+        fell_back = [entry.facts.get("fallback") for entry in scored if entry.facts.get("entropy_method") == "bounds"]
+        if not fell_back or self.work.run.score.entropy == "bounds":
+            return None
+        causes = sorted({cause or "the self-check of their engine failed" for cause in fell_back})
+        return f"{self.work.area}, {len(fell_back)} of {len(scored)} shards: {bounds_instead('; '.join(causes))}"
 
     @cached_property
     def as_committed(self) -> bool | None:

@@ -175,7 +175,7 @@ def _stream(
             batch_size=cut.rows if on_engines else 1,
             batch_format="pyarrow",
             num_cpus=0.05 if on_engines else 1,
-            compute=ray.data.TaskPoolStrategy(size=cut.tasks if on_engines else _most_on_cpus()),
+            compute=ray.data.TaskPoolStrategy(size=cut.tasks if on_engines else _most_on_cpus(len(rows))),
         )
     with frozen.Watch(mark, work.run.stall_timeout_s):
         for row in data.iter_rows():
@@ -185,11 +185,11 @@ def _stream(
                 yield item
 
 
-def _most_on_cpus() -> int | None:
+def _most_on_cpus(rows: int) -> int | None:
     """Tasks of a CPU stage at one time; None: as many as find a CPU. A Ray on one machine counts more CPUs than there are."""
     import ray
 
-    return None if sum(node["Alive"] for node in ray.nodes()) > 1 else processors()
+    return None if sum(node["Alive"] for node in ray.nodes()) > 1 else min(rows, processors())
 
 
 def _titled(mark: str, work: Callable[[pa.Table], Iterator[pa.Table]]) -> Callable[[pa.Table], Iterator[pa.Table]]:

@@ -89,6 +89,14 @@ def entropy_max(score: pa.Table) -> float:
     return float(flat.max()) if flat.size else 0.0
 
 
+def bounds_instead(cause: str) -> str:
+    """The sentences that tell of bounds where exact entropies were asked for, because of `cause`."""
+    return (
+        f"entropies are bounds and not exact ({cause}). Gates and weights are computed from the middle of the bounds. "
+        "score.fallback=false ends such a run before it pays."
+    )
+
+
 def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str) -> None:
     """Raise EngineError, with the facts that differ, when the scoring engine is not like the one that wrote the traces.
 

@@ -42,6 +42,8 @@ class Facts(TypedDict, total=False):
     entropy_method: Text
     max_model_len: Annotated[int, Field(ge=1, lt=2**31)]
     vocab_size: Annotated[int, Field(ge=2, lt=2**31)]
+    scoring: Text
+    fallback: Text
     entropy_max: Annotated[float, Field(ge=-0.001, le=22)]  # log(2 ** 31) is 21.5
     peak: Annotated[float, Field(ge=-0.001, le=22)]
     gave_up: Count

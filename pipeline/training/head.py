@@ -1,5 +1,8 @@
 """Log-probabilities of the response tokens from hidden states, chunk by chunk, so that `[B, T, V]` never exists.
 
+In half precision a logit near 22 is rounded to eighths, which moves a log-prob by up to .07 nat. Logits are therefore float32,
+whatever the dtype of the model is. A GPU accumulates them in float32; a CPU multiplies a float32 copy of the weight.
+
 The coefficient of every token (objective.coefficients) is known before the head runs. The forward pass therefore computes the
 gradient of the hidden states as well, while the logits of a chunk exist. Each token costs two matrix products, as with full
 logits, but no logits are kept.
@@ -43,6 +46,7 @@ class _WeightedLogprob(torch.autograd.Function):
         """Computes `weighted_logprob`, and keeps the gradient [N, H] that it makes while the logits of a chunk exist."""
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
+        head = _widened(head)
         for start in range(0, len(targets), head.chunk):
             part = slice(start, start + head.chunk)
             logprobs[part], gradient[part] = _chunk(hidden[part], head, targets[part], coefficients[part])
@@ -63,10 +67,27 @@ def _chunk(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) ->
 
     With p = softmax(z): d log p_y / d z = onehot(y) - p, so the gradient is c * (weight_y - p @ weight).
     """
-    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).float()
+    logits = _logits(hidden, head)
     logits -= logits.max(dim=-1, keepdim=True).values
     chosen = logits.gather(1, targets[:, None])
     total = logits.exp_().sum(dim=-1, keepdim=True)
     logits *= -coefficients[:, None] / total
     logits.scatter_add_(1, targets[:, None], coefficients[:, None])
     return (chosen - total.log()).squeeze(1), logits.to(head.weight.dtype) @ head.weight
+
+
+def _widened(head: Head) -> Head:
+    """The head with its weight in float32 at least, unless a GPU holds it: `_logits` needs no copy there."""
+    if head.weight.is_cuda:
+        return head
+    wide = torch.promote_types(head.weight.dtype, torch.float32)
+    return Head(head.weight.to(wide), head.bias, head.chunk)
+
+
+def _logits(hidden: Tensor, head: Head) -> Tensor:
+    """Logits float32 [n, V] of hidden states [n, H]."""
+    if head.weight.is_cuda and head.weight.dtype in (torch.bfloat16, torch.float16):
+        logits = torch.mm(hidden, head.weight.T, out_dtype=torch.float32)
+    else:
+        logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight).float()
+    return logits if head.bias is None else logits.add_(head.bias)

@@ -1,6 +1,7 @@
 """The dispatcher over actors that the test hands it, without Ray: deaths that real machines seldom show, and who is let in."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from ray.exceptions import OutOfMemoryError
@@ -204,3 +205,16 @@ def test_an_engine_that_answers_late_but_before_the_deadline_is_left_alone(monke
     slow = Handle(pulse=Method(Pulse([], 0), 0.5))
     slow.tickets = []
     assert watched(slow, 2, stall_timeout_s=30.0) == []
+
+
+def test_engines_that_fell_back_for_reasons_that_read_otherwise_serve_together():
+    gaps = [replace(FACTS, entropy_method="bounds", fallback=f"differs by {gap} nat") for gap in (0.73, 0.71)]
+    actors = Given(*(Handle(load=Method(facts)) for facts in gaps))
+
+    async def told():
+        pool = dispatcher(actors, min=2, max=2)
+        seen = await until(pool, lambda seen: states(seen) == ["serving", "serving"])
+        await pool.close()
+        return seen.fallback
+
+    assert asyncio.run(told()) in {facts.fallback for facts in gaps}

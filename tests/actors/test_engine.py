@@ -15,9 +15,8 @@ from actors import startup
 from actors.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
-from pipeline.errors import EngineError, ModelError, SettingError
+from pipeline.errors import EngineError, ModelError
 from pipeline.method.entropy import bounds
-from pipeline.models.resolve import asset_path
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
 from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG
@@ -39,32 +38,6 @@ def traces(engine, policies):
     return [engine.generate(REQUESTS, policy, SAMPLING) for policy in policies]
 
 
-@pytest.fixture(scope="module")
-def exact(adapters):
-    """exact(policy, prompt, response) -> log-probs [T] and entropies [T] of a plain forward in fp32."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32), adapters[0], "1")
-    model.load_adapter(adapters[1], "2")
-    model.eval()
-
-    @torch.no_grad()
-    def forward(policy, prompt, response):
-        ids = torch.tensor([[*prompt, *response]])
-        if policy.adapter is None:
-            with model.disable_adapter():
-                logits = model(ids).logits
-        else:
-            model.set_adapter(str(policy.version))
-            logits = model(ids).logits
-        logprobs = logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
-        picked = logprobs.gather(1, torch.tensor(response)[:, None])[:, 0]
-        return picked.numpy(), -(logprobs.exp() * logprobs).sum(-1).numpy()
-
-    return forward
-
-
 def same_traces(one, other):
     return [a.tokens.tolist() for a in one] == [b.tokens.tolist() for b in other]
 
@@ -77,12 +50,12 @@ def test_facts_say_what_the_numbers_mean(engine):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_generation_and_scoring_agree_with_a_plain_forward(engine, policies, traces, exact, number):
+def test_generation_and_scoring_agree_with_a_plain_forward(engine, policies, traces, plain_forward, number):
     policy, worst = policies[number], 0.0
     sequences = [Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(REQUESTS, traces[number], strict=True)]
     scores = engine.score(sequences, policy)
     for sequence, trace, score in zip(sequences, traces[number], scores, strict=True):
-        logprobs, entropy = exact(policy, sequence.prompt, sequence.response)
+        logprobs, entropy = plain_forward(policy.version, sequence.prompt, sequence.response)
         assert score.tokens.tolist() == sequence.response
         assert trace.policy_version == policy.version
         assert trace.entropy_error == score.entropy_error == 0.0
@@ -203,8 +176,11 @@ def test_without_the_hook_bounds_take_over_aloud(engine, traces, monkeypatch, ca
     monkeypatch.setattr(Sampler, "gather_logprobs", staticmethod(Sampler.gather_logprobs.__wrapped__))
     with caplog.at_level(logging.WARNING):
         twin = sharing(engine, top_k=20)
-    assert "Exact entropy is not available" in caplog.text
-    assert twin.facts().entropy_method == "bounds"
+    assert "entropies are bounds and not exact (generation differs from the full distribution by" in caplog.text
+    assert (twin.facts().entropy_method, twin.facts().scoring) == ("bounds", "prompt")
+    assert twin.facts().fallback.startswith("generation differs from the full distribution by")
+    with pytest.raises(EngineError, match=r"exact entropies are not available from vllm .*score\.fallback=true"):
+        sharing(engine, top_k=20, fallback=False)
     answers = twin.generate(REQUESTS, BASE, SAMPLING)
     assert same_traces(answers, traces[0])
     scores = twin.score([Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(REQUESTS, answers, strict=True)], BASE)
@@ -216,8 +192,8 @@ def test_without_the_hook_bounds_take_over_aloud(engine, traces, monkeypatch, ca
 
 
 def test_bounds_on_request_are_not_spoilt_by_a_hook_that_is_there(engine, traces):
-    twin = sharing(engine, entropy="bounds", top_k=5)
-    assert twin.facts().entropy_method == "bounds"
+    twin = sharing(engine, entropy="bounds", top_k=5, fallback=False)
+    assert (twin.facts().entropy_method, twin.facts().fallback) == ("bounds", "")
     assert engine.facts().entropy_method == "exact"
     for known, got in zip(traces[0], twin.generate(REQUESTS, BASE, SAMPLING), strict=True):
         assert (np.abs(got.entropy - known.entropy) <= got.entropy_error + 1e-5).all()
@@ -245,8 +221,8 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 
 
 def test_settings_that_cannot_work_here_are_named():
-    with pytest.raises(SettingError, match=r"tensor_parallel: 2 needs GPUs"):
-        Engine(config.Model(), config.Pool(tensor_parallel=2), config.ScoreSettings())
+    with pytest.raises(ValueError, match=r"tensor_parallel 2 needs placement\.gpus 2, one for each process; it is 0"):
+        config.Pool(tensor_parallel=2)
 
 
 def test_a_start_that_fails_is_one_clear_line():
@@ -261,6 +237,14 @@ def test_a_start_that_fails_is_one_clear_line():
 
 def test_gpu_engines_may_split_prompts_and_cpu_engines_may_not():
     model, pool = config.Model(max_model_len=20_000), config.Pool(max_batched_tokens=2048)
-    cpu, gpu = (startup.engine_args(model, pool, "m", on_gpu) for on_gpu in (False, True))
+    cpu, gpu = (startup.engine_args(model, pool, "m", on_gpu, on_gpu) for on_gpu in (False, True))
     assert (cpu["enable_chunked_prefill"], cpu["max_num_batched_tokens"]) == (False, 20_001)
     assert (gpu["enable_chunked_prefill"], gpu["max_num_batched_tokens"]) == (True, 2048)
+
+
+def test_the_head_of_a_model_in_half_precision_computes_in_float32():
+    overrides = [
+        startup.engine_args(config.Model(dtype=dtype), config.Pool(), "m", False, False)["hf_overrides"]
+        for dtype in ("float32", "bfloat16", "float16")
+    ]
+    assert overrides == [{}, {"head_dtype": "float32"}, {"head_dtype": "float32"}]

@@ -69,6 +69,7 @@ def test_the_gpu_runners_function_is_where_the_hook_looks_for_it():
     """The V2 runner needs Triton to run; that its names are still there can be said anywhere."""
     for name in exact_entropy._V2_MODULES:
         assert callable(importlib.import_module(name).compute_topk_scores), name
+    assert callable(importlib.import_module(exact_entropy._V2_NAMED_IDS).compute_token_logprobs)
 
 
 def test_the_gpu_runners_hook_computes_from_logits():
@@ -89,3 +90,15 @@ def test_the_gpu_runners_hook_computes_from_logits():
             expected = reference(logits.float().log_softmax(-1))
             torch.testing.assert_close(got.logprobs[:, -1], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(hook(logits, 4, ids, logits_mode=True).logprobs, compute_topk_scores(logits, 4, ids).logprobs)
+
+
+def test_the_hook_for_named_ids_writes_entropy_over_the_last_of_several():
+    def compute_token_logprobs(logits, token_ids):
+        return logits.float().log_softmax(-1).gather(1, token_ids)
+
+    hook = exact_entropy.token_logprobs_hook(compute_token_logprobs)
+    logits, ids = torch.randn(6, 1000).bfloat16() * 3, torch.arange(6)[:, None]
+    assert torch.equal(hook(logits, ids), compute_token_logprobs(logits, ids))
+    got = hook(logits, ids.repeat(1, 2))
+    assert torch.equal(got[:, :1], compute_token_logprobs(logits, ids))
+    torch.testing.assert_close(got[:, 1], reference(logits.float().log_softmax(-1)), atol=1e-5, rtol=1e-5)

@@ -330,6 +330,23 @@ def test_an_engine_whose_numbers_mean_something_else_ends_the_pool(start, tmp_pa
     assert sum(engine.rows for engine in pool.overview().engines) == 0
 
 
+def test_bounds_in_the_place_of_exact_entropies_are_told_at_the_terminal_or_end_the_pool(ray_local, start, tmp_path):
+    """The second engine's reason may read otherwise: it is told, and not compared."""
+    said = []
+    with notices.shown(said.append):
+        pool = start(size=2, behaviour=Behaviour(falls_back=str(tmp_path)))
+        assert pool.facts().entropy_method == "bounds"
+        wait_for(lambda: said)
+    assert said[0].startswith("warning: engines.rollout: entropies are bounds and not exact (the fake was told so).")
+    strict = config.ScoreSettings(fallback=False)
+    engine = partial(FakeEngine, behaviour=Behaviour(falls_back=str(tmp_path)))
+    small = config.Pool(placement=config.Placement(cpus=0.1))
+    strict_pool = EnginePool.start("score", MODEL, small, strict, engine)
+    with pytest.raises(EngineError, match=r"exact entropies are not available.*score\.fallback=true"):
+        strict_pool.facts()
+    strict_pool.close()
+
+
 def test_processes_that_die_while_loading_end_the_pool(start):
     pool = start(behaviour=Behaviour(start_kills=True))
     with pytest.raises(EngineError, match="3 engines could not be loaded, the last one because its process died"):

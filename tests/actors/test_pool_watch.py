@@ -9,8 +9,8 @@ from pipeline import config
 CALM = EngineStatus("rollout-1", "serving", 7, 2, 10, 0, 900.0, 1.0, 100, 5.0)
 
 
-def told(*engines, gone=()):
-    status = PoolStatus(list(engines), 0, 1, 1, 1, list(gone), 0.0, 0.0)
+def told(*engines, gone=(), fallback=""):
+    status = PoolStatus(list(engines), 0, 1, 1, 1, list(gone), 0.0, 0.0, fallback)
     return dict(words(status, config.Pool(), "engines.rollout"))
 
 
@@ -41,3 +41,9 @@ def test_an_engine_that_was_replaced_for_its_silence_is_told_and_one_that_was_ki
     gone = [("rollout-1", "gave no sign of life for 60 s", 1.0), ("rollout-2", "The actor died", 2.0)]
     [text] = told(CALM, gone=gone).values()
     assert text.startswith("engines.rollout: engine rollout-1 gave no sign of life for 60 s and is replaced.")
+
+
+def test_bounds_in_the_place_of_exact_entropies_are_told():
+    [text] = told(CALM, fallback="scoring differs").values()
+    assert text.startswith("warning: engines.rollout: entropies are bounds and not exact (scoring differs).")
+    assert text.endswith("score.fallback=false ends such a run before it pays.")

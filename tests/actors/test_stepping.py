@@ -17,7 +17,8 @@ class Echo:
 
     def __init__(self, breaks=False):
         self.requests, self.breaks, self.ended = [], breaks, threading.Event()
-        self.engine_core = SimpleNamespace(shutdown=self.ended.set)
+        executor = SimpleNamespace(is_failed=False)
+        self.engine_core = SimpleNamespace(shutdown=self.ended.set, engine_core=SimpleNamespace(model_executor=executor))
 
     def add_request(self, name, prompt, params, lora_request):
         if params == "refused":
@@ -27,6 +28,8 @@ class Echo:
     def add_lora(self, lora):
         if lora.lora_path == "bad":
             raise RuntimeError("torn")
+        if lora.lora_path == "never seen":
+            raise KeyError("no slot")
 
     def step(self):
         if self.breaks:
@@ -85,6 +88,17 @@ def test_a_broken_engine_says_so_to_everyone(started):
         with pytest.raises(EngineError, match="some/model: the engine broke: the device is gone"):
             stepper.submit([([1], None)], None)
     assert vllm.ended.wait(10)
+
+
+@pytest.mark.parametrize("path", ["bad", "never seen"])
+def test_an_adapter_that_cannot_be_loaded_because_vllm_broke_is_no_mistake_of_the_user(started, path):
+    """A process of a tensor-parallel vLLM has died, or vLLM raised what no adapter makes it raise."""
+    vllm = Echo()
+    vllm.engine_core.engine_core.model_executor.is_failed = path == "bad"
+    stepper = started(vllm)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="some/model: the engine broke"):
+            stepper.submit([([1], None)], SimpleNamespace(lora_path=path))
 
 
 def test_a_closed_engine_says_so_and_frees_vllm(started):

@@ -1,4 +1,4 @@
-"""The CPU kernels for LoRA against a loop over tokens."""
+"""The kernels for LoRA against a loop over tokens."""
 
 from types import SimpleNamespace
 
@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors import vllm_lora
+from actors.startup import EXACT_ENTROPY
 
 
 @settings(max_examples=40, deadline=None)
@@ -24,9 +25,11 @@ def test_every_token_gets_the_adapter_of_its_slot_or_none(slots, seed):
             delta = [b[part][slot, 0] @ (a[part][slot, 0] @ x[token]) for part in range(len(widths))]
             expected[token] += 0.5 * torch.cat(delta)
 
-    wrapper = SimpleNamespace(slot_rows=vllm_lora.group_by_slot(torch.tensor(slots)))
+    wrapper, masked = SimpleNamespace(slot_rows=vllm_lora.group_by_slot(torch.tensor(slots))), y.clone()
     vllm_lora._add_lora_linear(wrapper, y, x, a, b, 0.5, widths, buffer=None)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    vllm_lora._add_lora_masked(torch.tensor(slots), masked, x, a, b, 0.5, widths)
+    torch.testing.assert_close(masked, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_step_of_one_slot_indexes_nothing():
@@ -34,3 +37,13 @@ def test_a_step_of_one_slot_indexes_nothing():
     assert vllm_lora.group_by_slot(torch.tensor([1, 1, 1])) == [(1, None)]
     [(slot, rows)] = vllm_lora.group_by_slot(torch.tensor([0, -1, 0]))
     assert (slot, rows.tolist()) == (0, [0, 2])
+
+
+def test_the_kernels_stay_as_they_are_in_other_peoples_vllm(monkeypatch):
+    """The entry point also runs there, wherever this package is installed."""
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    monkeypatch.delenv(EXACT_ENTROPY, raising=False)
+    before = vars(PunicaWrapperCPU).copy()
+    vllm_lora.install()
+    assert vars(PunicaWrapperCPU) == before

@@ -88,7 +88,7 @@ def test_again_nothing_is_done(compared, monkeypatch, capfd):
     ("rows", "message"),
     [
         ([{"problem": "1+1+1+1", "answer": "4"}], "1 problem is too few for an interval over problems"),
-        ([{"problem": "1+1+1+1", "answer": ""}] * 6, "none of its 6 problems can be asked and graded"),
+        ([{"problem": "1+1+1+1", "answer": ""}] * 6, "6 as missing_answer: column 'answer' is empty"),
     ],
 )
 def test_problems_that_tell_nothing_are_refused_before_anything_is_trained(tmp_path, rows, message, capfd):

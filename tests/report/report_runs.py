@@ -55,10 +55,11 @@ def add_round(
     texts: list[str],
     problems: list[str],
     rejected: dict[int, str] | None = None,
+    fallback: str = "",
 ) -> None:
     """A round that is measured, labelled and trained on: G responses [T] for each problem, signals drawn by round number.
 
-    `rejected` maps rows to what a grader said of them.
+    `rejected` maps rows to what a grader said of them. `fallback` is why the entropies are bounds, where they are.
     """
     rng, rows, where = np.random.default_rng(number), len(responses), area("rounds", number)
     lengths = np.array([len(r) for r in responses])
@@ -118,6 +119,8 @@ def add_round(
     tables["label"] = stages.label.label(tables["grade"], tables["score"], tables["profile"], run, peak, vocabulary)
     for name, table in tables.items():
         facts = {"entropy_max": peak, "vocab_size": vocabulary} if name == "score" else {}
+        if name == "score" and fallback:
+            facts |= {"entropy_method": "bounds", "fallback": fallback}
         store.commit(where, STAGES[name], "0000", table, Origin(seconds=0.5, facts=facts))
     train = {"round": number, "step": number, "loss": 0.1, "traces": float(live.sum()), "tokens": int(lengths[live].sum())}
     store.write_metrics("train", number, [train | {"rejected": 0, "seconds": 1.0, "logprob_gap": 1e-6}])
@@ -139,7 +142,8 @@ def hostile_run(folder: Path) -> tuple[Store, list[str]]:
         "b",
     ]
     ids = [np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    add_round(store, run, 0, ids, texts, [f"problem {SCRIPT}{RIGHT_TO_LEFT}", f"{END} two"], {7: f"died on {SCRIPT}"})
+    problems = [f"problem {SCRIPT}{RIGHT_TO_LEFT}", f"{END} two"]
+    add_round(store, run, 0, ids, texts, problems, {7: f"died on {SCRIPT}"}, f"not so {SCRIPT}")
     return store, texts
 
 

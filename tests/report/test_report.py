@@ -196,6 +196,12 @@ def test_nothing_a_model_wrote_can_end_the_data_or_be_markup(hostile):
     assert html.count("</script>") == 2
 
 
+def test_entropies_that_are_bounds_against_the_settings_are_told_first(hostile, stored_run):
+    [told] = collected(hostile[0])["warnings"]
+    assert told.startswith(f"rounds/0000, 1 of 1 shards: entropies are bounds and not exact (not so {SCRIPT}).")
+    assert collected(stored_run)["warnings"] == []
+
+
 def test_the_page_names_what_may_run_by_hash_and_nothing_else(hostile):
     store, _ = hostile
     document = collected(store) | {"compare": None}

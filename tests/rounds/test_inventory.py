@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from in_process import SETS, Refusing, brought, planned, stale
 
+from actors.fakes import Behaviour, FakeEngine
 from pipeline.contract import Scope
 from pipeline.method.rewards import RunningBaseline
 from pipeline.overrides import resolve
@@ -57,6 +58,22 @@ def test_the_peak_of_the_round_needs_every_shard(tmp_path):
     assert peak == max(facts) > 0
     work.store.delete(f"{work.area}/score/0001.json")
     assert Inventory(work).scope is None
+
+
+def test_bounds_where_exact_entropies_were_asked_for_are_a_warning(tmp_path):
+    def fell_back(*args):
+        return FakeEngine(*args, behaviour=Behaviour(falls_back=str(tmp_path)))
+
+    work = planned(tmp_path / "run", engine=fell_back)
+    assert Inventory(work).warning() is None  # nothing is scored yet
+    brought(work, *MEASURE)
+    told = Inventory(work).warning()
+    assert told.startswith("rounds/0000, 2 of 2 shards: entropies are bounds and not exact (the fake was told so).")
+    asked = planned(tmp_path / "asked", "score.entropy=bounds", engine=fell_back)
+    brought(asked, *MEASURE)
+    exact = planned(tmp_path / "exact")
+    brought(exact, *MEASURE)
+    assert Inventory(asked).warning() is Inventory(exact).warning() is None
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -67,3 +67,17 @@ def test_logits_of_all_tokens_never_exist() -> None:
         weighted_logprob(hidden, Head(head, None, 4), targets, coefficients)[0].backward()
     assert seen.elements <= max(4 * V, head.numel())
     assert seen.elements < N * V
+
+
+def test_large_logits_in_half_precision_are_those_of_a_head_in_double_precision() -> None:
+    """A product in bfloat16 rounds logits near 22 to eighths."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(64, 32).bfloat16(), (torch.randn(500, 32) * 1.25).bfloat16()
+    exact = hidden.double() @ weight.double().T
+    assert 20 < exact.max(1).values.median() < 24
+    targets = exact.topk(3).indices[:, 2]
+    expected = exact.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    _, logprobs = weighted_logprob(hidden, Head(weight, None, 16), targets, torch.ones(64))
+    assert (logprobs - expected).abs().max() < 0.005
+    rounded = torch.nn.functional.linear(hidden, weight).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    assert (rounded - expected).abs().max() > 0.03

@@ -30,6 +30,13 @@ function route() {
   if (!view.trace && view.list.length) openTrace(view.list[0], null);
 }
 
+document
+  .getElementById("main")
+  .prepend(
+    ...DATA.warnings.map((text) =>
+      el("section", { class: "card" }, el("p", { class: "stamp bad" }, "✗ warning: ", foreign(text))),
+    ),
+  );
 document.title = visible(`${DATA.run.folder}: egrsd report`);
 document.getElementById("title").replaceChildren(foreign(DATA.run.folder));
 document

@@ -1,0 +1,91 @@
+"""The self-check of an engine at its start: are its log-probs and entropies those of the full distribution?
+
+vLLM's internals may change, so nobody trusts the hook of actors.exact_entropy. A request for the whole vocabulary brings every
+log-prob of a position in the same row as the entropy that the hook wrote, so both come from one forward pass. A second request,
+of the kind that the engine makes in its work, must then give the same numbers. Each request is made alone: vLLM's V2 runner
+answers requests of different width in one batch with the columns of the widest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from actors import vllm_scoring
+from actors.vllm_scoring import WAYS, sampling_params
+from pipeline.contract import EngineFacts, Failure
+
+Ask = Callable[[tuple[list[int], Any]], Any]  # makes one request alone; the answer is vLLM's, or a Failure
+
+_PROMPT, _RESPONSE = 40, 4  # tokens. Two blocks of 16 of vLLM's prefix cache fit into the prompt
+_SAME_FORWARD = 1e-3  # nats by which an entropy may differ from that of its own row
+# Nats by which the numbers of two requests may differ. In half precision they depend on what else is in the batch.
+_OTHER_FORWARD = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.3}
+
+
+def settle(ask: Ask, facts: EngineFacts) -> EngineFacts:
+    """The facts with the way to score that passes, or with bounds and the reason in `fallback`.
+
+    `facts.scoring` is the first way that is tried.
+    """
+    num_tokens = max(1, min(_RESPONSE, facts.max_model_len // 2))
+    prompt = [(3 + 2 * place) % facts.vocab_size for place in range(max(1, min(_PROMPT, facts.max_model_len - num_tokens)))]
+    response, wrong = _generation(ask, prompt, num_tokens, facts)
+    for way in WAYS[WAYS.index(facts.scoring) :] if not wrong else ():
+        wrong = _scoring(ask, prompt if way != "prompt" else prompt[-3:], response, way, facts)
+        if not wrong:
+            return replace(facts, scoring=way)
+    return replace(facts, entropy_method="bounds", scoring="prompt", fallback=wrong)
+
+
+def _generation(ask: Ask, prompt: list[int], num_tokens: int, facts: EngineFacts) -> tuple[list[int], str]:
+    """A greedy response, and what is wrong with its numbers, or ""."""
+    wide, narrow = (
+        ask((prompt, sampling_params(max_tokens=num_tokens, temperature=0.0, ignore_eos=True, logprobs=columns)))
+        for columns in (facts.vocab_size, 1)
+    )
+    for answer in (wide, narrow):
+        if isinstance(answer, Failure):
+            return [], f"generation: {answer.cause}"
+    tokens, again = (np.asarray(answer.outputs[0].token_ids) for answer in (wide, narrow))
+    whole, two = (np.asarray(a.outputs[0].logprobs.logprobs, np.float64).reshape(num_tokens, -1) for a in (wide, narrow))
+    alike = np.cumprod(tokens == again).astype(bool)  # behind another token the distribution is another
+    expected = np.stack((whole[:, 0], whole[:, -1]), 1)[alike]
+    return tokens.tolist(), _wrong("generation", whole[:, 1:], expected, two[alike], facts)
+
+
+def _scoring(ask: Ask, prompt: list[int], response: list[int], way: str, facts: EngineFacts) -> str:
+    """What is wrong with the numbers of a scored response, or ""."""
+    vocab, num_tokens = facts.vocab_size, len(response)
+    if way == "prompt":
+        asked = vllm_scoring.request(prompt, response, way, vocab)
+    else:  # the token, and then all others, of which the hook overwrites the last
+        others = [np.delete(np.arange(vocab), token) for token in response]
+        asked = vllm_scoring.asking(prompt, response, np.column_stack((response, np.stack(others))), way)
+    tables = []
+    for one in (asked, vllm_scoring.request(prompt, response, way, 1)):
+        answer = ask(one)
+        found = None if isinstance(answer, Failure) else vllm_scoring.read(answer, num_tokens)
+        if found is None:
+            return f"scoring: {answer.cause if isinstance(answer, Failure) else 'vLLM gives no log-probs'}"
+        tables.append(found[1].astype(np.float64))
+    wide, narrow = tables
+    every = wide[:, 1:] if way == "prompt" else wide  # without the second mention of the token
+    return _wrong("scoring", every, np.stack((wide[:, 0], wide[:, -1]), 1), narrow, facts)
+
+
+def _wrong(what: str, rows: np.ndarray, expected: np.ndarray, got: np.ndarray, facts: EngineFacts) -> str:
+    """How far entropies are from those of their own rows, or numbers from the expected ones; "" when they are near.
+
+    rows [N, V]: the log-probs of all tokens but one, then the entropy. expected and got [n, 2]: log-prob and entropy.
+    """
+    from pipeline.method.entropy import bounds  # imports torch, which must find the environment that the engine sets
+
+    own = float(np.abs(rows[:, -1] - bounds(rows[:, :-1], facts.vocab_size)[1]).max())  # a single token is left out: no bound
+    other = float(np.abs(expected - got).max(initial=0.0))
+    if own <= _SAME_FORWARD and other <= _OTHER_FORWARD[facts.dtype]:
+        return ""
+    return f"{what} differs from the full distribution by {max(own, other):.2g} nat"

@@ -1,0 +1,80 @@
+"""How vLLM is asked to score a response, and how its answer is read.
+
+There are two ways. `prompt` asks for the log-probs of a whole prompt, so every position of the long privileged prompt goes
+through the output head. `response` names the first position, and the token ids of each position from there on. Only vLLM's V2
+runner knows it. `shared` is the same way, and sequences with the same prompt share its keys and values in vLLM's prefix cache.
+
+A position that comes from the cache has no hidden state, so vLLM has no scores for it, and then drops those of the whole request.
+`cap_hits` therefore ends every hit before the first position that is scored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.stages.chat import splice
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+WAYS = ("shared", "response", "prompt")  # each may take the place of the one before it
+
+
+def sampling_params(**chosen: Any) -> SamplingParams:
+    """vLLM's SamplingParams with `chosen`. Every request gets one answer at its end, with flat log-probs and without text."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams  # vLLM may be imported in an engine's process only
+
+    return SamplingParams(flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **chosen)
+
+
+def request(prompt: list[int], response: list[int], way: str, columns: int) -> tuple[list[int], SamplingParams]:
+    """A request for `columns` numbers of each response token beside its log-prob. With `prompt` these are the best log-probs.
+
+    The hook of actors.exact_entropy writes the entropy into the last column.
+    """
+    if way == "prompt":
+        return splice(prompt, response), sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=columns)
+    return asking(prompt, response, np.repeat(np.asarray(response)[:, None], columns + 1, axis=1), way)
+
+
+def asking(prompt: list[int], response: list[int], ids: np.ndarray, way: str) -> tuple[list[int], SamplingParams]:
+    """A request for the log-probs of token ids [T, k] at the T positions that predict the response."""
+    return splice(prompt, response), sampling_params(
+        max_tokens=1,
+        temperature=0.0,
+        prompt_logprob_start=len(prompt) - 1,
+        prompt_logprob_token_ids=ids,
+        skip_reading_prefix_cache=way != "shared",
+    )
+
+
+def read(answer: Any, num_tokens: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The last `num_tokens` tokens int32 [T] of a scored sequence and their numbers float32 [T, k]. None when vLLM has none."""
+    if (named := answer.prompt_token_id_logprobs) is not None:
+        return np.asarray(answer.prompt_token_ids[-num_tokens:], np.int32), np.asarray(named, np.float32)
+    if (flat := answer.prompt_logprobs) is None:
+        return None
+    width = len(flat.logprobs) // max(1, len(answer.prompt_token_ids) - 1)
+    table = np.asarray(flat.logprobs[-num_tokens * width :], np.float32).reshape(num_tokens, width)
+    return np.asarray(flat.token_ids[-num_tokens * width :: width], np.int32), table
+
+
+def cap_hits(engine: Any) -> bool:
+    """Let hits of vLLM's prefix cache end before a request's first scored position. False when vLLM has no such place."""
+    try:
+        manager = engine.engine_core.engine_core.scheduler.kv_cache_manager
+        look_up, find = manager.get_computed_blocks, manager.coordinator.find_longest_cache_hit
+    except AttributeError:
+        return False
+
+    def get_computed_blocks(request: Any) -> Any:
+        """The cached blocks of a request, without those that reach its first scored position."""
+        start = request.sampling_params.prompt_logprob_start
+        capped = find if start is None else lambda hashes, most: find(hashes, min(most, start))
+        manager.coordinator.find_longest_cache_hit = capped
+        return look_up(request)
+
+    manager.get_computed_blocks = get_computed_blocks
+    return True
