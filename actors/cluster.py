@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 import secrets
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import ray
 from ray import cloudpickle
@@ -19,8 +21,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources, watch
 from actors.folders import ray_folder
+from actors.inference.engine import judge_entropy
+from actors.inference.startup import EXACT_ENTROPY
 from actors.token import join_with_token, needs_file, token_file
-from pipeline.config import Run
+from pipeline.config import Placement, Run
 from pipeline.errors import ClusterError, EgrsdError, ResourceError, UserError
 from pipeline.fit import builds, code, machine
 from pipeline.fit.machine import Facts, Line, processors
@@ -31,6 +35,7 @@ from pipeline.store.lease import LEASE
 REACH_S = 60.0
 PROBE_S = 120.0
 LOCAL_CPUS = 8  # least logical CPUs of a cluster on one machine, where engines, ranks and data tasks share the real cores
+_ENTROPY = "exact entropy"
 _NODE_TYPE = "ray.io/node-group"  # Ray's autoscalers give this label to the nodes they start
 
 log = logging.getLogger(__name__)
@@ -262,6 +267,49 @@ def judge_room(run: Run, num_gpus: int, joined: bool) -> Line:
     elif lacking := check_room(demands):
         return Line("warning", "resources", f"nodes that the autoscaler would have to start: {lacking}")
     return Line("ok", "resources", "engines, ranks and a data task find their place at one time")
+
+
+def entropy_there(run: Run) -> Line:
+    """The entropies that a real engine gives on a node of the cluster, for `egrsd doctor`. A task starts the engine there.
+
+    The task asks Ray for what an engine of the run asks for. The line is a warning when no node has room for it now, or when
+    there is no answer within `start_timeout_s`.
+    """
+    pool = run.engines.rollout
+    placement = resources.placement_of(pool)
+    if why := _no_room(placement):
+        return Line("warning", _ENTROPY, f"not checked: no node can start an engine now ({why})")
+    # Variables of its own give the task a new process. Another task may have begun to use CUDA in an older one.
+    own = {"env_vars": {EXACT_ENTROPY: "1"}}
+    task = ray.remote(max_retries=0, max_calls=1)(_entropy_here).options(runtime_env=own, **resources.options(placement))
+    ref = task.remote(run)
+    if not ray.wait([ref], timeout=pool.start_timeout_s)[0]:
+        ray.cancel(ref, force=True)
+        return Line("warning", _ENTROPY, f"not checked: no engine was up within start_timeout_s {pool.start_timeout_s:g}")
+    try:
+        return cast(Line, ray.get(ref))
+    except ray.exceptions.RayError as error:
+        return Line("error", _ENTROPY, f"the engine's process ended on its node ({' '.join(str(error).split())[:300]})")
+
+
+def _no_room(placement: Placement) -> str:
+    """Why no node can start an actor or a task with this placement now; "" when one can."""
+    try:
+        lacking = check_room([resources.Demand("engines.rollout", 1, placement)])
+    except ResourceError as error:
+        lacking = error.what
+    free = ray.available_resources().get("GPU", 0.0)
+    return lacking or (f"{placement.gpus:g} GPU are asked for, {free:g} are free" if free < placement.gpus else "")
+
+
+def _entropy_here(run: Run) -> Line:
+    """What `judge_entropy` finds on the node of this task. An error of this project is a line too."""
+    node = ray.util.get_node_ip_address()
+    try:
+        found = judge_entropy(run, math.ceil(run.engines.rollout.placement.gpus))
+    except EgrsdError as error:
+        return Line("error", _ENTROPY, f"node {node}: {error}")
+    return replace(found, text=f"{found.text}, on node {node}")
 
 
 def _check_answers(target: str) -> None:

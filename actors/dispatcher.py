@@ -41,9 +41,7 @@ class Actors:
 
     def start(self, name: str, placement: config.Placement, inflight: int) -> Any:
         """Ask Ray for the actor of one engine. Ray starts it when there is room. Returns its handle."""
-        options: dict[str, Any] = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "resources": placement.resources}
-        if placement.labels:
-            options["label_selector"] = placement.labels
+        options = resources.options(placement)
         return ray.remote(EngineActor).options(name=name, max_concurrency=inflight + 2, **options).remote()
 
     def end(self, handle: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.config import Placement, Pool, Run
 from pipeline.errors import ResourceError
@@ -40,6 +41,12 @@ def placement_of(pool: Pool) -> Placement:
     """
     wants = pool.placement.gpus == 0 and vllm_for_gpus()
     return pool.placement.model_copy(update={"gpus": float(pool.tensor_parallel)}) if wants else pool.placement
+
+
+def options(placement: Placement) -> dict[str, Any]:
+    """Ray's options for an actor or a task with a placement."""
+    asked = {"num_cpus": placement.cpus, "num_gpus": placement.gpus, "resources": placement.resources}
+    return {**asked, "label_selector": placement.labels} if placement.labels else asked
 
 
 def demands_of(run: Run, engines: bool = True, train: bool = True) -> list[Demand]:

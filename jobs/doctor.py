@@ -9,12 +9,14 @@ from pathlib import Path
 
 from actors.folders import judge_folders
 from actors.inference.engine import judge_entropy
+from actors.resources import placement_of
 from jobs.opened import look_at, open_folder
 from jobs.terminal import Session, divert_output, session
 from pipeline import config
-from pipeline.errors import EgrsdError
-from pipeline.fit import footprint, machine
+from pipeline.errors import EgrsdError, UnreachableError
+from pipeline.fit import footprint, machine, pace
 from pipeline.fit.machine import Facts, Line
+from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.recipes import recipe as named
@@ -35,9 +37,9 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
             findings += tell(machine.judge_nodes(nodes, machine.requirements()), out)
             largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
-        findings += tell(judge("model", lambda: footprint.fit(run, footprint.measure(run.model), largest)), out)
+        findings += tell(judge("model", lambda: judge_model(run, largest)), out)
         findings += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
-        findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, debug)], "a real engine to start"), out)
+        findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, address, debug)], "a real engine to start"), out)
         if store is not None:
             findings += tell(judge("store", lambda: judge_store(store)), out)
         errors, warnings = (sum(line.level == level for line in findings) for level in ("error", "warning"))
@@ -49,11 +51,16 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
 def judge(topic: str, find: Callable[[], list[Line]], who: str = "") -> list[Line]:
     """The findings on one topic. An error of this project or of the file system is a finding too.
 
-    `who` is waited for, and named when that takes long.
+    What only the hub knows, which cannot be reached, is a warning. `who` is waited for, and named when that takes long.
     """
     try:
         with late(topic, f"{topic}: waiting for {who or 'this check'}, for {NOTICE_S:g} s so far."):
             return find()
+    except UnreachableError as error:
+        text = (
+            "not checked: the hub cannot be reached, and its copy on this machine lacks it. A run needs it here or on its nodes"
+        )
+        return [Line("warning", topic, f"{error.where}: {text}")]
     except (EgrsdError, OSError) as error:
         return [Line("error", topic, str(error))]
 
@@ -87,10 +94,27 @@ def judge_room(run: config.Run, here: Facts, address: str | None) -> Line:
     return cluster.judge_room(run, len(here.gpus), joined=address is not None)
 
 
-def judge_hook(run: config.Run, here: Facts, debug: bool) -> Line:
-    """The entropies that a real engine gives on this machine. vLLM's output is shown with `debug` only.
+def judge_model(run: config.Run, facts: Facts) -> list[Line]:
+    """Memory and pace of a run on a machine, and whether the weights of a hub's model are here. Raises ModelError."""
+    size = footprint.measure(run.model)
+    lines = [*footprint.fit(run, size, facts), *pace.estimate(run, size, facts)]
+    if has_weights(run.model):
+        return lines
+    text = f"{run.model.path}: not on this machine. The first engine of each node loads them from the hub, within start_timeout_s"
+    return [*lines, Line("warning", "weights", text)]
 
-    Raises ModelError or EngineError when the engine does not start.
+
+def judge_hook(run: config.Run, here: Facts, address: str | None, debug: bool) -> Line:
+    """The entropies that a real engine gives: on a node of the cluster when the engines want GPUs, else on this machine.
+
+    vLLM's output is shown with `debug` only. Raises ModelError or EngineError when the engine does not start.
     """
     with divert_output(Path("/dev/stderr" if debug else os.devnull)):
+        if address is not None and placement_of(run.engines.rollout).gpus > 0:
+            from actors import cluster
+
+            return cluster.entropy_there(run)
+        if machine.vllm_for_gpus() and not here.gpus:
+            text = "not checked: the GPU build of vLLM starts on no machine without a GPU. Run this with --address on the cluster"
+            return Line("warning", "exact entropy", text)
         return judge_entropy(run, len(here.gpus))

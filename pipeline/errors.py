@@ -40,6 +40,10 @@ class ModelError(UserError):
     """A model, tokenizer or adapter that is missing or does not fit the run. `where` is its path."""
 
 
+class UnreachableError(ModelError):
+    """A hub's model of which nothing is known: the hub cannot be reached, and its local copy lacks the part that is asked for."""
+
+
 class ResourceError(UserError):
     """The Ray cluster lacks what the recipe asks for. The message says which resource is missing, and how much of it."""
 

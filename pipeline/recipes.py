@@ -119,7 +119,15 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
         label=Label(gamma=gamma),
         objective=Objective(name="cl_egrsd", gamma=gamma, window=window),
         engines=EnginePools(
-            rollout=Pool(min=8, max=8, placement=rollout_gpu, enforce_eager=False, max_batched_tokens=2048, max_num_seqs=64)
+            rollout=Pool(
+                min=8,
+                max=8,
+                placement=rollout_gpu,
+                enforce_eager=False,
+                max_batched_tokens=2048,
+                max_num_seqs=64,
+                start_timeout_s=1800,  # a first start downloads the model, compiles it and records CUDA graphs
+            )
         ),
         train=Train(
             workers=8,

@@ -255,8 +255,8 @@ def wrong_paths(found: Document, folder: Path) -> Iterator[str]:
         path = ROOT / module.replace(".", "/")
         if not (path.is_dir() or path.with_suffix(".py").exists()):
             yield f"no module {module}"
-    targets = re.findall(r"(?m)^([a-z]\w*):", (ROOT / "Makefile").read_text())
-    shown = re.findall(r"(?m)(?:^\s*(?:\$ )?)make ([a-z]\w*)", text)
+    targets = re.findall(r"(?m)^([a-z][\w-]*):", (ROOT / "Makefile").read_text())
+    shown = re.findall(r"(?m)(?:^\s*(?:\$ )?)make ([a-z][\w-]*)", text)
     yield from (f"no target {target} in Makefile" for target in shown if target not in targets)
 
 

@@ -22,6 +22,12 @@ def test_the_recipes_are_the_promised_ones():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_engines_on_gpus_have_time_to_download_and_compile(name):
+    pool = recipes.recipe(name).engines.rollout
+    assert pool.start_timeout_s == (1800 if pool.placement.gpus else 600)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_prints_as_yaml_that_loads_to_itself(name):
     run = recipes.recipe(name)
     assert run.name == name

@@ -10,6 +10,8 @@ from pipeline.fit.machine import GIB, Facts, Line
 from pipeline.models.resolve import open_model
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_USABLE = 0.95  # of a card's memory that a rank may fill
+_COMMON = (24, 48, 80)  # GiB of cards that are shown where no GPU is here
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,9 @@ def engine_fit(model: Model, pool: Pool, size: Size, facts: Facts, name: str = "
         return Line(level, name, said + (". Raise kv_cache_gib or lower model.max_model_len" if level == "error" else ""))
     need = f"weights {_gib(weights)} + {_gib(trace)} GiB KV for each trace of {model.max_model_len} tokens"
     if not facts.gpus:
-        return Line("warning", name, f"{need}; no GPU here to hold it against. Run this with --address on the cluster")
+        cards = ", ".join(f"{card} GiB {_traces(pool, weights, trace, card * GIB)}" for card in _COMMON)
+        text = f"{need}; no GPU here to hold it against. Run this with --address on the cluster. At once on a card of: {cards}"
+        return Line("warning", name, text)
     card = min(facts.gpus)
     fit, spare = int(pool.memory_share * card - weights) // trace, (1 - pool.memory_share) * card
     said = f"{pool.memory_share:g} x {_gib(card)} GiB holds {need}: {max(0, fit)} of {pool.max_num_seqs} at once"
@@ -105,6 +109,11 @@ def engine_fit(model: Model, pool: Pool, size: Size, facts: Facts, name: str = "
         remedy = "Lower memory_share or max_batched_tokens"
         return Line("error", name, f"{said}; scoring logits {_gib(logits)} GiB exceed the spare {_gib(spare)} GiB. {remedy}")
     return Line("ok", name, f"{said}; scoring logits {_gib(logits)} of {_gib(spare)} GiB spare")
+
+
+def _traces(pool: Pool, weights: int, trace: int, card: int) -> int:
+    """Traces that a card holds at once beside the weights. All sizes in bytes."""
+    return min(pool.max_num_seqs, max(0, int(pool.memory_share * card - weights) // trace))
 
 
 def fit(run: Run, size: Size, facts: Facts) -> list[Line]:
@@ -136,9 +145,11 @@ def _rank_line(run: Run, rank: int, said: str, facts: Facts) -> Line:
     if run.train.placement.gpus <= 0:
         return Line("ok", "train", said)
     if not facts.gpus:
-        return Line("warning", "train", f"{said} a rank; no GPU here to hold it against. Run this with --address on the cluster")
+        cards = ", ".join(f"{card} GiB {'no' if rank > _USABLE * card * GIB else 'yes'}" for card in _COMMON)
+        text = f"{said} a rank; no GPU here to hold it against. Run this with --address on the cluster. Fits a card of: {cards}"
+        return Line("warning", "train", text)
     card = min(facts.gpus)
-    short = rank > 0.95 * card
+    short = rank > _USABLE * card
     remedy = ". Lower micro_batch_tokens or head_chunk_tokens, or use fsdp2" if short else ""
     return Line("error" if short else "ok", "train", f"{said} of {_gib(card)} GiB a card{remedy}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,13 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from pipeline.errors import first_line
+
 GIB = 2**30
 _ROOT = Path(__file__).parents[2]
+_DRIVER, _DEVICES = Path("/proc/driver/nvidia/version"), Path("/dev")
+# The least driver for a release of CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
+_DRIVERS = {"11": 450, "12": 525, "13": 580}
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,9 @@ class Line:
 class Facts:
     """Facts of a machine. memory, disk, shm (/dev/shm) and gpus (each card's memory) are in bytes.
 
-    versions: None for a package that is not installed. broken: package -> the error of its import.
+    versions: None for a package that is not installed. broken: package -> the error of its import. cards: names of the GPUs.
+    driver: version of NVIDIA's driver, "" without a card. cuda: the CUDA that torch was built for, "" for none. cuda_error: why
+    torch cannot use the card that the driver drives, or "".
     """
 
     python: str
@@ -48,6 +56,10 @@ class Facts:
     gpus: tuple[int, ...]
     broken: dict[str, str]
     arch: str = "x86_64"
+    cards: tuple[str, ...] = ()
+    driver: str = ""
+    cuda: str = ""
+    cuda_error: str = ""
 
 
 def requirements() -> list[str]:
@@ -65,7 +77,8 @@ def gather(folder: str = ".") -> Facts:
     import torch
 
     versions = {name: _version(name) for name in (Requirement(line).name for line in requirements())}
-    gpus = tuple(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    driver = driver_version()
     shm = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
     return Facts(
         platform.python_version(),
@@ -75,9 +88,13 @@ def gather(folder: str = ".") -> Facts:
         _memory(),
         shutil.disk_usage(folder).free,
         shm,
-        gpus,
+        tuple(card.total_memory for card in cards),
         {name: why for name in ("torchvision", "torchaudio") if (why := _import_error(name))},
         platform.machine(),
+        tuple(card.name for card in cards),
+        driver,
+        torch.version.cuda or "",
+        _cuda_error() if driver and not cards else "",
     )
 
 
@@ -98,6 +115,20 @@ def vllm_for_gpus() -> bool:
     return version is not None and "+cpu" not in version
 
 
+def driver_version() -> str:
+    """The version of NVIDIA's driver. "" on a machine without one, "unknown" where only its devices are to be seen."""
+    if shutil.which("nvidia-smi"):
+        ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        with suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=30)
+            if done.returncode == 0 and (found := done.stdout.split()):
+                return found[0]
+    with suppress(OSError):
+        if found := re.findall(r"\b\d{3,}\.\d+(?:\.\d+)?\b", _DRIVER.read_text()):
+            return found[0]
+    return "unknown" if list(_DEVICES.glob("nvidia[0-9]*")) else ""
+
+
 def judge(facts: Facts, window: list[str]) -> list[Line]:
     """Every finding about a machine without a recipe. `window` is the result of `requirements`."""
     return [
@@ -106,12 +137,32 @@ def judge(facts: Facts, window: list[str]) -> list[Line]:
         _amount("memory", facts.memory, 2 * GIB, 8 * GIB, "End other processes or take a larger machine"),
         _amount("disk", facts.disk, GIB, 10 * GIB, "Free space: shards, policies and training states are kept"),
         _amount("/dev/shm", facts.shm, GIB // 16, 2 * GIB, "Enlarge it (docker run --shm-size=8g): Ray keeps its objects there"),
-        Line("ok", "GPUs", ", ".join(f"{size / GIB:.1f} GiB" for size in facts.gpus) or "none: engines and ranks run on CPU"),
+        judge_gpus(facts),
         *(
             Line("error", name, f"cannot be imported, which breaks transformers ({why}). pip uninstall {name}")
             for name, why in facts.broken.items()
         ),
     ]
+
+
+def judge_gpus(facts: Facts) -> Line:
+    """The cards that torch can use. A card that it cannot use is an error where vLLM's GPU build is installed."""
+    if facts.gpus:
+        named = zip(facts.cards or [""] * len(facts.gpus), facts.gpus, strict=True)
+        return Line("ok", "GPUs", ", ".join(f"{name} {size / GIB:.1f} GiB".strip() for name, size in named))
+    vllm = facts.versions.get("vllm")
+    if vllm is None or "+cpu" in vllm:
+        return Line("ok", "GPUs", "none: engines and ranks run on CPU")
+    if not facts.driver:
+        return Line("ok", "GPUs", f"none here: vllm {vllm} is the GPU build, so engines need other nodes")
+    need = _DRIVERS.get(facts.cuda.partition(".")[0], 0)
+    said = f"NVIDIA's driver {facts.driver} is here, and torch for CUDA {facts.cuda or 'none'} cannot use it ({facts.cuda_error})"
+    if not facts.cuda:
+        return Line("error", "GPUs", f"{said}. Install a torch that was built for CUDA")
+    if facts.driver.partition(".")[0].isdigit() and int(facts.driver.partition(".")[0]) >= need:
+        remedy = "Look at CUDA_VISIBLE_DEVICES, and in a container at its access to the GPUs (docker run --gpus all)"
+        return Line("error", "GPUs", f"{said}, though it is new enough (>= {need}). {remedy}")
+    return Line("error", "GPUs", f"{said}. It needs a driver >= {need}: update it, or install torch and vllm for an older CUDA")
 
 
 def judge_nodes(nodes: Mapping[str, Facts | str], window: list[str]) -> list[Line]:
@@ -188,6 +239,17 @@ def _memory() -> int:
     with suppress(OSError, ValueError):  # memory.max is "max" without a limit; psutil knows the machine only
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     return free
+
+
+def _cuda_error() -> str:
+    """Why torch cannot use CUDA here, or "" when it can."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return ""
 
 
 def _import_error(name: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Model
-from pipeline.errors import ModelError, first_line
+from pipeline.errors import ModelError, UnreachableError, first_line
 from pipeline.notices import NOTICE_S, late
 
 MODEL_NAME = "tiny-reasoner"
@@ -28,7 +30,8 @@ def resolve_model(path: str) -> str:
 def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     """The object that `kind.from_pretrained` (AutoConfig, AutoTokenizer, ...) loads for a run's model.
 
-    Raises ModelError when there is no such model. `part` names in the message what cannot be loaded ("tokenizer", "weights").
+    Raises ModelError when there is no such model. It is an UnreachableError when the hub cannot be asked for what its local copy
+    lacks. `part` names in the message what cannot be loaded ("tokenizer", "weights").
     """
     path = resolve_model(model.path)
     local = path.startswith(("/", ".", "~")) or path.count("/") > 1  # no hub id looks like that
@@ -39,4 +42,29 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
         with late(f"model {part}", f"waiting for the {part} of {path}, from {where}: for {NOTICE_S:g} s so far."):
             return kind.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"no model here: the {part} cannot be loaded ({first_line(error)})", path, _REMEDY) from error
+        kind_of = UnreachableError if _unanswered(error) else ModelError
+        raise kind_of(f"no model here: the {part} cannot be loaded ({first_line(error)})", path, _REMEDY) from error
+
+
+def has_weights(model: Model) -> bool:
+    """Whether all weights of a run's model are on this machine, in its folder or in the hub's local copy. Nothing is loaded."""
+    path = resolve_model(model.path)
+    if os.path.isdir(path):
+        return True
+    from transformers.utils import cached_file
+
+    def here(name: str) -> str | None:
+        with contextlib.suppress(OSError):
+            return str(cached_file(path, name, revision=model.revision or "main", local_files_only=True))
+        return None
+
+    if (index := here("model.safetensors.index.json")) is not None:
+        return all(map(here, set(json.loads(Path(index).read_text())["weight_map"].values())))
+    return here("model.safetensors") is not None
+
+
+def _unanswered(error: BaseException | None) -> bool:
+    """Whether an error of transformers comes from a hub that was not reached, or that may not be asked."""
+    while error is not None and type(error).__name__ not in {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}:
+        error = error.__cause__ or error.__context__
+    return error is not None

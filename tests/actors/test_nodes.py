@@ -11,6 +11,7 @@ from actors.cluster import gather_nodes, judge_room
 from pipeline import notices, recipes
 from pipeline.errors import ResourceError
 from pipeline.fit.machine import judge, judge_nodes, requirements
+from pipeline.overrides import resolve
 
 
 def test_every_node_is_asked_by_a_task_of_its_own(ray_local):
@@ -33,7 +34,7 @@ def test_gpus_that_are_not_here():
 def waiting_for(path):
     """The work of a task that ends once a file is there."""
 
-    def wait():
+    def wait(*_):
         while not os.path.exists(path):
             time.sleep(0.05)
         return "there"
@@ -80,3 +81,25 @@ def test_a_node_that_never_answers_is_left_with_a_word_and_doctor_says_so(alive,
     assert said[1][1] == (
         f"node {alive[0]['NodeManagerAddress']} did not say what it has in 0.6 s, and is not waited for any more."
     )
+
+
+def test_the_check_of_entropies_runs_in_a_process_of_a_node_and_tells_which(ray_local, tmp_path):
+    """A folder that holds no model ends the check before an engine starts, which takes long."""
+    run = resolve(recipes.demo(), [f"model.path={tmp_path}"])
+    line = cluster.entropy_there(run)
+    assert (line.level, line.topic) == ("error", "exact entropy")
+    assert line.text.startswith(f"node {ray_local.util.get_node_ip_address()}: {tmp_path}: no model here")
+
+
+def test_without_a_gpu_to_have_the_check_is_a_warning_at_once(ray_local):
+    line = cluster.entropy_there(resolve(recipes.demo(), ["engines.rollout.placement.gpus=1"]))
+    assert line.level == "warning"
+    assert line.text.startswith(
+        "not checked: no node can start an engine now (one asks for 1 CPU, 1 GPU; the largest node has 8 CPU"
+    )
+
+
+def test_a_node_that_starts_no_engine_in_time_is_a_warning(ray_local, monkeypatch):
+    monkeypatch.setattr(cluster, "_entropy_here", waiting_for("/no/such/file"))
+    line = cluster.entropy_there(resolve(recipes.demo(), ["engines.rollout.start_timeout_s=0.5"]))
+    assert (line.level, line.text) == ("warning", "not checked: no engine was up within start_timeout_s 0.5")

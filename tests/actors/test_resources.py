@@ -20,6 +20,13 @@ def test_resources_add_up_over_demands():
     check([Demand("engines.rollout", 0, config.Placement(cpus=5))], nodes)
 
 
+def test_a_placement_is_asked_of_ray_with_all_its_parts():
+    asked = config.Placement(cpus=2, gpus=1, resources={"rollout": 1}, labels={"role": "gpu"})
+    whole = {"num_cpus": 2, "num_gpus": 1, "resources": {"rollout": 1}, "label_selector": {"role": "gpu"}}
+    assert resources.options(asked) == whole
+    assert "label_selector" not in resources.options(config.Placement())
+
+
 def sized(engines: int, ranks: int) -> config.Run:
     """The recipe for one node with so many engines and ranks, one card each."""
     sets = [f"engines.rollout.min={engines}", f"engines.rollout.max={engines}", f"train.workers={ranks}"]

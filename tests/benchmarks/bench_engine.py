@@ -56,12 +56,12 @@ def measure() -> dict[str, float]:
     }
 
 
-def alternate(works: dict[str, Callable[[], int]]) -> dict[str, list[float]]:
+def alternate(works: dict[str, Callable[[], int]], repeats: int = REPEATS) -> dict[str, list[float]]:
     """Tokens per second of every repetition of each work; they take turns, so that a busy machine hits all alike."""
     for work in works.values():
         work()
     speeds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, work in works.items():
             start = time.perf_counter()
             tokens = work()
@@ -96,20 +96,21 @@ def scored(sequences: list[Sequence]) -> int:
     return sum(len(s.prompt) + len(s.response) for s in sequences)
 
 
-def random_adapter(folder: str) -> str:
-    """A random LoRA adapter for the tiny reasoner, saved in `folder`."""
+def random_adapter(folder: str, model: config.Model | None = None, std: float = 1e-3) -> str:
+    """A random LoRA adapter for the tiny reasoner or another `model`, saved in `folder`. `std` is the spread of its B."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from pipeline.models.resolve import asset_path
+    from pipeline.models.resolve import open_model
 
-    model = config.Model()
+    model = model or config.Model()
     lora = LoraConfig(r=model.lora_rank, lora_alpha=model.lora_alpha, target_modules=list(model.lora_targets))
-    student = get_peft_model(AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32), lora)
+    base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, model.dtype))
+    student = get_peft_model(base, lora)
     for name, weight in student.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=1e-3)
+            torch.nn.init.normal_(weight, std=std)
     student.save_pretrained(folder)
     return folder
 

@@ -15,6 +15,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import profiler
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pipeline.config import Run
+from pipeline.method.objective import weighted_sum
+from pipeline.overrides import resolve
+from pipeline.training import batches, student
+from pipeline.training.batches import MicroBatch
+from pipeline.training.step import Trainer
+
 VOCAB, HIDDEN, LAYERS = 49_152, 576, 6
 TRACES, PROMPT, RESPONSE = 16, 16, 112
 REPEATS = 3
@@ -24,7 +37,8 @@ def measure() -> dict[str, float]:
     """Peak MiB and seconds of both steps, and their ratios. The aim: memory_ratio <= 0.5 at speed_ratio >= 0.9."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder)
-        steps = {name: (trainer(folder, full=name == "full"), minibatch()) for name in ("full", "chunked")}
+        run = resolve(Run(name="bench"), [f"model.path={folder}", "rounds=1"])
+        steps = {name: (trainer(run, full=name == "full"), minibatch()) for name in ("full", "chunked")}
         seconds = times(steps)
         mib = {name: peak_mib(*step, Path(folder, "trace.json")) for name, step in steps.items()}
     return {
@@ -39,70 +53,54 @@ def measure() -> dict[str, float]:
 
 def save_model(folder: str) -> None:
     """A random Llama of SmolLM2's width and vocabulary, tied embeddings."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(0)
     shape = {"hidden_size": HIDDEN, "intermediate_size": 1536, "num_hidden_layers": LAYERS, "vocab_size": VOCAB}
     config = LlamaConfig(**shape, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True)
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def trainer(folder: str, full: bool) -> Any:
-    """A Trainer on the saved model, with the chunked head or with full logits."""
-    import torch
-
-    from pipeline.config import Run
-    from pipeline.method.objective import weighted_sum
-    from pipeline.overrides import resolve
-    from pipeline.training import student
-    from pipeline.training.step import Trainer
-
-    class FullLogits(student.Student):
-        """The usual way: logits of every position, log-softmax, gather."""
-
-        def forward(self, tokens, sources, targets, coefficients):
-            logits = self.model(input_ids=tokens, use_cache=False).logits
-            logprobs = logits.flatten(0, 1).log_softmax(-1)[sources, targets]
-            return weighted_sum(logprobs, coefficients), logprobs.detach()
-
-    run = resolve(Run(name="bench"), [f"model.path={folder}", "rounds=1"])
-    built = student.build(run, torch.device("cpu"))
+def trainer(run: Run, full: bool = False, device: str = "cpu") -> Trainer:
+    """A Trainer of a run on one device, with the chunked head or with full logits."""
+    place = torch.device(device)
+    built = student.build(run, place)
     if full:
         built.__class__ = FullLogits
-    return Trainer(run, built, torch.device("cpu"))
+    return Trainer(run, built, place)
 
 
-def minibatch() -> Any:
-    """One micro-batch of TRACES x (PROMPT + RESPONSE) tokens."""
-    import numpy as np
-    import pyarrow as pa
+class FullLogits(student.Student):
+    """The usual way: float32 logits of every position, log-softmax, gather."""
 
-    from pipeline.training import batches
+    def forward(self, tokens, sources, targets, coefficients):
+        """As `Student.forward`."""
+        logits = self.model(input_ids=tokens, use_cache=False).logits.float()
+        logprobs = logits.flatten(0, 1).log_softmax(-1)[sources, targets]
+        return weighted_sum(logprobs, coefficients), logprobs.detach()
 
+
+def minibatch(traces: int = TRACES, prompt: int = PROMPT, response: int = RESPONSE, vocab: int = VOCAB) -> list[MicroBatch]:
+    """One micro-batch of `traces` random traces of `prompt` and `response` tokens each."""
     rng = np.random.default_rng(0)
     rows = [
         {
             "trace_id": str(i),
-            "prompt_tokens": rng.integers(0, VOCAB, PROMPT).tolist(),
-            "response_tokens": rng.integers(0, VOCAB, RESPONSE).tolist(),
-            "teacher_logprobs": (-rng.exponential(0.5, RESPONSE)).tolist(),
-            "student_logprobs": (-rng.exponential(0.5, RESPONSE)).tolist(),
-            "teacher_entropy": rng.exponential(0.5, RESPONSE).tolist(),
+            "prompt_tokens": rng.integers(0, vocab, prompt).tolist(),
+            "response_tokens": rng.integers(0, vocab, response).tolist(),
+            "teacher_logprobs": (-rng.exponential(0.5, response)).tolist(),
+            "student_logprobs": (-rng.exponential(0.5, response)).tolist(),
+            "teacher_entropy": rng.exponential(0.5, response).tolist(),
             "advantage": float(rng.normal()),
             "policy_version": 0,
             "reject_reason": None,
         }
-        for i in range(TRACES)
+        for i in range(traces)
     ]
-    traces = batches.usable(batches.RoundTable(0, 0, pa.Table.from_pylist(rows)), 0)
-    return batches.share(traces, np.arange(TRACES), 0, 1, budget=TRACES * (PROMPT + RESPONSE))
+    usable = batches.usable(batches.RoundTable(0, 0, pa.Table.from_pylist(rows)), 0)
+    return batches.share(usable, np.arange(traces), 0, 1, budget=traces * (prompt + response))
 
 
 def peak_mib(made: Any, batch: Any, trace: Path) -> float:
     """Most MiB that tensors of one step take at one time, beyond weights and optimiser state."""
-    from torch import profiler
-
     with profiler.profile(activities=[profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
         made.train_step(batch, "benchmark")
     recorded.export_chrome_trace(str(trace))

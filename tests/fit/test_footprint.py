@@ -61,3 +61,21 @@ def test_memory_that_does_not_suffice(qwen):
     run = recipes.demo()
     lines = {line.topic: line.level for line in footprint.fit(run, qwen, replace(GOOD, memory=2**30))}
     assert lines["fit in memory"] == "error"
+
+
+def test_without_a_gpu_here_common_cards_are_shown(qwen):
+    """24 GiB holds the weights of 15.26 GiB and 2 traces of 2.75 GiB; a rank of an eighth of them fits all three cards."""
+    run = recipes.qwen3_8b()
+    line = footprint.engine_fit(run.model, run.engines.rollout, qwen, GOOD)
+    weights, trace = 2 * 8_190_735_360, 147_456 * 20_000
+    counts = [int(0.9 * card * 2**30 - weights) // trace for card in (24, 48, 80)]
+    assert counts == [2, 10, 20]
+    assert line.level == "warning"
+    assert line.text.endswith("At once on a card of: 24 GiB 2, 48 GiB 10, 80 GiB 20")
+    alone = run.model_copy(update={"train": run.train.model_copy(update={"workers": 1})})
+    rank = sum(footprint.rank_bytes(alone, qwen).values())
+    said = ", ".join(f"{card} GiB {'yes' if rank <= 0.95 * card * 2**30 else 'no'}" for card in (24, 48, 80))
+    [train] = [line for line in footprint.fit(alone, qwen, GOOD) if line.topic == "train"]
+    assert train.text.endswith(f"Fits a card of: {said}")
+    assert "24 GiB no" in said
+    assert "80 GiB yes" in said

@@ -35,6 +35,51 @@ def test_what_stands_in_the_way_is_an_error(change, topic):
     assert levels(replace(GOOD, **change))[topic] == "error"
 
 
+GPU_BUILD = replace(GOOD, versions={"ray": "2.60.1", "vllm": "0.33.0"}, cuda="13.0", cuda_error="too old (found version 12040)")
+
+
+@pytest.mark.parametrize(
+    ("facts", "level", "said"),
+    [
+        (replace(GOOD, gpus=(80 * 2**30,), cards=("NVIDIA H100 PCIe",)), "ok", "NVIDIA H100 PCIe 80.0 GiB"),
+        (replace(GOOD, driver="550.54.15"), "ok", "none: engines and ranks run on CPU"),
+        (GPU_BUILD, "ok", "none here: vllm 0.33.0 is the GPU build, so engines need other nodes"),
+        (
+            replace(GPU_BUILD, driver="550.54.15"),
+            "error",
+            "NVIDIA's driver 550.54.15 is here, and torch for CUDA 13.0 cannot use it (too old (found version 12040)). "
+            "It needs a driver >= 580: update it, or install torch and vllm for an older CUDA",
+        ),
+        (replace(GPU_BUILD, driver="580.65.06", cuda_error="no CUDA GPUs"), "error", "(no CUDA GPUs), though it is new enough"),
+        (replace(GPU_BUILD, driver="550.54.15", cuda=""), "error", "Install a torch that was built for CUDA"),
+        (replace(GPU_BUILD, driver="unknown"), "error", "driver unknown is here, and torch for CUDA 13.0 cannot use it"),
+    ],
+)
+def test_a_driver_that_cuda_cannot_use_is_an_error_where_engines_need_it(facts, level, said):
+    line = machine.judge_gpus(facts)
+    assert line.level == level
+    assert said in line.text
+    assert line in machine.judge(facts, ["ray>=2.60,<2.61"])
+
+
+def test_the_driver_is_found_by_its_tool_its_file_or_its_devices(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(machine, "_DEVICES", tmp_path)
+    assert machine.driver_version() == ""
+    (tmp_path / "nvidiactl").touch()
+    assert machine.driver_version() == ""
+    (tmp_path / "nvidia0").touch()
+    assert machine.driver_version() == "unknown"
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat\nGCC version: 12.3.0\n")
+    assert machine.driver_version() == "535.104.05"
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 580.65.06\necho 580.65.06\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert machine.driver_version() == "580.65.06"
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho Failed to initialize NVML: Driver/library version mismatch\nexit 18\n")
+    assert machine.driver_version() == "535.104.05"
+
+
 def test_a_node_is_told_by_what_is_wrong_with_it():
     lines = judge_nodes({"a/0": GOOD, "b/1": "failed (ModuleNotFoundError)", "c/2": replace(GOOD, shm=0)}, WINDOW)
     assert [(line.level, line.topic) for line in lines[:2]] == [("ok", "node a/0"), ("error", "node b/1")]

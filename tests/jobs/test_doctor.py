@@ -6,9 +6,11 @@ import sys
 import pytest
 from waiting import until
 
+from actors import cluster, resources
 from jobs import doctor
-from pipeline import notices
-from pipeline.errors import ModelError
+from pipeline import notices, recipes
+from pipeline.errors import ModelError, UnreachableError
+from pipeline.fit.machine import Facts, Line
 from pipeline.store.directory import Store
 from pipeline.store.probe import judge_store
 
@@ -24,6 +26,42 @@ def test_an_error_that_is_understood_is_a_finding():
 
     [line] = doctor.judge("tokenizer", refuse)
     assert (line.level, line.topic, line.text) == ("error", "tokenizer", "model: is not here. Download it")
+
+
+def test_what_only_an_unreachable_hub_knows_is_a_warning():
+    def refuse():
+        raise UnreachableError("no model here", "some/model", "Download it")
+
+    [line] = doctor.judge("tokenizer", refuse)
+    assert (line.level, line.topic) == ("warning", "tokenizer")
+    assert line.text.startswith("some/model: not checked: the hub cannot be reached")
+
+
+HERE = Facts("3.11.9", {}, 2, frozenset(), *[64 * 2**30] * 3, (), {})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "address", "gpu_build", "asked"),
+    [
+        ("qwen3_8b", "10.0.0.1:6379", True, "the cluster"),
+        ("demo", "10.0.0.1:6379", True, "the cluster"),  # the GPU build needs a card for it too
+        ("demo", "10.0.0.1:6379", False, "this machine"),
+        ("qwen3_8b", None, False, "this machine"),
+        ("qwen3_8b", None, True, "nobody"),
+        ("demo", None, True, "nobody"),
+    ],
+)
+def test_the_engine_of_the_check_starts_where_a_run_would_start_it(recipe, address, gpu_build, asked, monkeypatch):
+    for module in (doctor.machine, resources):
+        monkeypatch.setattr(module, "vllm_for_gpus", lambda: gpu_build)
+    monkeypatch.setattr(cluster, "entropy_there", lambda run: Line("ok", "exact entropy", "the cluster"))
+    monkeypatch.setattr(doctor, "judge_entropy", lambda run, gpus: Line("ok", "exact entropy", "this machine"))
+    line = doctor.judge_hook(recipes.recipe(recipe), HERE, address, debug=False)
+    if asked == "nobody":
+        assert line.level == "warning"
+        assert "Run this with --address" in line.text
+    else:
+        assert line.text == asked
 
 
 def test_a_place_that_cannot_hold_a_run_is_one_error_line(tmp_path):

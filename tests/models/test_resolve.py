@@ -1,0 +1,67 @@
+"""A hub's model: what the local copy holds is found without the hub, and what it lacks is told apart from a wrong name."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoConfig
+
+from pipeline.config import Model
+from pipeline.errors import ModelError, UnreachableError
+from pipeline.models.resolve import asset_path, has_weights, open_model
+
+LOOK = """
+import sys
+from transformers import AutoConfig
+from jobs.doctor import judge, judge_model, judge_tokenizer
+from pipeline import recipes
+from pipeline.config import Model
+from pipeline.fit.machine import Facts
+from pipeline.models.resolve import has_weights, open_model
+
+facts = Facts("3.11.9", {}, 2, frozenset(), *[64 * 2**30] * 3, (), {})
+for name in sys.argv[1:]:
+    run = recipes.demo().model_copy(update={"model": Model(path=name, max_model_len=128)})
+    lines = [*judge("tokenizer", lambda: [judge_tokenizer(run)]), *judge("model", lambda: judge_model(run, facts))]
+    print(name, has_weights(run.model), *(f"{line.level}:{line.topic}" for line in lines))
+"""
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """The hub's copy on this machine: one whole model, one without weights, one of whose two files of weights one is missing."""
+    for name in ("whole", "light", "half"):
+        folder = tmp_path / "hub" / f"models--some--{name}"
+        shutil.copytree(
+            asset_path(), folder / "snapshots" / "a1", ignore=shutil.ignore_patterns("*.safetensors" if name != "whole" else "-")
+        )
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("a1")
+    half = tmp_path / "hub" / "models--some--half" / "snapshots" / "a1"
+    (half / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    (half / "1.safetensors").touch()
+    return tmp_path
+
+
+def test_doctor_works_with_what_the_local_copy_of_the_hub_holds(copies, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(copies))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    names = ["some/whole", "some/light", "some/half", "some/absent"]
+    done = subprocess.run([sys.executable, "-c", LOOK, *names], capture_output=True, text=True, check=True)
+    found = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    there = ["ok:tokenizer", "ok:engines.rollout", "ok:train", "ok:fit", "in", "memory", "ok:pace", "(estimate)"]
+    assert found["some/whole"] == ["True", *there]
+    assert found["some/light"] == found["some/half"] == ["False", *there, "warning:weights"]
+    assert found["some/absent"] == ["False", "warning:tokenizer", "warning:model"]
+
+
+def test_a_folder_that_is_no_model_is_not_taken_for_an_unreachable_hub(tmp_path):
+    with pytest.raises(ModelError) as told:
+        open_model(AutoConfig, Model(path=str(tmp_path)), "configuration")
+    assert not isinstance(told.value, UnreachableError)
+    with pytest.raises(ModelError, match="there is no such folder"):
+        open_model(AutoConfig, Model(path=str(tmp_path / "gone")), "configuration")
+    assert has_weights(Model())
