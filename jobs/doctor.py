@@ -57,10 +57,8 @@ def judge(topic: str, find: Callable[[], list[Line]], who: str = "") -> list[Lin
         with late(topic, f"{topic}: waiting for {who or 'this check'}, for {NOTICE_S:g} s so far."):
             return find()
     except UnreachableError as error:
-        text = (
-            "not checked: the hub cannot be reached, and its copy on this machine lacks it. A run needs it here or on its nodes"
-        )
-        return [Line("warning", topic, f"{error.where}: {text}")]
+        text = "not checked: no folder here has this name, the hub cannot be reached, and its copy on this machine lacks it"
+        return [Line("warning", topic, f"{error.where}: {text}. A run needs it on its nodes")]
     except (EgrsdError, OSError) as error:
         return [Line("error", topic, str(error))]
 

@@ -14,6 +14,7 @@ from pipeline.errors import ModelError, UnreachableError, first_line
 from pipeline.notices import NOTICE_S, late
 
 MODEL_NAME = "tiny-reasoner"
+_MADE = "assets-cache/"  # the folder of models that `make` builds
 _REMEDY = "Set model.path to a model's folder or hub id; unset HF_HUB_OFFLINE if it must be downloaded"
 
 
@@ -34,7 +35,7 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     lacks. `part` names in the message what cannot be loaded ("tokenizer", "weights").
     """
     path = resolve_model(model.path)
-    local = path.startswith(("/", ".", "~")) or path.count("/") > 1  # no hub id looks like that
+    local = path.startswith(("/", ".", "~", _MADE)) or path.count("/") > 1  # no hub id looks like that
     if local and not os.path.isdir(path):
         raise ModelError("there is no such folder", path, _REMEDY)
     where = "its folder" if os.path.isdir(path) else "the Hugging Face hub or its local copy"

@@ -34,7 +34,7 @@ def test_what_only_an_unreachable_hub_knows_is_a_warning():
 
     [line] = doctor.judge("tokenizer", refuse)
     assert (line.level, line.topic) == ("warning", "tokenizer")
-    assert line.text.startswith("some/model: not checked: the hub cannot be reached")
+    assert line.text.startswith("some/model: not checked: no folder here has this name, the hub cannot be reached")
 
 
 HERE = Facts("3.11.9", {}, 2, frozenset(), *[64 * 2**30] * 3, (), {})

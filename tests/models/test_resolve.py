@@ -8,18 +8,18 @@ import sys
 import pytest
 from transformers import AutoConfig
 
+from pipeline import recipes
 from pipeline.config import Model
 from pipeline.errors import ModelError, UnreachableError
 from pipeline.models.resolve import asset_path, has_weights, open_model
 
 LOOK = """
 import sys
-from transformers import AutoConfig
 from jobs.doctor import judge, judge_model, judge_tokenizer
 from pipeline import recipes
 from pipeline.config import Model
 from pipeline.fit.machine import Facts
-from pipeline.models.resolve import has_weights, open_model
+from pipeline.models.resolve import has_weights
 
 facts = Facts("3.11.9", {}, 2, frozenset(), *[64 * 2**30] * 3, (), {})
 for name in sys.argv[1:]:
@@ -58,10 +58,12 @@ def test_doctor_works_with_what_the_local_copy_of_the_hub_holds(copies, monkeypa
     assert found["some/absent"] == ["False", "warning:tokenizer", "warning:model"]
 
 
-def test_a_folder_that_is_no_model_is_not_taken_for_an_unreachable_hub(tmp_path):
+def test_a_folder_that_is_no_model_is_not_taken_for_an_unreachable_hub(tmp_path, monkeypatch):
     with pytest.raises(ModelError) as told:
         open_model(AutoConfig, Model(path=str(tmp_path)), "configuration")
     assert not isinstance(told.value, UnreachableError)
-    with pytest.raises(ModelError, match="there is no such folder"):
-        open_model(AutoConfig, Model(path=str(tmp_path / "gone")), "configuration")
+    monkeypatch.chdir(tmp_path)
+    for path in (str(tmp_path / "gone"), recipes.smollm2().model.path):
+        with pytest.raises(ModelError, match="there is no such folder"):
+            open_model(AutoConfig, Model(path=path), "configuration")
     assert has_weights(Model())
