@@ -84,5 +84,5 @@ def _rendered(rendering: Any, template: str, messages: list[dict[str, str]], var
 @lru_cache(maxsize=1)
 def _child() -> Children:
     child = Children(serve, 1, ["transformers.utils.chat_template_utils"])
-    atexit.register(child.close)
+    atexit.register(child.abandon)
     return child

@@ -106,3 +106,19 @@ def test_servers_that_are_stopped_again_and_again_end_every_question(children):
     over.set()
     stopper.join()
     assert not active_children()
+
+
+def test_abandoned_children_end_without_a_new_thread(monkeypatch):
+    """At the end of a process Python 3.12 starts no thread."""
+    children = Children(double, 1)
+    assert children.ask([1]) == [Outcome(2)]
+    handle = children._idle[0].handle
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    children.abandon()
+    monkeypatch.undo()
+    until(lambda: not handle.is_running() or handle.status() == psutil.STATUS_ZOMBIE, what="the end of the child")
+    children.close()
