@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def told(script, path, *arguments):
     """The JSON document that a script of this folder writes in a process of its own."""
-    command = [sys.executable, str(ROOT / "tests/actors" / script), *arguments, str(path)]
+    command = [sys.executable, str(ROOT / "tests/inference" / script), *arguments, str(path)]
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # an engine here set it
     environment["PYTHONPATH"] = str(ROOT)
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
