@@ -112,6 +112,7 @@ def _hours(run: Run, size: Size, card: tuple[float, float], memory: int) -> Line
     """The line about the whole run: seconds of a round by part, of the two evaluations, and the sum in hours."""
 
     def written(traces: int, new: int) -> float:
+        """Seconds in which the engines write so many traces of `new` tokens."""
         each = _each(traces, run.engines.rollout)
         step = decode(run, size, card, memory, (each, new))
         return math.ceil(each / step.batch) * new * step.seconds

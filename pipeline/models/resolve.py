@@ -55,6 +55,7 @@ def has_weights(model: Model) -> bool:
     from transformers.utils import cached_file
 
     def here(name: str) -> str | None:
+        """The path of a file of the model on this machine, or None."""
         with contextlib.suppress(OSError):
             return str(cached_file(path, name, revision=model.revision or "main", local_files_only=True))
         return None

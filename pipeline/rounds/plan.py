@@ -36,10 +36,13 @@ class Plan:
             return self.asked in (None, num_prompts)
         return (self.asked, self.source) == (num_prompts, source)
 
-    def is_like(self, other: Plan) -> bool:
-        """Whether both plans ask the same problems of the same policy in the same order. Their cuts into shards may differ."""
-        mine, yours = ([i for indices in plan.shards.values() for i in indices] for plan in (self, other))
-        return mine == yours and (self.policy, self.source, self.asked) == (other.policy, other.source, other.asked)
+    def asks_the_same(self, new: Plan) -> bool:
+        """Whether a new plan has the same problems in the same order, and the same policy. Their cuts into shards may differ.
+
+        A plan of an early version names no source; then the places in the source decide.
+        """
+        mine, its = ([i for indices in plan.shards.values() for i in indices] for plan in (self, new))
+        return mine == its and self.policy == new.policy and self.source in (None, new.source)
 
 
 def read_plan(store: Store, kind: str, number: int) -> Plan | None:

@@ -62,12 +62,10 @@ def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: i
         indices = epoch_indices(len(source), run.seed, number * count, count).tolist()
     else:
         indices = list(range(min(count, len(source))))
-    plan, old = (
-        Plan(policy_version, cut(indices, run.rollout.prompts_per_shard), source.fingerprint, count),
-        read_plan(store, kind, number),
-    )
-    if old is not None and old.is_like(plan):
-        plan = old
+    plan = Plan(policy_version, cut(indices, run.rollout.prompts_per_shard), source.fingerprint, count)
+    old = read_plan(store, kind, number)
+    if old is not None and old.asks_the_same(plan):
+        plan = replace(plan, shards=old.shards)
     write_plan(store, kind, number, plan)
     return Round(store, run, kind, number, policy_version, plan.shards, baseline_at(store, run, kind, number, keep=True), {})
 

@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import recipe
+from pipeline.rounds.plan import Plan, read_plan, write_plan
 from pipeline.rounds.round import evaluation_run, open_round, plan_round
 
 
@@ -39,6 +40,10 @@ def test_a_plan_for_the_same_problems_keeps_its_cut_into_shards(tmp_path):
     old = planned(tmp_path, "rollout.prompts_per_shard=4")
     again = plan_round(old.store, resolve(old.run, ["rollout.prompts_per_shard=1"]), "rounds", 0, 0, open_source(old.run.source))
     assert again.shards == old.shards
+    write_plan(old.store, "rounds", 0, Plan(0, old.shards))  # of an early version, which names no source
+    again = plan_round(old.store, resolve(old.run, ["rollout.prompts_per_shard=1"]), "rounds", 0, 0, open_source(old.run.source))
+    assert again.shards == old.shards
+    assert read_plan(old.store, "rounds", 0).source == open_source(old.run.source).fingerprint
     other = resolve(old.run, ["rollout.prompts_per_shard=1", "rollout.prompts_per_round=3"])
     assert len(plan_round(old.store, other, "rounds", 0, 0, open_source(old.run.source)).shards) == 3
 
