@@ -28,8 +28,8 @@ The other rooms:
     evidence         Figures with their intervals: evaluations, comparisons and sweeps.
     report           One run as one page.
     fit              What a machine can hold.
-    contract.py      The name and type of every column.
-    config.py        Every setting.
+    contract/        The name and type of every column.
+    config/          Every setting.
 
 A row that cannot go on carries a reject_reason and stays in every later shard.
 """

@@ -3,7 +3,7 @@
 tests/stored_run/ holds two runs of the demo recipe, made in November 2026 (code 31aa128) with `model.lora_rank=1`, four prompts a
 round and two rounds: `group`, and `running` with `grade.advantage=running`, `profile.normaliser=batch_max`, `max_staleness=1` and
 `rollout.teacher_share=0.5`. Logs, lease and the training state before the last are left out. Never make them anew: a change that
-makes them stale makes every user's run stale. A new setting is marked LATER (pipeline/config.py).
+makes them stale makes every user's run stale. A new setting is marked LATER (pipeline/config/).
 """
 
 import shutil

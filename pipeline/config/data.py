@@ -1,0 +1,87 @@
+"""Settings of problems, model, prompts and traces."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from pipeline.config.section import Count, Dtype, Positive, Section, Share
+
+
+class Source(Section):
+    """Where problems come from.
+
+    uri: a JSONL or Parquet path or URI, `datasets:<name or path>`, `reasoning-gym:<task>`, or `tiny-arithmetic`.
+    """
+
+    uri: str = "tiny-arithmetic"
+    split: str = "train"
+    problem: str = Field("problem", description="column of the problem text")
+    solution: str = Field("solution", description="column of the reference solution; may be empty in an evaluation")
+    answer: str = Field("answer", description="column of the answer; 'solution' reads its last \\boxed{} or what follows ####")
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
+    size: Count = Field(100_000, description="problems of a generated task; for a file, the most rows that are taken")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
+
+    @field_validator("uri")
+    @classmethod
+    def _no_credentials(cls, uri: str) -> str:
+        if "://" in uri and "@" in uri.split("://", 1)[1].split("/")[0]:
+            raise ValueError("the URI holds credentials, which would be written to run.json: give them by environment or profile")
+        return uri
+
+
+class Model(Section):
+    """The base model, which is both the student's base and the frozen teacher."""
+
+    path: str = Field("tiny-reasoner", description="a local folder, a hub id, or 'tiny-reasoner' (ships with the project)")
+    revision: str | None = None
+    dtype: Dtype = "float32"
+    max_model_len: Count = 256
+    trust_remote_code: bool = False
+    lora_rank: Count = 16
+    lora_alpha: Positive = 32.0
+    lora_dropout: Share = 0.0
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Prompts(Section):
+    """Prompt templates. `{problem}` and `{solution}` are filled in, and the tokenizer's own chat template wraps the result.
+
+    A `teacher` template equal to `student` is a control: a teacher without the reference solution.
+    """
+
+    student: str = "{problem}"
+    teacher: str = (
+        "{problem}\n\nA correct solution of this problem, for your eyes only:\n{solution}\n\n"
+        "Work the problem out in your own words, step by step, and reach the answer by your own reasoning."
+    )
+    system: str | None = None
+    student_thinking: bool = True
+    teacher_thinking: bool = True
+
+
+class Rollout(Section):
+    """How traces are written."""
+
+    prompts_per_round: Count = 32
+    prompts_per_shard: Count = 8
+    group_size: Count = Field(8, description="G, traces per prompt")
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="tokens that sampling may choose from; 0: all")
+    max_new_tokens: Count = 64
+    teacher_share: Share = Field(0.0, description="share of each group that the privileged teacher writes")
+
+
+class Evaluation(Section):
+    """Held-out problems, which the run answers before its first and after its last round."""
+
+    source: Source = Source(split="test")
+    problems: Annotated[int, Field(ge=0)] = 512
+    samples: Count = 1
+    temperature: Positive = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Count = 64

@@ -1,0 +1,121 @@
+"""Settings of what runs where: placement, pools of engines, the trainer, trackers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.section import LATER, Count, Dtype, Positive, Section, Share
+
+
+class Placement(Section):
+    """What one Ray actor asks for. `labels` match labels of Ray nodes; `resources` are custom resources (cluster.yaml)."""
+
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _as_ray_takes_it(self) -> Placement:
+        if self.gpus > 1 and self.gpus % 1:
+            raise ValueError(f"gpus {self.gpus:g}: more than one GPU must be a whole number")
+        if builtin := {"CPU", "GPU", "memory", "object_store_memory"} & self.resources.keys():
+            raise ValueError(f"resources holds {', '.join(sorted(builtin))}: use cpus and gpus; it is for a cluster's own names")
+        return self
+
+
+class Pool(Section):
+    """A pool of engines. `min` engines start with the run. Waiting work adds engines up to `max`; idle ones end again."""
+
+    min: Annotated[int, Field(ge=0)] = 1
+    max: Count = 1
+    grow_after_s: Annotated[float, Field(ge=0)] = Field(2.0, description="seconds that work waits before the pool adds an engine")
+    shrink_after_s: Annotated[float, Field(ge=0)] = Field(120.0, description="seconds until an unneeded engine ends")
+    placement: Placement = Placement()
+    tensor_parallel: Count = 1
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one engine; 0: as many as Ray grants CPUs")
+    memory_share: Share = Field(0.9, description="share of the GPU memory that an engine takes")
+    kv_cache_gib: Positive = Field(1.0, description="KV cache of an engine on CPU, in GiB")
+    max_num_seqs: Count = 256
+    max_batched_tokens: Count = 2048
+    enforce_eager: bool = True
+    start_timeout_s: Positive = Field(600.0, description="seconds that a start may take, and a step, since the first may compile")
+    stall_timeout_s: Annotated[Positive, LATER] = Field(
+        60.0, description="seconds without a sign of life after which an engine or its dispatcher is replaced"
+    )
+    request_tries: Count = Field(3, description="times a request may kill its engine before its row is rejected")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Pool:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}: raise max or lower min")
+        return self
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_process(self) -> Pool:
+        if self.tensor_parallel > 1 and self.placement.gpus != self.tensor_parallel:
+            count = self.tensor_parallel
+            raise ValueError(
+                f"tensor_parallel {count} needs placement.gpus {count}, one for each process; it is {self.placement.gpus:g}"
+            )
+        return self
+
+
+class EnginePools(Section):
+    """The pools of engines: one for rollout and scoring, or two that scale apart where `score` is given."""
+
+    rollout: Pool = Pool()
+    score: Pool | None = None
+    inflight_shards: Count = Field(4, description="shards that may wait on one engine at one time")
+
+
+class Train(Section):
+    """The trainer and its optimiser."""
+
+    workers: Count = 1
+    placement: Placement = Placement()
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="torch threads of one rank; 0: as many as Ray grants CPUs")
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    dtype: Dtype = "float32"
+    gradient_checkpointing: bool = False
+    batch_traces: Count = Field(256, description="traces of one optimiser step over all ranks: the minibatch of Eq. 5")
+    micro_batch_tokens: Count = Field(16_384, description="most tokens of one forward pass: prompt, response and padding")
+    head_chunk_tokens: Count = Field(1024, description="tokens whose logits exist at one time")
+    learning_rate: Positive = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    grad_clip: Positive = 1.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="training states kept; a resume needs the last one")
+    checkpoint_every: Annotated[Count, LATER] = Field(
+        1, description="rounds between two training states; a resume trains the rounds after the last one again"
+    )
+    keep_policies: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+        0, description="last policies whose weights are kept, besides the first and those of evaluations; 0: all"
+    )
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    stall_timeout_s: Annotated[Positive, LATER] = Field(
+        60.0, description="seconds without a sign of life after which a rank counts as dead"
+    )
+
+    @model_validator(mode="after")
+    def _one_card_each(self) -> Train:
+        if self.workers > 1 and 0 < self.placement.gpus < 1:
+            raise ValueError(
+                f"placement.gpus {self.placement.gpus:g} would let ranks share a GPU, which NCCL refuses: set 1, or workers 1"
+            )
+        return self
+
+
+class Metrics(Section):
+    """Where metrics go besides the run's own JSONL files. No result depends on it, so a resume may change it."""
+
+    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field((), description="trackers; each needs its package extra")
+
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _names(cls, sinks: Any) -> Any:
+        names = [name.strip() for name in sinks.split(",") if name.strip()] if isinstance(sinks, str) else sinks
+        return list(dict.fromkeys(names)) if isinstance(names, list | tuple) else names

@@ -1,0 +1,98 @@
+"""Settings of the method: verdicts and rewards, scores, profiles, labels and the objective."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.section import LATER, UNCOUNTED, Count, Positive, Section, Share
+
+
+class Grade(Section):
+    """Verdicts, rewards and advantages."""
+
+    verifier: Literal["math", "exact"] = "math"
+    answer_pattern: str | None = Field(
+        None, description="regex: group 1 of its last match is the answer; none: the last \\boxed or the last number"
+    )
+    deadline_s: Positive = Field(
+        5.0, description="processor seconds that the verification of one answer may take; it gets them twice"
+    )
+    processes: Annotated[int, Field(ge=0)] = Field(
+        0, description="verifier processes of one worker; 0: as many as it may use CPUs"
+    )
+    fallback: Annotated[Literal["auto", "on", "off"], LATER] = Field(
+        "auto",
+        description="whether the last formula or number counts where no answer is marked; auto: unless the prompt asks for a box",
+    )
+    set_relations: Annotated[bool, LATER] = Field(
+        True, description="whether `x < 3` and the interval (-oo, 3) are the same answer"
+    )
+    beta_length: Annotated[float, Field(ge=0)] = Field(0.5, description="beta_L of the length-shaped reward")
+    advantage: Literal["group", "running"] = "group"
+    running_warmup_steps: Annotated[int, Field(ge=0)] = Field(10, description="warm-up of the running estimator, in rounds")
+
+
+class ScoreSettings(Section):
+    """How teacher and student log-probs and entropies are measured."""
+
+    entropy: Literal["exact", "bounds"] = "exact"
+    fallback: Annotated[bool, UNCOUNTED] = Field(
+        True,
+        description="whether bounds, with a warning, take the place of exact entropies; false: the run ends before it pays",
+    )
+    top_k: Count = Field(20, description="most likely tokens that entropy bounds are computed from")
+    rescore_share: Share = Field(0.05, description="share of student traces scored again to measure the log-prob gap")
+
+
+class Profile(Section):
+    """Entropy profile of a trace. Thresholds on the normalised entropy decide the regimes (2605.13255, section 5.5)."""
+
+    window: Annotated[int, Field(ge=0)] = Field(3, description="W, tokens of the lookahead; 0 is EGRSD")
+    normaliser: Literal["log_vocab", "batch_max"] = Field("log_vocab", description="what entropy is divided by")
+    tau_low: Share = Field(0.01, description="a token at or below it is a lock (normalised entropy)")
+    tau_high: Share = Field(0.17, description="a token at or above it is a pivot or a fork (normalised entropy)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        if self.tau_low >= self.tau_high:
+            raise ValueError(f"tau_low {self.tau_low} must be below tau_high {self.tau_high}")
+        return self
+
+
+class Weights(Section):
+    """Constants of the token weight (2605.13255, Eq. 2, 5 and 6). Labels and objective each have their own values of them."""
+
+    gamma: Annotated[float, Field(ge=0)] = 0.3
+    floor: Share = 0.1
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    min_normaliser: Positive = Field(1.0, description="least value of the gate's maximum M, in nats")
+
+
+class Label(Weights):
+    """Gate and token weight that are stored as data. Their maximum M is the round's. Training does not read them."""
+
+    lookahead: bool = Field(True, description="whether the gate reads the lookahead entropy (CL-EGRSD) or the plain one (EGRSD)")
+
+
+class Objective(Weights):
+    """What the trainer minimises, computed from the stored signals."""
+
+    name: Literal["grpo", "rlsd", "egrsd", "cl_egrsd", "position"] = "cl_egrsd"
+    gate: Literal["entropy", "shuffled", "uniform", "inverted"] = Field(
+        "entropy", description="gate of egrsd and cl_egrsd, or a control in its place; see pipeline/method/objective.py"
+    )
+    entropy: Literal["teacher", "student"] = Field("teacher", description="whose entropy the gate reads; `student` is a control")
+    window: Annotated[int, Field(ge=0)] = 3
+    rlsd_lam: Share = 0.5
+    rlsd_decay_steps: Annotated[int, Field(ge=0)] = 50
+    position_min: Share = 0.25
+    position_tau: float = 0.30
+    position_scale: Positive = 0.10
+
+    @model_validator(mode="after")
+    def _has_a_gate(self) -> Objective:
+        if (self.gate, self.entropy) != ("entropy", "teacher") and self.name not in {"egrsd", "cl_egrsd"}:
+            raise ValueError(f"gate and entropy are controls of egrsd and cl_egrsd; '{self.name}' has no gate")
+        return self

@@ -1,0 +1,34 @@
+"""What every group of settings is made of: frozen sections, common types, and the marks of settings that digests leave out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+LATER = "later"  # marks a setting that is younger than existing runs: its default changes no digest
+UNCOUNTED = "uncounted"  # marks a setting that no result depends on: it counts in no digest
+
+
+class Section(BaseModel):
+    """A group of settings. It is frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def left_out(section: Section, name: str) -> bool:
+    """Whether a setting counts in no digest: it is marked UNCOUNTED, or marked LATER and at its default."""
+    field = type(section).model_fields[name]
+    later = LATER in field.metadata and getattr(section, name) == field.get_default(call_default_factory=True)
+    return later or UNCOUNTED in field.metadata
+
+
+def counted(value: Any) -> Any:
+    """The value of a setting, or the part of a section that counts in a digest."""
+    if not isinstance(value, Section):
+        return value
+    return {name: counted(part) for name, part in value if not left_out(value, name)}

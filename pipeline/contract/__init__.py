@@ -1,0 +1,43 @@
+"""The contract between stages: columns, stages, and what stages and engines exchange."""
+
+from pipeline.contract.columns import COLUMNS, Column, Regime, Reject, Verdict
+from pipeline.contract.engines import (
+    EngineFacts,
+    Engines,
+    Failure,
+    Generate,
+    Generation,
+    Policy,
+    PooledEngines,
+    Sampling,
+    Score,
+    Sequence,
+    Usage,
+)
+from pipeline.contract.stage import ENGINE_SETTINGS, Place, Scope, ShardInputs, ShardResult, Stage, schema
+
+__all__ = [
+    "COLUMNS",
+    "ENGINE_SETTINGS",
+    "Column",
+    "EngineFacts",
+    "Engines",
+    "Failure",
+    "Generate",
+    "Generation",
+    "Place",
+    "Policy",
+    "PooledEngines",
+    "Regime",
+    "Reject",
+    "Sampling",
+    "Scope",
+    "Score",
+    "Sequence",
+    "ShardInputs",
+    "ShardResult",
+    "Stage",
+    "Usage",
+    "Verdict",
+    "schema",
+]

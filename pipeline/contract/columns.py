@@ -1,0 +1,142 @@
+"""Every column: its name, type, shape, unit and writer. And the codes that columns hold.
+
+Arrow schemas, the tables of pipeline/README.md and the checks at every commit derive from COLUMNS. Shape legend: `T` response
+tokens, `P` prompt tokens, `Q` privileged prompt tokens, `S` spans. Entropies and log-probs are in nats, at temperature 1, over
+the full vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Verdict(StrEnum):
+    """The grader's result. A row whose verifier dies or stands still is never `wrong`: it carries a reject_reason instead."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    UNPARSABLE = "unparsable"
+    TRUNCATED = "truncated"
+    TIMEOUT = "timeout"
+
+
+class Reject(StrEnum):
+    """Why a row cannot go on. The row stays in every later shard: its columns are null, and it is counted."""
+
+    MISSING_PROBLEM = "missing_problem"
+    MISSING_SOLUTION = "missing_solution"
+    MISSING_ANSWER = "missing_answer"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    ENGINE_ERROR = "engine_error"
+    EMPTY_RESPONSE = "empty_response"
+    NON_FINITE = "non_finite"
+    IMPOSSIBLE = "impossible"
+    RESPONSE_MISMATCH = "response_mismatch"
+    UNREADABLE_ANSWER = "unreadable_answer"
+    VERIFIER_TIMEOUT = "verifier_timeout"
+    VERIFIER_ERROR = "verifier_error"
+
+
+class Regime:
+    """Codes of the `regime` column (2605.13255, section 5.5)."""
+
+    LOCK, MID, PIVOT, FORK = range(4)
+    NAMES = ("lock", "mid", "pivot", "fork")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `shape` is "" for a scalar. `nullable` allows null in a row that was not rejected."""
+
+    name: str
+    type: pa.DataType
+    writer: str
+    shape: str = ""
+    unit: str = ""
+    doc: str = ""
+    nullable: bool = False
+
+
+_IDS, _FLOATS, _TEXT = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.string()
+_SPANS = pa.list_(
+    pa.struct(
+        [
+            ("start", pa.int32()),
+            ("end", pa.int32()),
+            ("regime", pa.int8()),
+            ("mean_entropy", pa.float32()),
+            ("peak_entropy", pa.float32()),
+        ]
+    )
+)
+
+COLUMNS: dict[str, Column] = {
+    c.name: c
+    for c in (
+        Column("prompt_id", _TEXT, "prompts", doc="key of a prompt: hash of its place in the source and its texts"),
+        Column("problem", _TEXT, "prompts", doc="text of the problem"),
+        Column(
+            "solution", _TEXT, "prompts", doc="reference solution, for the teacher only; evaluations have none", nullable=True
+        ),
+        Column("answer", _TEXT, "prompts", doc="reference answer, which the grader compares with"),
+        Column("prompt_tokens", _IDS, "prompts", "P", "id", "prompt of the student"),
+        Column(
+            "teacher_prompt_tokens",
+            _IDS,
+            "prompts",
+            "Q",
+            "id",
+            "prompt of the teacher: problem and reference solution",
+            nullable=True,
+        ),
+        Column("trace_id", _TEXT, "rollout", doc="key of a trace: hash of run seed, round, prompt and sample"),
+        Column("prompt_index", pa.int32(), "rollout", doc="row of this trace's prompt in the prompts shard"),
+        Column("sample_index", pa.int32(), "rollout", doc="number of this trace in its prompt's group, 0 to G-1"),
+        Column("trace_source", _TEXT, "rollout", doc="writer of the trace, student or teacher, with its own prompt and weights"),
+        Column("response_tokens", _IDS, "rollout", "T", "id", "sampled ids, with the end-of-sequence id"),
+        Column("response_text", _TEXT, "rollout", doc="decoded response without special tokens"),
+        Column("rollout_logprobs", _FLOATS, "rollout", "T", "nats", "log-prob of each token under the writer, at temperature 1"),
+        Column("rollout_entropy", _FLOATS, "rollout", "T", "nats", "entropy of the writer's full distribution at each token"),
+        Column(
+            "rollout_entropy_error", pa.float32(), "rollout", unit="nats", doc="largest half-width of its bounds; 0 when exact"
+        ),
+        Column("finish_reason", _TEXT, "rollout", doc="why the trace ended: stop (end of sequence) or length (cap)"),
+        Column("policy_version", pa.int32(), "rollout", doc="policy that wrote the trace; 0 is the base model"),
+        Column("policy_lag", pa.int32(), "rollout", doc="rounds by which the writing policy is behind; 0 is on-policy"),
+        Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace"),
+        Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
+        Column("extracted_answer", _TEXT, "grade", doc="answer that the grader read from the response", nullable=True),
+        Column("reward", pa.float32(), "grade", doc="length-shaped reward: 0, or between 1 and 1 + beta_length"),
+        Column("advantage", pa.float32(), "grade", doc="advantage of the trace by the running or the group estimator"),
+        Column("student_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: student prompt, adapter on"),
+        Column("teacher_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: teacher prompt, adapter off"),
+        Column("teacher_entropy", _FLOATS, "score", "T", "nats", "entropy of the teacher's full distribution at each token"),
+        Column("entropy_method", _TEXT, "score", doc="exact, or bounds: the middle of the top-k bounds"),
+        Column("entropy_error", pa.float32(), "score", unit="nats", doc="largest half-width of the entropy bounds; 0 when exact"),
+        Column("student_logprob_source", _TEXT, "score", doc="rollout: measured with the trace; score: scored afterwards"),
+        Column(
+            "student_logprob_gap",
+            pa.float32(),
+            "score",
+            unit="nats",
+            doc="largest difference between rollout and score in a re-scored trace, else null",
+            nullable=True,
+        ),
+        Column("lookahead_entropy", _FLOATS, "profile", "T", "nats", "least teacher entropy among a token and the next W"),
+        Column("entropy_mean", pa.float32(), "profile", unit="nats", doc="mean teacher entropy of the trace"),
+        Column("entropy_p50", pa.float32(), "profile", unit="nats", doc="median teacher entropy of the trace"),
+        Column("entropy_p90", pa.float32(), "profile", unit="nats", doc="90th percentile of the trace's teacher entropy"),
+        Column("entropy_max", pa.float32(), "profile", unit="nats", doc="largest teacher entropy of the trace"),
+        Column("share_lock", pa.float32(), "profile", doc="share of the trace's tokens in regime lock"),
+        Column("share_mid", pa.float32(), "profile", doc="share of the trace's tokens in regime mid"),
+        Column("share_pivot", pa.float32(), "profile", doc="share of the trace's tokens in regime pivot"),
+        Column("share_fork", pa.float32(), "profile", doc="share of the trace's tokens in regime fork"),
+        Column("regime", pa.list_(pa.int8()), "label", "T", doc="regime of each token: 0 lock, 1 mid, 2 pivot, 3 fork"),
+        Column("spans", _SPANS, "label", "S", doc="maximal runs of one regime: start, end (exclusive), mean and peak entropy"),
+        Column("gate", _FLOATS, "label", "T", doc="confidence omega, from floor to 1; its M is the largest entropy of the round"),
+        Column("token_weight", _FLOATS, "label", "T", doc="advantage x magnitude x gate"),
+    )
+}
