@@ -8,6 +8,7 @@ from rich.table import Table
 
 from jobs.opened import open_run
 from jobs.terminal import session
+from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds import origin
@@ -39,7 +40,7 @@ def show(uri: str, debug: bool) -> None:
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
         changed = [f"note: {text}." for text in origin.look(store, run)]
-        for note in [*notes, *_stale_evaluations(store, run), *changed]:
+        for note in [*notes, *_stale_evaluations(store, run), *told(store, run), *changed]:
             out.say(note)
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
         if (damage := store.damaged_policy()) is not None:

@@ -18,6 +18,7 @@ from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, resolve
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.remaining import trainable_rounds
+from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
 from pipeline.store.directory import Store, area
 from pipeline.training import worker
@@ -65,7 +66,7 @@ def train_committed(
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         with _replacing(held, run, first, out):
             for work in rounds:
-                commit_round(work)
+                commit_round(work, left_out(work))
             with (
                 trackers.feeding(held.store, run, out.say, held.lease),
                 out.console.status(f"training rounds {first} to {last - 1}"),

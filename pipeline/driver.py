@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from pipeline.choice.plans import Planner
 from pipeline.config import Run
 from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
@@ -30,6 +31,7 @@ from pipeline.rounds.metrics import summarise_round, warning
 from pipeline.rounds.refused import refuse_nothing_left, refuse_unusable
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
+from pipeline.rounds.rows import left_out
 from pipeline.rounds.schedule import execute, inflight, usage
 from pipeline.stages import EVALUATION, LABELS, MEASURE
 from pipeline.stages.chat import controls
@@ -104,8 +106,9 @@ def open_sources(run: Run) -> Sources:
     grader_of(run)
     rounds = open_source(run.source)
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
-    first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
-    refuse_unusable(rounds, first, run, "the first round")
+    if not run.source.chooses:  # else `pipeline.choice.plans.prepare` looks at the first round
+        first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
+        refuse_unusable(rounds, first, run, "the first round")
     if evals is not None:
         refuse_unusable(evals, range(min(run.evaluation.problems, len(evals))), evaluation_run(run), "the evaluation")
     notes = [check_references(source, run) for source in (rounds, evals) if source is not None]
@@ -168,6 +171,9 @@ class Driver:
     start_trainer: Callable[[str, Run], TrainerHandle]
     screen: Screen
 
+    def __post_init__(self) -> None:
+        self._planner = Planner(self.store, self.run, self.sources.rounds)
+
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
         with self._training(remaining.train, holding) as trainer:
@@ -213,20 +219,28 @@ class Driver:
     def measure(self, number: int) -> _Measured:
         """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works."""
         begun, before = time.perf_counter(), usage(self.engines)
-        version = max(0, number - self.run.max_staleness)
-        source = self.sources.rounds
-        work = plan_round(self.store, self.run, "rounds", number, version, source)
         spent: dict[str, float] = {}
-        most = inflight(self.run, self.engines)
-        execute(with_engines(work, self.engines), MEASURE, source, inflight=most, on_entry=_counting(spent))
-        refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
-        commit_round(work)
+        work = self._filled(self._planner.plan(number, max(0, number - self.run.max_staleness)), spent)
+        commit_round(work, left_out(work))
         measured, now = time.perf_counter(), usage(self.engines)
         self.label(work, spent)
         clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured}
         clock["seconds_engines"] = max(0.0, now.busiest_s - before.busiest_s)
         clock["seconds_engines_idle"] = max(0.0, now.idle_s - before.idle_s)
         return _Measured(work, begun, clock | {f"seconds_stage_{name}": seconds for name, seconds in spent.items()})
+
+    def _filled(self, work: Round, spent: dict[str, float]) -> Round:
+        """A planned round, measured, with further prompts where groups have no signal (rollout.fill_groups)."""
+        source, on_entry = self.sources.rounds, _counting(spent)
+        while True:
+            execute(
+                with_engines(work, self.engines), MEASURE, source, inflight=inflight(self.run, self.engines), on_entry=on_entry
+            )
+            refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
+            longer = self._planner.extended(work)
+            if longer is None:
+                return work
+            work = longer
 
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
         """Profile and label a measured round. The seconds of each stage are added to `spent`."""

@@ -11,10 +11,11 @@ from pydantic import Field, model_validator
 from pipeline.config.data import Evaluation, Model, Prompts, Rollout, Source
 from pipeline.config.machines import EnginePools, Metrics, Placement, Pool, Train
 from pipeline.config.method import Grade, Label, Objective, Profile, ScoreSettings, Weights
-from pipeline.config.section import LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
+from pipeline.config.section import CHOOSES, LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
 from pipeline.digest import digest
 
 __all__ = [
+    "CHOOSES",
     "LATER",
     "UNCOUNTED",
     "Count",
@@ -92,6 +93,8 @@ class Run(Section):
             )
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
+        if self.rollout.fill_groups and self.grade.advantage != "group":
+            raise ValueError("rollout.fill_groups needs grade.advantage 'group': with 'running' no group is without signal")
         return self
 
     def digest(self, settings: tuple[str, ...]) -> str:

@@ -95,7 +95,7 @@ def look(store: Store, run: Run) -> list[str]:
 
 def _kept(problems: ProblemSet) -> KeptSource:
     return KeptSource(
-        settings=problems.source.model_dump(mode="json"),
+        settings=problems.source.reading(),
         fingerprint=problems.fingerprint,
         rows=len(problems),
         files=stamps(problems.source),

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipeline.contract import COLUMNS
 from pipeline.errors import ContractError, StoreError
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
 from pipeline.store.directory import Entry, Store, area
@@ -86,16 +87,23 @@ def round_table(store: Store, number: int) -> pa.Table | None:
     if ready is None:
         return None
     where = area("rounds", number)
-    tables = [training_rows(store, where, shard, hashes, ready.policy) for shard, hashes in sorted(ready.shards.items())]
+    left = ready.left_out
+    tables = [
+        training_rows(store, where, shard, hashes, ready.policy, left.get(shard))
+        for shard, hashes in sorted(ready.shards.items())
+    ]
     if not tables:
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
     return pa.concat_tables(tables)
 
 
-def training_rows(store: Store, where: str, shard: str, hashes: dict[str, str], policy: int) -> pa.Table:
+def training_rows(
+    store: Store, where: str, shard: str, hashes: dict[str, str], policy: int, left_out: list[int] | None = None
+) -> pa.Table:
     """Training rows of one shard, as in `round_table`. `hashes` has the sha256 of each stage's shard.
 
-    `policy` is the version that had to answer. Raises StoreError when a stage has other bytes by now.
+    `policy` is the version that had to answer. The traces of the prompts `left_out`, places in the shard, are not among the rows.
+    Raises StoreError when a stage has other bytes by now.
     """
     if missing := set(MEASURE) - hashes.keys():
         raise StoreError(f"shards.{shard}: lacks {', '.join(sorted(missing))}", store.locate(f"{where}/ready.json"), RESTORE)
@@ -112,7 +120,37 @@ def training_rows(store: Store, where: str, shard: str, hashes: dict[str, str], 
     columns["advantage"] = tables["grade"]["advantage"]
     columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}
     columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))
-    return pa.table(columns)
+    table = pa.table(columns)
+    return table.filter(pc.invert(pc.is_in(rollout["prompt_index"], pa.array(left_out, pa.int32())))) if left_out else table
+
+
+def signals(work: Round) -> dict[str, np.ndarray]:
+    """Whether the group of each prompt has a signal: bool [prompts of the shard] by shard, in the order of the plan.
+
+    A group has a signal when one of its traces has an advantage other than 0. Every shard must be graded.
+    """
+    entries, found = Inventory(work).entries(COLUMNS["advantage"].writer), {}
+    for shard, indices in work.shards.items():
+        advantage = pc.fill_null(work.store.read(entries[shard], ["advantage"])["advantage"], 0.0).to_numpy()
+        found[shard] = (np.nan_to_num(advantage) != 0).reshape(len(indices), -1).any(axis=1)
+    return found
+
+
+def left_out(work: Round) -> dict[str, list[int]]:
+    """The prompts of a filled round whose traces are not trained on, by shard, as places in the shard.
+
+    These are the groups without signal, and those behind the number of groups that the round asks for. It is empty for a round
+    that is not filled (rollout.fill_groups), and for one in which no group has a signal.
+    """
+    plan = read_plan(work.store, work.kind, work.number)
+    if plan is None or plan.filling is None or plan.asked is None:
+        return {}
+    found, before, left = signals(work), 0, {}
+    for shard, signal in found.items():
+        trained = signal & (before + np.cumsum(signal) <= plan.asked)
+        before += int(signal.sum())
+        left[shard] = np.flatnonzero(~trained).tolist()
+    return {shard: places for shard, places in left.items() if places} if before else {}
 
 
 def _committed(store: Store, where: str, stage: str, shard: str, digest: str) -> Entry:
