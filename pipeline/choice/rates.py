@@ -185,6 +185,9 @@ def _read_area(store: Store, kind: str, number: int) -> Iterator[tuple[str, int,
         if shard not in prompts or shard not in grades or grades[shard].inputs.get("prompts") != prompts[shard].sha256:
             continue
         asked = store.read(prompts[shard], ["problem", "answer"])
+        if asked.num_rows != len(indices):
+            what = f"{asked.num_rows} rows, and the plan has {len(indices)} problems"
+            raise StoreError(what, store.locate(prompts[shard].path), "`egrsd verify` says more; leave this run out")
         right, graded = _verdicts(store, grades[shard], len(indices))
         rows = zip(asked["problem"].to_pylist(), asked["answer"].to_pylist(), right, graded, indices, strict=True)
         for problem, answer, c, n, index in rows:

@@ -136,6 +136,14 @@ def test_damaged_verdicts_of_another_run_are_refused_in_one_line(other, tmp_path
             kept(tmp_path, "source.unmeasured=left_out", f"source.pass_rates={store.uri}/{kind}")
     finally:
         store.write(entry.path, whole)
+    path = f"{kind}/0000/plan.json"
+    plan, whole = store.read_json(path), store.read_bytes(path)
+    try:
+        store.write_json(path, plan | {"shards": {shard: [*rows, 9] for shard, rows in plan["shards"].items()}})
+        with pytest.raises(StoreError, match=r"rows, and the plan has \d+ problems"):
+            kept(tmp_path, "source.unmeasured=left_out", f"source.pass_rates={store.uri}/{kind}")
+    finally:
+        store.write(path, whole)
 
 
 @pytest.mark.parametrize(
