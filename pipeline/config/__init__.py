@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.data import Evaluation, Model, Prompts, Rollout, Source
 from pipeline.config.machines import EnginePools, Metrics, Placement, Pool, Train
-from pipeline.config.method import Grade, Label, Objective, Profile, ScoreSettings, Weights
+from pipeline.config.method import Grade, Label, Profile, ScoreSettings, Weights
+from pipeline.config.objective import Objective, refuse_missing
 from pipeline.config.section import LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
 from pipeline.digest import digest
 
@@ -86,11 +87,8 @@ class Run(Section):
                 f"train.keep_policies {self.train.keep_policies} drops policies that engines still need: set 0, or "
                 f"{self.max_staleness + 2} or more"
             )
-        if self.objective.entropy == "student" and self.rollout.teacher_share:
-            raise ValueError(
-                "objective.entropy 'student' needs rollout.teacher_share 0: the student's entropy of a trace that the teacher "
-                "wrote is not measured"
-            )
+        others = {"teacher": self.rollout.teacher_share, "import": float(bool(getattr(self.source, "response", "")))}
+        refuse_missing(self.objective, self.score, {name for name, share in others.items() if share})
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
         return self

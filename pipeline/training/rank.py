@@ -79,7 +79,7 @@ def resume(store: Store, run: Run, device: torch.device) -> Trainer:
             trainer = Trainer(run, model, device)
             checkpoint.load_optimizer(trainer, folder)
     for number in range(kept, version):
-        list(trainer.train_round(_round(store, number)))
+        list(trainer.train_round(_round(trainer, store, number)))
     if kept < version:
         _compare(trainer, store, version)
     return trainer
@@ -145,16 +145,16 @@ def _turn(card: Card | None, store: Store) -> AbstractContextManager[bool]:
 def _steps(trainer: Trainer, store: Store, number: int) -> list[dict[str, float]] | None:
     """The metrics of a round's optimiser steps, or None when a stop was requested in between."""
     metrics = []
-    for row in trainer.train_round(_round(store, number)):
+    for row in trainer.train_round(_round(trainer, store, number)):
         metrics.append(row)
         if first_rank(store.stop_requested):
             return None
     return metrics
 
 
-def _round(store: Store, number: int) -> RoundTable:
-    """The rows of a committed round. Raises TrainingError when it is gone."""
-    ready, table = store.ready(number), round_table(store, number)
+def _round(trainer: Trainer, store: Store, number: int) -> RoundTable:
+    """The rows of a committed round, with what the objective reads. Raises TrainingError when it is gone."""
+    ready, table = store.ready(number), round_table(store, number, trainer.run.objective.columns)
     if ready is None or table is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     return RoundTable(number, ready.policy, table)
