@@ -53,7 +53,7 @@ class Engine:
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._asleep = False
-        self.vllm = vllm or Stepper(self._start, self._path)
+        self.vllm = vllm or Stepper(self._start, self._path, pool)
         try:
             self._facts = self._choose_entropy()
         except BaseException:

@@ -230,7 +230,7 @@ def test_a_start_that_fails_is_one_clear_line():
     assert isinstance(error, EngineError)
     assert str(error) == (
         "some/model: vLLM did not start (ValueError: No available memory for the KV cache blocks.). "
-        "Lower memory_share, max_num_seqs or model.max_model_len"
+        "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
     )
     assert startup.start_error(error, "elsewhere") is error
 
@@ -281,6 +281,7 @@ def test_an_engine_without_memory_names_its_share_of_the_card(monkeypatch):
     pool = config.Pool(colocate=True, memory_share=0.7)
     error = startup.start_error(RuntimeError("CUDA Error: out of memory at cumem"), "m", pool, "wake up")
     assert str(error) == (
-        "m: vLLM did not wake up (RuntimeError: CUDA Error: out of memory at cumem; memory_share 0.7 x 24.00 = 16.80 GiB, "
-        "10.00 are free). Lower memory_share, max_num_seqs or model.max_model_len, or set train.offload all"
+        "m: vLLM did not wake up (RuntimeError: CUDA Error: out of memory at cumem). Lower memory_share, max_num_seqs, "
+        "max_batched_tokens or model.max_model_len, or set train.offload all: memory_share 0.7 x 24.00 = 16.80 GiB, and 10.00 "
+        "are free"
     )
