@@ -15,12 +15,12 @@ from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
 from pipeline.store.directory import Entry, Store, area
 from pipeline.store.documents import RESTORE
-from pipeline.store.possible import key_of
+from pipeline.store.possible import key_of, types_of
 from pipeline.store.shards import check_columns
 
 
 def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str, list[str]] | None = None) -> dict[str, pa.Table]:
-    """The tables of one shard, by stage: all columns, or the `columns` of each stage.
+    """The tables of one shard, by stage: all columns, or the `columns` of each stage. Optional ones may be missing.
 
     Raises StoreError when a file is damaged, or when the stages do not hold the same rows in the same order. The traces of a
     prompt stand next to each other, and `prompt_index` names its row.
@@ -34,7 +34,7 @@ def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str,
         keys[name] = table[key]
         if name == "rollout" and "prompts" in entries:
             _check_prompts(store, entry, table["prompt_index"], entries["prompts"].rows)
-        tables[name] = table if wanted is None else table.select(wanted)
+        tables[name] = table if wanted is None else table.select([column for column in wanted if column in table.column_names])
     first: str | None = None
     for name in entries.keys() - {"prompts"}:
         first = first or name
@@ -69,7 +69,8 @@ def joined_round(work: Round) -> pa.Table:
         parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
-        columns |= {c.name: parts[c.writer][c.name] for c in COLUMNS.values() if c.writer in parts}
+        there = [c for c in COLUMNS.values() if c.writer in parts and c.name in parts[c.writer].column_names]
+        columns |= {c.name: parts[c.writer][c.name] for c in there}
         for name in ("reject_reason", "reject_detail"):
             columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
         tables.append(pa.table(columns))
@@ -110,7 +111,7 @@ def training_rows(
     if missing := set(MEASURE) - hashes.keys():
         raise StoreError(f"shards.{shard}: lacks {', '.join(sorted(missing))}", store.locate(f"{where}/ready.json"), RESTORE)
     entries = {stage: _committed(store, where, stage, shard, hashes[stage]) for stage in MEASURE}
-    tables = read_shard(store, entries)
+    tables = read_shard(store, entries, {stage: _read_by_training(stage, further) for stage in MEASURE})
     rollout = tables["rollout"]
     _check_vocabulary(store, entries, tables["prompts"])
     prompts = tables["prompts"].take(rollout["prompt_index"])
@@ -126,6 +127,11 @@ def training_rows(
         columns |= {name: source[name]} if name in source.column_names else {}
     columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))
     return pa.table(columns)
+
+
+def _read_by_training(stage: str, further: tuple[str, ...]) -> list[str]:
+    """Columns of a stage, without the optional ones that the objective does not read."""
+    return [name for name in types_of(stage) if name not in COLUMNS or not COLUMNS[name].optional or name in further]
 
 
 def _committed(store: Store, where: str, stage: str, shard: str, digest: str) -> Entry:
