@@ -38,6 +38,7 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
     generation does not know the setting. All that a row says of the teacher then comes from that one forward pass.
     """
     kept = TOPK if run.score.keep_topk else ()
+    base = ("base_logprobs",) if run.score.base_logprobs else ()
     draft = Draft.after(STAGE, rollout)
     facts = engines.facts()
     indices, sources = rollout["prompt_index"].to_pylist(), rollout["trace_source"].to_pylist()
@@ -73,7 +74,13 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
         draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
     for row, scored in ask(again, "prompt_tokens", policy):
         draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
-    return draft.table(kept)
+    if base:
+        known = set(by_student if policy.version == 0 else ())  # the base itself wrote these
+        for row in known:
+            draft.values[row]["base_logprobs"] = logprobs[row]
+        for row, scored in ask([row for row in draft.live() if row not in known], "prompt_tokens", Policy(0)):
+            draft.values[row]["base_logprobs"] = scored.logprobs
+    return draft.table((*kept, *base))
 
 
 def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray, vocab_size: int) -> Score | None:
