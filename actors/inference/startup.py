@@ -17,6 +17,7 @@ from pipeline.models.resolve import open_model
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.inference.exact_entropy is installed only where this is "1"
 DEBUG = "EGRSD_DEBUG"  # vLLM's own log is shown where this is set
 LOGPROBS_MODE = "raw_logprobs"
+MOST_LOGPROBS = 1 << 24  # numbers of a token that a request may ask for; -1 would be the size of the vocabulary
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can allocate for
 
 
@@ -72,9 +73,10 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
     try:
         from vllm import EngineArgs, LLMEngine
 
-        from actors.inference import exact_entropy, vllm_lora, vllm_sleep
+        from actors.inference import exact_entropy, prompt_arrays, vllm_lora, vllm_sleep
 
         exact_entropy.install()
+        prompt_arrays.install()
         vllm_lora.install()
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
         arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()
@@ -106,7 +108,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool, gp
         "generation_config": "vllm",  # no sampling default comes from the model's folder; the request says all
         "seed": 0,
         "logprobs_mode": LOGPROBS_MODE,
-        "max_logprobs": -1,
+        "max_logprobs": MOST_LOGPROBS,
         "enable_prefix_caching": gpu_runner,  # requests say whether they read it (actors.inference.vllm_scoring)
         # A seeded request crashes the CPU runner when its prompt is split over two steps.
         "enable_chunked_prefill": gpu_runner,

@@ -174,8 +174,15 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
         waiting[name] = (batch, row)
         try:
             engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
-        except ValueError as error:  # vLLM refuses this request; the others go on
+        except Exception as error:
+            if not _refuses(error):
+                raise
             _deliver(waiting, name, Failure(first_line(error)))
+
+
+def _refuses(error: Exception) -> bool:
+    """Whether vLLM refuses one request with this error, so that the others go on. Its own errors for that are no ValueError."""
+    return isinstance(error, ValueError) or any(kind.__name__ == "VLLMClientError" for kind in type(error).__mro__)
 
 
 def _has_lost_a_process(engine: Any) -> bool:

@@ -25,7 +25,7 @@ from pipeline.contract import (
     ShardResult,
     Stage,
 )
-from pipeline.errors import EngineError, SettingError
+from pipeline.errors import EngineError
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
 
@@ -110,13 +110,6 @@ def entropy_max(score: pa.Table) -> float:
     """Largest teacher entropy, in nats, over the rows of a shard that go on. 0 when there are none."""
     flat, _ = ragged(score.filter(pc.is_null(score["reject_reason"]))["teacher_entropy"])
     return float(flat.max()) if flat.size else 0.0
-
-
-def check_keep_topk(keep_topk: int, vocab_size: int) -> None:
-    """Raise SettingError when score.keep_topk asks for more tokens than there are."""
-    if keep_topk > vocab_size:
-        what = f"{keep_topk} is more than the {vocab_size} tokens of the teacher's vocabulary"
-        raise SettingError(what, "score.keep_topk", f"Set it to at most {vocab_size}")
 
 
 def bounds_instead(cause: str) -> str:
