@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -124,12 +124,12 @@ class ShardResult(NamedTuple):
     facts: dict[str, Any]
 
 
-def schema(stage: Stage) -> pa.Schema:
+def schema(stage: Stage, present: Collection[str] = ()) -> pa.Schema:
     """Arrow schema of a stage's shard: key, reject_reason, reject_detail, then the columns it writes.
 
-    reject_reason is null in a row that goes on.
+    Of the optional columns only those in `present` are there. reject_reason is null in a row that goes on.
     """
-    columns = [c for c in stage.writes if c.name != stage.key]
+    columns = [c for c in stage.writes if c.name != stage.key and (not c.optional or c.name in present)]
     fields = [
         pa.field(stage.key, pa.string(), nullable=False),
         pa.field("reject_reason", pa.string()),

@@ -34,7 +34,7 @@ def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str,
         keys[name] = table[key]
         if name == "rollout" and "prompts" in entries:
             _check_prompts(store, entry, table["prompt_index"], entries["prompts"].rows)
-        tables[name] = table if wanted is None else table.select(wanted)
+        tables[name] = table if wanted is None else table.select([column for column in wanted if column in table.column_names])
     first: str | None = None
     for name in entries.keys() - {"prompts"}:
         first = first or name
@@ -59,8 +59,9 @@ def _again(entry: Entry) -> str:
 def joined_round(work: Round) -> pa.Table:
     """All rows of a round, one per trace: `round`, the columns of its prompt, then the columns of every stage that exists.
 
-    reject_reason is the first one that a stage gave. Where a shard lacks a later stage, the columns of that stage are null. Every
-    shard of prompts and rollout must exist. Raises StoreError when a shard is damaged.
+    reject_reason is the first one that a stage gave. An optional column that no shard has is left out. Where a shard lacks a
+    later stage, the columns of that stage are null. Every shard of prompts and rollout must exist. Raises StoreError when a shard
+    is damaged.
     """
     inventory = Inventory(work)
     entries = {stage.name: inventory.entries(stage.name) for stage in PLAN}
@@ -69,7 +70,11 @@ def joined_round(work: Round) -> pa.Table:
         parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
-        columns |= {c.name: parts[c.writer][c.name] for c in COLUMNS.values() if c.writer in parts}
+        columns |= {
+            c.name: parts[c.writer][c.name]
+            for c in COLUMNS.values()
+            if c.writer in parts and c.name in parts[c.writer].column_names
+        }
         for name in ("reject_reason", "reject_detail"):
             columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
         tables.append(pa.table(columns))
