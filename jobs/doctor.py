@@ -19,7 +19,10 @@ from pipeline.fit.machine import Facts, Line
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
+from pipeline.overrides import resolve
+from pipeline.problems.sources import open_source
 from pipeline.recipes import recipe as named
+from pipeline.rounds import looked as rows
 from pipeline.store.directory import Store
 from pipeline.store.probe import judge_store
 
@@ -45,6 +48,22 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
         errors, warnings = (sum(line.level == level for line in findings) for level in ("error", "warning"))
         out.say(f"recipe {run.name}: {errors} errors, {warnings} warnings")
         if errors:
+            sys.exit(1)
+
+
+def look_at_source(source: str, recipe: str | None, uri: str | None, sets: list[str], debug: bool) -> None:
+    """Print what a run would make of a source, and end with exit code 1 when none of its rows can be used.
+
+    Prompts and imported traces are made with the settings of `recipe` or of the run at `uri`. Without both only columns are read.
+    Raises SettingError for a wrong setting, and SourceError for a source that cannot be read.
+    """
+    with session(debug) as out:
+        store = open_folder(uri) if uri is not None else None
+        known = store.load_run() if store is not None and recipe is None else named(recipe) if recipe is not None else None
+        base = known or named("demo").model_copy(update={"source": config.Source()})
+        run = resolve(base, [f"source.uri={source}", *sets])
+        findings = tell(rows.look(open_source(run.source), run if known else None), out)
+        if any(line.level == "error" for line in findings):
             sys.exit(1)
 
 

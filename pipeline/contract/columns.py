@@ -41,6 +41,7 @@ class Reject(StrEnum):
     BAD_MESSAGES = "bad_messages"
     EXTRA_TOO_LARGE = "extra_too_large"
     RESPONSE_TOO_LONG = "response_too_long"
+    UNKNOWN_TOKENS = "unknown_tokens"
 
 
 class Regime:
