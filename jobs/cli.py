@@ -178,17 +178,19 @@ def doctor(
     run: Annotated[str | None, typer.Option("--run", help="Run directory to check as well: a local path or a URI.")] = None,
     source: Annotated[str | None, typer.Option(help="File, folder or data set to look at instead, without Ray.")] = None,
     set: Sets = None,
+    config: Config = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster whose nodes to check.")] = None,
     debug: Debug = False,
 ) -> None:
     """Check machine, versions, model, memory and store before a run, or what a source holds. Code 1 when a check fails."""
     if source is not None:
         from jobs.doctor import look_at_source
+        from jobs.settle import Choices
 
-        look_at_source(source, recipe, run, set or [], debug)
+        look_at_source(source, Choices(recipe, set or [], config), run, debug)
         return
-    if set:
-        raise typer.BadParameter("--set belongs to --source.")
+    if set or config:
+        raise typer.BadParameter("--set and --config belong to --source.")
     keep()
     from jobs.doctor import doctor as job
 

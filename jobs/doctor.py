@@ -11,6 +11,7 @@ from actors.folders import judge_folders
 from actors.inference.engine import judge_entropy
 from actors.resources import placement_of
 from jobs.opened import look_at, open_folder
+from jobs.settle import Choices, read_config
 from jobs.terminal import Session, divert_output, session
 from pipeline import config
 from pipeline.errors import EgrsdError, UnreachableError
@@ -51,18 +52,20 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
             sys.exit(1)
 
 
-def look_at_source(source: str, recipe: str | None, uri: str | None, sets: list[str], debug: bool) -> None:
+def look_at_source(source: str, choices: Choices, uri: str | None = None, debug: bool = False) -> None:
     """Print what a run would make of a source, and end with exit code 1 when none of its rows can be used.
 
-    Prompts and imported traces are made with the settings of `recipe` or of the run at `uri`. Without both only columns are read.
-    Raises SettingError for a wrong setting, and SourceError for a source that cannot be read.
+    Prompts and imported traces are made with the settings of a recipe, a file or the run at `uri`. Without these only columns are
+    read. Raises SettingError for a wrong setting, and SourceError for a source that cannot be read.
     """
     with session(debug) as out:
-        store = open_folder(uri) if uri is not None else None
-        known = store.load_run() if store is not None and recipe is None else named(recipe) if recipe is not None else None
-        base = known or named("demo").model_copy(update={"source": config.Source()})
-        run = resolve(base, [f"source.uri={source}", *sets])
-        findings = tell(rows.look(open_source(run.source), run if known else None), out)
+        known = open_folder(uri).load_run() if uri is not None and choices.recipe is None else None
+        document = read_config(choices.config) if choices.config else {}
+        whole = bool(known or choices.recipe or document)
+        base = known or named(choices.recipe or "demo")
+        base = base if whole else base.model_copy(update={"source": config.Source()})
+        run = resolve(base, [f"source.uri={source}", *choices.sets], document)
+        findings = tell(rows.look(open_source(run.source), run if whole else None), out)
         if any(line.level == "error" for line in findings):
             sys.exit(1)
 

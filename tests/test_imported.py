@@ -38,10 +38,9 @@ def traces(path, change=lambda row: row, count=48) -> str:
 def test_the_example_of_the_readme_learns_from_imported_traces(ray_local, tmp_path, capfd):
     part = README.read_text().partition("### Traces that somebody else wrote")[2]
     settings = re.search(r"```yaml\n(.*?)```", part, re.DOTALL)[1]
-    asked = re.search(r"egrsd doctor --source /data/traces\.jsonl --recipe (\w+)((?: --set \S+)*)", part)
     uri, config, run = traces(tmp_path / "traces.jsonl"), tmp_path / "imported.yaml", str(tmp_path / "imported")
     config.write_text(settings.replace("/data/traces.jsonl", uri))
-    look_at_source(uri, asked[1], None, asked[2].split()[1::2], False)
+    look_at_source(uri, Choices(config=str(config)))
     assert "none of 48 traces" in capfd.readouterr().out
     distill.distill(run, Choices("demo", ["rollout.prompts_per_round=16"], str(config)))
     status.show(run, False)
@@ -65,7 +64,6 @@ def test_the_example_of_the_readme_learns_from_imported_traces(ray_local, tmp_pa
     [
         (["rollout.teacher_share=0.5"], r"source\.response needs rollout\.teacher_share 0"),
         (["objective.entropy=student", "objective.name=egrsd"], r"objective\.entropy 'student' needs"),
-        (["source.uri=tiny-arithmetic"], r"brings no traces"),
         (["evaluation.source.response=x"], r"evaluation\.source\.response: an evaluation asks the model"),
     ],
 )
@@ -77,6 +75,8 @@ def test_settings_that_imported_traces_cannot_have_are_refused(sets, message):
 def test_a_source_without_enough_usable_traces_is_refused_before_anything_starts(tmp_path):
     run = resolve(demo(), [f"source.uri={traces(tmp_path / 'a.jsonl')}", "source.response=messages", *IMPORTING])
     assert open_sources(run).notes == ()
+    with pytest.raises(SettingError, match=r"source\.response: tiny-arithmetic makes problems, and brings no traces"):
+        open_sources(resolve(run, ["source.uri=tiny-arithmetic"]))
     with pytest.raises(SettingError, match=r"rollout\.group_size: is 8, .+ at most 1 trace each.+Set it to 1, with"):
         open_sources(resolve(run, ["rollout.group_size=8"]))
     with pytest.raises(UserError, match=r"all 32 traces of the first round are rejected, 32 as response_too_long"):

@@ -94,8 +94,6 @@ class Run(Section):
             raise ValueError("evaluation.source.response: an evaluation asks the model; leave it empty")
         if self.source.response and self.rollout.teacher_share:
             raise ValueError("source.response needs rollout.teacher_share 0: all traces of such a run are imported")
-        if self.source.response and self.source.uri.partition(":")[0] in ("tiny-arithmetic", "reasoning-gym"):
-            raise ValueError(f"source.response: {self.source.uri} makes problems, and brings no traces: name a file")
         if self.source.response and self.objective.entropy == "student":
             raise ValueError("objective.entropy 'student' needs traces that the student wrote: unset source.response")
         if self.grade.advantage == "group" and self.rollout.group_size < 2:

@@ -126,12 +126,12 @@ class ShardResult(NamedTuple):
     facts: dict[str, Any]
 
 
-def schema(stage: Stage, present: Collection[str] = ()) -> pa.Schema:
+def schema(stage: Stage, optional: Collection[str] = ()) -> pa.Schema:
     """Arrow schema of a stage's shard: key, reject_reason, reject_detail, then the columns it writes.
 
-    Of the optional columns only those in `present` are there. reject_reason is null in a row that goes on.
+    reject_reason is null in a row that goes on. Of the optional columns only those that `optional` names are there.
     """
-    columns = [c for c in stage.writes if c.name != stage.key and (not c.optional or c.name in present)]
+    columns = [c for c in stage.writes if c.name != stage.key and (not c.optional or c.name in optional)]
     fields = [
         pa.field(stage.key, pa.string(), nullable=False),
         pa.field("reject_reason", pa.string()),

@@ -121,7 +121,7 @@ def _content(turn: Mapping[str, Any]) -> tuple[str, str]:
         return "", f"role '{turn['role']}' is none of {', '.join(_TURNS)}"
     if turn.get("tool_calls"):
         return "", "it calls tools, which is not supported"
-    if is_parts(content):
+    if content is not None and is_parts(content):
         return clean("".join(part["text"] for part in content)), ""
     if not isinstance(content, str):
         return "", f"its content is {'empty' if content is None else 'no text'}"

@@ -98,6 +98,8 @@ def open_source(source: Source, look: bool = True) -> ProblemSet:
         if not getattr(source, name).strip():
             raise SettingError("is empty", f"source.{name}", "Name a file, dataset or task" if name == "uri" else "Name a column")
     kind, _, name = source.uri.partition(":")
+    if source.response and (source.uri == "tiny-arithmetic" or kind == "reasoning-gym"):
+        raise SettingError(f"{source.uri} makes problems, and brings no traces", "source.response", "Name a file in source.uri")
     if source.uri == "tiny-arithmetic":
         _check_options(source, ())
         return _generated(source, partial(tiny.problem, seed=source.seed, split=source.split))

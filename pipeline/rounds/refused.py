@@ -44,7 +44,8 @@ def refuse_few_imports(source: ProblemSet, run: Run) -> str | None:
     counts = [len(row.imported) for row in source.rows(range(min(len(source), _AT_ONCE))) if row.imported]
     most = max(counts, default=size)
     if most < size:
-        what = f"is {size}, and the first rows of {source.source.uri} bring at most {most} traces each (source.response)"
+        traces = f"{most} {'trace' if most == 1 else 'traces'}"
+        what = f"is {size}, and the first rows of {source.source.uri} bring at most {traces} each"
         alone = ", with grade.advantage=running" if most == 1 else ""
         raise SettingError(what, "rollout.group_size", f"Set it to {most}{alone}")
     said = f"rows bring up to {most} traces, and the first {size} of each are used (rollout.group_size)"

@@ -20,7 +20,7 @@ from pipeline.store.shards import check_columns
 
 
 def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str, list[str]] | None = None) -> dict[str, pa.Table]:
-    """The tables of one shard, by stage: all columns, or the `columns` of each stage.
+    """The tables of one shard, by stage: all columns, or the `columns` of each stage. Optional ones may be missing.
 
     Raises StoreError when a file is damaged, or when the stages do not hold the same rows in the same order. The traces of a
     prompt stand next to each other, and `prompt_index` names its row.
@@ -59,9 +59,8 @@ def _again(entry: Entry) -> str:
 def joined_round(work: Round) -> pa.Table:
     """All rows of a round, one per trace: `round`, the columns of its prompt, then the columns of every stage that exists.
 
-    reject_reason is the first one that a stage gave. An optional column that no shard has is left out. Where a shard lacks a
-    later stage, the columns of that stage are null. Every shard of prompts and rollout must exist. Raises StoreError when a shard
-    is damaged.
+    reject_reason is the first one that a stage gave. Where a shard lacks a later stage, the columns of that stage are null. Every
+    shard of prompts and rollout must exist. Raises StoreError when a shard is damaged.
     """
     inventory = Inventory(work)
     entries = {stage.name: inventory.entries(stage.name) for stage in PLAN}
@@ -70,11 +69,8 @@ def joined_round(work: Round) -> pa.Table:
         parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
-        columns |= {
-            c.name: parts[c.writer][c.name]
-            for c in COLUMNS.values()
-            if c.writer in parts and c.name in parts[c.writer].column_names
-        }
+        there = [c for c in COLUMNS.values() if c.writer in parts and c.name in parts[c.writer].column_names]
+        columns |= {c.name: parts[c.writer][c.name] for c in there}
         for name in ("reject_reason", "reject_detail"):
             columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
         tables.append(pa.table(columns))

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from jobs.doctor import look_at_source
+from jobs.settle import Choices
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
@@ -50,20 +51,28 @@ def test_with_a_run_prompts_and_imported_traces_are_made_too(tmp_path):
     lines = said(written(tmp_path, *rows), True, "source.response=messages")
     assert [text for _, topic, text in lines if topic == "rejected"] == [
         "2 of 6 traces, empty_response (row 0, 1): column 'messages' holds no such trace",
-        "2 of 6 traces, prompt_too_long (row 2): 203 prompt + 72 new tokens > max_model_len 128",
+        "2 of 6 traces, prompt_too_long (row 2): 210 prompt + 72 new tokens > max_model_len 128",
         "1 of 6 traces, response_too_long (row 1): 101 tokens with the end of sequence > rollout.max_new_tokens 72",
     ]
 
 
 def test_the_verb_needs_neither_ray_nor_a_network_and_ends_with_1_when_nothing_is_left(tmp_path, capfd):
     uri = written(tmp_path, GOOD)
-    code = f"import sys; from jobs.doctor import look_at_source; look_at_source({uri!r}, None, None, [], False); "
-    done = subprocess.run([sys.executable, "-c", f"{code}assert 'ray' not in sys.modules"], capture_output=True, text=True)
-    assert done.returncode == 1  # it ends with the assistant, and no setting says what that turn is
+    code = f"""import sys
+from jobs.doctor import look_at_source
+from jobs.settle import Choices
+try:
+    look_at_source({uri!r}, Choices())
+except SystemExit as end:
+    sys.exit(40 + end.code + 10 * ('ray' in sys.modules or 'vllm' in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 41  # it ends with the assistant, and no setting says what that turn is
     assert "source.response=messages" in done.stdout
     assert "Traceback" not in done.stderr
-    look_at_source(uri, "demo", None, ["source.response=messages", "rollout.group_size=1", "grade.advantage=running"], False)
+    sets = ["source.response=messages", "rollout.group_size=1", "grade.advantage=running"]
+    look_at_source(uri, Choices("demo", sets))
     assert "none of 1 traces" in capfd.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        look_at_source(str(tmp_path / "none.jsonl"), None, None, [], False)
+        look_at_source(str(tmp_path / "none.jsonl"), Choices())
     assert ended.value.code == 2
