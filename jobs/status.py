@@ -44,6 +44,8 @@ def show(uri: str, debug: bool) -> None:
         changed = [f"note: {text}." for text in origin.look(store, run)]
         for note in [*notes, *_stale_evaluations(store, run), *changed]:
             out.say(note)
+        if run.source.response:
+            out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; no engine wrote them")
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
         out.say("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in stored.items() if size) or "nothing"))
         if (damage := store.damaged_policy()) is not None:

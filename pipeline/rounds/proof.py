@@ -25,6 +25,7 @@ from pipeline.rounds.plan import Plan, read_plan
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import joined_round, read_shard
 from pipeline.stages import MEASURE, PLAN, STAGES
+from pipeline.stages.prompts import prompt_id
 from pipeline.stages.score import entropy_max
 from pipeline.stages.tables import matrices, ragged
 from pipeline.store.directory import Entry, Store, area
@@ -148,10 +149,11 @@ def _prove_problems(store: Store, entry: Entry, prompts: pa.Table, plan: Plan) -
     """prompt_id is the hash of a problem's place in the source and its texts. So the problems are those of the plan."""
     if entry.rows != len(plan.shards[entry.shard]):
         _refuse(store, entry, f"{entry.rows} rows, and the plan has {len(plan.shards[entry.shard])} problems", RESTORE)
-    names = ("prompt_id", "reject_reason", "problem", "solution", "answer")
-    texts = zip(*(prompts[name].to_pylist() for name in names), strict=True)
+    names = ("prompt_id", "reject_reason", "problem", "solution", "answer", "messages")
+    nulls = [None] * prompts.num_rows
+    texts = zip(*(prompts[name].to_pylist() if name in prompts.column_names else nulls for name in names), strict=True)
     for index, (key, reason, *parts) in zip(plan.shards[entry.shard], texts, strict=True):
-        if reason is None and key != digest("\n".join(str(part) for part in (index, *parts))):
+        if reason is None and key != prompt_id(index, *parts):
             _refuse(store, entry, f"column prompt_id: a row is not problem {index}, which the plan names", STORED_AGAIN)
 
 

@@ -61,7 +61,9 @@ function drawReader(trace, page) {
         el(
           "p",
           { class: "eyebrow" },
-          `Round ${trace.round} · policy ${trace.policy} · sample ${trace.sample} · written by the ${trace.source}`,
+          trace.source === "import"
+            ? `Round ${trace.round} · sample ${trace.sample} · imported with the source`
+            : `Round ${trace.round} · policy ${trace.policy} · sample ${trace.sample} · written by the ${trace.source}`,
         ),
         el("h2", {}, foreign(trace.problem)),
         el(
