@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +31,7 @@ class Stage:
     compute: makes one shard from its inputs.
     round_inputs: for a run, the values of the whole round that also make shards stale (problems, policy, baseline, peak).
     after_round: whether every shard of the round must be scored first.
+    asks: whether a stage on engines asks them anything in a run.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stage:
     compute: Callable[[ShardInputs], ShardResult]
     round_inputs: Callable[[Run], tuple[str, ...]] = lambda _: ()
     after_round: bool = False
+    asks: Callable[[Run], bool] = lambda _: True
 
     @property
     def writes(self) -> tuple[Column, ...]:
@@ -124,12 +126,12 @@ class ShardResult(NamedTuple):
     facts: dict[str, Any]
 
 
-def schema(stage: Stage) -> pa.Schema:
+def schema(stage: Stage, optional: Collection[str] = ()) -> pa.Schema:
     """Arrow schema of a stage's shard: key, reject_reason, reject_detail, then the columns it writes.
 
-    reject_reason is null in a row that goes on.
+    reject_reason is null in a row that goes on. Of the optional columns only those that `optional` names are there.
     """
-    columns = [c for c in stage.writes if c.name != stage.key]
+    columns = [c for c in stage.writes if c.name != stage.key and (not c.optional or c.name in optional)]
     fields = [
         pa.field(stage.key, pa.string(), nullable=False),
         pa.field("reject_reason", pa.string()),

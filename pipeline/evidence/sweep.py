@@ -23,7 +23,7 @@ from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, sele
 from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
-from pipeline.rounds.rows import left_out, training_rows
+from pipeline.rounds.rows import left_out, training_rows, without
 from pipeline.stages import MEASURE
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
@@ -169,7 +169,7 @@ def read_traces(work: Round) -> Traces:
 
     hashes, left = Inventory(work).hashes(MEASURE), left_out(work)
     tables = [
-        training_rows(work.store, work.area, shard, hashes[shard], work.policy_version, left.get(shard))
+        without(training_rows(work.store, work.area, shard, hashes[shard], work.policy_version), left.get(shard, []))
         for shard in sorted(work.shards)
     ]
     data = batches.RoundTable(work.number, work.policy_version, pa.concat_tables(tables))

@@ -178,6 +178,7 @@ def test_a_damaged_file_of_pass_rates_is_refused_with_its_field(tmp_path, change
         (["source.pass_rates=runs/a"], "names runs that nothing reads"),
         (["evaluation.source.pass_rate=0.1,0.9"], "choose problems of training, not of an evaluation"),
         (["rollout.fill_groups=4", "grade.advantage=running"], "needs grade.advantage 'group'"),
+        (["rollout.fill_groups=4", "source.response=trace"], "needs traces that the student writes"),
         (["rollout.fill_groups=-1"], r"rollout\.fill_groups"),
     ],
 )

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.fakes import FakeEngine, token_evidence
+from actors.fakes import FakeEngine, most_likely, token_evidence
 from pipeline import stages
 from pipeline.config import Model
 from pipeline.contract import Failure, Place, Policy, Reject, Score
-from pipeline.errors import EngineError
+from pipeline.errors import ContractError, EngineError
 from pipeline.grader.verifier import Grader
 from pipeline.method.rewards import RunningBaseline
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
-from pipeline.problems.sources import Problem
+from pipeline.problems.problem import Problem
 from pipeline.problems.tiny import ANSWER_PATTERN
 from pipeline.recipes import demo
 from pipeline.stages import STAGES
@@ -37,8 +37,8 @@ PROBLEMS = [
 class Odd(FakeEngine):
     """A fake engine that spoils chosen answers, by order of request."""
 
-    def __init__(self, model, spoil_generate=None, spoil_score=None):
-        super().__init__(model, None, demo().score)
+    def __init__(self, model, spoil_generate=None, spoil_score=None, score=None):
+        super().__init__(model, None, score or demo().score)
         self.spoil = {"generate": spoil_generate or {}, "score": spoil_score or {}}
         self.calls = []
 
@@ -119,6 +119,45 @@ def test_scores_are_the_engines_under_the_privileged_prompt(prompts, run, tokeni
     np.testing.assert_array_equal(np.float32(scored["teacher_entropy"][5].as_py()), entropy)
 
 
+@pytest.mark.parametrize(("policy", "asked"), [(Policy(0), 4), (POLICY, 8)])
+def test_the_base_is_asked_for_its_logprobs_unless_it_wrote_the_trace(prompts, run, tokenizer, policy, asked):
+    run = resolve(run, ["rollout.teacher_share=0.5", "score.base_logprobs=true"])
+    engine = Odd(run.model)
+    rollout = rolled_out(prompts, run, tokenizer, engine, policy)
+    scored = stages.score.score(prompts, rollout, run, engine, policy)
+    check_table(STAGES["score"], scored)
+    assert engine.calls[-1] == ("score", Policy(0), asked)
+    for row in range(8):
+        tokens = np.array(rollout["response_tokens"][row].as_py())
+        prompt = prompts["prompt_tokens"][rollout["prompt_index"][row].as_py()].as_py()
+        expected = token_evidence(tokens, 0, len(prompt), 57)[0]
+        np.testing.assert_array_equal(np.float32(scored["base_logprobs"][row].as_py()), expected)
+
+
+def test_kept_tokens_come_with_every_teacher_score_also_of_traces_that_the_teacher_wrote(prompts, run, tokenizer):
+    run = resolve(run, ["rollout.teacher_share=0.5", "score.keep_topk=3"])
+    engine = Odd(run.model, score=run.score)
+    rollout = rolled_out(prompts, run, tokenizer, engine)
+    scored = stages.score.score(prompts, rollout, run, engine, POLICY)
+    check_table(STAGES["score"], scored)
+    assert engine.calls[2:] == [("score", Policy(0), 8), ("score", POLICY, 4)]
+    assert {column.name for column in STAGES["score"].writes} - {"base_logprobs"} == set(scored.column_names[3:])
+    for row in range(8):
+        tokens = np.array(rollout["response_tokens"][row].as_py())
+        logprobs = np.array(scored["teacher_logprobs"][row].as_py(), np.float32)
+        ids, values = most_likely(tokens, logprobs, 3, 57)
+        assert scored["teacher_topk_tokens"][row].as_py() == ids.tolist()
+        assert scored["teacher_topk_logprobs"][row].as_py() == values.tolist()
+    assert scored["teacher_topk_tokens"][8].as_py() is None  # a rejected row
+    with pytest.raises(EngineError, match=r"score\.keep_topk: the engine gave none of the 3 most likely tokens"):
+        stages.score.score(prompts, rollout, run, Odd(run.model), POLICY)
+
+
+def test_without_the_setting_a_shard_has_no_such_columns(prompts, run, tokenizer):
+    scored = stages.score.score(prompts, rolled_out(prompts, run, tokenizer), run, Odd(run.model), POLICY)
+    assert not {"teacher_topk_tokens", "teacher_topk_logprobs"} & set(scored.column_names)
+
+
 def test_a_rescored_sample_measures_the_gap(prompts, run, tokenizer):
     run = resolve(run, ["score.rescore_share=1"])
 
@@ -182,6 +221,29 @@ def test_a_spoiled_score_is_a_typed_row(prompts, run, tokenizer, spoil, reason):
     check_table(STAGES["score"], scored)
     assert scored["reject_reason"][1].as_py() == reason
     assert scored["reject_reason"][0].as_py() is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoiled(topk_logprobs=lambda v: v[:, ::-1]), "top-k: log-probs do not descend"),
+        (spoiled(topk_logprobs=lambda v: v * 0), "top-k: probabilities of one position add up to 3"),
+        (spoiled(topk_logprobs=lambda v: v - np.inf), "score: top-k log-prob"),
+        (spoiled(topk_tokens=lambda v: v * 0), "top-k: names a token twice at one position"),
+        (spoiled(topk_tokens=lambda v: v + 57), "top-k: ids "),
+        (spoiled(topk_tokens=lambda v: v[:-1]), "of 2 tokens"),
+        (spoiled(topk_logprobs=lambda v: v - 1), "top-k: a token's log-prob is 1 nat off that of the kept tokens"),
+        (spoiled(topk_tokens=lambda v: (v + 9) % 57), "top-k: a token's log-prob is "),
+    ],
+)
+def test_kept_tokens_that_cannot_be_are_a_typed_row(prompts, run, tokenizer, spoil, said):
+    run = resolve(run, ["score.keep_topk=3"])
+    rollout = rolled_out(prompts, run, tokenizer)
+    row = next(row for row in range(8) if len(rollout["response_tokens"][row].as_py()) == 2 or "of 2" not in said)
+    scored = stages.score.score(prompts, rollout, run, Odd(run.model, spoil_score={row: spoil}, score=run.score), POLICY)
+    check_table(STAGES["score"], scored)
+    assert count_rejected(scored) == count_rejected(rollout) | {"non_finite" if said[-8:] == "log-prob" else "impossible": 1}
+    assert said in scored["reject_detail"][row].as_py()
 
 
 def test_an_engine_whose_numbers_are_mostly_impossible_ends_the_stage(prompts, run, tokenizer):
@@ -283,3 +345,70 @@ def test_ragged_columns_survive_the_way_through_numpy(values):
     assert array.to_pylist() == values
     flat, offsets = stages.tables.ragged(pa.chunked_array([array]))
     assert [flat[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [v or [] for v in values]
+
+
+IMPORTED = [
+    Problem(0, "7+4-3+9", "7+4=11;11-3=8;8+9=17#17", "17", imported=("7+4=11;11-3=8;8+9=17#17<eos>", " ")),
+    Problem(1, "1+1+1+1", "1+1=2;2+1=3;3+1=4#4", "4", imported=("1+1=2#" + "4" * 60, "1+1=2 \N{SNOWMAN}")),
+    Problem(2, None, "x", "1", Reject.MISSING_PROBLEM, "column 'problem' is empty"),
+    Problem(3, "2+2+2+2", "2+2=4;4+2=6;6+2=8#8", "8", imported=("#8",)),
+]
+
+
+@pytest.fixture(scope="module")
+def importing():
+    sets = ("group_size=2", "max_new_tokens=64")
+    return resolve(demo(), [*(f"rollout.{text}" for text in sets), "source.uri=x.jsonl", "source.response=trace"])
+
+
+def test_imported_traces_are_the_rows_of_a_rollout_without_engines(importing, tokenizer):
+    prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
+    check_table(STAGES["prompts"], prompts)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    check_table(STAGES["rollout"], made)
+    assert made["response_text"].to_pylist() == ["7+4=11;11-3=8;8+9=17#17", *[None] * 5, "#8", None]
+    assert made["response_tokens"][0].as_py()[-1] == tokenizer.eos_token_id
+    assert count_rejected(made) == {"empty_response": 2, "response_too_long": 1, "unknown_tokens": 1, "missing_problem": 2}
+    assert made["reject_detail"][2].as_py() == "67 tokens with the end of sequence > rollout.max_new_tokens 64"
+    assert made["trace_source"].to_pylist()[:2] == ["import", "import"]
+    for name in ("rollout_logprobs", "rollout_entropy", "rollout_entropy_error", "policy_version", "policy_lag", "seed"):
+        assert made[name].null_count == made.num_rows
+    ids = stages.rollout.rollout(prompts, importing, Odd(importing.model), POLICY, PLACE)["trace_id"]
+    assert made["trace_id"].equals(ids)
+
+
+def test_imported_traces_are_scored_by_student_and_teacher(importing, tokenizer):
+    prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    engine = Odd(importing.model)
+    scored = stages.score.score(prompts, made, importing, engine, POLICY)
+    check_table(STAGES["score"], scored)
+    assert engine.calls == [("score", Policy(0), 2), ("score", POLICY, 2)]
+    assert pc.drop_null(scored["student_logprob_source"]).to_pylist() == ["score", "score"]
+    tokens = np.array(made["response_tokens"][0].as_py())
+    logprobs, _ = token_evidence(tokens, POLICY.version, len(prompts["prompt_tokens"][0].as_py()), 57)
+    np.testing.assert_array_equal(scored["student_logprobs"][0].as_py(), logprobs)
+    failed = Odd(importing.model, spoil_score={1: lambda _: Failure("boom")})
+    lost = stages.score.score(prompts, made, importing, failed, POLICY)
+    assert failed.calls[1] == ("score", POLICY, 1)  # a row that the teacher could not score is not asked again
+    assert count_rejected(lost)["engine_error"] == 1
+
+
+def test_a_value_of_an_imported_trace_that_cannot_be_known_is_refused(importing, tokenizer):
+    prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    known = made.set_column(made.schema.get_field_index("seed"), "seed", pa.array([1] * made.num_rows, pa.int64()))
+    with pytest.raises(ContractError, match="null in other rows than those of trace_source import"):
+        check_table(STAGES["rollout"], known)
+    writer = pa.array(["student" if source else None for source in made["trace_source"].to_pylist()])
+    claimed = made.set_column(made.schema.get_field_index("trace_source"), "trace_source", writer)
+    with pytest.raises(ContractError, match="null in a row that was not rejected"):
+        check_table(STAGES["rollout"], claimed)
+
+
+def test_optional_columns_are_absent_where_no_row_has_a_value(prompts, run, tokenizer):
+    assert not {"messages", "extra", "imported"} & set(prompts.column_names)
+    one = stages.prompts.prompts([Problem(0, "1+1", "s", "2", extra='{"a": 1}'), PROBLEMS[1]], run, tokenizer)
+    check_table(STAGES["prompts"], one)
+    assert one["extra"].to_pylist() == ['{"a": 1}', None]
+    assert {"messages", "imported"}.isdisjoint(one.column_names)
