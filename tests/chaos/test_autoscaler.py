@@ -60,7 +60,9 @@ def small_cluster(address: str) -> dict[str, object]:
     return {
         **kept,
         **{key: [] for key in (*lists, *more)},
-        **{"docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
         "provider": provider,
         "available_node_types": types,
         "head_node_type": "ray.head.default",
