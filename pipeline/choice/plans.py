@@ -101,10 +101,9 @@ class Planner:
         return Filling(most, [], full=False) if most else None
 
     def _is_made_so(self, plan: Plan) -> bool:
-        """Whether a stored plan was made for the problems and the settings of now. Then it stays, whatever verdicts say now."""
-        settings = plan.chosen.settings if plan.chosen is not None else None
-        same = plan.is_for(self.run.rollout.prompts_per_round, self.source.fingerprint)
-        return same and settings == (self._settings() if self.run.source.chooses else None)
+        """Whether a stored plan was chosen by the settings of now. Then it stays, whatever verdicts say now."""
+        same = plan.is_for(self.run.rollout.prompts_per_round, self.source.fingerprint) and self.run.source.chooses
+        return same and plan.chosen is not None and plan.chosen.settings == self._settings()
 
     def _settings(self) -> str:
         source = self.run.source
