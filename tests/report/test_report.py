@@ -100,26 +100,24 @@ def test_a_real_run_adds_up_and_a_lost_trace_is_told(stored_run, tmp_path):
     assert [c["ok"] for c in again["ledger"]["rounds"][1]["checks"]] == [True, True, True, False, False]
 
 
-@pytest.mark.engine
-def test_groups_that_a_filled_round_leaves_out_are_told_and_the_ledger_adds_up(engine, tmp_path, capfd):
-    """A real round: every trace is stored, graded and scored; training, `sweep`, `export` and `verify` see the same groups."""
-    sets = ["rollout.fill_groups=30", "rollout.group_size=2", r"grade.answer_pattern=#(-?\d+)$", "rounds=1"]
-    store, run = run_at(tmp_path / "run", *sets)
+def test_groups_that_a_filled_round_leaves_out_are_told_and_the_ledger_adds_up(tmp_path, capfd):
+    """Every trace is stored, graded and scored; training, `sweep`, `export` and `verify` see the same groups."""
+    store, run = run_at(tmp_path / "run", "rollout.fill_groups=30", "rounds=1")
     planner, trainer = planner_of(store, run), rank.resume(store, run, torch.device("cpu"))
-    work = measured(planner, planner.plan(0, 0), engine=engine)
+    work = measured(planner, planner.plan(0, 0))
     commit_round(work, left_out(work))
     assert rank.train_round(trainer, store, 0)
     found = collected(store)
     total, asked = found["ledger"]["total"], sum(map(len, work.shards.values()))
-    assert (total["traces"], total["in_loss"], total["unused"]) == (2 * asked, 8, 2 * asked - 8)
+    assert (total["traces"], total["in_loss"], total["unused"]) == (8 * asked, 4 * 8, 8 * asked - 4 * 8)
     assert [check["ok"] for check in total["checks"]] == [True] * 5
     assert found["notes"] == told(store, run)
-    assert len(read_traces(work).trace_ids) == 8
+    assert len(read_traces(work).trace_ids) == 4 * 8
     verify_run(store.uri, False)
     export_run(store.uri, str(tmp_path / "out"), False)
     status.show(store.uri, False)
     said = " ".join(capfd.readouterr().out.split())
-    assert f"{2 * asked} traces of 1 rounds" in said
+    assert f"{8 * asked} traces of 1 rounds" in said
     assert f"1 rounds are filled: {asked - 4} further prompts were asked." in said
     ready = store.read_json("rounds/0000/ready.json")
     store.write_json("rounds/0000/ready.json", ready | {"left_out": {"0000": [0, 1]}})
