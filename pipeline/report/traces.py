@@ -29,6 +29,7 @@ MOST_TRACES, MOST_TOKENS = 1500, 300_000
 MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response; fewer when all texts exceed MOST_BYTES
 MOST_BYTES = 8_000_000  # of all texts together, as they are stored in the page
 ALTERNATIVES = 5  # likeliest tokens of the teacher that are shown of a position, where they were kept
+MOST_ALTERNATIVES = 750_000  # of all positions together, of 8 bytes each; of a large sample fewer are shown of each position
 TEXTS = ("problem", "answer", "solution", "text")
 STORED = {
     "entropy": ("score", "teacher_entropy"),
@@ -76,7 +77,8 @@ def sample(measured: list[LabelledTraces], tokenizer: Any) -> dict[str, Any]:
     chosen = choose(strata, ids.astype(str), lengths)
     starts = np.searchsorted(owner, np.arange(len(measured)))
     found = [t for k, rows in enumerate(measured) for t in _of_round(rows, chosen[owner[chosen] == k] - starts[k])]
-    kept = [trace["alternatives"]["tokens"].ravel() for trace in found if trace["alternatives"]]
+    shown = min(ALTERNATIVES, max(1, MOST_ALTERNATIVES // max(1, int(lengths[chosen].sum()))))
+    kept = [_pack_alternatives(trace["alternatives"], shown) for trace in found if trace["alternatives"]]
     used = np.unique(np.concatenate([trace["tokens"] for trace in found] + kept)) if found else np.zeros(0, np.int32)
     vocabulary = pieces(tokenizer, used.tolist())
     most_text = _room([trace[name] for trace in found for name in TEXTS])
@@ -183,15 +185,21 @@ _COLUMNS = {
 
 
 def _alternatives(score: pa.Table) -> list[dict[str, Any]]:
-    """The teacher's likeliest tokens of every position, for each trace: how many, ids [T, count], and log-probs as half floats.
+    """The teacher's likeliest tokens of every position, for each trace: ids and log-probs [T, K], at most ALTERNATIVES.
 
     Empty where a shard keeps none.
     """
     if not set(TOPK) <= set(score.column_names):
         return []
     pairs = zip(*(matrices(score[name]) for name in TOPK), strict=True)
-    cut = [(ids[:, :ALTERNATIVES], logprobs[:, :ALTERNATIVES]) for ids, logprobs in pairs]
-    return [{"count": ids.shape[1], "tokens": ids, "logprobs": _packed(logprobs, "<f2")} for ids, logprobs in cut]
+    return [{"tokens": ids[:, :ALTERNATIVES], "logprobs": logprobs[:, :ALTERNATIVES]} for ids, logprobs in pairs]
+
+
+def _pack_alternatives(trace: dict[str, Any], most: int) -> np.ndarray:
+    """Keep at most `most` alternatives of each position of a trace, with the log-probs as half floats. Returns the ids, flat."""
+    tokens, logprobs = (trace[name][:, :most] for name in ("tokens", "logprobs"))
+    trace |= {"count": tokens.shape[1], "tokens": tokens, "logprobs": _packed(logprobs, "<f2")}
+    return np.ravel(tokens)
 
 
 def _signals(tables: dict[str, pa.Table], peak: float, settings: Label) -> dict[str, list[np.ndarray]]:
