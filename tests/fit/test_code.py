@@ -111,7 +111,7 @@ def elsewhere(monkeypatch):
 
 def test_every_kind_of_worker_refuses_other_code(elsewhere):
     with pytest.raises(UserError, match=elsewhere):
-        EngineActor().load(None, None, None, None)
+        EngineActor().load(None, None, None, None, "")
     with pytest.raises(UserError, match=elsewhere):
         worker.train_loop({})
     dispatcher = Dispatcher("rollout", Pool(), 4, ())
