@@ -124,6 +124,42 @@ def test_controls_change_one_thing():
         comparison.variant(resolve(base, ["objective.name=grpo"]), "shuffled", 0)
 
 
+def test_an_objective_may_have_another_gate_and_a_control():
+    base = resolve(demo(), ["score.keep_topk=16"])
+    names = comparison.chosen_objectives("grpo,fkl+cl_entropy,opd+top_entropy:0.2+inverted,grpo")
+    assert names == ["grpo", "fkl+cl_entropy", "opd+top_entropy:0.2+inverted"]
+    found = [comparison.variant(base, name, 3).objective for name in names]
+    assert [(o.name, o.gate_kind, o.control) for o in found] == [
+        ("grpo", "off", "none"),
+        ("fkl", "cl_entropy", "none"),
+        ("opd", "top_entropy", "inverted"),
+    ]
+    assert comparison.Key(names[2], 3).name == "opd+top_entropy0.2+inverted-s3"
+    own = comparison.variant(base, "cl_egrsd+cl_entropy+shuffled", 0)
+    assert own.objective == comparison.variant(base, "shuffled", 0).objective
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grpo+entropie", r"'grpo\+entropie' has no such gate or control.*Gates: off, entropy"),
+        ("grpo+shuffled", "has no such gate or control"),
+        ("grpo+entropy+shuffled+x", "has no such gate or control"),
+        ("shuffled+entropy", "unknown objective 'shuffled'"),
+    ],
+)
+def test_a_gate_that_is_not_there_is_told(text, message):
+    with pytest.raises(SettingError, match=message):
+        comparison.chosen_objectives(text)
+
+
+def test_a_gate_of_the_recipe_that_an_objective_would_drop_is_refused():
+    base = resolve(demo(), ["objective.name=grpo", "objective.gate=entropy"])
+    with pytest.raises(SettingError, match=r"'opd' of --objectives is compared with its own gate.* Write it as opd\+entropy"):
+        comparison.refuse_lost_gate(base, ["shuffled", "opd"])
+    comparison.refuse_lost_gate(base, ["shuffled", "opd+entropy"])
+
+
 @pytest.mark.parametrize(
     ("baseline", "problems", "message"), [("rlsd", 6, "'rlsd' is not compared"), ("grpo", 1, "1 problems are too few")]
 )
