@@ -24,8 +24,9 @@ SETS = [
     "train.batch_traces=8",
     "train.warmup_steps=0",
     "evaluation.problems=6",
+    "score.keep_topk=16",
 ]
-NAMES = "grpo,cl_egrsd,no_reference"
+NAMES = "grpo,cl_egrsd,no_reference,eopd+cl_entropy"
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -35,7 +36,7 @@ def run_it(uri, objectives=NAMES, seeds="0", sets=SETS):
 
 @pytest.fixture(scope="module")
 def compared(ray_local, tmp_path_factory):
-    """Three objectives, one seed."""
+    """Four objectives, one seed."""
     store = Store(str(tmp_path_factory.mktemp("compare") / "out"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "fit", trainer_here.fit)
@@ -63,7 +64,7 @@ def test_what_a_seed_shares_is_made_once_and_is_the_same_to_the_byte(compared):
         for stage in stages:
             assert hashes(compared, "grpo-s0", area, stage) == hashes(compared, "cl_egrsd-s0", area, stage), (area, stage)
     policies = {Store(compared.locate(f"{n}-s0")).read_bytes("policy/0002/manifest.json") for n in NAMES.split(",")}
-    assert len(policies) == 3
+    assert len(policies) == 4
     own = Store(compared.locate("cl_egrsd-s0")).entry("rounds/0000", "rollout", "0000")
     first = Store(compared.locate("grpo-s0")).entry("rounds/0000", "rollout", "0000")
     assert own == first  # its seconds too: copied, not made again
