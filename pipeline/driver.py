@@ -22,16 +22,17 @@ from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.grader.verifier import grader_of
+from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
-from pipeline.rounds.refused import refuse_nothing_left, refuse_unusable
+from pipeline.rounds.refused import refuse_few_imports, refuse_nothing_left, refuse_unusable
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
-from pipeline.rounds.schedule import execute, inflight, usage
+from pipeline.rounds.schedule import execute, inflight, pools_of, usage
 from pipeline.stages import EVALUATION, LABELS, MEASURE
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
@@ -99,17 +100,20 @@ def open_sources(run: Run) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
-    prompt template or the answer pattern. Raises UserError when no prompt of the first round, or none of the evaluation, can be
-    answered.
+    prompt template, the answer pattern or score.keep_topk. Raises UserError when no prompt of the first round, or none of the
+    evaluation, can be answered.
     """
     grader_of(run)
+    if run.score.keep_topk:
+        run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
-    evals = open_source(run.evaluation.source) if run.evaluation.problems else None
+    evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
+    notes = [refuse_few_imports(rounds, run)] if run.source.response else []
     first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
     refuse_unusable(rounds, first, run, "the first round")
     if evals is not None:
         refuse_unusable(evals, range(min(run.evaluation.problems, len(evals))), evaluation_run(run), "the evaluation")
-    notes = [check_references(source, run) for source in (rounds, evals) if source is not None]
+    notes += [check_references(source, run) for source in (rounds, evals) if source is not None]
     return Sources(rounds, evals, tuple(note for note in notes if note is not None))
 
 
@@ -212,7 +216,12 @@ class Driver:
             step(self._close(trainer, measured))
 
     def measure(self, number: int) -> _Measured:
-        """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works."""
+        """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works.
+
+        A pool that shares its card with the trainer has gone to sleep when the round is committed. It is woken here, and for an
+        evaluation: the trainer has left the card before it publishes the policy that the driver waits for in between.
+        """
+        self._wake()
         begun, before = time.perf_counter(), usage(self.engines)
         version = max(0, number - self.run.max_staleness)
         source = self.sources.rounds
@@ -221,8 +230,10 @@ class Driver:
         most = inflight(self.run, self.engines)
         execute(with_engines(work, self.engines), MEASURE, source, inflight=most, on_entry=_counting(spent))
         refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
-        commit_round(work)
         measured, now = time.perf_counter(), usage(self.engines)
+        for pool in pools_of(self.engines):
+            pool.sleep()
+        commit_round(work)
         self.label(work, spent)
         clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured}
         clock["seconds_engines"] = max(0.0, now.busiest_s - before.busiest_s)
@@ -236,6 +247,7 @@ class Driver:
     def evaluate(self, version: int) -> None:
         """Have policy `version` answer the held-out problems, and grade the answers."""
         assert self.sources.evals is not None
+        self._wake()
         source = self.sources.evals
         work = plan_round(self.store, evaluation_run(self.run), "evals", version, version, source)
         answer(work, source, self.engines, partial(self.screen.bar, f"evaluate policy {version}"))
@@ -248,6 +260,11 @@ class Driver:
         for work in open_rounds(self.store, self.run):
             if work.number < trained and work.number not in known and Inventory(work).is_fresh("profile"):
                 self.store.write_metrics("round", work.number, [{"round": work.number, **summarise_round(work)}])
+
+    def _wake(self) -> None:
+        """Let engines that sleep for the trainer answer again."""
+        for pool in pools_of(self.engines):
+            pool.wake()
 
     def _close(self, trainer: TrainerHandle, measured: _Measured) -> str:
         """Wait for the policy that is trained on a round, then write the round's metrics. Returns a note for the bar."""

@@ -137,6 +137,8 @@ def test_a_driver_that_lost_its_run_ends_and_leaves_the_trainer_to_the_other(tmp
 def test_what_is_wrong_with_the_sources_is_known_before_anything_starts():
     with pytest.raises(SourceError):
         open_sources(resolve(demo(), ["source.uri=/nowhere.jsonl"]))
+    with pytest.raises(SettingError, match=r"score\.keep_topk: 58 is more than the 57 tokens of the teacher's vocabulary"):
+        open_sources(resolve(demo(), ["score.keep_topk=58"]))
     with pytest.raises(SettingError, match="answer_pattern"):
         open_sources(resolve(demo(), ["grade.answer_pattern=("]))
 
@@ -176,3 +178,38 @@ def test_a_round_of_rejected_rows_ends_the_run_before_it_is_trained(tmp_path, mo
         driver.measure(0)
     assert driver.store.latest_policy() == 0
     assert driver.store.ready(0) is None
+
+
+class Turns(FakeEngine):
+    """A fake pool on a shared card. It looks at the run whenever it is told whose turn it is."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.turns = []
+
+    def look(self):
+        return len([number for number in range(9) if self.store.ready(number) is not None]), self.store.latest_policy()
+
+    def sleep(self):
+        self.turns.append(("sleep", *self.look()))
+
+    def wake(self):
+        self.turns.append(("wake", *self.look()))
+
+
+def test_a_round_is_committed_when_the_pool_sleeps_and_the_pool_is_woken_when_its_policy_is_there(tmp_path, monkeypatch):
+    """The pairs are (rounds that the trainer may take, policies that it has published)."""
+    driver, _ = made(tmp_path, "evaluation.problems=2", engine=Turns)
+    monkeypatch.setattr("pipeline.driver.execute", in_turn)
+    monkeypatch.setattr("pipeline.driver.answer", lambda *_: None)
+    pool = driver.engines["rollout"]
+    pool.store = driver.store
+    brought_to_end(driver)
+    assert pool.turns == [
+        ("wake", 0, 0),  # for the evaluation of policy 0
+        ("wake", 0, 0),
+        ("sleep", 0, 0),  # round 0 is committed after it
+        ("wake", 1, 1),
+        ("sleep", 1, 1),
+        ("wake", 2, 2),  # for the last evaluation
+    ]

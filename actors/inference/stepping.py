@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from actors.inference.startup import start_error
+from actors.inference.startup import memory_remedy, start_error
+from pipeline import config
 from pipeline.contract import EngineFacts, Failure
 from pipeline.errors import EngineError, ModelError, first_line
 
@@ -36,16 +37,24 @@ class _Batch:
     done: Future[list[Any]] = field(default_factory=Future)
 
 
+@dataclass
+class _Call:
+    """Work on vLLM itself, which holds no request meanwhile. `done` gets its result."""
+
+    work: Callable[[Any], Any]
+    done: Future[Any] = field(default_factory=Future)
+
+
 class Stepper:
     """A vLLM and its thread.
 
-    `start` runs in that thread, and returns a vLLM with its facts. `path` is that of the model, for messages. The constructor
+    `start` runs in that thread, and returns a vLLM with its facts. For messages: the model's `path`, the `pool`. The constructor
     raises EngineError when `start` fails, or the EgrsdError that `start` raised.
     """
 
-    def __init__(self, start: Callable[[], tuple[Any, EngineFacts]], path: str) -> None:
-        self._path = path
-        self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+    def __init__(self, start: Callable[[], tuple[Any, EngineFacts]], path: str, pool: config.Pool | None = None) -> None:
+        self._path, self._pool = path, pool
+        self._inbox: queue.SimpleQueue[_Batch | _Call | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         self.steps = 0  # steps of vLLM so far: they show that it is at work
         self._gate = threading.Lock()  # guards _broken: nothing may enter the inbox of a broken vLLM
@@ -60,12 +69,22 @@ class Stepper:
         `lora` is vLLM's LoRARequest, or None for the base model. Raises ModelError when vLLM cannot load the adapter, and
         EngineError when vLLM broke or was closed.
         """
-        batch = _Batch(requests, lora)
+        return self._put(_Batch(requests, lora)).result()
+
+    def alone(self, work: Callable[[Any], Any]) -> Any:
+        """The result of `work(vllm)` in vLLM's thread. Blocks, and raises what `work` raises.
+
+        Raises EngineError when vLLM holds a request, broke or was closed.
+        """
+        return self._put(_Call(work)).result()
+
+    def _put(self, item: _Batch | _Call) -> Future[Any]:
+        """Hand an item to vLLM's thread, and return what it will give. Raises EngineError when vLLM broke or was closed."""
         with self._gate:
             if self._broken is not None:
                 raise EngineError(f"the engine broke: {first_line(self._broken)}", self._path, "Start it again")
-            self._inbox.put(batch)
-        return batch.done.result()
+            self._inbox.put(item)
+        return item.done
 
     def close(self) -> None:
         """Stop vLLM and free its memory. Calls that still wait raise EngineError."""
@@ -102,23 +121,36 @@ class Stepper:
                 return True
             if batch is None:
                 return False
+            if isinstance(batch, _Call):
+                self._call(engine, batch, busy=bool(waiting))
+                continue
             try:
                 _admit(engine, batch, waiting)
             except BaseException:
                 self._inbox.put(batch)  # whoever fails all batches finds it there
                 raise
 
+    def _call(self, engine: Any, call: _Call, busy: bool) -> None:
+        """Do the work of a call, unless vLLM is busy with requests. An error of the work is its caller's."""
+        try:
+            if busy:
+                raise EngineError("the engine holds requests", self._path, "Wait for their answers")
+            call.done.set_result(call.work(engine))
+        except Exception as error:
+            call.done.set_exception(error)
+
     def _fail_all(self, waiting: dict[str, tuple[_Batch, int]], broken: BaseException) -> None:
         """Give EngineError to every batch in vLLM or in the inbox, and let no other batch in."""
         with self._gate:
             self._broken = broken
-        batches = {id(batch): batch for batch, _ in waiting.values()}
+        batches: dict[int, _Batch | _Call] = {id(batch): batch for batch, _ in waiting.values()}
         while not self._inbox.empty():
             batch = self._inbox.get()
             if batch is not None:
                 batches[id(batch)] = batch
         for batch in batches.values():
-            batch.done.set_exception(EngineError(f"the engine broke: {first_line(broken)}", self._path))
+            what, remedy = f"the engine broke: {first_line(broken)}", memory_remedy(broken, self._pool)
+            batch.done.set_exception(EngineError(what, self._path, remedy))
 
 
 def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -> None:
@@ -142,8 +174,15 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
         waiting[name] = (batch, row)
         try:
             engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
-        except ValueError as error:  # vLLM refuses this request; the others go on
+        except Exception as error:
+            if not _refuses(error):
+                raise
             _deliver(waiting, name, Failure(first_line(error)))
+
+
+def _refuses(error: Exception) -> bool:
+    """Whether vLLM refuses one request with this error, so that the others go on. Its own errors for that are no ValueError."""
+    return isinstance(error, ValueError) or any(kind.__name__ == "VLLMClientError" for kind in type(error).__mro__)
 
 
 def _has_lost_a_process(engine: Any) -> bool:

@@ -31,6 +31,7 @@ class Stage:
     compute: makes one shard from its inputs.
     round_inputs: for a run, the values of the whole round that also make shards stale (problems, policy, baseline, peak).
     after_round: whether every shard of the round must be scored first.
+    asks: whether a stage on engines asks them anything in a run.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stage:
     compute: Callable[[ShardInputs], ShardResult]
     round_inputs: Callable[[Run], tuple[str, ...]] = lambda _: ()
     after_round: bool = False
+    asks: Callable[[Run], bool] = lambda _: True
 
     @property
     def writes(self) -> tuple[Column, ...]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pipeline.contract import Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError
-from pipeline.rounds.round import Round
+from pipeline.rounds.round import Round, same_problems
 from pipeline.stages import MEASURE, STAGES
 from pipeline.stages.score import bounds_instead
 from pipeline.store.directory import Entry, Ready, Store, area
@@ -90,6 +90,8 @@ class Inventory:
             return "input missing"
         named = expected.keys() | (entry.inputs.keys() & {"policy"})  # the base has no such input: a shard that has it is stale
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
+        if "problems" in changed and same_problems(entry.inputs.get("problems"), expected.get("problems")):
+            changed.remove("problems")
         return f"{changed[0]} changed" if changed else None
 
     def reasons(self, name: str, problems: Mapping[str, str] | None = None) -> Counter[str]:

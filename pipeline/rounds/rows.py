@@ -116,9 +116,9 @@ def training_rows(
     _check_vocabulary(store, entries, tables["prompts"])
     prompts = tables["prompts"].take(rollout["prompt_index"])
     columns = {name: rollout[name] for name in ("trace_id", "trace_source", "response_tokens")}
-    # policy of the student log-probs: a trace that the teacher wrote was scored with the policy of its round
-    by_teacher = pc.equal(rollout["trace_source"], "teacher")
-    columns["policy_version"] = pc.if_else(by_teacher, pa.scalar(policy, pa.int32()), rollout["policy_version"])
+    # policy of the student log-probs: a trace that the student did not write was scored with the policy of its round
+    by_others = pc.not_equal(rollout["trace_source"], "student")
+    columns["policy_version"] = pc.if_else(by_others, pa.scalar(policy, pa.int32()), rollout["policy_version"])
     columns |= {"prompt_tokens": prompts["prompt_tokens"], "rollout_entropy": rollout["rollout_entropy"]}
     columns["advantage"] = tables["grade"]["advantage"]
     columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}

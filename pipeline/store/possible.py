@@ -26,7 +26,7 @@ HOLDS = {
     "regime": "regime",
 }
 CHOICES = {
-    "trace_source": ("student", "teacher"),
+    "trace_source": ("student", "teacher", "import"),
     "student_logprob_source": ("rollout", "score"),
     "verdict": tuple(map(str, Verdict)),
     "reject_reason": tuple(map(str, Reject)),

@@ -249,8 +249,8 @@ class Trainer:
 
 
 def reduce_(value: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
-    """`value`, reduced over all ranks in place. A single process gets its own value back."""
-    if dist.is_initialized():
+    """`value`, reduced over all ranks in place. A single rank gets its own value back."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(value, op)
     return value
 

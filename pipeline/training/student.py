@@ -117,9 +117,9 @@ def build(run: Run, device: torch.device) -> Student:
 def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.device) -> nn.Module:
     """The student over all ranks: replicated with averaged gradients (DDP), or sharded layer by layer (FSDP2).
 
-    Without a process group the student itself is returned.
+    A single rank, with or without a process group, gets the student itself.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return student
     if strategy == "ddp":
         return nn.parallel.DistributedDataParallel(student, device_ids=[device.index] if device.type == "cuda" else None)

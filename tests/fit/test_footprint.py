@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline import config, recipes
+from pipeline.errors import SettingError
 from pipeline.fit import footprint, machine
 
 QWEN3_8B = {
@@ -57,6 +58,17 @@ def test_engine_on_a_card(qwen):
     assert footprint.engine_fit(run.model, run.engines.rollout, qwen, replace(GOOD, gpus=(16 * 2**30,))).level == "error"
 
 
+def test_scoring_has_the_logits_of_a_piece_on_a_gpu_and_of_a_sequence_on_a_cpu(qwen):
+    """On a GPU 1 024 positions of the response in float32. On a CPU all positions, and log-probs beside the logits."""
+    run = recipes.qwen3_8b()
+    assert footprint.scoring_logits(run.model, run.engines.rollout, qwen) == 1024 * 151936 * 4
+    small = run.engines.rollout.model_copy(update={"max_batched_tokens": 256})
+    assert footprint.scoring_logits(run.model, small, qwen) == 256 * 151936 * 4
+    assert footprint.scoring_logits(config.Model(max_model_len=100), config.Pool(), qwen) == 100 * 151936 * 8
+    card = replace(GOOD, gpus=(80 * 2**30,))
+    assert "scoring logits 0.58 of 8.00 GiB spare" in footprint.engine_fit(run.model, run.engines.rollout, qwen, card).text
+
+
 def test_memory_that_does_not_suffice(qwen):
     run = recipes.demo()
     lines = {line.topic: line.level for line in footprint.fit(run, qwen, replace(GOOD, memory=2**30))}
@@ -79,3 +91,16 @@ def test_without_a_gpu_here_common_cards_are_shown(qwen):
     assert train.text.endswith(f"Fits a card of: {said}")
     assert "24 GiB no" in said
     assert "80 GiB yes" in said
+
+
+def test_kept_tokens_take_eight_bytes_each(qwen):
+    run = recipes.qwen3_8b()
+    assert "score.keep_topk" not in {line.topic for line in footprint.fit(run, qwen, GOOD)}
+    kept = run.model_copy(update={"score": config.ScoreSettings(keep_topk=64)})
+    [line] = [line for line in footprint.fit(kept, qwen, GOOD) if line.topic == "score.keep_topk"]
+    assert 8 * 64 * 32 * 1024 == 2**24  # 32 prompts, one trace each of 1024 tokens: 16 MiB
+    assert line.text == (
+        "at most 32 traces x 1024 tokens x 64 x 8 bytes = 0.02 GiB a round, 1.56 GiB in 100 rounds, before compression"
+    )
+    with pytest.raises(SettingError, match=r"score\.keep_topk: 151937 is more than the 151936 tokens"):
+        footprint.fit(run.model_copy(update={"score": config.ScoreSettings(keep_topk=151_937)}), qwen, GOOD)

@@ -5,17 +5,18 @@ import logging
 import shutil
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.inference import startup
+from actors.inference import startup, vllm_sleep
 from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
-from pipeline.errors import EngineError, ModelError
+from pipeline.errors import EngineError, ModelError, SettingError
 from pipeline.method.entropy import bounds
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
@@ -199,6 +200,46 @@ def test_bounds_on_request_are_not_spoilt_by_a_hook_that_is_there(engine, traces
         assert (np.abs(got.entropy - known.entropy) <= got.entropy_error + 1e-5).all()
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_kept_tokens_are_those_of_a_plain_forward(engine, policies, traces, plain_table, number):
+    sequences = [Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(REQUESTS[:6], traces[number], strict=False)]
+    plain = engine.score(sequences, policies[number])
+    for keep, same in ((32, {}), (57, {}), (5, {"entropy": "bounds", "top_k": 3})):
+        twin = sharing(engine, keep_topk=keep, **same)
+        for sequence, score, before in zip(sequences, twin.score(sequences, policies[number]), plain, strict=True):
+            table = plain_table(number, sequence.prompt, sequence.response)
+            expected = np.argsort(-table, axis=1)
+            values = np.take_along_axis(table, expected, 1)
+            sure = np.diff(values, axis=1, prepend=np.inf, append=-np.inf) < -2e-4  # no neighbour is as likely
+            sure = (sure[:, :-1] & sure[:, 1:])[:, :keep]
+            assert score.topk_tokens.dtype == np.int32
+            assert score.topk_logprobs.dtype == np.float32
+            assert (score.topk_tokens == expected[:, :keep])[sure].all()
+            assert sure.mean() > 0.9
+            np.testing.assert_allclose(score.topk_logprobs, values[:, :keep], atol=1e-4)
+            np.testing.assert_allclose(score.logprobs, before.logprobs, atol=1e-6)
+            assert (np.abs(score.entropy - before.entropy) <= score.entropy_error + 1e-5).all()
+            assert (score.entropy_error == 0) == (not same)
+    assert plain[0].topk_tokens is plain[0].topk_logprobs is None
+
+
+def test_kept_tokens_that_an_engine_cannot_give_are_refused_with_the_setting(engine, monkeypatch):
+    with pytest.raises(SettingError, match=r"score\.keep_topk: 58 is more than the 57 tokens of the teacher's vocabulary"):
+        sharing(engine, keep_topk=58)
+    from vllm import SamplingParams
+
+    validate = SamplingParams._validate_logprobs
+
+    def capped(params, model_config):
+        """vLLM's own check, with the cap of a server that was started with `--max-logprobs 20`."""
+        return validate(params, SimpleNamespace(max_logprobs=20, get_vocab_size=model_config.get_vocab_size))
+
+    monkeypatch.setattr(SamplingParams, "_validate_logprobs", capped)
+    said = r"score\.keep_topk: vllm \S+ does not give the 30 most likely tokens of a position \(.* max allowed: 20\)\. Lower it"
+    with pytest.raises(EngineError, match=said):
+        sharing(engine, keep_topk=30, entropy="bounds")
+
+
 def test_bounds_hold_the_exact_entropy():
     logprobs = torch.randn(50, 57).mul(3).log_softmax(-1)
     lower, upper = bounds(logprobs.topk(20).values.numpy(), 57)
@@ -230,7 +271,7 @@ def test_a_start_that_fails_is_one_clear_line():
     assert isinstance(error, EngineError)
     assert str(error) == (
         "some/model: vLLM did not start (ValueError: No available memory for the KV cache blocks.). "
-        "Lower memory_share, max_num_seqs or model.max_model_len"
+        "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
     )
     assert startup.start_error(error, "elsewhere") is error
 
@@ -248,3 +289,40 @@ def test_the_head_of_a_model_in_half_precision_computes_in_float32():
         for dtype in ("float32", "bfloat16", "float16")
     ]
     assert overrides == [{}, {"head_dtype": "float32"}, {"head_dtype": "float32"}]
+
+
+def test_an_engine_on_a_cpu_cannot_sleep_and_says_so(engine, traces):
+    assert engine.sleep() is False
+    assert same_traces(engine.generate(REQUESTS[:2], BASE, SAMPLING), traces[0][:2])
+
+
+def test_an_engine_that_slept_answers_as_before_and_nothing_meanwhile(engine, policies, traces, monkeypatch):
+    """vLLM's own calls: on a CPU they stop and start its scheduler, and only the memory stays where it is."""
+    engine.vllm.alone(lambda vllm: monkeypatch.setattr(vllm.model_config, "enable_sleep_mode", True))
+    assert engine.sleep() is True
+    with pytest.raises(EngineError, match="the engine sleeps"):
+        engine.generate(REQUESTS[:2], BASE, SAMPLING)
+    with pytest.raises(EngineError, match="the engine sleeps"):
+        engine.score([Sequence([1], [5])], BASE)
+    engine.wake()
+    for number in (0, 1):
+        assert same_traces(engine.generate(REQUESTS, policies[number], SAMPLING), traces[number])
+
+
+def test_the_mode_is_asked_for_where_vllm_has_it_and_the_card_is_shared():
+    assert vllm_sleep.available() is False
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert EngineArgs.enable_sleep_mode is False  # the name of vLLM's setting
+
+
+def test_an_engine_without_memory_names_its_share_of_the_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 2**30, 24 * 2**30))
+    pool = config.Pool(colocate=True, memory_share=0.7)
+    error = startup.start_error(RuntimeError("CUDA Error: out of memory at cumem"), "m", pool, "wake up")
+    assert str(error) == (
+        "m: vLLM did not wake up (RuntimeError: CUDA Error: out of memory at cumem). Lower memory_share, max_num_seqs, "
+        "max_batched_tokens or model.max_model_len, or set train.offload all: memory_share 0.7 x 24.00 = 16.80 GiB, and 10.00 "
+        "are free"
+    )
