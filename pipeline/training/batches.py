@@ -155,7 +155,7 @@ def usable(data: RoundTable, max_staleness: int, constants: Objective | None = N
 
 
 def check_ids(traces: Traces, vocab_size: int) -> None:
-    """Raise TrainingError, with the trace, when an id of a prompt, a response or the teacher is outside the model's vocabulary."""
+    """Raise TrainingError, with the trace, for an id of prompt, response or teacher that is outside the model's vocabulary."""
     columns: dict[str, RaggedColumn] = {name: getattr(traces, name) for name in ("prompt_tokens", "response_tokens")}
     columns |= {name: column for name, column in traces.extra.items() if name == TOPK[0]}
     for name, column in columns.items():
