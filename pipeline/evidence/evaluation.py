@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.answers.texts import normal_form
 from pipeline.config import Run
 from pipeline.contract import PooledEngines, Reject, Verdict
 from pipeline.digest import digest
 from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, resampled
-from pipeline.problems.answers import normal_form
 from pipeline.problems.sources import ProblemSet
 from pipeline.problems.survey import normal
 from pipeline.rounds.inventory import Inventory
