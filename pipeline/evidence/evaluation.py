@@ -108,9 +108,12 @@ def problems_of(seen: Inventory) -> tuple[str, ...]:
         if shard not in prompts:
             found += [f"{plan.source if plan else None}/{index}" for index in work.shards[shard]]
             continue
-        rows = work.store.read(prompts[shard], ["prompt_id", "problem", "answer"]).to_pylist()
+        rows = work.store.read(prompts[shard], ["prompt_id", "problem", "messages", "answer"]).to_pylist()
         found += [
-            row["prompt_id"] if row["problem"] is None else digest(f"{normal(row['problem'])}\n{row['answer']}") for row in rows
+            row["prompt_id"]
+            if row["problem"] is None
+            else digest(f"{normal(row.get('messages') or row['problem'])}\n{row['answer']}")
+            for row in rows
         ]
     return tuple(found)
 
