@@ -21,6 +21,7 @@ from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.grader.verifier import grader_of
+from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
@@ -98,10 +99,12 @@ def open_sources(run: Run) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
-    prompt template or the answer pattern. Raises UserError when no prompt of the first round, or none of the evaluation, can be
-    answered.
+    prompt template, the answer pattern or score.keep_topk. Raises UserError when no prompt of the first round, or none of the
+    evaluation, can be answered.
     """
     grader_of(run)
+    if run.score.keep_topk:
+        run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
     evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
     notes = [refuse_few_imports(rounds, run)] if run.source.response else []

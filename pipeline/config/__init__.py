@@ -91,8 +91,8 @@ class Run(Section):
             raise ValueError("evaluation.source.response: an evaluation asks the model; leave it empty")
         if self.source.response and self.rollout.teacher_share:
             raise ValueError("source.response needs rollout.teacher_share 0: all traces of such a run are imported")
-        others = {"teacher": bool(self.rollout.teacher_share), "import": bool(self.source.response)}
-        refuse_missing(self.objective, self.score, {name for name, there in others.items() if there})
+        others = {"teacher": self.rollout.teacher_share > 0, "import": bool(self.source.response)}
+        refuse_missing(self.objective, self.score, {name for name, writes in others.items() if writes})
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
         return self

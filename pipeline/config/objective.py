@@ -252,12 +252,10 @@ def refuse_missing(objective: Objective, score: ScoreSettings, others: set[str])
         raise ValueError(f"objective.kl reads the base's log-probs, which are not stored: set {setting}; {again} {setting}`")
     if others and (objective.entropy == "student" or objective.gate_kind == "top_entropy"):
         which = "objective.entropy 'student'" if objective.entropy == "student" else "objective.gate 'top_entropy'"
-        why = "the student's entropy of a trace that somebody else wrote is not measured"
-        setting = "rollout.teacher_share 0" if "teacher" in others else "an empty source.response"
-        raise ValueError(f"{which} needs {setting}: {why}")
+        why = "the student's entropy of a trace that it did not write is not measured"
+        raise ValueError(f"{which} needs rollout.teacher_share 0 and no source.response: {why}")
     if name == "sft" and not others:
-        what = "objective 'sft' learns from traces that the student did not write"
-        raise ValueError(f"{what}: set source.response, or rollout.teacher_share above 0")
+        raise ValueError("objective 'sft' learns from traces of others: set source.response, or rollout.teacher_share above 0")
     if "import" in others and "import" not in objective.sources:
         raise ValueError(f"objective '{name}' needs the writer's log-probs, and imported traces have none: choose another one")
 

@@ -25,7 +25,7 @@ from pipeline.contract import (
     ShardResult,
     Stage,
 )
-from pipeline.errors import EngineError, SettingError
+from pipeline.errors import EngineError
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
 
@@ -39,6 +39,7 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
     that one forward pass.
     """
     kept = TOPK if run.score.keep_topk else ()
+    base = ("base_logprobs",) if run.score.base_logprobs else ()
     draft = Draft.after(STAGE, rollout)
     facts = engines.facts()
     indices, sources = rollout["prompt_index"].to_pylist(), rollout["trace_source"].to_pylist()
@@ -75,7 +76,13 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
         draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
     for row, scored in ask(again, "prompt_tokens", policy):
         draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
-    return draft.table(kept)
+    if base:
+        known = set(by_student if policy.version == 0 else ())  # the base itself wrote these
+        for row in known:
+            draft.values[row]["base_logprobs"] = logprobs[row]
+        for row, scored in ask([row for row in draft.live() if row not in known], "prompt_tokens", Policy(0)):
+            draft.values[row]["base_logprobs"] = scored.logprobs
+    return draft.table((*kept, *base))
 
 
 def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray, vocab_size: int) -> Score | None:
@@ -105,13 +112,6 @@ def entropy_max(score: pa.Table) -> float:
     """Largest teacher entropy, in nats, over the rows of a shard that go on. 0 when there are none."""
     flat, _ = ragged(score.filter(pc.is_null(score["reject_reason"]))["teacher_entropy"])
     return float(flat.max()) if flat.size else 0.0
-
-
-def check_keep_topk(keep_topk: int, vocab_size: int) -> None:
-    """Raise SettingError when score.keep_topk asks for more tokens than there are."""
-    if keep_topk > vocab_size:
-        what = f"{keep_topk} is more than the {vocab_size} tokens of the teacher's vocabulary"
-        raise SettingError(what, "score.keep_topk", f"Set it to at most {vocab_size}")
 
 
 def bounds_instead(cause: str) -> str:

@@ -119,6 +119,21 @@ def test_scores_are_the_engines_under_the_privileged_prompt(prompts, run, tokeni
     np.testing.assert_array_equal(np.float32(scored["teacher_entropy"][5].as_py()), entropy)
 
 
+@pytest.mark.parametrize(("policy", "asked"), [(Policy(0), 4), (POLICY, 8)])
+def test_the_base_is_asked_for_its_logprobs_unless_it_wrote_the_trace(prompts, run, tokenizer, policy, asked):
+    run = resolve(run, ["rollout.teacher_share=0.5", "score.base_logprobs=true"])
+    engine = Odd(run.model)
+    rollout = rolled_out(prompts, run, tokenizer, engine, policy)
+    scored = stages.score.score(prompts, rollout, run, engine, policy)
+    check_table(STAGES["score"], scored)
+    assert engine.calls[-1] == ("score", Policy(0), asked)
+    for row in range(8):
+        tokens = np.array(rollout["response_tokens"][row].as_py())
+        prompt = prompts["prompt_tokens"][rollout["prompt_index"][row].as_py()].as_py()
+        expected = token_evidence(tokens, 0, len(prompt), 57)[0]
+        np.testing.assert_array_equal(np.float32(scored["base_logprobs"][row].as_py()), expected)
+
+
 def test_kept_tokens_come_with_every_teacher_score_also_of_traces_that_the_teacher_wrote(prompts, run, tokenizer):
     run = resolve(run, ["rollout.teacher_share=0.5", "score.keep_topk=3"])
     engine = Odd(run.model, score=run.score)
@@ -126,7 +141,7 @@ def test_kept_tokens_come_with_every_teacher_score_also_of_traces_that_the_teach
     scored = stages.score.score(prompts, rollout, run, engine, POLICY)
     check_table(STAGES["score"], scored)
     assert engine.calls[2:] == [("score", Policy(0), 8), ("score", POLICY, 4)]
-    assert {column.name for column in STAGES["score"].writes} == set(scored.column_names[3:])
+    assert {column.name for column in STAGES["score"].writes} - {"base_logprobs"} == set(scored.column_names[3:])
     for row in range(8):
         tokens = np.array(rollout["response_tokens"][row].as_py())
         logprobs = np.array(scored["teacher_logprobs"][row].as_py(), np.float32)
