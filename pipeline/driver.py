@@ -21,13 +21,14 @@ from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.grader.verifier import grader_of
+from pipeline.models.agreement import check_teachers
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
-from pipeline.rounds.refused import refuse_nothing_left, refuse_unusable
+from pipeline.rounds.refused import refuse_nothing_left, refuse_unknown_teachers, refuse_unusable
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, usage
@@ -102,7 +103,9 @@ def open_sources(run: Run) -> Sources:
     answered.
     """
     grader_of(run)
+    check_teachers(run)
     rounds = open_source(run.source)
+    refuse_unknown_teachers(rounds, run)
     evals = open_source(run.evaluation.source) if run.evaluation.problems else None
     first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
     refuse_unusable(rounds, first, run, "the first round")

@@ -30,6 +30,18 @@ BASE = Run(name="t")
         ("train.betas=[0.9, 2.0]", "less than 1"),
         ("train.keep_checkpoints=1", "greater than or equal to 2"),
         ("evaluation.max_new_tokens=4096", "evaluation.max_new_tokens 4096 leaves no room"),
+        ("teachers.big.modl=x", "teachers.big.modl: unknown setting. Did you mean 'teachers.big.model'"),
+        ("teachers.Big.model=x", "'Big' is no name of a teacher"),
+        ("teachers.score.model=x", "'score' is no name of a teacher"),
+        ("teachers.a.policy=lag", "teachers.a.policy: 'lag' is no policy: write base, lag:N"),
+        ("teachers.a.policy=ema:1", "'ema:1' is no policy"),
+        ("teachers.a.template=No field", "teachers.a.template lacks {problem}"),
+        ("teachers.a={prompt: feedback, template: '{problem}'}", "teachers.a.template lacks {feedback}"),
+        ("teachers.a.server=http://key@host:1", "a token stands in the environment, never in the address"),
+        ("teachers.a.server=http://host:1", "server needs model"),
+        ("teachers.a={model: x, policy: 'lag:1'}", "a policy of the student: leave model and server empty"),
+        ("teachers={a: {}, b: {}}", "source.teacher must name the column that chooses one"),
+        ("source.teacher=who", "`teachers` has none"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_to_do(override, message):

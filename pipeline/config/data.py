@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Count, Dtype, Positive, Section, Share
+from pipeline.config.section import LATER, Count, Dtype, Positive, Section, Share
 
 
 class Source(Section):
@@ -20,6 +20,7 @@ class Source(Section):
     problem: str = Field("problem", description="column of the problem text")
     solution: str = Field("solution", description="column of the reference solution; may be empty in an evaluation")
     answer: str = Field("answer", description="column of the answer; 'solution' reads its last \\boxed{} or what follows ####")
+    teacher: Annotated[str, LATER] = Field("", description="column that names the teacher of a problem; empty: one teacher")
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
     size: Count = Field(100_000, description="problems of a generated task; for a file, the most rows that are taken")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
@@ -47,9 +48,10 @@ class Model(Section):
 
 
 class Prompts(Section):
-    """Prompt templates. `{problem}` and `{solution}` are filled in, and the tokenizer's own chat template wraps the result.
+    """Prompt templates. The tokenizer's own chat template wraps the filled text.
 
-    A `teacher` template equal to `student` is a control: a teacher without the reference solution.
+    `{problem}` is filled in, and for a teacher `{solution}` and `{answer}` too. `\\boxed{answer}` stays as it is written. A
+    `teacher` template equal to `student` is a control: a teacher without the reference solution.
     """
 
     student: str = "{problem}"

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,7 +29,10 @@ from pipeline.problems.answers import stated_answer
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of a source. When the row lacks what the recipe needs, `reject` is set and `detail` says what is missing."""
+    """One row of a source. When the row lacks what the recipe needs, `reject` is set and `detail` says what is missing.
+
+    teacher: the teacher that the row names. None in a run that names none.
+    """
 
     index: int
     problem: str | None
@@ -37,6 +40,7 @@ class Problem:
     answer: str | None
     reject: Reject | None = None
     detail: str = ""
+    teacher: str | None = None
 
 
 class Rows(Protocol):
@@ -76,7 +80,10 @@ class ProblemSet:
         if wrong:
             raise IndexError(f"row {wrong[0]} of a source of {self.size}")
         raw = self._rows.read(indices)
-        return [_problem(int(index), row, *self._columns) for index, row in zip(indices, raw, strict=True)]
+        problems = [_problem(int(index), row, *self._columns) for index, row in zip(indices, raw, strict=True)]
+        if not (column := self.source.teacher):
+            return problems
+        return [replace(item, teacher=_text(row.get(column))) for item, row in zip(problems, raw, strict=True)]
 
     def cautions(self) -> list[str]:
         """What a person should know about figures on this source: rows that are not used, answers that may differ."""

@@ -14,6 +14,7 @@ from pipeline.problems.sources import ProblemSet
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.stages.prompts import prompts
+from pipeline.stages.teachers import teacher_of
 
 _AT_ONCE = 256  # prompts that are tokenised before one of them is looked for that can be answered
 
@@ -21,6 +22,7 @@ REMEDIES = {
     Reject.MISSING_PROBLEM: "Set source.problem to a column of text, or mend the rows",
     Reject.MISSING_SOLUTION: "Set source.solution to a column of text, or mend the rows",
     Reject.MISSING_ANSWER: "Set source.answer to the column of the answer, or mend the rows",
+    Reject.NO_CONTEXT: "Let such traces fall back: teachers.NAME.fallback plain",
     Reject.PROMPT_TOO_LONG: "Raise model.max_model_len, or lower max_new_tokens",
     Reject.ENGINE_ERROR: "The log names what the engine could not do. After that is mended: `egrsd stage rollout --force`",
     Reject.EMPTY_RESPONSE: "Check the chat template and the prompts: the model ends at once",
@@ -51,6 +53,16 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
         reason, count = reasons.most_common(1)[0]
         what = f"all {len(indices)} prompts of {whose} are rejected, {count} as {reason}: {details[reason]}"
         raise UserError(what, source.source.uri, REMEDIES[Reject(reason)])
+
+
+def refuse_unknown_teachers(source: ProblemSet, run: Run) -> None:
+    """Raise SourceError, with the row and the name, for the first row of a source that names no teacher of the run."""
+    if not (run.teachers and run.source.teacher):
+        return
+    with late("teacher column", f"the teachers in {source.source.uri} have been read for {NOTICE_S:g} s so far."):
+        for start in range(0, len(source), _AT_ONCE):
+            for row in source.rows(range(start, min(start + _AT_ONCE, len(source)))):
+                teacher_of(run, {"problem_teacher": row.teacher}, f"{source.source.uri}, row {row.index}")
 
 
 def refuse_nothing_left(work: Round, stages: tuple[str, ...]) -> None:

@@ -121,8 +121,9 @@ def with_engines(work: Round, engines: Mapping[str, Engines]) -> Round:
 
 
 def problems_digest(problems: list[Problem]) -> str:
-    """Hash of rows of a source."""
-    return digest([asdict(p) for p in problems])
+    """Hash of rows of a source. What later versions added to a row counts only where it is there."""
+    rows = [asdict(problem) for problem in problems]
+    return digest([{name: value for name, value in row.items() if name != "teacher" or value is not None} for row in rows])
 
 
 def evaluation_run(run: Run) -> Run:
@@ -142,4 +143,4 @@ def evaluation_run(run: Run) -> Run:
     )
     # one sample per problem is allowed, since nothing trains on these advantages
     grade = run.grade.model_copy(update={"advantage": "running"})
-    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade})
+    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade, "teachers": {}})

@@ -34,7 +34,7 @@ def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str,
         keys[name] = table[key]
         if name == "rollout" and "prompts" in entries:
             _check_prompts(store, entry, table["prompt_index"], entries["prompts"].rows)
-        tables[name] = table if wanted is None else table.select(wanted)
+        tables[name] = table if wanted is None else table.select([c for c in wanted if c in table.column_names])
     first: str | None = None
     for name in entries.keys() - {"prompts"}:
         first = first or name
@@ -69,7 +69,11 @@ def joined_round(work: Round) -> pa.Table:
         parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
-        columns |= {c.name: parts[c.writer][c.name] for c in COLUMNS.values() if c.writer in parts}
+        columns |= {
+            c.name: parts[c.writer][c.name]
+            for c in COLUMNS.values()
+            if c.writer in parts and c.name in parts[c.writer].column_names
+        }
         for name in ("reject_reason", "reject_detail"):
             columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
         tables.append(pa.table(columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -88,9 +89,9 @@ class Draft:
         if self.reasons[row] is None:
             self.reasons[row], self.details[row] = str(reason), detail and clean(detail)[:500]
 
-    def table(self) -> pa.Table:
-        """The shard as a table, with its columns in the order of the contract."""
-        schema = contract.schema(self.stage)
+    def table(self, optional: Collection[str] = ()) -> pa.Table:
+        """The shard as a table, with its columns in the order of the contract. `optional` names those that not every run has."""
+        schema = contract.schema(self.stage, optional)
         fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
         arrays = [
             pa.array(fixed[f.name], f.type) if f.name in fixed else _column([v.get(f.name) for v in self.values], f.type)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline import contract
 from pipeline.errors import ContractError, first_line
 from pipeline.store.manifest import Entry
-from pipeline.store.possible import CHOICES, HOLDS, columns_of, key_of, limits, types_of
+from pipeline.store.possible import CHOICES, HOLDS, columns_of, is_optional, key_of, limits, types_of
 
 
 def check_table(stage: contract.Stage, table: pa.Table, vocab_size: int | None = None) -> int:
@@ -20,7 +20,7 @@ def check_table(stage: contract.Stage, table: pa.Table, vocab_size: int | None =
 
     The schema must be as declared, and `check_columns` must pass. Raises ContractError that names stage and column.
     """
-    expected = contract.schema(stage)
+    expected = contract.schema(stage, table.column_names)
     if table.schema.remove_metadata() != expected:
         raise ContractError(f"schema is {table.schema.remove_metadata()}, expected {expected}", f"stage {stage.name}")
     try:
@@ -86,13 +86,15 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
     """The shard that `data` holds, or some of its columns, after a check that it is what the entry and the contract say.
 
     Rows, rejected rows and size must be those of the entry, and `check_columns` must pass for the columns. Response tokens are
-    counted when a `[T]` column is among them. Raises ContractError; `where` names the part of the file.
+    counted when a `[T]` column is among them. An optional column that the shard lacks is left out. Raises ContractError; `where`
+    names the part of the file.
     """
     types = types_of(entry.stage)
     needed = list(dict.fromkeys([key_of(entry.stage), "reject_reason", *(types if columns is None else columns)]))
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
             stored = file.schema_arrow
+            needed = [name for name in needed if name in stored.names or not is_optional(name)]
             for name in needed:
                 if len(stored.get_all_field_indices(name)) != 1:
                     raise ContractError("is missing, or there twice", f"column {name}")
@@ -107,7 +109,7 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
     for name, found in (counts | ({} if tokens is None else {"tokens": tokens})).items():
         if found != getattr(entry, name):
             raise ContractError(f"the file has {found}, its manifest entry {getattr(entry, name)}", name)
-    return table if columns is None else table.select(columns)
+    return table if columns is None else table.select([name for name in columns if name in table.column_names])
 
 
 def count_rejected(table: pa.Table) -> dict[str, int]:
