@@ -36,7 +36,7 @@ def open_engines(
         for name, settings in run.pools.items():
             model, kind = run.model, engine_class or Engine
             if (teacher := run.teachers.get(name)) is not None:
-                model, kind = run.model_of(teacher), teacher_engine(teacher, engine_class)
+                model, kind = run.model_of(teacher), teacher_engine(name, teacher, engine_class)
             pool = EnginePool.start(name, model, settings, run.score, kind, run.engines.inflight_shards)
             stack.callback(pool.close)
             pools[name] = pool

@@ -15,6 +15,7 @@ from typing import Any
 from actors.inference import startup
 from actors.inference.engine import Engine
 from actors.member import EngineClass
+from actors.served import Served
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EngineError
@@ -22,11 +23,13 @@ from pipeline.models.agreement import shared_size
 from pipeline.models.tokenizer import tokenizer_of
 
 
-def teacher_engine(teacher: config.Teacher, engine_class: EngineClass | None = None) -> EngineClass:
-    """What makes an engine of a teacher: one of another model, or one of the student's.
+def teacher_engine(name: str, teacher: config.Teacher, engine_class: EngineClass | None = None) -> EngineClass:
+    """What makes an engine of a teacher: the client of its server, one of another model, or one of the student's.
 
     `engine_class` answers instead of vLLM in tests.
     """
+    if teacher.server:
+        return partial(Served, name, teacher)
     return engine_class or (TeacherEngine if teacher.model else Engine)
 
 

@@ -43,6 +43,9 @@ class ScoreSettings(Section):
         description="whether bounds, with a warning, take the place of exact entropies; false: the run ends before it pays",
     )
     top_k: Count = Field(20, description="most likely tokens that entropy bounds are computed from")
+    keep_topk: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+        0, description="K, most likely tokens of the teacher that are stored at each response position; 0: none"
+    )
     rescore_share: Share = Field(0.05, description="share of student traces scored again to measure the log-prob gap")
 
 

@@ -149,7 +149,7 @@ class ShardResult(NamedTuple):
 def schema(stage: Stage, optional: Collection[str] = ()) -> pa.Schema:
     """Arrow schema of a stage's shard: key, reject_reason, reject_detail, then the columns it writes.
 
-    reject_reason is null in a row that goes on. Of the optional columns only those in `optional` are there.
+    reject_reason is null in a row that goes on. Of the optional columns only those that `optional` names are there.
     """
     columns = [c for c in stage.writes if c.name != stage.key and (not c.optional or c.name in optional)]
     fields = [

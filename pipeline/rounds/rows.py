@@ -20,7 +20,7 @@ from pipeline.store.shards import check_columns
 
 
 def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str, list[str]] | None = None) -> dict[str, pa.Table]:
-    """The tables of one shard, by stage: all columns, or the `columns` of each stage.
+    """The tables of one shard, by stage: all columns, or the `columns` of each stage. Optional ones may be missing.
 
     Raises StoreError when a file is damaged, or when the stages do not hold the same rows in the same order. The traces of a
     prompt stand next to each other, and `prompt_index` names its row.
@@ -34,7 +34,7 @@ def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str,
         keys[name] = table[key]
         if name == "rollout" and "prompts" in entries:
             _check_prompts(store, entry, table["prompt_index"], entries["prompts"].rows)
-        tables[name] = table if wanted is None else table.select([c for c in wanted if c in table.column_names])
+        tables[name] = table if wanted is None else table.select([column for column in wanted if column in table.column_names])
     first: str | None = None
     for name in entries.keys() - {"prompts"}:
         first = first or name
@@ -69,11 +69,8 @@ def joined_round(work: Round) -> pa.Table:
         parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
-        columns |= {
-            c.name: parts[c.writer][c.name]
-            for c in COLUMNS.values()
-            if c.writer in parts and c.name in parts[c.writer].column_names
-        }
+        there = [c for c in COLUMNS.values() if c.writer in parts and c.name in parts[c.writer].column_names]
+        columns |= {c.name: parts[c.writer][c.name] for c in there}
         for name in ("reject_reason", "reject_detail"):
             columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
         tables.append(pa.table(columns))

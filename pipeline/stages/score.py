@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.config import Run
 from pipeline.contract import (
     ENGINE_SETTINGS,
+    TOPK,
     EngineFacts,
     Engines,
     Failure,
@@ -25,7 +26,7 @@ from pipeline.contract import (
     ShardResult,
     Stage,
 )
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, SettingError
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
 from pipeline.stages.teachers import COLUMNS as TEACHER_COLUMNS
@@ -52,9 +53,13 @@ def score(
     """Student and teacher log-probs and the teacher's entropy of every response token.
 
     Generation already measured the writer's log-probs, so they are not measured again. Only a sample of the student's traces
-    (`score.rescore_share`) is scored again, and the gap is stored. `engines` are the student's, and also those of the default
-    teacher. `taught` has the teachers that the run names: they score every trace.
+    (`score.rescore_share`) is scored again, and the gap is stored. With `score.keep_topk` the teacher scores its own traces too:
+    generation does not know the setting. All that a row says of the teacher then comes from that one forward pass.
+
+    `engines` are the student's, and also those of the default teacher. `taught` has the teachers that the run names: they score
+    every trace.
     """
+    kept = TOPK if run.score.keep_topk else ()
     draft = Draft.after(STAGE, rollout)
     facts = engines.facts()
     if taught is not None:
@@ -87,16 +92,16 @@ def score(
         refuse_many(draft, rows, "stage score")
         return [(row, answer) for row, answer in scored if answer is not None]
 
-    default = {"": Seat(engines, Policy(0))}
-    for name, seat in (default if taught is None else taught.seats).items():
-        rows, means = by_student if taught is None else taught.rows_of(name, draft.live()), seat.engines.facts()
+    for name, seat in ({"": Seat(engines, Policy(0))} if taught is None else taught.seats).items():
+        by_writer = sorted(by_student + by_teacher) if kept else by_student
+        rows, means = by_writer if taught is None else taught.rows_of(name, draft.live()), seat.engines.facts()
         found = ask(rows, prompted("teacher_prompt_tokens") if taught is None else taught.prompt, seat)
         refuse_degenerate(name, [scored for _, scored in found], means)
         for row, scored in found:
             draft.values[row] |= {"teacher_logprobs": scored.logprobs, "teacher_entropy": scored.entropy}
-            draft.values[row]["entropy_error"] = scored.entropy_error
-        for row in rows:
-            draft.values[row]["entropy_method"] = means.entropy_method
+            draft.values[row] |= {"entropy_error": scored.entropy_error, "entropy_method": means.entropy_method}
+            if kept:
+                draft.values[row] |= dict(zip(kept, _topk(scored, run.score.keep_topk), strict=True))
         if taught is not None and name in taught.compared:
             sample = [row for row, _ in found if _in_sample(draft.keys[row], run.teachers[name].gap_share)]
             for row, scored in ask(sample, taught.prompt, Seat(engines, seat.policy)):
@@ -107,7 +112,7 @@ def score(
         draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
     for row, scored in ask(again, prompted("prompt_tokens"), student):
         draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
-    return draft.table(() if taught is None else TEACHER_COLUMNS)
+    return draft.table((*kept, *(() if taught is None else TEACHER_COLUMNS)))
 
 
 def _in_sample(key: str, share: float) -> bool:
@@ -128,10 +133,27 @@ def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarra
     return None
 
 
+def _topk(scored: Score, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """The kept tokens of a score and their log-probs, [T, keep]. Raises EngineError when the engine gave others."""
+    ids, logprobs = scored.topk_tokens, scored.topk_logprobs
+    if ids is None or logprobs is None or ids.shape[1] != keep:
+        given = "none" if ids is None else f"{ids.shape[1]}"
+        what = f"the engine gave {given} of the {keep} most likely tokens of a position"
+        raise EngineError(what, "score.keep_topk", "Lower it, or let another engine score")
+    return ids, logprobs
+
+
 def entropy_max(score: pa.Table) -> float:
     """Largest teacher entropy, in nats, over the rows of a shard that go on. 0 when there are none."""
     flat, _ = ragged(score.filter(pc.is_null(score["reject_reason"]))["teacher_entropy"])
     return float(flat.max()) if flat.size else 0.0
+
+
+def check_keep_topk(keep_topk: int, vocab_size: int) -> None:
+    """Raise SettingError when score.keep_topk asks for more tokens than there are."""
+    if keep_topk > vocab_size:
+        what = f"{keep_topk} is more than the {vocab_size} tokens of the teacher's vocabulary"
+        raise SettingError(what, "score.keep_topk", f"Set it to at most {vocab_size}")
 
 
 def bounds_instead(cause: str) -> str:
