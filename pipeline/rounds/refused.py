@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.config import Run
+from pipeline.config import Objective, Run
 from pipeline.contract import Reject
 from pipeline.errors import UserError
 from pipeline.models.tokenizer import tokenizer_of
@@ -63,6 +63,37 @@ def refuse_unknown_teachers(source: ProblemSet, run: Run) -> None:
         for start in range(0, len(source), _AT_ONCE):
             for row in source.rows(range(start, min(start + _AT_ONCE, len(source)))):
                 teacher_of(run, {"problem_teacher": row.teacher}, f"{source.source.uri}, row {row.index}")
+
+
+def is_gated(objective: Objective) -> bool:
+    """Whether an objective reads the teacher's entropy."""
+    return objective.name in ("egrsd", "cl_egrsd") and objective.entropy == "teacher"
+
+
+def refuse_wide_bounds(work: Round) -> None:
+    """Raise UserError when a gate would read entropies of a served teacher that are known less well than its settings ask.
+
+    A round whose objective has no gate passes. Bounds of an engine of the run are told as a warning elsewhere.
+    """
+    served = {name: teacher for name, teacher in work.run.teachers.items() if teacher.server}
+    if not served or not is_gated(work.run.objective):
+        return
+    widths: dict[str, list[float]] = {name: [] for name in served}
+    for entry in Inventory(work).entries("score").values():
+        rows = work.store.read(entry, ["reject_reason", "teacher_name", "entropy_error"]).to_pylist()
+        for row in rows:
+            if row["reject_reason"] is None and row["teacher_name"] in served:
+                widths[row["teacher_name"]].append(row["entropy_error"])
+    for name, found in widths.items():
+        most = served[name].max_half_width
+        if wide := [width for width in found if width > most]:
+            what = f"{len(wide)} of {len(found)} traces have a token whose entropy is known only to +-{max(wide):.2g} nat"
+            raise UserError(
+                f"{what}, and the gate may read +-{most:g}",
+                f"{work.area}, teachers.{name}",
+                f"Raise teachers.{name}.top_k, let the server give exact entropies (EGRSD_EXACT_ENTROPY=served), raise "
+                f"teachers.{name}.max_half_width, or take an objective without a gate",
+            )
 
 
 def refuse_nothing_left(work: Round, stages: tuple[str, ...]) -> None:
