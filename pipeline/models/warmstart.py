@@ -94,7 +94,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(seed: int, kind: Kind = STUDENT) -> Qwen3ForCausalLM:
-    """An untrained model of 0.8 M parameters (TEACHER: 3.2 M), initialised from `seed`. Every engine supports its head size of 32."""
+    """An untrained model of 0.8 M parameters (TEACHER: 3.2 M), initialised from `seed`. Engines support its head of 32."""
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     config = Qwen3Config(
