@@ -48,6 +48,8 @@ class Behaviour:
     start_kills: bool = False  # the process dies while the engine starts
     wrong_adapter: str | None = None  # this adapter is refused with ModelError
     falls_back: str | None = None  # where this file exists at the start, the engine has bounds instead of exact entropies
+    sleeps: bool = False  # the engine can sleep; else a pool must end it
+    wakes_wrong: bool = False  # after its sleep every token has the log-prob -log V
 
 
 class FakeEngine:
@@ -68,6 +70,7 @@ class FakeEngine:
         check_keep_topk(score.keep_topk, behaviour.vocab_size)
         self._model, self._behaviour, self._keep_topk = model, behaviour, score.keep_topk
         self.steps = 0  # batches answered
+        self._asleep = self._wrong = False
         self._turn = threading.Lock() if behaviour.in_turn else contextlib.nullcontext()
         self._exact = score.entropy == "exact" and not (behaviour.falls_back and os.path.exists(behaviour.falls_back))
         self._fallback = "the fake was told so" if score.entropy == "exact" and not self._exact else ""
@@ -98,6 +101,16 @@ class FakeEngine:
         """The usage of a pool with this one engine, whose work takes no time."""
         return Usage(0.0, 0.0, 1)
 
+    def sleep(self) -> bool:
+        """Whether the engine sleeps now. It then refuses to answer until it is woken."""
+        self._asleep = self._behaviour.sleeps
+        return self._asleep
+
+    def wake(self) -> None:
+        """Answer again, as `behaviour` says."""
+        self._wrong = self._asleep and self._behaviour.wakes_wrong
+        self._asleep = False
+
     def close(self) -> None:
         """Do nothing: a fake engine holds no memory."""
 
@@ -113,15 +126,22 @@ class FakeEngine:
         if not sequence.response or len(sequence.prompt) + len(sequence.response) > self._model.max_model_len:
             return Failure("empty response" if not sequence.response else "prompt and response exceed model.max_model_len")
         tokens = np.asarray(sequence.response, dtype=np.int32)
-        evidence = token_evidence(tokens, policy.version, len(sequence.prompt), self._behaviour.vocab_size)
-        kept = most_likely(tokens, evidence[0], self._keep_topk, self._behaviour.vocab_size) if self._keep_topk else ()
-        return Score(tokens, *evidence, self._error(), *kept)
+        logprobs, entropy = token_evidence(tokens, policy.version, len(sequence.prompt), self._behaviour.vocab_size)
+        if self._wrong:
+            logprobs = np.full_like(logprobs, -np.log(self._behaviour.vocab_size))
+        kept = most_likely(tokens, logprobs, self._keep_topk, self._behaviour.vocab_size) if self._keep_topk else ()
+        return Score(tokens, logprobs, entropy, self._error(), *kept)
 
     def _error(self) -> float:
         return 0.0 if self._exact else 0.01
 
     def _suffer(self, policy: Policy, prompts: list[list[int]], seeds: set[int]) -> None:
-        """Fail as `behaviour` asks: raise ModelError for the wrong adapter, or kill the process for a poisonous row."""
+        """Fail as `behaviour` asks: raise ModelError for the wrong adapter, or kill the process for a poisonous row.
+
+        Raises EngineError while the engine sleeps.
+        """
+        if self._asleep:
+            raise EngineError("the engine sleeps", "fake")
         if policy.adapter is not None and policy.adapter == self._behaviour.wrong_adapter:
             raise ModelError("the adapter does not fit", policy.adapter, "Use another")
         first_ids = {prompt[0] for prompt in prompts if prompt}

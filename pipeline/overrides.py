@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.config import Pool, Run, Teacher
+from pipeline.config.objective import as_meant, readers, unread
 from pipeline.errors import SettingError, nearest
 from pipeline.written import read_override
 
@@ -20,6 +22,9 @@ def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, A
     Raises SettingError, with the name of the setting, when it is unknown, of the wrong type, or in conflict with another.
     """
     data = base.model_dump(mode="json")
+    section = (document or {}).get("objective")
+    if document and isinstance(section, dict):
+        document = document | {"objective": as_meant(section)}
     _overlay(data, document or {}, "")
     for override in overrides or []:
         _overlay(data, read_override(type(base), override), "")
@@ -47,6 +52,15 @@ def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
 def named(overrides: list[str]) -> set[str]:
     """Dotted names of all settings that overrides change, also inside whole sections. Raises SettingError as `read_override`."""
     return {name for override in overrides for name in _flatten(read_override(Run, override))}
+
+
+def refuse_unread_objective(runs: Iterable[Run], overrides: list[str]) -> None:
+    """Raise SettingError for the first setting of `objective` that an override changes and that no objective of `runs` reads."""
+    objectives = [run.objective for run in runs]
+    key = unread(objectives, named(overrides))
+    if key is not None:
+        names = " or ".join(dict.fromkeys(f"'{objective.name}'" for objective in objectives))
+        raise SettingError(f"objective {names} does not read this setting", f"objective.{key}", readers(key))
 
 
 def decides(setting: str) -> bool:

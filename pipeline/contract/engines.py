@@ -141,3 +141,11 @@ class PooledEngines(Engines, Protocol):
     def usage(self) -> Usage:
         """What the engines of this pool have done so far."""
         ...
+
+    def sleep(self) -> object:
+        """Free the card that the engines share with the trainer. Returns once they have. Without such a card nothing happens."""
+        ...
+
+    def wake(self) -> None:
+        """Let engines that sleep answer again. Call it when the trainer has left the card. Engines that are awake stay so."""
+        ...

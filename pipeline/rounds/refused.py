@@ -67,7 +67,7 @@ def refuse_unknown_teachers(source: ProblemSet, run: Run) -> None:
 
 def is_gated(objective: Objective) -> bool:
     """Whether an objective reads the teacher's entropy."""
-    return objective.name in ("egrsd", "cl_egrsd") and objective.entropy == "teacher"
+    return (objective.gate_kind in ("entropy", "cl_entropy") and objective.entropy == "teacher") or objective.name == "eopd"
 
 
 def refuse_wide_bounds(work: Round) -> None:

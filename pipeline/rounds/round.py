@@ -142,5 +142,5 @@ def evaluation_run(run: Run) -> Run:
         }
     )
     # one sample per problem is allowed, since nothing trains on these advantages
-    grade = run.grade.model_copy(update={"advantage": "running"})
+    grade = run.grade.model_copy(update={"advantage": "running", "std": "population"})
     return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade, "teachers": {}})

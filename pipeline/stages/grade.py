@@ -45,7 +45,7 @@ def graded_shard(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader,
             0
         ]
     advantages = (
-        group_advantage(rewards, run.rollout.group_size)
+        group_advantage(rewards, run.rollout.group_size, run.grade.std)
         if baseline is None
         else baseline.advantage(rewards, run.grade.running_warmup_steps)
     )
@@ -98,6 +98,7 @@ STAGE = Stage(
         "grade.set_relations",
         "grade.beta_length",
         "grade.advantage",
+        "grade.std",
         "grade.running_warmup_steps",
         "rollout.max_new_tokens",
         "rollout.group_size",

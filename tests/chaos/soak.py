@@ -70,6 +70,7 @@ def soak(length_s: float, seed: int, on_vllm: bool) -> None:
             command.log = scratch / "run.log"
             felt = list(faults(command, uri, length_s, random.Random(seed), seed, disk))
             last = end(command, uri)
+            assert last, f"no round was trained in {length_s:g} s, so there is nothing to compare: set SOAK_S higher"
             calm_uri = str(scratch / "calm")
             calm = real(ground, calm_uri, *sets) if on_vllm else fake(ground, calm_uri, *sets)
             calm.start()
