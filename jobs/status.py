@@ -79,6 +79,10 @@ def _notes(inventory: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
     work, notes = inventory.work, []
     if (text := inventory.warning()) is not None:
         notes.append(f"warning: {text}")
+    if fell_back := sum(entry.facts.get("fell_back", 0) for entry in inventory.entries("score").values()):
+        notes.append(
+            f"note: {work.area}: {fell_back} traces had no sibling or verdict, and got teachers.NAME.fallback instead"
+        )
     if inventory.as_committed is False and work.store.has_policy(work.number + 1):
         redo = f"`egrsd train --from-round {work.number} --replace`"
         notes.append(f"stale: policy {work.number + 1} was trained on other shards of {work.area}; {redo}")

@@ -21,6 +21,7 @@ from pipeline.store.documents import Digest, Document
 from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, digest_of, put_folder
 
 RECORD = "mean.json"
+MEAN_REMEDY = "Delete the folder: the next round makes it again"
 _REMEDY = "A mean needs every policy since the base: keep them all (train.keep_policies 0), or train the run again"
 
 

@@ -2,16 +2,19 @@
 
 import pytest
 import torch
-from in_process import planned
+from in_process import brought, planned
 from safetensors.torch import load_file, save_file
 
 from pipeline.contract import Policy
 from pipeline.errors import StoreError
 from pipeline.overrides import resolve
 from pipeline.rounds import seats
+from pipeline.rounds.proof import prove
 from pipeline.rounds.round import open_round
+from pipeline.stages import STAGES
 from pipeline.store.directory import area
 from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, check_folder, put_folder
+from pipeline.store.manifest import Origin
 
 
 def publish(store, tmp_path, version, value):
@@ -67,3 +70,20 @@ def test_a_mean_of_a_policy_that_is_gone_is_refused(work):
     work.store.delete("policy/0001/manifest.json")
     with pytest.raises(StoreError, match=r"policy 1 is not published.*keep them all"):
         seats.prepare(with_policy(work, "ema:.5"))
+
+
+def test_a_damaged_mean_and_a_trace_that_is_its_own_sibling_are_found(work, tmp_path):
+    mean = with_policy(work, "ema:.5")
+    seats.prepare(mean)
+    (work.store.local_root / "teachers/old/0002" / ADAPTER).write_bytes(b"x")
+    assert [line for line in prove(work.store, mean.run).findings if "teachers/old/0002" in line and "Delete the folder" in line]
+    odd = planned(tmp_path / "odd", "teachers.a={prompt: sibling, template: '{problem}|{solution}'}")
+    brought(odd)
+    assert not prove(odd.store, odd.run).findings
+    entry = odd.store.entry(odd.area, "score", "0000")
+    table = odd.store.read(entry)
+    place = table.schema.get_field_index("teacher_sibling")
+    own = table.set_column(place, "teacher_sibling", table["trace_id"])
+    stage = STAGES["score"]
+    odd.store.commit(odd.area, stage, "0000", own, Origin(entry.settings, entry.inputs, 0.0, dict(entry.facts)))
+    assert [line for line in prove(odd.store, odd.run).findings if "column teacher_sibling" in line]
