@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from actors.inference import startup
 from actors.inference.engine import Engine
 from actors.member import EngineClass
 from actors.served import Served
@@ -36,9 +35,11 @@ def teacher_engine(name: str, teacher: config.Teacher, engine_class: EngineClass
 class TeacherEngine(Engine):
     """A vLLM engine of another model, over the ids of its tokenizer."""
 
+    takes_adapters = False
+
     def _start(self) -> tuple[Any, EngineFacts]:
-        engine = startup.start_vllm(self._model, self._pool, self._path, lora=False)
-        facts, shared = startup.facts(engine, self._model), shared_size(tokenizer_of(self._model))
+        engine, facts = super()._start()
+        shared = shared_size(tokenizer_of(self._model))
         if shared > facts.vocab_size:
             what = f"its tokenizer has {shared} ids, and the model has {facts.vocab_size}"
             raise EngineError(what, self._path, "Take the tokenizer that belongs to the model")
