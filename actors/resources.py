@@ -56,9 +56,15 @@ def options(placement: Placement) -> dict[str, Any]:
     return {**asked, "label_selector": placement.labels} if placement.labels else asked
 
 
+def pools_of(run: Run) -> list[tuple[str, Pool]]:
+    """The pools of engines that a run needs, by name. With imported traces only an evaluation needs one that writes."""
+    writes = run.engines.score is None or not run.source.response or run.evaluation.problems > 0
+    return [(name, pool) for name, pool in run.pools.items() if writes or name != "rollout"]
+
+
 def demands_of(run: Run, engines: bool = True, train: bool = True) -> list[Demand]:
     """What a run asks of the cluster at one time: the smallest pools, the training ranks, and one data task."""
-    pools = run.pools.items() if engines else ()
+    pools = pools_of(run) if engines else []
     asked = [Demand(setting_of(name), max(1, pool.min), placement_of(pool)) for name, pool in pools]
     if train:
         asked.append(Demand("train", run.train.workers, run.train.placement))

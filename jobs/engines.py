@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from actors.inference.engine import Engine
 from actors.inference.teacher import teacher_engine
 from actors.member import EngineClass
-from actors.resources import Demand
+from actors.resources import Demand, pools_of
 from pipeline.config import Run
 from pipeline.store import control
 from pipeline.store.directory import Store
@@ -33,7 +33,7 @@ def open_engines(
 
     with contextlib.ExitStack() as stack:
         pools: dict[str, EnginePool] = {}
-        for name, settings in run.pools.items():
+        for name, settings in pools_of(run):
             model, kind = run.model, engine_class or Engine
             if (teacher := run.teachers.get(name)) is not None:
                 model, kind = run.model_of(teacher), teacher_engine(name, teacher, engine_class)
@@ -48,4 +48,5 @@ def open_engines(
         if store is not None:
             stack.enter_context(control.answering(store, answer))
         own = {f"teachers.{name}": pool for name, pool in pools.items() if name in run.teachers}
-        yield {"rollout": pools["rollout"], "score": pools.get("score", pools["rollout"]), **own}
+        only = pools.get("rollout") or pools["score"]
+        yield {name: pools.get(name, only) for name in ("rollout", "score")} | own

@@ -23,13 +23,20 @@ from pipeline.evidence.evaluation import answer
 from pipeline.evidence.teachers import sample_teachers
 from pipeline.grader.verifier import grader_of
 from pipeline.models.agreement import check_teachers
+from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
-from pipeline.rounds.refused import refuse_nothing_left, refuse_unknown_teachers, refuse_unusable, refuse_wide_bounds
+from pipeline.rounds.refused import (
+    refuse_few_imports,
+    refuse_nothing_left,
+    refuse_unknown_teachers,
+    refuse_unusable,
+    refuse_wide_bounds,
+)
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
@@ -100,19 +107,22 @@ def open_sources(run: Run) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
-    prompt template or the answer pattern. Raises UserError when no prompt of the first round, or none of the evaluation, can be
-    answered.
+    prompt template, the answer pattern or score.keep_topk. Raises UserError when no prompt of the first round, or none of the
+    evaluation, can be answered.
     """
     grader_of(run)
     check_teachers(run)
+    if run.score.keep_topk:
+        run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
     refuse_unknown_teachers(rounds, run)
-    evals = open_source(run.evaluation.source) if run.evaluation.problems else None
+    evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
+    notes = [refuse_few_imports(rounds, run)] if run.source.response else []
     first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
     refuse_unusable(rounds, first, run, "the first round")
     if evals is not None:
         refuse_unusable(evals, range(min(run.evaluation.problems, len(evals))), evaluation_run(run), "the evaluation")
-    notes = [check_references(source, run) for source in (rounds, evals) if source is not None]
+    notes += [check_references(source, run) for source in (rounds, evals) if source is not None]
     return Sources(rounds, evals, tuple(note for note in notes if note is not None))
 
 

@@ -32,6 +32,7 @@ class Stage:
     round_inputs: for a run, the values of the whole round that also make shards stale (problems, policy, baseline, peak).
     after_round: whether every shard of the round must be scored first.
     more_reads: columns that it reads only in some runs.
+    asks: whether a stage on engines asks them anything in a run.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stage:
     round_inputs: Callable[[Run], tuple[str, ...]] = lambda _: ()
     after_round: bool = False
     more_reads: Callable[[Run], tuple[str, ...]] = lambda _: ()
+    asks: Callable[[Run], bool] = lambda _: True
 
     def read_by(self, run: Run) -> Stage:
         """This stage with every column that it reads in a run among its `reads`."""

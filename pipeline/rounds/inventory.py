@@ -14,7 +14,7 @@ from pipeline.contract import Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError
 from pipeline.rounds import seats
-from pipeline.rounds.round import Round
+from pipeline.rounds.round import Round, same_problems
 from pipeline.stages import MEASURE, STAGES
 from pipeline.stages.rollout import WRITERS
 from pipeline.stages.score import bounds_instead
@@ -95,6 +95,8 @@ class Inventory:
         # the base has no such input: a shard that has it is stale
         named = expected.keys() | (entry.inputs.keys() & {"policy", "teacher_policy"})
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
+        if "problems" in changed and same_problems(entry.inputs.get("problems"), expected.get("problems")):
+            changed.remove("problems")
         return f"{changed[0]} changed" if changed else None
 
     def reasons(self, name: str, problems: Mapping[str, str] | None = None) -> Counter[str]:

@@ -7,14 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import Prompts, Run
+from pipeline.config import Run
 from pipeline.contract import Reject, ShardInputs, ShardResult, Stage, schema
 from pipeline.digest import digest
-from pipeline.errors import StoreError
+from pipeline.errors import ModelError, StoreError
 from pipeline.models.tokenizer import tokenizer_of
-from pipeline.problems.sources import Problem
-from pipeline.stages.chat import context_prompt, fits, student_prompt
+from pipeline.problems.problem import Problem
+from pipeline.stages.chat import context_prompt, fits, student_prompt, turns_before
 from pipeline.stages.teachers import problem_prompt, teacher_of
+
+_CARRIED = ("messages", "extra", "imported")  # columns of a shard in which a row has them
 
 
 def prompts(problems: Sequence[Problem], run: Run, tokenizer: Any) -> pa.Table:
@@ -25,20 +27,33 @@ def prompts(problems: Sequence[Problem], run: Run, tokenizer: Any) -> pa.Table:
     """
     rows = []
     for item in problems:
-        row: dict[str, Any] = {"prompt_id": digest(f"{item.index}\n{item.problem}\n{item.solution}\n{item.answer}")}
+        row: dict[str, Any] = {"prompt_id": prompt_id(item.index, item.problem, item.solution, item.answer, item.messages)}
         reject, detail = _unusable(item, run)
         if reject is not None:
             rows.append(row | {"reject_reason": str(reject), "reject_detail": detail})
             continue
-        assert item.problem is not None
-        student = student_prompt(tokenizer, item.problem, run.prompts.student, run.prompts.system, run.prompts.student_thinking)
-        teacher = None if run.teachers else _privileged(item, run.prompts, tokenizer)
-        if detail := _too_long(item, max(len(student), len(teacher or ())), run):
+        try:
+            student, teacher = _both(item, run, tokenizer)
+            detail = _too_long(item, max(len(student), len(teacher or ())), run)
+        except ModelError as error:
+            if item.messages is None:
+                raise
+            rows.append(row | {"reject_reason": str(Reject.BAD_MESSAGES), "reject_detail": error.what})
+            continue
+        if detail:
             rows.append(row | {"reject_reason": str(Reject.PROMPT_TOO_LONG), "reject_detail": detail})
             continue
-        row |= {"problem": item.problem, "solution": item.solution, "answer": item.answer, "problem_teacher": item.teacher}
+        row |= {"problem": item.problem, "solution": item.solution, "answer": item.answer}
+        row |= {name: value for name in _CARRIED if (value := getattr(item, name)) is not None}
+        row |= {"problem_teacher": item.teacher} if item.teacher is not None else {}
         rows.append(row | {"prompt_tokens": student, "teacher_prompt_tokens": teacher})
-    return pa.Table.from_pylist(rows, schema=schema(STAGE, ("problem_teacher",) if run.source.teacher else ()))
+    return pa.Table.from_pylist(rows, schema=schema(STAGE, {name for row in rows for name in row}))
+
+
+def prompt_id(index: int, problem: str | None, solution: str | None, answer: str | None, messages: str | None) -> str:
+    """The key of a prompt: a hash of its place in the source and its texts. `messages` counts where there are some."""
+    parts = [index, problem, solution, answer, *([messages] if messages is not None else [])]
+    return digest("\n".join(map(str, parts)))
 
 
 def _unusable(item: Problem, run: Run) -> tuple[Reject | None, str]:
@@ -55,7 +70,7 @@ def _too_long(item: Problem, longest: int, run: Run) -> str:
     """Why a row has no room for a response; "" when it has. `longest`: tokens of its longest prompt so far."""
     windows = [(longest, run.model.max_model_len, "max_model_len")]
     if run.teachers:
-        problem = {"problem": item.problem, "solution": item.solution, "answer": item.answer}
+        problem = {name: getattr(item, name) for name in ("problem", "solution", "answer", "messages")}
         name = teacher_of(run, {"problem_teacher": item.teacher}, f"{run.source.uri}, row {item.index}")
         teacher = run.teachers[name]
         if teacher.before_grading:
@@ -67,15 +82,22 @@ def _too_long(item: Problem, longest: int, run: Run) -> str:
     return ""
 
 
-def _privileged(item: Problem, settings: Prompts, tokenizer: Any) -> list[int] | None:
-    """The ids of the teacher's prompt. None when it needs a solution and there is none, as in an evaluation."""
+def _both(item: Problem, run: Run, tokenizer: Any) -> tuple[list[int], list[int] | None]:
+    """The ids of the student's prompt, and of the default teacher's. The latter is None where the run names its teachers.
+
+    It is None too without the solution that it needs, as in an evaluation.
+    """
     assert item.problem is not None
-    if item.solution is None and ("{solution}" in settings.teacher or settings.teacher == settings.student):
-        return None
+    settings = run.prompts
+    before = turns_before(item.messages, settings.system)
+    student = student_prompt(tokenizer, item.problem, settings.student, before, settings.student_thinking)
+    needs = "{solution}" in settings.teacher or settings.teacher == settings.student
+    if run.teachers or (item.solution is None and needs):
+        return student, None
     if settings.teacher == settings.student:  # a control: the teacher without the reference
-        return student_prompt(tokenizer, item.problem, settings.teacher, settings.system, settings.teacher_thinking)
+        return student, student_prompt(tokenizer, item.problem, settings.teacher, before, settings.teacher_thinking)
     values = {"problem": item.problem, "solution": item.solution or "", "answer": item.answer or ""}
-    return context_prompt(tokenizer, values, settings.teacher, settings.system, settings.teacher_thinking)
+    return student, context_prompt(tokenizer, values, settings.teacher, before, settings.teacher_thinking)
 
 
 def _compute(shard: ShardInputs) -> ShardResult:

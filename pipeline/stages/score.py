@@ -26,7 +26,7 @@ from pipeline.contract import (
     ShardResult,
     Stage,
 )
-from pipeline.errors import EngineError, SettingError
+from pipeline.errors import EngineError
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
 from pipeline.stages.teachers import COLUMNS as TEACHER_COLUMNS
@@ -53,13 +53,15 @@ def score(
     """Student and teacher log-probs and the teacher's entropy of every response token.
 
     Generation already measured the writer's log-probs, so they are not measured again. Only a sample of the student's traces
-    (`score.rescore_share`) is scored again, and the gap is stored. With `score.keep_topk` the teacher scores its own traces too:
-    generation does not know the setting. All that a row says of the teacher then comes from that one forward pass.
+    (`score.rescore_share`) is scored again, and the gap is stored. Imported traces are scored by both. With `score.keep_topk` the
+    teacher scores its own traces too: generation does not know the setting. All that a row says of the teacher then comes from
+    that one forward pass.
 
     `engines` are the student's, and also those of the default teacher. `taught` has the teachers that the run names: they score
     every trace.
     """
     kept = TOPK if run.score.keep_topk else ()
+    base = ("base_logprobs",) if run.score.base_logprobs else ()
     draft = Draft.after(STAGE, rollout)
     facts = engines.facts()
     if taught is not None:
@@ -69,6 +71,7 @@ def score(
     responses, logprobs, entropies = (views(rollout[n]) for n in ("response_tokens", "rollout_logprobs", "rollout_entropy"))
     by_student = [row for row in draft.live() if sources[row] == "student"]
     by_teacher = [row for row in draft.live() if sources[row] == "teacher"]
+    imports = [row for row in draft.live() if sources[row] == "import"]  # nobody measured them yet
     again = [row for row in by_student if _in_sample(draft.keys[row], run.score.rescore_share)]
     for row in draft.live():
         draft.values[row] |= {"entropy_method": facts.entropy_method, "entropy_error": 0.0}
@@ -93,8 +96,8 @@ def score(
         return [(row, answer) for row, answer in scored if answer is not None]
 
     for name, seat in ({"": Seat(engines, Policy(0))} if taught is None else taught.seats).items():
-        by_writer = sorted(by_student + by_teacher) if kept else by_student
-        rows, means = by_writer if taught is None else taught.rows_of(name, draft.live()), seat.engines.facts()
+        by_others = sorted(by_student + imports + (by_teacher if kept else []))
+        rows, means = by_others if taught is None else taught.rows_of(name, draft.live()), seat.engines.facts()
         found = ask(rows, prompted("teacher_prompt_tokens") if taught is None else taught.prompt, seat)
         refuse_degenerate(name, [scored for _, scored in found], means)
         for row, scored in found:
@@ -108,11 +111,19 @@ def score(
                 gap = np.abs(scored.logprobs - draft.values[row]["teacher_logprobs"]).max()
                 draft.values[row]["teacher_logprob_gap"] = float(gap)
     student = Seat(engines, policy)
-    for row, scored in ask([row for row in by_teacher if draft.reasons[row] is None], prompted("prompt_tokens"), student):
+    unmeasured = [row for row in (*by_teacher, *imports) if draft.reasons[row] is None]
+    for row, scored in ask(unmeasured, prompted("prompt_tokens"), student):
         draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
     for row, scored in ask(again, prompted("prompt_tokens"), student):
         draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
-    return draft.table((*kept, *(() if taught is None else TEACHER_COLUMNS)))
+    if base:
+        known = set(by_student if policy.version == 0 else ())  # the base itself wrote these
+        for row in known:
+            draft.values[row]["base_logprobs"] = logprobs[row]
+        others = [row for row in draft.live() if row not in known]
+        for row, scored in ask(others, prompted("prompt_tokens"), Seat(engines, Policy(0))):
+            draft.values[row]["base_logprobs"] = scored.logprobs
+    return draft.table((*kept, *base, *(() if taught is None else TEACHER_COLUMNS)))
 
 
 def _in_sample(key: str, share: float) -> bool:
@@ -149,13 +160,6 @@ def entropy_max(score: pa.Table) -> float:
     return float(flat.max()) if flat.size else 0.0
 
 
-def check_keep_topk(keep_topk: int, vocab_size: int) -> None:
-    """Raise SettingError when score.keep_topk asks for more tokens than there are."""
-    if keep_topk > vocab_size:
-        what = f"{keep_topk} is more than the {vocab_size} tokens of the teacher's vocabulary"
-        raise SettingError(what, "score.keep_topk", f"Set it to at most {vocab_size}")
-
-
 def bounds_instead(cause: str) -> str:
     """The sentences that tell of bounds where exact entropies were asked for, because of `cause`."""
     return (
@@ -167,9 +171,12 @@ def bounds_instead(cause: str) -> str:
 def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str, who: str = "student") -> None:
     """Raise EngineError, with the facts that differ, when the engine that scores may not score what another one wrote.
 
-    The loss compares student and teacher log-probs, so they must mean the same. `wrote` has the facts of the rollout shard. AGREE
-    has the facts that must be equal; `who` is student, or teacher for the engines of a teacher of its own.
+    The loss compares student and teacher log-probs, so they must mean the same. `wrote` has the facts of the rollout shard; those
+    of imported traces, which no engine wrote, name no engine. AGREE has the facts that must be equal; `who` is student, or
+    teacher for the engines of a teacher of its own.
     """
+    if wrote.get("trace_source") == "import":
+        return
     scores = asdict(facts)
     names = [name for name, whose in AGREE.items() if who in whose]
     if changed := [name for name in names if wrote[name] != scores[name]]:
@@ -200,8 +207,7 @@ def _more_reads(run: Run) -> tuple[str, ...]:
     """The columns that the prompts of named teachers are made from."""
     if not run.teachers:
         return ()
-    routed = PROBLEM if run.source.teacher else PROBLEM[:3]
-    return (*routed, *(() if all(teacher.before_grading for teacher in run.teachers.values()) else GRADED))
+    return (*PROBLEM, *(() if all(teacher.before_grading for teacher in run.teachers.values()) else GRADED))
 
 
 STAGE = Stage(

@@ -21,11 +21,11 @@ from pipeline.contract import EngineFacts, Reject, Score, Seat, Verdict
 from pipeline.digest import digest
 from pipeline.errors import EngineError, SourceError, nearest
 from pipeline.models.tokenizer import tokenizer_of
-from pipeline.stages.chat import context_prompt, student_prompt
+from pipeline.stages.chat import context_prompt, student_prompt, turns_before
 from pipeline.stages.tables import Draft
 
 COLUMNS = ("teacher_name", "teacher_context", "teacher_context_tokens", "teacher_sibling", "teacher_logprob_gap")
-PROBLEM = ("problem", "solution", "answer", "problem_teacher")  # columns that a teacher's prompt is made from
+PROBLEM = ("problem", "solution", "answer", "messages", "problem_teacher")  # columns that a teacher's prompt is made from
 GRADED = ("response_text", "verdict", "extracted_answer")  # and those for sibling and feedback
 _FEW = 8  # tokens of a shard that tell nothing about a teacher
 _SAID = {
@@ -106,15 +106,15 @@ def problem_prompt(run: Run, teacher: Teacher, problem: Mapping[str, Any], kind:
     kind: what the teacher sees; empty: what its settings say. A fallback takes the templates of `prompts`.
     """
     settings, own = run.prompts, not kind or kind == teacher.prompt
-    tokenizer = tokenizer_of(run.model_of(teacher))
+    tokenizer, before = tokenizer_of(run.model_of(teacher)), turns_before(problem["messages"], settings.system)
     if own:
         template = template_of(teacher, settings.student, settings.teacher)
     else:
         template = settings.student if kind == "plain" else settings.teacher
     if (kind or teacher.prompt) == "plain" or template == settings.student:
-        return student_prompt(tokenizer, problem["problem"], template, settings.system, settings.teacher_thinking)
+        return student_prompt(tokenizer, problem["problem"], template, before, settings.teacher_thinking)
     values = {name: str(problem[name] or "") for name in ("problem", "solution", "answer")} | seen
-    return context_prompt(tokenizer, values, template, settings.system, settings.teacher_thinking)
+    return context_prompt(tokenizer, values, template, before, settings.teacher_thinking)
 
 
 def prompts_before(run: Run, prompts: pa.Table) -> list[tuple[str, list[int]] | None]:
