@@ -44,6 +44,7 @@ def rows(folder, line):
 
 @pytest.mark.engine
 @pytest.mark.chaos
+@pytest.mark.timeout(1800)
 def test_a_larger_model_teaches_in_its_own_engines_and_at_a_server(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     make, here, status, token, serve, there = commands()
@@ -77,14 +78,3 @@ def test_a_larger_model_teaches_in_its_own_engines_and_at_a_server(tmp_path, mon
     for ours, theirs in zip(local, served, strict=True):
         for column in ("teacher_logprobs", "teacher_entropy"):
             assert max(abs(a - b) for a, b in zip(ours[column], theirs[column], strict=True)) < 1e-3
-    stopped = subprocess.run(
-        [sys.executable, "-m", "jobs", *shlex.split(there)[1:], "--set", "rounds=2", "--accept-changes"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert stopped.returncode != 0
-    assert "cannot be reached" in stopped.stdout
-    assert "Traceback" not in stopped.stdout
