@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from actors.fakes import Behaviour, FakeEngine, token_evidence
 from pipeline.config import Teacher
 from pipeline.contract import COLUMNS, EngineFacts, Score
 from pipeline.errors import EngineError, SourceError
+from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
@@ -63,6 +65,19 @@ def test_another_model_scores_every_trace_with_its_own_prompt_and_its_numbers_ar
     entry = work.store.entry(work.area, "score", "0000")
     assert entry.facts["vocab_size"] == 57  # the student's, so that all stages agree
     assert entry.facts["teachers"]["big"]["vocab_size"] == 60
+
+
+def test_student_and_teacher_each_use_their_own_chat_template(tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(asset_path(), folder)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{% for m in messages %}?{{ m['content'] }}{% endfor %}=")
+    work = taught(tmp_path / "run", f"teachers.big.model={folder}", "teachers.big.template={problem}|{answer}")
+    brought(work)
+    tokenizer = tokenizer_of(work.run.model)
+    for row in joined_round(work).to_pylist():
+        assert tokenizer.decode(row["prompt_tokens"]) == f"<bos>{row['problem']}\n"
+        assert tokenizer.decode(row["teacher_context_tokens"]) == f"<bos>?{row['problem']}|{row['answer']}="
+        assert row["teacher_logprob_gap"] is None  # nobody else has these weights
 
 
 def test_another_teacher_makes_scores_stale_and_no_trace(tmp_path):
