@@ -46,6 +46,9 @@ def show(uri: str, debug: bool) -> None:
             out.say(note)
         if run.source.response:
             out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; no engine wrote them")
+        if run.teachers:
+            who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
+            out.say("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
         out.say("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in stored.items() if size) or "nothing"))
         if (damage := store.damaged_policy()) is not None:

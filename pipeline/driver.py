@@ -186,6 +186,7 @@ class Driver:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
         with self._training(remaining.train, holding) as trainer:
             if remaining.train and self.run.teachers:
+                self._wake()
                 with late("teachers", f"teachers and base have answered the sampled problems for {NOTICE_S:g} s so far."):
                     for text in sample_teachers(self.store, self.run, self.sources.rounds, self.engines):
                         self.screen.say(text)

@@ -41,6 +41,7 @@ BASE = Run(name="t")
         ("teachers.a={prompt: feedback, template: '{problem}'}", "teachers.a.template lacks {feedback}"),
         ("teachers.a.server=http://key@host:1", "a token stands in the environment, never in the address"),
         ("teachers.a.server=http://host:1", "server needs model"),
+        ("teachers.a.revision=main", "revision is that of model, which is empty"),
         ("teachers.a={model: x, policy: 'lag:1'}", "a policy of the student: leave model and server empty"),
         ("teachers={a: {}, b: {}}", "source.teacher must name the column that chooses one"),
         ("source.teacher=who", "`teachers` has none"),

@@ -78,6 +78,8 @@ class Teacher(Section):
     def _one_kind(self) -> Teacher:
         if self.policy != "base" and (self.model or self.server):
             raise ValueError(f"policy {self.policy} is a policy of the student: leave model and server empty")
+        if self.revision is not None and not self.model:
+            raise ValueError("revision is that of model, which is empty: set model too, or model.revision of the run")
         if self.server and self.engines is not None:
             raise ValueError("has a server and engines: leave one of them")
         if self.server and not self.model:
