@@ -10,6 +10,7 @@ from actors.resources import Demand
 from jobs.opened import Held, hold, hold_run, open_folder, start
 from jobs.terminal import Session, session
 from pipeline.config import Run
+from pipeline.config.objective import approximation
 from pipeline.driver import until_end
 from pipeline.errors import SettingError, TrainingError, refuse_unread
 from pipeline.evidence import trackers
@@ -63,6 +64,8 @@ def train_committed(
         _check_replaced(held.store, first, target, out)
         last = rounds[-1].number + 1
         start(out, held.store, address, [Demand("train", run.train.workers, run.train.placement)])
+        for note in approximation(run.objective, run.score):
+            out.say(note)
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         with _replacing(held, run, first, out):

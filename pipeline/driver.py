@@ -17,6 +17,7 @@ from functools import partial
 from typing import Protocol
 
 from pipeline.config import Run
+from pipeline.config.objective import USES_ADVANTAGE, approximation
 from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
@@ -134,7 +135,7 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     pattern = controls(tokenizer_of(run.model))
     training = survey(sources.rounds, pattern)
     training.check()
-    notes = [*sources.rounds.cautions(), *training.notes(), *sources.notes]
+    notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(), *training.notes(), *sources.notes]
     if sources.evals is not None:
         held_out = survey(sources.evals, pattern, run.evaluation.problems)
         held_out.check()
@@ -291,7 +292,7 @@ class Driver:
         clock = measured.clock | {"seconds_round": time.perf_counter() - measured.begun}
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
-        if (text := warning(summary)) is not None:
+        if (text := warning(summary, self.run.objective.name in USES_ADVANTAGE)) is not None:
             self.screen.say(f"round {number}: {text}")
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
 

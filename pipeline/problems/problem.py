@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.answers.texts import stated_answer
 from pipeline.config import Source
 from pipeline.contract import Reject
-from pipeline.problems.answers import stated_answer
 from pipeline.problems.shape import Shape, is_conversation, is_parts, value_at, written_text
 
 _TURNS = ("system", "developer", "user", "assistant", "tool")

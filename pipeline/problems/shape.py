@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.answers.texts import stated_answer
 from pipeline.config import Source
 from pipeline.errors import SourceError, nearest
-from pipeline.problems.answers import stated_answer
 
 LOOKED_AT = 64  # first rows of a source that are looked at
 ROLES = ("problem", "solution", "answer", "response")

@@ -8,6 +8,7 @@ keeps three digits at any size. Fixed-point numbers would lose the 0.002 nat of 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -154,7 +155,8 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
             "restored_sum": float(mine["restored"].sum()),
             "normaliser": float(regimes.normaliser(peak, work.run.label)),
             "mean": means[row],
-            **{name: (text[name] or "")[:MOST_TEXT] for name in ("problem", "answer", "solution")},
+            **{name: (text[name] or "")[:MOST_TEXT] for name in ("answer", "solution")},
+            "problem": _asked(text)[:MOST_TEXT],
             "text": written["response_text"][:MOST_TEXT],
             "tokens": tokens[row],
             "alternatives": kept[row] if kept else None,
@@ -165,8 +167,17 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
 
 
 TEACHER = ["teacher_name", "teacher_context", "teacher_sibling"]
+
+
+def _asked(prompt: dict[str, Any]) -> str:
+    """The text of a problem, or all turns of its conversation with their roles."""
+    if not prompt.get("messages"):
+        return prompt["problem"] or ""
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in json.loads(prompt["messages"]))
+
+
 _COLUMNS = {
-    "prompts": ["problem", "answer", "solution"],
+    "prompts": ["problem", "messages", "answer", "solution"],
     "rollout": [
         "trace_id",
         "prompt_index",

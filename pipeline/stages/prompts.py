@@ -103,7 +103,9 @@ def _both(item: Problem, run: Run, tokenizer: Any) -> tuple[list[int], list[int]
 def _compute(shard: ShardInputs) -> ShardResult:
     if shard.problems is None:
         raise StoreError("the source is not open", "stage prompts", "Run it through `egrsd stage prompts`")
-    return ShardResult(prompts(shard.problems, shard.run, tokenizer_of(shard.run.model)), {})
+    left_out = sum(bool(item.left_out) for item in shard.problems)
+    table = prompts(shard.problems, shard.run, tokenizer_of(shard.run.model))
+    return ShardResult(table, {"left_out": left_out} if left_out else {})  # rows that lost a column, see source.carry_bytes
 
 
 STAGE = Stage(
