@@ -116,6 +116,9 @@ def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
         run = resolve(named(recipe), sets, document)
         yield "source.uri", run.source.uri
         yield "model.path", run.model.path
+        for name, teacher in run.teachers.items():
+            if teacher.model:
+                yield f"teachers.{name}.model", teacher.model
         if run.evaluation.source is not None:
             yield "evaluation.source.uri", run.evaluation.source.uri
         return
