@@ -18,6 +18,7 @@ from pipeline.fit.versions import versions
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, refuse_unread_objective, resolve
 from pipeline.rounds.inventory import commit_round
+from pipeline.rounds.refused import refuse_wide_bounds
 from pipeline.rounds.remaining import trainable_rounds
 from pipeline.store import replaced
 from pipeline.store.directory import Store, area
@@ -69,6 +70,7 @@ def train_committed(
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         with _replacing(held, run, first, out):
             for work in rounds:
+                refuse_wide_bounds(work)
                 commit_round(work)
             with (
                 trackers.feeding(held.store, run, out.say, held.lease),

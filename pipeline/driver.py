@@ -21,7 +21,9 @@ from pipeline.config.objective import USES_ADVANTAGE, approximation
 from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
+from pipeline.evidence.teachers import sample_teachers
 from pipeline.grader.verifier import grader_of
+from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
@@ -29,7 +31,13 @@ from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
-from pipeline.rounds.refused import refuse_few_imports, refuse_nothing_left, refuse_unusable
+from pipeline.rounds.refused import (
+    refuse_few_imports,
+    refuse_nothing_left,
+    refuse_unknown_teachers,
+    refuse_unusable,
+    refuse_wide_bounds,
+)
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
@@ -104,9 +112,11 @@ def open_sources(run: Run) -> Sources:
     evaluation, can be answered.
     """
     grader_of(run)
+    check_teachers(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
+    refuse_unknown_teachers(rounds, run)
     evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
     notes = [refuse_few_imports(rounds, run)] if run.source.response else []
     first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
@@ -176,6 +186,11 @@ class Driver:
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
         with self._training(remaining.train, holding) as trainer:
+            if remaining.train and self.run.teachers:
+                self._wake()
+                with late("teachers", f"teachers and base have answered the sampled problems for {NOTICE_S:g} s so far."):
+                    for text in sample_teachers(self.store, self.run, self.sources.rounds, self.engines):
+                        self.screen.say(text)
             if 0 in remaining.evaluate:
                 self.evaluate(0)
             for number in remaining.label:
@@ -229,6 +244,7 @@ class Driver:
         spent: dict[str, float] = {}
         most = inflight(self.run, self.engines)
         execute(with_engines(work, self.engines), MEASURE, source, inflight=most, on_entry=_counting(spent))
+        refuse_wide_bounds(work)
         refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
         measured, now = time.perf_counter(), usage(self.engines)
         for pool in pools_of(self.engines):

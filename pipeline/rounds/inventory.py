@@ -13,12 +13,16 @@ from functools import cached_property
 from pipeline.contract import Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError
+from pipeline.rounds import seats
 from pipeline.rounds.round import Round, same_problems
 from pipeline.stages import MEASURE, STAGES
+from pipeline.stages.rollout import WRITERS
 from pipeline.stages.score import bounds_instead
 from pipeline.store.directory import Entry, Ready, Store, area
 from pipeline.store.documents import RESTORE
 from pipeline.store.folders import digest_of
+
+POLICY_CHANGED = ("policy changed", "teacher_policy changed")  # reasons that leave stored traces usable without engines
 
 
 class Inventory:
@@ -68,7 +72,7 @@ class Inventory:
         `problems` is the digest of the shard's source rows. Without it the rows count as unchanged.
         """
         inputs: dict[str, str] = {}
-        for name in stage.inputs:
+        for name in stage.read_by(self.work.run).inputs:
             entry = self.entry(name, shard)
             if entry is None:
                 return None
@@ -88,7 +92,8 @@ class Inventory:
         expected = self.expected_inputs(stage, shard, problems)
         if expected is None:
             return "input missing"
-        named = expected.keys() | (entry.inputs.keys() & {"policy"})  # the base has no such input: a shard that has it is stale
+        # the base has no such input: a shard that has it is stale
+        named = expected.keys() | (entry.inputs.keys() & {"policy", "teacher_policy"})
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
         if "problems" in changed and same_problems(entry.inputs.get("problems"), expected.get("problems")):
             changed.remove("problems")
@@ -104,9 +109,9 @@ class Inventory:
 
         A stage that only reads stored traces (grade, profile, label) may also read traces whose policy was trained again since.
         """
-        for name in stage.inputs:
+        for name in stage.read_by(self.work.run).inputs:
             reason = self.why_stale(STAGES[name], shard)
-            if reason and not (reason == "policy changed" and stage.where == "CPU"):
+            if reason and not (reason in POLICY_CHANGED and stage.where == "CPU"):
                 return f"{name} ({reason})"
         return None
 
@@ -140,6 +145,9 @@ class Inventory:
         """The sentences that tell of scored shards with bounds although the run asks for exact entropies, or None."""
         scored = self.entries("score").values()
         fell_back = [entry.facts.get("fallback") for entry in scored if entry.facts.get("entropy_method") == "bounds"]
+        for entry in scored:
+            named: dict[str, dict[str, str]] = entry.facts.get("teachers", {})  # type: ignore[assignment]
+            fell_back += list({facts["fallback"] for facts in named.values() if facts.get("fallback")})[:1]
         if not fell_back or self.work.run.score.entropy == "bounds":
             return None
         causes = sorted({cause or "the self-check of their engine failed" for cause in fell_back})
@@ -187,6 +195,10 @@ class Inventory:
                 return problems
             case "policy":
                 return self._policy if self.work.policy_version else None
+            case "teacher_policy":
+                return seats.digest_of_policies(self.work)
+            case "writers":
+                return self.work.run.digest(WRITERS)
             case "baseline":
                 return self._baseline
             case "peak":

@@ -16,7 +16,7 @@ from pipeline.rounds.plan import Plan, cut, read_plan, write_plan
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import RESTORE
 
-_LATER = ("messages", "imported", "extra")
+_LATER = ("messages", "imported", "extra", "teacher")
 TRACES_PER_SHARD = 32  # of an evaluation: few enough that every engine works, and that a kill loses little
 
 
@@ -153,4 +153,4 @@ def evaluation_run(run: Run) -> Run:
     )
     # one sample per problem is allowed, since nothing trains on these advantages
     grade = run.grade.model_copy(update={"advantage": "running", "std": "population"})
-    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade})
+    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade, "teachers": {}})
