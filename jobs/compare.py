@@ -17,6 +17,7 @@ from jobs.progress import open_screen
 from jobs.settle import parse_numbers, read_config
 from jobs.tables import of_comparison
 from jobs.terminal import Session, session
+from pipeline.config.objective import approximation
 from pipeline.driver import Driver, cautions, open_sources
 from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
@@ -70,7 +71,8 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             sources = open_sources(compared.base)
             assert sources.evals is not None
             check_problems(sources.evals, compared.base.evaluation.problems)
-            for caution in cautions(compared.base, sources):
+            partly = [note for run in compared.runs.values() for note in approximation(run.objective, run.score)]
+            for caution in dict.fromkeys([*cautions(compared.base, sources), *partly]):
                 out.say(caution)
             for key in compared.runs:
                 origin.refuse_changes(compared.folder(key), sources.opened, accept=False, remedy=ACCEPT)

@@ -30,9 +30,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "train": (
         Metric("round", "", "last", "round whose traces the step trained on"),
         Metric("step", "", "last", "optimiser steps before this one"),
-        Metric(
-            "loss", "nats", "mean", "loss of the objective (Eq. 7): by default a mean over the response tokens of the minibatch"
-        ),
+        Metric("loss", "nats", "mean", "loss of the objective (Eq. 7): by default a mean over response tokens of the minibatch"),
         Metric("grad_norm", "", "mean", "norm of the adapter's gradient before clipping"),
         Metric("lr", "", "last", "learning rate of the step"),
         Metric("traces", "traces", "sum", "traces of the minibatch"),

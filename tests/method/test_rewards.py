@@ -46,6 +46,14 @@ def test_group_advantage_by_hand() -> None:
     np.testing.assert_allclose(group_advantage(rewards, 4), expected, rtol=1e-12)
 
 
+def test_a_sample_spread_divides_by_one_less() -> None:
+    # deviations of .5 four times: population std .5, sample std sqrt(1 / 3) = .57735, 1.155 times as large
+    found, sample = (group_advantage(np.array([1.0, 0.0, 0.0, 1.0]), 4, std) for std in ("population", "sample"))
+    np.testing.assert_allclose(sample, [s * 0.5 / (3**-0.5 + 1e-4) for s in (1, -1, -1, 1)], rtol=1e-12)
+    assert found[0] / sample[0] == pytest.approx(1.1547, abs=1e-3)
+    np.testing.assert_array_equal(group_advantage(np.array([1.2, NAN, 1.0, 1.0]), 2, "sample"), [0, NAN, 0, 0])  # one row left
+
+
 def test_group_advantage_of_equal_rewards_is_exactly_zero() -> None:
     assert (group_advantage(np.full(7, 1.4995), 7) == 0).all()  # seven of them added up and divided by 7 give 1.49949...98
     assert group_advantage(np.array([1.3]), 1).tolist() == [0.0]
