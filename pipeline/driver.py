@@ -133,7 +133,7 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     Raises SourceError when no row of a source can be used.
     """
     pattern = controls(tokenizer_of(run.model))
-    training = survey(sources.rounds, pattern)
+    training = survey(sources.rounds, pattern, solutions=run.reads_solutions)
     training.check()
     notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(), *training.notes(), *sources.notes]
     if sources.evals is not None:

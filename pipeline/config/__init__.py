@@ -109,9 +109,14 @@ class Run(Section):
             return False
         return reads_solution(teacher, prompts.student, prompts.teacher)
 
+    @property
+    def reads_solutions(self) -> bool:
+        """Whether any teacher needs reference solutions of the source."""
+        return any(self.needs_solution(teacher) for teacher in self.taught_by.values())
+
     @model_validator(mode="after")
     def _fits(self) -> Run:
-        if not self.source.solution and any(self.needs_solution(teacher) for teacher in self.taught_by.values()):
+        if not self.source.solution and self.reads_solutions:
             raise ValueError(
                 "source.solution is empty: the teacher needs reference solutions, since its template has {solution}; write "
                 "{answer} there, or give it the prompt plain, sibling or feedback (teachers.NAME.prompt)"
