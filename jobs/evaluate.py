@@ -16,7 +16,9 @@ from jobs.terminal import Session, session
 from pipeline.errors import UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
 from pipeline.rounds.refused import refuse_unusable
+from pipeline.rounds.round import reward_codes
 from pipeline.stages.grade import check_references
+from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 
 
@@ -47,6 +49,7 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
             raise UserError("is given twice with the same settings", f"--source {twice[0].removeprefix('evals/')}")
         notes = [note for one in asked for note in (*one.source.cautions(), check_references(one.source, one.run)) if note]
+        notes += [note for one in asked for note in check_rewards(one.run, reward_codes(store, one.run), one.source)]
         for note in dict.fromkeys(notes):
             out.say(note)
         missing = [one for one in asked if any(is_missing(store, one, number) for number in numbers)]

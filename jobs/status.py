@@ -14,11 +14,9 @@ from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds
-from pipeline.stages import EVALUATION, PLAN
+from pipeline.stages import EVALUATION, PLAN, chain_of
 from pipeline.store.directory import Store
 from pipeline.store.names import EVALUATION_FOLDER
-
-NAMES = [stage.name for stage in PLAN]
 
 
 def show(uri: str, debug: bool) -> None:
@@ -26,15 +24,16 @@ def show(uri: str, debug: bool) -> None:
     with session(debug) as out:
         store, run = open_run(uri)
         title = f"{run.name}: {len(store.numbers('rounds'))} of {run.rounds} rounds"
-        table = Table("round", *NAMES, "trained", title=title, title_justify="left", box=None)
+        names = chain_of(run, (stage.name for stage in PLAN))
+        table = Table("round", *names, "trained", title=title, title_justify="left", box=None)
         rejected: Counter[str] = Counter()
         notes: list[str] = []
         with late("status", f"the rounds of {store.uri} have been read for {NOTICE_S:g} s so far."):
             for work in open_rounds(store, run):
                 inventory = Inventory(work)
                 rejected.update(inventory.all_rejected())
-                stale = {name: inventory.begun_and_stale(name) for name in NAMES}
-                table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in NAMES), _trained(inventory))
+                stale = {name: inventory.begun_and_stale(name) for name in names}
+                table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in names), _trained(inventory))
                 notes += _notes(inventory, stale)
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
@@ -96,7 +95,7 @@ def _stale_evaluations(store: Store, run: Run) -> list[str]:
         if read_plan(store, "evals", number) is None:  # an empty folder
             continue
         inventory = Inventory(open_round(store, evaluation_run(run), "evals", number))
-        stale = {reason for name in EVALUATION for reason in inventory.begun_and_stale(name)}
+        stale = {reason for name in chain_of(inventory.work.run, EVALUATION) for reason in inventory.begun_and_stale(name)}
         where = inventory.work.area
         notes += [f"stale: {where} ({', '.join(sorted(stale))}); `egrsd distill` evaluates again"] if stale else []
     return notes

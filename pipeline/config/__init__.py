@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pipeline.config.data import Evaluation, Model, Prompts, Rollout, Source
 from pipeline.config.machines import EnginePools, Metrics, Placement, Pool, Train
 from pipeline.config.method import Grade, Label, Objective, Profile, ScoreSettings, Weights
+from pipeline.config.rewards import Reward
 from pipeline.config.section import LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
 from pipeline.digest import digest
 
@@ -31,6 +32,7 @@ __all__ = [
     "Positive",
     "Profile",
     "Prompts",
+    "Reward",
     "Rollout",
     "Run",
     "ScoreSettings",
@@ -90,6 +92,11 @@ class Run(Section):
                 "objective.entropy 'student' needs rollout.teacher_share 0: the student's entropy of a trace that the teacher "
                 "wrote is not measured"
             )
+        for reward in self.grade.rewards:
+            if reward.function == "soft_overlong":
+                limit, cache = reward.settings.get("limit") or self.rollout.max_new_tokens, reward.settings["cache"]
+                if cache > limit:
+                    raise ValueError(f"grade.rewards.{reward.name}: settings.cache {cache} is above the limit of {limit} tokens")
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
         return self

@@ -7,6 +7,7 @@ the full vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -38,6 +39,9 @@ class Reject(StrEnum):
     UNREADABLE_ANSWER = "unreadable_answer"
     VERIFIER_TIMEOUT = "verifier_timeout"
     VERIFIER_ERROR = "verifier_error"
+    REWARD_ERROR = "reward_error"
+    REWARD_TIMEOUT = "reward_timeout"
+    REWARD_MISSING = "reward_missing"
 
 
 class Regime:
@@ -107,9 +111,13 @@ COLUMNS: dict[str, Column] = {
         Column("policy_version", pa.int32(), "rollout", doc="policy that wrote the trace; 0 is the base model"),
         Column("policy_lag", pa.int32(), "rollout", doc="rounds by which the writing policy is behind; 0 is on-policy"),
         Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace"),
+        Column("judged_verdict", _TEXT, "reward", doc="verdict of the verifier or of grade.verdict_reward; `grade` stores it"),
+        Column("judged_answer", _TEXT, "reward", doc="answer that the verifier read from the response", nullable=True),
         Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
         Column("extracted_answer", _TEXT, "grade", doc="answer that the grader read from the response", nullable=True),
-        Column("reward", pa.float32(), "grade", doc="length-shaped reward: 0, or between 1 and 1 + beta_length"),
+        Column(
+            "reward", pa.float32(), "grade", doc="length-shaped reward, 0 or 1 to 1 + beta_length; or the weighted sum of rewards"
+        ),
         Column("advantage", pa.float32(), "grade", doc="advantage of the trace by the running or the group estimator"),
         Column("student_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: student prompt, adapter on"),
         Column("teacher_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: teacher prompt, adapter off"),
@@ -140,3 +148,15 @@ COLUMNS: dict[str, Column] = {
         Column("token_weight", _FLOATS, "label", "T", doc="advantage x magnitude x gate"),
     )
 }
+
+REWARD_PREFIX = "reward_"  # begins the columns of stage `reward`: `reward_<name>` for each reward of `grade.rewards`
+
+
+def reward_columns(names: Iterable[str]) -> list[Column]:
+    """The columns of single rewards among column names, sorted. Null means that the reward is absent."""
+    doc = "value of one reward of grade.rewards"
+    return [
+        Column(name, pa.float32(), "reward", doc=doc, nullable=True)
+        for name in sorted(set(names) - COLUMNS.keys())
+        if name.startswith(REWARD_PREFIX)
+    ]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.contract.columns import COLUMNS, Column
+from pipeline.contract.columns import COLUMNS, Column, reward_columns
 from pipeline.contract.engines import Engines, Policy
 
 if TYPE_CHECKING:
     from pipeline.config import Run
+    from pipeline.grader.code import Code
     from pipeline.method.rewards import RunningBaseline
     from pipeline.problems.sources import Problem
 
@@ -31,6 +32,8 @@ class Stage:
     compute: makes one shard from its inputs.
     round_inputs: for a run, the values of the whole round that also make shards stale (problems, policy, baseline, peak).
     after_round: whether every shard of the round must be scored first.
+    in_run: whether a run has this stage.
+    by_round: settings that reach it through its `round_inputs`. A change makes it stale where one of these inputs changes.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Stage:
     compute: Callable[[ShardInputs], ShardResult]
     round_inputs: Callable[[Run], tuple[str, ...]] = lambda _: ()
     after_round: bool = False
+    in_run: Callable[[Run], bool] = lambda _: True
+    by_round: tuple[str, ...] = ()
 
     @property
     def writes(self) -> tuple[Column, ...]:
@@ -49,7 +54,7 @@ class Stage:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the stages whose shards this stage reads, in the order of PLAN."""
+        """Names of the stages whose shards this stage may read, in the order of PLAN. A run may lack one of them."""
         return tuple(dict.fromkeys(column.writer for column in COLUMNS.values() if column.name in self.reads))
 
     def reads_of(self, writer: Stage) -> list[str]:
@@ -58,8 +63,8 @@ class Stage:
         return [writer.key, "reject_reason", "reject_detail", *declared]
 
     def reads_setting(self, setting: str) -> bool:
-        """Whether a change of `setting`, a dotted name, makes the shards of this stage stale."""
-        return any(setting == name or setting.startswith(f"{name}.") for name in self.settings)
+        """Whether a change of `setting`, a dotted name, can make the shards of this stage stale."""
+        return any(setting == name or setting.startswith(f"{name}.") for name in (*self.settings, *self.by_round))
 
 
 class Scope(NamedTuple):
@@ -92,6 +97,7 @@ class ShardInputs:
     engines, policy: for a stage that runs on engines.
     baseline: running reward state at the start of the round. None with the group estimator.
     scope: for a stage that needs the whole round.
+    codes: the code of each reward, by its name.
     """
 
     run: Run
@@ -104,6 +110,7 @@ class ShardInputs:
     policy: Policy | None = None
     baseline: RunningBaseline | None = None
     scope: Scope | None = None
+    codes: Mapping[str, Code] = field(default_factory=dict)
 
     def on_engines(self) -> tuple[Engines, Policy]:
         """The engines, and the policy that they must answer with. Only for a stage that runs on engines."""
@@ -124,12 +131,13 @@ class ShardResult(NamedTuple):
     facts: dict[str, Any]
 
 
-def schema(stage: Stage) -> pa.Schema:
+def schema(stage: Stage, present: Collection[str] = ()) -> pa.Schema:
     """Arrow schema of a stage's shard: key, reject_reason, reject_detail, then the columns it writes.
 
-    reject_reason is null in a row that goes on.
+    Of the columns of single rewards only those in `present` are there. reject_reason is null in a row that goes on.
     """
     columns = [c for c in stage.writes if c.name != stage.key]
+    columns += reward_columns(present) if stage.name == "reward" else []
     fields = [
         pa.field(stage.key, pa.string(), nullable=False),
         pa.field("reject_reason", pa.string()),

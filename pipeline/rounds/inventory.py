@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from pipeline.contract import Scope, Stage
+from pipeline.contract import REWARD_PREFIX, Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError
+from pipeline.grader.code import identity
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, STAGES
 from pipeline.stages.score import bounds_instead
@@ -68,7 +69,7 @@ class Inventory:
         `problems` is the digest of the shard's source rows. Without it the rows count as unchanged.
         """
         inputs: dict[str, str] = {}
-        for name in stage.inputs:
+        for name in self.inputs(stage):
             entry = self.entry(name, shard)
             if entry is None:
                 return None
@@ -79,7 +80,12 @@ class Inventory:
         return inputs | {name: value for name, value in of_round.items() if value is not None}
 
     def why_stale(self, stage: Stage, shard: str, problems: str | None = None) -> str | None:
-        """Why a shard must be computed: "missing", "settings", or the input that changed. None when the shard is fresh."""
+        """Why a shard must be computed: "missing", "settings", or the input that changed. None when the shard is fresh.
+
+        A stage that the run does not have is never stale.
+        """
+        if not stage.in_run(self.work.run):
+            return None
         entry = self.entry(stage.name, shard)
         if entry is None:
             return "missing"
@@ -88,7 +94,8 @@ class Inventory:
         expected = self.expected_inputs(stage, shard, problems)
         if expected is None:
             return "input missing"
-        named = expected.keys() | (entry.inputs.keys() & {"policy"})  # the base has no such input: a shard that has it is stale
+        # a shard is stale that has an input which is no more: a policy where the base answers now, a reward, the stage of rewards
+        named = expected.keys() | (entry.inputs.keys() & {"policy", "reward"}) | self._gone(entry)
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
         return f"{changed[0]} changed" if changed else None
 
@@ -102,11 +109,20 @@ class Inventory:
 
         A stage that only reads stored traces (grade, profile, label) may also read traces whose policy was trained again since.
         """
-        for name in stage.inputs:
+        for name in self.inputs(stage):
             reason = self.why_stale(STAGES[name], shard)
             if reason and not (reason == "policy changed" and stage.where == "CPU"):
                 return f"{name} ({reason})"
         return None
+
+    def inputs(self, stage: Stage) -> list[str]:
+        """Names of the stages whose shards a stage reads in this run."""
+        return [name for name in stage.inputs if STAGES[name].in_run(self.work.run)]
+
+    def _gone(self, entry: Entry) -> set[str]:
+        """The rewards that a shard was made with and that the run has no more."""
+        now = {f"{REWARD_PREFIX}{reward.name}" for reward in self.work.run.grade.rewards}
+        return {name for name in entry.inputs if name.startswith(REWARD_PREFIX) and name not in now}
 
     def settings(self, stage: Stage) -> str:
         """Hash of the run's settings that a stage reads."""
@@ -179,7 +195,10 @@ class Inventory:
         return Scope(max(entry.fact("entropy_max") for entry in entries.values()), *sizes)
 
     def _of_round(self, name: str, problems: str | None) -> str | None:
-        """The hash of a value of the whole round. None when the round does not have it."""
+        """The hash of a value of the whole round. None when the round does not have it, or it cannot be known here."""
+        if name.startswith(REWARD_PREFIX):
+            reward = next(one for one in self.work.run.grade.rewards if f"{REWARD_PREFIX}{one.name}" == name)
+            return identity(reward, self.work.codes[reward.name])
         match name:
             case "problems":
                 return problems

@@ -53,7 +53,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("num_rows", "traces", "sum", "traces, with the rejected ones"),
         Metric("num_rejected", "traces", "sum", "traces that a stage rejected"),
         Metric("accuracy", "share", "mean", "share of correct traces among those that are not rejected"),
-        Metric("mean_reward", "", "mean", "mean length-shaped reward"),
+        Metric("mean_reward", "", "mean", "mean reward"),
         Metric("mean_length", "tokens", "mean", "mean response length"),
         Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
         Metric("num_groups", "groups", "sum", "groups, each a prompt with its traces"),
@@ -95,7 +95,7 @@ def warning(summary: dict[str, float]) -> str | None:
     rows, positive = summary["num_rows"] - summary["num_rejected"], summary["num_positive_advantage"]
     if not rows:
         return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status` says why."
-    if summary["num_correct"] == 0:
+    if summary["num_correct"] == 0 and summary["mean_reward"] == 0:
         return (
             f"no signal. None of {rows:.0f} traces was correct "
             f"({summary['num_truncated']:.0f} truncated, {summary['num_unparsable']:.0f} unparsable): every reward is 0. "

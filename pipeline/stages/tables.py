@@ -90,7 +90,7 @@ class Draft:
 
     def table(self) -> pa.Table:
         """The shard as a table, with its columns in the order of the contract."""
-        schema = contract.schema(self.stage)
+        schema = contract.schema(self.stage, {name for values in self.values for name in values})
         fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
         arrays = [
             pa.array(fixed[f.name], f.type) if f.name in fixed else _column([v.get(f.name) for v in self.values], f.type)

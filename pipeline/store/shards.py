@@ -20,7 +20,7 @@ def check_table(stage: contract.Stage, table: pa.Table, vocab_size: int | None =
 
     The schema must be as declared, and `check_columns` must pass. Raises ContractError that names stage and column.
     """
-    expected = contract.schema(stage)
+    expected = contract.schema(stage, table.column_names)
     if table.schema.remove_metadata() != expected:
         raise ContractError(f"schema is {table.schema.remove_metadata()}, expected {expected}", f"stage {stage.name}")
     try:
@@ -43,7 +43,7 @@ def check_columns(writer: str, table: pa.Table, vocab_size: int | None = None) -
     _check_choices("reject_reason", pc.drop_null(reasons))
     live = table if reasons.null_count == len(reasons) else table.filter(pc.is_null(reasons))
     lengths: pa.ChunkedArray | None = None
-    for column in columns_of(writer):
+    for column in (*columns_of(writer), *_single_rewards(writer, table.column_names)):
         if column.name not in table.column_names:
             continue
         values = live[column.name]
@@ -88,7 +88,7 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
     Rows, rejected rows and size must be those of the entry, and `check_columns` must pass for the columns. Response tokens are
     counted when a `[T]` column is among them. Raises ContractError; `where` names the part of the file.
     """
-    types = types_of(entry.stage)
+    types = types_of(entry.stage) | _types_of_rewards(entry.stage, data)
     needed = list(dict.fromkeys([key_of(entry.stage), "reject_reason", *(types if columns is None else columns)]))
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
@@ -108,6 +108,20 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
         if found != getattr(entry, name):
             raise ContractError(f"the file has {found}, its manifest entry {getattr(entry, name)}", name)
     return table if columns is None else table.select(columns)
+
+
+def _single_rewards(writer: str, names: list[str]) -> list[contract.Column]:
+    """The columns of single rewards among the columns of a shard. Only stage `reward` has them."""
+    return contract.reward_columns(names) if writer == "reward" else []
+
+
+def _types_of_rewards(writer: str, data: bytes) -> dict[str, pa.DataType]:
+    """The types of the columns of single rewards, which only the file itself names. Empty for a file that is broken."""
+    try:
+        names = pq.read_schema(pa.BufferReader(data)).names if writer == "reward" else []
+    except (pa.ArrowException, OSError, ValueError):
+        return {}
+    return {column.name: column.type for column in _single_rewards(writer, names)}
 
 
 def count_rejected(table: pa.Table) -> dict[str, int]:

@@ -1,0 +1,207 @@
+"""Rewards of a run: the user's function on a round, its columns, what a change makes stale, and functions that fail."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from in_process import brought, planned, stale
+
+from pipeline.driver import open_sources
+from pipeline.errors import SettingError, UserError
+from pipeline.grader.code import codes_of
+from pipeline.method.rewards import group_advantage
+from pipeline.problems.sources import open_source
+from pipeline.rounds.proof import prove
+from pipeline.rounds.refused import refuse_nothing_left
+from pipeline.rounds.rows import joined_round
+from pipeline.stages import LABELS, MEASURE, PLAN, chain_of
+from pipeline.stages.reward import check
+
+BREVITY = """
+def brevity(completions, **columns):
+    return [None if len(text) % 3 == 0 else -len(text) / 10 for text in completions]
+"""
+SHARDS = ("0000", "0001")
+
+
+def listed(*rewards):
+    return f"grade.rewards=[{', '.join(rewards)}]"
+
+
+def own(file, name="brevity", **more):
+    return f"{{name: {name}, function: '{file}'{''.join(f', {key}: {value}' for key, value in more.items())}}}"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "code" / "brevity.py"
+    path.parent.mkdir()
+    path.write_text(BREVITY)
+    return path
+
+
+ACCURACY, LONG = "{name: accuracy, function: accuracy}", "{name: long, function: soft_overlong, settings: {cache: 8}}"
+VARIED = ["rollout.group_size=8", "rollout.max_new_tokens=20", "grade.answer_pattern=([0-9])", "grade.verifier=exact"]
+SHAPE = "{name: shape, function: format, weight: 0, settings: {pattern: '(?s)[0-9+=-].*'}}"
+
+
+def graded(folder, *rewards, more=()):
+    work = planned(folder, listed(*rewards), *more)
+    return work, brought(work, *chain_of(work.run, (*MEASURE, *LABELS)))
+
+
+def test_a_run_with_rewards_stores_each_in_a_column_and_trains_on_their_weighted_sum(tmp_path, file):
+    work, computed = graded(tmp_path / "run", ACCURACY, own(file, weight=0.5), SHAPE, LONG, more=VARIED)
+    assert computed == [(stage.name, shard) for stage in PLAN for shard in SHARDS]
+    rows = joined_round(work).to_pylist()
+    for row in rows:
+        text, length = row["response_text"], len(row["response_tokens"])
+        assert row["reward_accuracy"] == pytest.approx((row["verdict"] == "correct") * (1 + 0.5 * (1 - length / 20)))
+        assert row["reward_brevity"] == (None if len(text) % 3 == 0 else pytest.approx(-len(text) / 10))
+        assert row["reward_long"] == pytest.approx(min(0.0, (20 - 8 - length) / 8))
+        assert row["reward_shape"] == (re.fullmatch("[0-9+=-].*", text, re.DOTALL) is not None)
+        total = row["reward_accuracy"] + 0.5 * (row["reward_brevity"] or 0) + row["reward_long"]
+        assert row["reward"] == pytest.approx(total, rel=1e-5)
+    assert {"correct", "wrong", "truncated"} <= {row["verdict"] for row in rows}
+    assert len({row["reward_shape"] for row in rows}) == len({row["reward_long"] == 0 for row in rows}) == 2
+    rewards = np.array([row["reward"] for row in rows])
+    assert [row["advantage"] for row in rows] == pytest.approx(group_advantage(rewards, 8).tolist(), rel=1e-4, abs=1e-5)
+    assert stale(work) == {}
+    assert prove(work.store, work.run).findings == []
+
+
+def test_accuracy_alone_grades_as_a_run_without_rewards(tmp_path):
+    work, _ = graded(tmp_path / "with", ACCURACY, more=VARIED)
+    plain = planned(tmp_path / "without", *VARIED)
+    brought(plain)
+    names = ["trace_id", "verdict", "extracted_answer", "reward", "advantage", "reject_reason"]
+    one, other = (joined_round(w).select(names) for w in (work, plain))
+    assert one.equals(other)
+    assert "reward" not in plain.store.names("rounds/0000")
+
+
+def test_a_changed_weight_makes_only_the_sum_stale_and_an_edited_file_says_its_name(tmp_path, file):
+    graded(tmp_path / "run", ACCURACY, own(file, weight=0.5))
+    other = planned(tmp_path / "run", listed(ACCURACY, own(file, weight=0.7)))
+    assert stale(other) == {("grade", shard): "settings" for shard in SHARDS}
+    assert {name for name, _ in brought(other, *chain_of(other.run, (*MEASURE, *LABELS)))} == {"grade", "label"}
+    file.write_text(f"{BREVITY}\n# edited\n")
+    edited = planned(tmp_path / "run", listed(ACCURACY, own(file, weight=0.7)))
+    assert stale(edited) == {("reward", shard): "reward_brevity changed" for shard in SHARDS}
+    fewer = planned(tmp_path / "run", listed(ACCURACY))
+    assert stale(fewer)["reward", "0000"] == "reward_brevity changed"
+    none = planned(tmp_path / "run")
+    assert stale(none)["grade", "0000"] == "settings"
+    file.unlink()
+    gone = planned(tmp_path / "run", listed(ACCURACY, own(file, weight=0.7)))
+    assert stale(gone) == {}
+    with pytest.raises(SettingError, match=r"grade.rewards.brevity: .*brevity.py cannot be read: No such file"):
+        brought(gone, "reward", force=True)
+
+
+def test_a_row_without_any_reward_is_rejected_and_a_round_without_one_is_refused(tmp_path, file):
+    file.write_text("def brevity(completions, **columns):\n    return [None for _ in completions]\n")
+    work, _ = graded(tmp_path / "run", own(file))
+    assert set(joined_round(work)["reject_reason"].to_pylist()) == {"reward_missing"}
+    with pytest.raises(UserError, match="every reward of this row is absent"):
+        refuse_nothing_left(work, ("grade",))
+
+
+def test_a_failing_function_rejects_the_rows_of_its_call_and_no_others(tmp_path, file):
+    file.write_text(
+        "def brevity(completions, problem, **columns):\n"
+        "    if problem[0][0] in '13579':\n        raise KeyError('odd')\n    return [1.0] * len(completions)\n"
+    )
+    work, _ = graded(tmp_path / "run", own(file))
+    table = joined_round(work)
+    reasons = [("reward_error" if problem[0] in "13579" else None) for problem in table["problem"].to_pylist()]
+    assert table["reject_reason"].to_pylist() == reasons
+    assert {None, "reward_error"} == set(reasons)
+    details = {detail for detail in table["reject_detail"].to_pylist() if detail}
+    assert details == {"reward 'brevity': raised KeyError: 'odd'"}
+
+
+def test_a_reward_may_decide_the_verdict(tmp_path, file):
+    file.write_text("def brevity(completions, **columns):\n    return [1 if '7' in text else 0 for text in completions]\n")
+    work, _ = graded(tmp_path / "run", own(file), more=["grade.verdict_reward=brevity"])
+    for row in joined_round(work).to_pylist():
+        if row["finish_reason"] == "length":
+            assert row["verdict"] == "truncated"
+        else:
+            assert row["verdict"] == ("correct" if "7" in row["response_text"] else "wrong")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def brevity(completions, **c):\n    return [1.0]\n", "returned 1 values for 2 traces"),
+        (
+            "def brevity(completions, **c):\n    return [float('nan')] * 2\n",
+            "returned nan for trace 0, which is no finite number",
+        ),
+        ("def brevity(completions, **c):\n    return ['good'] * 2\n", "returned 'good' (str) for trace 0, not a number or None"),
+        ("def brevity(completions, **c):\n    return 'ab'\n", "returned a str, not a list of numbers"),
+        ("def brevity(completions, **c):\n    import sys\n    sys.exit(3)\n", "raised SystemExit: 3"),
+        ("def brevity(completions, **c):\n    import os\n    os._exit(3)\n", "its process died with exit code 3, twice"),
+        ("def brevity(completions, **c):\n    while True:\n        pass\n", "a call took more than 0.7 s"),
+        ("def brevity(completions, **c):\n    import time\n    time.sleep(600)\n", "a call took more than 0.7 s"),
+        ("async def brevity(completions, **c):\n    return [None, 'x']\n", "returned 'x' (str) for trace 1"),
+        ("def brevity(texts, **c):\n    return [1.0] * len(texts)\n", "takes no argument `completions`"),
+        ("def brevity(completions, level):\n    return [1.0] * 2\n", "needs 'level', which is neither a column (answer, problem"),
+        ("def other(completions):\n    pass\ndef third(completions):\n    pass\n", "defines other, third: name one, as in"),
+        ("import nothing_like_this\n", "raised ModuleNotFoundError: No module named 'nothing_like_this'"),
+        ("def brevity(completions\n", "is not Python: line 1: '(' was never closed"),
+        ("brevity = 3\n", "defines no function: name one"),
+    ],
+)
+def test_a_bad_function_is_refused_before_anything_starts(tmp_path, file, code, said):
+    file.write_text(code)
+    run = planned(tmp_path / "run", listed(own(file, deadline_s=0.7))).run
+    with pytest.raises(SettingError) as refused:
+        check(run, codes_of(run), open_source(run.source))
+    assert refused.value.where == "grade.rewards.brevity"
+    assert said in refused.value.what
+    assert "\n" not in str(refused.value)
+
+
+def test_a_good_function_passes_the_check_with_its_settings_and_columns(tmp_path, file):
+    file.write_text(
+        "async def anything(completions, solution, scale, *, trainer_state=None):\n    return [scale] * len(solution)\n"
+    )
+    run = planned(tmp_path / "run", listed(own(file, settings="{scale: 2}"))).run
+    assert open_sources(run).notes == ()
+
+
+def test_code_in_the_folder_of_the_run_is_refused(tmp_path, file):
+    (tmp_path / "run").mkdir()
+    inside = tmp_path / "run" / "brevity.py"
+    inside.write_text(BREVITY)
+    with pytest.raises(SettingError, match="lies in the folder of the run"):
+        graded(tmp_path / "run", own(inside))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "said"),
+    [
+        (["{name: a, function: nonsense}"], "function 'nonsense' is no module:function"),
+        (["{name: a, function: 'x.py'}", "{name: a, function: 'y.py'}"], "two are named 'a'"),
+        (["{name: a, function: format}"], "a: settings.pattern: Field required"),
+        (["{name: a, function: format, settings: {pattern: '('}}"], "pattern is not a regular expression"),
+        (["{name: a, function: soft_overlong, settings: {cache: 73}}"], "settings.cache 73 is above the limit of 72 tokens"),
+        (["{name: a, function: 'x.py', weight: 0}"], "every weight is 0"),
+        (["{name: a, function: 'x.py', settings: {answer: 1}}"], "settings.answer has the name of an argument"),
+        (["{name: a, function: 'x.py', weight: nan}"], "finite number"),
+        (["{name: A, function: 'x.py'}"], "should match pattern"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, rewards, said):
+    with pytest.raises(SettingError) as refused:
+        planned(tmp_path / "run", listed(*rewards))
+    assert said in str(refused.value)
+
+
+def test_a_verdict_reward_must_be_one_of_the_rewards(tmp_path):
+    with pytest.raises(SettingError, match="verdict_reward 'b' is none of the rewards: accuracy"):
+        planned(tmp_path / "run", listed(ACCURACY), "grade.verdict_reward=b")
