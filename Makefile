@@ -1,4 +1,4 @@
-# `make demo` and `make test` work on a fresh machine that has Python 3.11 or 3.12 and pip. Each installs what it needs.
+# `make demo` and `make test` work on a fresh machine that has Python 3.11 or 3.12, pip and a C compiler. Each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

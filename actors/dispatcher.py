@@ -12,15 +12,16 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Coroutine
-from dataclasses import fields
 from operator import attrgetter
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors import resources, sizing
-from actors.member import STALLED, EngineActor, Gone, LoadArgs, Member, PoolStatus, Pulse, Ticket, blameless
+from actors import asking, resources, sizing
+from actors.callers import Callers
+from actors.member import STALLED, EngineActor, Gone, LoadArgs, Member, PoolStatus, Ticket, blameless
+from actors.probe import Probed, difference, disagreement
 from actors.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
@@ -68,18 +69,18 @@ class Dispatcher:
         self._past = (0.0, 0.0)  # serving and working seconds of engines that have ended
         self._sizer: asyncio.Task[None] | None = None
         self._facts: EngineFacts | None = None
-        self._failure: EgrsdError | None = code.other_code()
+        self._awake = not settings.colocate  # a dispatcher that Ray restarts does not know whose turn it is: it is told
+        self._probed: Probed = {}  # what the first engine on a shared card answered to the probe
         self._tasks: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
-        self._line: deque[asyncio.Future[None]] = deque()  # callers that wait for room at any engine
+        self._callers = Callers(code.other_code())
 
     async def facts(self) -> EngineFacts:
         """Facts of the first engine that served. Raises the error that ended the pool."""
         self._queued += 1  # counts as a waiting batch, so that an empty pool starts an engine
         try:
             self._wake()
-            while self._facts is None or self._failure is not None:
-                await self._change()
+            while self._facts is None or self._callers.failure is not None:
+                await self._callers.change()
         finally:
             self._queued -= 1
         return self._facts
@@ -94,8 +95,8 @@ class Dispatcher:
         self._queued += 1
         try:
             self._wake()
-            while self._failure is not None or (member := self._pick(ticket, alone)) is None:
-                await self._change(in_line=not alone)
+            while self._callers.failure is not None or (member := self._pick(ticket, alone)) is None:
+                await self._callers.change(in_line=not alone)
         finally:
             self._queued -= 1
         if not member.tickets:
@@ -123,6 +124,26 @@ class Dispatcher:
         self._wake()
         self._size()
 
+    async def sleep(self) -> None:
+        """Let go of the card that the engines share. Returns once every engine sleeps or has been ended, and no batch runs.
+
+        Until `wake` no engine starts, no batch is taken, and no death counts. An engine that cannot sleep is ended.
+        """
+        self._awake = False
+        while any(member.tickets for member in self._members.values()):
+            await self._callers.change()
+        await asyncio.gather(*(self._rest(member) for member in list(self._members.values())))
+
+    async def wake(self) -> None:
+        """Use the card again: wake the engines that sleep, and start those that are missing. Returns at once."""
+        self._awake = True
+        self._wake()
+        for member in self._members.values():
+            if member.state == "asleep":
+                member.state = "waking"
+                self._spawn(self._rouse(member))
+        self._size()
+
     async def overview(self) -> PoolStatus:
         """The state of the pool now."""
         self._wake()
@@ -138,11 +159,12 @@ class Dispatcher:
             serving_s=self._past[0] + sum(m.serving_s(now) for m in live),
             working_s=self._past[1] + sum(m.working_s(now) for m in live),
             fallback=self._facts.fallback if self._facts is not None else "",
+            asleep=not self._awake,
         )
 
     async def close(self) -> None:
         """End all engines. Later calls raise EngineError."""
-        self._fail(EngineError("the pool was closed", self._setting))
+        self._callers.fail(EngineError("the pool was closed", self._setting))
         await asyncio.gather(*(self._end(member) for member in list(self._members.values())))
 
     # ---- members ---------------------------------------------------------------------------------------------------
@@ -154,17 +176,19 @@ class Dispatcher:
 
     async def _keep_size(self) -> None:
         """Look at the size several times a second until the pool fails or is closed."""
-        while self._failure is None:
+        while self._callers.failure is None:
             try:
                 self._size()
             except Exception as error:  # Ray refuses the placement, and no caller would hear of it
                 log.exception("The pool cannot be sized")
                 what = f"engines cannot be asked for ({type(error).__name__}: {first_line(error)})"
-                self._fail(EngineError(what, f"{self._setting}.placement", "Change the placement"))
+                self._callers.fail(EngineError(what, f"{self._setting}.placement", "Change the placement"))
             await asyncio.sleep(_SIZE_S)
 
     def _size(self) -> None:
-        """Start or drain engines until their number fits the batches that wait or run."""
+        """Start or drain engines until their number fits the batches that wait or run. A pool that sleeps stays as it is."""
+        if not self._awake:
+            return
         batches = self._queued + sum(len(m.tickets) for m in self._members.values())
         self._sizing = sizing.resize(self._sizing, batches, self._inflight, self._bounds, self._pace, time.monotonic())
         self._fill()
@@ -176,7 +200,9 @@ class Dispatcher:
 
     def _fill(self) -> None:
         """Start the engines that are missing."""
-        while self._failure is None and sum(m.state != "draining" for m in self._members.values()) < self._sizing.target:
+        while self._awake and self._callers.failure is None:
+            if sum(m.state != "draining" for m in self._members.values()) >= self._sizing.target:
+                return
             name = f"{self._name}-{uuid.uuid4().hex[:8]}"
             handle = self._actors.start(name, resources.placement_of(self._settings), self._inflight)
             self._members[name] = member = Member(name, handle)
@@ -189,6 +215,8 @@ class Dispatcher:
             member.pid = await self._placed(member)
             self._spawn(self._watch(member))
             facts = await asyncio.wait_for(member.handle.load.remote(*self._load_args), timeout)
+            if self._settings.colocate:
+                member.probed = await asking.probed(member, timeout)
         except RayTaskError as error:
             cause = error.cause
             failure = cause if isinstance(cause, EgrsdError) else EngineError(first_line(cause), self._setting)
@@ -202,14 +230,35 @@ class Dispatcher:
             failure = EngineError(f"an engine did not start within {timeout:g} s", self._setting, remedy)
             self._failed_to_load(member, failure, died=False)
         else:
-            self._failures_to_load = 0
             if not self._agrees(facts):
                 return self._bury(member, "its numbers do not mean what the others' mean")
+            if self._settings.colocate and (why := difference(self._probed, member.probed, facts.dtype)):
+                return self._failed_to_load(member, EngineError(f"a new engine {why}", self._setting), died=True)
+            self._failures_to_load, self._probed = 0, self._probed or member.probed
             member.serving_since = time.monotonic()
             if member.state == "loading":
                 member.state = "serving"
             self._drop(member, set())
-            self._notify()
+            self._callers.notify()
+
+    async def _rest(self, member: Member) -> None:
+        """Put an engine to sleep, or end one that is still loading or cannot sleep."""
+        if member.state == "serving":
+            member.rest()
+            if await asking.to_sleep(member, self._settings.start_timeout_s):
+                return
+        if member.name in self._members:
+            self._leave(member)
+            await self._end(member)
+
+    async def _rouse(self, member: Member) -> None:
+        """Wake an engine. Its answers count once it has answered the probe as before; else another takes its place."""
+        assert self._facts is not None
+        if why := await asking.to_wake(member, self._facts.dtype, self._settings.start_timeout_s):
+            self._bury(member, why)
+        elif member.name in self._members:
+            member.rise()
+            self._callers.notify()
 
     async def _placed(self, member: Member) -> int:
         """The process id of an engine, as soon as Ray has placed it.
@@ -232,14 +281,10 @@ class Dispatcher:
     def _agrees(self, facts: EngineFacts) -> bool:
         """Whether a new engine's facts equal those of the first. If they differ, the pool ends: such numbers must not mix."""
         self._facts = first = self._facts or facts
-        if facts != first:
-            differ = "; ".join(
-                f"{fact.name} is {getattr(facts, fact.name)!r}, the first engine's {getattr(first, fact.name)!r}"
-                for fact in fields(facts)
-                if fact.compare and getattr(facts, fact.name) != getattr(first, fact.name)
-            )
+        if differ := disagreement(facts, first):
             remedy = "Give all engines the same vLLM and hardware, or set score.entropy: bounds"
-            self._fail(EngineError(f"engines differ in what their numbers mean: an engine's {differ}", self._setting, remedy))
+            what = f"engines differ in what their numbers mean: an engine's {differ}"
+            self._callers.fail(EngineError(what, self._setting, remedy))
         return facts == first
 
     async def _watch(self, member: Member) -> None:
@@ -247,7 +292,7 @@ class Dispatcher:
         while member.name in self._members:
             await asyncio.sleep(_WATCH_S)
             try:
-                pulse = await self._pulse(member)
+                pulse = await asking.pulse(member, self._settings.stall_timeout_s, lambda: member.name not in self._members)
             except RayError as error:
                 if member.serving_since is not None:  # else `_serve` hears of it, and counts a failure to load
                     self._bury(member, first_line(error))
@@ -263,21 +308,6 @@ class Dispatcher:
             absent = set(member.tickets) - set(pulse.tickets)
             member.unseen = {ticket: member.unseen.get(ticket, now) for ticket in absent}
             self._drop(member, {ticket for ticket, since in member.unseen.items() if now - since >= _FORGET_S})
-
-    async def _pulse(self, member: Member) -> Pulse | None:
-        """A sign of life of an engine, or None when none has come for `stall_timeout_s` seconds.
-
-        The seconds are counted while the dispatcher itself runs. A machine that stood still blames no engine.
-        """
-        asked: asyncio.Future[Pulse] = asyncio.ensure_future(member.handle.pulse.remote())
-        part = min(1.0, self._settings.stall_timeout_s / 4)
-        while not (await asyncio.wait({asked}, timeout=part))[0]:
-            member.silent_s += part
-            if member.silent_s >= self._settings.stall_timeout_s or member.name not in self._members:
-                asked.cancel()
-                return None
-        member.silent_s = 0.0
-        return asked.result()
 
     def _stalled(self, member: Member, cause: str) -> None:
         """End an engine that has stopped. From here on it is a dead one: its callers ask again, and another takes its place."""
@@ -295,10 +325,10 @@ class Dispatcher:
             return
         self._failures_to_load += 1
         if isinstance(error, UserError) or not (died or self._others_serve()):
-            self._fail(error)
+            self._callers.fail(error)
         elif self._failures_to_load >= _START_TRIES:
             what = f"{self._failures_to_load} engines could not be loaded, the last one because {error.what}"
-            self._fail(EngineError(what, self._setting, error.remedy or "Out of memory? See the logs of the node"))
+            self._callers.fail(EngineError(what, self._setting, error.remedy or "Out of memory? See the logs of the node"))
         self._bury(member, error.what)
 
     def _bury(self, member: Member, cause: str) -> None:
@@ -308,10 +338,10 @@ class Dispatcher:
         self._leave(member)
         self._gone.append(Gone(member.name, cause, time.monotonic()))
         self._actors.end(member.handle)  # the process of a broken engine may still run
-        if self._failure is None:
+        if self._callers.failure is None:
             log.warning("Engine %s is gone (%s): it is replaced", member.name, cause)
         self._fill()
-        self._notify()
+        self._callers.notify()
 
     def _leave(self, member: Member) -> None:
         """Take an engine out of the pool, and keep its seconds for the pool's totals."""
@@ -326,13 +356,13 @@ class Dispatcher:
         for ticket in tickets:
             member.tickets.pop(ticket, None)
             if member.held_for == ticket:
-                member.held_for, room = None, len(self._line)
+                member.held_for, room = None, len(self._callers)
         if was_busy and not member.tickets:
             member.busy_s += time.monotonic() - member.busy_since
         if member.state == "draining" and not member.tickets and member.name in self._members:
             self._leave(member)
             self._spawn(self._end(member))
-        self._notify(room)
+        self._callers.notify(room)
 
     async def _end(self, member: Member) -> None:
         """Close an engine that has left the pool, and end its process."""
@@ -347,42 +377,14 @@ class Dispatcher:
 
     def _pick(self, ticket: str, alone: bool) -> Member | None:
         """The engine for a ticket, or None when it must wait. With `alone` an engine is held for the ticket until it is idle."""
-        serving = [m for m in self._members.values() if m.state == "serving" and m.held_for in (None, ticket)]
+        there = self._members.values() if self._awake else ()
+        serving = [m for m in there if m.state == "serving" and m.held_for in (None, ticket)]
         if alone:
             chosen = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load"), default=None))
             if chosen is not None:
                 chosen.held_for = ticket
             return chosen if chosen is not None and not chosen.tickets else None
         return min((m for m in serving if len(m.tickets) < self._inflight), key=attrgetter("load"), default=None)
-
-    async def _change(self, in_line: bool = False) -> None:
-        """Wait for a change of the pool, or with `in_line` for this caller's turn. Raises the error that ended the pool."""
-        if self._failure is not None:
-            raise self._failure
-        if in_line:
-            self._line.append(turn := asyncio.get_running_loop().create_future())
-            await turn
-        else:
-            await self._changed.wait()
-        if self._failure is not None:
-            raise self._failure
-
-    def _notify(self, room: int | None = None) -> None:
-        """Wake the waiting callers. Of those in line only `room` are woken; None wakes them all.
-
-        At a thousand engines, waking every caller at the end of every batch let through only ten batches a second.
-        """
-        self._changed.set()
-        self._changed = asyncio.Event()
-        for _ in range(len(self._line) if room is None else min(room, len(self._line))):
-            turn = self._line.popleft()
-            if not turn.done():
-                turn.set_result(None)
-
-    def _fail(self, error: EgrsdError) -> None:
-        """End the pool with an error, unless it has ended already. Every waiting and later call raises the first error."""
-        self._failure = self._failure or error
-        self._notify()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task, and keep a reference so that asyncio does not drop it."""
@@ -395,4 +397,4 @@ class Dispatcher:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("The dispatcher failed", exc_info=error)
-            self._fail(EngineError(f"the pool failed ({type(error).__name__}: {first_line(error)})", self._setting))
+            self._callers.fail(EngineError(f"the pool failed ({type(error).__name__}: {first_line(error)})", self._setting))

@@ -5,8 +5,10 @@
     logprob  = -(1 + (7 k + 5 t + 11 v + 3 P) mod 97) / 50            in [-1.94, -0.02] nats;
     entropy  = log(V) * ((13 k + 3 t + 17 v + 5 P) mod 101) / 100     in [0, log V] nats.
 
-Scoring a generated trace under the same prompt and policy thus gives the same numbers again, as with a real engine. `trace`
-draws the tokens from the seed. A fake engine can be slow, and it can die on purpose.
+`most_likely` gives the K most likely tokens beside it: the token itself with its log-prob, and the tokens k + 1, k + 2, ... mod V
+with a half, a quarter, ... of what is left. Scoring a generated trace under the same prompt and policy thus gives the same
+numbers again, as with a real engine. `trace` draws the tokens from the seed. A fake engine can be slow, and it can die on
+purpose.
 
 The fake ships with the package because Ray workers cannot import test modules. Give it to a pool as
 `functools.partial(FakeEngine, behaviour=Behaviour(...))`.
@@ -26,6 +28,7 @@ import numpy as np
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
 from pipeline.errors import EgrsdError, EngineError, ModelError
+from pipeline.stages.score import check_keep_topk
 
 END_TOKEN = 2
 
@@ -45,6 +48,8 @@ class Behaviour:
     start_kills: bool = False  # the process dies while the engine starts
     wrong_adapter: str | None = None  # this adapter is refused with ModelError
     falls_back: str | None = None  # where this file exists at the start, the engine has bounds instead of exact entropies
+    sleeps: bool = False  # the engine can sleep; else a pool must end it
+    wakes_wrong: bool = False  # after its sleep every token has the log-prob -log V
 
 
 class FakeEngine:
@@ -62,8 +67,10 @@ class FakeEngine:
             _die()
         if behaviour.start_error is not None:
             raise behaviour.start_error
-        self._model, self._behaviour = model, behaviour
+        check_keep_topk(score.keep_topk, behaviour.vocab_size)
+        self._model, self._behaviour, self._keep_topk = model, behaviour, score.keep_topk
         self.steps = 0  # batches answered
+        self._asleep = self._wrong = False
         self._turn = threading.Lock() if behaviour.in_turn else contextlib.nullcontext()
         self._exact = score.entropy == "exact" and not (behaviour.falls_back and os.path.exists(behaviour.falls_back))
         self._fallback = "the fake was told so" if score.entropy == "exact" and not self._exact else ""
@@ -94,6 +101,16 @@ class FakeEngine:
         """The usage of a pool with this one engine, whose work takes no time."""
         return Usage(0.0, 0.0, 1)
 
+    def sleep(self) -> bool:
+        """Whether the engine sleeps now. It then refuses to answer until it is woken."""
+        self._asleep = self._behaviour.sleeps
+        return self._asleep
+
+    def wake(self) -> None:
+        """Answer again, as `behaviour` says."""
+        self._wrong = self._asleep and self._behaviour.wakes_wrong
+        self._asleep = False
+
     def close(self) -> None:
         """Do nothing: a fake engine holds no memory."""
 
@@ -109,14 +126,22 @@ class FakeEngine:
         if not sequence.response or len(sequence.prompt) + len(sequence.response) > self._model.max_model_len:
             return Failure("empty response" if not sequence.response else "prompt and response exceed model.max_model_len")
         tokens = np.asarray(sequence.response, dtype=np.int32)
-        evidence = token_evidence(tokens, policy.version, len(sequence.prompt), self._behaviour.vocab_size)
-        return Score(tokens, *evidence, self._error())
+        logprobs, entropy = token_evidence(tokens, policy.version, len(sequence.prompt), self._behaviour.vocab_size)
+        if self._wrong:
+            logprobs = np.full_like(logprobs, -np.log(self._behaviour.vocab_size))
+        kept = most_likely(tokens, logprobs, self._keep_topk, self._behaviour.vocab_size) if self._keep_topk else ()
+        return Score(tokens, logprobs, entropy, self._error(), *kept)
 
     def _error(self) -> float:
         return 0.0 if self._exact else 0.01
 
     def _suffer(self, policy: Policy, prompts: list[list[int]], seeds: set[int]) -> None:
-        """Fail as `behaviour` asks: raise ModelError for the wrong adapter, or kill the process for a poisonous row."""
+        """Fail as `behaviour` asks: raise ModelError for the wrong adapter, or kill the process for a poisonous row.
+
+        Raises EngineError while the engine sleeps.
+        """
+        if self._asleep:
+            raise EngineError("the engine sleeps", "fake")
         if policy.adapter is not None and policy.adapter == self._behaviour.wrong_adapter:
             raise ModelError("the adapter does not fit", policy.adapter, "Use another")
         first_ids = {prompt[0] for prompt in prompts if prompt}
@@ -148,3 +173,14 @@ def token_evidence(tokens: np.ndarray, version: int, prompt_length: int, vocab_s
     logprobs = -(1 + (7 * k + 5 * t + 11 * version + 3 * prompt_length) % 97) / 50
     entropy = np.log(vocab_size) * ((13 * k + 3 * t + 17 * version + 5 * prompt_length) % 101) / 100
     return logprobs.astype(np.float32), entropy.astype(np.float32)
+
+
+def most_likely(tokens: np.ndarray, logprobs: np.ndarray, keep: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int32, log-probs float32 nats) [T, keep] of the most likely tokens at each position, by the rule above."""
+    places = np.arange(keep)
+    ids = (tokens[:, None].astype(np.int64) + places) % vocab_size
+    rest = np.log1p(-np.exp(logprobs.astype(np.float64)))[:, None] - places[1:] * np.log(2)
+    values = np.concatenate((logprobs[:, None], rest), axis=1)
+    order = np.argsort(-values, axis=1, kind="stable")
+    taken = (np.take_along_axis(found, order, axis=1) for found in (ids, values))
+    return next(taken).astype(np.int32), next(taken).astype(np.float32)

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.probe import Probed, sequence
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
+from pipeline.errors import EngineError
 from pipeline.fit import builds
+from pipeline.store.card import Card
 
 RATE_S = 30.0  # tokens per second are a mean over this time
 STALLED = "gave no sign of life"  # the cause of a stopped engine's end begins so
@@ -20,7 +23,7 @@ STALLED = "gave no sign of life"  # the cause of a stopped engine's end begins s
 _NOT_ITS_FAULT = ("its node has died", "its owner has died")  # how Ray 2.60 words these causes of an actor's death
 
 EngineClass = Callable[[config.Model, config.Pool, config.ScoreSettings], Engines]
-LoadArgs = tuple[EngineClass, config.Model, config.Pool, config.ScoreSettings]  # of EngineActor.load
+LoadArgs = tuple[EngineClass, config.Model, config.Pool, config.ScoreSettings, str]  # of EngineActor.load
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class EngineStatus:
     """One engine as the dispatcher sees it."""
 
     name: str
-    state: str  # loading, serving or draining
+    state: str  # loading, serving, draining, asleep or waking
     pid: int  # 0 until Ray has placed the actor
     batches: int  # in the engine now
     rows: int  # answered so far
@@ -71,6 +74,7 @@ class PoolStatus:
     serving_s: float  # seconds in which engines could answer
     working_s: float  # seconds in which engines had a batch
     fallback: str = ""  # why the engines give bounds where exact entropies were asked for (EngineFacts)
+    asleep: bool = False  # the trainer has the turn on a shared card
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,9 @@ class Member:
     busy_since: float = 0.0
     since: float = field(default_factory=time.monotonic)
     serving_since: float | None = None
+    probed: Probed = field(default_factory=dict)  # what it answered to the probe, on a shared card
+    asleep_s: float = 0.0  # seconds of sleep that have ended
+    asleep_since: float | None = None
 
     @property
     def load(self) -> int:
@@ -116,12 +123,23 @@ class Member:
         self.answered.append((time.monotonic(), tokens))
 
     def serving_s(self, now: float) -> float:
-        """Seconds since the engine began to serve; 0 before that."""
-        return 0.0 if self.serving_since is None else now - self.serving_since
+        """Seconds since the engine began to serve, without those in which it slept; 0 before that."""
+        asleep = self.asleep_s + (now - self.asleep_since if self.asleep_since is not None else 0.0)
+        return 0.0 if self.serving_since is None else now - self.serving_since - asleep
 
     def working_s(self, now: float) -> float:
         """Seconds in which the engine had a batch, up to now."""
         return self.busy_s + (now - self.busy_since if self.tickets else 0.0)
+
+    def rest(self) -> None:
+        """Note that the engine sleeps from now on."""
+        self.state, self.asleep_since = "asleep", time.monotonic()
+
+    def rise(self) -> None:
+        """Note that the engine serves again."""
+        assert self.asleep_since is not None
+        self.asleep_s += time.monotonic() - self.asleep_since
+        self.state, self.asleep_since = "serving", None
 
     def status(self) -> EngineStatus:
         """The engine's state for `overview`."""
@@ -147,6 +165,9 @@ class EngineActor:
 
     def __init__(self) -> None:
         self._engine: Any = None
+        self._card: Card | None = None  # the one that this engine shares with the trainer
+        self._patience_s = 0.0
+        self._last = Policy(0)  # the last policy with an adapter that answered
         self._active: set[str] = set()
         self._lock = threading.Lock()
 
@@ -155,15 +176,39 @@ class EngineActor:
         return os.getpid()
 
     def load(
-        self, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings
+        self, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings, card: str
     ) -> EngineFacts:
-        """Start the engine, and return its facts. Raises the engine's own error, and UserError for code of another version."""
+        """Start the engine, and return its facts. `card` names the one that it shares with the trainer, and "" says none.
+
+        Raises the engine's own error, UserError for code of another version, and EngineError when the card does not become free.
+        """
         builds.check()
+        self._card, self._patience_s = Card(card) if card else None, 0.9 * settings.start_timeout_s
+        self._take_card()
         self._engine = engine_class(model, settings, score)
         return self._engine.facts()
 
+    def probe(self) -> Probed:
+        """Log-probs of a fixed sequence under the base, and under the last adapter that answered here."""
+        asked = sequence(self._engine.facts())
+        answers = {policy.version: self._engine.score([asked], policy)[0] for policy in {Policy(0), self._last}}
+        return {version: [] if isinstance(found, Failure) else found.logprobs.tolist() for version, found in answers.items()}
+
+    def sleep(self) -> bool:
+        """Leave the shared card until `wake`. False, with nothing changed, when this engine cannot: it must end instead."""
+        slept: bool = self._engine.sleep()
+        if slept and self._card is not None:
+            self._card.release()
+        return slept
+
+    def wake(self) -> None:
+        """Use the shared card again. Raises EngineError when it does not become free, or when the engine cannot wake."""
+        self._take_card()
+        self._engine.wake()
+
     def generate(self, ticket: str, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
         """As Engine.generate, under a ticket."""
+        self._last = policy if policy.adapter is not None else self._last
         return self._under(ticket, lambda: self._engine.generate(requests, policy, sampling))
 
     def score(self, ticket: str, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
@@ -179,6 +224,13 @@ class EngineActor:
         """Stop the engine and free its memory."""
         if self._engine is not None:
             self._engine.close()
+
+    def _take_card(self) -> None:
+        if self._card is not None and not self._card.take(self._patience_s):
+            what = f"process {self._card.holder()} held the card of engine and trainer for {self._patience_s:.0f} s"
+            raise EngineError(
+                what, "engines.rollout.colocate", "Raise start_timeout_s if a round trains longer, or end that process"
+            )
 
     def _under(self, ticket: str, call: Callable[[], list[Any]]) -> list[Any]:
         """The answers of `call`, with `ticket` among the active ones meanwhile."""

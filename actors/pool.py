@@ -39,7 +39,8 @@ from actors.pool_watch import Watch
 from actors.sizing import Bounds
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
-from pipeline.errors import EgrsdError, EngineError, first_line
+from pipeline.errors import EgrsdError, EngineError, SettingError, first_line
+from pipeline.store import card
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class EnginePool:
         """
         setting = f"engines.{name}"
         check_room([resources.Demand(setting, max(settings.min, 1), resources.placement_of(settings))])
+        load_args = (engine_class, model, settings, score, card.name_here() if settings.colocate else "")
         # The dispatcher runs on the driver's node. If it ran on a spot machine, its loss would end all engines.
         here = ray.get_runtime_context().get_node_id()
         dispatcher: Any = (
@@ -87,11 +89,12 @@ class EnginePool:
                 max_restarts=-1,  # Ray ends the engines of a killed dispatcher and restarts it; it then starts new engines
                 max_task_retries=-1,
             )
-            .remote(name, settings, inflight, (engine_class, model, settings, score))
+            .remote(name, settings, inflight, load_args)
         )
         dispatcher.overview.remote()  # the first call makes the dispatcher start engines
         pool = cls(dispatcher, settings, setting)
         pool._watch = Watch(dispatcher, settings, setting)
+        pool.wake()
         return pool
 
     def facts(self) -> EngineFacts:
@@ -116,6 +119,8 @@ class EnginePool:
         can never hold `most` engines.
         """
         most = max(1, least) if most is None else most
+        if self._settings.colocate and most > 1:
+            raise SettingError(f"one engine shares the card with the trainer, and {most} are asked for", self._setting)
         check_room([self.demand(most)])
         self._wanted = Bounds(least, most)
         self._await(self._dispatcher.resize.remote(self._wanted))
@@ -136,6 +141,23 @@ class EnginePool:
         """What the engines of this pool have done so far."""
         now = self.overview()
         return Usage(max((engine.busy_s for engine in now.engines), default=0.0), now.serving_s - now.working_s, now.most)
+
+    def sleep(self) -> None:
+        """Free the card that the engine shares with the trainer. Returns once the engine sleeps, or is told to end.
+
+        Without `colocate` nothing happens. Raises the error that ended the pool.
+        """
+        if self._watch is not None and self._settings.colocate:
+            with self._watch.turn:
+                self._watch.awake = False
+                self._await(self._dispatcher.sleep.remote())
+
+    def wake(self) -> None:
+        """Let the engine use the shared card again. Returns at once; batches wait until it answers."""
+        if self._watch is not None and self._settings.colocate:
+            with self._watch.turn:
+                self._watch.awake = True
+                self._await(self._dispatcher.wake.remote())
 
     def close(self) -> None:
         """End the engines and the dispatcher."""

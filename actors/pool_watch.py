@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from actors.member import STALLED, EngineStatus, PoolStatus
+from actors.probe import STRANGE
 from pipeline import config
 from pipeline.errors import first_line
 from pipeline.notices import NOTICE_S, tell
@@ -30,6 +31,8 @@ class Watch:
     def __init__(self, dispatcher: Any, settings: config.Pool, setting: str) -> None:
         self._dispatcher, self._settings, self._setting = dispatcher, settings, setting
         self._ended = threading.Event()
+        self.turn = threading.Lock()  # held while the pool is told whose turn a shared card is
+        self.awake = False  # whether it is the engines'
         threading.Thread(target=self._run, name=f"egrsd-{setting}", daemon=True).start()
 
     def end(self) -> None:
@@ -45,6 +48,8 @@ class Watch:
             except RayError as error:
                 log.warning("The pool of %s cannot be looked at: %s", self._setting, first_line(error))
                 continue
+            if status is not None and status.asleep:
+                self._wake()
             for kind, text in words(status, self._settings, self._setting) if status is not None else ():
                 tell(kind, text)
 
@@ -65,6 +70,15 @@ class Watch:
         status: PoolStatus = ray.get(asked)
         return status
 
+    def _wake(self) -> None:
+        """Tell a dispatcher that was restarted in the engines' turn on a shared card that it is their turn."""
+        if self.turn.acquire(blocking=False):  # else the driver is just telling it
+            try:
+                if self.awake:
+                    self._dispatcher.wake.remote()
+            finally:
+                self.turn.release()
+
     def _dispatcher_words(self, since: str) -> str:
         after = f"It is replaced after {self._settings.stall_timeout_s:g} s"
         return f"{self._setting}: no sign of life from the dispatcher {since}. {after}."
@@ -83,7 +97,7 @@ def words(status: PoolStatus, settings: config.Pool, setting: str) -> Iterator[t
         if told is not None:
             yield f"{setting} {told[0]}", f"{setting}: {told[1]}"
     for name, cause, _ in status.gone:
-        if cause.startswith(STALLED):
+        if cause.startswith((STALLED, STRANGE)):
             text = f"engine {name} {cause} and is replaced. Its unfinished batches are asked again."
             yield f"{setting} replaced", f"{setting}: {text}"
 

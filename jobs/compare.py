@@ -21,7 +21,7 @@ from pipeline.driver import Driver, cautions, open_sources
 from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
 from pipeline.fit.versions import versions
-from pipeline.overrides import resolve
+from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.recipes import recipe as named
 from pipeline.rounds import origin
 from pipeline.rounds.remaining import Remaining
@@ -95,7 +95,9 @@ def chosen(store: Store, options: Options) -> Comparison:
     baseline = chosen_objectives(options.baseline, "--baseline")[0] if options.baseline else names[0]
     seeds = list(dict.fromkeys(parse_numbers(options.seeds, "--seeds", "0..4 or 0,3,7")))
     base = resolve(named(options.recipe), options.sets, read_config(options.config) if options.config else {})
-    return Comparison.of(store, base, names, seeds, baseline)
+    compared = Comparison.of(store, base, names, seeds, baseline)
+    refuse_unread_objective(compared.runs.values(), options.sets)
+    return compared
 
 
 def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], out: Session) -> None:

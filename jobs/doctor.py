@@ -14,7 +14,7 @@ from jobs.opened import look_at, open_folder
 from jobs.terminal import Session, divert_output, session
 from pipeline import config
 from pipeline.errors import EgrsdError, UnreachableError
-from pipeline.fit import footprint, machine, pace
+from pipeline.fit import footprint, machine, one_card, pace
 from pipeline.fit.machine import Facts, Line
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
@@ -95,7 +95,7 @@ def judge_room(run: config.Run, here: Facts, address: str | None) -> Line:
 def judge_model(run: config.Run, facts: Facts) -> list[Line]:
     """Memory and pace of a run on a machine, and whether the weights of a hub's model are here. Raises ModelError."""
     size = footprint.measure(run.model)
-    lines = [*footprint.fit(run, size, facts), *pace.estimate(run, size, facts)]
+    lines = [*footprint.fit(run, size, facts), *one_card.judge(run, size, facts), *pace.estimate(run, size, facts)]
     if has_weights(run.model):
         return lines
     text = f"{run.model.path}: not on this machine. The first engine of each node loads them from the hub, within start_timeout_s"

@@ -15,7 +15,7 @@ from pipeline.errors import SettingError, TrainingError, refuse_unread
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.notices import NOTICE_S, late
-from pipeline.overrides import differences, resolve
+from pipeline.overrides import differences, refuse_unread_objective, resolve
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.remaining import trainable_rounds
 from pipeline.store import replaced
@@ -52,6 +52,7 @@ def train_committed(
             lambda setting: setting.split(".")[0] in {"objective", "train", "metrics"},
             lambda _: "Use `egrsd stage` or `egrsd distill`",
         )
+        refuse_unread_objective([run], sets)
         trackers.check(run)
         first = held.store.latest_policy() if from_round is None else from_round
         rounds = trainable_rounds(held.store, run, first)

@@ -31,7 +31,7 @@ from pipeline.rounds.metrics import summarise_round, warning
 from pipeline.rounds.refused import refuse_nothing_left, refuse_unusable
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
-from pipeline.rounds.schedule import execute, inflight, usage
+from pipeline.rounds.schedule import execute, inflight, pools_of, usage
 from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
@@ -223,7 +223,12 @@ class Driver:
             step(self._close(trainer, measured))
 
     def measure(self, number: int) -> _Measured:
-        """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works."""
+        """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works.
+
+        A pool that shares its card with the trainer has gone to sleep when the round is committed. It is woken here, and for an
+        evaluation: the trainer has left the card before it publishes the policy that the driver waits for in between.
+        """
+        self._wake()
         begun, before = time.perf_counter(), usage(self.engines)
         version = max(0, number - self.run.max_staleness)
         source = self.sources.rounds
@@ -233,8 +238,10 @@ class Driver:
         chain = chain_of(self.run, MEASURE)
         execute(with_engines(work, self.engines), chain, source, inflight=most, on_entry=_counting(spent))
         refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
-        commit_round(work)
         measured, now = time.perf_counter(), usage(self.engines)
+        for pool in pools_of(self.engines):
+            pool.sleep()
+        commit_round(work)
         self.label(work, spent)
         clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured}
         clock["seconds_engines"] = max(0.0, now.busiest_s - before.busiest_s)
@@ -252,6 +259,7 @@ class Driver:
     def evaluate(self, version: int) -> None:
         """Have policy `version` answer the held-out problems, and grade the answers."""
         assert self.sources.evals is not None
+        self._wake()
         source = self.sources.evals
         work = self._planned(evaluation_run(self.run), "evals", version, version, source)
         answer(work, source, self.engines, partial(self.screen.bar, f"evaluate policy {version}"))
@@ -264,6 +272,11 @@ class Driver:
         for work in open_rounds(self.store, self.run):
             if work.number < trained and work.number not in known and Inventory(work).is_fresh("profile"):
                 self.store.write_metrics("round", work.number, [{"round": work.number, **summarise_round(work)}])
+
+    def _wake(self) -> None:
+        """Let engines that sleep for the trainer answer again."""
+        for pool in pools_of(self.engines):
+            pool.wake()
 
     def _close(self, trainer: TrainerHandle, measured: _Measured) -> str:
         """Wait for the policy that is trained on a round, then write the round's metrics. Returns a note for the bar."""

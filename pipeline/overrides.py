@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.config import Pool, Run
+from pipeline.config.objective import as_meant, readers, unread
 from pipeline.errors import SettingError, nearest
 from pipeline.written import read_override
 
@@ -19,6 +21,9 @@ def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, A
     Raises SettingError, with the name of the setting, when it is unknown, of the wrong type, or in conflict with another.
     """
     data = base.model_dump(mode="json")
+    section = (document or {}).get("objective")
+    if document and isinstance(section, dict):
+        document = document | {"objective": as_meant(section)}
     _overlay(data, document or {}, "")
     for override in overrides or []:
         _overlay(data, read_override(type(base), override), "")
@@ -48,6 +53,15 @@ def named(overrides: list[str]) -> set[str]:
     return {name for override in overrides for name in _flatten(read_override(Run, override))}
 
 
+def refuse_unread_objective(runs: Iterable[Run], overrides: list[str]) -> None:
+    """Raise SettingError for the first setting of `objective` that an override changes and that no objective of `runs` reads."""
+    objectives = [run.objective for run in runs]
+    key = unread(objectives, named(overrides))
+    if key is not None:
+        names = " or ".join(dict.fromkeys(f"'{objective.name}'" for objective in objectives))
+        raise SettingError(f"objective {names} does not read this setting", f"objective.{key}", readers(key))
+
+
 def decides(setting: str) -> bool:
     """Whether `setting`, a dotted name, can change a result of the run."""
     return not setting.startswith("metrics.") and not setting.endswith(("stall_timeout_s", "score.fallback"))
@@ -56,16 +70,18 @@ def decides(setting: str) -> bool:
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
     for key, value in document.items():
         name = f"{where}{key}"
-        free_form = where.endswith(("options.", "resources.", "labels."))
+        free_form = where.endswith(("options.", "resources.", "labels.", "settings."))
         if key not in data and not free_form:
             hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
             raise SettingError("unknown setting", name, hint)
-        clears = not value and key in {"options", "resources", "labels"}  # `{}` empties a section whose keys are free
+        clears = not value and key in {"options", "resources", "labels", "settings"}  # `{}` empties a section whose keys are free
         if isinstance(value, dict) and isinstance(data.get(key), dict) and not clears:
             _overlay(data[key], value, f"{name}.")
         elif isinstance(value, dict) and data.get(key) is None and name == "engines.score":
             data[key] = Pool().model_dump(mode="json")
             _overlay(data[key], value, f"{name}.")
+        elif isinstance(value, dict) and isinstance(data.get(key), list):
+            _overlay({entry["name"]: entry for entry in data[key]}, value, f"{name}.")
         else:
             data[key] = value
 
@@ -73,6 +89,8 @@ def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) and "name" in entry for entry in value):
+            value = {entry["name"]: entry for entry in value}  # an entry of a list is found by its name
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:

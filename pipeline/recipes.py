@@ -97,6 +97,24 @@ def qwen3_4b_8gpu() -> Run:
     return run.model_copy(update={"engines": EnginePools(rollout=pool), "train": train})
 
 
+def qwen3_1_7b_1gpu() -> Run:
+    """Qwen3-1.7B with the paper's settings for 4B, on one GPU of 24 GB or more: engine and trainer take turns on it.
+
+    The paper has no such model. Window and evaluation are smaller than its own.
+    """
+    run = _paper("qwen3_1_7b_1gpu", "Qwen/Qwen3-1.7B", gamma=0.3, window=3, micro_batch_tokens=16_384)
+    half = Placement(cpus=2, gpus=0.5)
+    one = {"min": 1, "max": 1, "placement": half, "colocate": True, "memory_share": 0.7}
+    train = {"workers": 1, "placement": half, "strategy": "ddp", "offload": "optimizer"}
+    parts = {
+        "model": run.model.model_copy(update={"max_model_len": 16_384}),
+        "engines": EnginePools(rollout=run.engines.rollout.model_copy(update=one)),
+        "train": run.train.model_copy(update=train),
+        "evaluation": run.evaluation.model_copy(update={"problems": 250, "samples": 2, "max_new_tokens": 8192}),
+    }
+    return run.model_copy(update=parts)
+
+
 def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens: int) -> Run:
     """Settings of 2605.13255: AdamW 5e-6, clip 0.1, batch 32, 100 steps, LoRA rank 64, temperature 1.1, 1 024 new tokens.
 
@@ -151,7 +169,7 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
     )
 
 
-_RECIPES = (demo, smollm2, qwen3_4b_8gpu, qwen3_4b, qwen3_8b)
+_RECIPES = (demo, smollm2, qwen3_1_7b_1gpu, qwen3_4b_8gpu, qwen3_4b, qwen3_8b)
 
 
 def recipe(name: str) -> Run:

@@ -149,7 +149,8 @@ def _flat(data: dict[str, Any], before: str = "") -> dict[str, Any]:
 
 def _column(column: contract.Column) -> dict[str, Any]:
     facts = {"type": str(column.type), "writer": column.writer, "shape": column.shape, "unit": column.unit}
-    return {name: value for name, value in (facts | {"nullable": column.nullable}).items() if value}
+    facts |= {"nullable": column.nullable, "optional": column.optional}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _stage(stage: contract.Stage) -> dict[str, Any]:

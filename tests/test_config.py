@@ -37,6 +37,22 @@ def test_a_wrong_setting_is_named_with_what_to_do(override, message):
         resolve(BASE, [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["max_staleness=1"], "max_staleness 1 lets rollout and training run at one time, .* set max_staleness 0"),
+        (["train.workers=2"], r"train\.workers 2: with engines\.rollout\.colocate one rank trains: set workers 1"),
+        (["engines.rollout.max=2"], r"colocate is for one engine beside the trainer: set max 1 \(it is 2\)"),
+        (["engines.score={}"], "with colocate one engine does all. Leave score out"),
+        (["engines.rollout.colocate=false", "train.offload=all"], r"train\.offload 'all' is for a GPU that an engine shares"),
+    ],
+)
+def test_what_does_not_go_with_one_card_is_refused_in_one_line(overrides, message):
+    with pytest.raises(SettingError, match=message) as refused:
+        resolve(BASE, ["engines.rollout.colocate=true", *overrides])
+    assert "\n" not in str(refused.value)
+
+
 def test_credentials_in_a_source_are_refused_and_not_repeated():
     with pytest.raises(SettingError, match="holds credentials") as caught:
         resolve(BASE, ["source.uri=s3://key:hunter2@bucket/x.jsonl"])

@@ -176,3 +176,38 @@ def test_a_round_of_rejected_rows_ends_the_run_before_it_is_trained(tmp_path, mo
         driver.measure(0)
     assert driver.store.latest_policy() == 0
     assert driver.store.ready(0) is None
+
+
+class Turns(FakeEngine):
+    """A fake pool on a shared card. It looks at the run whenever it is told whose turn it is."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.turns = []
+
+    def look(self):
+        return len([number for number in range(9) if self.store.ready(number) is not None]), self.store.latest_policy()
+
+    def sleep(self):
+        self.turns.append(("sleep", *self.look()))
+
+    def wake(self):
+        self.turns.append(("wake", *self.look()))
+
+
+def test_a_round_is_committed_when_the_pool_sleeps_and_the_pool_is_woken_when_its_policy_is_there(tmp_path, monkeypatch):
+    """The pairs are (rounds that the trainer may take, policies that it has published)."""
+    driver, _ = made(tmp_path, "evaluation.problems=2", engine=Turns)
+    monkeypatch.setattr("pipeline.driver.execute", in_turn)
+    monkeypatch.setattr("pipeline.driver.answer", lambda *_: None)
+    pool = driver.engines["rollout"]
+    pool.store = driver.store
+    brought_to_end(driver)
+    assert pool.turns == [
+        ("wake", 0, 0),  # for the evaluation of policy 0
+        ("wake", 0, 0),
+        ("sleep", 0, 0),  # round 0 is committed after it
+        ("wake", 1, 1),
+        ("sleep", 1, 1),
+        ("wake", 2, 2),  # for the last evaluation
+    ]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from waiting import until
 
 from jobs import distill, export, stage, status, train
@@ -21,6 +22,8 @@ from pipeline.rounds.round import open_round
 from pipeline.rounds.rows import joined_round, round_table
 from pipeline.stages import PLAIN
 from pipeline.store.directory import Store, area
+from pipeline.store.folders import ADAPTER
+from pipeline.training.step import Trainer
 
 ROUNDS, PROMPTS, GROUP = 2, 8, 8
 SETS = [
@@ -219,6 +222,34 @@ def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_lo
         assert {engine.rows > 0 for engine in pool.overview().engines} == {True}
     finally:
         pool.close()
+
+
+def test_engine_and_trainer_that_take_turns_write_the_very_same_traces(run_dir, ray_local, trained_here, tmp_path, monkeypatch):
+    """The protocol of one card. A CPU engine cannot sleep, so it ends before each step and another starts for the next round."""
+    from ray._private.state import actors
+
+    def engines(state):
+        return {a["Name"] for a in actors().values() if (a["ActorClassName"], a["State"]) == ("EngineActor", state)}
+
+    def watched(self, data):
+        beside.append((data.number, engines("ALIVE")))
+        yield from train_round(self, data)
+
+    beside, train_round, before = [], Trainer.train_round, engines("DEAD")
+    monkeypatch.setattr(Trainer, "train_round", watched)
+    uri = str(tmp_path / "turns")
+    distill.distill(uri, Choices("demo", [*SETS, "evaluation.problems=0", "engines.rollout.colocate=true"]))
+    assert beside == [(0, set()), (1, set())]
+    assert len(engines("DEAD") - before) == ROUNDS
+    turns = Store(uri)
+    for number in range(ROUNDS):
+        for row, expected in zip(live_rows(turns, number), live_rows(run_dir, number), strict=True):
+            assert (row["trace_id"], row["response_tokens"]) == (expected["trace_id"], expected["response_tokens"])
+            for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy"):
+                np.testing.assert_allclose(row[name], expected[name], atol=1e-4)
+        adapters = [load_file(store.fetch(area("policy", number + 1)) / ADAPTER) for store in (turns, run_dir)]
+        for name, weight in adapters[0].items():
+            torch.testing.assert_close(weight, adapters[1][name], atol=1e-4, rtol=0)
 
 
 def test_nothing_temporary_remains(run_dir):

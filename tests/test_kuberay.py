@@ -1,6 +1,8 @@
 """kuberay.yaml offers what cluster.yaml offers, read as Ray's own autoscaler reads it, at the versions of the lock."""
 
 import json
+import os
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -79,3 +81,25 @@ def test_its_versions_are_those_of_the_lock():
     assert SPEC["rayVersion"] == locked["ray"]
     assert images == {f"{project['name']}:{project['version']}-ray{locked['ray']}-py311"}
     assert f"rayproject/ray:{locked['ray']}-py311-gpu" in (ROOT / "kuberay.yaml").read_text()
+
+
+COMMANDS = [
+    command
+    for key, commands in yaml.safe_load((ROOT / "cluster.yaml").read_text()).items()
+    if key.endswith("_commands")
+    for command in commands
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_cluster_yaml_reaches_the_shell_whole(command):
+    """YAML takes ` #` in a plain text for a comment, and then the shell gets half of a command."""
+    assert subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_a_node_that_is_set_up_twice_has_its_environment_once(tmp_path):
+    [command] = [command for command in COMMANDS if ".bashrc" in command]
+    (tmp_path / ".bashrc").write_text("# mine\n")
+    for _ in range(2):
+        subprocess.run(["bash", "-c", command], env={**os.environ, "HOME": str(tmp_path)}, check=True)
+    assert (tmp_path / ".bashrc").read_text().count("RAY_AUTH_MODE=token") == 1

@@ -8,13 +8,11 @@ from __future__ import annotations
 import torch
 
 from pipeline.config import Run
+from pipeline.store import card
 from pipeline.store.directory import Store
 from pipeline.training import rank
 
 
 def fit(store: Store, run: Run) -> None:
     """Stands in for `worker.fit`: trains every round as it is committed, until the run is complete or a stop is requested."""
-    trainer = rank.resume(store, run, torch.device("cpu"))
-    for number in range(store.latest_policy(), run.rounds):
-        if not rank.wait(store, number) or not rank.train_round(trainer, store, number):
-            return
+    rank.train(store, run, torch.device("cpu"), card.Card(card.name_here()) if run.engines.rollout.colocate else None)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from actors.inference import adapters, self_check, startup, vllm_scoring
+from actors.inference import adapters, self_check, startup, vllm_scoring, vllm_sleep
 from actors.inference.stepping import Request, Stepper
 from actors.inference.vllm_scoring import sampling_params
 from pipeline import config
@@ -52,6 +52,7 @@ class Engine:
         self._stop_ids, self._hidden_size = startup.inspect_model(model, self._path)
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
+        self._asleep = False
         self.vllm = vllm or Stepper(self._start, self._path)
         try:
             self._facts = self._choose_entropy()
@@ -115,19 +116,41 @@ class Engine:
             for answer, sequence in zip(answers, sequences, strict=True)
         ]
 
+    def sleep(self) -> bool:
+        """Free the GPU memory of weights and cache until `wake`. Meanwhile requests raise EngineError. No request may be in it.
+
+        False, with nothing changed, where vLLM cannot sleep: on a CPU, or without `colocate`.
+        """
+        self._asleep = True
+        self._asleep = self.vllm.alone(vllm_sleep.sleep)
+        return self._asleep
+
+    def wake(self) -> None:
+        """Take the GPU memory again. Raises EngineError, with the arithmetic, when it is not free."""
+        try:
+            self.vllm.alone(vllm_sleep.wake)
+        except Exception as error:
+            raise startup.start_error(error, self._path, self._pool, "wake up") from error
+        self._asleep = False
+
     def close(self) -> None:
         """Stop the engine and free its memory. Calls that still wait raise EngineError."""
         self.vllm.close()
 
     def _start(self) -> tuple[Any, EngineFacts]:
         """Start vLLM. Returns it, and what its numbers mean."""
-        engine = startup.start_vllm(self._model, self._pool, self._path)
+        try:
+            engine = startup.start_vllm(self._model, self._pool, self._path)
+        except Exception as error:
+            raise startup.start_error(error, self._path, self._pool) from error
         return engine, startup.facts(engine, self._model)
 
     # ---- requests and answers --------------------------------------------------------------------------------------
 
     def _submit(self, prepared: list[Request | Failure], lora: Any) -> list[Any]:
         """A RequestOutput of vLLM or a Failure for each row of `prepared`, in order. Rows that are Failures stay as they are."""
+        if self._asleep:
+            raise EngineError("the engine sleeps", self._path, "Wake it first")
         requests = [row for row in prepared if not isinstance(row, Failure)]
         answers = iter(self.vllm.submit(requests, lora) if requests else ())
         return [row if isinstance(row, Failure) else next(answers) for row in prepared]

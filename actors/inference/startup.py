@@ -11,7 +11,7 @@ from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, ModelError, first_line
-from pipeline.fit.machine import vllm_for_gpus
+from pipeline.fit.machine import GIB, vllm_for_gpus
 from pipeline.models.resolve import open_model
 
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.inference.exact_entropy is installed only where this is "1"
@@ -72,11 +72,12 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
     try:
         from vllm import EngineArgs, LLMEngine
 
-        from actors.inference import exact_entropy, vllm_lora
+        from actors.inference import exact_entropy, vllm_lora, vllm_sleep
 
         exact_entropy.install()
         vllm_lora.install()
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
+        arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         exact_entropy.check_origin()
     finally:
@@ -143,14 +144,30 @@ def facts(engine: Any, model: config.Model) -> EngineFacts:
     )
 
 
-def start_error(error: BaseException, path: str) -> EgrsdError:
-    """The error that tells a failed start in one line, with a remedy."""
+def start_error(error: BaseException, path: str, pool: config.Pool | None = None, verb: str = "start") -> EgrsdError:
+    """The error that tells what vLLM did not do, start or wake up, in one line with a remedy.
+
+    With `pool` an error about memory names what the card has, and what the pool's engine asks of it.
+    """
     if isinstance(error, EgrsdError):
         return error
     if isinstance(error, ImportError):
         return EngineError(f"vLLM cannot be imported ({first_line(error)})", path, "Install the extra 'cpu' or 'gpu'")
-    remedy = "Lower memory_share, max_num_seqs or model.max_model_len" if _is_memory(error) else f"{DEBUG}=1 shows vLLM's log"
-    return EngineError(f"vLLM did not start ({type(error).__name__}: {first_line(error)})", path, remedy)
+    said, remedy = "", f"{DEBUG}=1 shows vLLM's log"
+    if _is_memory(error):
+        said, remedy = _memory_said(pool), "Lower memory_share, max_num_seqs or model.max_model_len"
+        remedy += ", or set train.offload all" if pool is not None and pool.colocate else ""
+    return EngineError(f"vLLM did not {verb} ({type(error).__name__}: {first_line(error)}{said})", path, remedy)
+
+
+def _memory_said(pool: config.Pool | None) -> str:
+    """What an engine asks of its card and what is free there, in words. "" without a card."""
+    import torch
+
+    if pool is None or not torch.cuda.is_available():
+        return ""
+    free, total = (size / GIB for size in torch.cuda.mem_get_info())
+    return f"; memory_share {pool.memory_share:g} x {total:.2f} = {pool.memory_share * total:.2f} GiB, {free:.2f} are free"
 
 
 def _as_ids(eos: int | list[int] | None) -> list[int]:

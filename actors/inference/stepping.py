@@ -36,6 +36,14 @@ class _Batch:
     done: Future[list[Any]] = field(default_factory=Future)
 
 
+@dataclass
+class _Call:
+    """Work on vLLM itself, which holds no request meanwhile. `done` gets its result."""
+
+    work: Callable[[Any], Any]
+    done: Future[Any] = field(default_factory=Future)
+
+
 class Stepper:
     """A vLLM and its thread.
 
@@ -45,7 +53,7 @@ class Stepper:
 
     def __init__(self, start: Callable[[], tuple[Any, EngineFacts]], path: str) -> None:
         self._path = path
-        self._inbox: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Batch | _Call | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         self.steps = 0  # steps of vLLM so far: they show that it is at work
         self._gate = threading.Lock()  # guards _broken: nothing may enter the inbox of a broken vLLM
@@ -60,12 +68,22 @@ class Stepper:
         `lora` is vLLM's LoRARequest, or None for the base model. Raises ModelError when vLLM cannot load the adapter, and
         EngineError when vLLM broke or was closed.
         """
-        batch = _Batch(requests, lora)
+        return self._put(_Batch(requests, lora)).result()
+
+    def alone(self, work: Callable[[Any], Any]) -> Any:
+        """The result of `work(vllm)` in vLLM's thread. Blocks, and raises what `work` raises.
+
+        Raises EngineError when vLLM holds a request, broke or was closed.
+        """
+        return self._put(_Call(work)).result()
+
+    def _put(self, item: _Batch | _Call) -> Future[Any]:
+        """Hand an item to vLLM's thread, and return what it will give. Raises EngineError when vLLM broke or was closed."""
         with self._gate:
             if self._broken is not None:
                 raise EngineError(f"the engine broke: {first_line(self._broken)}", self._path, "Start it again")
-            self._inbox.put(batch)
-        return batch.done.result()
+            self._inbox.put(item)
+        return item.done
 
     def close(self) -> None:
         """Stop vLLM and free its memory. Calls that still wait raise EngineError."""
@@ -102,17 +120,29 @@ class Stepper:
                 return True
             if batch is None:
                 return False
+            if isinstance(batch, _Call):
+                self._call(engine, batch, busy=bool(waiting))
+                continue
             try:
                 _admit(engine, batch, waiting)
             except BaseException:
                 self._inbox.put(batch)  # whoever fails all batches finds it there
                 raise
 
+    def _call(self, engine: Any, call: _Call, busy: bool) -> None:
+        """Do the work of a call, unless vLLM is busy with requests. An error of the work is its caller's."""
+        try:
+            if busy:
+                raise EngineError("the engine holds requests", self._path, "Wait for their answers")
+            call.done.set_result(call.work(engine))
+        except Exception as error:
+            call.done.set_exception(error)
+
     def _fail_all(self, waiting: dict[str, tuple[_Batch, int]], broken: BaseException) -> None:
         """Give EngineError to every batch in vLLM or in the inbox, and let no other batch in."""
         with self._gate:
             self._broken = broken
-        batches = {id(batch): batch for batch, _ in waiting.values()}
+        batches: dict[int, _Batch | _Call] = {id(batch): batch for batch, _ in waiting.values()}
         while not self._inbox.empty():
             batch = self._inbox.get()
             if batch is not None:

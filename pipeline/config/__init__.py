@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from pipeline.config.data import Evaluation, Model, Prompts, Rollout, Source
 from pipeline.config.machines import EnginePools, Metrics, Placement, Pool, Train
-from pipeline.config.method import Grade, Label, Objective, Profile, ScoreSettings, Weights
+from pipeline.config.method import Grade, Label, Profile, ScoreSettings, Weights
+from pipeline.config.objective import Objective, refuse_missing
 from pipeline.config.rewards import Reward
 from pipeline.config.section import LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
 from pipeline.digest import digest
@@ -82,16 +83,14 @@ class Run(Section):
                     f"{section}.max_new_tokens {cap} leaves no room for a prompt in "
                     f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
                 )
+        self._takes_turns()
         if 0 < self.train.keep_policies < self.max_staleness + 2:
             raise ValueError(
                 f"train.keep_policies {self.train.keep_policies} drops policies that engines still need: set 0, or "
                 f"{self.max_staleness + 2} or more"
             )
-        if self.objective.entropy == "student" and self.rollout.teacher_share:
-            raise ValueError(
-                "objective.entropy 'student' needs rollout.teacher_share 0: the student's entropy of a trace that the teacher "
-                "wrote is not measured"
-            )
+        others = {"teacher": self.rollout.teacher_share, "import": float(bool(getattr(self.source, "response", "")))}
+        refuse_missing(self.objective, self.score, {name for name, share in others.items() if share})
         for reward in self.grade.rewards:
             if reward.function == "soft_overlong":
                 limit, cache = reward.settings.get("limit") or self.rollout.max_new_tokens, reward.settings["cache"]
@@ -100,6 +99,26 @@ class Run(Section):
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
         return self
+
+    def _takes_turns(self) -> None:
+        """Raise ValueError for settings that do not go with one card for engine and trainer, or that only go with it."""
+        pools = self.engines
+        if pools.score is not None and (pools.score.colocate or pools.rollout.colocate):
+            raise ValueError("engines.score: with colocate one engine does all. Leave score out and set engines.rollout.colocate")
+        if not pools.rollout.colocate:
+            if self.train.offload != "none":
+                raise ValueError(
+                    f"train.offload {self.train.offload!r} is for a GPU that an engine shares: set engines.rollout.colocate "
+                    "true, or offload none"
+                )
+            return
+        if self.max_staleness:
+            raise ValueError(
+                f"max_staleness {self.max_staleness} lets rollout and training run at one time, and with "
+                "engines.rollout.colocate they take turns on one card: set max_staleness 0"
+            )
+        if self.train.workers > 1:
+            raise ValueError(f"train.workers {self.train.workers}: with engines.rollout.colocate one rank trains: set workers 1")
 
     def digest(self, settings: tuple[str, ...]) -> str:
         """Hash of the named settings or sections, such as `label` or `rollout.top_p`. A shard is stale when its hash changes.

@@ -46,11 +46,23 @@ class Pool(Section):
         60.0, description="seconds without a sign of life after which an engine or its dispatcher is replaced"
     )
     request_tries: Count = Field(3, description="times a request may kill its engine before its row is rejected")
+    colocate: Annotated[bool, LATER] = Field(
+        False, description="engine and trainer take turns on one GPU: the engine sleeps, or ends, while the trainer steps"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Pool:
         if self.min > self.max:
             raise ValueError(f"min {self.min} is above max {self.max}: raise max or lower min")
+        return self
+
+    @model_validator(mode="after")
+    def _alone_on_a_shared_card(self) -> Pool:
+        if self.colocate and (self.max > 1 or self.tensor_parallel > 1):
+            raise ValueError(
+                f"colocate is for one engine beside the trainer: set max 1 (it is {self.max}) and "
+                f"tensor_parallel 1 (it is {self.tensor_parallel})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -94,6 +106,9 @@ class Train(Section):
     )
     keep_policies: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
         0, description="last policies whose weights are kept, besides the first and those of evaluations; 0: all"
+    )
+    offload: Annotated[Literal["none", "optimizer", "all"], LATER] = Field(
+        "none", description="what leaves a shared GPU while the engine uses it: optimiser state, or weights too (all)"
     )
     max_failures: Annotated[int, Field(ge=0)] = 3
     stall_timeout_s: Annotated[Positive, LATER] = Field(

@@ -1,4 +1,4 @@
-"""Settings of the method: verdicts and rewards, scores, profiles, labels and the objective."""
+"""Settings of the method: verdicts and rewards, scores, profiles and labels. objective.py has those of the objective."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ class Grade(Section):
     )
     beta_length: Annotated[float, Field(ge=0)] = Field(0.5, description="beta_L of the length-shaped reward")
     advantage: Literal["group", "running"] = "group"
+    std: Annotated[Literal["population", "sample"], LATER] = Field(
+        "population", description="spread of the group estimator: divided by n, or by n - 1 as TRL and verl do"
+    )
     running_warmup_steps: Annotated[int, Field(ge=0)] = Field(10, description="warm-up of the running estimator, in rounds")
     rewards: Annotated[tuple[Reward, ...], LATER] = Field(
         (), description="functions whose weighted sum is the reward; none: the verifier's length-shaped reward"
@@ -55,6 +58,12 @@ class ScoreSettings(Section):
         description="whether bounds, with a warning, take the place of exact entropies; false: the run ends before it pays",
     )
     top_k: Count = Field(20, description="most likely tokens that entropy bounds are computed from")
+    keep_topk: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
+        0, description="K, most likely tokens of the teacher that are stored at each response position; 0: none"
+    )
+    base_logprobs: Annotated[bool, LATER] = Field(
+        False, description="whether the base's log-probs under the student's prompt are stored too, for objective.kl"
+    )
     rescore_share: Share = Field(0.05, description="share of student traces scored again to measure the log-prob gap")
 
 
@@ -86,25 +95,3 @@ class Label(Weights):
     """Gate and token weight that are stored as data. Their maximum M is the round's. Training does not read them."""
 
     lookahead: bool = Field(True, description="whether the gate reads the lookahead entropy (CL-EGRSD) or the plain one (EGRSD)")
-
-
-class Objective(Weights):
-    """What the trainer minimises, computed from the stored signals."""
-
-    name: Literal["grpo", "rlsd", "egrsd", "cl_egrsd", "position"] = "cl_egrsd"
-    gate: Literal["entropy", "shuffled", "uniform", "inverted"] = Field(
-        "entropy", description="gate of egrsd and cl_egrsd, or a control in its place; see pipeline/method/objective.py"
-    )
-    entropy: Literal["teacher", "student"] = Field("teacher", description="whose entropy the gate reads; `student` is a control")
-    window: Annotated[int, Field(ge=0)] = 3
-    rlsd_lam: Share = 0.5
-    rlsd_decay_steps: Annotated[int, Field(ge=0)] = 50
-    position_min: Share = 0.25
-    position_tau: float = 0.30
-    position_scale: Positive = 0.10
-
-    @model_validator(mode="after")
-    def _has_a_gate(self) -> Objective:
-        if (self.gate, self.entropy) != ("entropy", "teacher") and self.name not in {"egrsd", "cl_egrsd"}:
-            raise ValueError(f"gate and entropy are controls of egrsd and cl_egrsd; '{self.name}' has no gate")
-        return self

@@ -1,6 +1,6 @@
 """The contract between stages: columns, stages, and what stages and engines exchange."""
 
-from pipeline.contract.columns import COLUMNS, REWARD_PREFIX, Column, Regime, Reject, Verdict, reward_columns
+from pipeline.contract.columns import COLUMNS, REWARD_PREFIX, TOPK, Column, Regime, Reject, Verdict, reward_columns
 from pipeline.contract.engines import (
     EngineFacts,
     Engines,
@@ -20,6 +20,7 @@ __all__ = [
     "COLUMNS",
     "ENGINE_SETTINGS",
     "REWARD_PREFIX",
+    "TOPK",
     "Column",
     "EngineFacts",
     "Engines",

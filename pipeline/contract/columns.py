@@ -1,8 +1,8 @@
 """Every column: its name, type, shape, unit and writer. And the codes that columns hold.
 
 Arrow schemas, the tables of pipeline/README.md and the checks at every commit derive from COLUMNS. Shape legend: `T` response
-tokens, `P` prompt tokens, `Q` privileged prompt tokens, `S` spans. Entropies and log-probs are in nats, at temperature 1, over
-the full vocabulary.
+tokens, `P` prompt tokens, `Q` privileged prompt tokens, `K` kept tokens of a distribution, `S` spans. Entropies and log-probs are
+in nats, at temperature 1, over the full vocabulary.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class Regime:
 
 @dataclass(frozen=True)
 class Column:
-    """One column. `shape` is "" for a scalar. `nullable` allows null in a row that was not rejected."""
+    """One column. `shape` is "" for a scalar. `nullable` allows null in a row that was not rejected.
+
+    A shard may lack an `optional` column: its setting is off, or the shard is older than the column.
+    """
 
     name: str
     type: pa.DataType
@@ -62,6 +65,7 @@ class Column:
     unit: str = ""
     doc: str = ""
     nullable: bool = False
+    optional: bool = False
 
 
 _IDS, _FLOATS, _TEXT = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.string()
@@ -122,6 +126,24 @@ COLUMNS: dict[str, Column] = {
         Column("student_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: student prompt, adapter on"),
         Column("teacher_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: teacher prompt, adapter off"),
         Column("teacher_entropy", _FLOATS, "score", "T", "nats", "entropy of the teacher's full distribution at each token"),
+        Column(
+            "teacher_topk_tokens",
+            pa.list_(_IDS),
+            "score",
+            "T K",
+            "id",
+            "the teacher's K most likely tokens at each position, the likeliest first",
+            optional=True,
+        ),
+        Column(
+            "teacher_topk_logprobs",
+            pa.list_(_FLOATS),
+            "score",
+            "T K",
+            "nats",
+            "log-probs of these K tokens under the teacher",
+            optional=True,
+        ),
         Column("entropy_method", _TEXT, "score", doc="exact, or bounds: the middle of the top-k bounds"),
         Column("entropy_error", pa.float32(), "score", unit="nats", doc="largest half-width of the entropy bounds; 0 when exact"),
         Column("student_logprob_source", _TEXT, "score", doc="rollout: measured with the trace; score: scored afterwards"),
@@ -148,6 +170,7 @@ COLUMNS: dict[str, Column] = {
         Column("token_weight", _FLOATS, "label", "T", doc="advantage x magnitude x gate"),
     )
 }
+TOPK = ("teacher_topk_tokens", "teacher_topk_logprobs")  # what score.keep_topk adds
 
 REWARD_PREFIX = "reward_"  # begins the columns of stage `reward`: `reward_<name>` for each reward of `grade.rewards`
 

@@ -67,12 +67,16 @@ class Score:
     """One scored response: tokens int32 [T] as the engine saw them, logprobs float32 [T] nats, entropy float32 [T] nats.
 
     entropy_error: largest half-width in nats of the entropy bounds, 0 when exact.
+    topk_tokens int32 [T, K], topk_logprobs float32 [T, K] nats: the K most likely tokens at each position, the likeliest first,
+    where K is score.keep_topk. None without it.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     entropy: np.ndarray
     entropy_error: float
+    topk_tokens: np.ndarray | None = None
+    topk_logprobs: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -136,4 +140,12 @@ class PooledEngines(Engines, Protocol):
 
     def usage(self) -> Usage:
         """What the engines of this pool have done so far."""
+        ...
+
+    def sleep(self) -> object:
+        """Free the card that the engines share with the trainer. Returns once they have. Without such a card nothing happens."""
+        ...
+
+    def wake(self) -> None:
+        """Let engines that sleep answer again. Call it when the trainer has left the card. Engines that are awake stay so."""
         ...

@@ -131,13 +131,14 @@ class ShardResult(NamedTuple):
     facts: dict[str, Any]
 
 
-def schema(stage: Stage, present: Collection[str] = ()) -> pa.Schema:
+def schema(stage: Stage, optional: Collection[str] = ()) -> pa.Schema:
     """Arrow schema of a stage's shard: key, reject_reason, reject_detail, then the columns it writes.
 
-    Of the columns of single rewards only those in `present` are there. reject_reason is null in a row that goes on.
+    reject_reason is null in a row that goes on. Of the optional columns only those that `optional` names are there; so it is with
+    the columns of single rewards.
     """
-    columns = [c for c in stage.writes if c.name != stage.key]
-    columns += reward_columns(present) if stage.name == "reward" else []
+    columns = [c for c in stage.writes if c.name != stage.key and (not c.optional or c.name in optional)]
+    columns += reward_columns(optional) if stage.name == "reward" else []
     fields = [
         pa.field(stage.key, pa.string(), nullable=False),
         pa.field("reject_reason", pa.string()),

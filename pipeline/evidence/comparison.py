@@ -17,6 +17,8 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.config import Run
+from pipeline.config.objective import CONTROLS as OF_GATE
+from pipeline.config.objective import GATES, OBJECTIVES, Objective
 from pipeline.errors import SettingError, UserError, nearest
 from pipeline.evidence.evaluation import engine_facts, figures, per_problem, read
 from pipeline.evidence.intervals import holm, over_seeds
@@ -31,12 +33,11 @@ from pipeline.stages import EVALUATION, MEASURE, STAGES, chain_of
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import Document, Text
 
-OBJECTIVES = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")
-# Each control changes one thing of the recipe's objective, which has to be egrsd or cl_egrsd.
+# Each control changes one thing of the recipe's objective, which must have a gate.
 CONTROLS: dict[str, dict[str, str]] = {
-    "shuffled": {"gate": "shuffled"},
-    "uniform": {"gate": "uniform"},
-    "inverted": {"gate": "inverted"},
+    "shuffled": {"control": "shuffled"},
+    "uniform": {"control": "uniform"},
+    "inverted": {"control": "inverted"},
     "no_reference": {},
     "student_entropy": {"entropy": "student"},
 }
@@ -60,7 +61,7 @@ class Key(NamedTuple):
     @property
     def name(self) -> str:
         """Name of its run directory."""
-        return f"{self.objective}-s{self.seed}"
+        return f"{self.objective.replace(':', '')}-s{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Comparison:
         if base.evaluation.problems < 2:
             what = f"{base.evaluation.problems} problems are too few for an interval"
             raise SettingError(what, "evaluation.problems", "2 at least are needed")
+        refuse_lost_gate(base, objectives)
         keys = [Key(name, seed) for seed in seeds for name in objectives]
         compared = cls(store, base, {key: variant(base, *key) for key in keys}, baseline)
         for key, run in compared.runs.items():
@@ -131,30 +133,60 @@ class Comparison:
 
 
 def chosen_objectives(text: str, option: str = "--objectives") -> list[str]:
-    """Objectives and controls of `grpo,cl_egrsd,shuffled`, each once. Raises SettingError for an unknown one."""
-    known = (*OBJECTIVES, *CONTROLS)
+    """Objectives and controls of `grpo,cl_egrsd,shuffled,opd+entropy,fkl+cl_entropy+inverted`, each once.
+
+    NAME+GATE is an objective under another gate, NAME+GATE+CONTROL a control of that. Raises SettingError for an unknown one.
+    """
     names = list(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
-        if name not in known:
-            hint = nearest(name, known, f"Objectives: {', '.join(OBJECTIVES)}; controls: {', '.join(CONTROLS)}")
-            raise SettingError(f"unknown objective '{name}'", option, hint)
+        first, *factors = name.split("+")
+        known = OBJECTIVES if factors else (*OBJECTIVES, *CONTROLS)
+        if first not in known:
+            hint = nearest(first, known, f"Objectives: {', '.join(OBJECTIVES)}; controls: {', '.join(CONTROLS)}")
+            raise SettingError(f"unknown objective '{first}'", option, hint)
+        try:
+            Objective.model_validate({"control": "none"} | _factors(factors))
+        except ValueError:
+            gates = ", ".join(gate for gate in GATES if gate != "own")
+            remedy = f"Write NAME+GATE or NAME+GATE+CONTROL. Gates: {gates}; controls: {', '.join(OF_GATE)}"
+            raise SettingError(f"'{name}' has no such gate or control", option, remedy) from None
     return names
 
 
-def variant(base: Run, name: str, seed: int) -> Run:
-    """The settings of one objective, or of one control of the recipe's objective.
+def _factors(parts: list[str]) -> dict[str, str]:
+    """The gate and the control that are named behind an objective. Raises ValueError for more than these."""
+    gate, control, *more = [*parts, *("own", "none")[len(parts) :]]
+    if more or (parts and gate in {*OF_GATE, "own"}):
+        raise ValueError(f"{'+'.join(parts)} is no gate with a control")
+    return {"gate": gate, "control": control}
 
-    Raises SettingError for a control of an objective that has no gate.
+
+def variant(base: Run, name: str, seed: int) -> Run:
+    """The settings of one objective, also with a gate and a control, or of one control of the recipe's objective.
+
+    Raises SettingError for a control of an objective that has no gate, and for an objective without its columns.
     """
     data = base.model_dump(mode="json")
-    if name in OBJECTIVES:
-        data["objective"] |= {"name": name, "gate": "entropy", "entropy": "teacher"}
+    first, *factors = name.split("+")
+    if first in OBJECTIVES:
+        data["objective"] |= {"name": first, "entropy": "teacher", **_factors(factors)}
     else:
         data["objective"] |= CONTROLS[name]
     if name == "no_reference":
         data["prompts"]["teacher"] = data["prompts"]["student"]
         data["prompts"]["teacher_thinking"] = data["prompts"]["student_thinking"]
     return load(data | {"seed": seed})
+
+
+def refuse_lost_gate(base: Run, objectives: list[str]) -> None:
+    """Raise SettingError when the base has a gate or a control that a compared objective, which has its own, would drop."""
+    gate = base.objective
+    if (gate.gate, gate.control) == ("own", "none"):
+        return
+    if lost := [name for name in objectives if name in OBJECTIVES]:
+        asked = "+".join([lost[0], gate.gate_kind if gate.gate == "own" else gate.gate, *({gate.control} - {"none"})])
+        what = f"'{lost[0]}' of --objectives is compared with its own gate, and objective.gate or objective.control is set"
+        raise SettingError(what, "objective.gate", f"Write it as {asked}")
 
 
 def refuse_other_settings(store: Store, run: Run) -> None:

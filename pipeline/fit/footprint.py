@@ -10,8 +10,9 @@ from pipeline.fit.machine import GIB, Facts, Line
 from pipeline.models.resolve import open_model
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_USABLE = 0.95  # of a card's memory that a rank may fill
-_COMMON = (24, 48, 80)  # GiB of cards that are shown where no GPU is here
+USABLE = 0.95  # of a card's memory that a rank may fill
+COMMON = (24, 48, 80)  # GiB of cards that are shown where no GPU is here
+_ROWS = 1024  # positions whose logits vLLM's V2 runner computes at one time
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,27 @@ def head_chunk(train: Train, vocab: int) -> int:
     return (4 if width == 4 else 4 + width) * train.head_chunk_tokens * vocab
 
 
+def weight_bytes(size: Size, dtype: str) -> int:
+    """Bytes of all weights in a dtype."""
+    return size.parameters * _BYTES[dtype]
+
+
+def kv_bytes(model: Model, size: Size) -> int:
+    """Bytes of keys and values of a trace that fills the window."""
+    return size.kv_per_token * _BYTES[model.dtype] * model.max_model_len
+
+
+def scoring_logits(model: Model, pool: Pool, size: Size) -> int:
+    """Bytes of the logits that exist at one time while an engine scores. The head computes in float32.
+
+    On a GPU, vLLM's V2 runner sends the positions of the response through the head in pieces, and keeps no log-probs of the
+    whole vocabulary. On a CPU, V1 takes all positions of a sequence at one time, and makes log-probs beside the logits.
+    """
+    if pool.placement.gpus > 0:
+        return 4 * min(_ROWS, pool.max_batched_tokens) * size.vocab
+    return 8 * model.max_model_len * size.vocab
+
+
 def rank_bytes(run: Run, size: Size) -> dict[str, int]:
     """Bytes of one rank by part. Activations are estimated as inputs and outputs of linear layers, or of checkpointed layers."""
     train, width = run.train, _BYTES[run.train.dtype]
@@ -87,28 +109,28 @@ def rank_bytes(run: Run, size: Size) -> dict[str, int]:
 
 def engine_fit(model: Model, pool: Pool, size: Size, facts: Facts, name: str = "engines.rollout") -> Line:
     """Whether weights, the scoring logits and at least one trace of full length fit on the pool's GPU, or in its CPU memory."""
-    width, tp = _BYTES[model.dtype], pool.tensor_parallel
-    weights, trace = size.parameters * width // tp, size.kv_per_token * width * model.max_model_len // tp
-    logits = pool.max_batched_tokens * size.vocab * (width + 4)
+    tp = pool.tensor_parallel
+    weights, trace = weight_bytes(size, model.dtype) // tp, kv_bytes(model, size) // tp
+    logits = scoring_logits(model, pool, size)
     if pool.placement.gpus <= 0:
         budget = int(pool.kv_cache_gib * GIB)
-        said = f"KV cache {_gib(budget)} GiB, {budget // trace} traces of {model.max_model_len} tokens ({_gib(trace)} GiB each)"
+        said = f"KV cache {gib(budget)} GiB, {budget // trace} traces of {model.max_model_len} tokens ({gib(trace)} GiB each)"
         level = "error" if budget < trace else "ok"
         return Line(level, name, said + (". Raise kv_cache_gib or lower model.max_model_len" if level == "error" else ""))
-    need = f"weights {_gib(weights)} + {_gib(trace)} GiB KV for each trace of {model.max_model_len} tokens"
+    need = f"weights {gib(weights)} + {gib(trace)} GiB KV for each trace of {model.max_model_len} tokens"
     if not facts.gpus:
-        cards = ", ".join(f"{card} GiB {_traces(pool, weights, trace, card * GIB)}" for card in _COMMON)
+        cards = ", ".join(f"{card} GiB {_traces(pool, weights, trace, card * GIB)}" for card in COMMON)
         text = f"{need}; no GPU here to hold it against. Run this with --address on the cluster. At once on a card of: {cards}"
         return Line("warning", name, text)
     card = min(facts.gpus)
     fit, spare = int(pool.memory_share * card - weights) // trace, (1 - pool.memory_share) * card
-    said = f"{pool.memory_share:g} x {_gib(card)} GiB holds {need}: {max(0, fit)} of {pool.max_num_seqs} at once"
+    said = f"{pool.memory_share:g} x {gib(card)} GiB holds {need}: {max(0, fit)} of {pool.max_num_seqs} at once"
     if fit < 1:
         return Line("error", name, f"{said}. Raise tensor_parallel or memory_share, or lower model.max_model_len")
     if logits > spare:
         remedy = "Lower memory_share or max_batched_tokens"
-        return Line("error", name, f"{said}; scoring logits {_gib(logits)} GiB exceed the spare {_gib(spare)} GiB. {remedy}")
-    return Line("ok", name, f"{said}; scoring logits {_gib(logits)} of {_gib(spare)} GiB spare")
+        return Line("error", name, f"{said}; scoring logits {gib(logits)} GiB exceed the spare {gib(spare)} GiB. {remedy}")
+    return Line("ok", name, f"{said}; scoring logits {gib(logits)} of {gib(spare)} GiB spare")
 
 
 def _traces(pool: Pool, weights: int, trace: int, card: int) -> int:
@@ -122,37 +144,42 @@ def fit(run: Run, size: Size, facts: Facts) -> list[Line]:
     there = [(f"engines.{name}", pool) for name, pool in pools if pool is not None]
     lines = [engine_fit(run.model, pool, size, facts, name) for name, pool in there]
     parts = rank_bytes(run, size)
-    rank, sums = sum(parts.values()), " + ".join(f"{name} {_gib(value)}" for name, value in parts.items())
-    lines.append(_rank_line(run, rank, f"{sums} = {_gib(rank)} GiB", facts))
-    width = _BYTES[run.model.dtype]
+    rank = sum(parts.values())
+    lines.append(_rank_line(run, rank, summed(parts), facts))
     engines = [
         max(1, pool.min)
-        * (size.parameters * width + int(pool.kv_cache_gib * GIB) + pool.max_batched_tokens * size.vocab * (width + 4))
+        * (weight_bytes(size, run.model.dtype) + int(pool.kv_cache_gib * GIB) + scoring_logits(run.model, pool, size))
         for _, pool in there
         if pool.placement.gpus <= 0
     ]
     ranks = run.train.workers * rank if run.train.placement.gpus <= 0 else 0
     if engines or ranks:
         total = sum(engines) + ranks
-        said = f"engines {_gib(sum(engines))} + ranks {_gib(ranks)} = {_gib(total)} of {_gib(facts.memory)} GiB free"
+        said = f"engines {gib(sum(engines))} + ranks {gib(ranks)} = {gib(total)} of {gib(facts.memory)} GiB free"
         short = total > facts.memory
         remedy = ". Lower kv_cache_gib, micro_batch_tokens or the numbers of engines and workers" if short else ""
         lines.append(Line("error" if short else "ok", "fit in memory", said + remedy))
     return lines
 
 
+def summed(parts: dict[str, int]) -> str:
+    """Parts in bytes and their sum, in words."""
+    return f"{' + '.join(f'{name} {gib(value)}' for name, value in parts.items())} = {gib(sum(parts.values()))} GiB"
+
+
 def _rank_line(run: Run, rank: int, said: str, facts: Facts) -> Line:
     if run.train.placement.gpus <= 0:
         return Line("ok", "train", said)
     if not facts.gpus:
-        cards = ", ".join(f"{card} GiB {'no' if rank > _USABLE * card * GIB else 'yes'}" for card in _COMMON)
+        cards = ", ".join(f"{card} GiB {'no' if rank > USABLE * card * GIB else 'yes'}" for card in COMMON)
         text = f"{said} a rank; no GPU here to hold it against. Run this with --address on the cluster. Fits a card of: {cards}"
         return Line("warning", "train", text)
     card = min(facts.gpus)
-    short = rank > _USABLE * card
+    short = rank > USABLE * card
     remedy = ". Lower micro_batch_tokens or head_chunk_tokens, or use fsdp2" if short else ""
-    return Line("error" if short else "ok", "train", f"{said} of {_gib(card)} GiB a card{remedy}")
+    return Line("error" if short else "ok", "train", f"{said} of {gib(card)} GiB a card{remedy}")
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """A size in GiB, with two digits after the point."""
     return f"{size / GIB:.2f}"

@@ -1,8 +1,9 @@
 """Rewards and sequence advantages: length-shaped reward, weighted sums, group and running estimators. State in, state out.
 
-Standard deviations are of the population (divide by n). GRPO implementations on torch.std divide by n - 1. With n, one right and
-one wrong trace have |A| = 1, and a group of a single trace has A = 0 instead of NaN. The paper's running estimate is Welford's
-over all earlier rewards. With so many rewards n and n - 1 are nearly equal.
+Standard deviations are of the population (divide by n). GRPO implementations on torch.std divide by n - 1: the `sample` spread.
+With four traces it is 1.155 times as large, so advantages are that much smaller. With n, one right and one wrong trace have
+|A| = 1. A group of a single trace has A = 0 either way. The paper's running estimate is Welford's over all earlier rewards. With
+so many rewards n and n - 1 are nearly equal.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ def weighted_sum(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.where(known.any(0), total, np.nan)
 
 
-def group_advantage(rewards: np.ndarray, groups: int) -> np.ndarray:
+def group_advantage(rewards: np.ndarray, groups: int, std: str = "population") -> np.ndarray:
     """A = (r - mean_G) / (std_G + 1e-4) within each group (GRPO; RLSD 2604.03128).
 
     rewards [N], NaN for a row that was rejected: it stays NaN and counts in no statistic. groups: rows per group, which
-    are neighbours -> [N] float64. A group whose rewards are all equal gets 0: no signal.
+    are neighbours -> [N] float64. A group whose rewards are all equal gets 0: no signal. std: "population" or "sample".
     """
     rewards = np.asarray(rewards, np.float64)
     index = _group_index(rewards, groups)
@@ -65,8 +66,8 @@ def group_advantage(rewards: np.ndarray, groups: int) -> np.ndarray:
     mean = (np.bincount(index, value) / count)[index]
     centred = np.where(known, value - mean, 0.0)
     centred[np.abs(centred) < 1e-12] = 0  # equal rewards: rounding in the mean is no direction
-    std = np.sqrt(np.bincount(index, centred**2) / count)
-    return np.where(known, centred / (std[index] + GROUP_EPSILON), np.nan)
+    spread = np.sqrt(np.bincount(index, centred**2) / (np.maximum(count - 1, 1) if std == "sample" else count))
+    return np.where(known, centred / (spread[index] + GROUP_EPSILON), np.nan)
 
 
 def _group_index(rewards: np.ndarray, groups: int) -> np.ndarray:

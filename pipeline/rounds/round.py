@@ -158,5 +158,5 @@ def evaluation_run(run: Run) -> Run:
     )
     # one sample per problem is allowed, since nothing trains on these advantages
     judge = tuple(reward for reward in run.grade.rewards if reward.name == run.grade.verdict_reward)
-    grade = run.grade.model_copy(update={"advantage": "running", "rewards": judge})
+    grade = run.grade.model_copy(update={"advantage": "running", "std": "population", "rewards": judge})
     return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade})

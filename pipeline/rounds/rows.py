@@ -20,7 +20,7 @@ from pipeline.store.shards import check_columns
 
 
 def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str, list[str]] | None = None) -> dict[str, pa.Table]:
-    """The tables of one shard, by stage: all columns, or the `columns` of each stage.
+    """The tables of one shard, by stage: all columns, or the `columns` of each stage. Optional ones may be missing.
 
     Raises StoreError when a file is damaged, or when the stages do not hold the same rows in the same order. The traces of a
     prompt stand next to each other, and `prompt_index` names its row.
@@ -34,7 +34,7 @@ def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str,
         keys[name] = table[key]
         if name == "rollout" and "prompts" in entries:
             _check_prompts(store, entry, table["prompt_index"], entries["prompts"].rows)
-        tables[name] = table if wanted is None else table.select(wanted)
+        tables[name] = table if wanted is None else table.select([column for column in wanted if column in table.column_names])
     first: str | None = None
     for name in entries.keys() - {"prompts"}:
         first = first or name
@@ -69,7 +69,8 @@ def joined_round(work: Round) -> pa.Table:
         parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
-        columns |= {c.name: parts[c.writer][c.name] for c in COLUMNS.values() if c.writer in parts}
+        there = [c for c in COLUMNS.values() if c.writer in parts and c.name in parts[c.writer].column_names]
+        columns |= {c.name: parts[c.writer][c.name] for c in there}
         if "reward" in parts:
             columns |= {c.name: parts["reward"][c.name] for c in reward_columns(parts["reward"].column_names)}
         for name in ("reject_reason", "reject_detail"):
@@ -78,23 +79,33 @@ def joined_round(work: Round) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
-def round_table(store: Store, number: int) -> pa.Table | None:
+def round_table(store: Store, number: int, further: tuple[str, ...] = ()) -> pa.Table | None:
     """Training rows of a committed round, one per trace in shard order. None while the round is not committed.
 
     The columns are those of rollout, grade and score that training reads, prompt_tokens, and the row's first reject_reason.
+    `further` names columns that only some objectives read; one that a shard does not have is left out.
     Raises StoreError when a shard is no longer the one that was committed.
     """
     ready = store.ready(number)
     if ready is None:
         return None
     where = area("rounds", number)
-    tables = [training_rows(store, where, shard, hashes, ready.policy) for shard, hashes in sorted(ready.shards.items())]
+    shards = sorted(ready.shards.items())
+    tables = [training_rows(store, where, shard, hashes, ready.policy, further) for shard, hashes in shards]
     if not tables:
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
-    return pa.concat_tables(tables)
+    return joined(tables)
 
 
-def training_rows(store: Store, where: str, shard: str, hashes: dict[str, str], policy: int) -> pa.Table:
+def joined(tables: list[pa.Table]) -> pa.Table:
+    """The rows of all shards, with the columns that every shard has."""
+    common = [name for name in tables[0].column_names if all(name in table.column_names for table in tables)]
+    return pa.concat_tables([table.select(common) for table in tables])
+
+
+def training_rows(
+    store: Store, where: str, shard: str, hashes: dict[str, str], policy: int, further: tuple[str, ...] = ()
+) -> pa.Table:
     """Training rows of one shard, as in `round_table`. `hashes` has the sha256 of each stage's shard.
 
     `policy` is the version that had to answer. Raises StoreError when a stage has other bytes by now.
@@ -106,13 +117,16 @@ def training_rows(store: Store, where: str, shard: str, hashes: dict[str, str], 
     rollout = tables["rollout"]
     _check_vocabulary(store, entries, tables["prompts"])
     prompts = tables["prompts"].take(rollout["prompt_index"])
-    columns = {name: rollout[name] for name in ("trace_id", "response_tokens")}
+    columns = {name: rollout[name] for name in ("trace_id", "trace_source", "response_tokens")}
     # policy of the student log-probs: a trace that the teacher wrote was scored with the policy of its round
     by_teacher = pc.equal(rollout["trace_source"], "teacher")
     columns["policy_version"] = pc.if_else(by_teacher, pa.scalar(policy, pa.int32()), rollout["policy_version"])
     columns |= {"prompt_tokens": prompts["prompt_tokens"], "rollout_entropy": rollout["rollout_entropy"]}
     columns["advantage"] = tables["grade"]["advantage"]
     columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}
+    for name in further:
+        source = tables[COLUMNS[name].writer]
+        columns |= {name: source[name]} if name in source.column_names else {}
     columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))
     return pa.table(columns)
 

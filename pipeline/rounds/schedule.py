@@ -85,9 +85,14 @@ class Choice:
 EVERY_SHARD = Choice()
 
 
+def pools_of(engines: Mapping[str, PooledEngines]) -> list[PooledEngines]:
+    """The pools behind the stages: one, or one each for rollout and scoring."""
+    return list({id(pool): pool for pool in engines.values()}.values())
+
+
 def usage(engines: Mapping[str, PooledEngines]) -> Usage:
-    """What engines have done so far, over all pools: one pool, or one each for rollout and scoring."""
-    pools = [pool.usage() for pool in {id(pool): pool for pool in engines.values()}.values()]
+    """What engines have done so far, over all pools."""
+    pools = [pool.usage() for pool in pools_of(engines)]
     most = max((pool.most for pool in pools), default=0)
     return Usage(sum(pool.busiest_s for pool in pools), sum(pool.idle_s for pool in pools), most)
 

@@ -56,7 +56,7 @@ def graded_shard(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader,
 def _direct(draft: Draft, rewards: np.ndarray, run: Run, baseline: RunningBaseline | None) -> None:
     """Give each live row its reward and its advantage. `rewards` [N] is NaN in the other rows."""
     advantages = (
-        group_advantage(rewards, run.rollout.group_size)
+        group_advantage(rewards, run.rollout.group_size, run.grade.std)
         if baseline is None
         else baseline.advantage(rewards, run.grade.running_warmup_steps)
     )
@@ -131,6 +131,7 @@ STAGE = Stage(
         "grade.set_relations",
         "grade.beta_length",
         "grade.advantage",
+        "grade.std",
         "grade.running_warmup_steps",
         "grade.rewards",
         "grade.verdict_reward",

@@ -40,7 +40,8 @@ def judge(prompts: pa.Table, rollout: pa.Table, run: Run, codes: dict[str, Code]
             _take(draft, row, f"{REWARD_PREFIX}{reward.name}", value)
         if reward.name == run.grade.verdict_reward:
             _decide(draft, live, found, rollout.take(live)["finish_reason"].to_pylist())
-    return ShardResult(draft.table(), {"gave_up": gave_up} if gave_up else {})
+    columns = [f"{REWARD_PREFIX}{reward.name}" for reward in run.grade.rewards]
+    return ShardResult(draft.table(columns), {"gave_up": gave_up} if gave_up else {})
 
 
 def _verify(draft: Draft, prompts: pa.Table, rollout: pa.Table, run: Run) -> int:

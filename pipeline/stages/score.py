@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.config import Run
 from pipeline.contract import (
     ENGINE_SETTINGS,
+    TOPK,
     EngineFacts,
     Engines,
     Failure,
@@ -24,7 +25,7 @@ from pipeline.contract import (
     ShardResult,
     Stage,
 )
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, SettingError
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
 
@@ -33,8 +34,10 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
     """Student and teacher log-probs and the teacher's entropy of every response token, all from the same kind of engine.
 
     Generation already measured the writer's log-probs, so they are not measured again. Only a sample of the student's traces
-    (`score.rescore_share`) is scored again, and the gap is stored.
+    (`score.rescore_share`) is scored again, and the gap is stored. With `score.keep_topk` the teacher scores its own traces too:
+    generation does not know the setting. All that a row says of the teacher then comes from that one forward pass.
     """
+    kept = TOPK if run.score.keep_topk else ()
     draft = Draft.after(STAGE, rollout)
     facts = engines.facts()
     indices, sources = rollout["prompt_index"].to_pylist(), rollout["trace_source"].to_pylist()
@@ -60,14 +63,17 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
         refuse_many(draft, rows, "stage score")
         return [(row, answer) for row, answer in scored if answer is not None]
 
-    for row, scored in ask(by_student, "teacher_prompt_tokens", Policy(0)):
+    by_others = sorted(by_student + by_teacher) if kept else by_student
+    for row, scored in ask(by_others, "teacher_prompt_tokens", Policy(0)):
         draft.values[row] |= {"teacher_logprobs": scored.logprobs, "teacher_entropy": scored.entropy}
         draft.values[row]["entropy_error"] = scored.entropy_error
+        if kept:
+            draft.values[row] |= dict(zip(kept, _topk(scored, run.score.keep_topk), strict=True))
     for row, scored in ask(by_teacher, "prompt_tokens", policy):
         draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
     for row, scored in ask(again, "prompt_tokens", policy):
         draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
-    return draft.table()
+    return draft.table(kept)
 
 
 def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray, vocab_size: int) -> Score | None:
@@ -83,10 +89,27 @@ def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarra
     return None
 
 
+def _topk(scored: Score, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """The kept tokens of a score and their log-probs, [T, keep]. Raises EngineError when the engine gave others."""
+    ids, logprobs = scored.topk_tokens, scored.topk_logprobs
+    if ids is None or logprobs is None or ids.shape[1] != keep:
+        given = "none" if ids is None else f"{ids.shape[1]}"
+        what = f"the engine gave {given} of the {keep} most likely tokens of a position"
+        raise EngineError(what, "score.keep_topk", "Lower it, or let another engine score")
+    return ids, logprobs
+
+
 def entropy_max(score: pa.Table) -> float:
     """Largest teacher entropy, in nats, over the rows of a shard that go on. 0 when there are none."""
     flat, _ = ragged(score.filter(pc.is_null(score["reject_reason"]))["teacher_entropy"])
     return float(flat.max()) if flat.size else 0.0
+
+
+def check_keep_topk(keep_topk: int, vocab_size: int) -> None:
+    """Raise SettingError when score.keep_topk asks for more tokens than there are."""
+    if keep_topk > vocab_size:
+        what = f"{keep_topk} is more than the {vocab_size} tokens of the teacher's vocabulary"
+        raise SettingError(what, "score.keep_topk", f"Set it to at most {vocab_size}")
 
 
 def bounds_instead(cause: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.contract import Generation, Reject, Score
+from pipeline.contract import TOPK, Generation, Reject, Score
 from pipeline.errors import EngineError
 from pipeline.stages.tables import Draft
-from pipeline.store.possible import limits
+from pipeline.store.possible import limits, topk_fault, unlike_topk
 
 FEW = 4  # broken answers of a shard that never count as many
 
@@ -25,7 +25,23 @@ def broken(answer: Generation | Score, vocab_size: int) -> tuple[Reject, str] | 
             return Reject.IMPOSSIBLE, f"{name} {worst:g}, and {low:g} to {high:g} are possible"
     if len({len(values) for _, _, values in parts}) > 1:
         return Reject.IMPOSSIBLE, "token ids, log-probs and entropies differ in number"
-    return None
+    return _broken_topk(answer, vocab_size) if isinstance(answer, Score) else None
+
+
+def _broken_topk(answer: Score, vocab_size: int) -> tuple[Reject, str] | None:
+    """Why the kept tokens of an answer cannot be used, or do not fit the log-prob of the token that was scored."""
+    ids, logprobs = answer.topk_tokens, answer.topk_logprobs
+    if ids is None or logprobs is None:
+        return None
+    if not np.isfinite(logprobs).all():
+        return Reject.NON_FINITE, "top-k log-prob"
+    if ids.shape != logprobs.shape or len(ids) != len(answer.tokens):
+        return Reject.IMPOSSIBLE, f"top-k ids {ids.shape} and log-probs {logprobs.shape} of {len(answer.tokens)} tokens"
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        return Reject.IMPOSSIBLE, f"top-k: ids {ids.min()} to {ids.max()}, and 0 to {vocab_size - 1} are possible"
+    wrong = topk_fault(TOPK[0], ids) or topk_fault(TOPK[1], logprobs)
+    wrong = wrong or unlike_topk(answer.tokens, answer.logprobs, ids, logprobs)
+    return (Reject.IMPOSSIBLE, f"top-k: {wrong}") if wrong else None
 
 
 def refuse_many(draft: Draft, answered: list[int], where: str) -> None:

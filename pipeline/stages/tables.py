@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -88,9 +89,9 @@ class Draft:
         if self.reasons[row] is None:
             self.reasons[row], self.details[row] = str(reason), detail and clean(detail)[:500]
 
-    def table(self) -> pa.Table:
-        """The shard as a table, with its columns in the order of the contract."""
-        schema = contract.schema(self.stage, {name for values in self.values for name in values})
+    def table(self, optional: Collection[str] = ()) -> pa.Table:
+        """The shard as a table, with its columns in the order of the contract. Of optional ones it has those that are named."""
+        schema = contract.schema(self.stage, optional)
         fixed = {self.stage.key: self.keys, "reject_reason": self.reasons, "reject_detail": self.details}
         arrays = [
             pa.array(fixed[f.name], f.type) if f.name in fixed else _column([v.get(f.name) for v in self.values], f.type)
@@ -100,14 +101,19 @@ class Draft:
 
 
 def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """A column from Python values. Lists of numbers become one array, without a Python object per token."""
+    """A column from Python values. Lists of numbers, and arrays [T, K], become one array, without a Python object per token."""
     if not pa.types.is_list(kind):
         return pa.array(values, kind)
     lengths = np.array([0 if v is None else len(v) for v in values], np.int64)
-    parts = [np.asarray(v, kind.value_type.to_pandas_dtype()) for v in values if v is not None and len(v)]
-    flat = np.concatenate(parts) if parts else np.empty(0, kind.value_type.to_pandas_dtype())
+    inner = kind.value_type
+    number = (inner.value_type if pa.types.is_list(inner) else inner).to_pandas_dtype()
+    parts = [np.asarray(v, number) for v in values if v is not None and len(v)]
+    flat = pa.array(np.concatenate([part.ravel() for part in parts]) if parts else np.empty(0, number))
+    if pa.types.is_list(inner):
+        ends = np.arange(int(lengths.sum()) + 1, dtype=np.int32) * (parts[0].shape[1] if parts else 0)
+        flat = pa.ListArray.from_arrays(pa.array(ends), flat, type=inner)
     offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(flat), type=kind, mask=pa.array([v is None for v in values], pa.bool_()))
+    return pa.ListArray.from_arrays(offsets, flat, type=kind, mask=pa.array([v is None for v in values], pa.bool_()))
 
 
 def clean(text: str) -> str:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline import contract
 from pipeline.errors import ContractError, first_line
 from pipeline.store.manifest import Entry
-from pipeline.store.possible import CHOICES, HOLDS, columns_of, key_of, limits, types_of
+from pipeline.store.possible import CHOICES, HOLDS, columns_of, key_of, limits, topk_fault, types_of
 
 
 def check_table(stage: contract.Stage, table: pa.Table, vocab_size: int | None = None) -> int:
@@ -48,12 +48,27 @@ def check_columns(writer: str, table: pa.Table, vocab_size: int | None = None) -
             continue
         values = live[column.name]
         _check_values(column, values, vocab_size)
-        if column.shape == "T":
+        if column.shape.startswith("T"):
             here = pc.list_value_length(values)
             if lengths is not None and not here.equals(lengths):
                 raise ContractError("lists of response tokens differ in length", f"column {column.name}")
             lengths = here
+    _check_topk(live)
     return None if lengths is None else int(pc.sum(lengths).as_py() or 0)
+
+
+def _check_topk(live: pa.Table) -> None:
+    """Raise ContractError for kept tokens that are no distribution's most likely ones, or differ in number."""
+    kept = {name: live[name].combine_chunks().flatten() for name in contract.TOPK if name in live.column_names}
+    sizes = {name: pc.unique(pc.list_value_length(rows)) for name, rows in kept.items()}
+    for name, found in sizes.items():
+        if len(found) > 1 or pc.min(found).as_py() == 0:
+            raise ContractError(f"keeps {pc.min(found)} tokens at one position and {pc.max(found)} at another", f"column {name}")
+    if len({found[0].as_py() for found in sizes.values() if len(found)}) > 1:
+        raise ContractError("keeps another number of tokens than of log-probs", f"column {contract.TOPK[0]}")
+    for name, rows in kept.items():
+        if len(rows) and (wrong := topk_fault(name, rows.flatten().to_numpy().reshape(len(rows), -1))):
+            raise ContractError(wrong, f"column {name}")
 
 
 def _check_values(column: contract.Column, values: pa.ChunkedArray, vocab_size: int | None) -> None:
@@ -62,13 +77,13 @@ def _check_values(column: contract.Column, values: pa.ChunkedArray, vocab_size: 
     if values.null_count and not column.nullable:
         raise ContractError("null in a row that was not rejected", where)
     flat = values.combine_chunks().flatten() if column.shape else values
-    parts = flat.flatten() if column.shape == "S" else [flat]
+    parts = flat.flatten() if column.shape == "S" else [flat.flatten()] if " " in column.shape else [flat]
     if column.shape and any(part.null_count for part in (flat, *parts)):
         raise ContractError("null within a list", where)
     if any(pa.types.is_floating(part.type) and pc.any(pc.invert(pc.is_finite(part))).as_py() for part in parts):
         raise ContractError("not finite", where)
-    if column.name in HOLDS and len(flat) > flat.null_count:
-        (low, high), found = limits(HOLDS[column.name], vocab_size), pc.min_max(flat)
+    if column.name in HOLDS and len(parts[0]) > parts[0].null_count:
+        (low, high), found = limits(HOLDS[column.name], vocab_size), pc.min_max(parts[0])
         least, most = found["min"].as_py(), found["max"].as_py()
         if least < low or most > high:
             raise ContractError(f"{least if least < low else most:g} is impossible: {low:g} to {high:g} are possible", where)
@@ -86,13 +101,16 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
     """The shard that `data` holds, or some of its columns, after a check that it is what the entry and the contract say.
 
     Rows, rejected rows and size must be those of the entry, and `check_columns` must pass for the columns. Response tokens are
-    counted when a `[T]` column is among them. Raises ContractError; `where` names the part of the file.
+    counted when a `[T]` column is among them. An optional column that the shard lacks is left out. Raises ContractError; `where`
+    names the part of the file.
     """
     types = types_of(entry.stage) | _types_of_rewards(entry.stage, data)
     needed = list(dict.fromkeys([key_of(entry.stage), "reject_reason", *(types if columns is None else columns)]))
+    optional = {column.name for column in columns_of(entry.stage) if column.optional}
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
             stored = file.schema_arrow
+            needed = [name for name in needed if name not in optional or name in stored.names]
             for name in needed:
                 if len(stored.get_all_field_indices(name)) != 1:
                     raise ContractError("is missing, or there twice", f"column {name}")
@@ -107,7 +125,7 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
     for name, found in (counts | ({} if tokens is None else {"tokens": tokens})).items():
         if found != getattr(entry, name):
             raise ContractError(f"the file has {found}, its manifest entry {getattr(entry, name)}", name)
-    return table if columns is None else table.select(columns)
+    return table if columns is None else table.select([name for name in columns if name in table.column_names])
 
 
 def _single_rewards(writer: str, names: list[str]) -> list[contract.Column]:

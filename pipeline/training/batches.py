@@ -10,7 +10,9 @@ named by number.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,11 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from pipeline.config.objective import TOPK
 from pipeline.errors import TrainingError
+
+if TYPE_CHECKING:
+    from pipeline.config import Objective
 
 SIGNALS = ("teacher_logprobs", "student_logprobs", "teacher_entropy")
 
@@ -34,7 +40,10 @@ class RoundTable:
 
 @dataclass(frozen=True, eq=False)
 class RaggedColumn:
-    """Rows of unequal length from a list column. Row i is `values[starts[i] : starts[i] + lengths[i]]`."""
+    """Rows of unequal length from a list column. Row i is `values[starts[i] : starts[i] + lengths[i]]`.
+
+    `values` is [M], or [M, K] for a column of K values per token.
+    """
 
     values: np.ndarray
     starts: np.ndarray
@@ -45,11 +54,12 @@ class RaggedColumn:
         """From an Arrow list column. A null inside a float row becomes NaN, a null row becomes an empty row."""
         lists = column.combine_chunks()
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        values = lists.flatten().to_numpy(zero_copy_only=False)
+        flat = lists.flatten()
+        values = _rectangle(flat) if pa.types.is_list(flat.type) else flat.to_numpy(zero_copy_only=False)
         return cls(values, np.cumsum(lengths) - lengths, lengths)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Values of `rows` [B], one row after the other -> [N], where N is the sum of their lengths."""
+        """Values of `rows` [B], one row after the other -> [N] or [N, K], where N is the sum of their lengths."""
         lengths = self.lengths[rows]
         ends = np.cumsum(lengths)
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
@@ -61,7 +71,8 @@ class Traces:
     """The N usable traces of a round. Signals are ragged float32 in nats, with one value per response token; advantage is [N].
 
     `num_rejected` counts the traces that no stage rejected but that are empty or not finite. They leave the loss and its
-    denominator. In the control `student_entropy`, `teacher_entropy` holds the student's entropy.
+    denominator. In the control `student_entropy`, `teacher_entropy` holds the student's entropy. `extra` has the columns that
+    only some objectives read, by name.
     """
 
     number: int
@@ -73,6 +84,7 @@ class Traces:
     teacher_entropy: RaggedColumn
     advantage: np.ndarray
     num_rejected: int
+    extra: Mapping[str, RaggedColumn] = field(default_factory=dict)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -90,7 +102,8 @@ class MicroBatch:
     token from a pad position (trap 6).
 
     `sources` [N] are flat positions in B x L: the hidden state there predicts a response token. `targets` [N] are those tokens,
-    in the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B].
+    in the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B]. `extra` has the columns
+    that only some objectives read: [B, T] like the signals. The teacher's most likely tokens are [N, K], like the targets.
     """
 
     tokens: Tensor
@@ -102,34 +115,43 @@ class MicroBatch:
     teacher_entropy: Tensor
     advantage: Tensor
     trace_ids: tuple[str, ...]
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "trace_ids"}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("trace_ids", "extra")}
+        extra = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extra.items()}
+        return replace(self, extra=extra, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
-def usable(data: RoundTable, max_staleness: int, entropy: str = "teacher") -> Traces:
+def usable(data: RoundTable, max_staleness: int, constants: Objective | None = None) -> Traces:
     """The traces of a round that may be trained on: not rejected, not empty, and finite.
 
-    With entropy = "student" the student's own entropy takes the teacher's place. Raises TrainingError when a policy older than
-    `max_staleness` rounds wrote a trace, or when signals of a trace differ in length.
+    `constants` is the objective, whose further columns are read. Traces of writers that it may not learn from are left out. With
+    entropy = "student" the student's own entropy takes the teacher's place. Raises TrainingError when a policy older than
+    `max_staleness` rounds wrote a trace, or when signals of a trace differ in length. Raises it too when a column is not there.
     """
     table = data.table.filter(pc.is_null(data.table["reject_reason"]))
-    if entropy == "student":
+    if constants is not None and "trace_source" in table.column_names:
+        table = table.filter(pc.is_in(table["trace_source"], pa.array(constants.sources)))
+    if constants is not None and constants.entropy == "student":
         place = table.schema.get_field_index("teacher_entropy")
         table = table.set_column(place, "teacher_entropy", table["rollout_entropy"])
     _check_fresh(data.number, table, max_staleness)
-    ragged = {name: RaggedColumn.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS)}
+    names = () if constants is None else constants.columns
+    _check_columns(data.number, table, names)
+    ragged = {name: RaggedColumn.of(table[name]) for name in ("prompt_tokens", "response_tokens", *SIGNALS, *names)}
     _check_lengths(data.number, table, ragged)
     advantage = table["advantage"].to_numpy().astype(np.float32)
     fit = np.isfinite(advantage) & (ragged["prompt_tokens"].lengths > 0) & (ragged["response_tokens"].lengths > 0)
-    for name in SIGNALS:
+    for name in (*SIGNALS, *names):
         signal = ragged[name]
-        fit[np.repeat(np.arange(len(fit)), signal.lengths)[~np.isfinite(signal.values)]] = False
+        finite = np.isfinite(signal.values)
+        fit[np.repeat(np.arange(len(fit)), signal.lengths)[~(finite.all(1) if finite.ndim == 2 else finite)]] = False
     kept = {name: RaggedColumn(r.values, r.starts[fit], r.lengths[fit]) for name, r in ragged.items()}
     ids = table["trace_id"].to_numpy()[fit]
-    return Traces(data.number, ids, advantage=advantage[fit], num_rejected=int((~fit).sum()), **kept)
+    extra = {name: kept.pop(name) for name in names}
+    return Traces(data.number, ids, advantage=advantage[fit], num_rejected=int((~fit).sum()), extra=extra, **kept)
 
 
 def check_ids(traces: Traces, vocab_size: int) -> None:
@@ -163,7 +185,7 @@ def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int) 
     packed = [pack(traces.lengths[part], budget) for part in deal(traces.lengths[rows], ranks, rows)]
     mine = deal(traces.lengths[rows], ranks, rows)[rank]
     batches = [micro_batch(traces, mine[chosen]) for chosen in packed[rank]]
-    return batches + [_idle()] * (max(map(len, packed)) - len(batches))
+    return batches + [_idle(traces)] * (max(map(len, packed)) - len(batches))
 
 
 def deal(lengths: np.ndarray, ranks: int, rows: np.ndarray) -> list[np.ndarray]:
@@ -206,8 +228,16 @@ def micro_batch(traces: Traces, rows: np.ndarray) -> MicroBatch:
         torch.from_numpy(mask),
         advantage=torch.from_numpy(traces.advantage[rows]),
         trace_ids=tuple(traces.trace_ids[rows]),
+        extra={name: _extra(name, column.take(rows), mask) for name, column in traces.extra.items()},
         **signals,
     )
+
+
+def _extra(name: str, flat: np.ndarray, mask: np.ndarray) -> Tensor:
+    """A column [N] as [B, T]. The teacher's most likely tokens [N, K] stay without padding, ids as int64."""
+    if name not in TOPK:
+        return _padded(flat, mask)
+    return torch.from_numpy(flat.astype(np.int64 if name == TOPK[0] else np.float32))
 
 
 def trace_seeds(micro: MicroBatch, seed: int) -> Tensor:
@@ -223,9 +253,33 @@ def _padded(flat: np.ndarray, mask: np.ndarray) -> Tensor:
     return torch.from_numpy(padded)
 
 
-def _idle() -> MicroBatch:
+def _idle(traces: Traces) -> MicroBatch:
     none, zero = torch.zeros(0, dtype=torch.int64), torch.zeros(1, 1)
-    return MicroBatch(zero.long(), none, none, zero.bool(), zero, zero, zero, torch.zeros(1), ())
+    mask, rows = zero.bool().numpy(), np.zeros(0, np.int64)
+    extra = {name: _extra(name, column.take(rows), mask) for name, column in traces.extra.items()}
+    return MicroBatch(zero.long(), none, none, zero.bool(), zero, zero, zero, torch.zeros(1), (), extra)
+
+
+def _rectangle(lists: pa.ListArray) -> np.ndarray:
+    """Lists of K values each as [M, K]. Raises TrainingError when they differ in length."""
+    sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    if len(sizes) and sizes.min() != sizes.max():
+        what = f"positions have {sizes.min()} to {sizes.max()} of the teacher's most likely tokens"
+        raise TrainingError(what, TOPK[0], "Redo the score stage of this round")
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    return values.reshape(len(sizes), -1) if len(sizes) else values.reshape(0, 0)
+
+
+def _check_columns(number: int, table: pa.Table, names: tuple[str, ...]) -> None:
+    """Raise TrainingError, with the stage to redo, when a column that the objective reads is not there."""
+    if missing := [name for name in names if name not in table.column_names]:
+        raise TrainingError(f"there is no column {missing[0]}, which the objective reads", f"round {number}", remedy(missing[0]))
+
+
+def remedy(column: str) -> str:
+    """What brings a column that a setting leaves out."""
+    setting = {"base_logprobs": "score.base_logprobs=true"}.get(column, "score.keep_topk=16")
+    return f"Run `egrsd stage score --set {setting}` for every round; no trace is written again"
 
 
 def _check_fresh(number: int, table: pa.Table, max_staleness: int) -> None:
@@ -240,7 +294,7 @@ def _check_fresh(number: int, table: pa.Table, max_staleness: int) -> None:
 
 
 def _check_lengths(number: int, table: pa.Table, ragged: dict[str, RaggedColumn]) -> None:
-    for name in SIGNALS:
+    for name in ragged.keys() - {"prompt_tokens", "response_tokens"}:
         wrong = np.flatnonzero(ragged[name].lengths != ragged["response_tokens"].lengths)
         if len(wrong):
             raise TrainingError(

@@ -33,7 +33,7 @@ def gradients(student: Student, traces: Traces, rows: np.ndarray, weights: Seque
         hidden = student.states(micro.tokens, micro.sources)
         slopes = _slopes(student, hidden, micro.targets)
         for k, weight in enumerate(weights):
-            factors = coefficients(torch.from_numpy(weight[tokens]), num_tokens=1).to(slopes)
+            factors = coefficients(torch.from_numpy(weight[tokens]), 1).to(slopes)
             flow = torch.autograd.grad(hidden, parameters, slopes * factors[:, None], retain_graph=k + 1 < len(weights))
             total[k] += torch.cat([part.flatten() for part in flow])
     return total

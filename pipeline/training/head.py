@@ -5,7 +5,8 @@ whatever the dtype of the model is. A GPU accumulates them in float32; a CPU mul
 
 The coefficient of every token (objective.coefficients) is known before the head runs. The forward pass therefore computes the
 gradient of the hidden states as well, while the logits of a chunk exist. Each token costs two matrix products, as with full
-logits, but no logits are kept.
+logits, but no logits are kept. A divergence from the teacher's most likely tokens needs K targets instead of one, `[N, K]`, and
+its slopes are made from the same logits (objective.head_gradient_).
 
 Two alternatives were rejected. `torch.nn.functional.linear_cross_entropy` (new in torch 2.13) has weights per class but not per
 row. Its `reduction="none"` computes the logits again in the backward pass, which is a third matrix product. The Triton kernels
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.method.objective import weighted_sum
+from pipeline.method.objective import Kept, head_gradient_, weighted_sum
+from pipeline.method.objective.divergence import Measure
 
 
 class Head(NamedTuple):
@@ -31,6 +33,14 @@ class Head(NamedTuple):
     chunk: int
 
 
+class Divergence(NamedTuple):
+    """A divergence from the teacher: its most likely tokens at N positions, the measure, and the named support."""
+
+    kept: Kept
+    measure: Measure
+    support: str
+
+
 def weighted_logprob(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of coefficients_n * log p(targets_n), and the log-probabilities log p(targets_n).
 
@@ -38,6 +48,30 @@ def weighted_logprob(hidden: Tensor, head: Head, targets: Tensor, coefficients: 
     carries the gradient to `hidden`; the log-probabilities carry none.
     """
     return _WeightedLogprob.apply(hidden, head, targets, coefficients)  # type: ignore[no-any-return]
+
+
+def with_divergence(
+    hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor, divergence: Divergence
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of coefficients_n * log p(targets_n) + weights_n * divergence_n, log p(targets_n), and the divergences.
+
+    The arguments are those of `weighted_logprob`; kept.tokens and kept.logprobs are [N, K] -> scalar, [N], [N], float32 nats. The
+    sum carries the gradient to `hidden`; the others carry none.
+    """
+    return _WithDivergence.apply(hidden, head, targets, coefficients, divergence)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def logprobs_of(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+    """log p(targets_n), [N] float32 nats, without any gradient."""
+    head = _widened(head)
+    logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(targets), head.chunk):
+        part = slice(start, start + head.chunk)
+        logits = _logits(hidden[part], head)
+        chosen = logits.gather(1, targets[part, None])[:, 0]
+        logprobs[part] = chosen - logits.logsumexp(dim=-1)
+    return logprobs
 
 
 class _WeightedLogprob(torch.autograd.Function):
@@ -60,6 +94,34 @@ class _WeightedLogprob(torch.autograd.Function):
         """The kept gradient times the gradient of the sum."""
         (gradient,) = ctx.saved_tensors
         return gradient * grad_total.to(gradient.dtype), None, None, None
+
+
+class _WithDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor, divergence: Divergence
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes `with_divergence`, and keeps the gradient [N, H] as `_WeightedLogprob` does."""
+        logprobs, values = (torch.empty(len(targets), dtype=torch.float32, device=hidden.device) for _ in range(2))
+        gradient = torch.empty_like(hidden)
+        head, (kept, measure, support) = _widened(head), divergence
+        for start in range(0, len(targets), head.chunk):
+            part = slice(start, start + head.chunk)
+            logits = _logits(hidden[part], head)
+            logprobs[part], values[part] = head_gradient_(
+                logits, targets[part], coefficients[part], kept.part(part), measure, support
+            )
+            gradient[part] = logits.to(head.weight.dtype) @ head.weight
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(logprobs, values)
+        return weighted_sum(logprobs, coefficients) + weighted_sum(values, kept.weights), logprobs, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, *_unused: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The kept gradient times the gradient of the sum."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_total.to(gradient.dtype), None, None, None, None
 
 
 def _chunk(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:

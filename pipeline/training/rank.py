@@ -9,6 +9,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,9 +22,10 @@ from pipeline.config import Run
 from pipeline.errors import StoreError, TrainingError
 from pipeline.rounds.rows import round_table
 from pipeline.store import owner
+from pipeline.store.card import Card
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
-from pipeline.training import checkpoint, student
+from pipeline.training import checkpoint, memory, offload, student
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 
@@ -32,17 +34,26 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 10.0  # waiting ranks exchange a message at least this often, far below the timeout of a collective
 
 
-def train(store: Store, run: Run, device: torch.device) -> None:
-    """Build the model once, then train each round as it is committed, until the run is complete or a stop is requested."""
+def train(store: Store, run: Run, device: torch.device, card: Card | None = None) -> None:
+    """Build the model once, then train each round as it is committed, until the run is complete or a stop is requested.
+
+    card: the one that this rank shares with an engine. The rank uses it while it holds it, and otherwise leaves it.
+    """
     transformers.utils.logging.disable_progress_bar()
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
-    trainer = resume(store, run, device)
-    if trainer.rank == 0:  # a rank that was killed after it published a policy had no time to drop what is older
-        store.prune_states(run.train.keep_checkpoints)
-    for number in range(first_rank(store.latest_policy), run.rounds):
-        if not wait(store, number) or not train_round(trainer, store, number):
-            return
+    with memory.explained(run, device):
+        with _turn(card, store) as mine:
+            if not mine:
+                return
+            trainer = resume(store, run, device)
+            if card is not None:
+                offload.leave(trainer)
+        if trainer.rank == 0:  # a rank that was killed after it published a policy had no time to drop what is older
+            store.prune_states(run.train.keep_checkpoints)
+        for number in range(first_rank(store.latest_policy), run.rounds):
+            if not wait(store, number) or not train_round(trainer, store, number, card):
+                return
 
 
 def resume(store: Store, run: Run, device: torch.device) -> Trainer:
@@ -68,7 +79,7 @@ def resume(store: Store, run: Run, device: torch.device) -> Trainer:
             trainer = Trainer(run, model, device)
             checkpoint.load_optimizer(trainer, folder)
     for number in range(kept, version):
-        list(trainer.train_round(_round(store, number)))
+        list(trainer.train_round(_round(trainer, store, number)))
     if kept < version:
         _compare(trainer, store, version)
     return trainer
@@ -94,23 +105,28 @@ def wait(store: Store, number: int) -> bool:
             return state == "ready"
 
 
-def train_round(trainer: Trainer, store: Store, number: int) -> bool:
+def train_round(trainer: Trainer, store: Store, number: int, card: Card | None = None) -> bool:
     """Train a committed round and publish policy `number + 1`. Returns False, with nothing published, when a stop came first.
+
+    A `card` that is shared with an engine is left before the policy is published. The driver wakes the engine after that.
 
     The state is saved before the policy is published, and older states are deleted afterwards. The latest published policy
     therefore always has a state to resume from, at most `train.checkpoint_every` - 1 rounds before it. A round that was cut short
     is trained again from the policy before it, and ends with the same weights.
     """
-    metrics = []
-    for row in trainer.train_round(_round(store, number)):
-        metrics.append(row)
-        if first_rank(store.stop_requested):
-            return False
     train = trainer.run.train
     keeps = (number + 1) % train.checkpoint_every == 0 or number + 1 == trainer.run.rounds
     with tempfile.TemporaryDirectory(prefix=owner.mark(), dir=store.scratch()) as scratch:
         state, policy = Path(scratch) / "state", Path(scratch) / "policy"
-        _write(trainer, number + 1, policy, state if keeps else None)
+        with _turn(card, store) as mine:
+            if card is not None and mine:
+                offload.come_back(trainer)
+            metrics = _steps(trainer, store, number) if mine else None
+            if metrics is None:
+                return False
+            _write(trainer, number + 1, policy, state if keeps else None)
+            if card is not None:
+                offload.leave(trainer)
         if trainer.rank == 0:
             store.append_metrics(metrics)
             if keeps:
@@ -121,9 +137,24 @@ def train_round(trainer: Trainer, store: Store, number: int) -> bool:
     return True
 
 
-def _round(store: Store, number: int) -> RoundTable:
-    """The rows of a committed round. Raises TrainingError when it is gone."""
-    ready, table = store.ready(number), round_table(store, number)
+def _turn(card: Card | None, store: Store) -> AbstractContextManager[bool]:
+    """A block in which this rank may use its device: at once, or while it holds the shared card. False when a stop came first."""
+    return nullcontext(True) if card is None else card.held(store.stop_requested)
+
+
+def _steps(trainer: Trainer, store: Store, number: int) -> list[dict[str, float]] | None:
+    """The metrics of a round's optimiser steps, or None when a stop was requested in between."""
+    metrics = []
+    for row in trainer.train_round(_round(trainer, store, number)):
+        metrics.append(row)
+        if first_rank(store.stop_requested):
+            return None
+    return metrics
+
+
+def _round(trainer: Trainer, store: Store, number: int) -> RoundTable:
+    """The rows of a committed round, with what the objective reads. Raises TrainingError when it is gone."""
+    ready, table = store.ready(number), round_table(store, number, trainer.run.objective.columns)
     if ready is None or table is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     return RoundTable(number, ready.policy, table)

@@ -1,6 +1,6 @@
 """The optimiser step: global normaliser and token count, token weights, chunked forward and backward, clip, update.
 
-    share of the minibatch -> M, num_tokens over ranks -> token weights -> coefficients -> forward, backward -> clip -> AdamW
+    share of the minibatch -> Whole, over ranks -> token weights -> coefficients -> forward, backward -> clip -> AdamW
 
 The step runs in one process without a process group, or over ranks with DDP or FSDP2. The result is the same up to rounding.
 ../method/README.md lists the traps that are named by number.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,13 +19,30 @@ from torch import Tensor
 from torch import distributed as dist
 
 from pipeline.config import Run
+from pipeline.config.objective import SCALES_ADVANTAGE, TOPK
 from pipeline.errors import TrainingError
 from pipeline.method import objective
 from pipeline.training import batches, student
 from pipeline.training.batches import MicroBatch, RoundTable
+from pipeline.training.head import Divergence
 
 # Each rank adds these up over its share of the minibatch. The sums of all ranks together make the metrics of the step.
-SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap")
+SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap", "divergence")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Figures of the global minibatch, over ranks and micro-batches, which every token weight may need (trap 2).
+
+    normaliser: M of Eq. 5, nats. num_tokens: response tokens. num_traces: traces. threshold: of the gate `top_entropy`, nats.
+    mean_gate: for the control `uniform`.
+    """
+
+    normaliser: float
+    num_tokens: int
+    num_traces: int
+    threshold: Tensor | None = None
+    mean_gate: float | None = None
 
 
 class Trainer:
@@ -53,7 +72,7 @@ class Trainer:
         Dropout draws from a generator seeded by (seed, round, rank), so a resumed round needs no stored random state. Raises
         TrainingError for stale or malformed traces, or a loss or gradient that is not finite.
         """
-        traces = batches.usable(data, self.run.max_staleness, self.run.objective.entropy)
+        traces = batches.usable(data, self.run.max_staleness, self.run.objective)
         batches.check_ids(traces, self.student.vocab_size)
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
         parts = batches.steps(len(traces.trace_ids), self.run.train.batch_traces, self.run.seed, data.number)
@@ -72,9 +91,9 @@ class Trainer:
         """
         started = time.perf_counter()
         share = [micro.to(self.device) for micro in share]
-        normaliser, num_tokens = self._normaliser(share), self._num_tokens(share)
-        mean_gate = self._mean_gate(share, normaliser, num_tokens)
-        sums, worst, broken = self._backward(share, normaliser, num_tokens, mean_gate)
+        whole = self.whole(share)
+        num_tokens = whole.num_tokens
+        sums, worst, broken = self._backward(share, whole)
         norm = self._clip()
         total = dict(zip(SUMS, reduce_(sums, dist.ReduceOp.SUM).tolist(), strict=True))
         self._check_finite(total["loss"], norm, where, broken, share)
@@ -87,18 +106,18 @@ class Trainer:
             "tokens": num_tokens,
             "advantage": total["advantage"] / total["traces"],
             "positive_share": total["positive"] / total["traces"],
-            "peak_entropy": normaliser,
+            "peak_entropy": whole.normaliser,
             "weight": total["weight"] / max(1.0, total["weighted"]),
             "delta": total["delta"] / num_tokens,
         }
+        if self.run.objective.is_distributional:
+            metrics["divergence"] = total["divergence"] / num_tokens
         if on_policy:
             metrics |= {"logprob_gap": total["gap"] / num_tokens, "logprob_gap_max": float(reduce_(worst, dist.ReduceOp.MAX))}
         seconds = time.perf_counter() - started
         return metrics | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
 
-    def _backward(
-        self, share: list[MicroBatch], normaliser: float, num_tokens: int, mean_gate: float | None = None
-    ) -> tuple[Tensor, Tensor, list[str]]:
+    def _backward(self, share: list[MicroBatch], whole: Whole) -> tuple[Tensor, Tensor, list[str]]:
         """Gradients of the loss over the global minibatch.
 
         Returns this rank's SUMS, its largest log-prob gap in nats, and the ids of its traces whose log-probs are not finite.
@@ -107,44 +126,81 @@ class Trainer:
         worst = torch.zeros((), device=self.device)
         broken: list[str] = []
         for index, micro in enumerate(share):
-            weights = objective.token_weights(self._signals(micro, normaliser, mean_gate), self.run.objective)
-            coefficients = objective.coefficients(weights[micro.mask], num_tokens)
+            weights, terms = self._terms(micro, whole)
             with student.accumulate(self.module, last=index == len(share) - 1):
-                loss, logprobs = self.module(micro.tokens, micro.sources, micro.targets, coefficients)
-                (loss * self.ranks).backward()  # both strategies average over ranks; the token mean is already global
+                loss, logprobs, *values = self.module(micro.tokens, micro.sources, micro.targets, *terms)
+                (loss * self.ranks).backward()  # both strategies average over ranks; the mean is already global
             gaps = (logprobs - micro.student_logprobs[micro.mask]).abs()
-            sums += _sums(micro, weights, gaps, loss.detach())
+            sums += _sums(micro, weights, gaps, (loss.detach(), *(value.sum() for value in values)), self._scales_advantage())
             worst = torch.cat([worst[None], gaps]).max()
             broken += _broken(micro, logprobs)
         return sums, worst, broken
 
-    def _normaliser(self, share: list[MicroBatch]) -> float:
-        """M of the global minibatch in nats (2605.13255, Eq. 5). It covers all ranks before the first weight is made (trap 2)."""
-        parts = [objective.normaliser(micro.teacher_entropy, micro.mask, self.run.objective) for micro in share]
-        return float(reduce_(torch.stack(parts).max(), dist.ReduceOp.MAX))
+    def _terms(self, micro: MicroBatch, whole: Whole) -> tuple[Tensor, tuple[object, ...]]:
+        """Token weights [B, T] of a micro-batch, and what the student's forward pass takes after the targets."""
+        run, mask = self.run, micro.mask
+        signals, constants = self._signals(micro, whole), run.objective
+        weights = objective.token_weights(signals, constants)
+        denominators = objective.denominators(
+            mask, whole.num_tokens, whole.num_traces, run.rollout.max_new_tokens, constants.normalise
+        )
+        divergence = self._divergence(micro, objective.divergence_weights(signals, constants), denominators)
+        if not constants.reads_logprobs:
+            coefficients = objective.coefficients(weights[mask], denominators)
+            return weights, (coefficients,) if divergence is None else (coefficients, divergence)
+        optional = {name: values[mask] for name, values in micro.extra.items() if name not in TOPK}
+        stored = objective.Ratios(
+            weights[mask],
+            micro.student_logprobs[mask],
+            mask.nonzero()[:, 0],
+            optional.get("rollout_logprobs"),
+            optional.get("base_logprobs"),
+        )
+        surrogate = partial(objective.surrogate, stored=stored, constants=constants)
+        return weights, (torch.ones_like(stored.weights) / denominators, divergence, surrogate)
 
-    def _num_tokens(self, share: list[MicroBatch]) -> int:
-        """Response tokens of the global minibatch, the denominator of Eq. 7."""
-        return int(reduce_(torch.tensor(sum(len(m.targets) for m in share), device=self.device), dist.ReduceOp.SUM))
-
-    def _mean_gate(self, share: list[MicroBatch], normaliser: float, num_tokens: int) -> float | None:
-        """Mean gate of the global minibatch, over ranks and micro-batches like M. None unless the control `uniform` needs it."""
-        if self.run.objective.gate != "uniform":
+    def _divergence(self, micro: MicroBatch, weights: Tensor | None, denominators: float | Tensor) -> Divergence | None:
+        """The divergence from the teacher's most likely tokens, for an objective that learns from them."""
+        if weights is None:
             return None
-        sums = [objective.gate_sum(self._signals(micro, normaliser), self.run.objective) for micro in share]
-        return float(reduce_(torch.stack(sums).sum(), dist.ReduceOp.SUM)) / num_tokens
+        constants = self.run.objective
+        ids, logprobs = (micro.extra[name][:, : constants.kept or None] for name in TOPK)
+        kept = objective.Kept(ids, logprobs, weights[micro.mask] / denominators)
+        return Divergence(kept, objective.measure_of(constants, ids.shape[1]), constants.support)
 
-    def _signals(self, micro: MicroBatch, normaliser: float, mean_gate: float | None = None) -> objective.Signals:
+    def _scales_advantage(self) -> bool:
+        return self.run.objective.name in SCALES_ADVANTAGE
+
+    def whole(self, share: list[MicroBatch]) -> Whole:
+        """The figures of the global minibatch. They cover all ranks before the first weight is made (trap 2)."""
+        constants = self.run.objective
+        parts = [objective.normaliser(micro.teacher_entropy, micro.mask, constants) for micro in share]
+        normaliser = float(reduce_(torch.stack(parts).max(), dist.ReduceOp.MAX))
+        counts = torch.tensor([sum(len(m.targets) for m in share), sum(len(m.trace_ids) for m in share)], device=self.device)
+        num_tokens, num_traces = (int(count) for count in reduce_(counts, dist.ReduceOp.SUM))
+        found = Whole(normaliser, num_tokens, num_traces)
+        if constants.gate_kind == "top_entropy":
+            read = torch.cat([objective.readings(self._signals(micro, found), constants) for micro in share])
+            found = replace(found, threshold=objective.threshold(gather_(read), constants.gate_share))
+        if constants.control == "uniform":
+            sums = [objective.gate_sum(self._signals(micro, found), constants) for micro in share]
+            found = replace(found, mean_gate=float(reduce_(torch.stack(sums).sum(), dist.ReduceOp.SUM)) / num_tokens)
+        return found
+
+    def _signals(self, micro: MicroBatch, whole: Whole) -> objective.Signals:
         return objective.Signals(
             micro.advantage,
             micro.teacher_logprobs,
             micro.student_logprobs,
             micro.teacher_entropy,
             micro.mask,
-            normaliser,
+            whole.normaliser,
             step=self.step,
-            seeds=batches.trace_seeds(micro, self.run.seed) if self.run.objective.gate == "shuffled" else None,
-            mean_gate=mean_gate,
+            seeds=batches.trace_seeds(micro, self.run.seed) if self.run.objective.control == "shuffled" else None,
+            mean_gate=whole.mean_gate,
+            rollout_logprobs=micro.extra.get("rollout_logprobs"),
+            student_entropy=micro.extra.get("rollout_entropy"),
+            threshold=whole.threshold,
         )
 
     def _clip(self) -> float:
@@ -173,24 +229,38 @@ class Trainer:
 
 
 def reduce_(value: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
-    """`value`, reduced over all ranks in place. A single process gets its own value back."""
-    if dist.is_initialized():
+    """`value`, reduced over all ranks in place. A single rank gets its own value back."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(value, op)
     return value
 
 
-def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, loss: Tensor) -> Tensor:
-    """The SUMS of one micro-batch, float64 [8].
+def gather_(values: Tensor) -> Tensor:
+    """The values [n] of all ranks, one after the other -> [N]. Ranks may hold different numbers of them."""
+    if not dist.is_initialized():
+        return values
+    most = int(reduce_(torch.tensor(len(values), device=values.device), dist.ReduceOp.MAX))
+    filled = torch.cat([values, values.new_full((most - len(values),), torch.nan)])
+    parts = [torch.empty_like(filled) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, filled)
+    found = torch.cat(parts)
+    return found[~found.isnan()]
 
-    weights [B, T]: token weights. gaps [N] nats: |trainer's - engine's log-prob|. loss: its part of the loss.
+
+def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, terms: tuple[Tensor, ...], scales: bool) -> Tensor:
+    """The SUMS of one micro-batch, float64 [9].
+
+    weights [B, T]: token weights. gaps [N] nats: |trainer's - engine's log-prob|. terms: its part of the loss, and with a
+    divergence the sum of it. scales: whether the objective multiplies the advantage, by a factor whose mean is then shown.
     """
-    signal = micro.mask & (micro.advantage[:, None] != 0)
-    factors = (weights / micro.advantage[:, None])[signal]  # the objective multiplies the advantage by this
+    signal = micro.mask & (micro.advantage[:, None] != 0) if scales else micro.mask
+    factors = (weights / micro.advantage[:, None] if scales else weights)[signal]
     delta = (micro.teacher_logprobs - micro.student_logprobs).abs()
+    loss, *divergence = terms
     traces = loss.new_tensor(len(micro.trace_ids))
     positive = (micro.advantage > 0).sum()
     parts = (loss, traces, micro.advantage.sum(), positive, factors.sum(), signal.sum(), delta.sum(), gaps.sum())
-    return torch.stack([part.double() for part in parts])
+    return torch.stack([part.double() for part in (*parts, *(divergence or (loss.new_zeros(()),)))])
 
 
 def _broken(micro: MicroBatch, logprobs: Tensor) -> list[str]:

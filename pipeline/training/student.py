@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -15,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
+from pipeline.method.objective import Surrogate
 from pipeline.models.resolve import open_model
-from pipeline.training.head import Head, weighted_logprob
+from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
 
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more
 
@@ -29,13 +31,35 @@ class Student(nn.Module):
         self.model: Any = model
         self.chunk = chunk
 
-    def forward(self, tokens: Tensor, sources: Tensor, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        tokens: Tensor,
+        sources: Tensor,
+        targets: Tensor,
+        coefficients: Tensor,
+        divergence: Divergence | None = None,
+        surrogate: Callable[[Tensor], Surrogate] | None = None,
+    ) -> tuple[Tensor, ...]:
         """tokens [B, L], sources [N] flat positions in B x L, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
 
         Only the positions that predict a response token reach the head. The sum depends on the hidden states even when N = 0,
         because every rank must have a backward pass.
+
+        With `divergence` its weighted sum is added, and its values [N] come third. With `surrogate` the head runs twice: log p is
+        made first, without a gradient, and decides the slopes. `coefficients` is then one over the denominators of the loss, and
+        the sum is that of the surrogate's values.
         """
-        return self.head(self.states(tokens, sources), targets, coefficients)
+        hidden = self.states(tokens, sources)
+        if surrogate is None:
+            return self.head(hidden, targets, coefficients, divergence)
+        made = surrogate(logprobs_of(hidden, self._head(), targets))
+        if divergence is not None:
+            kept = divergence.kept
+            divergence = divergence._replace(kept=kept._replace(weights=kept.weights * made.trust))
+        slopes = made.slopes * coefficients
+        total, logprobs, *values = self.head(hidden, targets, slopes, divergence)
+        offset = (made.values * coefficients).sum() - (slopes * logprobs).sum()
+        return total + offset, logprobs, *values
 
     @property
     def vocab_size(self) -> int:
@@ -48,11 +72,17 @@ class Student(nn.Module):
         hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[sources]
 
-    def head(self, hidden: Tensor, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """sum_n c_n log p_n and log p [N] nats of hidden states [N, H], targets [N] and coefficients [N]."""
+    def head(
+        self, hidden: Tensor, targets: Tensor, coefficients: Tensor, divergence: Divergence | None = None
+    ) -> tuple[Tensor, ...]:
+        """sum_n c_n log p_n and log p [N] nats of hidden states [N, H], targets [N] and coefficients [N]; see `forward`."""
+        if divergence is None:
+            return weighted_logprob(hidden, self._head(), targets, coefficients)
+        return with_divergence(hidden, self._head(), targets, coefficients, divergence)
+
+    def _head(self) -> Head:
         layer = self.model.get_base_model().get_output_embeddings()
-        head = Head(layer.weight, getattr(layer, "bias", None), self.chunk)
-        return weighted_logprob(hidden, head, targets, coefficients)
+        return Head(layer.weight, getattr(layer, "bias", None), self.chunk)
 
 
 def build(run: Run, device: torch.device) -> Student:
@@ -87,9 +117,9 @@ def build(run: Run, device: torch.device) -> Student:
 def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.device) -> nn.Module:
     """The student over all ranks: replicated with averaged gradients (DDP), or sharded layer by layer (FSDP2).
 
-    Without a process group the student itself is returned.
+    A single rank, with or without a process group, gets the student itself.
     """
-    if not dist.is_initialized():
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return student
     if strategy == "ddp":
         return nn.parallel.DistributedDataParallel(student, device_ids=[device.index] if device.type == "cuda" else None)

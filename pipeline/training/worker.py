@@ -16,6 +16,7 @@ from pipeline.errors import EgrsdError, TrainingError
 from pipeline.fit import builds
 from pipeline.notices import tell
 from pipeline.overrides import load
+from pipeline.store import card
 from pipeline.store.directory import Store
 from pipeline.store.files import SCRATCH
 from pipeline.training import leaders
@@ -117,7 +118,10 @@ def fit(store: Store, run: Run) -> None:
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """The program that Ray Train runs in every rank. `config` has `store`, and the settings `run` as plain JSON."""
+    """The program that Ray Train runs in every rank.
+
+    `config` has `store`, the settings `run` as plain JSON, and the name of the `card` that an engine shares, or None.
+    """
     import torch
     from ray.train.torch import get_device
 
@@ -126,7 +130,8 @@ def train_loop(config: dict[str, Any]) -> None:
     builds.check()
     run = load(config["run"])
     # without a GPU from Ray, get_device takes the first GPU of the machine, which may be an engine's
-    rank.train(config["store"], run, get_device() if run.train.placement.gpus else torch.device("cpu"))
+    device = get_device() if run.train.placement.gpus else torch.device("cpu")
+    rank.train(config["store"], run, device, card.Card(config["card"]) if config["card"] else None)
 
 
 def _trainer(store: Store, run: Run) -> Any:
@@ -134,6 +139,7 @@ def _trainer(store: Store, run: Run) -> Any:
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
 
     place = run.train.placement
+    shared = card.name_here() if run.engines.rollout.colocate else None
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.train.stall_timeout_s)  # a thread of its own answers
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train reads these variables in the driver only
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is handled like a lost rank
@@ -141,7 +147,7 @@ def _trainer(store: Store, run: Run) -> Any:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative model path means the same in a rank
     return TorchTrainer(
         train_loop,
-        train_loop_config={"store": store, "run": run.model_dump(mode="json")},
+        train_loop_config={"store": store, "run": run.model_dump(mode="json"), "card": shared},
         torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=run.train.workers,

@@ -4,11 +4,12 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from actors.dispatcher import Actors, Dispatcher
 from actors.fakes import FakeEngine
 from actors.member import Pulse
+from actors.probe import STRANGE
 from actors.sizing import Bounds
 from pipeline import config
 from pipeline.errors import EngineError
@@ -36,6 +37,7 @@ class Handle:
 
     def __init__(self, **methods):
         self.pid, self.load, self.pulse, self.close = Method(7), Method(FACTS), Method(Pulse([], 0)), Method(None)
+        self.probe, self.sleep, self.wake = Method({0: [-1.0, -2.0]}), Method(True), Method(None)
         self.__dict__.update(methods)
 
 
@@ -218,3 +220,162 @@ def test_engines_that_fell_back_for_reasons_that_read_otherwise_serve_together()
         return seen.fallback
 
     assert asyncio.run(told()) in {facts.fallback for facts in gaps}
+
+
+# ---- a card that engine and trainer share ----------------------------------------------------------------------------
+
+
+DEAD = RayActorError()
+
+
+def shared(*handles, **settings):
+    """A pool on a shared card, and its actors."""
+    actors = Given(*handles)
+    return dispatcher(actors, colocate=True, **settings), actors
+
+
+async def served(pool):
+    """The pool once one engine serves."""
+    await pool.wake()
+    assert await pool.facts() == FACTS
+    return await until(pool, lambda seen: states(seen) == ["serving"])
+
+
+def test_a_pool_on_a_shared_card_starts_nothing_before_it_is_its_turn():
+    async def told():
+        pool, actors = shared(Handle())
+        waiting = asyncio.create_task(pool.acquire(1, 0, False))
+        seen = await pool.overview()
+        await asyncio.sleep(0.6)  # the pool looks at its size four times a second
+        assert (states(await pool.overview()), seen.asleep, len(actors.handles)) == ([], True, 1)
+        await served(pool)
+        return (await asyncio.wait_for(waiting, 5)).engine, (await pool.overview()).asleep
+
+    engine, asleep = asyncio.run(told())
+    assert engine.startswith("rollout-")
+    assert not asleep
+
+
+def test_a_pool_sleeps_once_its_batches_have_ended_and_takes_none_until_it_is_woken():
+    async def told():
+        handle = Handle()
+        pool, actors = shared(handle)
+        await served(pool)
+        ticket = await pool.acquire(1, 0, False)
+        sleeping = asyncio.create_task(pool.sleep())
+        later = asyncio.create_task(pool.acquire(1, 0, False))
+        await asyncio.sleep(0.1)
+        assert not sleeping.done()
+        await pool.release(ticket.id, 1, 1)
+        await asyncio.wait_for(sleeping, 5)
+        seen = await pool.overview()
+        assert (states(seen), seen.asleep, later.done()) == (["asleep"], True, False)
+        before = seen.serving_s
+        await asyncio.sleep(0.2)
+        assert (await pool.overview()).serving_s == pytest.approx(before, abs=0.1)  # seconds of sleep are no idle ones
+        await pool.wake()
+        assert (await asyncio.wait_for(later, 5)).handle is handle
+        return actors.ended, (await pool.overview()).gone
+
+    assert asyncio.run(told()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("method", "cause"),
+    [
+        ({"probe": "flat"}, f"{STRANGE}: log-probs of policy 0 differ by 3.04 nat"),
+        ({"wake": Method(DEAD)}, f"did not wake up ({DEAD})"),
+        ({"wake": Method(None, 9)}, "did not wake up (TimeoutError)"),
+    ],
+)
+def test_a_woken_engine_that_answers_otherwise_or_not_at_all_is_replaced_before_any_answer_counts(method, cause):
+    class Flat:
+        """The probe of an engine that answers -log V on every token after its sleep."""
+
+        def __init__(self):
+            self.calls = 0
+
+        async def remote(self):
+            self.calls += 1
+            return {0: [-4.04, -4.04] if self.calls > 2 else [-1.0, -2.0]}
+
+    async def told():
+        first, second = Handle(**{name: Flat() if found == "flat" else found for name, found in method.items()}), Handle()
+        pool, actors = shared(first, second, start_timeout_s=0.5)
+        await served(pool)
+        await pool.sleep()
+        await pool.wake()
+        assert (await asyncio.wait_for(pool.acquire(1, 0, False), 5)).handle is second
+        assert actors.ended == [first]
+        return (await pool.overview()).gone
+
+    [(_, told_cause, _)] = asyncio.run(told())
+    assert told_cause == cause
+
+
+def test_an_engine_that_cannot_sleep_is_ended_and_another_starts_when_the_pool_is_woken():
+    async def told():
+        first, second = Handle(sleep=Method(False)), Handle()
+        pool, actors = shared(first, second)
+        await served(pool)
+        await pool.sleep()
+        assert (states(await pool.overview()), actors.ended) == ([], [first])
+        await served(pool)
+        assert (await pool.acquire(1, 0, False)).handle is second
+        return (await pool.overview()).gone
+
+    assert asyncio.run(told()) == []  # nobody has died
+
+
+def test_an_engine_that_is_still_loading_when_the_trainers_turn_comes_is_ended():
+    async def told():
+        slow, second = Handle(load=Method(FACTS, 9)), Handle()
+        pool, actors = shared(slow, second)
+        await pool.wake()
+        await until(pool, lambda seen: states(seen) == ["loading"])
+        await pool.sleep()
+        assert (states(await pool.overview()), actors.ended) == ([], [slow])
+        return (await served(pool)).gone
+
+    assert asyncio.run(told()) == []
+
+
+def test_an_engine_that_dies_asleep_is_not_replaced_before_the_pool_is_woken(monkeypatch):
+    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+
+    async def told():
+        first, second = Handle(), Handle()
+        pool, actors = shared(first, second)
+        await served(pool)
+        await pool.sleep()
+        first.pulse = Method(DEAD)
+        seen = await until(pool, lambda seen: seen.gone)
+        await asyncio.sleep(0.6)
+        assert (states(await pool.overview()), len(actors.handles)) == ([], 1)
+        await served(pool)
+        return [cause for _, cause, _ in seen.gone]
+
+    assert asyncio.run(told()) == [str(DEAD)]
+
+
+def test_new_engines_that_answer_otherwise_than_the_one_before_end_the_pool_after_three():
+    async def told():
+        strange = [Handle(probe=Method({0: [-1.0, -2.5]})) for _ in range(3)]
+        pool, _ = shared(Handle(sleep=Method(False)), *strange)
+        await served(pool)
+        await pool.sleep()
+        await pool.wake()
+        await asyncio.wait_for(pool.acquire(1, 0, False), 5)
+
+    what = f"3 engines could not be loaded, the last one because a new engine {STRANGE}: log-probs of policy 0 differ by 0.5"
+    with pytest.raises(EngineError, match=what):
+        asyncio.run(told())
+
+
+def test_a_pool_that_has_failed_tells_the_driver_when_it_is_put_to_sleep():
+    async def told():
+        pool, _ = shared(Handle(load=Method(ValueError("no model"))))
+        await pool.wake()
+        await pool.sleep()
+
+    asyncio.run(told())  # nothing holds the card: the next batch gets the error

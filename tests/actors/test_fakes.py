@@ -3,12 +3,15 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.fakes import END_TOKEN, FakeEngine, token_evidence
+from actors.fakes import END_TOKEN, FakeEngine, most_likely, token_evidence
 from pipeline import config
 from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
+from pipeline.errors import SettingError
+from pipeline.stages.signals import broken
 
 FAKE = FakeEngine(config.Model(), config.Pool(), config.ScoreSettings())
 SAMPLING = Sampling(1.0, 1.0, 0, 16)
@@ -46,6 +49,21 @@ def test_what_does_not_fit_is_a_failure_of_its_row():
     assert [isinstance(answer, Failure) for answer in answers] == [True, False]
     answers = FAKE.score([Sequence(long, [1]), Sequence([1], []), Sequence([1], [2])], Policy(0))
     assert [isinstance(answer, Failure) for answer in answers] == [True, True, False]
+
+
+def test_kept_tokens_are_the_likeliest_and_fit_the_tokens_own_log_prob():
+    fake = FakeEngine(config.Model(), config.Pool(), config.ScoreSettings(keep_topk=57))
+    [score] = fake.score([Sequence([1, 2], list(range(57)))], Policy(1))
+    assert broken(score, 57) is None
+    assert score.topk_tokens.shape == score.topk_logprobs.shape == (57, 57)
+    ids, values = most_likely(np.array([56]), np.float32([-1.0]), 4, 57)  # .368; a half, a quarter, an eighth of .632
+    rest = math.log1p(-math.exp(-1))
+    np.testing.assert_allclose(values[0], sorted([-1.0, *(rest - j * math.log(2) for j in (1, 2, 3))])[::-1], rtol=1e-6)
+    assert ids[0].tolist() == [56, 0, 1, 2]
+    with pytest.raises(
+        SettingError, match=r"score\.keep_topk: 58 is more than the 57 tokens of the teacher's vocabulary\. Set it"
+    ):
+        FakeEngine(config.Model(), config.Pool(), config.ScoreSettings(keep_topk=58))
 
 
 def test_bounds_are_said_where_they_are_asked_for():

@@ -103,3 +103,12 @@ def test_a_node_that_starts_no_engine_in_time_is_a_warning(ray_local, monkeypatc
     monkeypatch.setattr(cluster, "_entropy_here", waiting_for("/no/such/file"))
     line = cluster.entropy_there(resolve(recipes.demo(), ["engines.rollout.start_timeout_s=0.5"]))
     assert (line.level, line.text) == ("warning", "not checked: no engine was up within start_timeout_s 0.5")
+
+
+@pytest.mark.engine
+def test_the_check_of_entropies_starts_a_real_engine_on_its_node(ray_local):
+    [node] = [node["NodeManagerAddress"] for node in ray_local.nodes() if node["Alive"]]
+    line = cluster.entropy_there(recipes.demo())
+    assert (line.level, line.topic) == ("ok", "exact entropy"), line.text
+    assert line.text.startswith("exact, by the self-check of vllm ")
+    assert line.text.endswith(f", on node {node}")

@@ -16,7 +16,8 @@ from actors.fakes import Behaviour, FakeEngine
 from actors.pool import EnginePool, Piece, after_death
 from pipeline import config, notices
 from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
-from pipeline.errors import EngineError, ModelError, ResourceError
+from pipeline.errors import EngineError, ModelError, ResourceError, SettingError
+from pipeline.store import card
 
 SAMPLING = Sampling(1.0, 1.0, 0, 32)
 MODEL, SCORE = config.Model(), config.ScoreSettings()
@@ -376,3 +377,66 @@ def test_a_closed_pool_says_so(start):
     pool.close()
     with pytest.raises(EngineError, match=r"engines\.rollout: the pool (is gone|was closed)"):
         pool.generate(REQUESTS, BASE, SAMPLING)
+
+
+def test_a_woken_engine_that_answers_minus_log_v_is_replaced(start, told):
+    """The fixed sequence is scored again before any answer counts. The next engine starts anew and answers as the first did."""
+    pool = start(size=1, behaviour=Behaviour(sleeps=True, wakes_wrong=True), colocate=True)
+    before = pool.score([Sequence([1, 2], [4, 5, 6])], BASE)
+    [first] = pool.overview().engines
+    pool.sleep()
+    assert [engine.state for engine in pool.overview().engines] == ["asleep"]
+    pool.wake()
+    [score] = pool.score([Sequence([1, 2], [4, 5, 6])], BASE)
+    assert np.array_equal(score.logprobs, before[0].logprobs)
+    [(name, cause, _)] = pool.overview().gone
+    assert name == first.name
+    assert cause.startswith("answers a fixed sequence otherwise than before: log-probs of policy 0 differ by ")
+    wait_for(lambda: any("otherwise than before" in line and "is replaced" in line for line in told))
+
+
+def test_an_engine_that_dies_asleep_is_replaced_in_the_engines_turn_only(start):
+    pool = start(size=1, behaviour=Behaviour(sleeps=True), colocate=True)
+    pool.facts()
+    [first] = serving(pool)
+    pool.sleep()
+    os.kill(first.pid, signal.SIGKILL)
+    wait_for(lambda: not pool.overview().engines)
+    answer = in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING))
+    time.sleep(1)  # the dispatcher looks at its size four times in this time
+    assert pool.overview().engines == []
+    pool.wake()
+    assert same(answer(), undisturbed())
+
+
+def test_a_dispatcher_that_is_restarted_starts_nothing_in_the_trainers_turn_and_is_told_in_the_engines(start):
+    pool = start(size=1, behaviour=Behaviour(sleeps=True), colocate=True)
+    pool.facts()
+    pool.sleep()
+    ray.kill(pool._dispatcher, no_restart=False)
+    wait_for(lambda: not pool.overview().engines)
+    time.sleep(3)  # longer than the driver's thread waits between two looks
+    seen = pool.overview()
+    assert (seen.engines, seen.asleep) == ([], True)
+    pool.wake()
+    assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
+    ray.kill(pool._dispatcher, no_restart=False)
+    assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
+
+
+def test_a_card_that_the_trainer_holds_keeps_an_engine_waiting(start):
+    """Also an engine that starts out of turn does not use the card: it needs the lock that the trainer holds."""
+    trainer = card.Card(card.name_here())
+    assert trainer.take()
+    pool = start(size=1, colocate=True)
+    wait_for(lambda: any(engine.pid for engine in pool.overview().engines))
+    time.sleep(1)
+    assert [engine.state for engine in pool.overview().engines] == ["loading"]
+    trainer.release()
+    assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
+    assert not trainer.take(within_s=0)
+    pool.sleep()  # this engine cannot sleep, so it is ended
+    assert trainer.take(within_s=30)
+    trainer.release()
+    with pytest.raises(SettingError, match="one engine shares the card with the trainer, and 2 are asked for"):
+        pool.resize(2)

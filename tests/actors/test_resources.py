@@ -82,3 +82,11 @@ def test_ranks_never_share_a_card():
     with pytest.raises(SettingError, match=r"placement\.gpus 0\.5 would let ranks share a GPU, which NCCL refuses"):
         resolve(sized(4, 2), ["train.placement.gpus=0.5"])
     assert resolve(sized(1, 1), ["train.placement.gpus=0.5"]).train.placement.gpus == 0.5
+
+
+def test_one_card_holds_engine_and_rank_of_its_recipe_and_no_second_engine():
+    run = recipes.recipe("qwen3_1_7b_1gpu")
+    node = cluster.local_node(1)
+    check(resources.demands_of(run), [node])
+    with pytest.raises(ResourceError, match=r"1\.5 GPU are asked for"):
+        check([*resources.demands_of(run), Demand("engines.score", 1, run.engines.rollout.placement)], [node])

@@ -70,6 +70,7 @@ def soak(length_s: float, seed: int, on_vllm: bool) -> None:
             command.log = scratch / "run.log"
             felt = list(faults(command, uri, length_s, random.Random(seed), seed, disk))
             last = end(command, uri)
+            assert last, f"no round was trained in {length_s:g} s, so there is nothing to compare: set SOAK_S higher"
             calm_uri = str(scratch / "calm")
             calm = real(ground, calm_uri, *sets) if on_vllm else fake(ground, calm_uri, *sets)
             calm.start()
@@ -131,9 +132,13 @@ def faults(command: Command, uri: str, length_s: float, rng: random.Random, seed
 
 def fill(command: Command, disk: Path) -> None:
     """Fill the run's disk until its command ends for it; then free the space, and start the command again."""
-    filler, free = disk / "filler", os.statvfs(disk)
+    filler, size = disk / "filler", 0
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        for piece in (1 << 20, 1 << 12):  # by pieces, since the command writes meanwhile
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(file.fileno(), size, piece)
+                    size += piece
     until(lambda: not command.running(), PATIENCE_S, "a full disk ends the command")
     said = command.log.read_text()[-2000:]
     assert "o space left" in said, said

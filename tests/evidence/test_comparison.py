@@ -113,9 +113,9 @@ def test_other_settings_are_refused(compared, capfd):
 def test_controls_change_one_thing():
     base = demo()
     for name, changed in {
-        "shuffled": {"objective.gate"},
-        "uniform": {"objective.gate"},
-        "inverted": {"objective.gate"},
+        "shuffled": {"objective.control"},
+        "uniform": {"objective.control"},
+        "inverted": {"objective.control"},
         "student_entropy": {"objective.entropy"},
         "no_reference": {"prompts.teacher"},
     }.items():

@@ -57,6 +57,17 @@ def test_engine_on_a_card(qwen):
     assert footprint.engine_fit(run.model, run.engines.rollout, qwen, replace(GOOD, gpus=(16 * 2**30,))).level == "error"
 
 
+def test_scoring_has_the_logits_of_a_piece_on_a_gpu_and_of_a_sequence_on_a_cpu(qwen):
+    """On a GPU 1 024 positions of the response in float32. On a CPU all positions, and log-probs beside the logits."""
+    run = recipes.qwen3_8b()
+    assert footprint.scoring_logits(run.model, run.engines.rollout, qwen) == 1024 * 151936 * 4
+    small = run.engines.rollout.model_copy(update={"max_batched_tokens": 256})
+    assert footprint.scoring_logits(run.model, small, qwen) == 256 * 151936 * 4
+    assert footprint.scoring_logits(config.Model(max_model_len=100), config.Pool(), qwen) == 100 * 151936 * 8
+    card = replace(GOOD, gpus=(80 * 2**30,))
+    assert "scoring logits 0.58 of 8.00 GiB spare" in footprint.engine_fit(run.model, run.engines.rollout, qwen, card).text
+
+
 def test_memory_that_does_not_suffice(qwen):
     run = recipes.demo()
     lines = {line.topic: line.level for line in footprint.fit(run, qwen, replace(GOOD, memory=2**30))}

@@ -2,7 +2,8 @@
 
     python tests/inference/gpu_nodes.py FILE
 
-The process writes to FILE, as JSON, what it saw on nodes with one GPU each, and then beside a node with two.
+The process writes to FILE, as JSON, what it saw on nodes with one GPU each, then beside a node with two. Last comes a machine
+with one GPU, which an engine and a rank share.
 """
 
 import json
@@ -12,10 +13,14 @@ import sys
 import ray
 from ray.cluster_utils import Cluster
 
+from actors.cluster import check_room
 from actors.fakes import FakeEngine
 from actors.pool import EnginePool
-from pipeline import config
+from actors.resources import demands_of
+from pipeline import config, recipes
 from pipeline.errors import ResourceError
+from pipeline.store.directory import Store
+from pipeline.training import worker
 
 
 class Seeing(FakeEngine):
@@ -30,6 +35,33 @@ def start():
     """A pool of one engine on two GPUs."""
     pool = config.Pool(tensor_parallel=2, placement=config.Placement(cpus=0.1, gpus=2))
     return EnginePool.start("rollout", config.Model(), pool, config.ScoreSettings(), Seeing)
+
+
+@ray.remote
+class Rank:
+    """An actor with the resources of a rank."""
+
+    def cards(self):
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def on_one_card():
+    """The cards that engine and rank of the recipe for one card get on a machine with a single one, and what is left of it."""
+    run = recipes.recipe("qwen3_1_7b_1gpu")
+    ray.init(address="local", num_cpus=8, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    check_room(demands_of(run))
+    pool = EnginePool.start("rollout", config.Model(), run.engines.rollout, config.ScoreSettings(), Seeing)
+    asked = worker._trainer(Store("unused"), run).scaling_config
+    rank = Rank.options(num_cpus=asked.resources_per_worker["CPU"], num_gpus=asked.resources_per_worker["GPU"]).remote()
+    told = [
+        pool.facts().engine.strip(),
+        ray.get(rank.cards.remote()),
+        ray.available_resources().get("GPU", 0.0),
+        asked.num_workers,
+    ]
+    pool.close()
+    ray.shutdown()
+    return told
 
 
 def main(path):
@@ -51,6 +83,7 @@ def main(path):
     pool.close()
     ray.shutdown()
     cluster.shutdown()
+    told["shared"] = on_one_card()
     with open(path, "w") as file:
         json.dump(told, file)
 

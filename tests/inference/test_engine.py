@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.inference import startup
+from actors.inference import startup, vllm_sleep
 from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
@@ -248,3 +248,39 @@ def test_the_head_of_a_model_in_half_precision_computes_in_float32():
         for dtype in ("float32", "bfloat16", "float16")
     ]
     assert overrides == [{}, {"head_dtype": "float32"}, {"head_dtype": "float32"}]
+
+
+def test_an_engine_on_a_cpu_cannot_sleep_and_says_so(engine, traces):
+    assert engine.sleep() is False
+    assert same_traces(engine.generate(REQUESTS[:2], BASE, SAMPLING), traces[0][:2])
+
+
+def test_an_engine_that_slept_answers_as_before_and_nothing_meanwhile(engine, policies, traces, monkeypatch):
+    """vLLM's own calls: on a CPU they stop and start its scheduler, and only the memory stays where it is."""
+    engine.vllm.alone(lambda vllm: monkeypatch.setattr(vllm.model_config, "enable_sleep_mode", True))
+    assert engine.sleep() is True
+    with pytest.raises(EngineError, match="the engine sleeps"):
+        engine.generate(REQUESTS[:2], BASE, SAMPLING)
+    with pytest.raises(EngineError, match="the engine sleeps"):
+        engine.score([Sequence([1], [5])], BASE)
+    engine.wake()
+    for number in (0, 1):
+        assert same_traces(engine.generate(REQUESTS, policies[number], SAMPLING), traces[number])
+
+
+def test_the_mode_is_asked_for_where_vllm_has_it_and_the_card_is_shared():
+    assert vllm_sleep.available() is False
+    from vllm.engine.arg_utils import EngineArgs
+
+    assert EngineArgs.enable_sleep_mode is False  # the name of vLLM's setting
+
+
+def test_an_engine_without_memory_names_its_share_of_the_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 2**30, 24 * 2**30))
+    pool = config.Pool(colocate=True, memory_share=0.7)
+    error = startup.start_error(RuntimeError("CUDA Error: out of memory at cumem"), "m", pool, "wake up")
+    assert str(error) == (
+        "m: vLLM did not wake up (RuntimeError: CUDA Error: out of memory at cumem; memory_share 0.7 x 24.00 = 16.80 GiB, "
+        "10.00 are free). Lower memory_share, max_num_seqs or model.max_model_len, or set train.offload all"
+    )

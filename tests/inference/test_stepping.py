@@ -123,3 +123,34 @@ def test_an_error_at_the_start_is_raised_by_the_constructor(error, kind, message
 
     with pytest.raises(kind, match=message):
         Stepper(start, "some/model")
+
+
+def test_work_on_vllm_itself_is_done_alone_and_its_error_is_its_callers():
+    stepper = Stepper(lambda: (Echo(), FACTS), "path")
+    assert stepper.alone(lambda engine: engine.requests) == []
+    with pytest.raises(ZeroDivisionError):
+        stepper.alone(lambda engine: 1 / 0)
+    [answer] = stepper.submit([([5, 6], None)], None)
+    assert answer.ids == [5, 6]
+
+    class Busy(Echo):
+        def step(self):
+            entered.set()
+            go.wait(20)
+            return super().step()
+
+    entered, go = threading.Event(), threading.Event()
+    busy = Stepper(lambda: (Busy(), FACTS), "path")
+    told = []
+    asking = threading.Thread(target=lambda: told.append(busy.submit([([5], None), ([6], None)], None)))
+    asking.start()
+    assert entered.wait(20)
+    threading.Timer(0.2, go.set).start()
+    with pytest.raises(EngineError, match="the engine holds requests"):
+        busy.alone(lambda engine: None)
+    asking.join(20)
+    assert len(told[0]) == 2
+    for one in (stepper, busy):
+        one.close()
+    with pytest.raises(EngineError, match="was closed"):
+        stepper.alone(lambda engine: None)

@@ -79,8 +79,9 @@ def test_a_pool_replaces_an_engine_whose_process_was_killed(ray_local, one, adap
     pool.close()
 
 
-def test_the_gpus_of_an_engine_are_on_one_node(tmp_path):
+def test_the_gpus_of_an_engine_are_on_one_node_and_one_card_holds_engine_and_rank(tmp_path):
     seen = told("gpu_nodes.py", tmp_path / "told.json")
     assert "one asks for 0.1 CPU, 2 GPU; the largest node has" in seen["refused"]
     assert seen["engine"] == "double 0,1"
     assert seen["free"] == 2.0
+    assert seen["shared"] == ["0", "0", 0.0, 1]

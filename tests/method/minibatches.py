@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.config import Objective
+from pipeline.config.objective import OBJECTIVES
 from pipeline.method import objective
 
 GOLDEN = arithmetic.GOLDEN
-NAMES = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")
+NAMES = OBJECTIVES
+COLUMNS = ("teacher_logprobs", "student_logprobs", "teacher_entropy", "rollout_logprobs", "student_entropy", "mask")
 
 
 def flat(rows: list[list[float]]) -> list[float]:
@@ -58,13 +60,16 @@ def batches(draw: st.DrawFn) -> Batch:
     advantage = torch.randn(shape[0], generator=generator, dtype=torch.float64)
     normaliser = objective.normaliser(entropy, mask, Objective())
     seeds = torch.randint(0, 2**31, shape[:1], generator=generator)
-    return Batch(objective.Signals(advantage, -column(3), -column(3), entropy, mask, normaliser, step=7, seeds=seeds), -column(5))
+    signals = objective.Signals(advantage, -column(3), -column(3), entropy, mask, normaliser, step=7, seeds=seeds)
+    return Batch(replace(signals, rollout_logprobs=-column(3), student_entropy=column(2)), -column(5))
 
 
-KINDS = [(name, "entropy") for name in NAMES]
-KINDS += [(name, gate) for name in ("egrsd", "cl_egrsd") for gate in ("shuffled", "uniform", "inverted")]
+GATES = ("own", "off", "entropy", "cl_entropy", "top_entropy:0.3")
+CONTROLS = ("none", "shuffled", "uniform", "inverted")
+KINDS = [(name, gate, "none") for name in NAMES for gate in GATES]
+KINDS += [(name, gate, control) for name in NAMES for gate in GATES[2:] for control in CONTROLS[1:]]
 objectives = st.builds(
-    lambda kind, **constants: Objective(name=kind[0], gate=kind[1], **constants),
+    lambda kind, **constants: Objective(name=kind[0], gate=kind[1], control=kind[2], **constants),
     st.sampled_from(KINDS),
     gamma=st.sampled_from([0.0, 0.3, 1.0, 5.0]),
     window=st.integers(0, 12),
@@ -73,13 +78,21 @@ objectives = st.builds(
 
 
 def weights_of(signals: objective.Signals, constants: Objective) -> Tensor:
-    if constants.gate == "uniform" and signals.mean_gate is None:
+    return objective.token_weights(whole(signals, constants), constants)
+
+
+def whole(signals: objective.Signals, constants: Objective) -> objective.Signals:
+    """The signals with the figures of the minibatch that their gate needs."""
+    if constants.gate_kind == "top_entropy" and signals.threshold is None:
+        read = objective.readings(signals, constants)
+        signals = replace(signals, threshold=objective.threshold(read, constants.gate_share))
+    if constants.control == "uniform" and signals.mean_gate is None:
         signals = replace(signals, mean_gate=objective.gate_sum(signals, constants) / signals.mask.sum())
-    return objective.token_weights(signals, constants)
+    return signals
 
 
 def select(signals: objective.Signals, index: Tensor | slice) -> objective.Signals:
-    names = ("advantage", "teacher_logprobs", "student_logprobs", "teacher_entropy", "mask", "seeds")
+    names = [name for name in ("advantage", "seeds", *COLUMNS) if getattr(signals, name) is not None]
     return replace(signals, **{name: getattr(signals, name)[index] for name in names})
 
 
@@ -89,5 +102,4 @@ def pad(values: Tensor, left: int, right: int) -> Tensor:
 
 def gates(signals: objective.Signals, **constants: object) -> Tensor:
     constants = Objective(**constants)
-    mean = objective.gate_sum(signals, constants) / signals.mask.sum()
-    return objective.confidence(replace(signals, mean_gate=mean), constants)
+    return objective.confidence(whole(signals, constants), constants)

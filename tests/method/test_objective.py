@@ -9,7 +9,7 @@ import torch
 from golden import arithmetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from minibatches import Batch, batches, flat, gates, golden_signals, objectives, pad, padded, select, weights_of
+from minibatches import COLUMNS, Batch, batches, flat, gates, golden_signals, objectives, pad, padded, select, weights_of
 
 from pipeline.config import Objective
 from pipeline.method import objective
@@ -107,7 +107,7 @@ def test_lookahead_is_the_minimum_of_its_window(batch: Batch, window: int) -> No
 @given(batches(), objectives, st.integers(0, 3), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_weights_and_loss_do_not_see_padding_or_neighbours(batch: Batch, constants: Objective, left: int, right: int) -> None:
-    signals, columns = batch.signals, ("teacher_logprobs", "student_logprobs", "teacher_entropy", "mask")
+    signals, columns = batch.signals, COLUMNS
     weights = weights_of(signals, constants)
     assert weights.isfinite().all()
     assert (weights[~signals.mask] == 0).all()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.fakes import FakeEngine, token_evidence
+from actors.fakes import FakeEngine, most_likely, token_evidence
 from pipeline import stages
 from pipeline.config import Model
 from pipeline.contract import Failure, Place, Policy, Reject, Score
@@ -37,8 +37,8 @@ PROBLEMS = [
 class Odd(FakeEngine):
     """A fake engine that spoils chosen answers, by order of request."""
 
-    def __init__(self, model, spoil_generate=None, spoil_score=None):
-        super().__init__(model, None, demo().score)
+    def __init__(self, model, spoil_generate=None, spoil_score=None, score=None):
+        super().__init__(model, None, score or demo().score)
         self.spoil = {"generate": spoil_generate or {}, "score": spoil_score or {}}
         self.calls = []
 
@@ -119,6 +119,30 @@ def test_scores_are_the_engines_under_the_privileged_prompt(prompts, run, tokeni
     np.testing.assert_array_equal(np.float32(scored["teacher_entropy"][5].as_py()), entropy)
 
 
+def test_kept_tokens_come_with_every_teacher_score_also_of_traces_that_the_teacher_wrote(prompts, run, tokenizer):
+    run = resolve(run, ["rollout.teacher_share=0.5", "score.keep_topk=3"])
+    engine = Odd(run.model, score=run.score)
+    rollout = rolled_out(prompts, run, tokenizer, engine)
+    scored = stages.score.score(prompts, rollout, run, engine, POLICY)
+    check_table(STAGES["score"], scored)
+    assert engine.calls[2:] == [("score", Policy(0), 8), ("score", POLICY, 4)]
+    assert {column.name for column in STAGES["score"].writes} == set(scored.column_names[3:])
+    for row in range(8):
+        tokens = np.array(rollout["response_tokens"][row].as_py())
+        logprobs = np.array(scored["teacher_logprobs"][row].as_py(), np.float32)
+        ids, values = most_likely(tokens, logprobs, 3, 57)
+        assert scored["teacher_topk_tokens"][row].as_py() == ids.tolist()
+        assert scored["teacher_topk_logprobs"][row].as_py() == values.tolist()
+    assert scored["teacher_topk_tokens"][8].as_py() is None  # a rejected row
+    with pytest.raises(EngineError, match=r"score\.keep_topk: the engine gave none of the 3 most likely tokens"):
+        stages.score.score(prompts, rollout, run, Odd(run.model), POLICY)
+
+
+def test_without_the_setting_a_shard_has_no_such_columns(prompts, run, tokenizer):
+    scored = stages.score.score(prompts, rolled_out(prompts, run, tokenizer), run, Odd(run.model), POLICY)
+    assert not {"teacher_topk_tokens", "teacher_topk_logprobs"} & set(scored.column_names)
+
+
 def test_a_rescored_sample_measures_the_gap(prompts, run, tokenizer):
     run = resolve(run, ["score.rescore_share=1"])
 
@@ -182,6 +206,29 @@ def test_a_spoiled_score_is_a_typed_row(prompts, run, tokenizer, spoil, reason):
     check_table(STAGES["score"], scored)
     assert scored["reject_reason"][1].as_py() == reason
     assert scored["reject_reason"][0].as_py() is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoiled(topk_logprobs=lambda v: v[:, ::-1]), "top-k: log-probs do not descend"),
+        (spoiled(topk_logprobs=lambda v: v * 0), "top-k: probabilities of one position add up to 3"),
+        (spoiled(topk_logprobs=lambda v: v - np.inf), "score: top-k log-prob"),
+        (spoiled(topk_tokens=lambda v: v * 0), "top-k: names a token twice at one position"),
+        (spoiled(topk_tokens=lambda v: v + 57), "top-k: ids "),
+        (spoiled(topk_tokens=lambda v: v[:-1]), "of 2 tokens"),
+        (spoiled(topk_logprobs=lambda v: v - 1), "top-k: a token's log-prob is 1 nat off that of the kept tokens"),
+        (spoiled(topk_tokens=lambda v: (v + 9) % 57), "top-k: a token's log-prob is "),
+    ],
+)
+def test_kept_tokens_that_cannot_be_are_a_typed_row(prompts, run, tokenizer, spoil, said):
+    run = resolve(run, ["score.keep_topk=3"])
+    rollout = rolled_out(prompts, run, tokenizer)
+    row = next(row for row in range(8) if len(rollout["response_tokens"][row].as_py()) == 2 or "of 2" not in said)
+    scored = stages.score.score(prompts, rollout, run, Odd(run.model, spoil_score={row: spoil}, score=run.score), POLICY)
+    check_table(STAGES["score"], scored)
+    assert count_rejected(scored) == count_rejected(rollout) | {"non_finite" if said[-8:] == "log-prob" else "impossible": 1}
+    assert said in scored["reject_detail"][row].as_py()
 
 
 def test_an_engine_whose_numbers_are_mostly_impossible_ends_the_stage(prompts, run, tokenizer):

@@ -251,6 +251,45 @@ def test_a_shard_that_breaks_the_contract_is_not_committed(run_dir, replaced, me
     assert run_dir.entries("rounds/0000", "score") == {}
 
 
+def kept(tokens=((3, 1),), logprobs=((-0.1, -3.0),), **replaced):
+    """A score shard with kept tokens, the same at each position."""
+    table = score_table(**replaced)
+    for name, values in zip(contract.TOPK, (tokens, logprobs), strict=True):
+        rows = [(list(map(list, values)) * 4)[:4]] * 3
+        table = table.append_column(name, pa.array(rows, contract.COLUMNS[name].type))
+    return table.select(contract.schema(SCORE, contract.TOPK).names)
+
+
+def test_kept_tokens_are_stored_and_a_shard_without_them_is_whole(run_dir):
+    entry = commit(run_dir, kept(), vocab_size=57)
+    assert run_dir.read(entry).equals(kept())
+    assert (
+        run_dir.read(entry, ["teacher_topk_logprobs"])["teacher_topk_logprobs"][2].as_py()[3] == np.float32([-0.1, -3]).tolist()
+    )
+    plain = commit(run_dir, shard="0001")
+    assert run_dir.read(plain).column_names == contract.schema(SCORE).names
+    assert run_dir.read(plain, ["teacher_topk_tokens", "teacher_entropy"]).column_names == ["teacher_entropy"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": [(3, 57)]}, "column teacher_topk_tokens: 57 is impossible: 0 to 56"),
+        ({"tokens": [(3, 3)]}, "column teacher_topk_tokens: names a token twice at one position"),
+        ({"tokens": [(3, 1), (3,)]}, "column teacher_topk_tokens: keeps 1 tokens at one position and 2 at another"),
+        ({"tokens": [(1, 2, 3)]}, "column teacher_topk_tokens: keeps another number of tokens than of log-probs"),
+        ({"tokens": [()], "logprobs": [()]}, "keeps 0 tokens at one position and 0 at another"),
+        ({"logprobs": [(-3.0, -0.1)]}, "column teacher_topk_logprobs: log-probs do not descend"),
+        ({"logprobs": [(-0.1, -0.2)]}, "probabilities of one position add up to 1.72"),
+        ({"logprobs": [(-0.1, -np.inf)]}, "column teacher_topk_logprobs: not finite"),
+        ({"teacher_logprobs": [[-0.5] * 3] * 3}, "differ in length"),
+    ],
+)
+def test_kept_tokens_that_cannot_be_are_not_committed(run_dir, changes, message):
+    with pytest.raises(ContractError, match=message):
+        commit(run_dir, kept(**changes), vocab_size=57)
+
+
 def test_another_schema_is_refused():
     with pytest.raises(ContractError, match="schema is"):
         shards.check_table(SCORE, score_table().drop_columns(["entropy_error"]))

@@ -105,8 +105,7 @@ def test_the_gradient_is_that_of_the_plain_loss(name: str, gate: str) -> None:
 
     share = batches.share(batches.usable(data, 0), np.arange(12), 0, 1, 90)
     assert len(share) > 2
-    normaliser, num_tokens = made._normaliser(share), made._num_tokens(share)
-    sums, _, broken = made._backward(share, normaliser, num_tokens, made._mean_gate(share, normaliser, num_tokens))
+    sums, _, broken = made._backward(share, made.whole(share))
     assert not broken
     assert float(sums[0]) == pytest.approx(expected_loss.item(), abs=1e-5)
     for (name, parameter), gradient in zip(made.parameters().items(), expected, strict=True):

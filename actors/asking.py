@@ -1,0 +1,51 @@
+"""What a dispatcher asks of one engine besides work: a sign of life, and its turns on a card that it shares with the trainer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ray.exceptions import RayError
+
+from actors.member import Member, Pulse
+from actors.probe import Probed, difference
+from pipeline.errors import first_line
+
+
+async def pulse(member: Member, stall_timeout_s: float, gone: Callable[[], bool]) -> Pulse | None:
+    """A sign of life of an engine, or None when none has come for `stall_timeout_s` seconds, or when the engine is `gone`.
+
+    The seconds are counted while the dispatcher itself runs. A machine that stood still blames no engine.
+    """
+    asked: asyncio.Future[Pulse] = asyncio.ensure_future(member.handle.pulse.remote())
+    part = min(1.0, stall_timeout_s / 4)
+    while not (await asyncio.wait({asked}, timeout=part))[0]:
+        member.silent_s += part
+        if member.silent_s >= stall_timeout_s or gone():
+            asked.cancel()
+            return None
+    member.silent_s = 0.0
+    return asked.result()
+
+
+async def probed(member: Member, timeout_s: float) -> Probed:
+    """What an engine answers to the probe. Raises RayError or TimeoutError when it does not answer."""
+    return await asyncio.wait_for(member.handle.probe.remote(), timeout_s)
+
+
+async def to_sleep(member: Member, timeout_s: float) -> bool:
+    """Probe an engine and put it to sleep. False when it does not sleep, for whatever reason, and must end."""
+    try:
+        member.probed = await probed(member, timeout_s)
+        return bool(await asyncio.wait_for(member.handle.sleep.remote(), timeout_s))
+    except (RayError, TimeoutError):
+        return False
+
+
+async def to_wake(member: Member, dtype: str, timeout_s: float) -> str:
+    """Wake an engine and probe it. Returns why it cannot be trusted; "" when it answers as before it slept."""
+    try:
+        await asyncio.wait_for(member.handle.wake.remote(), timeout_s)
+        return difference(member.probed, await probed(member, timeout_s), dtype)
+    except (RayError, TimeoutError) as error:
+        return f"did not wake up ({first_line(getattr(error, 'cause', None) or error)})"
