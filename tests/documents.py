@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from jobs.cli import app
 from pipeline import recipes
-from pipeline.config import Run
+from pipeline.config import Reward, Run
 from pipeline.contract import COLUMNS
 from pipeline.errors import EgrsdError
 from pipeline.overrides import resolve

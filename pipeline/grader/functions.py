@@ -6,10 +6,13 @@ A function has TRL's signature: `f(prompts, completions, completion_ids, **colum
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import importlib
 import inspect
 import math
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterable
@@ -25,6 +28,7 @@ from pipeline.grader.python_tests import python_tests
 
 FINE, VALUES, FAILED, READY = "fine", "values", "failed", "ready"
 STANDARD = ("prompts", "completions", "completion_ids")
+_PR_SET_PDEATHSIG = 1
 _LARGEST = 3e38  # a float32 column holds no more
 
 
@@ -54,6 +58,7 @@ class Call:
 def serve(job: Job, pipe: Connection) -> None:
     """The loop of a child: `Call`s come in, and (FINE or VALUES or FAILED, values or a sentence) goes out."""
     os.dup2(2, 1)  # what a function prints belongs into the log
+    end_with_parent()
     function: Callable[..., Any] | None = None
     while True:
         try:
@@ -69,6 +74,14 @@ def serve(job: Job, pipe: Connection) -> None:
         except BaseException as error:  # sys.exit() and the like are failures of the function too
             reply = (FAILED, f"raised {type(error).__name__}: {first_line(error)}"[:300])
         done(pipe, reply)
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent dies: a function that hangs would otherwise outlive the whole run."""
+    with contextlib.suppress(OSError, AttributeError):  # only Linux has it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() == 1:
+        os._exit(1)
 
 
 def _answer(function: Callable[..., Any], job: Job, call: Call) -> tuple[str, Any]:

@@ -291,7 +291,7 @@ def _limit(plan: dict[str, Any]) -> None:
         ("FSIZE", plan["scratch_mb"] * mb),
         ("CORE", 0),
         ("NOFILE", 64),
-        ("NPROC", 64),
+        *([("NPROC", 64)] if plan["alone"] else []),  # elsewhere it would count all processes of the user
         ("MEMLOCK", 0),
         ("MSGQUEUE", 0),
     ):

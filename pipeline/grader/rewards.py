@@ -161,6 +161,9 @@ def check_functions(run: Run, codes: Mapping[str, Code], known: Sequence[str] | 
             notes += verdict_of_locks(f"grade.rewards.{reward.name}", PythonTests.model_validate(reward.settings))
         elif code.place:
             _check_function(reward, code, known, samples)
+            notes.append(
+                f"note: grade.rewards.{reward.name} runs {reward.function} (sha256 {code.hash}) as you, in child processes"
+            )
     return notes
 
 

@@ -99,7 +99,7 @@ def run(programs: list[Program], limits: Limits) -> Report:
         "scratch": scratch,
         "visible": visible(),
         "python": os.path.realpath(sys.executable),
-        "environment": _ENVIRONMENT,
+        "environment": _ENVIRONMENT | _libraries(),
     }
     try:
         return _read(_asked(plan, limits.longest_s(len(programs))))
@@ -111,7 +111,12 @@ def _asked(plan: dict[str, Any], seconds: float) -> bytes:
     command = [sys.executable, "-I", "-S", "-B", lockdown.__file__]
     try:
         done = subprocess.run(
-            command, input=json.dumps(plan).encode(), capture_output=True, timeout=seconds, env={}, start_new_session=True
+            command,
+            input=json.dumps(plan).encode(),
+            capture_output=True,
+            timeout=seconds,
+            env=_libraries(),
+            start_new_session=True,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SandboxError(f"the locked-down process did not end: {error}"[:200]) from error
@@ -135,11 +140,17 @@ def visible() -> list[str]:
     paths = sysconfig.get_paths()
     wanted = [sys.base_prefix, os.path.realpath(sys.base_prefix), paths["stdlib"], *packages()]
     wanted += ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/lib", "/lib64", "/etc/ld.so.cache"]
+    wanted += [path for path in _libraries().get("LD_LIBRARY_PATH", "").split(":") if os.path.isabs(path)]
     python = os.path.realpath(sys.executable)
     wanted.append(str(Path(python).parent.parent) if Path(python).parent.name == "bin" else python)
     there = sorted({path.rstrip("/") for path in wanted if os.path.exists(path) and path.rstrip("/")}, key=len)
     inside = lambda path, roots: any(path != root and path.startswith(f"{root}/") for root in roots)  # noqa: E731
     return [path for path in there if not inside(path, [root for root in there if not os.path.islink(root)])]
+
+
+def _libraries() -> dict[str, str]:
+    """The one variable of the environment that a program gets: some interpreters do not start without it."""
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 
 def packages() -> list[str]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from in_process import brought, planned, stale
 
 from pipeline.driver import open_sources
-from pipeline.errors import SettingError, UserError
+from pipeline.errors import ContractError, SettingError, UserError
 from pipeline.grader.code import codes_of
 from pipeline.method.rewards import group_advantage
+from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
+from pipeline.recipes import demo
 from pipeline.rounds.proof import prove
 from pipeline.rounds.refused import refuse_nothing_left
+from pipeline.rounds.round import evaluation_run
 from pipeline.rounds.rows import joined_round
-from pipeline.stages import LABELS, MEASURE, PLAN, chain_of
-from pipeline.stages.reward import check
+from pipeline.stages import EVALUATION, LABELS, MEASURE, PLAN, STAGES, chain_of
+from pipeline.stages.reward import check, judge
+from pipeline.store.shards import check_table
 
 BREVITY = """
 def brevity(completions, **columns):
@@ -171,7 +177,9 @@ def test_a_good_function_passes_the_check_with_its_settings_and_columns(tmp_path
         "async def anything(completions, solution, scale, *, trainer_state=None):\n    return [scale] * len(solution)\n"
     )
     run = planned(tmp_path / "run", listed(own(file, settings="{scale: 2}"))).run
-    assert open_sources(run).notes == ()
+    assert open_sources(run).notes == (
+        f"note: grade.rewards.brevity runs {file} (sha256 {codes_of(run)['brevity'].hash}) as you, in child processes",
+    )
 
 
 def test_code_in_the_folder_of_the_run_is_refused(tmp_path, file):
@@ -205,3 +213,80 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path, rewards, said
 def test_a_verdict_reward_must_be_one_of_the_rewards(tmp_path):
     with pytest.raises(SettingError, match="verdict_reward 'b' is none of the rewards: accuracy"):
         planned(tmp_path / "run", listed(ACCURACY), "grade.verdict_reward=b")
+
+
+def table_of(texts, tests):
+    """The shards of prompts and rollout, one trace for each problem, with what the stage reads."""
+    rows = len(texts)
+    prompts = pa.table({"problem": ["p"] * rows, "solution": ["s"] * rows, "answer": tests})
+    nothing = pa.array([None] * rows, pa.string())
+    columns = {"trace_id": [f"{row:016x}" for row in range(rows)], "reject_reason": nothing, "reject_detail": nothing}
+    columns |= {"prompt_index": pa.array(range(rows), pa.int32()), "response_text": texts, "finish_reason": ["stop"] * rows}
+    return prompts, pa.table(columns | {"response_tokens": [[1, 2]] * rows})
+
+
+def test_code_is_judged_by_its_tests_and_no_end_of_it_is_a_way_out():
+    tests = "{name: tests, function: python_tests, settings: {column: answer, time_s: 1}}"
+    run = resolve(demo(), [listed(tests), "grade.verdict_reward=tests"])
+    answers = [
+        "```python\ndef add(a, b):\n    return a + b\n```",
+        "def add(a, b):\n    return 0",
+        "while True: pass",
+        "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos.kill(1, 9)",
+        "def add(a, b):\n    return a + b",
+    ]
+    shard = judge(*table_of(answers, ["assert add(1, 2) == 3"] * 4 + [" "]), run, codes_of(run))
+    rows = shard.table.to_pylist()
+    assert [row["reward_tests"] for row in rows] == [1.0, 0.0, 0.0, 0.0, None]
+    assert [row["judged_verdict"] for row in rows][:4] == ["correct", "wrong", "wrong", "wrong"]
+    assert [row["reject_reason"] for row in rows] == [None] * 4 + ["reward_error"]
+    assert rows[4]["reject_detail"].startswith("reward 'tests': raised NoTests: the tests of a problem are no list")
+    assert check_table(STAGES["reward"], shard.table) == 0
+
+
+def test_the_text_of_a_file_travels_with_the_work(tmp_path, file):
+    work = planned(tmp_path / "run", listed(own(file)))
+    file.unlink()
+    assert ("grade", "0001") in brought(work, *chain_of(work.run, MEASURE))
+
+
+def test_a_module_must_be_the_drivers(tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_mine.py").write_text("def f(completions):\n    return [0.5] * len(completions)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    work, _ = graded(tmp_path / "run", own("rewards_of_mine:f"))
+    assert set(joined_round(work)["reward_brevity"].to_pylist()) == {0.5}
+    other = {"brevity": replace(work.codes["brevity"], hash="0" * 16)}
+    shard = judge(*table_of(["1"], ["1"]), work.run, other)
+    assert "module rewards_of_mine of this node differs from the driver's" in shard.table["reject_detail"][0].as_py()
+    run = resolve(work.run, [listed(own("no_such.module:f"))])
+    with pytest.raises(SettingError, match=r"grade.rewards.brevity: there is no Python module 'no_such.module'"):
+        check(run, codes_of(run), None)
+
+
+def test_an_evaluation_computes_only_the_reward_that_decides_the_verdict(tmp_path, file):
+    run = resolve(demo(), [listed(own(file), LONG), "evaluation.problems=4"])
+    assert evaluation_run(run).grade.rewards == ()
+    assert chain_of(evaluation_run(run), EVALUATION) == EVALUATION
+    judged = evaluation_run(resolve(run, ["grade.verdict_reward=brevity"]))
+    assert [reward.name for reward in judged.grade.rewards] == ["brevity"]
+    assert chain_of(judged, EVALUATION) == ("prompts", "rollout", "reward", "grade")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "said"),
+    [
+        ([1.0, None], pa.float32(), None),
+        ([float("nan"), 1.0], pa.float32(), "column reward_x: not finite"),
+        ([1.0, 2.0], pa.float64(), "schema is"),
+    ],
+)
+def test_a_column_of_a_single_reward_is_checked_when_it_is_committed(values, kind, said):
+    nothing = pa.array([None, None], pa.string())
+    columns = {"trace_id": pa.array(["a", "b"]), "reject_reason": nothing, "reject_detail": nothing}
+    columns |= {"judged_verdict": pa.array(["wrong", "correct"]), "judged_answer": nothing, "reward_x": pa.array(values, kind)}
+    schema = pa.schema([pa.field(name, value.type, nullable=name != "trace_id") for name, value in columns.items()])
+    if said is None:
+        assert check_table(STAGES["reward"], pa.table(columns, schema)) == 0
+    else:
+        with pytest.raises(ContractError, match=said):
+            check_table(STAGES["reward"], pa.table(columns, schema))
