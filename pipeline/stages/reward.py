@@ -19,7 +19,7 @@ from pipeline.problems.sources import Problem, ProblemSet
 from pipeline.stages.tables import Draft, clean
 
 _SAMPLES, _LOOKED_AT = 2, 64  # problems whose reference a reward is tried on, and rows among which they are looked for
-_EXTRA = ("extra",) if "extra" in COLUMNS else ()
+_EXTRA = tuple(name for name in ("extra", "messages") if name in COLUMNS)
 
 
 def judge(prompts: pa.Table, rollout: pa.Table, run: Run, codes: dict[str, Code]) -> ShardResult:
@@ -90,8 +90,12 @@ def _traces(prompts: pa.Table, rollout: pa.Table, live: list[int], verdicts: lis
 
 
 def _row(prompt: dict[str, Any]) -> dict[str, Any]:
-    """What a reward may know of a problem: the other columns of its source (`extra`), and problem, solution and answer."""
+    """What a reward may know of a problem: the other columns of its source (`extra`), and problem, solution and answer.
+
+    A conversation is the column `messages`, as a list of its turns.
+    """
     extra = json.loads(prompt.get("extra") or "{}")
+    extra |= {"messages": json.loads(prompt["messages"])} if prompt.get("messages") else {}
     return extra | {name: prompt[name] for name in ("problem", "solution", "answer")}
 
 
@@ -109,18 +113,18 @@ def check(run: Run, codes: dict[str, Code], problems: ProblemSet | None) -> list
     if not run.grade.rewards:
         return []
     rows = problems.rows(range(min(_LOOKED_AT, len(problems)))) if problems is not None else []
-    known = [row for row in rows if row.reject is None][:_SAMPLES]
-    if not known:
+    given = [_of_source(row) for row in rows if row.reject is None]
+    if not given:
         return check_functions(run, codes, None, None)
-    given = [_of_source(problem) for problem in known]
-    texts = [row["solution"] or row["answer"] or "" for row in given]
-    columns = _columns(given, list(range(len(given))))
-    samples = Traces(columns["problem"], texts, [[0]] * len(texts), columns, list(range(len(texts))), [None] * len(texts))
+    columns = _columns(given, list(range(min(_SAMPLES, len(given)))))
+    texts = [str(row["solution"] or row["answer"] or "") for row in given[:_SAMPLES]]
+    places = list(range(len(texts)))
+    samples = Traces(columns["problem"], texts, [[0] for _ in texts], columns, places, [None for _ in texts])
     return check_functions(run, codes, list(columns), samples)
 
 
 def _of_source(problem: Problem) -> dict[str, Any]:
-    names = ("problem", "solution", "answer", "extra")
+    names = ("problem", "solution", "answer", "extra", "messages")
     return _row({name: getattr(problem, name, None) for name in names})
 
 
