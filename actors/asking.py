@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from ray.exceptions import RayError
@@ -10,6 +11,8 @@ from ray.exceptions import RayError
 from actors.member import Member, Pulse
 from actors.probe import Probed, difference
 from pipeline.errors import first_line
+
+log = logging.getLogger(__name__)
 
 
 async def pulse(member: Member, stall_timeout_s: float, gone: Callable[[], bool]) -> Pulse | None:
@@ -38,7 +41,8 @@ async def to_sleep(member: Member, timeout_s: float) -> bool:
     try:
         member.probed = await probed(member, timeout_s)
         return bool(await asyncio.wait_for(member.handle.sleep.remote(), timeout_s))
-    except (RayError, TimeoutError):
+    except (RayError, TimeoutError) as error:
+        log.warning("Engine %s does not sleep (%s): it is ended", member.name, _why(error))
         return False
 
 
@@ -48,4 +52,9 @@ async def to_wake(member: Member, dtype: str, timeout_s: float) -> str:
         await asyncio.wait_for(member.handle.wake.remote(), timeout_s)
         return difference(member.probed, await probed(member, timeout_s), dtype)
     except (RayError, TimeoutError) as error:
-        return f"did not wake up ({first_line(getattr(error, 'cause', None) or error)})"
+        return f"did not wake up ({_why(error)})"
+
+
+def _why(error: BaseException) -> str:
+    """An error of a call in one line, without Ray's wrapper."""
+    return first_line(getattr(error, "cause", None) or error)

@@ -78,7 +78,7 @@ class Dispatcher:
         """Facts of the first engine that served. Raises the error that ended the pool."""
         self._queued += 1  # counts as a waiting batch, so that an empty pool starts an engine
         try:
-            self._wake()
+            self._begin()
             while self._facts is None or self._callers.failure is not None:
                 await self._callers.change()
         finally:
@@ -94,7 +94,7 @@ class Dispatcher:
         ticket = uuid.uuid4().hex
         self._queued += 1
         try:
-            self._wake()
+            self._begin()
             while self._callers.failure is not None or (member := self._pick(ticket, alone)) is None:
                 await self._callers.change(in_line=not alone)
         finally:
@@ -121,7 +121,7 @@ class Dispatcher:
     async def resize(self, bounds: Bounds) -> None:
         """Keep the pool within other bounds from now on."""
         self._bounds = bounds
-        self._wake()
+        self._begin()
         self._size()
 
     async def sleep(self) -> None:
@@ -137,7 +137,7 @@ class Dispatcher:
     async def wake(self) -> None:
         """Use the card again: wake the engines that sleep, and start those that are missing. Returns at once."""
         self._awake = True
-        self._wake()
+        self._begin()
         for member in self._members.values():
             if member.state == "asleep":
                 member.state = "waking"
@@ -146,7 +146,7 @@ class Dispatcher:
 
     async def overview(self) -> PoolStatus:
         """The state of the pool now."""
-        self._wake()
+        self._begin()
         now = time.monotonic()
         live = self._members.values()
         return PoolStatus(
@@ -169,7 +169,7 @@ class Dispatcher:
 
     # ---- members ---------------------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
+    def _begin(self) -> None:
         """Start the task that keeps the pool's size, if there is none. A dispatcher that Ray has just restarted has none."""
         if self._sizer is None:
             self._sizer = asyncio.get_running_loop().create_task(self._keep_size())

@@ -28,7 +28,6 @@ import numpy as np
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
 from pipeline.errors import EgrsdError, EngineError, ModelError
-from pipeline.stages.score import check_keep_topk
 
 END_TOKEN = 2
 
@@ -67,7 +66,7 @@ class FakeEngine:
             _die()
         if behaviour.start_error is not None:
             raise behaviour.start_error
-        check_keep_topk(score.keep_topk, behaviour.vocab_size)
+        score.check_vocabulary(behaviour.vocab_size)
         self._model, self._behaviour, self._keep_topk = model, behaviour, score.keep_topk
         self.steps = 0  # batches answered
         self._asleep = self._wrong = False

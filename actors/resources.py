@@ -49,10 +49,17 @@ def options(placement: Placement) -> dict[str, Any]:
     return {**asked, "label_selector": placement.labels} if placement.labels else asked
 
 
+def pools_of(run: Run) -> list[tuple[str, Pool]]:
+    """The pools of engines that a run needs, by name. With imported traces only an evaluation needs one that writes."""
+    rollout, score = run.engines.rollout, run.engines.score
+    writes = score is None or not run.source.response or run.evaluation.problems > 0
+    return [("rollout", rollout)] * writes + ([("score", score)] if score is not None else [])
+
+
 def demands_of(run: Run, engines: bool = True, train: bool = True) -> list[Demand]:
     """What a run asks of the cluster at one time: the smallest pools, the training ranks, and one data task."""
-    pools = (("rollout", run.engines.rollout), ("score", run.engines.score)) if engines else ()
-    asked = [Demand(f"engines.{name}", max(1, pool.min), placement_of(pool)) for name, pool in pools if pool is not None]
+    pools = pools_of(run) if engines else []
+    asked = [Demand(f"engines.{name}", max(1, pool.min), placement_of(pool)) for name, pool in pools]
     if train:
         asked.append(Demand("train", run.train.workers, run.train.placement))
     return [*asked, Demand("data stages", 1, Placement(cpus=1))]

@@ -176,10 +176,21 @@ def verify(run: RunUri, debug: Debug = False) -> None:
 def doctor(
     recipe: Annotated[str | None, typer.Option(help="Recipe to check; default: that of --run, else demo.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Run directory to check as well: a local path or a URI.")] = None,
+    source: Annotated[str | None, typer.Option(help="File, folder or data set to look at instead, without Ray.")] = None,
+    set: Sets = None,
+    config: Config = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster whose nodes to check.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Check machine, versions, model, memory and store before a run. The exit code is 1 when a check fails."""
+    """Check machine, versions, model, memory and store before a run, or what a source holds. Code 1 when a check fails."""
+    if source is not None:
+        from jobs.doctor import look_at_source
+        from jobs.settle import Choices
+
+        look_at_source(source, Choices(recipe, set or [], config), run, debug)
+        return
+    if set or config:
+        raise typer.BadParameter("--set and --config belong to --source.")
     keep()
     from jobs.doctor import doctor as job
 

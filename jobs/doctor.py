@@ -11,6 +11,7 @@ from actors.folders import judge_folders
 from actors.inference.engine import judge_entropy
 from actors.resources import placement_of
 from jobs.opened import look_at, open_folder
+from jobs.settle import Choices, read_config
 from jobs.terminal import Session, divert_output, session
 from pipeline import config
 from pipeline.errors import EgrsdError, UnreachableError
@@ -19,7 +20,10 @@ from pipeline.fit.machine import Facts, Line
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
+from pipeline.overrides import resolve
+from pipeline.problems.sources import open_source
 from pipeline.recipes import recipe as named
+from pipeline.rounds import looked as rows
 from pipeline.store.directory import Store
 from pipeline.store.probe import judge_store
 
@@ -45,6 +49,24 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
         errors, warnings = (sum(line.level == level for line in findings) for level in ("error", "warning"))
         out.say(f"recipe {run.name}: {errors} errors, {warnings} warnings")
         if errors:
+            sys.exit(1)
+
+
+def look_at_source(source: str, choices: Choices, uri: str | None = None, debug: bool = False) -> None:
+    """Print what a run would make of a source, and end with exit code 1 when none of its rows can be used.
+
+    Prompts and imported traces are made with the settings of a recipe, a file or the run at `uri`. Without these only columns are
+    read. Raises SettingError for a wrong setting, and SourceError for a source that cannot be read.
+    """
+    with session(debug) as out:
+        known = open_folder(uri).load_run() if uri is not None and choices.recipe is None else None
+        document = read_config(choices.config) if choices.config else {}
+        whole = bool(known or choices.recipe or document)
+        base = known or named(choices.recipe or "demo")
+        base = base if whole else base.model_copy(update={"source": config.Source()})
+        run = resolve(base, [f"source.uri={source}", *choices.sets], document)
+        findings = tell(rows.look(open_source(run.source), run if whole else None), out)
+        if any(line.level == "error" for line in findings):
             sys.exit(1)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from actors.inference.engine import Engine
 from actors.member import EngineClass
-from actors.resources import Demand
+from actors.resources import Demand, pools_of
 from pipeline.config import Run
 from pipeline.store import control
 from pipeline.store.directory import Store
@@ -31,12 +31,11 @@ def open_engines(
 
     with contextlib.ExitStack() as stack:
         pools: dict[str, EnginePool] = {}
-        for name, settings in (("rollout", run.engines.rollout), ("score", run.engines.score)):
-            if settings is not None:
-                inflight = run.engines.inflight_shards
-                pool = EnginePool.start(name, run.model, settings, run.score, engine_class or Engine, inflight)
-                stack.callback(pool.close)
-                pools[name] = pool
+        for name, settings in pools_of(run):
+            inflight = run.engines.inflight_shards
+            pool = EnginePool.start(name, run.model, settings, run.score, engine_class or Engine, inflight)
+            stack.callback(pool.close)
+            pools[name] = pool
 
         def answer(question: control.Document) -> control.Document:
             """Give the pools the sizes that `egrsd scale` asks for, and return the status of each."""
@@ -44,4 +43,5 @@ def open_engines(
 
         if store is not None:
             stack.enter_context(control.answering(store, answer))
-        yield {"rollout": pools["rollout"], "score": pools.get("score", pools["rollout"])}
+        only = next(iter(pools.values()))
+        yield {name: pools.get(name, only) for name in ("rollout", "score")}

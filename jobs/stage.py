@@ -87,7 +87,7 @@ def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[E
         return []
     computed: list[Entry] = []
     with contextlib.ExitStack() as stack:
-        if stage.where == "engines":
+        if stage.where == "engines" and stage.asks(work.run):
             work = with_engines(work, stack.enter_context(open_engines(work.run)))
         with out.console.status(f"{work.area} {stage.name}"):
             execute(

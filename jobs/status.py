@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from rich.filesize import decimal
 from rich.table import Table
 
 from jobs.opened import open_run
@@ -27,11 +28,13 @@ def show(uri: str, debug: bool) -> None:
         names = chain_of(run, (stage.name for stage in PLAN))
         table = Table("round", *names, "trained", title=title, title_justify="left", box=None)
         rejected: Counter[str] = Counter()
+        stored: Counter[str] = Counter()
         notes: list[str] = []
         with late("status", f"the rounds of {store.uri} have been read for {NOTICE_S:g} s so far."):
             for work in open_rounds(store, run):
                 inventory = Inventory(work)
                 rejected.update(inventory.all_rejected())
+                stored.update({name: sum(entry.bytes for entry in inventory.entries(name).values()) for name in names})
                 stale = {name: inventory.begun_and_stale(name) for name in names}
                 table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in names), _trained(inventory))
                 notes += _notes(inventory, stale)
@@ -40,7 +43,10 @@ def show(uri: str, debug: bool) -> None:
         changed = [f"note: {text}." for text in origin.look(store, run)]
         for note in [*notes, *_stale_evaluations(store, run), *changed]:
             out.say(note)
+        if run.source.response:
+            out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; no engine wrote them")
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
+        out.say("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in stored.items() if size) or "nothing"))
         if (damage := store.damaged_policy()) is not None:
             out.say(f"damaged: {damage}")
         out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")

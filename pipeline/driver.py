@@ -22,13 +22,14 @@ from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
+from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
-from pipeline.rounds.refused import refuse_nothing_left, refuse_unusable
+from pipeline.rounds.refused import refuse_few_imports, refuse_nothing_left, refuse_unusable
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
@@ -106,17 +107,20 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     `codes` has the code of each reward; without it their files are read now.
 
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
-    prompt template, the answer pattern or a reward. Raises UserError when no prompt of the first round, or none of the
-    evaluation, can be answered.
+    prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
+    of the evaluation, can be answered.
     """
     grader_of(run)
+    if run.score.keep_topk:
+        run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
-    evals = open_source(run.evaluation.source) if run.evaluation.problems else None
+    evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
+    notes = [refuse_few_imports(rounds, run)] if run.source.response else []
     first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
     refuse_unusable(rounds, first, run, "the first round")
     if evals is not None:
         refuse_unusable(evals, range(min(run.evaluation.problems, len(evals))), evaluation_run(run), "the evaluation")
-    notes = [check_references(source, run) for source in (rounds, evals) if source is not None]
+    notes += [check_references(source, run) for source in (rounds, evals) if source is not None]
     codes = codes_of(run) if codes is None else codes
     notes += check_rewards(run, codes, rounds)
     if evals is not None and run.grade.verdict_reward is not None:

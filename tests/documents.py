@@ -189,8 +189,8 @@ def has_setting(name: str, model: type[BaseModel] = Run) -> bool:
 def is_function(name: str) -> bool:
     """Whether a dotted name is a function of the method: its module `objective` is called like a section of settings."""
     module, _, function = name.partition(".")
-    path = ROOT / "pipeline" / "method" / f"{module}.py"
-    return path.exists() and f"\ndef {function}(" in path.read_text()
+    room = ROOT / "pipeline" / "method"
+    return any(f"\ndef {function}(" in path.read_text() for path in (*room.glob(f"{module}.py"), *room.glob(f"{module}/*.py")))
 
 
 def wrong_settings(found: Document) -> Iterator[str]:

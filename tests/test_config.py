@@ -1,14 +1,16 @@
 """Settings: messages that name the field and the remedy, digests per section."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import LATER, Label, Run
+from pipeline import contract
+from pipeline.config import LATER, Label, Objective, Run
+from pipeline.config.objective import OBJECTIVES, TOPK, readers, unread
 from pipeline.errors import SettingError
-from pipeline.overrides import decides, resolve
+from pipeline.overrides import decides, refuse_unread_objective, resolve
 
 BASE = Run(name="t")
 
@@ -51,6 +53,107 @@ def test_what_does_not_go_with_one_card_is_refused_in_one_line(overrides, messag
     with pytest.raises(SettingError, match=message) as refused:
         resolve(BASE, ["engines.rollout.colocate=true", *overrides])
     assert "\n" not in str(refused.value)
+
+
+# ---- the objective
+
+
+def meant(**section):
+    """(gate, control) of an objective section."""
+    found = Objective.model_validate(section)
+    return found.gate_kind, found.control
+
+
+EARLIER = {"rlsd_lam": 0.5, "position_min": 0.25}  # a section of earlier versions lists all its settings, and has no `control`
+
+
+@pytest.mark.parametrize("name", ["grpo", "rlsd", "position", "egrsd", "cl_egrsd"])
+def test_a_gate_of_earlier_versions_is_read_as_what_it_meant(name):
+    own = {"egrsd": "entropy", "cl_egrsd": "cl_entropy"}.get(name, "off")
+    assert meant(name=name, gate="entropy", **EARLIER) == (own, "none")
+    assert resolve(BASE, [], {"objective": {"name": name, "gate": "entropy", **EARLIER}}).objective.gate == "own"
+    if own != "off":
+        for control in ("shuffled", "uniform", "inverted"):
+            assert meant(name=name, gate=control, **EARLIER) == meant(name=name, gate=control) == (own, control)
+            changed = resolve(BASE, [f"objective.gate={control}", f"objective.name={name}"])
+            assert (changed.objective.gate, changed.objective.control) == ("own", control)
+
+
+def test_a_gate_that_is_the_objectives_own_is_no_change():
+    assert resolve(BASE, ["objective.gate=entropy"]) == resolve(BASE, ["objective.gate=cl_entropy"]) == BASE
+    assert resolve(BASE, ["objective.name=egrsd", "objective.gate=entropy"]) == resolve(BASE, ["objective.name=egrsd"])
+    assert resolve(BASE, ["objective.name=grpo", "objective.gate=off"]) == resolve(BASE, ["objective.name=grpo"])
+    for name, gate in (("grpo", "entropy"), ("egrsd", "cl_entropy"), ("cl_egrsd", "off"), ("opd", "top_entropy:0.2")):
+        found = resolve(BASE, [f"objective.name={name}", f"objective.gate={gate}"]).objective
+        assert (found.gate, found.gate_kind) == (gate, gate.partition(":")[0])
+
+
+@pytest.mark.parametrize(
+    "gate", ["top_entropy", "top_entropy:0", "top_entropy:1.5", "top_entropy:x", "entropy:0.2", "own:1", "on"]
+)
+def test_what_is_no_gate_is_told(gate):
+    with pytest.raises(SettingError, match=r"objective.gate: .* is no gate: write off, entropy, cl_entropy or top_entropy:SHARE"):
+        resolve(BASE, [f"objective.gate={gate}"])
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["name=opd", "control=shuffled"], "'opd' has no gate: set objective.gate"),
+        (["name=opd", "entropy=student"], "'opd' has no gate"),
+        (["name=opd", "gate=top_entropy:0.2", "entropy=student"], "reads the student's anyway"),
+        (
+            ["name=fkl"],
+            "'fkl' reads some of the teacher's most likely tokens, and score.keep_topk is 0: set score.keep_topk=16; "
+            "for stored traces run `egrsd stage score --round N --set score.keep_topk=16`",
+        ),
+        (["name=gkd", "top_k=32"], "reads 32 of the teacher's most likely tokens.* set score.keep_topk=32"),
+        (["kl=0.1"], "egrsd stage score --round N --set score.base_logprobs=true"),
+        (["name=sft"], "traces that the student did not write: set rollout.teacher_share above 0"),
+        (["clip=ppo", "correction=token"], "clip and correction would use one ratio twice"),
+        (["name=eopd", "correction=token"], "clip and correction would use one ratio twice"),
+    ],
+)
+def test_an_objective_without_what_it_needs_is_refused_with_what_to_do(sets, message):
+    with pytest.raises(SettingError, match=message):
+        resolve(BASE, [f"objective.{text}" for text in sets])
+
+
+def test_eopd_needs_its_sixteen_tokens_and_top_entropy_the_student():
+    with pytest.raises(SettingError, match=r"reads 16 of the teacher's most likely tokens, and score\.keep_topk is 8"):
+        resolve(BASE, ["objective.name=eopd", "score.keep_topk=8"])
+    assert resolve(BASE, ["objective.name=eopd", "score.keep_topk=8", "objective.top_k=8"]).objective.ratio_kind == "ppo"
+    with pytest.raises(SettingError, match=r"'top_entropy' needs rollout\.teacher_share 0"):
+        resolve(BASE, ["objective.gate=top_entropy:0.2", "rollout.teacher_share=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["rlsd_lam=0.2"], "objective.rlsd_lam: objective 'cl_egrsd' does not read this setting. It is read by: rlsd"),
+        (["name=grpo", "window=2"], "It is read under objective.gate cl_entropy"),
+        (["name=egrsd", "window=2"], "It is read under objective.gate cl_entropy"),
+        (["clip_low=0.1"], "It is read with objective.clip"),
+        (["correction_cap=2"], "It is read with objective.correction"),
+        (["name=sft", "clip=ppo"], "It is read by: grpo"),
+        (["support=truncated"], "It is read by: fkl, gkd, eopd, opsd"),
+    ],
+)
+def test_a_setting_that_the_objective_does_not_read_is_refused(sets, message):
+    overrides = [f"objective.{text}" for text in sets] + ["rollout.teacher_share=0.5"]
+    with pytest.raises(SettingError) as caught:
+        refuse_unread_objective([resolve(BASE, overrides)], overrides)
+    assert message in str(caught.value)
+
+
+def test_every_setting_of_the_objective_is_read_by_one_and_says_so():
+    for setting in Objective.model_fields:
+        assert readers(setting)
+    many = [Objective.model_construct(name=name) for name in OBJECTIVES]
+    many += [Objective(name="grpo", gate="cl_entropy", clip="ppo"), Objective(name="grpo", correction="token")]
+    assert unread(many, [f"objective.{name}" for name in Objective.model_fields]) is None
+    assert get_args(Objective.model_fields["name"].annotation) == OBJECTIVES
+    assert TOPK == contract.TOPK
 
 
 def test_credentials_in_a_source_are_refused_and_not_repeated():

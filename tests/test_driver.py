@@ -137,6 +137,8 @@ def test_a_driver_that_lost_its_run_ends_and_leaves_the_trainer_to_the_other(tmp
 def test_what_is_wrong_with_the_sources_is_known_before_anything_starts():
     with pytest.raises(SourceError):
         open_sources(resolve(demo(), ["source.uri=/nowhere.jsonl"]))
+    with pytest.raises(SettingError, match=r"score\.keep_topk: 58 is more than the 57 tokens of the teacher's vocabulary"):
+        open_sources(resolve(demo(), ["score.keep_topk=58"]))
     with pytest.raises(SettingError, match="answer_pattern"):
         open_sources(resolve(demo(), ["grade.answer_pattern=("]))
 

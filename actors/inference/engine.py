@@ -30,6 +30,7 @@ from pipeline.fit.machine import Line
 from pipeline.models.resolve import resolve_model
 from pipeline.stages.chat import splice
 from pipeline.stages.score import bounds_instead
+from pipeline.stages.signals import broken
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -45,7 +46,7 @@ class Engine:
     """
 
     def __init__(self, model: config.Model, pool: config.Pool, score: config.ScoreSettings, vllm: Stepper | None = None) -> None:
-        self._model, self._pool, self._score = model, pool, score
+        self._model, self._pool, self._score, self._keep = model, pool, score, score.keep_topk
         self._path = resolve_model(model.path)
         if vllm is None:
             startup.set_environment(pool, score.entropy == "exact")
@@ -53,15 +54,17 @@ class Engine:
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._asleep = False
-        self.vllm = vllm or Stepper(self._start, self._path)
+        self.vllm = vllm or Stepper(self._start, self._path, pool)
         try:
+            score.check_vocabulary(self.vllm.facts.vocab_size)
             self._facts = self._choose_entropy()
+            # A token has its log-prob, the best log-probs, and its entropy or a column that a faulty hook may write.
+            self._best = 0 if self._facts.entropy_method == "exact" else min(score.top_k, self._facts.vocab_size - 1)
+            self._check_topk()
         except BaseException:
             if vllm is None:
                 self.close()
             raise
-        # Numbers of each token beside its log-prob: its entropy, or the best log-probs and a column that a faulty hook may write.
-        self._columns = 1 if self._facts.entropy_method == "exact" else min(score.top_k + 1, self._facts.vocab_size)
 
     @property
     def steps(self) -> int:
@@ -92,7 +95,7 @@ class Engine:
         ]
 
     def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:
-        """Log-prob and entropy of every response token under `policy`, at temperature 1, in nats.
+        """Log-prob and entropy of every response token under `policy`, at temperature 1, in nats, and score.keep_topk tokens.
 
         `Score.tokens` holds the ids that the engine scored. A sequence that exceeds the window, or has an empty response,
         becomes a Failure. Raises as `generate` does.
@@ -108,8 +111,8 @@ class Engine:
             elif len(ids) > window:
                 problem = f"prompt and response of {len(ids)} tokens exceed model.max_model_len {window}"
             way = self._facts.scoring
-            request = vllm_scoring.request(sequence.prompt, sequence.response, way, self._columns) if not problem else None
-            prepared.append(request or Failure(problem))
+            asked = (sequence.prompt, sequence.response, way, max(self._best, self._keep) + 1, self._keep)
+            prepared.append(Failure(problem) if problem else vllm_scoring.request(*asked))
         answers = self._submit(prepared, lora)
         return [
             answer if isinstance(answer, Failure) else self._scored(answer, len(sequence.response))
@@ -163,7 +166,7 @@ class Engine:
             top_k=sampling.top_k,
             max_tokens=min(sampling.max_new_tokens, room),
             seed=request.seed,
-            logprobs=self._columns,
+            logprobs=self._best + 1,
             stop_token_ids=self._stop_ids,
             skip_reading_prefix_cache=True,  # a trace must not depend on what the engine did before
         )
@@ -171,26 +174,28 @@ class Engine:
     def _generation(self, answer: Any, policy: Policy) -> Generation:
         completion = answer.outputs[0]
         tokens = np.asarray(completion.token_ids, dtype=np.int32)
-        table = np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(len(tokens), self._columns + 1)
+        table = np.asarray(completion.logprobs.logprobs, dtype=np.float32).reshape(len(tokens), self._best + 2)
         logprobs, entropy, error = self._evidence(table)
         return Generation(tokens, logprobs, entropy, error, completion.finish_reason, policy.version)
 
     def _scored(self, answer: Any, num_tokens: int) -> Score | Failure:
         """The score of the last `num_tokens` tokens of a sequence, from vLLM's answer."""
-        found = vllm_scoring.read(answer, num_tokens)
-        return Failure("vLLM gave no log-probs") if found is None else Score(found[0], *self._evidence(found[1]))
+        found = vllm_scoring.read(answer, num_tokens, self._keep)
+        if found is None:
+            return Failure("vLLM gave no log-probs")
+        kept = (found.kept, found.table[:, 1 : 1 + self._keep].copy()) if self._keep else ()
+        return Score(found.tokens, *self._evidence(found.table), *kept)
 
     def _evidence(self, table: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """(log-probs [T], entropies [T], half-width) float32 nats, from vLLM's numbers float32 [T, columns + 1].
+        """(log-probs [T], entropies [T], half-width) float32 nats, from vLLM's numbers float32 [T, k]: token, best, entropy.
 
         Entropies are exact, or midpoints of bounds. The half-width is the largest distance of a midpoint to its bounds.
         """
         if self._facts.entropy_method == "exact":
-            return table[:, 0].copy(), np.maximum(table[:, 1], 0.0), 0.0
+            return table[:, 0].copy(), np.maximum(table[:, -1], 0.0), 0.0
         from pipeline.method.entropy import bounds
 
-        # The last column is left out, since a faulty hook may have written it.
-        lower, upper = bounds(table[:, 1:-1], self._facts.vocab_size)
+        lower, upper = bounds(table[:, 1 : 1 + self._best], self._facts.vocab_size)
         return table[:, 0].copy(), ((lower + upper) / 2).astype(np.float32), float(((upper - lower) / 2).max(initial=0.0))
 
     def _lora(self, policy: Policy) -> Any:
@@ -218,7 +223,7 @@ class Engine:
         """
         if self._score.entropy == "bounds":
             return replace(self.vllm.facts, entropy_method="bounds", scoring="prompt")
-        facts = self_check.settle(lambda request: self._submit([request], None)[0], self.vllm.facts)
+        facts = self_check.settle(lambda request: self._submit([request], None)[0], self.vllm.facts, self._keep)
         if facts.fallback and not self._score.fallback:
             what = f"exact entropies are not available from {facts.engine} ({facts.fallback})"
             remedy = "Install a vLLM in the supported window, or let bounds take their place: score.fallback=true"
@@ -226,6 +231,18 @@ class Engine:
         if facts.fallback:
             log.warning("%s", bounds_instead(facts.fallback))
         return facts
+
+    def _check_topk(self) -> None:
+        """Raise EngineError when vLLM does not give the tokens that score.keep_topk asks for, for example since it caps them."""
+        if not self._keep:
+            return
+        facts = self._facts
+        [answer] = self.score([Sequence([facts.vocab_size // 2], [facts.vocab_size // 3])], Policy(0))
+        fault = answer if isinstance(answer, Failure) else broken(answer, facts.vocab_size)
+        if fault is not None:
+            cause = fault.cause if isinstance(fault, Failure) else fault[1]
+            what = f"{facts.engine} does not give the {self._keep} most likely tokens of a position ({cause})"
+            raise EngineError(what, "score.keep_topk", "Lower it, or raise what the engine allows")
 
 
 def judge_entropy(run: config.Run, num_gpus: int) -> Line:

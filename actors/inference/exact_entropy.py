@@ -9,7 +9,8 @@ does nothing unless EGRSD_EXACT_ENTROPY=1 is set. Only `actors.inference.engine`
 
 vLLM has two runners. V1 serves the CPU and older GPUs, and its `Sampler.gather_logprobs` gets log-probs. V2 serves GPUs, and its
 `compute_topk_scores` gets logits. V2 can also score token ids that a request names for each position of its prompt. There
-`compute_token_logprobs` gets logits and ids, and the hook writes the entropy over the last of them.
+`compute_token_logprobs` gets logits and ids, and the hook writes the entropy over the last of them. Where a row names one token
+2 k + 2 times, the hook also writes the k best log-probs and their ids (actors.inference.vllm_scoring).
 
 vLLM's internals may change, so the engine does not trust the hook. At its start it compares the column with the entropy of the
 full distribution, and uses bounds when they differ.
@@ -124,9 +125,14 @@ def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def compute_topk_scores(logits: Tensor, num_logprobs: int, sampled_token_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Call the original on logits [N, V], then replace the last score of each row by the entropy in nats."""
-        result = original(logits, num_logprobs, sampled_token_ids, *args, **kwargs)
+        most = logits.shape[-1]
+        result = original(logits, min(num_logprobs, most), sampled_token_ids, *args, **kwargs)
         if num_logprobs < 1 or kwargs.get("max_per_req_token_ids") or kwargs.get("logits_mode"):
             return result
+        if num_logprobs > most:  # all tokens, and the entropy beside them
+            tables = (result.logprob_token_ids, result.logprobs)
+            ids, columns = (torch.cat((table, table[:, :1]), 1) for table in tables)
+            result = result._replace(logprob_token_ids=ids, logprobs=columns)
         result.logprobs[:, -1] = _entropies(logits)
         return result
 
@@ -135,18 +141,34 @@ def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def token_logprobs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The V2 runner's `compute_token_logprobs` for named ids, changed to return the entropy in the last column [N, k], k > 1."""
+    """The V2 runner's `compute_token_logprobs` for named ids, changed to return the entropy in the last column [N, k], k > 1.
+
+    A row that names one token 2 k + 2 times gets its log-prob, the k best log-probs, their ids, and the entropy.
+    """
 
     @functools.wraps(original)
     def compute_token_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
         """Call the original on logits [N, V], then replace the last log-prob of each row by the entropy in nats."""
+        width, keep = token_ids.shape[1], _kept(token_ids.shape[1], logits.shape[-1])
+        if keep:
+            asks, best = (token_ids == token_ids[:, :1]).all(1, keepdim=True), logits.topk(keep, dim=-1).indices
+            named = torch.where(asks, best, token_ids[:, 1 : 1 + keep])
+            token_ids = torch.cat((token_ids[:, :1], named, token_ids[:, 1 + keep :]), 1)
         result: Tensor = original(logits, token_ids)
-        if token_ids.shape[1] > 1:
+        if keep:
+            result[:, 1 + keep : -1] = torch.where(asks, best.to(result.dtype), result[:, 1 + keep : -1])
+        if width > 1:
             result[:, -1] = _entropies(logits)
         return result
 
     compute_token_logprobs.exact_entropy = True  # type: ignore[attr-defined]
     return compute_token_logprobs
+
+
+def _kept(width: int, vocab_size: int) -> int:
+    """The number of most likely tokens that a row of `width` equal ids asks for; 0 when no request has that width."""
+    keep = width // 2 - 1
+    return keep if width % 2 == 0 and 0 < keep <= vocab_size else 0
 
 
 def _entropies(logits: Tensor) -> Tensor:

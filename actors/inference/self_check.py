@@ -26,16 +26,16 @@ _SAME_FORWARD = 1e-3  # nats by which an entropy may differ from that of its own
 _OTHER_FORWARD = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.3}
 
 
-def settle(ask: Ask, facts: EngineFacts) -> EngineFacts:
+def settle(ask: Ask, facts: EngineFacts, keep: int = 0) -> EngineFacts:
     """The facts with the way to score that passes, or with bounds and the reason in `fallback`.
 
-    `facts.scoring` is the first way that is tried.
+    `facts.scoring` is the first way that is tried. `keep` most likely tokens are asked for at each position, too.
     """
     num_tokens = max(1, min(_RESPONSE, facts.max_model_len // 2))
     prompt = [(3 + 2 * place) % facts.vocab_size for place in range(max(1, min(_PROMPT, facts.max_model_len - num_tokens)))]
     response, wrong = _generation(ask, prompt, num_tokens, facts)
     for way in WAYS[WAYS.index(facts.scoring) :] if not wrong else ():
-        wrong = _scoring(ask, prompt if way != "prompt" else prompt[-3:], response, way, facts)
+        wrong = _scoring(ask, (prompt if way != "prompt" else prompt[-3:], response, way), facts, keep)
         if not wrong:
             return replace(facts, scoring=way)
     return replace(facts, entropy_method="bounds", scoring="prompt", fallback=wrong)
@@ -57,24 +57,45 @@ def _generation(ask: Ask, prompt: list[int], num_tokens: int, facts: EngineFacts
     return tokens.tolist(), _wrong("generation", whole[:, 1:], expected, two[alike], facts)
 
 
-def _scoring(ask: Ask, prompt: list[int], response: list[int], way: str, facts: EngineFacts) -> str:
-    """What is wrong with the numbers of a scored response, or ""."""
-    vocab, num_tokens = facts.vocab_size, len(response)
+def _scoring(ask: Ask, one: tuple[list[int], list[int], str], facts: EngineFacts, keep: int) -> str:
+    """What is wrong with the numbers of a scored response, or "". `one` is its prompt, its response and the way."""
+    (prompt, response, way), vocab, num_tokens = one, facts.vocab_size, len(one[1])
     if way == "prompt":
-        asked = vllm_scoring.request(prompt, response, way, vocab)
+        asked, best = vllm_scoring.request(prompt, response, way, vocab), vocab - 1
     else:  # the token, and then all others, of which the hook overwrites the last
         others = [np.delete(np.arange(vocab), token) for token in response]
-        asked = vllm_scoring.asking(prompt, response, np.column_stack((response, np.stack(others))), way)
-    tables = []
-    for one in (asked, vllm_scoring.request(prompt, response, way, 1)):
-        answer = ask(one)
-        found = None if isinstance(answer, Failure) else vllm_scoring.read(answer, num_tokens)
-        if found is None:
+        named, best = np.column_stack((response, np.stack(others))), 0
+        asked = vllm_scoring.asking(prompt, response, named, way)
+    found = []
+    for request, kept in ((asked, best), (vllm_scoring.request(prompt, response, way, keep + 1, keep), keep)):
+        answer = ask(request)
+        numbers = None if isinstance(answer, Failure) else vllm_scoring.read(answer, num_tokens, kept)
+        if numbers is None:
             return f"scoring: {answer.cause if isinstance(answer, Failure) else 'vLLM gives no log-probs'}"
-        tables.append(found[1].astype(np.float64))
-    wide, narrow = tables
-    every = wide[:, 1:] if way == "prompt" else wide  # without the second mention of the token
-    return _wrong("scoring", every, np.stack((wide[:, 0], wide[:, -1]), 1), narrow, facts)
+        found.append(numbers._replace(table=numbers.table.astype(np.float64)))
+    wide, narrow = found
+    every = wide.table[:, 1:] if way == "prompt" else wide.table  # without the second mention of the token
+    expected, got = (numbers.table[:, [0, -1]] for numbers in found)
+    wrong = _wrong("scoring", every, expected, got, facts)
+    return wrong or _wrong_topk(wide.kept if best else named[:, :-1], every[:, :-1], narrow, facts)
+
+
+def _wrong_topk(ids: np.ndarray, logprobs: np.ndarray, got: vllm_scoring.Numbers, facts: EngineFacts) -> str:
+    """How far the kept tokens are from the most likely ones of a distribution; "" when they are near, or none are kept.
+
+    ids and logprobs [T, V - 1]: all tokens but one, and their log-probs.
+    """
+    if not (keep := got.kept.shape[1]):
+        return ""
+    rows, values = np.arange(len(ids))[:, None], got.table[:, 1 : 1 + keep]
+    dense = np.full((len(ids), facts.vocab_size), np.nan)
+    dense[rows, ids] = logprobs
+    off = float(np.nanmax(np.abs(dense[rows, got.kept] - values), initial=0.0))
+    dense[rows, got.kept] = np.nan
+    missed = float(np.nanmax(dense - values[:, -1:], initial=0.0))
+    if max(off, missed) <= _OTHER_FORWARD[facts.dtype]:
+        return ""
+    return f"scoring differs from the {keep} most likely tokens by {max(off, missed):.2g} nat"
 
 
 def _wrong(what: str, rows: np.ndarray, expected: np.ndarray, got: np.ndarray, facts: EngineFacts) -> str:

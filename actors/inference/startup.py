@@ -17,6 +17,7 @@ from pipeline.models.resolve import open_model
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.inference.exact_entropy is installed only where this is "1"
 DEBUG = "EGRSD_DEBUG"  # vLLM's own log is shown where this is set
 LOGPROBS_MODE = "raw_logprobs"
+MOST_LOGPROBS = 1 << 24  # numbers of a token that a request may ask for; -1 would be the size of the vocabulary
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can allocate for
 
 
@@ -72,9 +73,10 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
     try:
         from vllm import EngineArgs, LLMEngine
 
-        from actors.inference import exact_entropy, vllm_lora, vllm_sleep
+        from actors.inference import exact_entropy, prompt_arrays, vllm_lora, vllm_sleep
 
         exact_entropy.install()
+        prompt_arrays.install()
         vllm_lora.install()
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
         arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()
@@ -106,7 +108,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool, gp
         "generation_config": "vllm",  # no sampling default comes from the model's folder; the request says all
         "seed": 0,
         "logprobs_mode": LOGPROBS_MODE,
-        "max_logprobs": -1,
+        "max_logprobs": MOST_LOGPROBS,
         "enable_prefix_caching": gpu_runner,  # requests say whether they read it (actors.inference.vllm_scoring)
         # A seeded request crashes the CPU runner when its prompt is split over two steps.
         "enable_chunked_prefill": gpu_runner,
@@ -145,29 +147,34 @@ def facts(engine: Any, model: config.Model) -> EngineFacts:
 
 
 def start_error(error: BaseException, path: str, pool: config.Pool | None = None, verb: str = "start") -> EgrsdError:
-    """The error that tells what vLLM did not do, start or wake up, in one line with a remedy.
-
-    With `pool` an error about memory names what the card has, and what the pool's engine asks of it.
-    """
+    """The error that tells what vLLM did not do, start or wake up, in one line with a remedy."""
     if isinstance(error, EgrsdError):
         return error
     if isinstance(error, ImportError):
         return EngineError(f"vLLM cannot be imported ({first_line(error)})", path, "Install the extra 'cpu' or 'gpu'")
-    said, remedy = "", f"{DEBUG}=1 shows vLLM's log"
-    if _is_memory(error):
-        said, remedy = _memory_said(pool), "Lower memory_share, max_num_seqs or model.max_model_len"
-        remedy += ", or set train.offload all" if pool is not None and pool.colocate else ""
-    return EngineError(f"vLLM did not {verb} ({type(error).__name__}: {first_line(error)}{said})", path, remedy)
+    remedy = memory_remedy(error, pool) or f"{DEBUG}=1 shows vLLM's log"
+    return EngineError(f"vLLM did not {verb} ({type(error).__name__}: {first_line(error)})", path, remedy)
 
 
-def _memory_said(pool: config.Pool | None) -> str:
+def memory_remedy(error: BaseException, pool: config.Pool | None) -> str:
+    """The settings to lower after an error about memory, and what the engine asks of its card. "" for another error."""
+    if not _is_memory(error):
+        return ""
+    remedy = "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
+    if pool is None:
+        return remedy
+    remedy += ", or set train.offload all" if pool.colocate else ""
+    return remedy + _card_said(pool)
+
+
+def _card_said(pool: config.Pool) -> str:
     """What an engine asks of its card and what is free there, in words. "" without a card."""
     import torch
 
-    if pool is None or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return ""
     free, total = (size / GIB for size in torch.cuda.mem_get_info())
-    return f"; memory_share {pool.memory_share:g} x {total:.2f} = {pool.memory_share * total:.2f} GiB, {free:.2f} are free"
+    return f": memory_share {pool.memory_share:g} x {total:.2f} = {pool.memory_share * total:.2f} GiB, and {free:.2f} are free"
 
 
 def _as_ids(eos: int | list[int] | None) -> list[int]:

@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from actors.inference.startup import start_error
+from actors.inference.startup import memory_remedy, start_error
+from pipeline import config
 from pipeline.contract import EngineFacts, Failure
 from pipeline.errors import EngineError, ModelError, first_line
 
@@ -47,12 +48,12 @@ class _Call:
 class Stepper:
     """A vLLM and its thread.
 
-    `start` runs in that thread, and returns a vLLM with its facts. `path` is that of the model, for messages. The constructor
+    `start` runs in that thread, and returns a vLLM with its facts. For messages: the model's `path`, the `pool`. The constructor
     raises EngineError when `start` fails, or the EgrsdError that `start` raised.
     """
 
-    def __init__(self, start: Callable[[], tuple[Any, EngineFacts]], path: str) -> None:
-        self._path = path
+    def __init__(self, start: Callable[[], tuple[Any, EngineFacts]], path: str, pool: config.Pool | None = None) -> None:
+        self._path, self._pool = path, pool
         self._inbox: queue.SimpleQueue[_Batch | _Call | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         self.steps = 0  # steps of vLLM so far: they show that it is at work
@@ -148,7 +149,8 @@ class Stepper:
             if batch is not None:
                 batches[id(batch)] = batch
         for batch in batches.values():
-            batch.done.set_exception(EngineError(f"the engine broke: {first_line(broken)}", self._path))
+            what, remedy = f"the engine broke: {first_line(broken)}", memory_remedy(broken, self._pool)
+            batch.done.set_exception(EngineError(what, self._path, remedy))
 
 
 def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -> None:
@@ -172,8 +174,15 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
         waiting[name] = (batch, row)
         try:
             engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
-        except ValueError as error:  # vLLM refuses this request; the others go on
+        except Exception as error:
+            if not _refuses(error):
+                raise
             _deliver(waiting, name, Failure(first_line(error)))
+
+
+def _refuses(error: Exception) -> bool:
+    """Whether vLLM refuses one request with this error, so that the others go on. Its own errors for that are no ValueError."""
+    return isinstance(error, ValueError) or any(kind.__name__ == "VLLMClientError" for kind in type(error).__mro__)
 
 
 def _has_lost_a_process(engine: Any) -> bool:

@@ -6,11 +6,15 @@ runner knows it. `shared` is the same way, and sequences with the same prompt sh
 
 A position that comes from the cache has no hidden state, so vLLM has no scores for it, and then drops those of the whole request.
 `cap_hits` therefore ends every hit before the first position that is scored.
+
+The most likely tokens of a position are not known when a request is made, so it cannot name them. A request for `keep` of them
+names the response's token 2 x keep + 2 times. The hook of actors.inference.exact_entropy knows such a row. It answers with the
+token's log-prob, the best log-probs, the ids that they belong to, and the entropy. Float32 holds ids below 2 ** 24 exactly.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +26,17 @@ if TYPE_CHECKING:
 WAYS = ("shared", "response", "prompt")  # each may take the place of the one before it
 
 
+class Numbers(NamedTuple):
+    """What vLLM said of T tokens: their ids int32 [T], numbers float32 [T, k] with the log-prob first, ids int32 [T, keep].
+
+    `kept` are the most likely tokens of each position. Their log-probs are columns 1 to keep of `table`.
+    """
+
+    tokens: np.ndarray
+    table: np.ndarray
+    kept: np.ndarray
+
+
 def sampling_params(**chosen: Any) -> SamplingParams:
     """vLLM's SamplingParams with `chosen`. Every request gets one answer at its end, with flat log-probs and without text."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams  # vLLM may be imported in an engine's process only
@@ -29,14 +44,15 @@ def sampling_params(**chosen: Any) -> SamplingParams:
     return SamplingParams(flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **chosen)
 
 
-def request(prompt: list[int], response: list[int], way: str, columns: int) -> tuple[list[int], SamplingParams]:
+def request(prompt: list[int], response: list[int], way: str, columns: int, keep: int = 0) -> tuple[list[int], SamplingParams]:
     """A request for `columns` numbers of each response token beside its log-prob. With `prompt` these are the best log-probs.
 
-    The hook of actors.inference.exact_entropy writes the entropy into the last column.
+    The first `keep` of them are the best log-probs in every way. The hook of actors.inference.exact_entropy writes the entropy
+    into the last column.
     """
     if way == "prompt":
         return splice(prompt, response), sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=columns)
-    return asking(prompt, response, np.repeat(np.asarray(response)[:, None], columns + 1, axis=1), way)
+    return asking(prompt, response, np.repeat(np.asarray(response)[:, None], columns + 1 + keep, axis=1), way)
 
 
 def asking(prompt: list[int], response: list[int], ids: np.ndarray, way: str) -> tuple[list[int], SamplingParams]:
@@ -50,15 +66,18 @@ def asking(prompt: list[int], response: list[int], ids: np.ndarray, way: str) ->
     )
 
 
-def read(answer: Any, num_tokens: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The last `num_tokens` tokens int32 [T] of a scored sequence and their numbers float32 [T, k]. None when vLLM has none."""
+def read(answer: Any, num_tokens: int, keep: int = 0) -> Numbers | None:
+    """The numbers of the last `num_tokens` tokens of a sequence scored with the same `keep`. None when there are none."""
     if (named := answer.prompt_token_id_logprobs) is not None:
-        return np.asarray(answer.prompt_token_ids[-num_tokens:], np.int32), np.asarray(named, np.float32)
+        tokens, table = np.asarray(answer.prompt_token_ids[-num_tokens:], np.int32), np.asarray(named, np.float32)
+        ids = slice(1 + keep, 1 + 2 * keep)
+        return Numbers(tokens, np.delete(table, ids, axis=1) if keep else table, table[:, ids].astype(np.int32))
     if (flat := answer.prompt_logprobs) is None:
         return None
     width = len(flat.logprobs) // max(1, len(answer.prompt_token_ids) - 1)
     table = np.asarray(flat.logprobs[-num_tokens * width :], np.float32).reshape(num_tokens, width)
-    return np.asarray(flat.token_ids[-num_tokens * width :: width], np.int32), table
+    rows = np.asarray(flat.token_ids[-num_tokens * width :], np.int32).reshape(num_tokens, width)
+    return Numbers(rows[:, 0].copy(), table, rows[:, 1 : 1 + keep].copy())
 
 
 def cap_hits(engine: Any) -> bool:

@@ -89,8 +89,12 @@ class Run(Section):
                 f"train.keep_policies {self.train.keep_policies} drops policies that engines still need: set 0, or "
                 f"{self.max_staleness + 2} or more"
             )
-        others = {"teacher": self.rollout.teacher_share, "import": float(bool(getattr(self.source, "response", "")))}
-        refuse_missing(self.objective, self.score, {name for name, share in others.items() if share})
+        if self.evaluation.source.response:
+            raise ValueError("evaluation.source.response: an evaluation asks the model; leave it empty")
+        if self.source.response and self.rollout.teacher_share:
+            raise ValueError("source.response needs rollout.teacher_share 0: all traces of such a run are imported")
+        others = {"teacher": self.rollout.teacher_share > 0, "import": bool(self.source.response)}
+        refuse_missing(self.objective, self.score, {name for name, writes in others.items() if writes})
         for reward in self.grade.rewards:
             if reward.function == "soft_overlong":
                 limit, cache = reward.settings.get("limit") or self.rollout.max_new_tokens, reward.settings["cache"]

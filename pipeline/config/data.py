@@ -6,13 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from pipeline.config.section import Count, Dtype, Positive, Section, Share
+from pipeline.config.section import LATER, Count, Dtype, Positive, Section, Share
 
 
 class Source(Section):
     """Where problems come from.
 
-    uri: a JSONL or Parquet path or URI, `datasets:<name or path>`, `reasoning-gym:<task>`, or `tiny-arithmetic`.
+    uri: a JSONL or Parquet path or URI, `datasets:<name or path>`, `reasoning-gym:<task>`, or `tiny-arithmetic`. A column may be
+    named with dots: `reward_model.ground_truth` is a part of column `reward_model`. A column that is not there, and whose setting
+    is at its default, is found by looking at the first rows; `egrsd doctor --source` shows what is understood.
     """
 
     uri: str = "tiny-arithmetic"
@@ -20,6 +22,17 @@ class Source(Section):
     problem: str = Field("problem", description="column of the problem text")
     solution: str = Field("solution", description="column of the reference solution; may be empty in an evaluation")
     answer: str = Field("answer", description="column of the answer; 'solution' reads its last \\boxed{} or what follows ####")
+    response: Annotated[str, LATER] = Field(
+        "",
+        description="column of traces that somebody else wrote, which the run learns from; empty: the student writes them",
+    )
+    carry: Annotated[tuple[str, ...] | None, LATER] = Field(
+        None, description="other columns that are kept for rewards; null: all of them"
+    )
+    carry_bytes: Annotated[Count, LATER] = Field(
+        65_536,
+        description="most bytes of the other columns of one row; the largest are left out, or the row is if `carry` names them",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
     size: Count = Field(100_000, description="problems of a generated task; for a file, the most rows that are taken")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.rewards import Reward, check_rewards
 from pipeline.config.section import LATER, UNCOUNTED, Count, Positive, Section, Share
+from pipeline.errors import SettingError
 
 
 class Grade(Section):
@@ -65,6 +66,12 @@ class ScoreSettings(Section):
         False, description="whether the base's log-probs under the student's prompt are stored too, for objective.kl"
     )
     rescore_share: Share = Field(0.05, description="share of student traces scored again to measure the log-prob gap")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise SettingError when `keep_topk` asks for more tokens than the teacher's vocabulary has."""
+        if self.keep_topk > vocab_size:
+            what = f"{self.keep_topk} is more than the {vocab_size} tokens of the teacher's vocabulary"
+            raise SettingError(what, "score.keep_topk", f"Set it to at most {vocab_size}")
 
 
 class Profile(Section):

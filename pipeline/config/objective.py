@@ -250,12 +250,12 @@ def refuse_missing(objective: Objective, score: ScoreSettings, others: set[str])
     if objective.kl_weight and not score.base_logprobs:
         setting = "score.base_logprobs=true"
         raise ValueError(f"objective.kl reads the base's log-probs, which are not stored: set {setting}; {again} {setting}`")
-    if "teacher" in others and (objective.entropy == "student" or objective.gate_kind == "top_entropy"):
+    if others and (objective.entropy == "student" or objective.gate_kind == "top_entropy"):
         which = "objective.entropy 'student'" if objective.entropy == "student" else "objective.gate 'top_entropy'"
-        why = "the student's entropy of a trace that the teacher wrote is not measured"
-        raise ValueError(f"{which} needs rollout.teacher_share 0: {why}")
+        why = "the student's entropy of a trace that it did not write is not measured"
+        raise ValueError(f"{which} needs rollout.teacher_share 0 and no source.response: {why}")
     if name == "sft" and not others:
-        raise ValueError("objective 'sft' learns from traces that the student did not write: set rollout.teacher_share above 0")
+        raise ValueError("objective 'sft' learns from traces of others: set source.response, or rollout.teacher_share above 0")
     if "import" in others and "import" not in objective.sources:
         raise ValueError(f"objective '{name}' needs the writer's log-probs, and imported traces have none: choose another one")
 

@@ -1,8 +1,8 @@
 """Every column: its name, type, shape, unit and writer. And the codes that columns hold.
 
 Arrow schemas, the tables of pipeline/README.md and the checks at every commit derive from COLUMNS. Shape legend: `T` response
-tokens, `P` prompt tokens, `Q` privileged prompt tokens, `K` kept tokens of a distribution, `S` spans. Entropies and log-probs are
-in nats, at temperature 1, over the full vocabulary.
+tokens, `P` prompt tokens, `Q` privileged prompt tokens, `K` kept tokens of a distribution, `S` spans, `R` traces that the source
+brings for a problem. Entropies and log-probs are in nats, at temperature 1, over the full vocabulary.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class Reject(StrEnum):
     UNREADABLE_ANSWER = "unreadable_answer"
     VERIFIER_TIMEOUT = "verifier_timeout"
     VERIFIER_ERROR = "verifier_error"
+    BAD_MESSAGES = "bad_messages"
+    EXTRA_TOO_LARGE = "extra_too_large"
+    RESPONSE_TOO_LONG = "response_too_long"
+    UNKNOWN_TOKENS = "unknown_tokens"
     REWARD_ERROR = "reward_error"
     REWARD_TIMEOUT = "reward_timeout"
     REWARD_MISSING = "reward_missing"
@@ -55,7 +59,8 @@ class Regime:
 class Column:
     """One column. `shape` is "" for a scalar. `nullable` allows null in a row that was not rejected.
 
-    A shard may lack an `optional` column: its setting is off, or the shard is older than the column.
+    A shard may lack an `optional` column: its setting is off, no row has a value, or the shard is older than the column. Rows
+    whose `trace_source` is `unknown_for` have null in it, since nobody knows their value.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Column:
     doc: str = ""
     nullable: bool = False
     optional: bool = False
+    unknown_for: str = ""
 
 
 _IDS, _FLOATS, _TEXT = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.string()
@@ -85,7 +91,7 @@ COLUMNS: dict[str, Column] = {
     c.name: c
     for c in (
         Column("prompt_id", _TEXT, "prompts", doc="key of a prompt: hash of its place in the source and its texts"),
-        Column("problem", _TEXT, "prompts", doc="text of the problem"),
+        Column("problem", _TEXT, "prompts", doc="text of the problem; of a conversation its last user turn"),
         Column(
             "solution", _TEXT, "prompts", doc="reference solution, for the teacher only; evaluations have none", nullable=True
         ),
@@ -100,21 +106,68 @@ COLUMNS: dict[str, Column] = {
             "prompt of the teacher: problem and reference solution",
             nullable=True,
         ),
+        Column(
+            "messages",
+            _TEXT,
+            "prompts",
+            doc="conversation that ends with the problem, as JSON; only where it has other turns",
+            nullable=True,
+            optional=True,
+        ),
+        Column("extra", _TEXT, "prompts", doc="other columns of the source, as one JSON object", nullable=True, optional=True),
+        Column(
+            "imported",
+            pa.list_(_TEXT),
+            "prompts",
+            "R",
+            doc="traces that the source brings (source.response), as text",
+            nullable=True,
+            optional=True,
+        ),
         Column("trace_id", _TEXT, "rollout", doc="key of a trace: hash of run seed, round, prompt and sample"),
         Column("prompt_index", pa.int32(), "rollout", doc="row of this trace's prompt in the prompts shard"),
         Column("sample_index", pa.int32(), "rollout", doc="number of this trace in its prompt's group, 0 to G-1"),
-        Column("trace_source", _TEXT, "rollout", doc="writer of the trace, student or teacher, with its own prompt and weights"),
+        Column("trace_source", _TEXT, "rollout", doc="writer of the trace: student, teacher, or import (somebody else)"),
         Column("response_tokens", _IDS, "rollout", "T", "id", "sampled ids, with the end-of-sequence id"),
         Column("response_text", _TEXT, "rollout", doc="decoded response without special tokens"),
-        Column("rollout_logprobs", _FLOATS, "rollout", "T", "nats", "log-prob of each token under the writer, at temperature 1"),
-        Column("rollout_entropy", _FLOATS, "rollout", "T", "nats", "entropy of the writer's full distribution at each token"),
         Column(
-            "rollout_entropy_error", pa.float32(), "rollout", unit="nats", doc="largest half-width of its bounds; 0 when exact"
+            "rollout_logprobs",
+            _FLOATS,
+            "rollout",
+            "T",
+            "nats",
+            "log-prob of each token under the writer, at temperature 1",
+            unknown_for="import",
+        ),
+        Column(
+            "rollout_entropy",
+            _FLOATS,
+            "rollout",
+            "T",
+            "nats",
+            "entropy of the writer's full distribution at each token",
+            unknown_for="import",
+        ),
+        Column(
+            "rollout_entropy_error",
+            pa.float32(),
+            "rollout",
+            unit="nats",
+            doc="largest half-width of its bounds; 0 when exact",
+            unknown_for="import",
         ),
         Column("finish_reason", _TEXT, "rollout", doc="why the trace ended: stop (end of sequence) or length (cap)"),
-        Column("policy_version", pa.int32(), "rollout", doc="policy that wrote the trace; 0 is the base model"),
-        Column("policy_lag", pa.int32(), "rollout", doc="rounds by which the writing policy is behind; 0 is on-policy"),
-        Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace"),
+        Column(
+            "policy_version", pa.int32(), "rollout", doc="policy that wrote the trace; 0 is the base model", unknown_for="import"
+        ),
+        Column(
+            "policy_lag",
+            pa.int32(),
+            "rollout",
+            doc="rounds by which the writing policy is behind; 0 is on-policy",
+            unknown_for="import",
+        ),
+        Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace", unknown_for="import"),
         Column("judged_verdict", _TEXT, "reward", doc="verdict of the verifier or of grade.verdict_reward; `grade` stores it"),
         Column("judged_answer", _TEXT, "reward", doc="answer that the verifier read from the response", nullable=True),
         Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
@@ -142,6 +195,15 @@ COLUMNS: dict[str, Column] = {
             "T K",
             "nats",
             "log-probs of these K tokens under the teacher",
+            optional=True,
+        ),
+        Column(
+            "base_logprobs",
+            _FLOATS,
+            "score",
+            "T",
+            "nats",
+            "log-prob of each token: student prompt, adapter off; there with score.base_logprobs",
             optional=True,
         ),
         Column("entropy_method", _TEXT, "score", doc="exact, or bounds: the middle of the top-k bounds"),

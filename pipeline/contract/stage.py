@@ -32,6 +32,7 @@ class Stage:
     compute: makes one shard from its inputs.
     round_inputs: for a run, the values of the whole round that also make shards stale (problems, policy, baseline, peak).
     after_round: whether every shard of the round must be scored first.
+    asks: whether a stage on engines asks them anything in a run.
     in_run: whether a run has this stage.
     by_round: settings that reach it through its `round_inputs`. A change makes it stale where one of these inputs changes.
     """
@@ -44,6 +45,7 @@ class Stage:
     compute: Callable[[ShardInputs], ShardResult]
     round_inputs: Callable[[Run], tuple[str, ...]] = lambda _: ()
     after_round: bool = False
+    asks: Callable[[Run], bool] = lambda _: True
     in_run: Callable[[Run], bool] = lambda _: True
     by_round: tuple[str, ...] = ()
 

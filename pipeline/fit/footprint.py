@@ -143,6 +143,8 @@ def fit(run: Run, size: Size, facts: Facts) -> list[Line]:
     pools = [("rollout", run.engines.rollout), ("score", run.engines.score)]
     there = [(f"engines.{name}", pool) for name, pool in pools if pool is not None]
     lines = [engine_fit(run.model, pool, size, facts, name) for name, pool in there]
+    if run.score.keep_topk:
+        lines.append(kept_line(run, size))
     parts = rank_bytes(run, size)
     rank = sum(parts.values())
     lines.append(_rank_line(run, rank, summed(parts), facts))
@@ -165,6 +167,19 @@ def fit(run: Run, size: Size, facts: Facts) -> list[Line]:
 def summed(parts: dict[str, int]) -> str:
     """Parts in bytes and their sum, in words."""
     return f"{' + '.join(f'{name} {gib(value)}' for name, value in parts.items())} = {gib(sum(parts.values()))} GiB"
+
+
+def kept_line(run: Run, size: Size) -> Line:
+    """What `score.keep_topk` adds to the run directory at most: an id and a log-prob of 4 bytes for each kept token.
+
+    Raises SettingError when it asks for more tokens than there are.
+    """
+    keep, rollout = run.score.keep_topk, run.rollout
+    run.score.check_vocabulary(size.vocab)
+    tokens = rollout.prompts_per_round * rollout.group_size * rollout.max_new_tokens
+    a_round = f"{rollout.prompts_per_round * rollout.group_size} traces x {rollout.max_new_tokens} tokens x {keep} x 8 bytes"
+    text = f"{a_round} = {gib(8 * keep * tokens)} GiB a round, {gib(8 * keep * tokens * run.rounds)} GiB in {run.rounds} rounds"
+    return Line("ok", "score.keep_topk", f"at most {text}, before compression")
 
 
 def _rank_line(run: Run, rank: int, said: str, facts: Facts) -> Line:

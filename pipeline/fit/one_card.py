@@ -31,6 +31,13 @@ def at_rest(run: Run, size: Size) -> int:
     return kept[train.offload] + _CONTEXT
 
 
+def moved(run: Run, size: Size) -> int:
+    """Bytes that go between the card and the machine's memory in a round: the engine's weights, and what the trainer offloads."""
+    train, adapter = run.train, size.lora_width * run.model.lora_rank
+    offloaded = {"none": 0, "optimizer": 8 * adapter, "all": weight_bytes(size, train.dtype) + 12 * adapter}
+    return 2 * (weight_bytes(size, run.model.dtype) + offloaded[train.offload])
+
+
 def asleep(pool: Pool) -> int:
     """Bytes that a sleeping engine keeps on the card."""
     return _CONTEXT + (0 if pool.enforce_eager else _GRAPHS)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pipeline.config import Pool, Run
 from pipeline.fit.footprint import Size
 from pipeline.fit.machine import Facts, Line
+from pipeline.fit.one_card import moved, shares_a_card
 
 # GB/s of memory and TFLOP/s of bf16 products without sparsity, by torch's name (NVIDIA's data sheets and architecture papers).
 CARDS = {
@@ -34,6 +35,7 @@ CARDS = {
     "NVIDIA GeForce RTX 4090": (1008, 165),
     "NVIDIA GeForce RTX 3090": (936, 71),
 }
+HOST_RATE = 20e9  # bytes/s between a card and the machine's memory; assumed (PCIe 4.0 x16 can do 32 GB/s)
 BANDWIDTH_SHARE, SCORE_SHARE, TRAIN_SHARE = 0.6, 0.4, 0.35  # of a card's rates that are used; assumed
 MEASURED = {"demo": "1 min 58 s", "smollm2": "2 min 39 s"}  # whole recipes as they ship (tests/benchmarks/RESULTS.md)
 TOPIC = "pace (estimate)"
@@ -123,6 +125,8 @@ def _hours(run: Run, size: Size, card: tuple[float, float], memory: int) -> Line
     scored = _each(traces, scorer) * tokens * (1 + run.score.rescore_share) / score_rate(scorer, size, card)
     trained = traces * tokens / (run.train.workers * train_rate(run, size, card))
     parts = {"rollout": written(traces, new), "scoring": scored, "training": trained}
+    if shares_a_card(run):
+        parts["sleep and wake"] = moved(run, size) / HOST_RATE
     held_out = run.evaluation.problems * run.evaluation.samples
     evaluations = 2 * written(held_out, run.evaluation.max_new_tokens) if held_out else 0.0
     total = run.rounds * sum(parts.values()) + evaluations

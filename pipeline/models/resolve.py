@@ -47,6 +47,13 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
         raise kind_of(f"no model here: the {part} cannot be loaded ({first_line(error)})", path, _REMEDY) from error
 
 
+def vocabulary_size(model: Model) -> int:
+    """Rows of the output head of a run's model, which may be more than its tokenizer has tokens. Raises ModelError."""
+    from transformers import AutoConfig
+
+    return int(open_model(AutoConfig, model, "configuration").get_text_config().vocab_size)
+
+
 def has_weights(model: Model) -> bool:
     """Whether all weights of a run's model are on this machine, in its folder or in the hub's local copy. Nothing is loaded."""
     path = resolve_model(model.path)

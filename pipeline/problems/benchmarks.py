@@ -59,7 +59,7 @@ def open_benchmark(spec: str) -> ProblemSet:
         for problem, answer in COLUMNS:
             columns = {"problem": problem, "solution": "", "answer": answer}
             try:
-                return open_source(source.model_copy(update=columns))
+                return open_source(source.model_copy(update=columns), look=False)
             except SourceError as error:
                 failures.append(error)
                 if "has no column" not in error.what:

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.config import Source
 from pipeline.errors import SourceError, first_line
-from pipeline.problems.columns import check_columns, columns_of
 from pipeline.problems.parquet import hash_rows
+from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, understand, writable
 from pipeline.problems.splits import check_split
 
 OPTIONS = ("name", "data_dir", "data_files", "revision")  # those of `load_dataset` that source.options may set
@@ -25,6 +25,7 @@ class Hub:
     data: Any
     fingerprint: str
     total: int
+    shape: Shape
 
     def __len__(self) -> int:
         return len(self.data)
@@ -35,20 +36,21 @@ class Hub:
         return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
-def open_hub(source: Source, name: str) -> Hub:
+def open_hub(source: Source, name: str, look: bool = True) -> Hub:
     """The first `source.size` rows of split `source.split`. `name` is a hub name or a local folder.
 
     Raises SourceError when the dataset cannot be loaded, lacks a column or is empty.
     """
     data = _load(source, name)
-    check_columns(source, data.column_names, source.uri)
     if len(data) == 0:
         raise SourceError("is empty", source.uri, "A split with at least one row is expected")
-    data, digest, total = data.select_columns(columns_of(source)), hashlib.sha256(), len(data)
-    data = data.select(range(min(len(data), source.size)))
-    for table in data.with_format("arrow").iter(1024):
+    plain, digest, total = writable(data.features.arrow_schema), hashlib.sha256(), len(data)
+    first = data.select_columns(plain).select(range(min(total, LOOKED_AT))).to_list()
+    shape = carried(plain, understand(source, Look(names := data.column_names, first, source.uri), look), source, source.uri)
+    data = data.select(range(min(total, source.size)))
+    for table in data.select_columns(shape.roots(names)).with_format("arrow").iter(1024):
         hash_rows(digest, table)
-    return Hub(data, digest.hexdigest()[:16], total)
+    return Hub(data.select_columns(shape.columns(names)), digest.hexdigest()[:16], total, shape)
 
 
 def is_saved(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""JSONL files: every line is checked when the file is opened, then a row is read by its place in the file."""
+"""JSONL files, plain or compressed: every line is checked when they are opened, then a row is read by its place in its file."""
 
 from __future__ import annotations
 
@@ -6,88 +6,161 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyarrow.fs import FileSystem
 
 from pipeline.config import Source
 from pipeline.errors import SourceError
-from pipeline.problems.columns import check_columns
+from pipeline.problems.problem import Numeral
+from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, understand, value_at
 
+NAMES = (".jsonl", ".ndjson", ".json")
+_PACKED_NAMES = ("", ".gz", ".zst", ".bz2", ".lz4")
 _EXPECTED = "One JSON object per line is expected"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_PACKED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
+_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}  # by the first bytes
+_UNKNOWN = {b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip"}
 
 
 @dataclass(frozen=True)
 class Jsonl:
-    """Rows of one file. `spans` int64 [N, 2] has the byte offset and length of each row. The rows themselves stay on disk."""
+    """Rows of some files, one after the other. The rows themselves stay on disk.
+
+    files: the path of each, and its compression, None for a plain one. spans: int64 [N, 3], for each row the number of its file,
+    and the offset and the length of its line in bytes, of the unpacked file.
+    """
 
     filesystem: FileSystem
-    path: str
+    files: list[tuple[str, str | None]]
     spans: np.ndarray
     fingerprint: str
     total: int
+    shape: Shape
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Rows in the order asked. Raises SourceError when the file has changed and a row cannot be read any more."""
+        """Rows in the order asked. Raises SourceError when a file has changed and a row cannot be read any more."""
         rows: list[dict[str, Any]] = [{}] * len(indices)
-        try:
-            with self.filesystem.open_input_file(self.path) as file:
-                for place in np.argsort([self.spans[i, 0] for i in indices]):  # forward through the file
-                    offset, length = self.spans[indices[place]].tolist()
-                    rows[place] = _row(file.read_at(length, offset), f"{self.path}, byte {offset}")
-        except OSError as error:
-            raise SourceError(f"cannot be read: {error}", self.path, "The file has changed since it was opened") from error
+        wanted = self.spans[np.asarray(indices, np.int64)]
+        for number in np.unique(wanted[:, 0]).tolist():
+            path, codec = self.files[number]
+            places = np.flatnonzero(wanted[:, 0] == number)
+            places = places[np.argsort(wanted[places, 1], kind="stable")]  # forward through the file
+            try:
+                lines = _lines_at(self.filesystem, path, codec, wanted[places, 1:].tolist())
+            except OSError as error:
+                raise SourceError(f"cannot be read: {error}", path, "The file has changed since it was opened") from error
+            for place, line in zip(places.tolist(), lines, strict=True):
+                rows[place] = _row(line, f"{path}, byte {wanted[place, 1]}")
         return rows
 
 
-def open_jsonl(source: Source, filesystem: FileSystem, path: str) -> Jsonl:
-    """The first `source.size` rows of a file. Raises SourceError that names the line of the first bad row."""
-    spans, columns, digest, offset, beyond = list[tuple[int, int]](), set[str](), hashlib.sha256(), 0, 0
-    try:
-        with filesystem.open_input_stream(path, compression=None) as stream, io.BufferedReader(stream, 1 << 20) as file:
-            for number, line in enumerate(file, 1):
-                if len(spans) == source.size:  # only counted, so that the cap can be said
-                    beyond += bool(line.strip())
+def _lines_at(filesystem: FileSystem, path: str, codec: str | None, spans: list[list[int]]) -> list[bytes]:
+    """The lines of a file at ascending places (offset, length). A compressed file is unpacked up to the last of them."""
+    if codec is None:
+        with filesystem.open_input_file(path) as file:
+            return [file.read_at(length, offset) for offset, length in spans]
+    lines, here, last = list[bytes](), 0, b""
+    with filesystem.open_input_stream(path, compression=codec, buffer_size=1 << 20) as stream:
+        for offset, length in spans:
+            if offset + length > here:  # else the same line is asked for again
+                while here < offset:
+                    skipped = len(stream.read(min(offset - here, 1 << 20)))
+                    if not skipped:
+                        raise OSError("it ends before a row that it had")
+                    here += skipped
+                last = stream.read(length)
+                here += len(last)
+            lines.append(last)
+    return lines
+
+
+def is_named(path: str) -> bool:
+    """Whether a path has the name of a JSONL file, which may be compressed."""
+    return path.endswith(tuple(f"{name}{packed}" for name in NAMES for packed in _PACKED_NAMES))
+
+
+@dataclass
+class _Scan:
+    """What reading all lines finds: the places of the rows, their columns, the first rows, and a hash of the lines."""
+
+    most: int
+    spans: list[tuple[int, int, int]] = field(default_factory=list)
+    columns: dict[str, None] = field(default_factory=dict)
+    first: list[dict[str, Any]] = field(default_factory=list)
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    beyond: int = 0
+
+    def take(self, filesystem: FileSystem, path: str, number: int) -> str | None:
+        """Read one file, and return its compression. Raises SourceError that names the line of the first bad row."""
+        codec, offset = _codec(filesystem, path), 0
+        with filesystem.open_input_stream(path, compression=codec) as stream, io.BufferedReader(stream, 1 << 20) as file:
+            for count, line in enumerate(file, 1):
+                if len(self.spans) == self.most:  # only counted, so that the cap can be said
+                    self.beyond += bool(line.strip())
                     continue
-                start = len(_BYTE_ORDER_MARK) if number == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
+                start = len(_BYTE_ORDER_MARK) if count == 1 and line.startswith(_BYTE_ORDER_MARK) else 0
                 if line[start:].strip():
-                    columns |= _row(line[start:], f"{path}:{number}").keys()
-                    digest.update(line)
-                    spans.append((offset + start, len(line) - start))
+                    row = _row(line[start:], f"{path}:{count}")
+                    self.columns |= dict.fromkeys(row)
+                    self.first += [row] if len(self.first) < LOOKED_AT else []
+                    self.digest.update(line)
+                    self.spans.append((number, offset + start, len(line) - start))
                 offset += len(line)
-    except OSError as error:
-        raise SourceError(f"cannot be read: {error}", path, "Check source.uri and the file's permissions") from error
-    if not spans:
-        raise SourceError("is empty", path, _EXPECTED)
-    if len(spans) == 1 and path.endswith(".json"):
-        _refuse_document(source, filesystem, path, spans[0])
-    check_columns(source, columns, path)
-    return Jsonl(filesystem, path, np.array(spans, np.int64), digest.hexdigest()[:16], len(spans) + beyond)
+        return codec
 
 
-def _refuse_document(source: Source, filesystem: FileSystem, path: str, span: tuple[int, int]) -> None:
+def open_jsonl(source: Source, filesystem: FileSystem, paths: list[str], look: bool = True) -> Jsonl:
+    """The first `source.size` rows of some files. Raises SourceError that names the file, and the line of the first bad row."""
+    scan, files = _Scan(source.size), list[tuple[str, str | None]]()
+    for number, path in enumerate(paths):
+        try:
+            files.append((path, scan.take(filesystem, path, number)))
+        except (OSError, pa.ArrowException) as error:
+            remedy = "Check source.uri and the file's permissions; it may be cut short"
+            raise SourceError(f"cannot be read: {error}", path, remedy) from error
+    where = paths[0] if len(paths) == 1 else source.uri
+    if not scan.spans:
+        raise SourceError("is empty", where, _EXPECTED)
+    if len(scan.spans) == 1 and where.endswith(".json"):
+        _refuse_document(source, where, scan.first[0])
+    names = list(scan.columns)
+    shape = understand(source, Look(names, scan.first, where), look)
+    shape = carried(names, shape, source, where)
+    spans = np.array(scan.spans, np.int64)
+    return Jsonl(filesystem, files, spans, scan.digest.hexdigest()[:16], len(spans) + scan.beyond, shape)
+
+
+def _codec(filesystem: FileSystem, path: str) -> str | None:
+    """The compression of a file by its first bytes, whatever its name is. Raises SourceError for one that is not read."""
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        first = stream.read(8)
+    for mark, name in _UNKNOWN.items():
+        if first.startswith(mark):
+            raise SourceError(f"is compressed with {name}", path, "Unpack it, or compress it with gzip, zstd, bzip2 or lz4")
+    return next((name for mark, name in _CODECS.items() if first.startswith(mark)), None)
+
+
+def _refuse_document(source: Source, path: str, row: dict[str, Any]) -> None:
     """Raise SourceError for a file that is one JSON document of columns, such as pandas writes: it is no single problem."""
-    with filesystem.open_input_file(path) as file:
-        row = _row(file.read_at(span[1], span[0]), path)
-    if isinstance(row.get(source.problem), dict | list):
-        what = f"is one JSON document whose '{source.problem}' holds a {type(row[source.problem]).__name__}, not one row per line"
+    cell = value_at(row, source.problem)
+    if isinstance(cell, dict) or (isinstance(cell, list) and not all(isinstance(turn, dict) for turn in cell)):
+        what = f"is one JSON document whose '{source.problem}' holds a {type(cell).__name__}, not one row per line"
         raise SourceError(what, path, 'Write one object per line, with pandas: to_json(path, orient="records", lines=True)')
 
 
 def _row(line: bytes, where: str) -> dict[str, Any]:
     """One JSON object. A number becomes the text in the file, without a final `.0`."""
     try:
-        row = json.loads(line.decode("utf-8"), parse_int=str, parse_float=lambda text: text.removesuffix(".0"))
+        text = line.decode("utf-8")
+        row = json.loads(text, parse_int=Numeral, parse_float=lambda number: Numeral(number.removesuffix(".0")))
     except UnicodeDecodeError as error:
-        if line.startswith(_PACKED):
-            raise SourceError("is compressed", where, "Unpack it: gunzip, or zstd -d") from error
         what = f"is not UTF-8 text (byte {error.start + 1} of the line)"
         raise SourceError(what, where, "Convert the file to UTF-8") from error
     except json.JSONDecodeError as error:

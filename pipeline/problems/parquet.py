@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSystem
 
 from pipeline.config import Source
 from pipeline.errors import SourceError
-from pipeline.problems.columns import check_columns, columns_of
-from pipeline.problems.splits import files_of_split
-
-_SIGNS = "*?["  # a path with one of these is a glob
+from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, missing, understand, writable
 
 
 @dataclass(frozen=True)
@@ -31,9 +27,9 @@ class Parquet:
     filesystem: FileSystem
     groups: list[tuple[str, int]]
     ends: np.ndarray
-    columns: list[str]
     fingerprint: str
     total: int
+    shape: Shape
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -48,57 +44,22 @@ class Parquet:
             first = self.ends[group - 1] if group else 0
             path, number = self.groups[group]
             with _opened(self.filesystem, path) as file:
-                table = _row_group(file, number, self.columns, path).take(wanted[places] - first)
+                columns = self.shape.columns(file.schema_arrow.names)
+                table = _row_group(file, number, columns, path).take(wanted[places] - first)
             for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
                 rows[place] = row
         return rows
 
 
-def parquet_files(source: Source, filesystem: FileSystem, path: str) -> list[str]:
-    """The file itself, or the files of split `source.split` below a folder or among those that a glob matches, sorted.
-
-    A folder that exists is never taken for a glob, whatever its name is. Hidden files are passed over. The list may be empty.
-    Raises SourceError when the folder cannot be listed, or lacks the split.
-    """
-    try:
-        info = filesystem.get_file_info(path)
-        if info.is_file:
-            return [path] if path.endswith((".parquet", ".pq")) else []
-        folder = info.type == FileType.Directory
-        if not folder and not any(sign in path for sign in _SIGNS):
-            return []
-        base, pattern = (path.rstrip("/"), "*.parquet") if folder else _literal_base(filesystem, path)
-        below = filesystem.get_file_info(FileSelector(base or "/", recursive=True, allow_not_found=True))
-    except OSError as error:
-        raise SourceError(f"cannot be listed: {error}", path, "Check source.uri and the rights to read it") from error
-    names = {item.path: item.path.removeprefix(base).lstrip("/") for item in below if item.is_file}
-    files = sorted(file for file, name in names.items() if fnmatch.fnmatchcase(name, pattern) and not _is_hidden(name))
-    return files_of_split(source, base, files, chosen=not folder)
-
-
-def _literal_base(filesystem: FileSystem, path: str) -> tuple[str, str]:
-    """The folders at the front of a glob that exist as they are written, and the pattern below them."""
-    *folders, last = path.split("/")
-    base: list[str] = []
-    for folder in folders:
-        here = "/".join([*base, folder])
-        if any(sign in folder for sign in _SIGNS) and filesystem.get_file_info(here).type != FileType.Directory:
-            break
-        base.append(folder)
-    return "/".join(base), "/".join([*folders[len(base) :], last])
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
-def open_parquet(source: Source, filesystem: FileSystem, files: list[str]) -> Parquet:
+def open_parquet(source: Source, filesystem: FileSystem, files: list[str], look: bool = True) -> Parquet:
     """The row groups of `files` that hold the first `source.size` rows. Raises SourceError that names the file."""
-    groups, ends, digest, rows, columns, total = [], [], hashlib.sha256(), 0, columns_of(source), 0
+    groups, ends, digest, rows, total = [], [], hashlib.sha256(), 0, 0
+    shape = _shape(source, filesystem, files[0], look)
     for path in files:
         with _opened(filesystem, path) as file:
             total += file.metadata.num_rows
-            check_columns(source, file.schema_arrow.names, path)
+            columns = shape.roots(file.schema_arrow.names)
+            _check(source, shape, file.schema_arrow.names, path)
             for number in range(file.num_row_groups):
                 if rows >= source.size:
                     break
@@ -112,7 +73,26 @@ def open_parquet(source: Source, filesystem: FileSystem, files: list[str]) -> Pa
     if not rows:
         where = files[0] if len(files) == 1 else source.uri
         raise SourceError("is empty", where, "A Parquet file with at least one row is expected")
-    return Parquet(filesystem, groups, np.array(ends, np.int64), columns, digest.hexdigest()[:16], total)
+    return Parquet(filesystem, groups, np.array(ends, np.int64), digest.hexdigest()[:16], total, shape)
+
+
+def _shape(source: Source, filesystem: FileSystem, path: str, look: bool) -> Shape:
+    """What the first rows of the first file tell of the source's columns."""
+    with _opened(filesystem, path) as file:
+        names, first = file.schema_arrow.names, list[dict[str, Any]]()
+        plain = writable(file.schema_arrow)
+        for number in range(file.num_row_groups):
+            if len(first) < LOOKED_AT:
+                first += _row_group(file, number, plain, path).slice(0, LOOKED_AT - len(first)).to_pylist()
+        shape = understand(source, Look(names, first, path), look)
+        return carried(plain, shape, source, path)
+
+
+def _check(source: Source, shape: Shape, names: list[str], path: str) -> None:
+    """Raise SourceError when one of several files lacks a column that the first one has."""
+    for role, column in (("problem", shape.problem), ("solution", shape.solution), ("answer", shape.answer)):
+        if column and column not in names and column.partition(".")[0] not in names:
+            raise missing(source, role, Look(names, (), path))
 
 
 def hash_rows(digest: hashlib._Hash, table: pa.Table) -> None:

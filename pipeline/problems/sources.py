@@ -7,10 +7,9 @@ only the rows that are asked for. A source can be pickled, so that each Ray task
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,28 +18,21 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.config import Source
-from pipeline.contract import Reject
 from pipeline.digest import digest
 from pipeline.errors import SettingError, SourceError, first_line, nearest
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems import gym, hub, jsonl, parquet, tiny
-from pipeline.problems.answers import stated_answer
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One row of a source. When the row lacks what the recipe needs, `reject` is set and `detail` says what is missing."""
-
-    index: int
-    problem: str | None
-    solution: str | None
-    answer: str | None
-    reject: Reject | None = None
-    detail: str = ""
+from pipeline.problems.problem import Problem, read_problem
+from pipeline.problems.shape import Shape
+from pipeline.problems.splits import files_below
 
 
 class Rows(Protocol):
     """Raw rows by index, which every kind of source offers."""
+
+    @property
+    def shape(self) -> Shape:
+        """Which column holds what."""
 
     @property
     def fingerprint(self) -> str:
@@ -62,10 +54,9 @@ class ProblemSet:
     `fingerprint` is a hash of their content. For a generated task it is a hash of the settings and the first problems.
     """
 
-    def __init__(self, source: Source, rows: Rows, columns: tuple[str, str, str]) -> None:
-        """`columns` names the columns of problem, solution ("" where there is none) and answer in a raw row."""
+    def __init__(self, source: Source, rows: Rows) -> None:
         self.source, self.size, self.fingerprint = source, min(len(rows), source.size), rows.fingerprint
-        self.total, self._rows, self._columns = rows.total, rows, columns
+        self.total, self.shape, self._rows = rows.total, rows.shape, rows
 
     def __len__(self) -> int:
         return self.size
@@ -76,7 +67,12 @@ class ProblemSet:
         if wrong:
             raise IndexError(f"row {wrong[0]} of a source of {self.size}")
         raw = self._rows.read(indices)
-        return [_problem(int(index), row, *self._columns) for index, row in zip(indices, raw, strict=True)]
+        return [read_problem(int(index), row, self.shape, self.source) for index, row in zip(indices, raw, strict=True)]
+
+    def without_solutions(self) -> ProblemSet:
+        """The same problems for an evaluation, where a column of solutions may be missing."""
+        self.shape = replace(self.shape, lacks="")
+        return self
 
     def cautions(self) -> list[str]:
         """What a person should know about figures on this source: rows that are not used, answers that may differ."""
@@ -84,22 +80,26 @@ class ProblemSet:
         if self.size < self.total:
             notes.append(f"the first {self.size} of {self.total} rows are used: set its size to {self.total} for all of them")
         kind, _, task = self.source.uri.partition(":")
+        notes += self.shape.found
         first = self.rows(range(min(8, self.size))) if kind == "reasoning-gym" else []
         if first and (said := gym.caution(task, [row.answer or "" for row in first])):
             notes.append(said)
         return [f"note: {self.source.uri}: {text}" for text in notes]
 
 
-def open_source(source: Source) -> ProblemSet:
+def open_source(source: Source, look: bool = True) -> ProblemSet:
     """The problems behind `source.uri`, with every check that needs no model.
 
-    Raises SourceError, with file and line, for a source that is unreadable, malformed, empty or without a column. Raises
-    SettingError for an option that the kind of source does not know.
+    look: whether a column that is not there may be found by looking at the first rows. Raises SourceError, with file and line,
+    for a source that is unreadable, malformed, empty or without a column. Raises SettingError for an option that the kind of
+    source does not know.
     """
     for name in ("uri", "problem", "answer"):
         if not getattr(source, name).strip():
             raise SettingError("is empty", f"source.{name}", "Name a file, dataset or task" if name == "uri" else "Name a column")
     kind, _, name = source.uri.partition(":")
+    if source.response and (source.uri == "tiny-arithmetic" or kind == "reasoning-gym"):
+        raise SettingError(f"{source.uri} makes problems, and brings no traces", "source.response", "Name a file in source.uri")
     if source.uri == "tiny-arithmetic":
         _check_options(source, ())
         return _generated(source, partial(tiny.problem, seed=source.seed, split=source.split))
@@ -111,8 +111,8 @@ def open_source(source: Source) -> ProblemSet:
     _check_options(source, hub.OPTIONS if kind == "datasets" else ())
     words = f"waiting for the problems of {source.uri}: they have been read for {NOTICE_S:g} s so far."
     with late(f"source {source.uri}", words):
-        rows = hub.open_hub(source, name) if kind == "datasets" else _open_files(source)
-    return ProblemSet(source, rows, (source.problem, source.solution, source.answer))
+        rows = hub.open_hub(source, name, look) if kind == "datasets" else _open_files(source, look)
+    return ProblemSet(source, rows)
 
 
 def named(source: Source) -> str:
@@ -145,6 +145,7 @@ class _Generated:
     make: Callable[[int], Any]
     size: int
     fingerprint: str
+    shape: Shape
 
     @property
     def total(self) -> int:
@@ -161,43 +162,8 @@ class _Generated:
 
 def _generated(source: Source, make: Callable[[int], Any]) -> ProblemSet:
     settings = [source.uri, source.split, source.seed, source.options, [make(i) for i in range(min(8, source.size))]]
-    rows = _Generated(make, source.size, digest(settings))
-    return ProblemSet(source, rows, ("problem", "solution" if source.solution else "", "answer"))
-
-
-def _problem(index: int, row: dict[str, Any], problem: str, solution: str, answer: str) -> Problem:
-    task, worked, target = _text(row.get(problem)), _text(row.get(solution)), _text(row.get(answer))
-    if target is not None and (answer in (solution, "solution") or "\\boxed" in target or "####" in target):
-        target = stated_answer(target)
-    for value, column, reject in (
-        (task, problem, Reject.MISSING_PROBLEM),
-        (worked, solution, Reject.MISSING_SOLUTION),
-        (target, answer, Reject.MISSING_ANSWER),
-    ):
-        if value is None and column:
-            return Problem(index, task, worked, target, reject, _why_missing(row.get(column), column))
-    return Problem(index, task, worked, target)
-
-
-def _why_missing(value: Any, column: str) -> str:
-    if isinstance(value, str) and value.strip():
-        return f"column '{column}' holds no complete \\boxed{{...}} and no ####"
-    if isinstance(value, (list, dict)):
-        return f"column '{column}' holds a {type(value).__name__}, not text"
-    return f"column '{column}' is empty"
-
-
-def _text(value: Any) -> str | None:
-    """A cell as text, with 3 and 3.0 both as "3". None for a cell that is empty or holds a list or an object."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return None if not math.isfinite(value) else str(int(value)) if value.is_integer() else repr(value)
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if value is None or isinstance(value, (list, dict)) or not str(value).strip():
-        return None
-    return str(value).encode("utf-8", "replace").decode()  # JSON allows half a surrogate pair, Arrow does not
+    shape = Shape("problem", "solution" if source.solution else "", "answer")
+    return ProblemSet(source, _Generated(make, source.size, digest(settings), shape))
 
 
 def _check_options(source: Source, known: Iterable[str]) -> None:
@@ -208,18 +174,18 @@ def _check_options(source: Source, known: Iterable[str]) -> None:
             raise SettingError("unknown option", f"source.options.{name}", hint)
 
 
-def _open_files(source: Source) -> Rows:
+def _open_files(source: Source, look: bool) -> Rows:
     filesystem, path = _filesystem(source.uri)
-    if path.endswith((".jsonl", ".ndjson", ".json")):
-        return jsonl.open_jsonl(source, filesystem, path)
     if "://" not in source.uri and hub.is_saved(path):
-        return hub.open_hub(source, path)
-    if files := parquet.parquet_files(source, filesystem, path):
-        return parquet.open_parquet(source, filesystem, files)
+        return hub.open_hub(source, path, look)
+    if files := files_below(source, filesystem, path):
+        opening = jsonl.open_jsonl if jsonl.is_named(files[0]) else parquet.open_parquet
+        return opening(source, filesystem, files, look)
     raise SourceError(
         "is no file, folder or kind of source that can be read",
         source.uri,
-        "Give a .jsonl or .parquet file, a folder or glob of .parquet, datasets:NAME, reasoning-gym:TASK or tiny-arithmetic",
+        "Give a .jsonl (or .jsonl.gz) or .parquet file, a folder or glob of either, datasets:NAME, reasoning-gym:TASK or "
+        "tiny-arithmetic",
     )
 
 
@@ -246,7 +212,7 @@ def _stamps(source: Source, kind: str, name: str) -> dict[str, list[int | None]]
     if kind == "datasets" or ("://" not in source.uri and hub.is_saved(path)):
         infos = filesystem.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
     else:
-        files = [path] if path.endswith((".jsonl", ".ndjson", ".json")) else parquet.parquet_files(source, filesystem, path)
+        files = files_below(source, filesystem, path)
         infos = filesystem.get_file_info(files)
     return {info.path: [info.size, info.mtime_ns] for info in infos if info.is_file}
 

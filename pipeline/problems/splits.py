@@ -1,15 +1,22 @@
-"""The split that a Parquet file of a folder belongs to, by the names that datasets of the hub use."""
+"""The files of a folder or a glob, and the split that each belongs to, by the names that datasets of the hub use."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
 from pipeline.config import Source
 from pipeline.errors import SourceError
+from pipeline.problems import jsonl
 
-_SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?\.(parquet|pq)")  # train-00000-of-00002.parquet
+_SIGNS = "*?["  # a path with one of these is a glob
+_PARQUET, _DOCUMENTS = (".parquet", ".pq"), ".json"  # a folder has .json files that hold no rows, such as dataset_infos.json
+
+_SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?\.(parquet|pq|jsonl|ndjson)(\.\w+)?")  # train-00000-of-00002.parquet
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -30,7 +37,8 @@ def split_of(path: str) -> tuple[str, str] | None:
     *folders, name = path.split("/")
     if shard := _SHARD.fullmatch(name):
         return canonical(shard["split"]), "/".join(folders)
-    named = [canonical(word) for word in re.split(r"[^A-Za-z0-9]+", name.rpartition(".")[0]) if word.lower() in _WORDS]
+    stem = re.sub(r"(\.(jsonl|ndjson|json))?\.\w+$", "", name)
+    named = [canonical(word) for word in re.split(r"[^A-Za-z0-9]+", stem) if word.lower() in _WORDS]
     if named:
         return named[0], "/".join(folders)
     for depth in range(len(folders), 0, -1):
@@ -70,3 +78,46 @@ def check_split(source: Source, wanted: str, known: Iterable[str]) -> None:
     if wanted not in (names := sorted(known)):
         what = f"has no split '{source.split}'; there are: {', '.join(names)}"
         raise SourceError(what, source.uri, "Set its split to one of them")
+
+
+def files_below(source: Source, filesystem: FileSystem, path: str) -> list[str]:
+    """The file itself, or the files of split `source.split` below a folder or among those that a glob matches, sorted.
+
+    All are Parquet files, or all are JSONL files: of a folder the latter where it has no Parquet file. A folder that exists is
+    never taken for a glob, whatever its name is. Hidden files are passed over. The list may be empty. Raises SourceError when the
+    folder cannot be listed, or lacks the split.
+    """
+    try:
+        info = filesystem.get_file_info(path)
+        if info.is_file:
+            return [path] if path.endswith(_PARQUET) or jsonl.is_named(path) else []
+        folder = info.type == FileType.Directory
+        if not folder and not any(sign in path for sign in _SIGNS):
+            return [path] if jsonl.is_named(path) else []  # to open it says why it cannot be read
+        base, pattern = (path.rstrip("/"), "*") if folder else _literal_base(filesystem, path)
+        below = filesystem.get_file_info(FileSelector(base or "/", recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise SourceError(f"cannot be listed: {error}", path, "Check source.uri and the rights to read it") from error
+    names = {item.path: item.path.removeprefix(base).lstrip("/") for item in below if item.is_file}
+    files = sorted(file for file, name in names.items() if fnmatch.fnmatchcase(name, pattern) and not _is_hidden(name))
+    lines = [file for file in files if jsonl.is_named(file) and not (folder and file.endswith(_DOCUMENTS))]
+    packed = [file for file in files if (file.endswith(".parquet") if folder else file not in lines)]
+    if packed and lines and not folder:
+        raise SourceError("matches Parquet and JSONL files", source.uri, "Give one kind of files")
+    return files_of_split(source, base, packed or lines, chosen=not folder)
+
+
+def _literal_base(filesystem: FileSystem, path: str) -> tuple[str, str]:
+    """The folders at the front of a glob that exist as they are written, and the pattern below them."""
+    *folders, last = path.split("/")
+    base: list[str] = []
+    for folder in folders:
+        here = "/".join([*base, folder])
+        if any(sign in folder for sign in _SIGNS) and filesystem.get_file_info(here).type != FileType.Directory:
+            break
+        base.append(folder)
+    return "/".join(base), "/".join([*folders[len(base) :], last])
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))

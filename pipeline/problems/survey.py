@@ -20,7 +20,8 @@ class Survey:
     """Counts over the first rows of a source.
 
     rejected: rows that cannot be used, by what they lack. controls: how often each control token is spelled, and `spelling` the
-    rows that spell one. problems: how often each problem text stands there, by the hash of its normalised form.
+    rows that spell one. problems: how often each problem text stands there, by the hash of its normalised form. left_out: rows of
+    which a column was too large to be carried, by its name.
     """
 
     uri: str
@@ -29,6 +30,7 @@ class Survey:
     controls: Counter[str] = field(default_factory=Counter)
     spelling: int = 0
     problems: Counter[int] = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def count(self, row: Problem, controls: re.Pattern[str] | None) -> None:
         """Count one row. `controls` finds control tokens."""
@@ -36,10 +38,11 @@ class Survey:
         if row.reject is not None:
             self.rejected[row.detail] += 1
             return
-        spelled = controls.findall(f"{row.problem}\n{row.solution or ''}") if controls else []
+        self.left_out.update(row.left_out)
+        spelled = controls.findall(f"{row.messages or row.problem}\n{row.solution or ''}") if controls else []
         self.controls.update(spelled)
         self.spelling += bool(spelled)
-        self.problems[hash(normal(row.problem or ""))] += 1
+        self.problems[hash(normal(row.messages or row.problem or ""))] += 1
 
     def notes(self) -> list[str]:
         """What the person who starts the run should know."""
@@ -50,6 +53,9 @@ class Survey:
         if self.controls:
             listed = ", ".join(f"{count} {token}" for token, count in self.controls.most_common(4))
             notes.append(f"note: {self.uri}: {self.spelling} of {self.rows} rows spell control tokens, read as text: {listed}")
+        if self.left_out:
+            listed = ", ".join(f"{name} ({count} rows)" for name, count in self.left_out.most_common(4))
+            notes.append(f"note: {self.uri}: columns too large to be carried to rewards (source.carry_bytes): {listed}")
         return notes
 
     def check(self) -> None:

@@ -16,18 +16,19 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import Label
-from pipeline.contract import Regime
+from pipeline.contract import TOPK, Regime
 from pipeline.method import regimes
 from pipeline.report.figures import LabelledTraces
 from pipeline.report.page import embedded
 from pipeline.report.tokens import pieces
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.rows import read_shard
-from pipeline.stages.tables import ragged, views
+from pipeline.stages.tables import matrices, ragged, views
 
 MOST_TRACES, MOST_TOKENS = 1500, 300_000
 MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response; fewer when all texts exceed MOST_BYTES
 MOST_BYTES = 8_000_000  # of all texts together, as they are stored in the page
+ALTERNATIVES = 5  # likeliest tokens of the teacher that are shown of a position, where they were kept
 TEXTS = ("problem", "answer", "solution", "text")
 STORED = {
     "entropy": ("score", "teacher_entropy"),
@@ -75,12 +76,14 @@ def sample(measured: list[LabelledTraces], tokenizer: Any) -> dict[str, Any]:
     chosen = choose(strata, ids.astype(str), lengths)
     starts = np.searchsorted(owner, np.arange(len(measured)))
     found = [t for k, rows in enumerate(measured) for t in _of_round(rows, chosen[owner[chosen] == k] - starts[k])]
-    used = np.unique(np.concatenate([trace["tokens"] for trace in found])) if found else np.zeros(0, np.int32)
+    kept = [trace["alternatives"]["tokens"].ravel() for trace in found if trace["alternatives"]]
+    used = np.unique(np.concatenate([trace["tokens"] for trace in found] + kept)) if found else np.zeros(0, np.int32)
     vocabulary = pieces(tokenizer, used.tolist())
     most_text = _room([trace[name] for trace in found for name in TEXTS])
     for trace in found:
         trace |= {name: trace[name][:most_text] for name in TEXTS}
-        trace["tokens"] = _packed(np.searchsorted(used, trace["tokens"]), "<u4")
+        for holder in filter(None, (trace, trace["alternatives"])):
+            holder["tokens"] = _packed(np.searchsorted(used, holder["tokens"]), "<u4")
     return {
         "traces": found,
         "vocabulary": [piece.text for piece in vocabulary],
@@ -130,7 +133,7 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
     prompts = tables["prompts"].take(tables["rollout"]["prompt_index"])
     signals = _signals(tables, peak, work.run.label)
     tokens, codes = views(tables["rollout"]["response_tokens"]), views(tables["label"]["regime"])
-    means = tables["profile"]["entropy_mean"].to_pylist()
+    means, kept = tables["profile"]["entropy_mean"].to_pylist(), _alternatives(tables["score"])
     rollout, grade = tables["rollout"].to_pylist(), tables["grade"].to_pylist()
     for row, (text, written, graded) in enumerate(zip(prompts.to_pylist(), rollout, grade, strict=True)):
         mine = {name: views[row] for name, views in signals.items()}
@@ -154,6 +157,7 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
             **{name: (text[name] or "")[:MOST_TEXT] for name in ("problem", "answer", "solution")},
             "text": written["response_text"][:MOST_TEXT],
             "tokens": tokens[row],
+            "alternatives": kept[row] if kept else None,
             "regime": _packed(codes[row], "u1"),
             **{name: _packed(values, "<f2") for name, values in mine.items()},
         }
@@ -172,10 +176,22 @@ _COLUMNS = {
         "policy_version",
     ],
     "grade": ["verdict", "reward", "advantage"],
-    "score": ["teacher_entropy", "student_logprobs", "teacher_logprobs"],
+    "score": ["teacher_entropy", "student_logprobs", "teacher_logprobs", *TOPK],
     "profile": ["lookahead_entropy", "entropy_mean"],
     "label": ["regime", "spans", "gate", "token_weight"],
 }
+
+
+def _alternatives(score: pa.Table) -> list[dict[str, Any]]:
+    """The teacher's likeliest tokens of every position, for each trace: how many, ids [T, count], and log-probs as half floats.
+
+    Empty where a shard keeps none.
+    """
+    if not set(TOPK) <= set(score.column_names):
+        return []
+    pairs = zip(*(matrices(score[name]) for name in TOPK), strict=True)
+    cut = [(ids[:, :ALTERNATIVES], logprobs[:, :ALTERNATIVES]) for ids, logprobs in pairs]
+    return [{"count": ids.shape[1], "tokens": ids, "logprobs": _packed(logprobs, "<f2")} for ids, logprobs in cut]
 
 
 def _signals(tables: dict[str, pa.Table], peak: float, settings: Label) -> dict[str, list[np.ndarray]]:

@@ -14,7 +14,7 @@ from pipeline.contract import REWARD_PREFIX, Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError
 from pipeline.grader.code import identity
-from pipeline.rounds.round import Round
+from pipeline.rounds.round import Round, same_problems
 from pipeline.stages import MEASURE, STAGES
 from pipeline.stages.score import bounds_instead
 from pipeline.store.directory import Entry, Ready, Store, area
@@ -97,6 +97,8 @@ class Inventory:
         # a shard is stale that has an input which is no more: a policy where the base answers now, a reward, the stage of rewards
         named = expected.keys() | (entry.inputs.keys() & {"policy", "reward"}) | self._gone(entry)
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
+        if "problems" in changed and same_problems(entry.inputs.get("problems"), expected.get("problems")):
+            changed.remove("problems")
         return f"{changed[0]} changed" if changed else None
 
     def reasons(self, name: str, problems: Mapping[str, str] | None = None) -> Counter[str]:

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
+from pipeline.contract import TOPK
 from pipeline.digest import digest
 from pipeline.errors import ContractError, EgrsdError, StoreError
 from pipeline.rounds.baseline import baselines, read_kept
@@ -23,12 +25,14 @@ from pipeline.rounds.plan import Plan, read_plan
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import joined_round, read_shard
 from pipeline.stages import MEASURE, PLAN, STAGES
+from pipeline.stages.prompts import prompt_id
 from pipeline.stages.score import entropy_max
+from pipeline.stages.tables import matrices, ragged
 from pipeline.store.directory import Entry, Store, area
 from pipeline.store.documents import RESTORE
 from pipeline.store.folders import POLICY_REMEDY, STATE_REMEDY, check_folder, is_dropped, is_whole
 from pipeline.store.names import EVALUATION_FOLDER
-from pipeline.store.possible import SLACK
+from pipeline.store.possible import SLACK, unlike_topk
 from pipeline.store.shards import check_columns
 
 _FIGURES = {
@@ -127,18 +131,31 @@ def _prove_shard(store: Store, entries: dict[str, Entry], plan: Plan | None, whe
                 check_columns(name, tables[name], min(sizes.values()))
             except ContractError as error:
                 _refuse(store, fresh[name], f"{error.where}: {error.what}", STORED_AGAIN)
+    if {"rollout", "score"} <= tables.keys() and set(TOPK) <= set(tables["score"].column_names):
+        _prove_topk(store, fresh["score"], tables["rollout"], tables["score"])
     if "rollout" in tables and where.startswith("rounds/"):
         _prove_policy(store, fresh["rollout"], tables["rollout"], plan, int(where.rpartition("/")[2]))
+
+
+def _prove_topk(store: Store, entry: Entry, rollout: pa.Table, score: pa.Table) -> None:
+    """A token of a response is as likely as the same token among the kept ones, or at most as likely as the last of them."""
+    live = pc.is_null(score["reject_reason"])
+    tokens = ragged(rollout.filter(live)["response_tokens"])[0]
+    logprobs = ragged(score.filter(live)["teacher_logprobs"])[0]
+    ids, kept = (matrices(score.filter(live)[name]) for name in TOPK)
+    if ids and (wrong := unlike_topk(tokens, logprobs, np.concatenate(ids), np.concatenate(kept))):
+        _refuse(store, entry, f"columns teacher_logprobs, {', '.join(TOPK)}: {wrong}", STORED_AGAIN)
 
 
 def _prove_problems(store: Store, entry: Entry, prompts: pa.Table, plan: Plan) -> None:
     """prompt_id is the hash of a problem's place in the source and its texts. So the problems are those of the plan."""
     if entry.rows != len(plan.shards[entry.shard]):
         _refuse(store, entry, f"{entry.rows} rows, and the plan has {len(plan.shards[entry.shard])} problems", RESTORE)
-    names = ("prompt_id", "reject_reason", "problem", "solution", "answer")
-    texts = zip(*(prompts[name].to_pylist() for name in names), strict=True)
+    names = ("prompt_id", "reject_reason", "problem", "solution", "answer", "messages")
+    nulls = [None] * prompts.num_rows
+    texts = zip(*(prompts[name].to_pylist() if name in prompts.column_names else nulls for name in names), strict=True)
     for index, (key, reason, *parts) in zip(plan.shards[entry.shard], texts, strict=True):
-        if reason is None and key != digest("\n".join(str(part) for part in (index, *parts))):
+        if reason is None and key != prompt_id(index, *parts):
             _refuse(store, entry, f"column prompt_id: a row is not problem {index}, which the plan names", STORED_AGAIN)
 
 

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 from pipeline.config import Run
-from pipeline.contract import Reject
-from pipeline.errors import UserError
+from pipeline.contract import Place, Reject
+from pipeline.errors import SettingError, UserError
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.stages.prompts import prompts
+from pipeline.stages.rollout import imported
 
 _AT_ONCE = 256  # prompts that are tokenised before one of them is looked for that can be answered
 
@@ -21,9 +22,13 @@ REMEDIES = {
     Reject.MISSING_PROBLEM: "Set source.problem to a column of text, or mend the rows",
     Reject.MISSING_SOLUTION: "Set source.solution to a column of text, or mend the rows",
     Reject.MISSING_ANSWER: "Set source.answer to the column of the answer, or mend the rows",
+    Reject.BAD_MESSAGES: "Mend the messages, or set source.problem to another column",
+    Reject.EXTRA_TOO_LARGE: "Raise source.carry_bytes, or leave the column out of source.carry",
+    Reject.RESPONSE_TOO_LONG: "Raise rollout.max_new_tokens, or leave such traces out",
+    Reject.UNKNOWN_TOKENS: "Use a model whose tokenizer knows the texts, or leave such traces out",
     Reject.PROMPT_TOO_LONG: "Raise model.max_model_len, or lower max_new_tokens",
     Reject.ENGINE_ERROR: "The log names what the engine could not do. After that is mended: `egrsd stage rollout --force`",
-    Reject.EMPTY_RESPONSE: "Check the chat template and the prompts: the model ends at once",
+    Reject.EMPTY_RESPONSE: "Check chat template and prompts: the model ends at once. Imported: source.response has empty cells",
     Reject.NON_FINITE: "The model gives no finite numbers: try model.dtype float32, or check its weights",
     Reject.IMPOSSIBLE: "The engine gave numbers that no model gives: check model.dtype, the weights and the engine's version",
     Reject.RESPONSE_MISMATCH: "The engine answered other ids than it was asked for: see its log",
@@ -36,8 +41,22 @@ REMEDIES = {
 }
 
 
+def refuse_few_imports(source: ProblemSet, run: Run) -> str | None:
+    """A note when rows bring more traces than a group has. Raises SettingError when none of the first rows brings as many."""
+    size = run.rollout.group_size
+    counts = [len(row.imported) for row in source.rows(range(min(len(source), _AT_ONCE))) if row.imported]
+    most = max(counts, default=size)
+    if most < size:
+        traces = f"{most} {'trace' if most == 1 else 'traces'}"
+        what = f"is {size}, and the first rows of {source.source.uri} bring at most {traces} each"
+        alone = ", with grade.advantage=running" if most == 1 else ""
+        raise SettingError(what, "rollout.group_size", f"Set it to {most}{alone}")
+    said = f"rows bring up to {most} traces, and the first {size} of each are used (rollout.group_size)"
+    return f"note: {source.source.uri}: {said}" if most > size else None
+
+
 def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose: str) -> None:
-    """Raise UserError when the prompts stage rejects all problems `indices` of a source. `whose` names them in the message.
+    """Raise UserError when all problems `indices` of a source are rejected before an engine is asked. `whose` names them.
 
     It ends at the first problems of which one can be asked, so it takes long only where it ends with the error.
     """
@@ -45,6 +64,8 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
     with late("prompts", f"prompts of {source.source.uri} have been made for {NOTICE_S:g} s so far: none fits yet."):
         for start in range(0, len(indices), _AT_ONCE):
             asked = prompts(source.rows(indices[start : start + _AT_ONCE]), run, tokenizer)
+            if run.source.response:
+                asked = imported(asked, run, Place(""), tokenizer)
             for reason, detail in zip(asked["reject_reason"].to_pylist(), asked["reject_detail"].to_pylist(), strict=True):
                 if reason is None:
                     return
@@ -52,7 +73,8 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
                 details.setdefault(reason, detail)
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        what = f"all {len(indices)} prompts of {whose} are rejected, {count} as {reason}: {details[reason]}"
+        things = "traces" if run.source.response else "prompts"
+        what = f"all {reasons.total()} {things} of {whose} are rejected, {count} as {reason}: {details[reason]}"
         raise UserError(what, source.source.uri, REMEDIES[Reject(reason)])
 
 

@@ -17,6 +17,7 @@ from pipeline.rounds.plan import Plan, cut, read_plan, write_plan
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import RESTORE
 
+_LATER = ("messages", "imported", "extra")
 TRACES_PER_SHARD = 32  # of an evaluation: few enough that every engine works, and that a kill loses little
 
 
@@ -134,8 +135,18 @@ def with_engines(work: Round, engines: Mapping[str, Engines]) -> Round:
 
 
 def problems_digest(problems: list[Problem]) -> str:
-    """Hash of rows of a source."""
-    return digest([asdict(p) for p in problems])
+    """Hash of rows of a source: `ROWS`, or `ROWS+OTHERS` where they have other columns, with the hash of these.
+
+    What later versions added to a row counts in ROWS only where it is there.
+    """
+    rows = [{name: part for name, part in asdict(p).items() if name not in _LATER or part is not None} for p in problems]
+    others = [(row.pop("extra", None), row.pop("left_out")) for row in rows]
+    return digest(rows) + (f"+{digest(others)}" if any(extra or left_out for extra, left_out in others) else "")
+
+
+def same_problems(before: str | None, now: str | None) -> bool:
+    """Whether two hashes of rows are the same. Early versions hashed no other columns: what they made stays fresh."""
+    return before == now or (before is not None and now is not None and before == now.partition("+")[0])
 
 
 def evaluation_run(run: Run) -> Run:

@@ -15,7 +15,7 @@ from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
 from pipeline.store.directory import Entry, Store, area
 from pipeline.store.documents import RESTORE
-from pipeline.store.possible import key_of
+from pipeline.store.possible import key_of, types_of
 from pipeline.store.shards import check_columns
 
 
@@ -113,14 +113,14 @@ def training_rows(
     if missing := set(MEASURE) - hashes.keys():
         raise StoreError(f"shards.{shard}: lacks {', '.join(sorted(missing))}", store.locate(f"{where}/ready.json"), RESTORE)
     entries = {stage: _committed(store, where, stage, shard, hashes[stage]) for stage in MEASURE}
-    tables = read_shard(store, entries)
+    tables = read_shard(store, entries, {stage: _read_by_training(stage, further) for stage in MEASURE})
     rollout = tables["rollout"]
     _check_vocabulary(store, entries, tables["prompts"])
     prompts = tables["prompts"].take(rollout["prompt_index"])
     columns = {name: rollout[name] for name in ("trace_id", "trace_source", "response_tokens")}
-    # policy of the student log-probs: a trace that the teacher wrote was scored with the policy of its round
-    by_teacher = pc.equal(rollout["trace_source"], "teacher")
-    columns["policy_version"] = pc.if_else(by_teacher, pa.scalar(policy, pa.int32()), rollout["policy_version"])
+    # policy of the student log-probs: a trace that the student did not write was scored with the policy of its round
+    by_others = pc.not_equal(rollout["trace_source"], "student")
+    columns["policy_version"] = pc.if_else(by_others, pa.scalar(policy, pa.int32()), rollout["policy_version"])
     columns |= {"prompt_tokens": prompts["prompt_tokens"], "rollout_entropy": rollout["rollout_entropy"]}
     columns["advantage"] = tables["grade"]["advantage"]
     columns |= {name: tables["score"][name] for name in ("student_logprobs", "teacher_logprobs", "teacher_entropy")}
@@ -129,6 +129,11 @@ def training_rows(
         columns |= {name: source[name]} if name in source.column_names else {}
     columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))
     return pa.table(columns)
+
+
+def _read_by_training(stage: str, further: tuple[str, ...]) -> list[str]:
+    """Columns of a stage, without the optional ones that the objective does not read."""
+    return [name for name in types_of(stage) if name not in COLUMNS or not COLUMNS[name].optional or name in further]
 
 
 def _committed(store: Store, where: str, stage: str, shard: str, digest: str) -> Entry:

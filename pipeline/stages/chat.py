@@ -1,7 +1,7 @@
 """The student's prompt, the teacher's privileged prompt, and either of them followed by the ids of a response.
 
-Both prompts are chat messages that the model's own template turns into ids. From there on only ids are joined. Nothing is
-decoded and tokenised again, so teacher and student see the same response ids.
+Both prompts are chat messages that the model's own template turns into ids. A problem may be the last turn of a conversation.
+From there on only ids are joined. Nothing is decoded and tokenised again, so teacher and student see the same response ids.
 
 A problem or a solution is text. Where it spells a control token, such as `<eos>`, that spelling becomes the ids of its letters.
 Only the chat template and the prompt templates of the settings write control tokens.
@@ -9,6 +9,7 @@ Only the chat template and the prompt templates of the settings write control to
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -27,6 +28,24 @@ class Filled(NamedTuple):
 
     text: str
     foreign: list[tuple[int, int]]
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    filled: Filled
+
+
+def turns_before(messages: str | None, system: str | None) -> list[Turn]:
+    """The turns before the last one of a conversation, which is JSON. None is a problem without other turns.
+
+    The settings' `system` turn is put before a conversation that has none.
+    """
+    told = json.loads(messages)[:-1] if messages else []
+    turns = [Turn(turn["role"], Filled(turn["content"], [(0, len(turn["content"]))])) for turn in told]
+    own = system is not None and all(turn.role not in ("system", "developer") for turn in turns)
+    return [Turn("system", Filled(system, [])), *turns] if own and system is not None else turns
 
 
 def fill(template: str, problem: str, solution: str = "") -> Filled:
@@ -52,10 +71,11 @@ def controls(tokenizer: Any) -> re.Pattern[str] | None:
 
 
 def student_prompt(
-    tokenizer: Any, problem: str, template: str = "{problem}", system: str | None = None, thinking: bool = True
+    tokenizer: Any, problem: str, template: str = "{problem}", system: str | Sequence[Turn] | None = None, thinking: bool = True
 ) -> list[int]:
     """Prompt ids [P] of the student, who sees the problem only. The response begins right after them.
 
+    system: the text of a system turn, or all turns before the problem.
     Raises SettingError for a template without {problem} or with {solution}, ModelError for an unusable chat template.
     """
     if "{problem}" not in template:
@@ -68,7 +88,7 @@ def student_prompt(
 
 
 def teacher_prompt(
-    tokenizer: Any, problem: str, solution: str, template: str, system: str | None = None, thinking: bool = True
+    tokenizer: Any, problem: str, solution: str, template: str, system: str | Sequence[Turn] | None = None, thinking: bool = True
 ) -> list[int]:
     """Prompt ids [Q] of the teacher, who sees the problem and its reference solution (2605.13255, section 3: p_T(. | x, s*)).
 
@@ -90,13 +110,13 @@ def fits(prompt_len: int, max_new_tokens: int, max_model_len: int) -> bool:
     return prompt_len + max_new_tokens <= max_model_len
 
 
-def _chat_ids(tokenizer: Any, filled: Filled, system: str | None, thinking: bool) -> list[int]:
-    """The ids of one user message. Templates that know `enable_thinking` (Qwen3) read it, and others ignore it."""
+def _chat_ids(tokenizer: Any, filled: Filled, system: str | Sequence[Turn] | None, thinking: bool) -> list[int]:
+    """The ids of a conversation that ends with one user message. Templates that know `enable_thinking` (Qwen3) read it."""
     check_template(tokenizer)
-    text, marked, mark = _mark(tokenizer, filled)
-    messages = [{"role": "user", "content": text}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
+    before = turns_before(None, system) if isinstance(system, str | None) else system
+    turns = [*before, Turn("user", filled)]
+    texts, marked, mark = _mark(tokenizer, [turn.filled for turn in turns])
+    messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, texts, strict=True)]
     written = render(tokenizer, messages, add_generation_prompt=True, enable_thinking=thinking)
     pieces = re.split(f"{mark}([0-9]+){mark}", written) if marked else [written]
     return [
@@ -106,23 +126,46 @@ def _chat_ids(tokenizer: Any, filled: Filled, system: str | None, thinking: bool
     ]
 
 
-def _mark(tokenizer: Any, filled: Filled) -> tuple[str, list[str], str]:
-    """The text with a numbered mark for each control token that a problem or a solution spells, these tokens, and the mark.
+def _mark(tokenizer: Any, parts: Sequence[Filled]) -> tuple[list[str], list[str], str]:
+    """The texts with a numbered mark for each control token that the data spells in them, these tokens, and the mark.
 
-    A token that only half belongs to a problem counts too. The mark is a character that the text does not have.
+    A token that only half belongs to a problem counts too. The mark is a character that no text has.
     """
     pattern = controls(tokenizer)
     hits = [
-        hit
-        for hit in (pattern.finditer(filled.text) if pattern else ())
-        if any(start < hit.end() and hit.start() < end for start, end in filled.foreign)
+        [
+            hit
+            for hit in (pattern.finditer(part.text) if pattern else ())
+            if any(start < hit.end() and hit.start() < end for start, end in part.foreign)
+        ]
+        for part in parts
     ]
-    mark = next(chr(code) for code in _PRIVATE if chr(code) not in filled.text) if hits else ""
-    text, done = "", 0
-    for number, hit in enumerate(hits):
-        text += f"{filled.text[done : hit.start()]}{mark}{number}{mark}"
-        done = hit.end()
-    return text + filled.text[done:], [hit[0] for hit in hits], mark
+    mark = next(chr(code) for code in _PRIVATE if all(chr(code) not in part.text for part in parts)) if any(hits) else ""
+    texts, marked = list[str](), list[str]()
+    for part, found in zip(parts, hits, strict=True):
+        text, done = "", 0
+        for hit in found:
+            text += f"{part.text[done : hit.start()]}{mark}{len(marked)}{mark}"
+            marked.append(hit[0])
+            done = hit.end()
+        texts.append(text + part.text[done:])
+    return texts, marked, mark
+
+
+def response_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a trace that somebody else wrote, with the end-of-sequence id behind them.
+
+    The model itself writes tokens such as `<think>`, so these are read as what they are. A special token is read as text, but an
+    end of sequence that the text already ends with counts once. Empty for a text without a word.
+    """
+    ended = tokenizer.eos_token or ""
+    text = text.rstrip().removesuffix(ended) if ended and text.rstrip().endswith(ended) else text
+    if not text.strip():
+        return []
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    pieces = re.split(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})", text) if special else [text]
+    ids = [token for piece in pieces for token in (_spelled if piece in special else _ids)(tokenizer, piece)]
+    return [*ids, tokenizer.eos_token_id]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

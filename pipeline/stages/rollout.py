@@ -1,10 +1,11 @@
-"""Stage `rollout`: an engine writes G traces for each prompt, each with its log-probs and entropies."""
+"""Stage `rollout`: an engine writes G traces for each prompt, with log-probs and entropies. Or the source brings the traces."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,6 +27,7 @@ from pipeline.contract import (
 from pipeline.digest import digest
 from pipeline.errors import EngineError
 from pipeline.models.tokenizer import tokenizer_of
+from pipeline.stages.chat import response_ids
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, clean
 
@@ -67,6 +69,42 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place
     return draft.table()
 
 
+def imported(prompts: pa.Table, run: Run, place: Place, tokenizer: Any) -> pa.Table:
+    """The traces that the source brings (`source.response`), G for each prompt, as the rows of a rollout. No engine is asked.
+
+    They are turned into ids once. Nobody knows the writer's log-probs and entropies, so these are null. A trace is rejected when
+    it is missing, empty, has a text that the tokenizer does not know, or is longer than `rollout.max_new_tokens`.
+    """
+    size = run.rollout.group_size
+    draft = Draft(STAGE, [""] * (prompts.num_rows * size))
+    names = [name for name in ("prompt_id", "reject_reason", "reject_detail", "imported") if name in prompts.column_names]
+    for i, prompt in enumerate(prompts.select(names).to_pylist()):
+        for sample in range(size):
+            row = i * size + sample
+            draft.keys[row] = digest(f"{run.seed}/{place.where}/{prompt['prompt_id']}/{place.first + i}/{sample}")
+            if prompt["reject_reason"]:
+                draft.reject(row, prompt["reject_reason"], prompt["reject_detail"])
+                draft.values[row] = {"prompt_index": i}
+                continue
+            draft.values[row] = {"prompt_index": i, "sample_index": sample, "trace_source": "import"}
+            texts = prompt.get("imported") or []
+            _take_import(draft, row, texts[sample] if sample < len(texts) else "", run, tokenizer)
+    return draft.table()
+
+
+def _take_import(draft: Draft, row: int, text: str, run: Run, tokenizer: Any) -> None:
+    ids, most = response_ids(tokenizer, text), run.rollout.max_new_tokens
+    if not ids:
+        draft.reject(row, Reject.EMPTY_RESPONSE, f"column '{run.source.response}' holds no such trace")
+    elif len(ids) > most:
+        detail = f"{len(ids)} tokens with the end of sequence > rollout.max_new_tokens {most}"
+        draft.reject(row, Reject.RESPONSE_TOO_LONG, detail)
+    elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+        draft.reject(row, Reject.UNKNOWN_TOKENS, "the tokenizer does not know a part of the trace")
+    else:
+        draft.values[row] |= {"response_tokens": np.array(ids, np.int32), "finish_reason": "stop"}
+
+
 def _take_generation(draft: Draft, row: int, answer: Generation | Failure, policy: Policy, lag: int, vocab_size: int) -> None:
     if isinstance(answer, Failure):
         draft.reject(row, Reject.ENGINE_ERROR, answer.cause)
@@ -99,6 +137,10 @@ def decode(table: pa.Table, tokenizer: Any) -> pa.Table:
 
 
 def _compute(shard: ShardInputs) -> ShardResult:
+    if shard.run.source.response:
+        tokenizer = tokenizer_of(shard.run.model)
+        table = imported(shard.tables["prompts"], shard.run, shard.place, tokenizer)
+        return ShardResult(decode(table, tokenizer), {"trace_source": "import"})
     engines, policy = shard.on_engines()
     table = rollout(shard.tables["prompts"], shard.run, engines, policy, shard.place)
     return ShardResult(decode(table, tokenizer_of(shard.run.model)), asdict(engines.facts()))
@@ -108,14 +150,16 @@ STAGE = Stage(
     "rollout",
     "engines",
     "trace_id",
-    reads=("prompt_tokens", "teacher_prompt_tokens"),
+    reads=("prompt_tokens", "teacher_prompt_tokens", "imported"),
     settings=(
         "seed",
         *ENGINE_SETTINGS,
         *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens", "teacher_share")),
         "score.entropy",
         "score.top_k",
+        "source.response",
     ),
     compute=_compute,
-    round_inputs=lambda _: ("policy",),
+    round_inputs=lambda run: () if run.source.response else ("policy",),
+    asks=lambda run: not run.source.response,
 )

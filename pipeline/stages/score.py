@@ -25,7 +25,7 @@ from pipeline.contract import (
     ShardResult,
     Stage,
 )
-from pipeline.errors import EngineError, SettingError
+from pipeline.errors import EngineError
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
 
@@ -34,10 +34,12 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
     """Student and teacher log-probs and the teacher's entropy of every response token, all from the same kind of engine.
 
     Generation already measured the writer's log-probs, so they are not measured again. Only a sample of the student's traces
-    (`score.rescore_share`) is scored again, and the gap is stored. With `score.keep_topk` the teacher scores its own traces too:
-    generation does not know the setting. All that a row says of the teacher then comes from that one forward pass.
+    (`score.rescore_share`) is scored again, and the gap is stored. Imported traces are scored by both. With `score.keep_topk` the
+    teacher scores its own traces too: generation does not know the setting. All that a row says of the teacher then comes from
+    that one forward pass.
     """
     kept = TOPK if run.score.keep_topk else ()
+    base = ("base_logprobs",) if run.score.base_logprobs else ()
     draft = Draft.after(STAGE, rollout)
     facts = engines.facts()
     indices, sources = rollout["prompt_index"].to_pylist(), rollout["trace_source"].to_pylist()
@@ -45,6 +47,7 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
     responses, logprobs, entropies = (views(rollout[n]) for n in ("response_tokens", "rollout_logprobs", "rollout_entropy"))
     by_student = [row for row in draft.live() if sources[row] == "student"]
     by_teacher = [row for row in draft.live() if sources[row] == "teacher"]
+    imports = [row for row in draft.live() if sources[row] == "import"]  # nobody measured them yet
     again = [row for row in by_student if int(draft.keys[row], 16) % 10_000 < run.score.rescore_share * 10_000]
     for row in draft.live():
         draft.values[row] = {"entropy_method": facts.entropy_method, "entropy_error": 0.0}
@@ -63,17 +66,23 @@ def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, poli
         refuse_many(draft, rows, "stage score")
         return [(row, answer) for row, answer in scored if answer is not None]
 
-    by_others = sorted(by_student + by_teacher) if kept else by_student
+    by_others = sorted(by_student + imports + (by_teacher if kept else []))
     for row, scored in ask(by_others, "teacher_prompt_tokens", Policy(0)):
         draft.values[row] |= {"teacher_logprobs": scored.logprobs, "teacher_entropy": scored.entropy}
         draft.values[row]["entropy_error"] = scored.entropy_error
         if kept:
             draft.values[row] |= dict(zip(kept, _topk(scored, run.score.keep_topk), strict=True))
-    for row, scored in ask(by_teacher, "prompt_tokens", policy):
+    for row, scored in ask([*by_teacher, *(row for row in imports if draft.reasons[row] is None)], "prompt_tokens", policy):
         draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
     for row, scored in ask(again, "prompt_tokens", policy):
         draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
-    return draft.table(kept)
+    if base:
+        known = set(by_student if policy.version == 0 else ())  # the base itself wrote these
+        for row in known:
+            draft.values[row]["base_logprobs"] = logprobs[row]
+        for row, scored in ask([row for row in draft.live() if row not in known], "prompt_tokens", Policy(0)):
+            draft.values[row]["base_logprobs"] = scored.logprobs
+    return draft.table((*kept, *base))
 
 
 def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray, vocab_size: int) -> Score | None:
@@ -105,13 +114,6 @@ def entropy_max(score: pa.Table) -> float:
     return float(flat.max()) if flat.size else 0.0
 
 
-def check_keep_topk(keep_topk: int, vocab_size: int) -> None:
-    """Raise SettingError when score.keep_topk asks for more tokens than there are."""
-    if keep_topk > vocab_size:
-        what = f"{keep_topk} is more than the {vocab_size} tokens of the teacher's vocabulary"
-        raise SettingError(what, "score.keep_topk", f"Set it to at most {vocab_size}")
-
-
 def bounds_instead(cause: str) -> str:
     """The sentences that tell of bounds where exact entropies were asked for, because of `cause`."""
     return (
@@ -123,8 +125,11 @@ def bounds_instead(cause: str) -> str:
 def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str) -> None:
     """Raise EngineError, with the facts that differ, when the scoring engine is not like the one that wrote the traces.
 
-    The loss compares student and teacher log-probs, so both need the same numerics. `wrote` has the facts of the rollout shard.
+    The loss compares student and teacher log-probs, so both need the same numerics. `wrote` has the facts of the rollout shard;
+    those of imported traces, which no engine wrote, name no engine.
     """
+    if wrote.get("trace_source") == "import":
+        return
     scores = asdict(facts)
     names = ("engine", "dtype", "logprobs_mode", "entropy_method", "vocab_size")
     if changed := [name for name in names if wrote[name] != scores[name]]:

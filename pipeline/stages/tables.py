@@ -57,6 +57,16 @@ def views(column: pa.ChunkedArray) -> list[np.ndarray]:
     return [flat[a:b] for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
 
 
+def matrices(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """The rows of a `[T, K]` column as arrays [T, K], views of one flat array. A null row is an empty array."""
+    array = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+    inner = array.flatten()
+    flat = inner.flatten().to_numpy()
+    rows = flat.reshape(len(inner), len(flat) // max(1, len(inner)))
+    return np.split(rows, np.cumsum(lengths)[:-1]) if len(lengths) else []
+
+
 def ragged(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """A list column as flat values [N] and offsets int64 [R+1]. Null rows are empty."""
     array = column.combine_chunks()

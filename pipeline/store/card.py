@@ -32,13 +32,13 @@ class Card:
         self._path = private_folder("cards") / name
         self._file: int | None = None
 
-    def take(self, within_s: float = float("inf"), stopped: Callable[[], bool] = lambda: False) -> bool:
+    def take(self, within_s: float = float("inf"), stopped: Callable[[], bool] = lambda: False, poll_s: float = _POLL_S) -> bool:
         """Wait for the lock, and hold it. False after `within_s` seconds, or when `stopped` says so. A holder keeps it."""
         deadline = time.monotonic() + within_s
         while not self._try():
             if stopped() or time.monotonic() >= deadline:
                 return False
-            time.sleep(_POLL_S)
+            time.sleep(poll_s)
         return True
 
     def release(self) -> None:
@@ -49,9 +49,9 @@ class Card:
             self._file = None
 
     @contextlib.contextmanager
-    def held(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    def held(self, stopped: Callable[[], bool] = lambda: False, poll_s: float = _POLL_S) -> Iterator[bool]:
         """Hold the lock for the length of a block. The block gets False, without the lock, when `stopped` says so."""
-        mine = self.take(stopped=stopped)
+        mine = self.take(stopped=stopped, poll_s=poll_s)
         try:
             yield mine
         finally:

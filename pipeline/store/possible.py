@@ -17,7 +17,7 @@ WIDEST = 2**31  # the vocabulary that is supposed where its size is not known
 
 HOLDS = {
     **dict.fromkeys(("prompt_tokens", "teacher_prompt_tokens", "response_tokens", TOPK[0]), "id"),
-    **dict.fromkeys(("rollout_logprobs", "student_logprobs", "teacher_logprobs", TOPK[1]), "logprob"),
+    **dict.fromkeys(("rollout_logprobs", "student_logprobs", "teacher_logprobs", "base_logprobs", TOPK[1]), "logprob"),
     **dict.fromkeys(("rollout_entropy", "teacher_entropy", "lookahead_entropy"), "entropy"),
     **dict.fromkeys(("entropy_mean", "entropy_p50", "entropy_p90", "entropy_max"), "entropy"),
     **dict.fromkeys((*(f"share_{name}" for name in Regime.NAMES), "gate"), "share"),
@@ -26,7 +26,7 @@ HOLDS = {
     "regime": "regime",
 }
 CHOICES = {
-    "trace_source": ("student", "teacher"),
+    "trace_source": ("student", "teacher", "import"),
     "student_logprob_source": ("rollout", "score"),
     "verdict": tuple(map(str, Verdict)),
     "judged_verdict": tuple(map(str, Verdict)),

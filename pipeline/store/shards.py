@@ -18,7 +18,8 @@ from pipeline.store.possible import CHOICES, HOLDS, columns_of, key_of, limits, 
 def check_table(stage: contract.Stage, table: pa.Table, vocab_size: int | None = None) -> int:
     """Check a table against the contract before it is committed, and return the number of its response tokens.
 
-    The schema must be as declared, and `check_columns` must pass. Raises ContractError that names stage and column.
+    The schema must be as declared, with or without the optional columns, and `check_columns` must pass. Raises ContractError
+    that names stage and column.
     """
     expected = contract.schema(stage, table.column_names)
     if table.schema.remove_metadata() != expected:
@@ -47,14 +48,34 @@ def check_columns(writer: str, table: pa.Table, vocab_size: int | None = None) -
         if column.name not in table.column_names:
             continue
         values = live[column.name]
-        _check_values(column, values, vocab_size)
+        unknown = _check_unknown(column, live)
+        _check_values(column, values, vocab_size, unknown is not None)
         if column.shape.startswith("T"):
             here = pc.list_value_length(values)
+            if unknown is not None:
+                if lengths is None:
+                    continue
+                here = pc.if_else(unknown, lengths, here)
             if lengths is not None and not here.equals(lengths):
                 raise ContractError("lists of response tokens differ in length", f"column {column.name}")
             lengths = here
     _check_topk(live)
     return None if lengths is None else int(pc.sum(lengths).as_py() or 0)
+
+
+def _check_unknown(column: contract.Column, live: pa.Table) -> pa.ChunkedArray | None:
+    """Which rows cannot have a value, by their trace_source. None when all rows have one.
+
+    Raises ContractError when another row lacks a value, or when such a row has one.
+    """
+    if not column.unknown_for or "trace_source" not in live.column_names:
+        return None
+    unknown = pc.fill_null(pc.equal(live["trace_source"], column.unknown_for), False)
+    if not pc.any(unknown).as_py():
+        return None
+    if not pc.is_null(live[column.name]).equals(unknown):
+        raise ContractError(f"null in other rows than those of trace_source {column.unknown_for}", f"column {column.name}")
+    return unknown
 
 
 def _check_topk(live: pa.Table) -> None:
@@ -71,10 +92,13 @@ def _check_topk(live: pa.Table) -> None:
             raise ContractError(wrong, f"column {name}")
 
 
-def _check_values(column: contract.Column, values: pa.ChunkedArray, vocab_size: int | None) -> None:
-    """Raise ContractError for a value that the column cannot have in a row that is not rejected."""
+def _check_values(column: contract.Column, values: pa.ChunkedArray, vocab_size: int | None, unknown: bool) -> None:
+    """Raise ContractError for a value that the column cannot have in a row that is not rejected.
+
+    unknown: whether rows that cannot have a value are null.
+    """
     where = f"column {column.name}"
-    if values.null_count and not column.nullable:
+    if values.null_count and not (column.nullable or unknown):
         raise ContractError("null in a row that was not rejected", where)
     flat = values.combine_chunks().flatten() if column.shape else values
     parts = flat.flatten() if column.shape == "S" else [flat.flatten()] if " " in column.shape else [flat]
@@ -105,8 +129,11 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
     names the part of the file.
     """
     types = types_of(entry.stage) | _types_of_rewards(entry.stage, data)
+    written = {column.name: column for column in columns_of(entry.stage)}
     needed = list(dict.fromkeys([key_of(entry.stage), "reject_reason", *(types if columns is None else columns)]))
-    optional = {column.name for column in columns_of(entry.stage) if column.optional}
+    if "trace_source" not in needed and any(name in written and written[name].unknown_for for name in needed):
+        needed.append("trace_source")
+    optional = {column.name for column in written.values() if column.optional}
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
             stored = file.schema_arrow

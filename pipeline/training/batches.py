@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from pipeline.config.objective import TOPK
+from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
 
 if TYPE_CHECKING:

@@ -139,7 +139,7 @@ def train_round(trainer: Trainer, store: Store, number: int, card: Card | None =
 
 def _turn(card: Card | None, store: Store) -> AbstractContextManager[bool]:
     """A block in which this rank may use its device: at once, or while it holds the shared card. False when a stop came first."""
-    return nullcontext(True) if card is None else card.held(store.stop_requested)
+    return nullcontext(True) if card is None else card.held(store.stop_requested, store.poll_s)
 
 
 def _steps(trainer: Trainer, store: Store, number: int) -> list[dict[str, float]] | None:

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from pipeline.config import Run
-from pipeline.config.objective import SCALES_ADVANTAGE, TOPK
+from pipeline.config.objective import SCALES_ADVANTAGE
+from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
 from pipeline.method import objective
 from pipeline.training import batches, student

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 NEEDED = {
-    "bench_engine": {"generation_ratio": ">= 0.85", "scoring_ratio": ">= 0.85"},
+    "bench_engine": {"generation_ratio": ">= 0.85", "scoring_ratio": ">= 0.85", "kept_scoring_ratio": ">= 0.85"},
     "bench_labels": {"ratio": ">= 20", "tokens_per_second": ">= 20e6"},
     "bench_shards": {"tokens_per_second": ">= 3e6"},
     "bench_status": {"cpu_ratio": "<= 1.2"},

@@ -39,7 +39,7 @@ SETS = (
     "engines.rollout.grow_after_s=0.2",
     "engines.rollout.shrink_after_s=1",
     "engines.rollout.placement={gpus: 1, resources: {rollout: 1}}",
-    "train.placement={gpus: 1, resources: {train: 1}}",
+    "train.placement={resources: {train: 1}}",  # a rank on a GPU needs NCCL, which a CPU build lacks
 )
 
 
@@ -52,12 +52,11 @@ def small_cluster(address: str) -> dict[str, object]:
         types[name] = {**kind, "node_config": {}, "resources": {"CPU": 8} if name == "head" else sizes}
         types[name]["max_workers"] = min(kind.get("max_workers", 0), 2)
     types["ray.head.default"] = types.pop("head") | {"max_workers": 0}  # the provider for one machine asks for this name
-    provider = {"type": "external", "module": PROVIDER, "disable_node_updaters": True, "disable_launch_config_check": True, "launch_multiple": True, "gcs_address": address, "head_node_id": FAKE_HEAD_NODE_ID}
     kept = {key: cluster[key] for key in ("cluster_name", "max_workers", "upscaling_speed", "auth")}
-    commands = [key for key in cluster if key.endswith("_commands")] + ["initialization_commands", "worker_setup_commands"]
-    lists = dict.fromkeys((*commands, "head_setup_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter"), [])
-    empty = dict.fromkeys(("docker", "file_mounts"), {}) | {"file_mounts_sync_continuously": False}
-    return kept | empty | lists | {
+    switches = dict.fromkeys(("disable_node_updaters", "disable_launch_config_check", "launch_multiple"), True)
+    provider = {"type": "external", "module": PROVIDER, "gcs_address": address, "head_node_id": FAKE_HEAD_NODE_ID, **switches}
+    return {
+        **kept,
         "provider": provider,
         "available_node_types": types,
         "head_node_type": "ray.head.default",

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline import config, recipes
+from pipeline.errors import SettingError
 from pipeline.fit import footprint, machine
 
 QWEN3_8B = {
@@ -90,3 +91,16 @@ def test_without_a_gpu_here_common_cards_are_shown(qwen):
     assert train.text.endswith(f"Fits a card of: {said}")
     assert "24 GiB no" in said
     assert "80 GiB yes" in said
+
+
+def test_kept_tokens_take_eight_bytes_each(qwen):
+    run = recipes.qwen3_8b()
+    assert "score.keep_topk" not in {line.topic for line in footprint.fit(run, qwen, GOOD)}
+    kept = run.model_copy(update={"score": config.ScoreSettings(keep_topk=64)})
+    [line] = [line for line in footprint.fit(kept, qwen, GOOD) if line.topic == "score.keep_topk"]
+    assert 8 * 64 * 32 * 1024 == 2**24  # 32 prompts, one trace each of 1024 tokens: 16 MiB
+    assert line.text == (
+        "at most 32 traces x 1024 tokens x 64 x 8 bytes = 0.02 GiB a round, 1.56 GiB in 100 rounds, before compression"
+    )
+    with pytest.raises(SettingError, match=r"score\.keep_topk: 151937 is more than the 151936 tokens"):
+        footprint.fit(run.model_copy(update={"score": config.ScoreSettings(keep_topk=151_937)}), qwen, GOOD)

@@ -74,6 +74,14 @@ def test_two_evaluations_count(run):
     assert f"+ evaluations {seconds:.0f} s" in hours.text
 
 
+def test_turns_on_one_card_take_the_time_in_which_weights_and_moments_move(monkeypatch):
+    """8 GB of weights leave the card and come back, and so do the two moments of 64 x 1e6 numbers, at 20 GB/s."""
+    monkeypatch.setattr(pace, "CARDS", {"Card 1": (1000, 100)})
+    size = replace(SIZE, lora_width=1_000_000)
+    [hours] = [line for line in pace.estimate(recipes.recipe("qwen3_1_7b_1gpu"), size, FACTS) if line.topic == "hours"]
+    assert f" + sleep and wake {2 * (8e9 + 8 * 64e6) / 20e9:.1f}) s" in hours.text
+
+
 @pytest.mark.parametrize(
     ("facts", "sets", "said"),
     [

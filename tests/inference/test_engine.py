@@ -5,6 +5,7 @@ import logging
 import shutil
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from actors.inference import startup, vllm_sleep
 from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
-from pipeline.errors import EngineError, ModelError
+from pipeline.errors import EngineError, ModelError, SettingError
 from pipeline.method.entropy import bounds
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
@@ -199,6 +200,46 @@ def test_bounds_on_request_are_not_spoilt_by_a_hook_that_is_there(engine, traces
         assert (np.abs(got.entropy - known.entropy) <= got.entropy_error + 1e-5).all()
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_kept_tokens_are_those_of_a_plain_forward(engine, policies, traces, plain_table, number):
+    sequences = [Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(REQUESTS[:6], traces[number], strict=False)]
+    plain = engine.score(sequences, policies[number])
+    for keep, same in ((32, {}), (57, {}), (5, {"entropy": "bounds", "top_k": 3})):
+        twin = sharing(engine, keep_topk=keep, **same)
+        for sequence, score, before in zip(sequences, twin.score(sequences, policies[number]), plain, strict=True):
+            table = plain_table(number, sequence.prompt, sequence.response)
+            expected = np.argsort(-table, axis=1)
+            values = np.take_along_axis(table, expected, 1)
+            sure = np.diff(values, axis=1, prepend=np.inf, append=-np.inf) < -2e-4  # no neighbour is as likely
+            sure = (sure[:, :-1] & sure[:, 1:])[:, :keep]
+            assert score.topk_tokens.dtype == np.int32
+            assert score.topk_logprobs.dtype == np.float32
+            assert (score.topk_tokens == expected[:, :keep])[sure].all()
+            assert sure.mean() > 0.9
+            np.testing.assert_allclose(score.topk_logprobs, values[:, :keep], atol=1e-4)
+            np.testing.assert_allclose(score.logprobs, before.logprobs, atol=1e-6)
+            assert (np.abs(score.entropy - before.entropy) <= score.entropy_error + 1e-5).all()
+            assert (score.entropy_error == 0) == (not same)
+    assert plain[0].topk_tokens is plain[0].topk_logprobs is None
+
+
+def test_kept_tokens_that_an_engine_cannot_give_are_refused_with_the_setting(engine, monkeypatch):
+    with pytest.raises(SettingError, match=r"score\.keep_topk: 58 is more than the 57 tokens of the teacher's vocabulary"):
+        sharing(engine, keep_topk=58)
+    from vllm import SamplingParams
+
+    validate = SamplingParams._validate_logprobs
+
+    def capped(params, model_config):
+        """vLLM's own check, with the cap of a server that was started with `--max-logprobs 20`."""
+        return validate(params, SimpleNamespace(max_logprobs=20, get_vocab_size=model_config.get_vocab_size))
+
+    monkeypatch.setattr(SamplingParams, "_validate_logprobs", capped)
+    said = r"score\.keep_topk: vllm \S+ does not give the 30 most likely tokens of a position \(.* max allowed: 20\)\. Lower it"
+    with pytest.raises(EngineError, match=said):
+        sharing(engine, keep_topk=30, entropy="bounds")
+
+
 def test_bounds_hold_the_exact_entropy():
     logprobs = torch.randn(50, 57).mul(3).log_softmax(-1)
     lower, upper = bounds(logprobs.topk(20).values.numpy(), 57)
@@ -230,7 +271,7 @@ def test_a_start_that_fails_is_one_clear_line():
     assert isinstance(error, EngineError)
     assert str(error) == (
         "some/model: vLLM did not start (ValueError: No available memory for the KV cache blocks.). "
-        "Lower memory_share, max_num_seqs or model.max_model_len"
+        "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
     )
     assert startup.start_error(error, "elsewhere") is error
 
@@ -281,6 +322,7 @@ def test_an_engine_without_memory_names_its_share_of_the_card(monkeypatch):
     pool = config.Pool(colocate=True, memory_share=0.7)
     error = startup.start_error(RuntimeError("CUDA Error: out of memory at cumem"), "m", pool, "wake up")
     assert str(error) == (
-        "m: vLLM did not wake up (RuntimeError: CUDA Error: out of memory at cumem; memory_share 0.7 x 24.00 = 16.80 GiB, "
-        "10.00 are free). Lower memory_share, max_num_seqs or model.max_model_len, or set train.offload all"
+        "m: vLLM did not wake up (RuntimeError: CUDA Error: out of memory at cumem). Lower memory_share, max_num_seqs, "
+        "max_batched_tokens or model.max_model_len, or set train.offload all: memory_share 0.7 x 24.00 = 16.80 GiB, and 10.00 "
+        "are free"
     )

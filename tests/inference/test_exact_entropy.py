@@ -83,8 +83,10 @@ def test_the_gpu_runners_hook_computes_from_logits():
 
     hook = exact_entropy.topk_scores_hook(compute_topk_scores)
     logits, ids = torch.randn(6, 1000).bfloat16() * 3, torch.arange(6)
-    for k in (0, 1, 4):
-        plain, got = compute_topk_scores(logits, k, ids), hook(logits, k, ids)
+    for k in (0, 1, 4, 1001):
+        plain, got = compute_topk_scores(logits, min(k, 1000), ids), hook(logits, k, ids)
+        assert got.logprobs.shape == got.logprob_token_ids.shape == (6, k + 1)
+        assert torch.equal(got.logprob_token_ids[:, : max(k, 1)], plain.logprob_token_ids[:, : max(k, 1)])
         assert torch.equal(got.logprobs[:, : max(k, 1)], plain.logprobs[:, : max(k, 1)])
         if k:
             expected = reference(logits.float().log_softmax(-1))
@@ -102,3 +104,22 @@ def test_the_hook_for_named_ids_writes_entropy_over_the_last_of_several():
     got = hook(logits, ids.repeat(1, 2))
     assert torch.equal(got[:, :1], compute_token_logprobs(logits, ids))
     torch.testing.assert_close(got[:, 1], reference(logits.float().log_softmax(-1)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_hook_for_named_ids_gives_the_likeliest_where_a_row_names_one_token():
+    def compute_token_logprobs(logits, token_ids):
+        return logits.float().log_softmax(-1).gather(1, token_ids)
+
+    hook = exact_entropy.token_logprobs_hook(compute_token_logprobs)
+    logits, token = torch.randn(6, 1000) * 3, torch.arange(6)[:, None]
+    logprobs = logits.log_softmax(-1)
+    best = logprobs.topk(32)
+    got = hook(logits, token.repeat(1, 66))
+    assert torch.equal(got[:, :1], logprobs.gather(1, token))
+    assert torch.equal(got[:, 1:33], best.values)
+    assert torch.equal(got[:, 33:65].int(), best.indices.int())
+    torch.testing.assert_close(got[:, 65], reference(logprobs), atol=1e-5, rtol=1e-5)
+    named = torch.stack([torch.randperm(1000)[:66] for _ in range(6)])
+    mixed = hook(logits, torch.cat((token[:3].repeat(1, 66), named[3:])))
+    assert torch.equal(mixed[:3], got[:3])
+    assert torch.equal(mixed[3:, :65], logprobs.gather(1, named)[3:, :65])

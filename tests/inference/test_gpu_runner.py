@@ -85,6 +85,20 @@ def test_a_sequence_that_is_scored_again_is_not_cut_by_the_cache(answers):
         np.testing.assert_allclose(one[1:], other[1:], atol=1e-4)
 
 
+@pytest.mark.parametrize(("part", "version"), [(0, 0), (1, 1), (2, 0)])
+def test_kept_tokens_are_those_of_a_plain_forward(answers, plain_table, part, version):
+    """By the short way to score under both policies, and by the way that lets the whole prompt through the head."""
+    assert answers["keeping"] == answers["facts"]
+    for row, plain in zip(answers["kept"][part], answers["scores"][version], strict=False):
+        tokens, logprobs, entropy, kept, values = map(np.asarray, row)
+        np.testing.assert_allclose([logprobs, entropy], plain[1:], atol=1e-4)
+        table = plain_table(version, answers["teacher"], tokens.tolist())
+        assert kept.shape == values.shape == (len(tokens), 32)
+        assert (np.sort(kept, 1)[:, 1:] > np.sort(kept, 1)[:, :-1]).all()
+        np.testing.assert_allclose(values, -np.sort(-table, axis=1)[:, :32], atol=1e-4)
+        np.testing.assert_allclose(values, np.take_along_axis(table, kept, 1), atol=1e-4)
+
+
 def test_both_ways_to_score_give_the_same(answers):
     for short, whole in zip(answers["scores"][0][:2], answers["whole"], strict=True):
         assert short[0] == whole[0]

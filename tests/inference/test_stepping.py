@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from actors.inference.stepping import Stepper
+from pipeline import config
 from pipeline.contract import EngineFacts, Failure
 from pipeline.errors import EngineError, ModelError
 
@@ -123,6 +124,16 @@ def test_an_error_at_the_start_is_raised_by_the_constructor(error, kind, message
 
     with pytest.raises(kind, match=message):
         Stepper(start, "some/model")
+
+
+def test_a_step_without_memory_names_what_to_lower():
+    class Full(Echo):
+        def step(self):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    stepper = Stepper(lambda: (Full(), FACTS), "path", config.Pool())
+    with pytest.raises(EngineError, match=r"path: the engine broke: CUDA out of memory.* Lower memory_share, max_num_s"):
+        stepper.submit([([5], None)], None)
 
 
 def test_work_on_vllm_itself_is_done_alone_and_its_error_is_its_callers():

@@ -21,6 +21,7 @@ from pipeline.models.warmstart import build_tokenizer
 
 POOL = config.Pool(threads=1, kv_cache_gib=0.25, max_num_seqs=8, max_batched_tokens=24)
 BLOCK = 32  # tokens
+KEPT = 32  # most likely tokens of a position
 SAMPLING = Sampling(temperature=1.1, top_p=0.95, top_k=20, max_new_tokens=16)
 TEXTS = ("7+4-3+9", "1-9-9+2", "5+5-5+5")
 PRIVILEGED = "7+4=11;11-3=8;8+9=17#17"
@@ -47,7 +48,12 @@ def main(adapter, path):
     again = engine.score(sequences[:2], policies[0])
     _, cached_again = seen()
     whole = on_the_other_way(engine, sequences[:2])
+    keeping = Engine(config.Model(), POOL, config.ScoreSettings(keep_topk=KEPT), engine.vllm)
+    scored = [*together([lambda p=policy: keeping.score(sequences, p) for policy in policies])]
+    kept = [*scored, on_the_other_way(keeping, sequences[:2])]
     answers = {
+        "keeping": vars(keeping.facts()),
+        "kept": [[[*row(score), score.topk_tokens.tolist(), score.topk_logprobs.tolist()] for score in part] for part in kept],
         "facts": vars(engine.facts()),
         "prompts": prompts,
         "teacher": teacher,

@@ -176,7 +176,7 @@ GOOD = json.dumps(ROWS[0]) + "\n"
         (GOOD.encode() + '{"problem": "é"}'.encode("latin-1"), r"a\.jsonl:2: is not UTF-8 text"),
         (GOOD.encode("utf-16"), r"a\.jsonl:1: is not UTF-8 text"),
         (b"[" * 100_000, r"a\.jsonl:1: malformed JSON: nested too deeply"),
-        (b'{"question": "p", "solution": "s", "anwser": "1"}', r"has no column 'problem'; there are: anwser, question, solution"),
+        (b'{"question": "p", "solution": "s", "anwser": "1"}', r"no column 'answer'; there are: anwser, question, solution"),
         (b'{"problem": "p", "solution": "s", "anwser": "1"}', r"no column 'answer'.+Set source\.answer=anwser\?"),
     ],
 )
@@ -200,7 +200,7 @@ def test_other_unreadable_sources_are_the_users_mistake(tmp_path, monkeypatch):
         f"{tmp_path}/none.parquet": "no file, folder or kind",
         f"{tmp_path}/none-*.parquet": "no file, folder or kind",
         f"{tmp_path}/bare": "no file, folder or kind",
-        f"{tmp_path}/bare.jsonl.gz": "no file, folder or kind",
+        f"{tmp_path}/bare.jsonl.gz": "cannot be read",
         f"{tmp_path}/no.parquet": "not a readable Parquet file",
         f"{tmp_path}/cut.parquet": "not a readable Parquet file",
         f"{tmp_path}/columns.parquet": r"no column 'solution'.+source\.solution=solutions\?",
@@ -286,3 +286,46 @@ def test_a_source_that_takes_long_is_named(tmp_path, monkeypatch):
         monkeypatch.setattr(jsonl, "open_jsonl", lambda *asked: until(lambda: said, 60, "a word") and opened(*asked))
         assert len(open_source(source)) == 25
     assert said == [f"waiting for the problems of {uri}: they have been read for 30 s so far."]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "bz2", "zstd", "lz4"])
+def test_compressed_lines_are_read_as_plain_ones(tmp_path, codec):
+    plain = write_jsonl(tmp_path / "a.jsonl", [*ROWS, ""])
+    named = tmp_path / f"b.jsonl{ {'gzip': '.gz', 'bz2': '.bz2', 'zstd': '.zst', 'lz4': '.lz4'}[codec] }"
+    data = Path(plain).read_bytes()
+    with pa.CompressedOutputStream(str(named), codec) as stream:
+        stream.write(data)
+    problems, same = open_source(Source(uri=str(named))), open_source(Source(uri=plain))
+    assert problems.fingerprint == same.fingerprint
+    asked = [24, 0, 7, 7, 8, 3]
+    assert pickle.loads(pickle.dumps(problems)).rows(asked) == same.rows(asked)
+    whole = named.read_bytes()
+    named.write_bytes(whole[:-20])
+    with pytest.raises(SourceError, match="cannot be read"):
+        open_source(Source(uri=str(named)))
+    with pytest.raises(SourceError, match="has changed since it was opened"):
+        problems.rows([24])
+
+
+def test_compression_is_known_by_content_and_what_cannot_be_unpacked_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(pa.compress(json.dumps(ROWS[0]).encode(), "gzip", asbytes=True))
+    assert len(open_source(Source(uri=str(tmp_path / "a.jsonl")))) == 1
+    (tmp_path / "b.jsonl.gz").write_text(json.dumps(ROWS[0]))
+    assert len(open_source(Source(uri=str(tmp_path / "b.jsonl.gz")))) == 1
+    (tmp_path / "c.jsonl").write_bytes(b"\xfd7zXZ\x00 and more")
+    with pytest.raises(SourceError, match=r"is compressed with xz\. Unpack it"):
+        open_source(Source(uri=str(tmp_path / "c.jsonl")))
+
+
+def test_a_folder_of_lines_has_splits_too(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, rows in {"train-0.jsonl": ROWS[:7], "train-1.jsonl": ROWS[7:20], "test.jsonl": ROWS[20:]}.items():
+        write_jsonl(tmp_path / "data" / name, rows)
+    (tmp_path / "data" / "dataset_infos.json").write_text("{}")
+    training = open_source(Source(uri=str(tmp_path / "data")))
+    assert [row.answer for row in training.rows(range(20))] == [row["answer"] for row in ROWS[:20]]
+    assert len(open_source(Source(uri=str(tmp_path / "data"), split="test"))) == 5
+    assert len(open_source(Source(uri=f"{tmp_path}/data/train-*.jsonl", size=9))) == 9
+    assert open_source(Source(uri=f"{tmp_path}/data/train-*.jsonl", size=9)).total == 20
+    with pytest.raises(SourceError, match="has no split 'dev'; there are: test, train"):
+        open_source(Source(uri=str(tmp_path / "data"), split="dev"))

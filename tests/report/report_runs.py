@@ -11,8 +11,10 @@ import pyarrow as pa
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from actors.fakes import most_likely
 from pipeline import contract, recipes, stages
 from pipeline.config import Run
+from pipeline.contract import TOPK
 from pipeline.overrides import resolve
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store, area
@@ -56,10 +58,12 @@ def add_round(
     problems: list[str],
     rejected: dict[int, str] | None = None,
     fallback: str = "",
+    keep: int = 0,
 ) -> None:
     """A round that is measured, labelled and trained on: G responses [T] for each problem, signals drawn by round number.
 
-    `rejected` maps rows to what a grader said of them. `fallback` is why the entropies are bounds, where they are.
+    `rejected` maps rows to what a grader said of them. `fallback` is why the entropies are bounds, where they are. `keep` tokens
+    of the teacher are kept: the token itself and those after it.
     """
     rng, rows, where = np.random.default_rng(number), len(responses), area("rounds", number)
     lengths = np.array([len(r) for r in responses])
@@ -112,6 +116,10 @@ def add_round(
         "student_logprob_source": ["rollout"] * rows,
         "student_logprob_gap": [None] * rows,
     }
+    if keep:
+        kept = most_likely(np.concatenate(responses), teacher, keep, 300)
+        inner = pa.array(np.arange(size + 1, dtype=np.int32) * keep)
+        score |= {name: ragged(pa.ListArray.from_arrays(inner, flat.ravel())) for name, flat in zip(TOPK, kept, strict=True)}
     store.write_json(f"{where}/plan.json", {"policy": number, "shards": {"0000": list(range(len(problems)))}, "source": ""})
     peak, vocabulary = float(entropy.max()), 300
     tables = {name: _table(name, columns) for name, columns in _named(prompts, rollout, grade, score).items()}
@@ -143,7 +151,7 @@ def hostile_run(folder: Path) -> tuple[Store, list[str]]:
     ]
     ids = [np.array(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     problems = [f"problem {SCRIPT}{RIGHT_TO_LEFT}", f"{END} two"]
-    add_round(store, run, 0, ids, texts, problems, {7: f"died on {SCRIPT}"}, f"not so {SCRIPT}")
+    add_round(store, run, 0, ids, texts, problems, {7: f"died on {SCRIPT}"}, f"not so {SCRIPT}", keep=3)
     return store, texts
 
 
@@ -171,7 +179,7 @@ def _named(prompts: Any, rollout: Any, grade: Any, score: Any) -> dict[str, dict
 
 def _table(name: str, columns: dict[str, Any]) -> pa.Table:
     """A shard, nulls where a column was left out."""
-    schema, rows = contract.schema(STAGES[name]), len(columns[STAGES[name].key])
+    schema, rows = contract.schema(STAGES[name], columns), len(columns[STAGES[name].key])
     return pa.table({f.name: pa.array([None] * rows, f.type) if f.name not in columns else columns[f.name] for f in schema}).cast(
         schema
     )

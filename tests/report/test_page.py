@@ -155,6 +155,26 @@ def test_what_is_told_of_a_token_is_what_is_stored(driver, real, stored_run):
     assert [m.get_attribute("class").split()[1] for m in marked] == [names[code] for code in trace["regime"]]
 
 
+def test_the_teachers_likeliest_tokens_are_told_on_hover_where_they_were_kept(driver, hostile, real):
+    path, _ = hostile
+    opened(driver, path)
+    seen = []
+    for place in (0, 3):
+        ActionChains(driver).move_to_element(driver.find_elements(By.CSS_SELECTOR, ".tok")[place]).perform()
+        rows = [row.text.split() for row in driver.find_elements(By.CSS_SELECTOR, "#inspector .alternatives li")]
+        shares = [float(row[-1]) for row in rows]
+        assert len(rows) == 3
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) <= 1.01
+        assert len(driver.find_elements(By.CSS_SELECTOR, "#inspector .alternatives .own")) == 1
+        seen.append(rows)
+    assert seen[0] != seen[1]
+    assert complaints(driver) == []
+    opened(driver, real)
+    assert "Token" in text(driver, "#inspector")
+    assert not driver.find_elements(By.CSS_SELECTOR, ".alternatives")
+
+
 def test_the_keyboard_reaches_everything(driver, real):
     opened(driver, real)
     tokens = driver.find_element(By.ID, "tokens")

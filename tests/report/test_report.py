@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -245,3 +246,18 @@ def test_a_run_that_is_not_labelled_has_a_report_without_traces(hostile, tmp_pat
     store.delete("rounds/0000/grade")
     with pytest.raises(UserError, match="nothing to report"):
         collected(store)
+
+
+def test_the_alternatives_of_a_token_are_those_that_were_kept(hostile):
+    store, _ = hostile
+    sample = collected(store)["sample"]
+    table = store.read(store.entry("rounds/0000", "score", "0000"))
+    tokenizer = tokenizer_of(store.load_run().model)
+    assert all(trace["alternatives"]["count"] == 3 for trace in sample["traces"])
+    trace = min(sample["traces"], key=lambda trace: trace["length"])
+    row = table["trace_id"].to_pylist().index(trace["id"])
+    shown = [sample["vocabulary"][i] for i in np.frombuffer(base64.b64decode(trace["alternatives"]["tokens"]), "<u4")]
+    ids = np.array(table["teacher_topk_tokens"][row].as_py())
+    assert shown == [piece.text for piece in tokens.pieces(tokenizer, ids.ravel().tolist())]
+    halves = np.frombuffer(base64.b64decode(trace["alternatives"]["logprobs"]), "<f2")
+    np.testing.assert_allclose(halves, np.ravel(table["teacher_topk_logprobs"][row].as_py()), atol=1e-3, rtol=1e-3)

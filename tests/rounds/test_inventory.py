@@ -26,6 +26,7 @@ def test_a_setting_makes_exactly_its_stages_stale(tmp_path):
         "grade.beta_length=0": {("grade", s): "settings" for s in shards},
         "profile.window=0": {("profile", s): "settings" for s in shards},
         "label.min_normaliser=2": {(n, s): "settings" for n in LABELS for s in shards},
+        "score.keep_topk=4": {("score", s): "settings" for s in shards},
         "rollout.temperature=2": {("rollout", s): "settings" for s in shards},
         "grade.processes=2": {},
     }.items():

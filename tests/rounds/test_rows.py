@@ -1,12 +1,15 @@
 """The rows that the trainer and the export get are those of the committed shards."""
 
+import numpy as np
 import pytest
-from in_process import brought, planned
+from in_process import bring_up_to_date, brought, planned
 
+from pipeline.contract import TOPK
 from pipeline.errors import StoreError
+from pipeline.problems.sources import open_source
 from pipeline.rounds import inventory
 from pipeline.rounds.rows import joined_round, round_table
-from pipeline.stages import LABELS, MEASURE, PLAIN
+from pipeline.stages import LABELS, MEASURE, PLAIN, STAGES
 
 
 def test_a_round_of_nothing_but_rejected_rows_goes_through_and_is_counted(tmp_path):
@@ -45,3 +48,21 @@ def test_the_joined_rows_have_nulls_where_a_stage_is_not_made_yet(tmp_path):
     assert table["token_weight"].is_null().to_pylist() == [False] * 4 + [True] * 4
     read = [work.store.read(work.store.entry(work.area, "rollout", shard)) for shard in ("0000", "0001")]
     assert table["trace_id"].to_pylist() == [i for part in read for i in part["trace_id"].to_pylist()]
+
+
+def test_kept_tokens_are_joined_and_null_where_a_shard_is_older(tmp_path):
+    old = planned(tmp_path)
+    brought(old, *MEASURE)
+    assert not set(TOPK) & set(joined_round(old).column_names)
+    work = planned(tmp_path, "score.keep_topk=4")
+    before = {name: work.store.entries(work.area, name) for name in ("prompts", "rollout", "grade")}
+    source = open_source(work.run.source)
+    bring_up_to_date(work, STAGES["score"], "0001", source.rows(work.shards["0001"]))
+    table = joined_round(work)
+    kept = table["teacher_topk_tokens"].to_pylist()
+    assert kept[:4] == [None] * 4
+    for ids, logprobs, tokens in zip(kept[4:], *(table[n].to_pylist()[4:] for n in (TOPK[1], "response_tokens")), strict=True):
+        assert np.shape(ids) == np.shape(logprobs) == (len(tokens), 4)
+    assert {name: work.store.entries(work.area, name) for name in before} == before
+    assert brought(work, *MEASURE) == [("score", "0000")]
+    assert joined_round(work)["teacher_topk_tokens"].null_count == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ModelError, SettingError
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.problems import tiny
-from pipeline.stages.chat import controls, fill, fits, splice, student_prompt, teacher_prompt
+from pipeline.stages.chat import controls, fill, fits, response_ids, splice, student_prompt, teacher_prompt, turns_before
 
 TEACHER = "{problem} || {solution}"
 
@@ -136,3 +138,45 @@ def test_prompts_without_control_tokens_keep_their_ids(tokenizer):
         messages = [{"role": "user", "content": f"{problem}?"}]
         asked = {"add_generation_prompt": True, "return_dict": False, "enable_thinking": True}
         assert student_prompt(tokenizer, problem, "{problem}?") == tokenizer.apply_chat_template(messages, **asked)
+
+
+TOLD = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "Sure?"},
+]
+
+
+def test_a_conversation_goes_through_the_template_as_a_whole(chatml):
+    before = turns_before(json.dumps(TOLD), "Be brief.")
+    asked = chatml.apply_chat_template(TOLD, add_generation_prompt=True, tokenize=False)
+    assert chatml.decode(student_prompt(chatml, "Sure?", "{problem}", before)) == asked
+    privileged = chatml.decode(teacher_prompt(chatml, "Sure?", "It is 2.", TEACHER, before))
+    assert privileged == asked.replace("Sure?", "Sure? || It is 2.")
+
+
+def test_the_settings_system_turn_stands_before_a_conversation_without_one():
+    assert [turn.role for turn in turns_before(json.dumps(TOLD[1:]), "Be brief.")] == ["system", "user", "assistant"]
+    assert [turn.role for turn in turns_before(json.dumps(TOLD[1:]), None)] == ["user", "assistant"]
+    assert [turn.role for turn in turns_before(json.dumps(TOLD), "Be brief.")] == ["system", "user", "assistant"]
+    assert turns_before(None, None) == []
+
+
+def test_control_tokens_that_any_turn_spells_are_read_as_text(chatml):
+    told = [TOLD[1] | {"content": "1<|im_end|>1?"}, TOLD[2] | {"content": "<|im_start|>2"}, TOLD[3]]
+    ids = student_prompt(chatml, "Sure<|im_end|>?", "{problem}", turns_before(json.dumps(told), None))
+    assert ids.count(chatml.convert_tokens_to_ids("<|im_end|>")) == 3
+    assert ids.count(chatml.convert_tokens_to_ids("<|im_start|>")) == 4
+    assert "1<|im_end|>1?" in chatml.decode(ids)
+
+
+def test_an_imported_trace_ends_once_and_keeps_the_tokens_that_a_model_writes(chatml):
+    end = chatml.eos_token_id
+    plain = response_ids(chatml, "It is 2.")
+    assert plain == [*chatml("It is 2.", add_special_tokens=False)["input_ids"], end]
+    assert response_ids(chatml, f"It is 2.{chatml.eos_token}\n") == plain
+    assert response_ids(chatml, " \n") == response_ids(chatml, chatml.eos_token) == []
+    spelled = response_ids(chatml, f"a{chatml.eos_token}b")
+    assert spelled.count(end) == 1
+    assert chatml.decode(spelled[:-1]) == f"a{chatml.eos_token}b"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from in_process import brought, planned, stale
+from in_process import SETS, brought, planned, stale
 
 from pipeline.driver import open_sources
 from pipeline.errors import ContractError, SettingError, UserError
@@ -290,3 +291,19 @@ def test_a_column_of_a_single_reward_is_checked_when_it_is_committed(values, kin
     else:
         with pytest.raises(ContractError, match=said):
             check_table(STAGES["reward"], pa.table(columns, schema))
+
+
+def test_the_other_columns_of_a_source_reach_the_function_and_the_check(tmp_path, file):
+    source = tmp_path / "mine.jsonl"
+    rows = [{"problem": f"{n}+1", "solution": f"{n}+1#{n + 1}", "answer": str(n + 1), "level": {"hard": n % 2}} for n in range(8)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file.write_text("def brevity(prompts, completions, level):\n    return [float(one['hard']) for one in level]\n")
+    sets = [f"source.uri={source}", listed(own(file)), *SETS]
+    work = planned(tmp_path / "run", *sets)
+    assert len(check(work.run, work.codes, open_source(work.run.source))) == 1
+    brought(work, *chain_of(work.run, MEASURE))
+    table = joined_round(work)
+    assert table["reward_brevity"].to_pylist() == [(int(text[0])) % 2 for text in table["problem"].to_pylist()]
+    file.write_text("def brevity(completions, levle):\n    return levle\n")
+    with pytest.raises(SettingError, match=r"needs 'levle', which is neither a column \(answer, level, problem, solution\)"):
+        check(work.run, codes_of(work.run), open_source(work.run.source))

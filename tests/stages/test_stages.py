@@ -13,13 +13,13 @@ from actors.fakes import FakeEngine, most_likely, token_evidence
 from pipeline import stages
 from pipeline.config import Model
 from pipeline.contract import Failure, Place, Policy, Reject, Score
-from pipeline.errors import EngineError
+from pipeline.errors import ContractError, EngineError
 from pipeline.grader.verifier import Grader
 from pipeline.method.rewards import RunningBaseline
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
-from pipeline.problems.sources import Problem
+from pipeline.problems.problem import Problem
 from pipeline.problems.tiny import ANSWER_PATTERN
 from pipeline.recipes import demo
 from pipeline.stages import STAGES
@@ -119,6 +119,21 @@ def test_scores_are_the_engines_under_the_privileged_prompt(prompts, run, tokeni
     np.testing.assert_array_equal(np.float32(scored["teacher_entropy"][5].as_py()), entropy)
 
 
+@pytest.mark.parametrize(("policy", "asked"), [(Policy(0), 4), (POLICY, 8)])
+def test_the_base_is_asked_for_its_logprobs_unless_it_wrote_the_trace(prompts, run, tokenizer, policy, asked):
+    run = resolve(run, ["rollout.teacher_share=0.5", "score.base_logprobs=true"])
+    engine = Odd(run.model)
+    rollout = rolled_out(prompts, run, tokenizer, engine, policy)
+    scored = stages.score.score(prompts, rollout, run, engine, policy)
+    check_table(STAGES["score"], scored)
+    assert engine.calls[-1] == ("score", Policy(0), asked)
+    for row in range(8):
+        tokens = np.array(rollout["response_tokens"][row].as_py())
+        prompt = prompts["prompt_tokens"][rollout["prompt_index"][row].as_py()].as_py()
+        expected = token_evidence(tokens, 0, len(prompt), 57)[0]
+        np.testing.assert_array_equal(np.float32(scored["base_logprobs"][row].as_py()), expected)
+
+
 def test_kept_tokens_come_with_every_teacher_score_also_of_traces_that_the_teacher_wrote(prompts, run, tokenizer):
     run = resolve(run, ["rollout.teacher_share=0.5", "score.keep_topk=3"])
     engine = Odd(run.model, score=run.score)
@@ -126,7 +141,7 @@ def test_kept_tokens_come_with_every_teacher_score_also_of_traces_that_the_teach
     scored = stages.score.score(prompts, rollout, run, engine, POLICY)
     check_table(STAGES["score"], scored)
     assert engine.calls[2:] == [("score", Policy(0), 8), ("score", POLICY, 4)]
-    assert {column.name for column in STAGES["score"].writes} == set(scored.column_names[3:])
+    assert {column.name for column in STAGES["score"].writes} - {"base_logprobs"} == set(scored.column_names[3:])
     for row in range(8):
         tokens = np.array(rollout["response_tokens"][row].as_py())
         logprobs = np.array(scored["teacher_logprobs"][row].as_py(), np.float32)
@@ -330,3 +345,70 @@ def test_ragged_columns_survive_the_way_through_numpy(values):
     assert array.to_pylist() == values
     flat, offsets = stages.tables.ragged(pa.chunked_array([array]))
     assert [flat[a:b].tolist() for a, b in itertools.pairwise(offsets)] == [v or [] for v in values]
+
+
+IMPORTED = [
+    Problem(0, "7+4-3+9", "7+4=11;11-3=8;8+9=17#17", "17", imported=("7+4=11;11-3=8;8+9=17#17<eos>", " ")),
+    Problem(1, "1+1+1+1", "1+1=2;2+1=3;3+1=4#4", "4", imported=("1+1=2#" + "4" * 60, "1+1=2 \N{SNOWMAN}")),
+    Problem(2, None, "x", "1", Reject.MISSING_PROBLEM, "column 'problem' is empty"),
+    Problem(3, "2+2+2+2", "2+2=4;4+2=6;6+2=8#8", "8", imported=("#8",)),
+]
+
+
+@pytest.fixture(scope="module")
+def importing():
+    sets = ("group_size=2", "max_new_tokens=64")
+    return resolve(demo(), [*(f"rollout.{text}" for text in sets), "source.uri=x.jsonl", "source.response=trace"])
+
+
+def test_imported_traces_are_the_rows_of_a_rollout_without_engines(importing, tokenizer):
+    prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
+    check_table(STAGES["prompts"], prompts)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    check_table(STAGES["rollout"], made)
+    assert made["response_text"].to_pylist() == ["7+4=11;11-3=8;8+9=17#17", *[None] * 5, "#8", None]
+    assert made["response_tokens"][0].as_py()[-1] == tokenizer.eos_token_id
+    assert count_rejected(made) == {"empty_response": 2, "response_too_long": 1, "unknown_tokens": 1, "missing_problem": 2}
+    assert made["reject_detail"][2].as_py() == "67 tokens with the end of sequence > rollout.max_new_tokens 64"
+    assert made["trace_source"].to_pylist()[:2] == ["import", "import"]
+    for name in ("rollout_logprobs", "rollout_entropy", "rollout_entropy_error", "policy_version", "policy_lag", "seed"):
+        assert made[name].null_count == made.num_rows
+    ids = stages.rollout.rollout(prompts, importing, Odd(importing.model), POLICY, PLACE)["trace_id"]
+    assert made["trace_id"].equals(ids)
+
+
+def test_imported_traces_are_scored_by_student_and_teacher(importing, tokenizer):
+    prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    engine = Odd(importing.model)
+    scored = stages.score.score(prompts, made, importing, engine, POLICY)
+    check_table(STAGES["score"], scored)
+    assert engine.calls == [("score", Policy(0), 2), ("score", POLICY, 2)]
+    assert pc.drop_null(scored["student_logprob_source"]).to_pylist() == ["score", "score"]
+    tokens = np.array(made["response_tokens"][0].as_py())
+    logprobs, _ = token_evidence(tokens, POLICY.version, len(prompts["prompt_tokens"][0].as_py()), 57)
+    np.testing.assert_array_equal(scored["student_logprobs"][0].as_py(), logprobs)
+    failed = Odd(importing.model, spoil_score={1: lambda _: Failure("boom")})
+    lost = stages.score.score(prompts, made, importing, failed, POLICY)
+    assert failed.calls[1] == ("score", POLICY, 1)  # a row that the teacher could not score is not asked again
+    assert count_rejected(lost)["engine_error"] == 1
+
+
+def test_a_value_of_an_imported_trace_that_cannot_be_known_is_refused(importing, tokenizer):
+    prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    known = made.set_column(made.schema.get_field_index("seed"), "seed", pa.array([1] * made.num_rows, pa.int64()))
+    with pytest.raises(ContractError, match="null in other rows than those of trace_source import"):
+        check_table(STAGES["rollout"], known)
+    writer = pa.array(["student" if source else None for source in made["trace_source"].to_pylist()])
+    claimed = made.set_column(made.schema.get_field_index("trace_source"), "trace_source", writer)
+    with pytest.raises(ContractError, match="null in a row that was not rejected"):
+        check_table(STAGES["rollout"], claimed)
+
+
+def test_optional_columns_are_absent_where_no_row_has_a_value(prompts, run, tokenizer):
+    assert not {"messages", "extra", "imported"} & set(prompts.column_names)
+    one = stages.prompts.prompts([Problem(0, "1+1", "s", "2", extra='{"a": 1}'), PROBLEMS[1]], run, tokenizer)
+    check_table(STAGES["prompts"], one)
+    assert one["extra"].to_pylist() == ['{"a": 1}', None]
+    assert {"messages", "imported"}.isdisjoint(one.column_names)

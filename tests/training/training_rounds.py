@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from pipeline import contract
 from pipeline.config import Run
+from pipeline.contract import TOPK
 from pipeline.overrides import resolve
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
@@ -46,11 +47,34 @@ def make_round(number: int = 0, num_traces: int = 12, seed: int = 0, **columns: 
         "reject_reason": [None] * num_traces,
         **columns,
     }
+    drawn |= _further(drawn) | columns
     ids, floats = pa.list_(pa.int32()), pa.list_(pa.float32())
     types = {"prompt_tokens": ids, "response_tokens": ids, "advantage": pa.float32(), "policy_version": pa.int32()}
-    types |= dict.fromkeys(("student_logprobs", "teacher_logprobs", "teacher_entropy", "rollout_entropy"), floats)
+    types |= dict.fromkeys(("student_logprobs", "teacher_logprobs", "teacher_entropy", *FURTHER), floats)
+    types |= {TOPK[0]: pa.list_(ids), TOPK[1]: pa.list_(floats)}
     table = pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in drawn.items()})
     return RoundTable(number, number, table)
+
+
+FURTHER = ("rollout_entropy", "rollout_logprobs", "base_logprobs")
+NUM_KEPT = 20
+
+
+def _further(drawn: dict[str, list]) -> dict[str, list]:
+    """Columns that only some objectives read, drawn from a generator of their own: the others stay as they were."""
+    rng = np.random.default_rng(9)
+    lengths = [len(response or ()) for response in drawn["response_tokens"]]
+    student = [values or () for values in drawn["student_logprobs"]]
+    near, base = ([(np.array(s) + rng.normal(0, 0.2, len(s))).clip(max=0).tolist() for s in student] for _ in range(2))
+    shares = [np.sort(rng.dirichlet(np.full(57, 0.3), n), axis=1)[:, ::-1][:, :NUM_KEPT].clip(1e-12) for n in lengths]
+    return {
+        "rollout_entropy": [rng.exponential(0.7, n).tolist() for n in lengths],
+        "rollout_logprobs": near,
+        "base_logprobs": base,
+        TOPK[0]: [np.array([rng.permutation(57)[:NUM_KEPT] for _ in range(n)]).tolist() for n in lengths],
+        TOPK[1]: [np.log(part).tolist() for part in shares],
+        "trace_source": ["teacher" if i % 2 else "student" for i in range(len(lengths))],
+    }
 
 
 def commit_round(store: Store, data: RoundTable) -> None:

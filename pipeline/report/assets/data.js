@@ -60,6 +60,8 @@ function signalsOf(trace) {
   if (!opened.has(trace)) {
     const found = { tokens: wordsOf(trace.tokens), regime: bytesOf(trace.regime) };
     for (const name of SIGNALS) found[name] = halvesOf(trace[name]);
+    const kept = trace.alternatives;
+    found.alternatives = kept && { count: kept.count, tokens: wordsOf(kept.tokens), logprobs: halvesOf(kept.logprobs) };
     opened.set(trace, found);
   }
   return opened.get(trace);

@@ -61,7 +61,9 @@ function drawReader(trace, page) {
         el(
           "p",
           { class: "eyebrow" },
-          `Round ${trace.round} · policy ${trace.policy} · sample ${trace.sample} · written by the ${trace.source}`,
+          trace.source === "import"
+            ? `Round ${trace.round} · sample ${trace.sample} · imported with the source`
+            : `Round ${trace.round} · policy ${trace.policy} · sample ${trace.sample} · written by the ${trace.source}`,
         ),
         el("h2", {}, foreign(trace.problem)),
         el(
@@ -299,12 +301,27 @@ function inspect(trace, signals, i) {
         row("restored", signed(signals.restored[i])),
         row("token weight", el("b", {}, signed(signals.weight[i]))),
       ),
+      ...(alternatives(signals, i) ?? []),
       el(
         "p",
         { class: "fine" },
         "weight = advantage × magnitude × gate. This gate divides by the largest entropy of the round, training by that of the minibatch.",
       ),
     );
+}
+
+// The tokens that the teacher finds likeliest at the position of token i, with their probabilities. Nothing where none were kept.
+function alternatives({ alternatives: kept, tokens }, i) {
+  if (!kept) return null;
+  const rows = Array.from({ length: kept.count }, (_, k) => i * kept.count + k).map((at) =>
+    el(
+      "li",
+      { class: kept.tokens[at] === tokens[i] ? "own" : null },
+      foreign(tokenText(kept.tokens[at]).shown.replace(/ /g, "␣")),
+      el("span", {}, fixed(Math.exp(kept.logprobs[at]))),
+    ),
+  );
+  return [el("p", { class: "fine" }, "The teacher's likeliest tokens here"), el("ol", { class: "alternatives" }, rows)];
 }
 
 function tokenKeys(event) {
