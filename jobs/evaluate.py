@@ -49,12 +49,13 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
             raise UserError("is given twice with the same settings", f"--source {twice[0].removeprefix('evals/')}")
         notes = [note for one in asked for note in (*one.source.cautions(), check_references(one.source, one.run)) if note]
-        notes += [note for one in asked for note in check_rewards(one.run, reward_codes(store, one.run), one.source)]
         for note in dict.fromkeys(notes):
             out.say(note)
         missing = [one for one in asked if any(is_missing(store, one, number) for number in numbers)]
         for one in missing:
             refuse_unusable(one.source, range(one.problems), one.run, "the evaluation")
+            for note in check_rewards(one.run, reward_codes(store, one.run), one.source):
+                out.say(note)
         if missing:
             evals = open_folder(store.locate("evals"))
             hold(out, evals)
