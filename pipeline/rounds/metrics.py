@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contract import Regime, Verdict
+from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.rounds.rows import read_shard
@@ -76,7 +76,7 @@ _SUMMARISED = {
 
 
 def summarise_round(work: Round) -> dict[str, float]:
-    """Figures of a round that is graded and profiled, by their names in METRICS."""
+    """Figures of a round that is graded and profiled, by their names in METRICS, and the mean of each reward of its own."""
     inventory = Inventory(work)
 
     entries = {stage: inventory.entries(stage) for stage in _SUMMARISED}
@@ -87,7 +87,23 @@ def summarise_round(work: Round) -> dict[str, float]:
     lengths = [np.array(pc.drop_null(pc.list_value_length(table["response_tokens"]))) for table in rollouts]
     scored = [pc.fill_null(pc.list_value_length(table["lookahead_entropy"]), 0).to_numpy() for table in profiles]
     shares = regime_summary(profiles, scored)
-    return {"policy_lag": work.lag, **round_summary(grades, lengths, work.run.rollout.group_size), **shares}
+    return {
+        "policy_lag": work.lag,
+        **round_summary(grades, lengths, work.run.rollout.group_size),
+        **shares,
+        **reward_means(inventory),
+    }
+
+
+def reward_means(inventory: Inventory) -> dict[str, float]:
+    """Mean of each reward of `grade.rewards` over the traces where it is present, as `reward_<name>`. Empty without rewards."""
+    work, means = inventory.work, {}
+    entries = inventory.entries("reward") if work.run.grade.rewards else {}
+    for name in (f"{REWARD_PREFIX}{reward.name}" for reward in work.run.grade.rewards):
+        tables = [work.store.read(entry, [name]) for entry in entries.values() if name in entry.inputs]
+        mean = pc.mean(pa.concat_tables(tables)[name]).as_py() if tables else None
+        means |= {name: float(mean)} if mean is not None else {}
+    return means
 
 
 def warning(summary: dict[str, float]) -> str | None:

@@ -18,6 +18,7 @@ from pipeline.method.rewards import group_advantage
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
+from pipeline.rounds.metrics import summarise_round
 from pipeline.rounds.proof import prove
 from pipeline.rounds.refused import refuse_nothing_left
 from pipeline.rounds.round import evaluation_run
@@ -77,6 +78,10 @@ def test_a_run_with_rewards_stores_each_in_a_column_and_trains_on_their_weighted
     assert [row["advantage"] for row in rows] == pytest.approx(group_advantage(rewards, 8).tolist(), rel=1e-4, abs=1e-5)
     assert stale(work) == {}
     assert prove(work.store, work.run).findings == []
+    figures = summarise_round(work)
+    known = [row["reward_brevity"] for row in rows if row["reward_brevity"] is not None]
+    assert figures["reward_brevity"] == pytest.approx(np.mean(known))
+    assert figures["mean_reward"] == pytest.approx(rewards.mean())
 
 
 def test_accuracy_alone_grades_as_a_run_without_rewards(tmp_path):
