@@ -55,8 +55,14 @@ def small_cluster(address: str) -> dict[str, object]:
     kept = {key: cluster[key] for key in ("cluster_name", "max_workers", "upscaling_speed", "auth")}
     switches = dict.fromkeys(("disable_node_updaters", "disable_launch_config_check", "launch_multiple"), True)
     provider = {"type": "external", "module": PROVIDER, "gcs_address": address, "head_node_id": FAKE_HEAD_NODE_ID, **switches}
+    lists = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
+    more = ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter")
     return {
         **kept,
+        **{key: [] for key in (*lists, *more)},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
         "provider": provider,
         "available_node_types": types,
         "head_node_type": "ray.head.default",

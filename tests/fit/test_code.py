@@ -111,11 +111,11 @@ def elsewhere(monkeypatch):
 
 def test_every_kind_of_worker_refuses_other_code(elsewhere):
     with pytest.raises(UserError, match=elsewhere):
-        EngineActor().load(None, None, None, None)
+        EngineActor().load(None, None, None, None, "")
     with pytest.raises(UserError, match=elsewhere):
         worker.train_loop({})
     dispatcher = Dispatcher("rollout", Pool(), 4, ())
-    assert isinstance(dispatcher._failure, UserError)
+    assert isinstance(dispatcher._callers.failure, UserError)
 
 
 def test_a_data_task_that_has_other_code_says_so_in_its_item(elsewhere):
