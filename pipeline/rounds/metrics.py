@@ -97,7 +97,8 @@ def summarise_round(work: Round) -> dict[str, float]:
 
 def reward_means(inventory: Inventory) -> dict[str, float]:
     """Mean of each reward of `grade.rewards` over the traces where it is present, as `reward_<name>`. Empty without rewards."""
-    work, means = inventory.work, {}
+    work = inventory.work
+    means: dict[str, float] = {}
     entries = inventory.entries("reward") if work.run.grade.rewards else {}
     for name in (f"{REWARD_PREFIX}{reward.name}" for reward in work.run.grade.rewards):
         tables = [work.store.read(entry, [name]) for entry in entries.values() if name in entry.inputs]
