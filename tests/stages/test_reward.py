@@ -250,6 +250,20 @@ def test_code_is_judged_by_its_tests_and_no_end_of_it_is_a_way_out():
     assert check_table(STAGES["reward"], shard.table) == 0
 
 
+def test_a_call_that_hangs_or_ends_its_process_rejects_its_own_row(file):
+    file.write_text(
+        "import os\ndef brevity(completions):\n    [text] = completions\n    while text == 'hang':\n        pass\n"
+        "    if text == 'end':\n        os._exit(7)\n    return [0.25]\n"
+    )
+    run = resolve(demo(), [listed(own(file, per="trace", deadline_s=0.5)), "grade.processes=2"])
+    table = judge(*table_of(["hang", "1", "end", "2"], ["1"] * 4), run, codes_of(run)).table
+    assert table["reject_reason"].to_pylist() == ["reward_timeout", None, "reward_error", None]
+    assert table["reward_brevity"].to_pylist() == [None, 0.25, None, 0.25]
+    late, _, ended, _ = table["reject_detail"].to_pylist()
+    assert late == "reward 'brevity': a call took more than 0.5 s (deadline_s of grade.rewards)"
+    assert ended == "reward 'brevity': its process died with exit code 7, twice"
+
+
 def test_the_text_of_a_file_travels_with_the_work(tmp_path, file):
     work = planned(tmp_path / "run", listed(own(file)))
     file.unlink()
