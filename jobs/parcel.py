@@ -22,9 +22,9 @@ from pipeline.recipes import recipe as named
 from pipeline.written import read_override
 
 PACKAGES = ("pipeline", "actors", "jobs")
+_FILES = (".jsonl", ".json", ".parquet", ".gz", ".zst", ".bz2", ".lz4", ".py")  # ends of names that mean files
 _PLACES = ("source.uri", "model.path", "evaluation.source.uri")  # settings that may name files of the folder
 _REWARDS = "grade.rewards"
-_ENDINGS = (".jsonl", ".json", ".parquet", ".gz", ".py")  # a name that ends so is a file's
 _SECTIONS = tuple(sorted({name.partition(".")[0] for name in (*_PLACES, _REWARDS)}))
 MOST_BYTES = 100 * 2**20  # the job server of Ray 2.60 takes no larger request
 _SECRET = re.compile(
@@ -117,6 +117,9 @@ def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
         run = resolve(named(recipe), sets, document)
         yield "source.uri", run.source.uri
         yield "model.path", run.model.path
+        for name, teacher in run.teachers.items():
+            if teacher.model:
+                yield f"teachers.{name}.model", teacher.model
         if run.evaluation.source is not None:
             yield "evaluation.source.uri", run.evaluation.source.uri
         yield from _of_rewards(reward.model_dump() for reward in run.grade.rewards)
@@ -158,7 +161,7 @@ def _add_named(parcel: Parcel, folder: Path, option: str, text: str) -> None:
         return
     found = sorted(folder.glob(text)) if any(sign in text for sign in "*?[") else [folder / text]
     found = [path for path in found if path.exists() or path.is_symlink()]
-    if not found and (option == "--include" or text.startswith(".") or text.endswith(_ENDINGS)):
+    if not found and (option == "--include" or text.startswith(".") or text.endswith(_FILES)):
         raise SettingError(f"{text!r} is not in the folder that is sent", option, "Check the path and --working-dir")
     for path in found:
         name = Path(text).as_posix() if path == folder / text else path.relative_to(folder).as_posix()

@@ -45,6 +45,9 @@ def show(uri: str, debug: bool) -> None:
             out.say(note)
         if run.source.response:
             out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; no engine wrote them")
+        if run.teachers:
+            who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
+            out.say("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
         out.say("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in stored.items() if size) or "nothing"))
         if (damage := store.damaged_policy()) is not None:
@@ -84,6 +87,8 @@ def _notes(inventory: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
     work, notes = inventory.work, []
     if (text := inventory.warning()) is not None:
         notes.append(f"warning: {text}")
+    if fell_back := sum(entry.facts.get("fell_back", 0) for entry in inventory.entries("score").values()):
+        notes.append(f"note: {work.area}: {fell_back} traces had no sibling or verdict, and got teachers.NAME.fallback instead")
     if inventory.as_committed is False and work.store.has_policy(work.number + 1):
         redo = f"`egrsd train --from-round {work.number} --replace`"
         notes.append(f"stale: policy {work.number + 1} was trained on other shards of {work.area}; {redo}")

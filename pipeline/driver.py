@@ -17,11 +17,14 @@ from functools import partial
 from typing import Protocol
 
 from pipeline.config import Run
+from pipeline.config.objective import USES_ADVANTAGE, approximation
 from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
+from pipeline.evidence.teachers import sample_teachers
 from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
+from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
@@ -29,7 +32,13 @@ from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
-from pipeline.rounds.refused import refuse_few_imports, refuse_nothing_left, refuse_unusable
+from pipeline.rounds.refused import (
+    refuse_few_imports,
+    refuse_nothing_left,
+    refuse_unknown_teachers,
+    refuse_unusable,
+    refuse_wide_bounds,
+)
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
@@ -111,9 +120,11 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     of the evaluation, can be answered.
     """
     grader_of(run)
+    check_teachers(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
+    refuse_unknown_teachers(rounds, run)
     evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
     notes = [refuse_few_imports(rounds, run)] if run.source.response else []
     first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
@@ -136,7 +147,7 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     pattern = controls(tokenizer_of(run.model))
     training = survey(sources.rounds, pattern)
     training.check()
-    notes = [*sources.rounds.cautions(), *training.notes(), *sources.notes]
+    notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(), *training.notes(), *sources.notes]
     if sources.evals is not None:
         held_out = survey(sources.evals, pattern, run.evaluation.problems)
         held_out.check()
@@ -187,6 +198,11 @@ class Driver:
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
         with self._training(remaining.train, holding) as trainer:
+            if remaining.train and self.run.teachers:
+                self._wake()
+                with late("teachers", f"teachers and base have answered the sampled problems for {NOTICE_S:g} s so far."):
+                    for text in sample_teachers(self.store, self.run, self.sources.rounds, self.engines):
+                        self.screen.say(text)
             if 0 in remaining.evaluate:
                 self.evaluate(0)
             for number in remaining.label:
@@ -239,8 +255,8 @@ class Driver:
         work = self._planned(self.run, "rounds", number, version, source)
         spent: dict[str, float] = {}
         most = inflight(self.run, self.engines)
-        chain = chain_of(self.run, MEASURE)
-        execute(with_engines(work, self.engines), chain, source, inflight=most, on_entry=_counting(spent))
+        execute(with_engines(work, self.engines), chain_of(self.run, MEASURE), source, inflight=most, on_entry=_counting(spent))
+        refuse_wide_bounds(work)
         refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
         measured, now = time.perf_counter(), usage(self.engines)
         for pool in pools_of(self.engines):
@@ -292,7 +308,7 @@ class Driver:
         clock = measured.clock | {"seconds_round": time.perf_counter() - measured.begun}
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
-        if (text := warning(summary)) is not None:
+        if (text := warning(summary, self.run.objective.name in USES_ADVANTAGE)) is not None:
             self.screen.say(f"round {number}: {text}")
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from jobs.cli import app
 from pipeline import recipes
-from pipeline.config import Reward, Run
+from pipeline.config import Reward, Run, Teacher
 from pipeline.contract import COLUMNS
 from pipeline.errors import EgrsdError
 from pipeline.overrides import resolve
@@ -182,6 +182,8 @@ def has_setting(name: str, model: type[BaseModel] = Run) -> bool:
         return first in model.model_fields
     kind = model.model_fields[first].annotation
     sections = [part for part in (kind, *getattr(kind, "__args__", ())) if isinstance(part, type) and issubclass(part, BaseModel)]
+    if first == "teachers":  # behind it stands the name of a teacher
+        return not rest.partition(".")[2] or has_setting(rest.partition(".")[2], Teacher)
     free_form = first in {"options", "resources", "labels"}
     return free_form or any(rest == "*" or has_setting(rest, section) for section in sections)
 

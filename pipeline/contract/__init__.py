@@ -14,7 +14,7 @@ from pipeline.contract.engines import (
     Sequence,
     Usage,
 )
-from pipeline.contract.stage import ENGINE_SETTINGS, Place, Scope, ShardInputs, ShardResult, Stage, schema
+from pipeline.contract.stage import ENGINE_SETTINGS, Place, Scope, Seat, ShardInputs, ShardResult, Stage, schema
 
 __all__ = [
     "COLUMNS",
@@ -35,6 +35,7 @@ __all__ = [
     "Sampling",
     "Scope",
     "Score",
+    "Seat",
     "Sequence",
     "ShardInputs",
     "ShardResult",

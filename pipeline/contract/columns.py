@@ -30,6 +30,7 @@ class Reject(StrEnum):
     MISSING_PROBLEM = "missing_problem"
     MISSING_SOLUTION = "missing_solution"
     MISSING_ANSWER = "missing_answer"
+    NO_CONTEXT = "no_context"
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_ERROR = "engine_error"
     EMPTY_RESPONSE = "empty_response"
@@ -106,6 +107,7 @@ COLUMNS: dict[str, Column] = {
             "prompt of the teacher: problem and reference solution",
             nullable=True,
         ),
+        Column("problem_teacher", _TEXT, "prompts", doc="teacher that the row names; there with `source.teacher`", optional=True),
         Column(
             "messages",
             _TEXT,
@@ -216,6 +218,33 @@ COLUMNS: dict[str, Column] = {
             unit="nats",
             doc="largest difference between rollout and score in a re-scored trace, else null",
             nullable=True,
+        ),
+        Column("teacher_name", _TEXT, "score", doc="teacher of this trace; there when the run names teachers", optional=True),
+        Column(
+            "teacher_context",
+            _TEXT,
+            "score",
+            doc="what that teacher saw beside the problem: privileged, plain, sibling or feedback",
+            optional=True,
+        ),
+        Column(
+            "teacher_context_tokens",
+            _IDS,
+            "score",
+            "Q",
+            "id",
+            "prompt of that teacher, with its own chat template",
+            optional=True,
+        ),
+        Column("teacher_sibling", _TEXT, "score", doc="trace_id of the sibling that it saw", nullable=True, optional=True),
+        Column(
+            "teacher_logprob_gap",
+            pa.float32(),
+            "score",
+            unit="nats",
+            doc="largest difference between this teacher and the run's own engine with the same weights, in a sample, else null",
+            nullable=True,
+            optional=True,
         ),
         Column("lookahead_entropy", _FLOATS, "profile", "T", "nats", "least teacher entropy among a token and the next W"),
         Column("entropy_mean", pa.float32(), "profile", unit="nats", doc="mean teacher entropy of the trace"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -32,6 +32,7 @@ class Stage:
     compute: makes one shard from its inputs.
     round_inputs: for a run, the values of the whole round that also make shards stale (problems, policy, baseline, peak).
     after_round: whether every shard of the round must be scored first.
+    more_reads: columns that it reads only in some runs.
     asks: whether a stage on engines asks them anything in a run.
     in_run: whether a run has this stage.
     by_round: settings that reach it through its `round_inputs`. A change makes it stale where one of these inputs changes.
@@ -45,9 +46,14 @@ class Stage:
     compute: Callable[[ShardInputs], ShardResult]
     round_inputs: Callable[[Run], tuple[str, ...]] = lambda _: ()
     after_round: bool = False
+    more_reads: Callable[[Run], tuple[str, ...]] = lambda _: ()
     asks: Callable[[Run], bool] = lambda _: True
     in_run: Callable[[Run], bool] = lambda _: True
     by_round: tuple[str, ...] = ()
+
+    def read_by(self, run: Run) -> Stage:
+        """This stage with every column that it reads in a run among its `reads`."""
+        return replace(self, reads=(*self.reads, *more)) if (more := self.more_reads(run)) else self
 
     @property
     def writes(self) -> tuple[Column, ...]:
@@ -66,7 +72,15 @@ class Stage:
 
     def reads_setting(self, setting: str) -> bool:
         """Whether a change of `setting`, a dotted name, can make the shards of this stage stale."""
-        return any(setting == name or setting.startswith(f"{name}.") for name in (*self.settings, *self.by_round))
+        parts = setting.split(".")
+        read = (*self.settings, *self.by_round)
+        return any(setting == name or setting.startswith(f"{name}.") or _matches(name, parts) for name in read)
+
+
+def _matches(name: str, parts: list[str]) -> bool:
+    """Whether a name such as `teachers.*.model` stands for a setting, or for a section around it, in parts."""
+    wanted = name.split(".")
+    return "*" in wanted and all(a in ("*", b) for a, b in zip(wanted, parts, strict=False))
 
 
 class Scope(NamedTuple):
@@ -90,6 +104,13 @@ class Place:
     lag: int = 0
 
 
+class Seat(NamedTuple):
+    """Where a teacher answers: its engines, and the policy that they must answer with."""
+
+    engines: Engines
+    policy: Policy
+
+
 @dataclass(frozen=True)
 class ShardInputs:
     """What a stage is given to compute one shard.
@@ -97,6 +118,7 @@ class ShardInputs:
     tables, facts: the shard as the earlier stages made it, by stage name.
     problems: source rows, for the first stage only.
     engines, policy: for a stage that runs on engines.
+    teachers: the seat of every teacher that the run names.
     baseline: running reward state at the start of the round. None with the group estimator.
     scope: for a stage that needs the whole round.
     codes: the code of each reward, by its name.
@@ -112,6 +134,7 @@ class ShardInputs:
     policy: Policy | None = None
     baseline: RunningBaseline | None = None
     scope: Scope | None = None
+    teachers: Mapping[str, Seat] = field(default_factory=dict)
     codes: Mapping[str, Code] = field(default_factory=dict)
 
     def on_engines(self) -> tuple[Engines, Policy]:

@@ -173,7 +173,7 @@ def check_problems(source: ProblemSet, number: int) -> None:
 
 def _slug(text: str) -> str:
     """A name for a folder: the benchmark, or the last part of a URI."""
-    name = benchmark(text) or re.sub(r"\.(jsonl|ndjson|json|parquet|pq)$", "", text.rstrip("/").rpartition("/")[2])
+    name = benchmark(text) or re.sub(r"\.(jsonl|ndjson|json|parquet|pq)(\.\w+)?$", "", text.rstrip("/").rpartition("/")[2])
     return re.sub(r"[^a-zA-Z0-9_.]+", "-", name).strip("-.")[:40] or "source"
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.answers.texts import normal_form
 from pipeline.config import Run
 from pipeline.contract import PooledEngines, Reject, Verdict
 from pipeline.digest import digest
 from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, resampled
-from pipeline.problems.answers import normal_form
 from pipeline.problems.sources import ProblemSet
 from pipeline.problems.survey import normal
 from pipeline.rounds.inventory import Inventory
@@ -108,9 +108,12 @@ def problems_of(seen: Inventory) -> tuple[str, ...]:
         if shard not in prompts:
             found += [f"{plan.source if plan else None}/{index}" for index in work.shards[shard]]
             continue
-        rows = work.store.read(prompts[shard], ["prompt_id", "problem", "answer"]).to_pylist()
+        rows = work.store.read(prompts[shard], ["prompt_id", "problem", "messages", "answer"]).to_pylist()
         found += [
-            row["prompt_id"] if row["problem"] is None else digest(f"{normal(row['problem'])}\n{row['answer']}") for row in rows
+            row["prompt_id"]
+            if row["problem"] is None
+            else digest(f"{normal(row.get('messages') or row['problem'])}\n{row['answer']}")
+            for row in rows
         ]
     return tuple(found)
 

@@ -8,6 +8,7 @@ keeps three digits at any size. Fixed-point numbers would lose the 0.002 nat of 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -110,7 +111,7 @@ def _of_round(rows: LabelledTraces, chosen: np.ndarray) -> Iterator[dict[str, An
     for shard in np.unique(rows.shards[chosen].astype(str)):
         mine = chosen[rows.shards[chosen] == shard]
         for trace in _of_shard(rows.seen, str(shard), rows.places[mine]):
-            yield trace | {"note": note}
+            yield trace | {"note": " ".join(filter(None, (trace.pop("taught"), note))) or None}
 
 
 def _note(seen: Inventory) -> str | None:
@@ -134,7 +135,7 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
     signals = _signals(tables, peak, work.run.label)
     tokens, codes = views(tables["rollout"]["response_tokens"]), views(tables["label"]["regime"])
     means, kept = tables["profile"]["entropy_mean"].to_pylist(), _alternatives(tables["score"])
-    rollout, grade = tables["rollout"].to_pylist(), tables["grade"].to_pylist()
+    rollout, grade, taught = tables["rollout"].to_pylist(), tables["grade"].to_pylist(), _taught(tables["score"])
     for row, (text, written, graded) in enumerate(zip(prompts.to_pylist(), rollout, grade, strict=True)):
         mine = {name: views[row] for name, views in signals.items()}
         spans = tables["label"]["spans"][row].as_py()
@@ -154,17 +155,29 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
             "restored_sum": float(mine["restored"].sum()),
             "normaliser": float(regimes.normaliser(peak, work.run.label)),
             "mean": means[row],
-            **{name: (text[name] or "")[:MOST_TEXT] for name in ("problem", "answer", "solution")},
+            **{name: (text[name] or "")[:MOST_TEXT] for name in ("answer", "solution")},
+            "problem": _asked(text)[:MOST_TEXT],
             "text": written["response_text"][:MOST_TEXT],
             "tokens": tokens[row],
             "alternatives": kept[row] if kept else None,
+            "taught": taught[row] if taught else "",
             "regime": _packed(codes[row], "u1"),
             **{name: _packed(values, "<f2") for name, values in mine.items()},
         }
 
 
+TEACHER = ["teacher_name", "teacher_context", "teacher_sibling"]
+
+
+def _asked(prompt: dict[str, Any]) -> str:
+    """The text of a problem, or all turns of its conversation with their roles."""
+    if not prompt.get("messages"):
+        return prompt["problem"] or ""
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in json.loads(prompt["messages"]))
+
+
 _COLUMNS = {
-    "prompts": ["problem", "answer", "solution"],
+    "prompts": ["problem", "messages", "answer", "solution"],
     "rollout": [
         "trace_id",
         "prompt_index",
@@ -176,10 +189,21 @@ _COLUMNS = {
         "policy_version",
     ],
     "grade": ["verdict", "reward", "advantage"],
-    "score": ["teacher_entropy", "student_logprobs", "teacher_logprobs", *TOPK],
+    "score": ["teacher_entropy", "student_logprobs", "teacher_logprobs", *TOPK, *TEACHER],
     "profile": ["lookahead_entropy", "entropy_mean"],
     "label": ["regime", "spans", "gate", "token_weight"],
 }
+
+
+def _taught(score: pa.Table) -> list[str]:
+    """A sentence on the teacher of each trace. Empty in a run that names none."""
+    if not set(TEACHER) <= set(score.column_names):
+        return []
+    rows = score.select(TEACHER).to_pylist()
+    said = {"plain": "with the problem alone", "privileged": "with the reference", "feedback": "with the verdict on it"}
+    siblings = [f"with the correct trace {row['teacher_sibling']}" for row in rows]
+    seen = [said.get(row["teacher_context"], sibling) for row, sibling in zip(rows, siblings, strict=True)]
+    return [f"Scored by teacher {row['teacher_name']}, {what} in view." for row, what in zip(rows, seen, strict=True)]
 
 
 def _alternatives(score: pa.Table) -> list[dict[str, Any]]:

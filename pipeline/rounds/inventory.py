@@ -14,12 +14,16 @@ from pipeline.contract import REWARD_PREFIX, Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError
 from pipeline.grader.code import identity
+from pipeline.rounds import seats
 from pipeline.rounds.round import Round, same_problems
 from pipeline.stages import MEASURE, STAGES
+from pipeline.stages.rollout import WRITERS
 from pipeline.stages.score import bounds_instead
 from pipeline.store.directory import Entry, Ready, Store, area
 from pipeline.store.documents import RESTORE
 from pipeline.store.folders import digest_of
+
+POLICY_CHANGED = ("policy changed", "teacher_policy changed")  # reasons that leave stored traces usable without engines
 
 
 class Inventory:
@@ -69,7 +73,7 @@ class Inventory:
         `problems` is the digest of the shard's source rows. Without it the rows count as unchanged.
         """
         inputs: dict[str, str] = {}
-        for name in self.inputs(stage):
+        for name in stage.read_by(self.work.run).inputs:
             entry = self.entry(name, shard)
             if entry is None:
                 return None
@@ -95,7 +99,8 @@ class Inventory:
         if expected is None:
             return "input missing"
         # a shard is stale that has an input which is no more: a policy where the base answers now, a reward, the stage of rewards
-        named = expected.keys() | (entry.inputs.keys() & {"policy", "reward"}) | self._gone(entry)
+        gone = entry.inputs.keys() & {"policy", "teacher_policy", "reward"}
+        named = expected.keys() | gone | self._gone(entry)
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
         if "problems" in changed and same_problems(entry.inputs.get("problems"), expected.get("problems")):
             changed.remove("problems")
@@ -111,15 +116,11 @@ class Inventory:
 
         A stage that only reads stored traces (grade, profile, label) may also read traces whose policy was trained again since.
         """
-        for name in self.inputs(stage):
+        for name in stage.read_by(self.work.run).inputs:
             reason = self.why_stale(STAGES[name], shard)
-            if reason and not (reason == "policy changed" and stage.where == "CPU"):
+            if reason and not (reason in POLICY_CHANGED and stage.where == "CPU"):
                 return f"{name} ({reason})"
         return None
-
-    def inputs(self, stage: Stage) -> list[str]:
-        """Names of the stages whose shards a stage reads in this run."""
-        return [name for name in stage.inputs if STAGES[name].in_run(self.work.run)]
 
     def _gone(self, entry: Entry) -> set[str]:
         """The rewards that a shard was made with and that the run has no more."""
@@ -156,6 +157,9 @@ class Inventory:
         """The sentences that tell of scored shards with bounds although the run asks for exact entropies, or None."""
         scored = self.entries("score").values()
         fell_back = [entry.facts.get("fallback") for entry in scored if entry.facts.get("entropy_method") == "bounds"]
+        for entry in scored:
+            named: dict[str, dict[str, str]] = entry.facts.get("teachers", {})  # type: ignore[assignment]
+            fell_back += list({facts["fallback"] for facts in named.values() if facts.get("fallback")})[:1]
         if not fell_back or self.work.run.score.entropy == "bounds":
             return None
         causes = sorted({cause or "the self-check of their engine failed" for cause in fell_back})
@@ -206,6 +210,10 @@ class Inventory:
                 return problems
             case "policy":
                 return self._policy if self.work.policy_version else None
+            case "teacher_policy":
+                return seats.digest_of_policies(self.work)
+            case "writers":
+                return self.work.run.digest(WRITERS)
             case "baseline":
                 return self._baseline
             case "peak":

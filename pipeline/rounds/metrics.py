@@ -30,7 +30,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "train": (
         Metric("round", "", "last", "round whose traces the step trained on"),
         Metric("step", "", "last", "optimiser steps before this one"),
-        Metric("loss", "nats", "mean", "objective (Eq. 7): a mean over the response tokens of the minibatch"),
+        Metric(
+            "loss", "nats", "mean", "loss of the objective (Eq. 7): by default a mean over the response tokens of the minibatch"
+        ),
         Metric("grad_norm", "", "mean", "norm of the adapter's gradient before clipping"),
         Metric("lr", "", "last", "learning rate of the step"),
         Metric("traces", "traces", "sum", "traces of the minibatch"),
@@ -39,7 +41,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("advantage", "", "mean", "mean advantage of the traces"),
         Metric("positive_share", "share", "mean", "share of traces with a positive advantage"),
         Metric("peak_entropy", "nats", "max", "M of Eq. 5: largest teacher entropy of the minibatch, at least min_normaliser"),
-        Metric("weight", "", "mean", "mean magnitude x gate over tokens with a signal"),
+        Metric("weight", "", "mean", "mean factor of the advantage over tokens with a signal; without one, mean token advantage"),
+        Metric("divergence", "nats", "mean", "mean divergence from the teacher's most likely tokens, if the objective has one"),
         Metric("delta", "nats", "mean", "mean |teacher log-prob - student log-prob|"),
         Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|, in the first step of an on-policy round"),
         Metric("logprob_gap_max", "nats", "max", "the largest of these gaps"),
@@ -107,11 +110,16 @@ def reward_means(inventory: Inventory) -> dict[str, float]:
     return means
 
 
-def warning(summary: dict[str, float]) -> str | None:
-    """Why a round with these figures teaches little or nothing. None when it has a signal."""
+def warning(summary: dict[str, float], uses_advantage: bool = True) -> str | None:
+    """Why a round with these figures teaches little or nothing. None when it has a signal.
+
+    uses_advantage: whether the objective reads advantages. Without them, wrong traces teach too.
+    """
     rows, positive = summary["num_rows"] - summary["num_rejected"], summary["num_positive_advantage"]
     if not rows:
         return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status` says why."
+    if not uses_advantage:
+        return None
     if summary["num_correct"] == 0 and summary["mean_reward"] == 0:
         return (
             f"no signal. None of {rows:.0f} traces was correct "

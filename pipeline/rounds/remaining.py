@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.inventory import POLICY_CHANGED, Inventory
 from pipeline.rounds.round import Round, evaluation_run, is_of_others, open_rounds, planned
 from pipeline.stages import EVALUATION, LABELS, MEASURE, STAGES, chain_of
 from pipeline.store.directory import Store
@@ -111,7 +111,7 @@ def _is_measured(work: Round) -> bool:
     """
     inventory, chain = Inventory(work), chain_of(work.run, MEASURE)
     # training reads stored traces, so the policy that wrote them may have been trained again since
-    reasons = {name: why for name in chain for why in inventory.reasons(name) if why != "policy changed"}
+    reasons = {name: why for name in chain for why in inventory.reasons(name) if why not in POLICY_CHANGED}
     if set(reasons.values()) == {"missing"}:
         return False
     if work.lag > work.run.max_staleness:

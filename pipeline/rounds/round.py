@@ -17,7 +17,7 @@ from pipeline.rounds.plan import Plan, cut, read_plan, write_plan
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import RESTORE
 
-_LATER = ("messages", "imported", "extra")
+_LATER = ("messages", "imported", "extra", "teacher")
 TRACES_PER_SHARD = 32  # of an evaluation: few enough that every engine works, and that a kill loses little
 
 
@@ -170,4 +170,4 @@ def evaluation_run(run: Run) -> Run:
     # one sample per problem is allowed, since nothing trains on these advantages
     judge = tuple(reward for reward in run.grade.rewards if reward.name == run.grade.verdict_reward)
     grade = run.grade.model_copy(update={"advantage": "running", "std": "population", "rewards": judge})
-    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade})
+    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade, "teachers": {}})

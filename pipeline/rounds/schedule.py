@@ -26,7 +26,7 @@ from pipeline.errors import EgrsdError, StoreError, from_data, to_data
 from pipeline.fit import builds
 from pipeline.fit.machine import processors
 from pipeline.problems.sources import Problem, ProblemSet
-from pipeline.rounds import frozen
+from pipeline.rounds import frozen, seats
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, problems_digest
 from pipeline.rounds.rows import read_shard
@@ -136,6 +136,7 @@ def execute(
     del inventory
     if missing and any(STAGES[name].where == "engines" for name in chain):
         work.store.check_policy(work.policy_version)
+        seats.prepare(work)
     named: dict[str, dict[str, str]] = {name: {} for name in chain}
     for item in _stream(work, chain, source, missing, choice.force, inflight) if missing else ():
         for document, computed in item["entries"]:
@@ -254,7 +255,7 @@ def bring_up_to_date(
         return old, False
     inputs = inventory.expected_inputs(stage, shard, digest)
     if inputs is None:
-        needs = ", ".join(inventory.inputs(stage))
+        needs = ", ".join(stage.read_by(work.run).inputs)
         raise StoreError(f"an input of stage {stage.name} is missing", f"{work.area}, shard {shard}", f"Run these first: {needs}")
     if reason := inventory.stale_input(stage, shard):
         raise StoreError(
@@ -270,7 +271,8 @@ def bring_up_to_date(
 def _inputs_of(inventory: Inventory, stage: Stage, name: str, first: int, problems: list[Problem] | None) -> ShardInputs:
     """What `stage` is given for one shard. `first` is the place of the shard's first prompt in the round."""
     work = inventory.work
-    entries = {writer: entry for writer in inventory.inputs(stage) if (entry := inventory.entry(writer, name)) is not None}
+    stage = stage.read_by(work.run)
+    entries = {writer: entry for writer in stage.inputs if (entry := inventory.entry(writer, name)) is not None}
     return ShardInputs(
         run=work.run,
         name=name,
@@ -283,6 +285,7 @@ def _inputs_of(inventory: Inventory, stage: Stage, name: str, first: int, proble
         baseline=work.baseline,
         scope=inventory.scope if stage.after_round else None,
         codes=work.codes,
+        teachers=seats.seats_of(work) if stage.where == "engines" else {},
     )
 
 

@@ -44,9 +44,15 @@ def find_stage(name: str) -> Stage:
 def check_settings(stage: Stage, settings: Iterable[str]) -> None:
     """Raise SettingError for the first setting that `stage` does not read. The error names the stages that read it.
 
-    Settings of `engines` pass, although no stage reads them: they say how many engines answer and where.
+    Settings of `engines` pass, although no stage reads them: they say how many engines answer and where. A stage that reads one
+    setting of the teachers takes whole teachers.
     """
-    reads = lambda setting: stage.reads_setting(setting) or setting.startswith("engines.")  # noqa: E731
+    taught = any(name.startswith("teachers.") for name in stage.settings)
+
+    def reads(setting: str) -> bool:
+        """Whether the stage takes a setting."""
+        return stage.reads_setting(setting) or setting.startswith("engines.") or (taught and setting.startswith("teachers"))
+
     refuse_unread(f"stage {stage.name} does not read this setting", settings, reads, _readers)
 
 

@@ -122,7 +122,7 @@ STAGE = Stage(
     "grade",
     "CPU",
     "trace_id",
-    reads=("answer", "prompt_index", "response_text", "response_tokens", "finish_reason", "judged_verdict", "judged_answer"),
+    reads=("answer", "prompt_index", "response_text", "response_tokens", "finish_reason"),
     settings=(
         "grade.verifier",
         "grade.answer_pattern",
@@ -139,5 +139,6 @@ STAGE = Stage(
         "rollout.group_size",
     ),
     compute=_compute,
+    more_reads=lambda run: ("judged_verdict", "judged_answer") if run.grade.rewards else (),
     round_inputs=lambda _: ("baseline",),
 )

@@ -236,7 +236,7 @@ async def _dispatch(engines: int, inflight: int, seconds: float) -> float:
     run = _run(1, engines)
     load_args: Any = (None, run.model, run.engines.rollout, run.score)
     pool = Dispatcher("rollout", run.engines.rollout, inflight, load_args)
-    pool._wake = lambda: None  # type: ignore[method-assign]  # its engines are given, none is to be started
+    pool._begin = lambda: None  # type: ignore[method-assign]  # its engines are given, none is to be started
     for number in range(engines):
         pool._members[str(number)] = Member(str(number), None, "serving")
     held: asyncio.Queue[Any] = asyncio.Queue()
