@@ -26,6 +26,7 @@ from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.recipes import recipe as named
 from pipeline.rounds import origin
 from pipeline.rounds.remaining import Remaining
+from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
 from pipeline.training import worker
 
@@ -105,7 +106,7 @@ def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], ou
     """Bring one run of the comparison to its end, on engines that are up."""
     store, run = compared.folder(key), compared.runs[key]
     compared.share(key)
-    sources = open_sources(run)
+    sources = open_sources(run, reward_codes(store, run))
     with holding_for(out, store) as holding, open_screen(out) as screen:
         store.save_run(run, versions())
         origin.keep(store, sources.opened)

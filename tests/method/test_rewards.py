@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward
+from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward, soft_overlong, weighted_sum
 
 NAN = float("nan")
 reward_lists = st.lists(st.one_of(st.just(NAN), st.just(0.0), st.floats(1.0, 1.5)), max_size=12)
@@ -36,6 +36,21 @@ def test_reward_refuses_lengths_beyond_the_cap() -> None:
         length_shaped_reward(np.array([True, False]), np.array([5, 11]), 10, 0.5)
     with pytest.raises(ValueError, match="num_tokens: shape"):
         length_shaped_reward(np.array([True, False]), np.array([5]), 10, 0.5)
+
+
+def test_soft_overlong_by_hand() -> None:
+    # limit 20, cache 8: nothing up to 12, then (12 - T) / 8, and -1 from 20 on
+    assert soft_overlong(np.array([0, 12, 14, 16, 20, 25]), 20, 8).tolist() == [0, 0, -0.25, -0.5, -1, -1]
+    with pytest.raises(ValueError, match=r"cache: 21, expected 1 \.\. max_tokens = 20"):
+        soft_overlong(np.array([1]), 20, 21)
+
+
+def test_a_weighted_sum_leaves_absent_rewards_out() -> None:
+    values = np.array([[1.0, NAN, NAN, 2.0], [4.0, -2.0, NAN, 0.0]])
+    found = weighted_sum(values, np.array([1.0, 0.5]))  # 1 + 2; -1; nothing; 2
+    np.testing.assert_array_equal(found, [3.0, -1.0, NAN, 2.0])
+    with pytest.raises(ValueError, match="weights: shape"):
+        weighted_sum(values, np.ones(3))
 
 
 def test_group_advantage_by_hand() -> None:
