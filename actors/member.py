@@ -176,7 +176,7 @@ class EngineActor:
         return os.getpid()
 
     def load(
-        self, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings, card: str
+        self, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings, card: str = ""
     ) -> EngineFacts:
         """Start the engine, and return its facts. `card` names the one that it shares with the trainer, and "" says none.
 

@@ -74,7 +74,7 @@ class EnginePool:
         An engine takes up to `inflight` batches at a time. Batches that wait beyond that make the pool grow, up to
         `settings.max` engines. Raises ResourceError when the cluster can never hold the engines.
         """
-        setting = f"engines.{name}"
+        setting = resources.setting_of(name)
         check_room([resources.Demand(setting, max(settings.min, 1), resources.placement_of(settings))])
         load_args = (engine_class, model, settings, score, card.name_here() if settings.colocate else "")
         # The dispatcher runs on the driver's node. If it ran on a spot machine, its loss would end all engines.

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config import Placement, Pool, Run
+from pipeline.config.machines import Client
+from pipeline.config.teachers import RESERVED
 from pipeline.errors import ResourceError
 from pipeline.fit.machine import vllm_for_gpus
 
@@ -34,12 +36,17 @@ class Demand:
         return {name: amount for name, amount in asked.items() if amount > 0}
 
 
+def setting_of(pool: str) -> str:
+    """The dotted name of the settings of a pool, which is named `rollout`, `score` or like its teacher."""
+    return f"engines.{pool}" if pool in RESERVED else f"teachers.{pool}.engines"
+
+
 def placement_of(pool: Pool) -> Placement:
     """The placement of one engine of a pool.
 
     vLLM's GPU build needs a card. Where the settings name none, as the recipe `demo` does, its engines ask Ray for one.
     """
-    wants = pool.placement.gpus == 0 and vllm_for_gpus()
+    wants = pool.placement.gpus == 0 and vllm_for_gpus() and not isinstance(pool, Client)
     return pool.placement.model_copy(update={"gpus": float(pool.tensor_parallel)}) if wants else pool.placement
 
 
@@ -51,15 +58,14 @@ def options(placement: Placement) -> dict[str, Any]:
 
 def pools_of(run: Run) -> list[tuple[str, Pool]]:
     """The pools of engines that a run needs, by name. With imported traces only an evaluation needs one that writes."""
-    rollout, score = run.engines.rollout, run.engines.score
-    writes = score is None or not run.source.response or run.evaluation.problems > 0
-    return [("rollout", rollout)] * writes + ([("score", score)] if score is not None else [])
+    writes = run.engines.score is None or not run.source.response or run.evaluation.problems > 0
+    return [(name, pool) for name, pool in run.pools.items() if writes or name != "rollout"]
 
 
 def demands_of(run: Run, engines: bool = True, train: bool = True) -> list[Demand]:
     """What a run asks of the cluster at one time: the smallest pools, the training ranks, and one data task."""
     pools = pools_of(run) if engines else []
-    asked = [Demand(f"engines.{name}", max(1, pool.min), placement_of(pool)) for name, pool in pools]
+    asked = [Demand(setting_of(name), max(1, pool.min), placement_of(pool)) for name, pool in pools]
     if train:
         asked.append(Demand("train", run.train.workers, run.train.placement))
     return [*asked, Demand("data stages", 1, Placement(cpus=1))]

@@ -227,7 +227,9 @@ def export(
 @app.command(cls=Once)
 def sweep(
     run: RunUri,
-    set: Annotated[list[str] | None, typer.Option("--set", help="An axis, label.gamma=0,.1,.3; may be repeated.")] = None,
+    set: Annotated[
+        list[str] | None, typer.Option("--set", help="Axis: label.gamma=0,.1 or objective.name=grpo,opd; repeatable.")
+    ] = None,
     round: Annotated[list[int] | None, typer.Option("--round", help="Only this round; may be repeated.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Traces for the gradient cosine; 0 leaves it out.")] = 96,
     debug: Debug = False,

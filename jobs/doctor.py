@@ -10,6 +10,7 @@ from pathlib import Path
 from actors.folders import judge_folders
 from actors.inference.engine import judge_entropy
 from actors.resources import placement_of
+from actors.served import Served
 from jobs.opened import look_at, open_folder
 from jobs.settle import Choices, read_config
 from jobs.terminal import Session, divert_output, session
@@ -17,6 +18,8 @@ from pipeline import config
 from pipeline.errors import EgrsdError, UnreachableError
 from pipeline.fit import footprint, machine, one_card, pace
 from pipeline.fit.machine import Facts, Line
+from pipeline.grader.code import codes_of
+from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
@@ -24,6 +27,7 @@ from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import recipe as named
 from pipeline.rounds import looked as rows
+from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 from pipeline.store.probe import judge_store
 
@@ -42,6 +46,8 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
             largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
         findings += tell(judge("model", lambda: judge_model(run, largest)), out)
+        findings += tell(judge("rewards", lambda: judge_rewards(run)), out)
+        findings += tell(judge("teachers", lambda: judge_teachers(run, largest)), out)
         findings += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
         findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, address, debug)], "a real engine to start"), out)
         if store is not None:
@@ -104,7 +110,31 @@ def nearest_folder(store: Store | None) -> str:
 def judge_tokenizer(run: config.Run) -> Line:
     """Whether the tokenizer loads, and the hash of its chat template. Student and teacher share it. Raises ModelError."""
     tokenizer = tokenizer_of(run.model)
+    check_teachers(run)
     return Line("ok", "tokenizer", f"{len(tokenizer)} tokens, hash {template_hash(tokenizer)}, student and teacher alike")
+
+
+def judge_rewards(run: config.Run) -> list[Line]:
+    """What the rewards of a run are, after each was tried here. A lock that is open is a warning. Raises SettingError."""
+    notes = check_rewards(run, codes_of(run), open_source(run.source)) if run.grade.rewards else []
+    return [Line("warning" if "without a lock" in note else "ok", "rewards", note.removeprefix("note: ")) for note in notes]
+
+
+def judge_teachers(run: config.Run, facts: Facts) -> list[Line]:
+    """Whether the engines of teachers fit a machine, and whether their servers answer as they must. Raises ModelError."""
+    lines = []
+    for name, teacher in run.teachers.items():
+        model, pool = run.model_of(teacher), run.pool_of(teacher)
+        if teacher.server:
+            served = Served(name, teacher, model, pool, run.score)
+            found = served.facts()
+            served.close()
+            lines.append(
+                Line("ok", f"teachers.{name}", f"{teacher.server} answers: {found.engine}, entropies {found.entropy_method}")
+            )
+        elif run.has_pool(teacher):
+            lines.append(footprint.engine_fit(model, pool, footprint.measure(model), facts, f"teachers.{name}"))
+    return lines
 
 
 def judge_room(run: config.Run, here: Facts, address: str | None) -> Line:

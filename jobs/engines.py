@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from actors.inference.engine import Engine
+from actors.inference.teacher import teacher_engine
 from actors.member import EngineClass
 from actors.resources import Demand, pools_of
 from pipeline.config import Run
@@ -24,16 +25,19 @@ def open_engines(
 ) -> Iterator[dict[str, EnginePool]]:
     """The pools of the stages `rollout` and `score`, closed at the end of the block. One pool may serve both.
 
-    `engine_class` answers instead of vLLM in tests. With `store`, `egrsd scale` can reach the pools during the block. `beside`
-    is what else the run asks of the cluster at the same time. Raises ResourceError when the cluster can never hold the engines.
+    The pool of a teacher of its own is there as `teachers.<name>`. `engine_class` answers instead of vLLM in tests. With `store`,
+    `egrsd scale` can reach the pools during the block. `beside` is what else the run asks of the cluster at the
+    same time. Raises ResourceError when the cluster can never hold the engines.
     """
     from actors.pool import EnginePool, rescale  # imports Ray
 
     with contextlib.ExitStack() as stack:
         pools: dict[str, EnginePool] = {}
         for name, settings in pools_of(run):
-            inflight = run.engines.inflight_shards
-            pool = EnginePool.start(name, run.model, settings, run.score, engine_class or Engine, inflight)
+            model, kind = run.model, engine_class or Engine
+            if (teacher := run.teachers.get(name)) is not None:
+                model, kind = run.model_of(teacher), teacher_engine(name, teacher, engine_class)
+            pool = EnginePool.start(name, model, settings, run.score, kind, run.engines.inflight_shards)
             stack.callback(pool.close)
             pools[name] = pool
 
@@ -43,5 +47,6 @@ def open_engines(
 
         if store is not None:
             stack.enter_context(control.answering(store, answer))
-        only = next(iter(pools.values()))
-        yield {name: pools.get(name, only) for name in ("rollout", "score")}
+        own = {f"teachers.{name}": pool for name, pool in pools.items() if name in run.teachers}
+        only = pools.get("rollout") or pools["score"]
+        yield {name: pools.get(name, only) for name in ("rollout", "score")} | own

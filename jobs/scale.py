@@ -34,7 +34,7 @@ def scale(uri: str, sizes: list[str], debug: bool) -> None:
 
 def parse(sizes: list[str], run: Run) -> dict[str, tuple[int, int]]:
     """(least, most) engines of each pool, from words such as `rollout=2..8`. Raises SettingError for an unknown pool or size."""
-    known = ["rollout"] + (["score"] if run.engines.score is not None else [])
+    known = list(run.pools)
     wanted = {}
     for text in sizes:
         name, _, size = text.partition("=")

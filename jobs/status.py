@@ -16,11 +16,9 @@ from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds
-from pipeline.stages import EVALUATION, PLAN
+from pipeline.stages import EVALUATION, PLAN, chain_of
 from pipeline.store.directory import Store
 from pipeline.store.names import EVALUATION_FOLDER
-
-NAMES = [stage.name for stage in PLAN]
 
 
 def show(uri: str, debug: bool) -> None:
@@ -28,7 +26,8 @@ def show(uri: str, debug: bool) -> None:
     with session(debug) as out:
         store, run = open_run(uri)
         title = f"{run.name}: {len(store.numbers('rounds'))} of {run.rounds} rounds"
-        table = Table("round", *NAMES, "trained", title=title, title_justify="left", box=None)
+        names = chain_of(run, (stage.name for stage in PLAN))
+        table = Table("round", *names, "trained", title=title, title_justify="left", box=None)
         rejected: Counter[str] = Counter()
         stored: Counter[str] = Counter()
         notes: list[str] = []
@@ -36,9 +35,9 @@ def show(uri: str, debug: bool) -> None:
             for work in open_rounds(store, run):
                 inventory = Inventory(work)
                 rejected.update(inventory.all_rejected())
-                stored.update({name: sum(entry.bytes for entry in inventory.entries(name).values()) for name in NAMES})
-                stale = {name: inventory.begun_and_stale(name) for name in NAMES}
-                table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in NAMES), _trained(inventory))
+                stored.update({name: sum(entry.bytes for entry in inventory.entries(name).values()) for name in names})
+                stale = {name: inventory.begun_and_stale(name) for name in names}
+                table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in names), _trained(inventory))
                 notes += _notes(inventory, stale)
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
@@ -47,6 +46,9 @@ def show(uri: str, debug: bool) -> None:
             out.say(note)
         if run.source.response:
             out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; no engine wrote them")
+        if run.teachers:
+            who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
+            out.say("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
         out.say("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in stored.items() if size) or "nothing"))
         if (damage := store.damaged_policy()) is not None:
@@ -86,6 +88,8 @@ def _notes(inventory: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
     work, notes = inventory.work, []
     if (text := inventory.warning()) is not None:
         notes.append(f"warning: {text}")
+    if fell_back := sum(entry.facts.get("fell_back", 0) for entry in inventory.entries("score").values()):
+        notes.append(f"note: {work.area}: {fell_back} traces had no sibling or verdict, and got teachers.NAME.fallback instead")
     if inventory.as_committed is False and work.store.has_policy(work.number + 1):
         redo = f"`egrsd train --from-round {work.number} --replace`"
         notes.append(f"stale: policy {work.number + 1} was trained on other shards of {work.area}; {redo}")
@@ -103,7 +107,7 @@ def _stale_evaluations(store: Store, run: Run) -> list[str]:
         if read_plan(store, "evals", number) is None:  # an empty folder
             continue
         inventory = Inventory(open_round(store, evaluation_run(run), "evals", number))
-        stale = {reason for name in EVALUATION for reason in inventory.begun_and_stale(name)}
+        stale = {reason for name in chain_of(inventory.work.run, EVALUATION) for reason in inventory.begun_and_stale(name)}
         where = inventory.work.area
         notes += [f"stale: {where} ({', '.join(sorted(stale))}); `egrsd distill` evaluates again"] if stale else []
     return notes

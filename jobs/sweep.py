@@ -10,6 +10,9 @@ from rich.table import Table
 from jobs.opened import open_run
 from jobs.tables import aligned
 from jobs.terminal import Session, session
+from pipeline.config import Run
+from pipeline.config.objective import approximation
+from pipeline.evidence import objectives
 from pipeline.evidence.sweep import (
     EVIDENCE,
     PAPER,
@@ -24,6 +27,7 @@ from pipeline.evidence.sweep import (
 )
 from pipeline.method.relabel import sweep
 from pipeline.notices import NOTICE_S, late
+from pipeline.store.directory import Store
 
 NOTES = (
     "weight: mean magnitude x gate; restored: mean omega(H^CL) - omega(H); both by regime (l lock, m mid, p pivot, f fork)",
@@ -32,14 +36,21 @@ NOTES = (
 )
 
 
+OBJECTIVE_NOTE = "eff: effective share of tokens (Kish); cosine: of the gradients, mean over rounds"
+
+
 def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, debug: bool) -> None:
     """Print the figures of every point of the grid on the run's stored traces, and write evidence/sweep.json.
 
-    `sample` traces of up to three rounds give the gradient cosine against gamma = 0; with 0 it is left out. Raises SettingError
+    `sample` traces of up to three rounds give the gradient cosine against gamma = 0; with 0 it is left out. Axes of `objective.*`
+    compare objectives instead, by the gradients that training would take. Raises SettingError
     for a malformed grid, and UserError when no round has the columns that labels are computed from.
     """
     with session(debug) as out:
         store, run = open_run(uri)
+        if objectives.are_swept(sets):
+            sweep_objectives(out, store, run, sets, (rounds, sample))
+            return
         axes = read_grid(run, sets or list(PAPER))
         points = grid(run, axes)
         chosen = choose_rounds(store, run, rounds)
@@ -59,6 +70,29 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         write_evidence(store, document)
         show(document, out)
         out.say(f"figures: {store.locate(EVIDENCE)}{again}")
+
+
+def sweep_objectives(out: Session, store: Store, run: Run, sets: list[str], asked: tuple[list[int] | None, int]) -> None:
+    """Print effective tokens and gradient cosines of objectives on the stored traces, and write evidence/objectives.json."""
+    rounds, sample = asked
+    points = objectives.grid(run, sets)
+    chosen = choose_rounds(store, run, rounds)
+    partly = [note for point in points for note in approximation(point.run.objective, run.score)]
+    for note in dict.fromkeys([*filter(None, map(stale_note, chosen)), *partly]):
+        out.say(note)
+    with late("sweep", f"{len(points)} objectives have been computed from {store.uri} for {NOTICE_S:g} s so far."):
+        document = objectives.measure(run, points, chosen, sample)
+    store.write_json(objectives.EVIDENCE, document)
+    axes = list(points[0].settings)
+    title = f"{len(points)} objectives on {document['tokens']} tokens of {document['traces']} traces; cosines with the first"
+    table = aligned(title, *(name.split(".")[1] for name in axes), "eff", "cosine", "by round", gap=1)
+    for point in document["points"]:
+        by_round = " ".join(_number(value, 3) for value in point["cosine"])
+        cells = _number(point["effective_share"], 2), _number(point["cosine_mean"], 4), by_round
+        table.add_row(*point["settings"].values(), *cells)
+    out.console.print(table)
+    out.console.print(OBJECTIVE_NOTE, style="dim", highlight=False)
+    out.say(f"figures: {store.locate(objectives.EVIDENCE)}")
 
 
 def show(document: dict[str, Any], out: Session) -> None:

@@ -10,6 +10,7 @@ from actors.resources import Demand
 from jobs.opened import Held, hold, hold_run, open_folder, start
 from jobs.terminal import Session, session
 from pipeline.config import Run
+from pipeline.config.objective import approximation
 from pipeline.driver import until_end
 from pipeline.errors import SettingError, TrainingError, refuse_unread
 from pipeline.evidence import trackers
@@ -17,6 +18,7 @@ from pipeline.fit.versions import versions
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, refuse_unread_objective, resolve
 from pipeline.rounds.inventory import commit_round
+from pipeline.rounds.refused import refuse_wide_bounds
 from pipeline.rounds.remaining import trainable_rounds
 from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
@@ -63,10 +65,13 @@ def train_committed(
         _check_replaced(held.store, first, target, out)
         last = rounds[-1].number + 1
         start(out, held.store, address, [Demand("train", run.train.workers, run.train.placement)])
+        for note in approximation(run.objective, run.score):
+            out.say(note)
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         with _replacing(held, run, first, out):
             for work in rounds:
+                refuse_wide_bounds(work)
                 commit_round(work, left_out(work))
             with (
                 trackers.feeding(held.store, run, out.say, held.lease),

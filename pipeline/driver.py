@@ -12,16 +12,20 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
 from pipeline.choice.plans import Planner
 from pipeline.config import Run
+from pipeline.config.objective import USES_ADVANTAGE, approximation
 from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
+from pipeline.evidence.teachers import sample_teachers
+from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
+from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
@@ -29,14 +33,21 @@ from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
-from pipeline.rounds.refused import refuse_few_imports, refuse_nothing_left, refuse_unusable
+from pipeline.rounds.refused import (
+    refuse_few_imports,
+    refuse_nothing_left,
+    refuse_unknown_teachers,
+    refuse_unusable,
+    refuse_wide_bounds,
+)
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.rows import left_out
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
-from pipeline.stages import EVALUATION, LABELS, MEASURE
+from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
+from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 from pipeline.store.manifest import Entry
@@ -85,11 +96,15 @@ class Screen(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """The open sources of a run: problems of its rounds, and held-out problems. `evals` is None in a run without evaluations."""
+    """The open sources of a run: problems of its rounds, and held-out problems. `evals` is None in a run without evaluations.
+
+    codes: the code of each reward, as it was checked. A file that is edited meanwhile changes nothing until the next command.
+    """
 
     rounds: ProblemSet
     evals: ProblemSet | None
     notes: tuple[str, ...] = ()
+    codes: dict[str, Code] = field(default_factory=dict)
 
     @property
     def opened(self) -> dict[str, ProblemSet]:
@@ -97,17 +112,21 @@ class Sources:
         return {"source": self.rounds} | ({"evaluation.source": self.evals} if self.evals is not None else {})
 
 
-def open_sources(run: Run) -> Sources:
+def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
+    `codes` has the code of each reward; without it their files are read now.
+
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
-    prompt template, the answer pattern or score.keep_topk. Raises UserError when no prompt of the first round, or none of the
-    evaluation, can be answered.
+    prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
+    of the evaluation, can be answered.
     """
     grader_of(run)
+    check_teachers(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
+    refuse_unknown_teachers(rounds, run)
     evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
     notes = [refuse_few_imports(rounds, run)] if run.source.response else []
     if not run.source.chooses:  # else `pipeline.choice.plans.prepare` looks at the first round
@@ -116,7 +135,11 @@ def open_sources(run: Run) -> Sources:
     if evals is not None:
         refuse_unusable(evals, range(min(run.evaluation.problems, len(evals))), evaluation_run(run), "the evaluation")
     notes += [check_references(source, run) for source in (rounds, evals) if source is not None]
-    return Sources(rounds, evals, tuple(note for note in notes if note is not None))
+    codes = codes_of(run) if codes is None else codes
+    notes += check_rewards(run, codes, rounds)
+    if evals is not None and run.grade.verdict_reward is not None:
+        notes += check_rewards(evaluation_run(run), codes, evals)
+    return Sources(rounds, evals, tuple(note for note in notes if note is not None), codes)
 
 
 def cautions(run: Run, sources: Sources) -> list[str]:
@@ -125,9 +148,9 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     Raises SourceError when no row of a source can be used.
     """
     pattern = controls(tokenizer_of(run.model))
-    training = survey(sources.rounds, pattern)
+    training = survey(sources.rounds, pattern, solutions=run.reads_solutions)
     training.check()
-    notes = [*sources.rounds.cautions(), *training.notes(), *sources.notes]
+    notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(), *training.notes(), *sources.notes]
     if sources.evals is not None:
         held_out = survey(sources.evals, pattern, run.evaluation.problems)
         held_out.check()
@@ -181,6 +204,11 @@ class Driver:
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
         with self._training(remaining.train, holding) as trainer:
+            if remaining.train and self.run.teachers:
+                self._wake()
+                with late("teachers", f"teachers and base have answered the sampled problems for {NOTICE_S:g} s so far."):
+                    for text in sample_teachers(self.store, self.run, self.sources.rounds, self.engines):
+                        self.screen.say(text)
             if 0 in remaining.evaluate:
                 self.evaluate(0)
             for number in remaining.label:
@@ -229,7 +257,8 @@ class Driver:
         self._wake()
         begun, before = time.perf_counter(), usage(self.engines)
         spent: dict[str, float] = {}
-        work = self._filled(self._planner.plan(number, max(0, number - self.run.max_staleness)), spent)
+        planned = self._planner.plan(number, max(0, number - self.run.max_staleness))
+        work = self._filled(replace(planned, codes=self.sources.codes), spent)
         left = left_out(work)
         measured, now = time.perf_counter(), usage(self.engines)
         for pool in pools_of(self.engines):
@@ -245,14 +274,18 @@ class Driver:
         """A planned round, measured, with further prompts where groups have no signal (rollout.fill_groups)."""
         source, on_entry = self.sources.rounds, _counting(spent)
         while True:
-            execute(
-                with_engines(work, self.engines), MEASURE, source, inflight=inflight(self.run, self.engines), on_entry=on_entry
-            )
+            most = inflight(self.run, self.engines)
+            execute(with_engines(work, self.engines), chain_of(self.run, MEASURE), source, inflight=most, on_entry=on_entry)
+            refuse_wide_bounds(work)
             refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
             longer = self._planner.extended(work)
             if longer is None:
                 return work
             work = longer
+
+    def _planned(self, run: Run, kind: str, number: int, version: int, source: ProblemSet) -> Round:
+        """A planned round, with the code of the rewards that was checked at the start."""
+        return replace(plan_round(self.store, run, kind, number, version, source), codes=self.sources.codes)
 
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
         """Profile and label a measured round. The seconds of each stage are added to `spent`."""
@@ -263,7 +296,7 @@ class Driver:
         assert self.sources.evals is not None
         self._wake()
         source = self.sources.evals
-        work = plan_round(self.store, evaluation_run(self.run), "evals", version, version, source)
+        work = self._planned(evaluation_run(self.run), "evals", version, version, source)
         answer(work, source, self.engines, partial(self.screen.bar, f"evaluate policy {version}"))
         refuse_nothing_left(work, EVALUATION)
 
@@ -290,7 +323,7 @@ class Driver:
         clock = measured.clock | {"seconds_round": time.perf_counter() - measured.begun}
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
-        if (text := warning(summary)) is not None:
+        if (text := warning(summary, self.run.objective.name in USES_ADVANTAGE)) is not None:
             self.screen.say(f"round {number}: {text}")
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.config import Pool, Run
+from pipeline.config import Pool, Run, Teacher
 from pipeline.config.objective import as_meant, readers, unread
 from pipeline.errors import SettingError, nearest
 from pipeline.written import read_override
@@ -64,29 +65,47 @@ def refuse_unread_objective(runs: Iterable[Run], overrides: list[str]) -> None:
 
 def decides(setting: str) -> bool:
     """Whether `setting`, a dotted name, can change a result of the run."""
-    return not setting.startswith("metrics.") and not setting.endswith(("stall_timeout_s", "score.fallback"))
+    asks_a_server = re.fullmatch(r"teachers\.[^.]+\.(timeout_s|tries|concurrency|sample)", setting)
+    return not (setting.startswith("metrics.") or setting.endswith(("stall_timeout_s", "score.fallback")) or asks_a_server)
 
 
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
     for key, value in document.items():
         name = f"{where}{key}"
-        free_form = where.endswith(("options.", "resources.", "labels."))
+        free_form = where.endswith(("options.", "resources.", "labels.", "settings.")) or where == "teachers."
         if key not in data and not free_form:
             hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
             raise SettingError("unknown setting", name, hint)
-        clears = not value and key in {"options", "resources", "labels"}  # `{}` empties a section whose keys are free
+        clears = not value and key in {
+            "options",
+            "resources",
+            "labels",
+            "settings",
+            "teachers",
+        }  # `{}` empties it: its keys are free
         if isinstance(value, dict) and isinstance(data.get(key), dict) and not clears:
             _overlay(data[key], value, f"{name}.")
-        elif isinstance(value, dict) and data.get(key) is None and name == "engines.score":
-            data[key] = Pool().model_dump(mode="json")
+        elif isinstance(value, dict) and data.get(key) is None and (section := _begun(name)) is not None:
+            data[key] = section
             _overlay(data[key], value, f"{name}.")
+        elif isinstance(value, dict) and isinstance(data.get(key), list):
+            _overlay({entry["name"]: entry for entry in data[key]}, value, f"{name}.")
         else:
             data[key] = value
+
+
+def _begun(name: str) -> dict[str, Any] | None:
+    """The defaults of a section that a run may lack, and that one of its settings begins: a pool or a teacher."""
+    if name == "engines.score" or re.fullmatch(r"teachers\.[^.]+\.engines", name):
+        return Pool().model_dump(mode="json")
+    return Teacher().model_dump(mode="json") if re.fullmatch(r"teachers\.[^.]+", name) else None
 
 
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) and "name" in entry for entry in value):
+            value = {entry["name"]: entry for entry in value}  # an entry of a list is found by its name
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:

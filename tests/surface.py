@@ -99,6 +99,11 @@ def _settings(schema: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
     def walk(section: dict[str, Any], values: Any, before: str) -> None:
         for name, field in section["properties"].items():
             inner = _section(field, sections)
+            named = field.get("additionalProperties")
+            if isinstance(named, dict) and "$ref" in named:  # sections by free names
+                found[before + name] = {"type": "object", "default": values.get(name, _ABSENT)}
+                walk(dict(sections[named["$ref"].rpartition("/")[2]]), None, f"{before}{name}.NAME.")
+                continue
             default = values.get(name, _ABSENT) if isinstance(values, dict) else field.get("default", _ABSENT)
             if inner is None or default is None:
                 found[before + name] = _type(field, sections) | {"default": default}

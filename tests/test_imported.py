@@ -63,7 +63,11 @@ def test_the_example_of_the_readme_learns_from_imported_traces(ray_local, tmp_pa
     ("sets", "message"),
     [
         (["rollout.teacher_share=0.5"], r"source\.response needs rollout\.teacher_share 0"),
-        (["objective.entropy=student", "objective.name=egrsd"], r"objective\.entropy 'student' needs"),
+        (
+            ["objective.entropy=student", "objective.name=egrsd"],
+            r"'student' needs rollout\.teacher_share 0 and no source\.response",
+        ),
+        (["objective.name=iw_opd"], r"'iw_opd' needs the writer's log-probs, and imported traces have none"),
         (["evaluation.source.response=x"], r"evaluation\.source\.response: an evaluation asks the model"),
     ],
 )

@@ -41,7 +41,9 @@ def settings(model: type[BaseModel] = Run, prefix: str = "") -> list[tuple[str, 
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             found += settings(kind, f"{prefix}{name}.")
         elif get_origin(kind) is dict:
-            found.append((f"{prefix}{name}.mine", get_args(kind)[1]))
+            value = get_args(kind)[1]
+            section = isinstance(value, type) and issubclass(value, BaseModel)
+            found += settings(value, f"{prefix}{name}.mine.") if section else [(f"{prefix}{name}.mine", value)]
         else:
             found.append((prefix + name, field.annotation))
     return found

@@ -45,6 +45,8 @@ class Engine:
     wrong path or window, and EngineError when vLLM cannot start.
     """
 
+    takes_adapters = True
+
     def __init__(self, model: config.Model, pool: config.Pool, score: config.ScoreSettings, vllm: Stepper | None = None) -> None:
         self._model, self._pool, self._score, self._keep = model, pool, score, score.keep_topk
         self._path = resolve_model(model.path)
@@ -143,7 +145,7 @@ class Engine:
     def _start(self) -> tuple[Any, EngineFacts]:
         """Start vLLM. Returns it, and what its numbers mean."""
         try:
-            engine = startup.start_vllm(self._model, self._pool, self._path)
+            engine = startup.start_vllm(self._model, self._pool, self._path, self.takes_adapters)
         except Exception as error:
             raise startup.start_error(error, self._path, self._pool) from error
         return engine, startup.facts(engine, self._model)

@@ -6,6 +6,8 @@ or `prompt_logprobs=1` thus gets the token's log-prob in column 0 and the entrop
 
 The hook would corrupt the log-probs of any other program that uses vLLM in the same environment. The entry point therefore
 does nothing unless EGRSD_EXACT_ENTROPY=1 is set. Only `actors.inference.engine` sets it, and vLLM's worker processes inherit it.
+Whoever starts a server for a teacher may set it to `served`. An answer over HTTP goes by token id, so the entropy then stands
+under the id of another token (actors/served.py).
 
 vLLM has two runners. V1 serves the CPU and older GPUs, and its `Sampler.gather_logprobs` gets log-probs. V2 serves GPUs, and its
 `compute_topk_scores` gets logits. V2 can also score token ids that a request names for each position of its prompt. There
@@ -32,6 +34,7 @@ from actors.inference.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
 from pipeline.method.entropy import entropy_of
 
+SERVED = "served"  # in a server, whose answers go by token id; vLLM's V1 runner only
 # These modules of the V2 runner each import `compute_topk_scores` by name, so each needs the hook.
 _V2_MODULES = tuple(f"vllm.v1.worker.gpu.sample.{name}" for name in ("logprob", "sampler", "prompt_logprob"))
 _V2_NAMED_IDS = _V2_MODULES[2]
@@ -41,12 +44,13 @@ def install() -> bool:
     """Install the hook in this process's vLLM, once, and return whether it is in place.
 
     This is the `vllm.general_plugins` entry point, which vLLM calls in its own process and in its workers. Without
-    EGRSD_EXACT_ENTROPY=1 it changes nothing and returns False.
+    EGRSD_EXACT_ENTROPY=1, or =served in a server, it changes nothing and returns False.
     """
-    if os.environ.get(EXACT_ENTROPY) != "1":
+    how = os.environ.get(EXACT_ENTROPY)
+    if how not in ("1", SERVED):
         return False
     installed = _install_v1()
-    if on_gpu_runner():
+    if on_gpu_runner() and how == "1":
         installed = _install_v2() or installed
     return installed
 
@@ -88,13 +92,20 @@ def _install_v1() -> bool:
             return original(logprobs, num_logprobs, token_ids)
         # Ranks are 0, because nobody reads them and counting them costs more than the entropy.
         token, best = token_ids[:, None], logprobs.topk(num_logprobs - 1, dim=-1)
-        ids = torch.cat((token, best.indices, token), 1).to(torch.int32)
+        last = _place_of_its_own(logprobs, token, num_logprobs) if os.environ[EXACT_ENTROPY] == SERVED else token
+        ids = torch.cat((token, best.indices, last), 1).to(torch.int32)
         columns = torch.cat((logprobs.gather(-1, token), best.values, entropy_of(logprobs)[:, None]), 1)
         return LogprobsTensors(ids, columns, torch.zeros_like(token_ids))
 
     gather_logprobs.exact_entropy = True  # type: ignore[attr-defined]
     Sampler.gather_logprobs = staticmethod(gather_logprobs)  # type: ignore[method-assign]
     return True
+
+
+def _place_of_its_own(logprobs: Tensor, token: Tensor, num_logprobs: int) -> Tensor:
+    """Ids [N, 1] under which a server tells the entropies: of each row one that no other column has, since answers go by id."""
+    next_best = logprobs.topk(min(num_logprobs + 1, logprobs.shape[-1]), dim=-1).indices[:, num_logprobs - 1 :]
+    return torch.where(next_best[:, :1] == token, next_best[:, -1:], next_best[:, :1])
 
 
 def _install_v2() -> bool:

@@ -64,8 +64,11 @@ def inspect_model(model: config.Model, path: str) -> tuple[list[int], int]:
     return sorted({*_as_ids(settings.eos_token_id), *_as_ids(generation)}), settings.get_text_config().hidden_size
 
 
-def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
-    """Start a vLLM LLMEngine in this process, after `set_environment`. Raises EngineError for log-probs of another mode."""
+def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = True) -> Any:
+    """Start a vLLM LLMEngine in this process, after `set_environment`. Without `lora` it takes no adapters.
+
+    Raises EngineError for log-probs of another mode.
+    """
     import torch
 
     set_num_threads = torch.set_num_threads
@@ -79,6 +82,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str) -> Any:
         prompt_arrays.install()
         vllm_lora.install()
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
+        arguments = arguments if lora else {key: value for key, value in arguments.items() if "lora" not in key}
         arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         exact_entropy.check_origin()

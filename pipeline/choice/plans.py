@@ -158,7 +158,9 @@ class Planner:
         return Candidates.of(self.run.source, self._known)
 
 
-NOTHING = "Widen the bounds, set source.unmeasured to kept, or measure problems: `egrsd evaluate --policy 0 --source FILE -k 8`"
+NOTHING = (
+    "Widen the bounds, set source.unmeasured to kept, or measure problems: `egrsd evaluate --run R --policy 0 --source FILE -k 8`"
+)
 
 
 def _nothing(run: Run, known: Candidates) -> str:

@@ -168,7 +168,7 @@ def _read_place(place: str) -> _Told:
                     before = verdicts.get(key, (0, 0, index))
                     verdicts[key] = (before[0] + right, before[1] + graded, before[2])
     if not verdicts:
-        remedy = "Measure the problems first, as `egrsd evaluate --policy 0 --source FILE -k 8` does"
+        remedy = "Measure the problems first, as `egrsd evaluate --run R --policy 0 --source FILE -k 8` does"
         raise SettingError(f"no graded traces at {place}", "source.pass_rates", remedy)
     return _Told(place, store.load_run(), verdicts)
 

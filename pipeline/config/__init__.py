@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, model_validator
 
 from pipeline.config.data import Evaluation, Model, Prompts, Rollout, Source
-from pipeline.config.machines import EnginePools, Metrics, Placement, Pool, Train
+from pipeline.config.machines import Client, EnginePools, Metrics, Placement, Pool, Train
 from pipeline.config.method import Grade, Label, Profile, ScoreSettings, Weights
 from pipeline.config.objective import Objective, refuse_missing
+from pipeline.config.rewards import Reward
 from pipeline.config.section import CHOOSES, LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
+from pipeline.config.teachers import Teacher, check_name, reads_solution, template_of
 from pipeline.digest import digest
 
 __all__ = [
@@ -33,12 +35,14 @@ __all__ = [
     "Positive",
     "Profile",
     "Prompts",
+    "Reward",
     "Rollout",
     "Run",
     "ScoreSettings",
     "Section",
     "Share",
     "Source",
+    "Teacher",
     "Train",
     "Weights",
 ]
@@ -69,11 +73,57 @@ class Run(Section):
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
     metrics: Metrics = Metrics()
+    teachers: Annotated[dict[str, Teacher], LATER] = Field(
+        default_factory=dict, description="teachers by name; none: the frozen base of the student, which sees the reference"
+    )
+
+    @property
+    def taught_by(self) -> dict[str, Teacher]:
+        """The teachers by name. A run that names none has one, without a name."""
+        return self.teachers or {"": Teacher()}
+
+    def model_of(self, teacher: Teacher) -> Model:
+        """The model that a teacher is, as the settings of a model. LoRA is the student's."""
+        own = {"path": teacher.model, "revision": teacher.revision} if teacher.model else {}
+        more = {"dtype": teacher.dtype or self.model.dtype, "max_model_len": teacher.max_model_len or self.model.max_model_len}
+        return self.model.model_copy(update=own | more)
+
+    def has_pool(self, teacher: Teacher) -> bool:
+        """Whether a teacher has engines, or a client of a server, of its own. Otherwise the student's engines answer."""
+        return self.model_of(teacher) != self.model or bool(teacher.engines or teacher.server)
+
+    def pool_of(self, teacher: Teacher) -> Pool:
+        """The settings of a teacher's own pool. The client of a server is a pool of one small process."""
+        if teacher.server:
+            return Client(placement=Placement(cpus=0.1), start_timeout_s=max(60.0, 2 * teacher.tries * teacher.timeout_s))
+        return teacher.engines or self.engines.score or self.engines.rollout
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """The pools of engines by name: `rollout`, `score` where it is apart, and those of teachers by the teacher's name."""
+        own = {name: self.pool_of(teacher) for name, teacher in self.teachers.items() if self.has_pool(teacher)}
+        student = {"rollout": self.engines.rollout} | ({"score": self.engines.score} if self.engines.score is not None else {})
+        return student | own
+
+    def needs_solution(self, teacher: Teacher) -> bool:
+        """Whether a teacher needs reference solutions of the source."""
+        prompts = self.prompts
+        if not self.teachers and prompts.teacher == prompts.student:  # a control: the teacher without the reference
+            return False
+        return reads_solution(teacher, prompts.student, prompts.teacher)
+
+    @property
+    def reads_solutions(self) -> bool:
+        """Whether any teacher needs reference solutions of the source."""
+        return any(self.needs_solution(teacher) for teacher in self.taught_by.values())
 
     @model_validator(mode="after")
     def _fits(self) -> Run:
-        if not self.source.solution:
-            raise ValueError("source.solution is empty: the teacher needs reference solutions; only an evaluation can do without")
+        if not self.source.solution and self.reads_solutions:
+            raise ValueError(
+                "source.solution is empty: the teacher needs reference solutions, since its template has {solution}; write "
+                "{answer} there, or give it the prompt plain, sibling or feedback (teachers.NAME.prompt)"
+            )
         caps = {"rollout": self.rollout.max_new_tokens}
         caps |= {"evaluation": self.evaluation.max_new_tokens} if self.evaluation.problems else {}
         for section, cap in caps.items():
@@ -94,6 +144,11 @@ class Run(Section):
             raise ValueError("source.response needs rollout.teacher_share 0: all traces of such a run are imported")
         others = {"teacher": self.rollout.teacher_share > 0, "import": bool(self.source.response)}
         refuse_missing(self.objective, self.score, {name for name, writes in others.items() if writes})
+        for reward in self.grade.rewards:
+            if reward.function == "soft_overlong":
+                limit, cache = reward.settings.get("limit") or self.rollout.max_new_tokens, reward.settings["cache"]
+                if cache > limit:
+                    raise ValueError(f"grade.rewards.{reward.name}: settings.cache {cache} is above the limit of {limit} tokens")
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
         if self.rollout.fill_groups and self.grade.advantage != "group":
@@ -101,6 +156,32 @@ class Run(Section):
         if self.rollout.fill_groups and self.source.response:
             raise ValueError("rollout.fill_groups needs traces that the student writes: leave source.response empty")
         return self
+
+    @model_validator(mode="after")
+    def _teachers_fit(self) -> Run:
+        for name, teacher in self.teachers.items():
+            check_name(name)
+            self._check_teacher(f"teachers.{name}", teacher)
+        if len(self.teachers) > 1 and not self.source.teacher:
+            raise ValueError(f"teachers has {len(self.teachers)} names: source.teacher must name the column that chooses one")
+        if self.source.teacher and not self.teachers:
+            raise ValueError("source.teacher names a column of teachers, and `teachers` has none: add teachers.NAME")
+        return self
+
+    def _check_teacher(self, where: str, teacher: Teacher) -> None:
+        """Raise ValueError for a teacher that does not fit the rest of the run."""
+        template, kept = template_of(teacher, self.prompts.student, self.prompts.teacher), self.train.keep_policies
+        wanted = {"sibling": "{solution}", "feedback": "{feedback}"}.get(teacher.prompt)
+        if "{problem}" not in template or (wanted and wanted not in template):
+            raise ValueError(f"{where}.template lacks {'{problem}' if '{problem}' not in template else wanted}: it must have it")
+        if teacher.prompt == "sibling" and self.rollout.group_size < 2:
+            raise ValueError(f"{where}.prompt sibling needs rollout.group_size of at least 2: a trace alone has no sibling")
+        if self.rollout.teacher_share and not teacher.before_grading:
+            raise ValueError(f"{where}.prompt {teacher.prompt} exists only after grading: set rollout.teacher_share 0")
+        if self.engines.rollout.colocate and self.has_pool(teacher) and not (teacher.engines or teacher.server):
+            raise ValueError(f"{where} has a model of its own, which finds no room under colocate: set {where}.engines or server")
+        if 0 < kept < self.max_staleness + 2 + (teacher.lag or 0) or (kept and teacher.rate is not None):
+            raise ValueError(f"train.keep_policies {kept} drops policies that {where}.policy {teacher.policy} needs: set 0")
 
     def _takes_turns(self) -> None:
         """Raise ValueError for settings that do not go with one card for engine and trainer, or that only go with it."""
@@ -125,11 +206,15 @@ class Run(Section):
     def digest(self, settings: tuple[str, ...]) -> str:
         """Hash of the named settings or sections, such as `label` or `rollout.top_p`. A shard is stale when its hash changes.
 
-        A setting marked LATER counts only when it is not at its default, and one marked UNCOUNTED never.
-        Raises AttributeError or KeyError for an unknown name.
+        `teachers.*.model` is that setting of every teacher; a run that names no teacher does not have it. A setting marked
+        LATER counts only when it is not at its default, and one marked UNCOUNTED never. Raises AttributeError or KeyError for an
+        unknown name.
         """
-        picked = {}
+        picked: dict[str, Any] = {}
         for name in settings:
+            if name.startswith("teachers.*."):
+                picked |= _of_teachers(self.teachers, name)
+                continue
             *parents, last = name.split(".")
             section = reduce(getattr, parents, self)
             if not left_out(section, last):
@@ -139,6 +224,13 @@ class Run(Section):
     def to_yaml(self) -> str:
         """The resolved configuration as YAML, readable by `--config`."""
         return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=False)
+
+
+def _of_teachers(teachers: dict[str, Teacher], name: str) -> dict[str, dict[str, Any]]:
+    """The part of a digest that a setting of every teacher makes. It is empty when it counts for none."""
+    last = name.rpartition(".")[2]
+    values = {who: counted(getattr(one, last)) for who, one in teachers.items() if not left_out(one, last)}
+    return {name: values} if values else {}
 
 
 class _Dumper(yaml.SafeDumper):

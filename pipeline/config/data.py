@@ -22,6 +22,7 @@ class Source(Section):
     problem: str = Field("problem", description="column of the problem text")
     solution: str = Field("solution", description="column of the reference solution; may be empty in an evaluation")
     answer: str = Field("answer", description="column of the answer; 'solution' reads its last \\boxed{} or what follows ####")
+    teacher: Annotated[str, LATER] = Field("", description="column that names the teacher of a problem; empty: one teacher")
     response: Annotated[str, LATER] = Field(
         "",
         description="column of traces that somebody else wrote, which the run learns from; empty: the student writes them",
@@ -92,9 +93,10 @@ class Model(Section):
 
 
 class Prompts(Section):
-    """Prompt templates. `{problem}` and `{solution}` are filled in, and the tokenizer's own chat template wraps the result.
+    """Prompt templates. The tokenizer's own chat template wraps the filled text.
 
-    A `teacher` template equal to `student` is a control: a teacher without the reference solution.
+    `{problem}` is filled in, and for a teacher `{solution}` and `{answer}` too. `\\boxed{answer}` stays as it is written. A
+    `teacher` template equal to `student` is a control: a teacher without the reference solution.
     """
 
     student: str = "{problem}"

@@ -75,6 +75,10 @@ class Pool(Section):
         return self
 
 
+class Client(Pool):
+    """A pool of one process that asks a server. It needs no card."""
+
+
 class EnginePools(Section):
     """The pools of engines: one for rollout and scoring, or two that scale apart where `score` is given."""
 

@@ -260,6 +260,14 @@ def refuse_missing(objective: Objective, score: ScoreSettings, others: set[str])
         raise ValueError(f"objective '{name}' needs the writer's log-probs, and imported traces have none: choose another one")
 
 
+def approximation(objective: Objective, score: ScoreSettings) -> list[str]:
+    """A note on an objective that sees only a part of the vocabulary which its source sees whole. Empty for the others."""
+    if objective.name != "opsd":
+        return []
+    number = objective.kept or score.keep_topk
+    return [f"note: objective opsd is approximate: it sees the teacher's {number} most likely tokens, its source all of them"]
+
+
 def readers(setting: str) -> str:
     """A sentence about what must be set so that `setting`, a name of the section, is read."""
     if names := [name for name, reads in READS.items() if setting in reads]:

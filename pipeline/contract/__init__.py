@@ -1,6 +1,6 @@
 """The contract between stages: columns, stages, and what stages and engines exchange."""
 
-from pipeline.contract.columns import COLUMNS, TOPK, Column, Regime, Reject, Verdict
+from pipeline.contract.columns import COLUMNS, REWARD_PREFIX, TOPK, Column, Regime, Reject, Verdict, reward_columns
 from pipeline.contract.engines import (
     EngineFacts,
     Engines,
@@ -14,11 +14,12 @@ from pipeline.contract.engines import (
     Sequence,
     Usage,
 )
-from pipeline.contract.stage import ENGINE_SETTINGS, Place, Scope, ShardInputs, ShardResult, Stage, schema
+from pipeline.contract.stage import ENGINE_SETTINGS, Place, Scope, Seat, ShardInputs, ShardResult, Stage, schema
 
 __all__ = [
     "COLUMNS",
     "ENGINE_SETTINGS",
+    "REWARD_PREFIX",
     "TOPK",
     "Column",
     "EngineFacts",
@@ -34,11 +35,13 @@ __all__ = [
     "Sampling",
     "Scope",
     "Score",
+    "Seat",
     "Sequence",
     "ShardInputs",
     "ShardResult",
     "Stage",
     "Usage",
     "Verdict",
+    "reward_columns",
     "schema",
 ]

@@ -7,6 +7,7 @@ brings for a problem. Entropies and log-probs are in nats, at temperature 1, ove
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -29,6 +30,7 @@ class Reject(StrEnum):
     MISSING_PROBLEM = "missing_problem"
     MISSING_SOLUTION = "missing_solution"
     MISSING_ANSWER = "missing_answer"
+    NO_CONTEXT = "no_context"
     PROMPT_TOO_LONG = "prompt_too_long"
     ENGINE_ERROR = "engine_error"
     EMPTY_RESPONSE = "empty_response"
@@ -42,6 +44,9 @@ class Reject(StrEnum):
     EXTRA_TOO_LARGE = "extra_too_large"
     RESPONSE_TOO_LONG = "response_too_long"
     UNKNOWN_TOKENS = "unknown_tokens"
+    REWARD_ERROR = "reward_error"
+    REWARD_TIMEOUT = "reward_timeout"
+    REWARD_MISSING = "reward_missing"
 
 
 class Regime:
@@ -102,6 +107,7 @@ COLUMNS: dict[str, Column] = {
             "prompt of the teacher: problem and reference solution",
             nullable=True,
         ),
+        Column("problem_teacher", _TEXT, "prompts", doc="teacher that the row names; there with `source.teacher`", optional=True),
         Column(
             "messages",
             _TEXT,
@@ -164,9 +170,13 @@ COLUMNS: dict[str, Column] = {
             unknown_for="import",
         ),
         Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace", unknown_for="import"),
+        Column("judged_verdict", _TEXT, "reward", doc="verdict of the verifier or of grade.verdict_reward; `grade` stores it"),
+        Column("judged_answer", _TEXT, "reward", doc="answer that the verifier read from the response", nullable=True),
         Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
         Column("extracted_answer", _TEXT, "grade", doc="answer that the grader read from the response", nullable=True),
-        Column("reward", pa.float32(), "grade", doc="length-shaped reward: 0, or between 1 and 1 + beta_length"),
+        Column(
+            "reward", pa.float32(), "grade", doc="length-shaped reward, 0 or 1 to 1 + beta_length; or the weighted sum of rewards"
+        ),
         Column("advantage", pa.float32(), "grade", doc="advantage of the trace by the running or the group estimator"),
         Column("student_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: student prompt, adapter on"),
         Column("teacher_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: teacher prompt, adapter off"),
@@ -209,6 +219,33 @@ COLUMNS: dict[str, Column] = {
             doc="largest difference between rollout and score in a re-scored trace, else null",
             nullable=True,
         ),
+        Column("teacher_name", _TEXT, "score", doc="teacher of this trace; there when the run names teachers", optional=True),
+        Column(
+            "teacher_context",
+            _TEXT,
+            "score",
+            doc="what that teacher saw beside the problem: privileged, plain, sibling or feedback",
+            optional=True,
+        ),
+        Column(
+            "teacher_context_tokens",
+            _IDS,
+            "score",
+            "Q",
+            "id",
+            "prompt of that teacher, with its own chat template",
+            optional=True,
+        ),
+        Column("teacher_sibling", _TEXT, "score", doc="trace_id of the sibling that it saw", nullable=True, optional=True),
+        Column(
+            "teacher_logprob_gap",
+            pa.float32(),
+            "score",
+            unit="nats",
+            doc="largest difference between this teacher and the run's own engine with the same weights, in a sample, else null",
+            nullable=True,
+            optional=True,
+        ),
         Column("lookahead_entropy", _FLOATS, "profile", "T", "nats", "least teacher entropy among a token and the next W"),
         Column("entropy_mean", pa.float32(), "profile", unit="nats", doc="mean teacher entropy of the trace"),
         Column("entropy_p50", pa.float32(), "profile", unit="nats", doc="median teacher entropy of the trace"),
@@ -225,3 +262,15 @@ COLUMNS: dict[str, Column] = {
     )
 }
 TOPK = ("teacher_topk_tokens", "teacher_topk_logprobs")  # what score.keep_topk adds
+
+REWARD_PREFIX = "reward_"  # begins the columns of stage `reward`: `reward_<name>` for each reward of `grade.rewards`
+
+
+def reward_columns(names: Iterable[str]) -> list[Column]:
+    """The columns of single rewards among column names, sorted. Null means that the reward is absent."""
+    doc = "value of one reward of grade.rewards"
+    return [
+        Column(name, pa.float32(), "reward", doc=doc, nullable=True)
+        for name in sorted(set(names) - COLUMNS.keys())
+        if name.startswith(REWARD_PREFIX)
+    ]

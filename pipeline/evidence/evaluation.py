@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.answers.texts import normal_form
 from pipeline.config import Run
 from pipeline.contract import PooledEngines, Reject, Verdict
 from pipeline.digest import digest
 from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, resampled
-from pipeline.problems.answers import normal_form
 from pipeline.problems.sources import ProblemSet
 from pipeline.problems.survey import normal
 from pipeline.rounds.inventory import Inventory
@@ -28,7 +28,7 @@ from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, with_engines
 from pipeline.rounds.rows import read_shard
 from pipeline.rounds.schedule import execute, inflight
-from pipeline.stages import EVALUATION
+from pipeline.stages import EVALUATION, chain_of
 from pipeline.store.directory import Entry, Store
 
 FIGURES = ("avg", "pass", "maj", "length", "median_length", "truncated", "tokens_per_correct")
@@ -108,9 +108,12 @@ def problems_of(seen: Inventory) -> tuple[str, ...]:
         if shard not in prompts:
             found += [f"{plan.source if plan else None}/{index}" for index in work.shards[shard]]
             continue
-        rows = work.store.read(prompts[shard], ["prompt_id", "problem", "answer"]).to_pylist()
+        rows = work.store.read(prompts[shard], ["prompt_id", "problem", "messages", "answer"]).to_pylist()
         found += [
-            row["prompt_id"] if row["problem"] is None else digest(f"{normal(row['problem'])}\n{row['answer']}") for row in rows
+            row["prompt_id"]
+            if row["problem"] is None
+            else digest(f"{normal(row.get('messages') or row['problem'])}\n{row['answer']}")
+            for row in rows
         ]
     return tuple(found)
 
@@ -120,8 +123,9 @@ StartBar = Callable[[int], Callable[[], None]]  # takes the number of steps, and
 
 def answer(work: Round, source: ProblemSet, engines: Mapping[str, PooledEngines], start_bar: StartBar) -> None:
     """Have the policy of an evaluation answer its problems, and grade the answers. Fresh shards are left alone."""
-    advance = start_bar(len(work.shards) * len(EVALUATION))
-    execute(with_engines(work, engines), EVALUATION, source, inflight=inflight(work.run, engines), on_entry=lambda *_: advance())
+    chain = chain_of(work.run, EVALUATION)
+    advance = start_bar(len(work.shards) * len(chain))
+    execute(with_engines(work, engines), chain, source, inflight=inflight(work.run, engines), on_entry=lambda *_: advance())
 
 
 def read(work: Round) -> Samples:

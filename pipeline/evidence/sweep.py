@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline.config import Label, Profile, Run
 from pipeline.contract import Regime
@@ -23,13 +22,13 @@ from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, sele
 from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
-from pipeline.rounds.rows import left_out, training_rows, without
-from pipeline.stages import MEASURE
+from pipeline.rounds.rows import joined, left_out, training_rows, without
+from pipeline.stages import MEASURE, chain_of
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
 
 if TYPE_CHECKING:
-    from pipeline.training.batches import Traces
+    from pipeline.training.batches import RoundTable, Traces
 
 EVIDENCE = "evidence/sweep.json"
 PAPER = ("label.gamma=0,.1,.3,1", "label.window=0,1,3,5,7")  # the axes when no `--set` names one
@@ -135,7 +134,7 @@ def choose_rounds(store: Store, run: Run, numbers: list[int] | None) -> list[Rou
 def stale_note(work: Round) -> str | None:
     """A note about a round whose grades or scores are stale, else None. The sweep reads them as they are stored."""
     seen = Inventory(work)
-    reasons = sorted({reason for name in ("grade", "score") for reason in seen.reasons(name)})
+    reasons = sorted({reason for name in chain_of(work.run, ("grade", "score")) for reason in seen.reasons(name)})
     return f"note: {work.area} is stale ({', '.join(reasons)}); swept as it is stored" if reasons else None
 
 
@@ -167,13 +166,19 @@ def read_traces(work: Round) -> Traces:
     """The traces of a round that may be trained on, as they are stored now."""
     from pipeline.training import batches
 
-    hashes, left = Inventory(work).hashes(MEASURE), left_out(work)
+    return batches.usable(read_round(work), max_staleness=work.number)
+
+
+def read_round(work: Round, further: tuple[str, ...] = ()) -> RoundTable:
+    """The rows of a round as they are stored now, with the columns `further` that only some objectives read."""
+    from pipeline.training import batches
+
+    hashes, version, left = Inventory(work).hashes(MEASURE), work.policy_version, left_out(work)
     tables = [
-        without(training_rows(work.store, work.area, shard, hashes[shard], work.policy_version), left.get(shard, []))
+        without(training_rows(work.store, work.area, shard, hashes[shard], version, further), left.get(shard, []))
         for shard in sorted(work.shards)
     ]
-    data = batches.RoundTable(work.number, work.policy_version, pa.concat_tables(tables))
-    return batches.usable(data, max_staleness=work.number)
+    return batches.RoundTable(work.number, version, joined(tables))
 
 
 # ---- gradients ---------------------------------------------------------------------------------------------------------
@@ -210,22 +215,34 @@ def _gradient_rounds(stored: Stored) -> list[int]:
         for place, work in enumerate(stored.rounds)
         if work.store.has_policy(work.policy_version) and stored.traces[place].advantage.any()
     ]
-    if not kept:
+    return spaced(kept)
+
+
+def spaced(places: list[int]) -> list[int]:
+    """Up to GRADIENT_ROUNDS of some places, from the first to the last, evenly spaced."""
+    if not places:
         return []
-    return np.array(kept)[np.unique(np.linspace(0, len(kept) - 1, GRADIENT_ROUNDS).round().astype(int))].tolist()
+    return np.array(places)[np.unique(np.linspace(0, len(places) - 1, GRADIENT_ROUNDS).round().astype(int))].tolist()
+
+
+def load_policy(model: Any, work: Round) -> None:
+    """Give a student the adapter of the policy that wrote a round. Raises StoreError when the policy is not published."""
+    from pipeline.training import checkpoint
+
+    work.store.policy(work.policy_version)
+    with work.store.local(area("policy", work.policy_version)) as folder:
+        if folder is not None:  # policy 0 is the base: the fresh adapter
+            checkpoint.load_adapter(model, folder, work.run.model)
 
 
 def _cosines(model: Any, stored: Stored, place: int, rows: np.ndarray, points: list[Point]) -> np.ndarray:
     """One cosine for each point, float64 [number of points], on some rows of one round."""
-    from pipeline.training import checkpoint, gradients
+    from pipeline.training import gradients
 
     run, work, chosen = stored.run, stored.rounds[place], select(stored.signals, place, rows)
     weights = token_weights(chosen, points)
     reference = token_weights(chosen, [point.ungated() for point in points])
-    work.store.policy(work.policy_version)  # raises when the policy is not published
-    with work.store.local(area("policy", work.policy_version)) as folder:
-        if folder is not None:  # policy 0 is the base: the fresh adapter
-            checkpoint.load_adapter(model, folder, run.model)
+    load_policy(model, work)
     return gradients.cosines(model, stored.traces[place], rows, weights, reference, run.train.micro_batch_tokens)
 
 

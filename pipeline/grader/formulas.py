@@ -7,8 +7,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from pipeline.answers.quantities import UNITS
 from pipeline.grader.numeric import equal_numbers, is_number, values
-from pipeline.problems.quantities import UNITS
 
 _MOST_DEPTH = 30
 _RELATION_SIGN = re.compile(r"<|>|\\[lg]eq(?![a-zA-Z])")

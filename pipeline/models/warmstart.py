@@ -1,10 +1,13 @@
 """Make the tiny reasoner: a Qwen3-architecture model, supervised on wordy, fallible traces of the tiny task.
 
-    python -m pipeline.models.warmstart --out DIR [--steps 900] [--seed 0]
+    python -m pipeline.models.warmstart --out DIR [--steps 900] [--seed 0] [--teacher]
 
 Six in ten training traces answer the problem alone. Four in ten answer the problem with its reference solution in view. The same
 weights are therefore a student that can improve, and a privileged teacher that is better. The loss covers every token after the
 problem, those of the reference solution too.
+
+With `--teacher` it makes a larger model with the same tokenizer, on traces of the same style with few errors left in them. That
+model is a teacher that is better without any reference.
 """
 
 from __future__ import annotations
@@ -56,6 +59,22 @@ class Scores:
     num_problems: int
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A model to make: its sizes, and the habits of the traces that it learns from, without and with the reference."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    key_value_heads: int
+    unaided: tiny.Habits
+    aided: tiny.Habits
+
+
+STUDENT = Kind(128, 384, 4, 2, tiny.UNAIDED, tiny.AIDED)
+TEACHER = Kind(256, 768, 8, 4, tiny.CAREFUL, tiny.CAREFUL)
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The character tokenizer with its chat template. It has 57 ids: one per symbol, pad, bos, eos, unk. It pads on the left."""
     vocabulary = {symbol: index for index, symbol in enumerate((*_SPECIAL, *_SYMBOLS))}
@@ -74,17 +93,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(seed: int) -> Qwen3ForCausalLM:
-    """An untrained model of 0.8 M parameters, initialised from `seed`. Every engine supports its head size of 32."""
+def build_model(seed: int, kind: Kind = STUDENT) -> Qwen3ForCausalLM:
+    """An untrained model of 0.8 M parameters (TEACHER: 3.2 M), initialised from `seed`. Engines support its head of 32."""
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=kind.hidden,
+        intermediate_size=kind.intermediate,
         num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=kind.heads,
+        num_key_value_heads=kind.key_value_heads,
         head_dim=32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
@@ -103,13 +122,15 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, item: dict[str, str], aided:
     return text
 
 
-def training_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int) -> tuple[Tensor, Tensor]:
+def training_batch(
+    tokenizer: PreTrainedTokenizerFast, rng: random.Random, size: int, kind: Kind = STUDENT
+) -> tuple[Tensor, Tensor]:
     """`size` new traces -> ids and labels, each int64 [B, P + T], padded on the right. Labels are -100 on problem and padding."""
     rows, labels = [], []
     for _ in range(size):
         aided = rng.random() < AIDED_SHARE
         item = tiny.problem(rng.randrange(1 << 30), 0, "train")
-        trace = tiny.verbose_trace(item["problem"], rng, tiny.AIDED if aided else tiny.UNAIDED)
+        trace = tiny.verbose_trace(item["problem"], rng, kind.aided if aided else kind.unaided)
         prompt = tokenizer(prompt_text(tokenizer, item, aided)).input_ids
         response = [*tokenizer(trace).input_ids, tokenizer.eos_token_id]
         # <bos> and the problem cannot be predicted. The reference solution behind them can, and is worth learning.
@@ -120,7 +141,7 @@ def training_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, size:
     return pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id), pad(labels, batch_first=True, padding_value=-100)
 
 
-def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = None) -> list[float]:
+def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = None, kind: Kind = STUDENT) -> list[float]:
     """Train in place for `steps` optimiser steps, or for the first `stop` of them. Returns the loss of each step in nats.
 
     The learning rate rises linearly and then falls as a cosine to zero at `steps`. A stopped run equals the start of a full one.
@@ -131,7 +152,7 @@ def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = Non
     losses = []
     model.train()
     for _ in track(range(stop or steps), description="warm start"):
-        ids, labels = training_batch(tokenizer, rng, BATCH)
+        ids, labels = training_batch(tokenizer, rng, BATCH, kind)
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -167,13 +188,13 @@ def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int 
     return Scores(correct / num_problems, tokens / num_problems, num_problems)
 
 
-def make(out: Path, steps: int, seed: int, num_problems: int = 1024) -> dict[str, object]:
+def make(out: Path, steps: int, seed: int, num_problems: int = 1024, kind: Kind = STUDENT) -> dict[str, object]:
     """Train, round to bf16, evaluate the rounded weights and save a folder that transformers and vLLM open.
 
     Returns the record that is also written beside the weights: seed, steps, losses in nats, scores with and without reference.
     """
-    model = build_model(seed)
-    losses = train(model, steps, seed)
+    model = build_model(seed, kind)
+    losses = train(model, steps, seed, kind=kind)
     model.bfloat16()
     model.generation_config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
     model.save_pretrained(out)
@@ -190,10 +211,11 @@ def main(
     steps: Annotated[int, typer.Option(help="optimiser steps")] = 450,
     seed: Annotated[int, typer.Option(help="of initialisation and traces")] = 0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
+    teacher: Annotated[bool, typer.Option("--teacher", help="a larger model on careful traces")] = False,
 ) -> None:
-    """Make the tiny reasoner."""
+    """Make the tiny reasoner, or a teacher of it."""
     torch.set_num_threads(threads)
-    record = make(out, steps, seed)
+    record = make(out, steps, seed, kind=TEACHER if teacher else STUDENT)
     for name in ("unaided", "aided"):
         typer.echo(f"{name}: {record[name]}")
 

@@ -30,9 +30,10 @@ class Hub:
     def __len__(self) -> int:
         return len(self.data)
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def read(self, indices: Sequence[int], others: bool = True) -> list[dict[str, Any]]:
         """Rows in the order asked."""
-        columns = self.data[[int(i) for i in indices]]
+        data = self.data if others else self.data.select_columns(self.shape.roots(self.data.column_names))
+        columns = data[[int(i) for i in indices]]
         return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 

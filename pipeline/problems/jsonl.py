@@ -44,7 +44,7 @@ class Jsonl:
     def __len__(self) -> int:
         return len(self.spans)
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def read(self, indices: Sequence[int], _others: bool = True, /) -> list[dict[str, Any]]:
         """Rows in the order asked. Raises SourceError when a file has changed and a row cannot be read any more."""
         rows: list[dict[str, Any]] = [{}] * len(indices)
         wanted = self.spans[np.asarray(indices, np.int64)]

@@ -34,7 +34,7 @@ class Parquet:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def read(self, indices: Sequence[int], others: bool = True) -> list[dict[str, Any]]:
         """Rows in the order asked. Raises SourceError when a row group cannot be read any more."""
         rows: list[dict[str, Any]] = [{}] * len(indices)
         wanted = np.asarray(indices, np.int64)
@@ -44,7 +44,7 @@ class Parquet:
             first = self.ends[group - 1] if group else 0
             path, number = self.groups[group]
             with _opened(self.filesystem, path) as file:
-                columns = self.shape.columns(file.schema_arrow.names)
+                columns = (self.shape.columns if others else self.shape.roots)(file.schema_arrow.names)
                 table = _row_group(file, number, columns, path).take(wanted[places] - first)
             for place, row in zip(places.tolist(), table.to_pylist(), strict=True):
                 rows[place] = row

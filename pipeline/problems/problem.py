@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.answers.texts import stated_answer
 from pipeline.config import Source
 from pipeline.contract import Reject
-from pipeline.problems.answers import stated_answer
 from pipeline.problems.shape import Shape, is_conversation, is_parts, value_at, written_text
 
 _TURNS = ("system", "developer", "user", "assistant", "tool")
@@ -28,7 +28,7 @@ class Problem:
 
     problem: its text; of a conversation the last user turn. messages: the conversation as JSON, where it has other turns.
     imported: traces that the source brings, one for each place in a group. extra: the other columns, as one JSON object.
-    left_out: names of other columns that were too large.
+    left_out: names of other columns that were too large. teacher: the teacher that the row names.
     """
 
     index: int
@@ -41,6 +41,7 @@ class Problem:
     imported: tuple[str, ...] | None = None
     extra: str | None = None
     left_out: tuple[str, ...] = ()
+    teacher: str | None = None
 
 
 def read_problem(index: int, row: Mapping[str, Any], shape: Shape, source: Source) -> Problem:
@@ -56,7 +57,8 @@ def read_problem(index: int, row: Mapping[str, Any], shape: Shape, source: Sourc
     elif left_out and source.carry is not None and reject in (None, Reject.MISSING_SOLUTION):
         reject = Reject.EXTRA_TOO_LARGE
         detail = f"column '{left_out[0]}' is too large: source.carry_bytes {source.carry_bytes}"
-    return Problem(index, task, worked, target, reject, detail, messages, imported, extra, left_out)
+    teacher = _text(value_at(row, shape.teacher)) if shape.teacher else None
+    return Problem(index, task, worked, target, reject, detail, messages, imported, extra, left_out, teacher)
 
 
 def _rejected(

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.answers.texts import stated_answer
 from pipeline.config import Source
 from pipeline.errors import SourceError, nearest
-from pipeline.problems.answers import stated_answer
 
 LOOKED_AT = 64  # first rows of a source that are looked at
 ROLES = ("problem", "solution", "answer", "response")
@@ -33,7 +33,7 @@ class Shape:
     bare: whether the answer is read as it stands, although its column is called `solution`.
     lacks: why there is no column of solutions, and what could be one. Empty where there is one, or where none is asked for.
     found: a sentence for each thing that looking has decided.
-    other: columns that are carried beside these, with their names in the source.
+    other: columns that are carried beside these, with their names in the source. teacher: the column of teachers.
     """
 
     problem: str
@@ -44,10 +44,11 @@ class Shape:
     lacks: str = ""
     found: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
+    teacher: str = ""
 
     def roots(self, names: Iterable[str]) -> list[str]:
         """The columns that hold problem, solution, answer and response, each once. Of a path it is the first part."""
-        paths = [path for path in (self.problem, self.solution, self.answer, self.response) if path]
+        paths = [path for path in (self.problem, self.solution, self.answer, self.response, self.teacher) if path]
         return list(dict.fromkeys(path if path in names else path.partition(".")[0] for path in paths))
 
     def columns(self, names: Iterable[str]) -> list[str]:
@@ -125,7 +126,9 @@ def understand(source: Source, look: Look, free: bool = True) -> Shape:
         found += said
     if known["solution"] is None and not shape.solution:
         shape = replace(shape, lacks=_lacks(source, shape, look))
-    return replace(shape, found=tuple(found))
+    if source.teacher and not look.has(source.teacher):
+        raise missing(source, "teacher", look)
+    return replace(shape, found=tuple(found), teacher=source.teacher)
 
 
 def _as_set(source: Source, role: str, look: Look, free: bool) -> str | None:

@@ -44,8 +44,11 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Raw rows in the order asked. Raises SourceError when the source cannot be read any more."""
+    def read(self, indices: Sequence[int], others: bool = True, /) -> list[dict[str, Any]]:
+        """Raw rows in the order asked. Raises SourceError when the source cannot be read any more.
+
+        others: whether the columns that are only carried are wanted too. They may be large.
+        """
 
 
 class ProblemSet:
@@ -61,13 +64,16 @@ class ProblemSet:
     def __len__(self) -> int:
         return self.size
 
-    def rows(self, indices: Sequence[int]) -> list[Problem]:
-        """One Problem per index, in the order asked. IndexError outside [0, len), SourceError when the source cannot be read."""
+    def rows(self, indices: Sequence[int], others: bool = True) -> list[Problem]:
+        """One Problem per index, in the order asked. IndexError outside [0, len), SourceError when the source cannot be read.
+
+        others: whether a problem has the other columns of its row, `extra`.
+        """
         wrong = [i for i in indices if not 0 <= i < self.size]
         if wrong:
             raise IndexError(f"row {wrong[0]} of a source of {self.size}")
-        raw = self._rows.read(indices)
-        return [read_problem(int(index), row, self.shape, self.source) for index, row in zip(indices, raw, strict=True)]
+        raw, shape = self._rows.read(indices, others), self.shape if others else replace(self.shape, other=())
+        return [read_problem(int(index), row, shape, self.source) for index, row in zip(indices, raw, strict=True)]
 
     def without_solutions(self) -> ProblemSet:
         """The same problems for an evaluation, where a column of solutions may be missing."""
@@ -155,7 +161,7 @@ class _Generated:
     def __len__(self) -> int:
         return self.size
 
-    def read(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def read(self, indices: Sequence[int], _others: bool = True, /) -> list[dict[str, Any]]:
         """The rows at `indices`, in the order asked."""
         return [self.make(int(index)) for index in indices]
 

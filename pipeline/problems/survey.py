@@ -6,11 +6,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
+from pipeline.contract import Reject
 from pipeline.errors import SourceError
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import Problem, ProblemSet
 
 MOST_GENERATED = 2048  # rows that are looked at of a task that generates problems
+MOST_OTHERS = 4096  # first rows of which the other columns are looked at, since these may be large
 _AT_ONCE = 1024
 REMEDY = "Name the columns that hold problem, solution and answer, or mend the rows"
 
@@ -19,12 +21,13 @@ REMEDY = "Name the columns that hold problem, solution and answer, or mend the r
 class Survey:
     """Counts over the first rows of a source.
 
-    rejected: rows that cannot be used, by what they lack. controls: how often each control token is spelled, and `spelling` the
-    rows that spell one. problems: how often each problem text stands there, by the hash of its normalised form. left_out: rows of
-    which a column was too large to be carried, by its name.
+    solutions: whether a row needs a reference solution. rejected: rows that cannot be used, by what they lack. controls: how
+    often each control token is spelled, and `spelling` the rows that spell one. problems: how often each problem text stands
+    there, by the hash of its normalised form. left_out: rows of which a column was too large to be carried, by its name.
     """
 
     uri: str
+    solutions: bool = True
     rows: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     controls: Counter[str] = field(default_factory=Counter)
@@ -35,7 +38,8 @@ class Survey:
     def count(self, row: Problem, controls: re.Pattern[str] | None) -> None:
         """Count one row. `controls` finds control tokens."""
         self.rows += 1
-        if row.reject is not None:
+        without = row.reject == Reject.MISSING_SOLUTION and not self.solutions and row.answer is not None
+        if row.reject is not None and not without:
             self.rejected[row.detail] += 1
             return
         self.left_out.update(row.left_out)
@@ -55,7 +59,8 @@ class Survey:
             notes.append(f"note: {self.uri}: {self.spelling} of {self.rows} rows spell control tokens, read as text: {listed}")
         if self.left_out:
             listed = ", ".join(f"{name} ({count} rows)" for name, count in self.left_out.most_common(4))
-            notes.append(f"note: {self.uri}: columns too large to be carried to rewards (source.carry_bytes): {listed}")
+            first = f"among the first {min(self.rows, MOST_OTHERS)} rows"
+            notes.append(f"note: {self.uri}: columns too large to be kept for rewards (source.carry_bytes), {first}: {listed}")
         return notes
 
     def check(self) -> None:
@@ -65,16 +70,16 @@ class Survey:
             raise SourceError(f"none of its {self.rows} rows can be used: {detail}", self.uri, REMEDY)
 
 
-def survey(problems: ProblemSet, controls: re.Pattern[str] | None, most: int | None = None) -> Survey:
+def survey(problems: ProblemSet, controls: re.Pattern[str] | None, most: int | None = None, solutions: bool = True) -> Survey:
     """Counts over the first `most` rows of a source, or over all of them.
 
-    `controls` finds what a tokenizer takes for control tokens.
+    `solutions`: whether a row needs a reference solution. `controls` finds what a tokenizer takes for control tokens.
     """
-    found = Survey(problems.source.uri)
+    found = Survey(problems.source.uri, solutions)
     size = min(len(problems), MOST_GENERATED if is_generated(problems) else len(problems), most or len(problems))
     with late(f"survey {found.uri}", f"the {size} rows of {found.uri} have been counted for {NOTICE_S:g} s so far."):
         for start in range(0, size, _AT_ONCE):
-            for row in problems.rows(range(start, min(size, start + _AT_ONCE))):
+            for row in problems.rows(range(start, min(size, start + _AT_ONCE)), others=start < MOST_OTHERS):
                 found.count(row, controls)
     return found
 

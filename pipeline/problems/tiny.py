@@ -42,6 +42,7 @@ class Habits:
 
 UNAIDED = Habits(doubt=0.5, doubtful_error=0.5, plain_error=0.04, repair=0.3, check=0.15)
 AIDED = Habits(doubt=0.25, doubtful_error=0.2, plain_error=0.02, repair=0.5, check=0.15)
+CAREFUL = Habits(doubt=0.2, doubtful_error=0.1, plain_error=0.01, repair=0.95, check=0.15)  # of a teacher of its own
 
 
 def problem(index: int, seed: int, split: str) -> dict[str, str]:

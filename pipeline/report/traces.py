@@ -8,6 +8,7 @@ keeps three digits at any size. Fixed-point numbers would lose the 0.002 nat of 
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -29,6 +30,7 @@ MOST_TRACES, MOST_TOKENS = 1500, 300_000
 MOST_TEXT = 20_000  # characters of a problem, a solution or a plain response; fewer when all texts exceed MOST_BYTES
 MOST_BYTES = 8_000_000  # of all texts together, as they are stored in the page
 ALTERNATIVES = 5  # likeliest tokens of the teacher that are shown of a position, where they were kept
+MOST_ALTERNATIVES = 750_000  # of all positions together, of 8 bytes each; of a large sample fewer are shown of each position
 TEXTS = ("problem", "answer", "solution", "text")
 STORED = {
     "entropy": ("score", "teacher_entropy"),
@@ -76,7 +78,8 @@ def sample(measured: list[LabelledTraces], tokenizer: Any) -> dict[str, Any]:
     chosen = choose(strata, ids.astype(str), lengths)
     starts = np.searchsorted(owner, np.arange(len(measured)))
     found = [t for k, rows in enumerate(measured) for t in _of_round(rows, chosen[owner[chosen] == k] - starts[k])]
-    kept = [trace["alternatives"]["tokens"].ravel() for trace in found if trace["alternatives"]]
+    shown = min(ALTERNATIVES, max(1, MOST_ALTERNATIVES // max(1, int(lengths[chosen].sum()))))
+    kept = [_pack_alternatives(trace["alternatives"], shown) for trace in found if trace["alternatives"]]
     used = np.unique(np.concatenate([trace["tokens"] for trace in found] + kept)) if found else np.zeros(0, np.int32)
     vocabulary = pieces(tokenizer, used.tolist())
     most_text = _room([trace[name] for trace in found for name in TEXTS])
@@ -110,7 +113,7 @@ def _of_round(rows: LabelledTraces, chosen: np.ndarray) -> Iterator[dict[str, An
     for shard in np.unique(rows.shards[chosen].astype(str)):
         mine = chosen[rows.shards[chosen] == shard]
         for trace in _of_shard(rows.seen, str(shard), rows.places[mine]):
-            yield trace | {"note": note}
+            yield trace | {"note": " ".join(filter(None, (trace.pop("taught"), note))) or None}
 
 
 def _note(seen: Inventory) -> str | None:
@@ -134,7 +137,7 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
     signals = _signals(tables, peak, work.run.label)
     tokens, codes = views(tables["rollout"]["response_tokens"]), views(tables["label"]["regime"])
     means, kept = tables["profile"]["entropy_mean"].to_pylist(), _alternatives(tables["score"])
-    rollout, grade = tables["rollout"].to_pylist(), tables["grade"].to_pylist()
+    rollout, grade, taught = tables["rollout"].to_pylist(), tables["grade"].to_pylist(), _taught(tables["score"])
     for row, (text, written, graded) in enumerate(zip(prompts.to_pylist(), rollout, grade, strict=True)):
         mine = {name: views[row] for name, views in signals.items()}
         spans = tables["label"]["spans"][row].as_py()
@@ -154,17 +157,29 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
             "restored_sum": float(mine["restored"].sum()),
             "normaliser": float(regimes.normaliser(peak, work.run.label)),
             "mean": means[row],
-            **{name: (text[name] or "")[:MOST_TEXT] for name in ("problem", "answer", "solution")},
+            **{name: (text[name] or "")[:MOST_TEXT] for name in ("answer", "solution")},
+            "problem": _asked(text)[:MOST_TEXT],
             "text": written["response_text"][:MOST_TEXT],
             "tokens": tokens[row],
             "alternatives": kept[row] if kept else None,
+            "taught": taught[row] if taught else "",
             "regime": _packed(codes[row], "u1"),
             **{name: _packed(values, "<f2") for name, values in mine.items()},
         }
 
 
+TEACHER = ["teacher_name", "teacher_context", "teacher_sibling"]
+
+
+def _asked(prompt: dict[str, Any]) -> str:
+    """The text of a problem, or all turns of its conversation with their roles."""
+    if not prompt.get("messages"):
+        return prompt["problem"] or ""
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in json.loads(prompt["messages"]))
+
+
 _COLUMNS = {
-    "prompts": ["problem", "answer", "solution"],
+    "prompts": ["problem", "messages", "answer", "solution"],
     "rollout": [
         "trace_id",
         "prompt_index",
@@ -176,22 +191,39 @@ _COLUMNS = {
         "policy_version",
     ],
     "grade": ["verdict", "reward", "advantage"],
-    "score": ["teacher_entropy", "student_logprobs", "teacher_logprobs", *TOPK],
+    "score": ["teacher_entropy", "student_logprobs", "teacher_logprobs", *TOPK, *TEACHER],
     "profile": ["lookahead_entropy", "entropy_mean"],
     "label": ["regime", "spans", "gate", "token_weight"],
 }
 
 
+def _taught(score: pa.Table) -> list[str]:
+    """A sentence on the teacher of each trace. Empty in a run that names none."""
+    if not set(TEACHER) <= set(score.column_names):
+        return []
+    rows = score.select(TEACHER).to_pylist()
+    said = {"plain": "with the problem alone", "privileged": "with the reference", "feedback": "with the verdict on it"}
+    siblings = [f"with the correct trace {row['teacher_sibling']}" for row in rows]
+    seen = [said.get(row["teacher_context"], sibling) for row, sibling in zip(rows, siblings, strict=True)]
+    return [f"Scored by teacher {row['teacher_name']}, {what} in view." for row, what in zip(rows, seen, strict=True)]
+
+
 def _alternatives(score: pa.Table) -> list[dict[str, Any]]:
-    """The teacher's likeliest tokens of every position, for each trace: how many, ids [T, count], and log-probs as half floats.
+    """The teacher's likeliest tokens of every position, for each trace: ids and log-probs [T, K], at most ALTERNATIVES.
 
     Empty where a shard keeps none.
     """
     if not set(TOPK) <= set(score.column_names):
         return []
     pairs = zip(*(matrices(score[name]) for name in TOPK), strict=True)
-    cut = [(ids[:, :ALTERNATIVES], logprobs[:, :ALTERNATIVES]) for ids, logprobs in pairs]
-    return [{"count": ids.shape[1], "tokens": ids, "logprobs": _packed(logprobs, "<f2")} for ids, logprobs in cut]
+    return [{"tokens": ids[:, :ALTERNATIVES], "logprobs": logprobs[:, :ALTERNATIVES]} for ids, logprobs in pairs]
+
+
+def _pack_alternatives(trace: dict[str, Any], most: int) -> np.ndarray:
+    """Keep at most `most` alternatives of each position of a trace, with the log-probs as half floats. Returns the ids, flat."""
+    tokens, logprobs = (trace[name][:, :most] for name in ("tokens", "logprobs"))
+    trace |= {"count": tokens.shape[1], "tokens": tokens, "logprobs": _packed(logprobs, "<f2")}
+    return np.ravel(tokens)
 
 
 def _signals(tables: dict[str, pa.Table], peak: float, settings: Label) -> dict[str, list[np.ndarray]]:

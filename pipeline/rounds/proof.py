@@ -24,6 +24,7 @@ from pipeline.rounds.origin import read_sources
 from pipeline.rounds.plan import Plan, read_plan
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import joined_round, left_out, read_shard
+from pipeline.rounds.seats import MEAN_REMEDY, folder_of
 from pipeline.stages import MEASURE, PLAN, STAGES
 from pipeline.stages.prompts import prompt_id
 from pipeline.stages.score import entropy_max
@@ -88,6 +89,10 @@ def prove(store: Store, run: Run) -> Proof:
                 with proof.found():
                     if not is_dropped(store, area(kind, number)):
                         check_folder(store, area(kind, number), remedy)
+    for name in run.teachers:
+        for number in store.numbers(f"teachers/{name}"):
+            with proof.found():
+                check_folder(store, folder_of(name, number), MEAN_REMEDY)
     with proof.found():
         _prove_metrics(store)
     with proof.found():
@@ -120,6 +125,8 @@ def _prove_shard(store: Store, entries: dict[str, Entry], plan: Plan | None, whe
         _prove_problems(store, entries["prompts"], tables["prompts"], plan)
     if "score" in tables and abs(entry_peak(fresh["score"]) - entropy_max(tables["score"])) > SLACK:
         _refuse(store, fresh["score"], "facts.entropy_max is not the largest teacher entropy of the rows", STORED_AGAIN)
+    if "grade" in tables and "reward" not in fresh["grade"].inputs and (pc.min(tables["grade"]["reward"]).as_py() or 0) < 0:
+        _refuse(store, fresh["grade"], "column reward: is negative, and no reward of grade.rewards made it so", STORED_AGAIN)
     sizes = {name: entry.facts["vocab_size"] for name, entry in fresh.items() if "vocab_size" in entry.facts}
     if len(set(sizes.values())) > 1:
         _refuse(store, fresh["score"], f"facts.vocab_size differs between stages: {sizes}", STORED_AGAIN)
@@ -129,6 +136,8 @@ def _prove_shard(store: Store, entries: dict[str, Entry], plan: Plan | None, whe
                 check_columns(name, tables[name], min(sizes.values()))
             except ContractError as error:
                 _refuse(store, fresh[name], f"{error.where}: {error.what}", STORED_AGAIN)
+    if "score" in tables and "teacher_sibling" in tables["score"].column_names:
+        _prove_siblings(store, fresh["score"], tables["score"])
     if {"rollout", "score"} <= tables.keys() and set(TOPK) <= set(tables["score"].column_names):
         _prove_topk(store, fresh["score"], tables["rollout"], tables["score"])
     if "rollout" in tables and where.startswith("rounds/"):
@@ -155,6 +164,14 @@ def _prove_problems(store: Store, entry: Entry, prompts: pa.Table, plan: Plan) -
     for index, (key, reason, *parts) in zip(plan.shards[entry.shard], texts, strict=True):
         if reason is None and key != prompt_id(index, *parts):
             _refuse(store, entry, f"column prompt_id: a row is not problem {index}, which the plan names", STORED_AGAIN)
+
+
+def _prove_siblings(store: Store, entry: Entry, score: pa.Table) -> None:
+    """A sibling is another trace of the same shard."""
+    pairs = zip(score["trace_id"].to_pylist(), score["teacher_sibling"].to_pylist(), strict=True)
+    known = set(score["trace_id"].to_pylist())
+    if any(sibling is not None and (sibling == key or sibling not in known) for key, sibling in pairs):
+        _refuse(store, entry, "column teacher_sibling: a trace has itself, or a trace of another shard", STORED_AGAIN)
 
 
 def entry_peak(entry: Entry) -> float:

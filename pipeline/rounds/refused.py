@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.config import Run
+from pipeline.config import Objective, Run
 from pipeline.contract import Place, Reject
 from pipeline.errors import SettingError, UserError
 from pipeline.models.tokenizer import tokenizer_of
@@ -15,6 +15,7 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.stages.prompts import prompts
 from pipeline.stages.rollout import imported
+from pipeline.stages.teachers import teacher_of
 
 _AT_ONCE = 256  # prompts that are tokenised before one of them is looked for that can be answered
 
@@ -22,6 +23,7 @@ REMEDIES = {
     Reject.MISSING_PROBLEM: "Set source.problem to a column of text, or mend the rows",
     Reject.MISSING_SOLUTION: "Set source.solution to a column of text, or mend the rows",
     Reject.MISSING_ANSWER: "Set source.answer to the column of the answer, or mend the rows",
+    Reject.NO_CONTEXT: "Let such traces fall back: teachers.NAME.fallback plain",
     Reject.BAD_MESSAGES: "Mend the messages, or set source.problem to another column",
     Reject.EXTRA_TOO_LARGE: "Raise source.carry_bytes, or leave the column out of source.carry",
     Reject.RESPONSE_TOO_LONG: "Raise rollout.max_new_tokens, or leave such traces out",
@@ -35,6 +37,9 @@ REMEDIES = {
     Reject.UNREADABLE_ANSWER: "Set source.answer to a column whose answers the verifier can read, or use grade.verifier exact",
     Reject.VERIFIER_TIMEOUT: "Raise grade.deadline_s",
     Reject.VERIFIER_ERROR: "See the log for what stopped the verifier",
+    Reject.REWARD_ERROR: "Mend the function of this reward, or leave the reward out of grade.rewards",
+    Reject.REWARD_TIMEOUT: "Raise deadline_s of this reward, or make its function faster",
+    Reject.REWARD_MISSING: "Let one reward of grade.rewards give every trace a number",
 }
 
 
@@ -73,6 +78,47 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
         things = "traces" if run.source.response else "prompts"
         what = f"all {reasons.total()} {things} of {whose} are rejected, {count} as {reason}: {details[reason]}"
         raise UserError(what, source.source.uri, REMEDIES[Reject(reason)])
+
+
+def refuse_unknown_teachers(source: ProblemSet, run: Run) -> None:
+    """Raise SourceError, with the row and the name, for the first row of a source that names no teacher of the run."""
+    if not (run.teachers and run.source.teacher):
+        return
+    with late("teacher column", f"the teachers in {source.source.uri} have been read for {NOTICE_S:g} s so far."):
+        for start in range(0, len(source), _AT_ONCE):
+            for row in source.rows(range(start, min(start + _AT_ONCE, len(source)))):
+                teacher_of(run, {"problem_teacher": row.teacher}, f"{source.source.uri}, row {row.index}")
+
+
+def is_gated(objective: Objective) -> bool:
+    """Whether an objective reads the teacher's entropy."""
+    return (objective.gate_kind in ("entropy", "cl_entropy") and objective.entropy == "teacher") or objective.name == "eopd"
+
+
+def refuse_wide_bounds(work: Round) -> None:
+    """Raise UserError when a gate would read entropies of a served teacher that are known less well than its settings ask.
+
+    A round whose objective has no gate passes. Bounds of an engine of the run are told as a warning elsewhere.
+    """
+    served = {name: teacher for name, teacher in work.run.teachers.items() if teacher.server}
+    if not served or not is_gated(work.run.objective):
+        return
+    widths: dict[str, list[float]] = {name: [] for name in served}
+    for entry in Inventory(work).entries("score").values():
+        rows = work.store.read(entry, ["reject_reason", "teacher_name", "entropy_error"]).to_pylist()
+        for row in rows:
+            if row["reject_reason"] is None and row["teacher_name"] in served:
+                widths[row["teacher_name"]].append(row["entropy_error"])
+    for name, found in widths.items():
+        most = served[name].max_half_width
+        if wide := [width for width in found if width > most]:
+            what = f"{len(wide)} of {len(found)} traces have a token whose entropy is known only to +-{max(wide):.2g} nat"
+            raise UserError(
+                f"{what}, and the gate may read +-{most:g}",
+                f"{work.area}, teachers.{name}",
+                f"Raise teachers.{name}.top_k, let the server give exact entropies (EGRSD_EXACT_ENTROPY=served), raise "
+                f"teachers.{name}.max_half_width, or take an objective without a gate",
+            )
 
 
 def refuse_nothing_left(work: Round, stages: tuple[str, ...]) -> None:

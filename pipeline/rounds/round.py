@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from pipeline.config import Run
 from pipeline.contract import Engines, Scope
 from pipeline.digest import digest
 from pipeline.errors import StoreError, UserError
+from pipeline.grader.code import Code, codes_of
 from pipeline.method.rewards import RunningBaseline
 from pipeline.problems.sources import Problem, ProblemSet, epoch_indices
 from pipeline.rounds.baseline import baseline_at, baselines
@@ -16,7 +17,7 @@ from pipeline.rounds.plan import Filling, Plan, cut, read_plan, write_plan
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import RESTORE
 
-_LATER = ("messages", "imported", "extra")
+_LATER = ("messages", "imported", "extra", "teacher")
 TRACES_PER_SHARD = 32  # of an evaluation: few enough that every engine works, and that a kill loses little
 
 
@@ -29,6 +30,7 @@ class Round:
     baseline: running reward state at the start of the round. None with the group estimator.
     engines: the pool that answers, by stage.
     scope: Inventory.scope, handed to tasks so that none of them reads all scores again.
+    codes: the code of each reward by its name. A task on another machine runs it, and reads no file of its own.
     """
 
     store: Store
@@ -40,6 +42,7 @@ class Round:
     baseline: RunningBaseline | None
     engines: dict[str, Engines]
     scope: Scope | None = None
+    codes: dict[str, Code] = field(default_factory=dict)
 
     @property
     def area(self) -> str:
@@ -77,7 +80,8 @@ def set_plan(store: Store, run: Run, kind: str, number: int, plan: Plan) -> Roun
     if old is not None and old.asks_the_same(plan):
         plan = replace(plan, shards=old.shards, filling=_going_on(old.filling, plan.filling))
     write_plan(store, kind, number, plan)
-    return Round(store, run, kind, number, plan.policy, plan.shards, baseline_at(store, run, kind, number, keep=True), {})
+    state = baseline_at(store, run, kind, number, keep=True)
+    return _with_codes(Round(store, run, kind, number, plan.policy, plan.shards, state, {}))
 
 
 def _going_on(old: Filling | None, new: Filling | None) -> Filling | None:
@@ -97,7 +101,16 @@ def open_round(store: Store, run: Run, kind: str, number: int, baseline: Running
         here = f"Here: {known[0]} to {known[-1]}" if known else "Start the run with `egrsd distill`"
         raise UserError(f"no {kind.removesuffix('s')} {number}", store.uri, here)
     state = baseline or baseline_at(store, run, kind, number)
-    return Round(store, run, kind, number, plan.policy, plan.shards, state, {})
+    return _with_codes(Round(store, run, kind, number, plan.policy, plan.shards, state, {}))
+
+
+def _with_codes(work: Round) -> Round:
+    return replace(work, codes=reward_codes(work.store, work.run)) if work.run.grade.rewards else work
+
+
+def reward_codes(store: Store, run: Run) -> dict[str, Code]:
+    """The code of every reward of a run, as it is on this machine now. Code in the run's folder is refused when it is used."""
+    return codes_of(run, None if store.local_root is None else str(store.local_root))
 
 
 def planned(store: Store, run: Run, kind: str, number: int, source: ProblemSet | None = None) -> Round | None:
@@ -152,7 +165,10 @@ def same_problems(before: str | None, now: str | None) -> bool:
 
 
 def evaluation_run(run: Run) -> Run:
-    """A run whose rounds are the evaluations of `run`. It has the held-out source and sampling, and grades the same way."""
+    """A run whose rounds are the evaluations of `run`. It has the held-out source and sampling, and grades the same way.
+
+    Of its rewards it has only the one that decides the verdict, because nothing trains on the others.
+    """
     ev = run.evaluation
     rollout = run.rollout.model_copy(
         update={
@@ -168,5 +184,6 @@ def evaluation_run(run: Run) -> Run:
         }
     )
     # one sample per problem is allowed, since nothing trains on these advantages
-    grade = run.grade.model_copy(update={"advantage": "running", "std": "population"})
-    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade})
+    judge = tuple(reward for reward in run.grade.rewards if reward.name == run.grade.verdict_reward)
+    grade = run.grade.model_copy(update={"advantage": "running", "std": "population", "rewards": judge})
+    return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade, "teachers": {}})

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contract import COLUMNS
+from pipeline.config.objective import USES_ADVANTAGE
+from pipeline.contract import COLUMNS, reward_columns
 from pipeline.errors import ContractError, StoreError
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
@@ -72,6 +73,8 @@ def joined_round(work: Round) -> pa.Table:
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
         there = [c for c in COLUMNS.values() if c.writer in parts and c.name in parts[c.writer].column_names]
         columns |= {c.name: parts[c.writer][c.name] for c in there}
+        if "reward" in parts:
+            columns |= {c.name: parts["reward"][c.name] for c in reward_columns(parts["reward"].column_names)}
         for name in ("reject_reason", "reject_detail"):
             columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
         tables.append(pa.table(columns))
@@ -154,10 +157,10 @@ def left_out(work: Round) -> dict[str, list[int]]:
     """The prompts of a filled round whose traces are not trained on, by shard, as places in the shard.
 
     These are the groups without signal, and those behind the number of groups that the round asks for. It is empty for a round
-    that is not filled (rollout.fill_groups), and for one in which no group has a signal.
+    that is not filled (rollout.fill_groups), for one in which no group has a signal, and where the objective reads no advantage.
     """
     plan = read_plan(work.store, work.kind, work.number)
-    if plan is None or plan.filling is None or plan.asked is None:
+    if work.run.objective.name not in USES_ADVANTAGE or plan is None or plan.filling is None or plan.asked is None:
         return {}
     found, before, left = signals(work), 0, {}
     for shard, signal in found.items():

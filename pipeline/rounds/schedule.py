@@ -21,12 +21,12 @@ from uuid import uuid4
 import pyarrow as pa
 
 from pipeline.config import Run
-from pipeline.contract import Place, PooledEngines, ShardInputs, Stage, Usage
+from pipeline.contract import REWARD_PREFIX, Place, PooledEngines, ShardInputs, Stage, Usage
 from pipeline.errors import EgrsdError, StoreError, from_data, to_data
 from pipeline.fit import builds
 from pipeline.fit.machine import processors
 from pipeline.problems.sources import Problem, ProblemSet
-from pipeline.rounds import frozen
+from pipeline.rounds import frozen, seats
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, problems_digest
 from pipeline.rounds.rows import read_shard
@@ -136,6 +136,7 @@ def execute(
     del inventory
     if missing and any(STAGES[name].where == "engines" for name in chain):
         work.store.check_policy(work.policy_version)
+        seats.prepare(work)
     named: dict[str, dict[str, str]] = {name: {} for name in chain}
     for item in _stream(work, chain, source, missing, choice.force, inflight) if missing else ():
         for document, computed in item["entries"]:
@@ -254,7 +255,7 @@ def bring_up_to_date(
         return old, False
     inputs = inventory.expected_inputs(stage, shard, digest)
     if inputs is None:
-        needs = ", ".join(stage.inputs)
+        needs = ", ".join(stage.read_by(work.run).inputs)
         raise StoreError(f"an input of stage {stage.name} is missing", f"{work.area}, shard {shard}", f"Run these first: {needs}")
     if reason := inventory.stale_input(stage, shard):
         raise StoreError(
@@ -270,19 +271,28 @@ def bring_up_to_date(
 def _inputs_of(inventory: Inventory, stage: Stage, name: str, first: int, problems: list[Problem] | None) -> ShardInputs:
     """What `stage` is given for one shard. `first` is the place of the shard's first prompt in the round."""
     work = inventory.work
+    stage = stage.read_by(work.run)
     entries = {writer: entry for writer in stage.inputs if (entry := inventory.entry(writer, name)) is not None}
     return ShardInputs(
         run=work.run,
         name=name,
         place=Place(work.area, first, work.lag),
-        tables=read_shard(work.store, entries, {writer: stage.reads_of(STAGES[writer]) for writer in entries}),
+        tables=read_shard(work.store, entries, {writer: _columns(stage, writer, work.run) for writer in entries}),
         facts={writer: dict(entry.facts) for writer, entry in entries.items()},
         problems=problems,
         engines=work.engines.get(stage.name),
         policy=work.store.policy(work.policy_version) if stage.where == "engines" else None,
         baseline=work.baseline,
         scope=inventory.scope if stage.after_round else None,
+        codes=work.codes,
+        teachers=seats.seats_of(work) if stage.where == "engines" else {},
     )
+
+
+def _columns(stage: Stage, writer: str, run: Run) -> list[str]:
+    """The columns of stage `writer` that a stage is given. Those of single rewards are named by the run."""
+    rewards = [f"{REWARD_PREFIX}{reward.name}" for reward in run.grade.rewards] if writer == "reward" else []
+    return [*stage.reads_of(STAGES[writer]), *rewards]
 
 
 def quiet_ray_data() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,12 +19,12 @@ from pipeline.errors import SettingError
 from pipeline.models.tokenizer import check_template
 from pipeline.stages.template import render
 
-_FIELD = re.compile(r"(\{problem\}|\{solution\})")
+_FIELD = re.compile(r"(\{problem\}|\{solution\}|(?<!\\boxed)\{answer\}|\{feedback\})")  # \boxed{answer} is LaTeX for a person
 _PRIVATE = range(0xE000, 0xF8FF)  # code points that no text has a meaning for
 
 
 class Filled(NamedTuple):
-    """A filled template: its text, and where in the text problem and solution stand."""
+    """A filled template: its text, and where in the text the values of the problem stand."""
 
     text: str
     foreign: list[tuple[int, int]]
@@ -48,14 +48,20 @@ def turns_before(messages: str | None, system: str | None) -> list[Turn]:
     return [Turn("system", Filled(system, [])), *turns] if own and system is not None else turns
 
 
-def fill(template: str, problem: str, solution: str = "") -> Filled:
-    """`template` with {problem} and {solution} replaced in one pass. All other braces stay as they are."""
-    values, text, foreign = {"{problem}": problem, "{solution}": solution}, "", []
-    for piece in _FIELD.split(template):
-        if piece in values:
-            foreign.append((len(text), len(text) + len(values[piece])))
-        text += values.get(piece, piece)
+def fill(template: str, problem: str, solution: str = "", **more: str) -> Filled:
+    """`template` with {problem}, {solution} and the fields of `more` replaced in one pass. All other braces stay as they are."""
+    values, text, foreign = {"problem": problem, "solution": solution, **more}, "", []
+    for place, piece in enumerate(_FIELD.split(template)):
+        value = values.get(piece[1:-1]) if place % 2 else None
+        if value is not None:
+            foreign.append((len(text), len(text) + len(value)))
+        text += piece if value is None else value
     return Filled(text, foreign)
+
+
+def fields_of(template: str) -> set[str]:
+    """The names of the fields that a teacher's template has."""
+    return {piece[1:-1] for piece in _FIELD.findall(template)}
 
 
 @lru_cache(maxsize=8)
@@ -94,10 +100,22 @@ def teacher_prompt(
 
     Raises SettingError for a template that lacks {problem} or {solution}, ModelError for an unusable chat template.
     """
-    for field in ("{problem}", "{solution}"):
-        if field not in template:
-            raise SettingError(f"lacks {field}", "prompts.teacher", "The teacher must see problem and reference solution")
-    return _chat_ids(tokenizer, fill(template, problem, solution), system, thinking)
+    return context_prompt(tokenizer, {"problem": problem, "solution": solution}, template, system, thinking)
+
+
+def context_prompt(
+    tokenizer: Any, values: Mapping[str, str], template: str, system: str | Sequence[Turn] | None = None, thinking: bool = True
+) -> list[int]:
+    """Prompt ids [Q] of a teacher, who sees the problem and something beside it. `values` holds a text for each field.
+
+    Raises SettingError for a template that lacks {problem}, or that has no other field. Raises ModelError for an unusable chat
+    template.
+    """
+    fields = fields_of(template)
+    if "problem" not in fields or len(fields) < 2:
+        lacking = "{problem}" if "problem" not in fields else "{solution}"
+        raise SettingError(f"lacks {lacking}", "prompts.teacher", "The teacher must see the problem and {solution} or {answer}")
+    return _chat_ids(tokenizer, fill(template, **values), system, thinking)
 
 
 def splice(prompt: Sequence[int], response: Sequence[int]) -> list[int]:

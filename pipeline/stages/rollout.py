@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipeline.contract import (
     Policy,
     Reject,
     Sampling,
+    Seat,
     ShardInputs,
     ShardResult,
     Stage,
@@ -30,21 +32,31 @@ from pipeline.models.tokenizer import tokenizer_of
 from pipeline.stages.chat import response_ids
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, clean
+from pipeline.stages.teachers import PROBLEM, prompts_before
+
+WRITERS = tuple(f"teachers.*.{name}" for name in ("model", "revision", "dtype", "prompt", "template", "policy", "server"))
 
 
-def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place: Place) -> pa.Table:
+def rollout(
+    prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place: Place, seats: Mapping[str, Seat] | None = None
+) -> pa.Table:
     """G traces per prompt, next to each other. A trace depends only on its seed, prompt and policy.
 
     Trace ids and seeds depend on the round and the prompt's place in it. They do not depend on how the round is cut into shards.
+    `seats`: where the teachers that the run names answer; without them the teacher is the base on the student's engines.
+
     Raises EngineError when an answer names another policy, or when the numbers of most answers are impossible.
     """
     size = run.rollout.group_size
     num_teacher = round(size * run.rollout.teacher_share)
     source_of = ["student"] * (size - num_teacher) + ["teacher"] * num_teacher
     draft = Draft(STAGE, [""] * (prompts.num_rows * size))
-    rows: dict[str, list[int]] = {"student": [], "teacher": []}
-    requests: dict[str, list[Generate]] = {"student": [], "teacher": []}
+    writers = {"student": Seat(engines, policy), "teacher": Seat(engines, Policy(0))}
+    writers |= {f"teacher {name}": seat for name, seat in (seats or {}).items()}
+    rows: dict[str, list[int]] = {name: [] for name in writers}
+    requests: dict[str, list[Generate]] = {name: [] for name in writers}
     ids = {"student": prompts["prompt_tokens"].to_pylist(), "teacher": prompts["teacher_prompt_tokens"].to_pylist()}
+    taught = prompts_before(run, prompts) if run.teachers and num_teacher else []
     carried = prompts.select(["prompt_id", "reject_reason", "reject_detail"]).to_pylist()
     for i, prompt in enumerate(carried):
         for sample, source in enumerate(source_of):
@@ -57,15 +69,18 @@ def rollout(prompts: pa.Table, run: Run, engines: Engines, policy: Policy, place
                 draft.values[row] = {"prompt_index": i}
                 continue
             draft.values[row] = {"prompt_index": i, "sample_index": sample, "trace_source": source, "seed": seed}
-            rows[source].append(row)
-            requests[source].append(Generate(ids[source][i], seed))
-    vocab_size = engines.facts().vocab_size
+            writer, prompt_ids = source, ids[source][i]
+            if source == "teacher" and taught and (own := taught[i]) is not None:
+                writer, prompt_ids = f"teacher {own[0]}", own[1]
+            rows[writer].append(row)
+            requests[writer].append(Generate(prompt_ids, seed))
     sampling = Sampling(run.rollout.temperature, run.rollout.top_p, run.rollout.top_k, run.rollout.max_new_tokens)
-    for source, who in (("student", policy), ("teacher", Policy(0))):
-        if requests[source]:
-            for row, answer in zip(rows[source], engines.generate(requests[source], who, sampling), strict=True):
+    for writer, (those, who) in writers.items():
+        vocab_size = those.facts().vocab_size if requests[writer] else 0
+        if requests[writer]:
+            for row, answer in zip(rows[writer], those.generate(requests[writer], who, sampling), strict=True):
                 _take_generation(draft, row, answer, who, place.lag, vocab_size)
-    refuse_many(draft, [*rows["student"], *rows["teacher"]], f"{place.where}, stage rollout")
+    refuse_many(draft, [row for asked in rows.values() for row in asked], f"{place.where}, stage rollout")
     return draft.table()
 
 
@@ -142,8 +157,13 @@ def _compute(shard: ShardInputs) -> ShardResult:
         table = imported(shard.tables["prompts"], shard.run, shard.place, tokenizer)
         return ShardResult(decode(table, tokenizer), {"trace_source": "import"})
     engines, policy = shard.on_engines()
-    table = rollout(shard.tables["prompts"], shard.run, engines, policy, shard.place)
+    table = rollout(shard.tables["prompts"], shard.run, engines, policy, shard.place, shard.teachers)
     return ShardResult(decode(table, tokenizer_of(shard.run.model)), asdict(engines.facts()))
+
+
+def _writers(run: Run) -> tuple[str, ...]:
+    """The values of the round that make traces stale where named teachers write some."""
+    return ("teacher_policy", "writers") if run.teachers and run.rollout.teacher_share and not run.source.response else ()
 
 
 STAGE = Stage(
@@ -160,6 +180,7 @@ STAGE = Stage(
         "source.response",
     ),
     compute=_compute,
-    round_inputs=lambda run: () if run.source.response else ("policy",),
+    round_inputs=lambda run: () if run.source.response else ("policy", *_writers(run)),
     asks=lambda run: not run.source.response,
+    more_reads=lambda run: PROBLEM if _writers(run) else (),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.contract import (
     Policy,
     Reject,
     Score,
+    Seat,
     Sequence,
     ShardInputs,
     ShardResult,
@@ -28,61 +29,106 @@ from pipeline.contract import (
 from pipeline.errors import EngineError
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
+from pipeline.stages.teachers import COLUMNS as TEACHER_COLUMNS
+from pipeline.stages.teachers import GRADED, PROBLEM, Taught, compared, contexts, refuse_degenerate
+
+# Facts of engines, and of whom each must agree with those of the engines that wrote the traces: of the student's engines, which
+# also score the default teacher, or of every teacher's. A teacher of its own may be another engine with another dtype. Its
+# vocabulary may be padded to another size: what is beyond the tokenizer's ids has no part in its numbers.
+AGREE = {
+    "engine": ("student",),
+    "dtype": ("student",),
+    "logprobs_mode": ("student", "teacher"),
+    "entropy_method": ("student",),
+    "vocab_size": ("student",),
+    "max_model_len": (),
+    "scoring": (),
+    "fallback": (),
+}
 
 
-def score(prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, policy: Policy) -> pa.Table:
-    """Student and teacher log-probs and the teacher's entropy of every response token, all from the same kind of engine.
+def score(
+    prompts: pa.Table, rollout: pa.Table, run: Run, engines: Engines, policy: Policy, taught: Taught | None = None
+) -> pa.Table:
+    """Student and teacher log-probs and the teacher's entropy of every response token.
 
     Generation already measured the writer's log-probs, so they are not measured again. Only a sample of the student's traces
     (`score.rescore_share`) is scored again, and the gap is stored. Imported traces are scored by both. With `score.keep_topk` the
     teacher scores its own traces too: generation does not know the setting. All that a row says of the teacher then comes from
     that one forward pass.
+
+    `engines` are the student's, and also those of the default teacher. `taught` has the teachers that the run names: they score
+    every trace.
     """
     kept = TOPK if run.score.keep_topk else ()
     base = ("base_logprobs",) if run.score.base_logprobs else ()
     draft = Draft.after(STAGE, rollout)
     facts = engines.facts()
+    if taught is not None:
+        taught.begin(draft)
     indices, sources = rollout["prompt_index"].to_pylist(), rollout["trace_source"].to_pylist()
     ids = {name: views(prompts[name]) for name in ("prompt_tokens", "teacher_prompt_tokens")}
     responses, logprobs, entropies = (views(rollout[n]) for n in ("response_tokens", "rollout_logprobs", "rollout_entropy"))
     by_student = [row for row in draft.live() if sources[row] == "student"]
     by_teacher = [row for row in draft.live() if sources[row] == "teacher"]
     imports = [row for row in draft.live() if sources[row] == "import"]  # nobody measured them yet
-    again = [row for row in by_student if int(draft.keys[row], 16) % 10_000 < run.score.rescore_share * 10_000]
+    again = [row for row in by_student if _in_sample(draft.keys[row], run.score.rescore_share)]
     for row in draft.live():
-        draft.values[row] = {"entropy_method": facts.entropy_method, "entropy_error": 0.0}
+        draft.values[row] |= {"entropy_method": facts.entropy_method, "entropy_error": 0.0}
     for row in by_student:
         draft.values[row] |= {"student_logprobs": logprobs[row], "student_logprob_source": "rollout"}
     for row in by_teacher:
         draft.values[row] |= {"teacher_logprobs": logprobs[row], "teacher_entropy": entropies[row]}
         draft.values[row]["entropy_error"] = rollout["rollout_entropy_error"][row].as_py()
 
-    def ask(rows: list[int], prompt: str, who: Policy) -> list[tuple[int, Score]]:
-        """The usable scores of these rows, as (row, score), under one prompt column and policy. Other rows are rejected."""
-        sequences = [Sequence(ids[prompt][indices[row]].tolist(), responses[row].tolist()) for row in rows]
-        answers = engines.score(sequences, who) if rows else []
+    def prompted(name: str) -> Callable[[int], list[int]]:
+        """The prompt of a row in a prompt column."""
+        return lambda row: ids[name][indices[row]].tolist()
+
+    def ask(rows: list[int], prompt: Callable[[int], list[int]], seat: Seat) -> list[tuple[int, Score]]:
+        """The usable scores of these rows, as (row, score), each under its prompt. Other rows are rejected."""
+        sequences = [Sequence(prompt(row), responses[row].tolist()) for row in rows]
+        answers = seat.engines.score(sequences, seat.policy) if rows else []
         pairs = zip(rows, answers, strict=True)
-        scored = [(row, _usable(draft, row, answer, responses[row], facts.vocab_size)) for row, answer in pairs]
+        vocab_size = seat.engines.facts().vocab_size
+        scored = [(row, _usable(draft, row, answer, responses[row], vocab_size)) for row, answer in pairs]
         refuse_many(draft, rows, "stage score")
         return [(row, answer) for row, answer in scored if answer is not None]
 
-    by_others = sorted(by_student + imports + (by_teacher if kept else []))
-    for row, scored in ask(by_others, "teacher_prompt_tokens", Policy(0)):
-        draft.values[row] |= {"teacher_logprobs": scored.logprobs, "teacher_entropy": scored.entropy}
-        draft.values[row]["entropy_error"] = scored.entropy_error
-        if kept:
-            draft.values[row] |= dict(zip(kept, _topk(scored, run.score.keep_topk), strict=True))
-    for row, scored in ask([*by_teacher, *(row for row in imports if draft.reasons[row] is None)], "prompt_tokens", policy):
+    for name, seat in ({"": Seat(engines, Policy(0))} if taught is None else taught.seats).items():
+        by_others = sorted(by_student + imports + (by_teacher if kept else []))
+        rows, means = by_others if taught is None else taught.rows_of(name, draft.live()), seat.engines.facts()
+        found = ask(rows, prompted("teacher_prompt_tokens") if taught is None else taught.prompt, seat)
+        refuse_degenerate(name, [scored for _, scored in found], means)
+        for row, scored in found:
+            draft.values[row] |= {"teacher_logprobs": scored.logprobs, "teacher_entropy": scored.entropy}
+            draft.values[row] |= {"entropy_error": scored.entropy_error, "entropy_method": means.entropy_method}
+            if kept:
+                draft.values[row] |= dict(zip(kept, _topk(scored, run.score.keep_topk), strict=True))
+        if taught is not None and name in taught.compared:
+            sample = [row for row, _ in found if _in_sample(draft.keys[row], run.teachers[name].gap_share)]
+            for row, scored in ask(sample, taught.prompt, Seat(engines, seat.policy)):
+                gap = np.abs(scored.logprobs - draft.values[row]["teacher_logprobs"]).max()
+                draft.values[row]["teacher_logprob_gap"] = float(gap)
+    student = Seat(engines, policy)
+    unmeasured = [row for row in (*by_teacher, *imports) if draft.reasons[row] is None]
+    for row, scored in ask(unmeasured, prompted("prompt_tokens"), student):
         draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
-    for row, scored in ask(again, "prompt_tokens", policy):
+    for row, scored in ask(again, prompted("prompt_tokens"), student):
         draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
     if base:
         known = set(by_student if policy.version == 0 else ())  # the base itself wrote these
         for row in known:
             draft.values[row]["base_logprobs"] = logprobs[row]
-        for row, scored in ask([row for row in draft.live() if row not in known], "prompt_tokens", Policy(0)):
+        others = [row for row in draft.live() if row not in known]
+        for row, scored in ask(others, prompted("prompt_tokens"), Seat(engines, Policy(0))):
             draft.values[row]["base_logprobs"] = scored.logprobs
-    return draft.table((*kept, *base))
+    return draft.table((*kept, *base, *(() if taught is None else TEACHER_COLUMNS)))
+
+
+def _in_sample(key: str, share: float) -> bool:
+    """Whether a trace is in a sample of this share. Its key alone decides."""
+    return int(key, 16) % 10_000 < share * 10_000
 
 
 def _usable(draft: Draft, row: int, answer: Score | Failure, response: np.ndarray, vocab_size: int) -> Score | None:
@@ -122,16 +168,17 @@ def bounds_instead(cause: str) -> str:
     )
 
 
-def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str) -> None:
-    """Raise EngineError, with the facts that differ, when the scoring engine is not like the one that wrote the traces.
+def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str, who: str = "student") -> None:
+    """Raise EngineError, with the facts that differ, when the engine that scores may not score what another one wrote.
 
-    The loss compares student and teacher log-probs, so both need the same numerics. `wrote` has the facts of the rollout shard;
-    those of imported traces, which no engine wrote, name no engine.
+    The loss compares student and teacher log-probs, so they must mean the same. `wrote` has the facts of the rollout shard; those
+    of imported traces, which no engine wrote, name no engine. AGREE has the facts that must be equal; `who` is student, or
+    teacher for the engines of a teacher of its own.
     """
     if wrote.get("trace_source") == "import":
         return
     scores = asdict(facts)
-    names = ("engine", "dtype", "logprobs_mode", "entropy_method", "vocab_size")
+    names = [name for name, whose in AGREE.items() if who in whose]
     if changed := [name for name in names if wrote[name] != scores[name]]:
         named = ", ".join(f"{name} was {wrote[name]}, now {scores[name]}" for name in changed)
         raise EngineError(f"the engine that scores is not like the one that wrote the traces: {named}", where, "Roll out again")
@@ -139,9 +186,28 @@ def check_facts(wrote: Mapping[str, Any], facts: EngineFacts, where: str) -> Non
 
 def _compute(shard: ShardInputs) -> ShardResult:
     engines, policy = shard.on_engines()
-    check_facts(shard.facts["rollout"], engines.facts(), f"{shard.place.where}, shard {shard.name}")
-    table = score(shard.tables["prompts"], shard.tables["rollout"], shard.run, engines, policy)
-    return ShardResult(table, {"entropy_max": entropy_max(table), **asdict(engines.facts())})
+    where = f"{shard.place.where}, shard {shard.name}"
+    check_facts(shard.facts["rollout"], engines.facts(), where)
+    prompts, rollout, run = shard.tables["prompts"], shard.tables["rollout"], shard.run
+    if not run.teachers:
+        table = score(prompts, rollout, run, engines, policy)
+        return ShardResult(table, {"entropy_max": entropy_max(table), **asdict(engines.facts())})
+    facts = {name: seat.engines.facts() for name, seat in shard.teachers.items()}
+    for name, found in facts.items():
+        check_facts(shard.facts["rollout"], found, f"{where}, teacher {name}", "teacher")
+    live = [row for row, reason in enumerate(rollout["reject_reason"].to_pylist()) if reason is None]
+    taught = Taught(contexts(shard.tables, run, live), shard.teachers, compared(run))
+    table = score(prompts, rollout, run, engines, policy, taught)
+    fell_back = sum(seen is not None and seen.kind != run.teachers[name].prompt for name, seen in taught.contexts.values())
+    more = {"teachers": {name: asdict(found) for name, found in facts.items()}} | ({"fell_back": fell_back} if fell_back else {})
+    return ShardResult(table, {"entropy_max": entropy_max(table), **asdict(engines.facts()), **more})
+
+
+def _more_reads(run: Run) -> tuple[str, ...]:
+    """The columns that the prompts of named teachers are made from."""
+    if not run.teachers:
+        return ()
+    return (*PROBLEM, *(() if all(teacher.before_grading for teacher in run.teachers.values()) else GRADED))
 
 
 STAGE = Stage(
@@ -158,7 +224,12 @@ STAGE = Stage(
         "rollout_entropy_error",
         "trace_source",
     ),
-    settings=(*ENGINE_SETTINGS, "score"),
+    settings=(
+        *(*ENGINE_SETTINGS, "score"),
+        *(f"teachers.*.{name}" for name in ("model", "revision", "dtype", "max_model_len", "prompt", "template", "fallback")),
+        *(f"teachers.*.{name}" for name in ("policy", "server", "served_model", "top_k", "gap_share")),
+    ),
     compute=_compute,
-    round_inputs=lambda _: ("policy",),
+    round_inputs=lambda run: ("policy", *(("teacher_policy",) if run.teachers else ())),
+    more_reads=_more_reads,
 )

@@ -47,6 +47,7 @@ class Facts(TypedDict, total=False):
     entropy_max: Annotated[float, Field(ge=-0.001, le=22)]  # log(2 ** 31) is 21.5
     peak: Annotated[float, Field(ge=-0.001, le=22)]
     gave_up: Count
+    fell_back: Count
 
 
 @checked(frozen=True, slots=True, config=STRICT)

@@ -16,19 +16,21 @@ SLACK = 1e-3  # nats, or a share: what rounding may add to the greatest possible
 WIDEST = 2**31  # the vocabulary that is supposed where its size is not known
 
 HOLDS = {
-    **dict.fromkeys(("prompt_tokens", "teacher_prompt_tokens", "response_tokens", TOPK[0]), "id"),
+    **dict.fromkeys(("prompt_tokens", "teacher_prompt_tokens", "teacher_context_tokens", "response_tokens", TOPK[0]), "id"),
     **dict.fromkeys(("rollout_logprobs", "student_logprobs", "teacher_logprobs", "base_logprobs", TOPK[1]), "logprob"),
     **dict.fromkeys(("rollout_entropy", "teacher_entropy", "lookahead_entropy"), "entropy"),
     **dict.fromkeys(("entropy_mean", "entropy_p50", "entropy_p90", "entropy_max"), "entropy"),
     **dict.fromkeys((*(f"share_{name}" for name in Regime.NAMES), "gate"), "share"),
-    **dict.fromkeys(("prompt_index", "sample_index", "policy_version", "policy_lag", "seed", "reward"), "count"),
-    **dict.fromkeys(("rollout_entropy_error", "entropy_error", "student_logprob_gap"), "count"),
+    **dict.fromkeys(("prompt_index", "sample_index", "policy_version", "policy_lag", "seed"), "count"),
+    **dict.fromkeys(("rollout_entropy_error", "entropy_error", "student_logprob_gap", "teacher_logprob_gap"), "count"),
     "regime": "regime",
 }
 CHOICES = {
     "trace_source": ("student", "teacher", "import"),
     "student_logprob_source": ("rollout", "score"),
+    "teacher_context": ("privileged", "plain", "sibling", "feedback"),
     "verdict": tuple(map(str, Verdict)),
+    "judged_verdict": tuple(map(str, Verdict)),
     "reject_reason": tuple(map(str, Reject)),
 }
 

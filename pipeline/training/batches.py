@@ -155,17 +155,22 @@ def usable(data: RoundTable, max_staleness: int, constants: Objective | None = N
 
 
 def check_ids(traces: Traces, vocab_size: int) -> None:
-    """Raise TrainingError, with the trace, when an id of a prompt or a response is outside the model's vocabulary."""
-    for name in ("prompt_tokens", "response_tokens"):
-        column: RaggedColumn = getattr(traces, name)
+    """Raise TrainingError, with the trace, for an id of prompt, response or teacher that is outside the model's vocabulary."""
+    columns: dict[str, RaggedColumn] = {name: getattr(traces, name) for name in ("prompt_tokens", "response_tokens")}
+    columns |= {name: column for name, column in traces.extra.items() if name == TOPK[0]}
+    for name, column in columns.items():
         for row, (start, length) in enumerate(zip(column.starts, column.lengths, strict=True)):
             ids = column.values[start : start + length]
             if ids.min() < 0 or ids.max() >= vocab_size:
                 raise TrainingError(
                     f"{name} has id {ids.max() if ids.max() >= vocab_size else ids.min()}, and the model has {vocab_size} ids",
                     f"round {traces.number}, trace {traces.trace_ids[row]}",
-                    f"Another model wrote the trace, or its shard is damaged: redo rollout of round {traces.number}",
+                    f"Another model wrote the trace, or its shard is damaged: redo {_writer(name)} of round {traces.number}",
                 )
+
+
+def _writer(column: str) -> str:
+    return "score" if column in TOPK else "rollout"
 
 
 def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np.ndarray]:

@@ -118,6 +118,25 @@ class Trainer:
         seconds = time.perf_counter() - started
         return metrics | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
 
+    def gradient(self, share: list[MicroBatch]) -> Tensor:
+        """Gradient of the loss of one minibatch by all trained parameters, flat [P]. No weight changes. For one process."""
+        self._backward(share, self.whole(share))
+        flat = torch.cat(
+            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in self.parameters().values()]
+        )
+        self.optimizer.zero_grad()
+        return flat
+
+    def strengths(self, share: list[MicroBatch]) -> Tensor:
+        """|token weight| of every response token of one minibatch, plus the weight of its divergence, [N]. For one process."""
+        whole, found = self.whole(share), []
+        for micro in share:
+            signals = self._signals(micro, whole)
+            spread = objective.divergence_weights(signals, self.run.objective)
+            weights = objective.token_weights(signals, self.run.objective).abs()
+            found.append((weights if spread is None else weights + spread)[micro.mask])
+        return torch.cat(found)
+
     def _backward(self, share: list[MicroBatch], whole: Whole) -> tuple[Tensor, Tensor, list[str]]:
         """Gradients of the loss over the global minibatch.
 

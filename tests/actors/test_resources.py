@@ -90,3 +90,15 @@ def test_one_card_holds_engine_and_rank_of_its_recipe_and_no_second_engine():
     check(resources.demands_of(run), [node])
     with pytest.raises(ResourceError, match=r"1\.5 GPU are asked for"):
         check([*resources.demands_of(run), Demand("engines.score", 1, run.engines.rollout.placement)], [node])
+
+
+def test_imported_traces_need_no_engine_that_writes_unless_an_evaluation_asks():
+    apart = ["engines.score.max=2", "source.uri=x.jsonl", "source.response=t"]
+
+    def asked(*sets):
+        return [demand.setting for demand in resources.demands_of(resolve(recipes.demo(), [*apart, *sets]), train=False)]
+
+    assert asked() == ["engines.rollout", "engines.score", "data stages"]
+    assert asked("evaluation.problems=0") == ["engines.score", "data stages"]
+    alone = resolve(recipes.demo(), ["source.uri=x.jsonl", "source.response=t", "evaluation.problems=0"])
+    assert [name for name, _ in resources.pools_of(alone)] == ["rollout"]

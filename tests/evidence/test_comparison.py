@@ -24,8 +24,9 @@ SETS = [
     "train.batch_traces=8",
     "train.warmup_steps=0",
     "evaluation.problems=6",
+    "score.keep_topk=16",
 ]
-NAMES = "grpo,cl_egrsd,no_reference"
+NAMES = "grpo,cl_egrsd,no_reference,eopd+cl_entropy"
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -35,7 +36,7 @@ def run_it(uri, objectives=NAMES, seeds="0", sets=SETS):
 
 @pytest.fixture(scope="module")
 def compared(ray_local, tmp_path_factory):
-    """Three objectives, one seed."""
+    """Four objectives, one seed."""
     store = Store(str(tmp_path_factory.mktemp("compare") / "out"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker, "fit", trainer_here.fit)
@@ -63,7 +64,7 @@ def test_what_a_seed_shares_is_made_once_and_is_the_same_to_the_byte(compared):
         for stage in stages:
             assert hashes(compared, "grpo-s0", area, stage) == hashes(compared, "cl_egrsd-s0", area, stage), (area, stage)
     policies = {Store(compared.locate(f"{n}-s0")).read_bytes("policy/0002/manifest.json") for n in NAMES.split(",")}
-    assert len(policies) == 3
+    assert len(policies) == 4
     own = Store(compared.locate("cl_egrsd-s0")).entry("rounds/0000", "rollout", "0000")
     first = Store(compared.locate("grpo-s0")).entry("rounds/0000", "rollout", "0000")
     assert own == first  # its seconds too: copied, not made again
@@ -122,6 +123,42 @@ def test_controls_change_one_thing():
         assert {setting for setting, _, _ in differences(base, comparison.variant(base, name, base.seed))} == changed, name
     with pytest.raises(SettingError, match="'grpo' has no gate"):
         comparison.variant(resolve(base, ["objective.name=grpo"]), "shuffled", 0)
+
+
+def test_an_objective_may_have_another_gate_and_a_control():
+    base = resolve(demo(), ["score.keep_topk=16"])
+    names = comparison.chosen_objectives("grpo,fkl+cl_entropy,opd+top_entropy:0.2+inverted,grpo")
+    assert names == ["grpo", "fkl+cl_entropy", "opd+top_entropy:0.2+inverted"]
+    found = [comparison.variant(base, name, 3).objective for name in names]
+    assert [(o.name, o.gate_kind, o.control) for o in found] == [
+        ("grpo", "off", "none"),
+        ("fkl", "cl_entropy", "none"),
+        ("opd", "top_entropy", "inverted"),
+    ]
+    assert comparison.Key(names[2], 3).name == "opd+top_entropy0.2+inverted-s3"
+    own = comparison.variant(base, "cl_egrsd+cl_entropy+shuffled", 0)
+    assert own.objective == comparison.variant(base, "shuffled", 0).objective
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grpo+entropie", r"'grpo\+entropie' has no such gate or control.*Gates: off, entropy"),
+        ("grpo+shuffled", "has no such gate or control"),
+        ("grpo+entropy+shuffled+x", "has no such gate or control"),
+        ("shuffled+entropy", "unknown objective 'shuffled'"),
+    ],
+)
+def test_a_gate_that_is_not_there_is_told(text, message):
+    with pytest.raises(SettingError, match=message):
+        comparison.chosen_objectives(text)
+
+
+def test_a_gate_of_the_recipe_that_an_objective_would_drop_is_refused():
+    base = resolve(demo(), ["objective.name=grpo", "objective.gate=entropy"])
+    with pytest.raises(SettingError, match=r"'opd' of --objectives is compared with its own gate.* Write it as opd\+entropy"):
+        comparison.refuse_lost_gate(base, ["shuffled", "opd"])
+    comparison.refuse_lost_gate(base, ["shuffled", "opd+entropy"])
 
 
 @pytest.mark.parametrize(

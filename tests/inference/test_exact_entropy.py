@@ -123,3 +123,14 @@ def test_the_hook_for_named_ids_gives_the_likeliest_where_a_row_names_one_token(
     mixed = hook(logits, torch.cat((token[:3].repeat(1, 66), named[3:])))
     assert torch.equal(mixed[:3], got[:3])
     assert torch.equal(mixed[3:, :65], logprobs.gather(1, named)[3:, :65])
+
+
+def test_a_server_tells_entropies_under_an_id_that_no_other_column_has():
+    logprobs = torch.randn(40, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    for k in (1, 3, 8):
+        for token in range(9):
+            asked = torch.full((40, 1), token)
+            place = exact_entropy._place_of_its_own(logprobs, asked, k)
+            others = torch.cat((asked, logprobs.topk(k - 1, dim=-1).indices), 1)
+            assert place.shape == (40, 1)
+            assert not (place == others).any()

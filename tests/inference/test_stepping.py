@@ -4,6 +4,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from vllm.exceptions import VLLMValidationError
 
 from actors.inference.stepping import Stepper
 from pipeline import config
@@ -24,6 +25,8 @@ class Echo:
     def add_request(self, name, prompt, params, lora_request):
         if params == "refused":
             raise ValueError("no such parameter\nTraceback")
+        if params == "capped":
+            raise VLLMValidationError("Requested prompt logprobs of 31, which is greater than max allowed: 20")
         self.requests.append((name, prompt["prompt_token_ids"]))
 
     def add_lora(self, lora):
@@ -76,6 +79,9 @@ def test_what_vllm_refuses_fails_alone(started):
     stepper = started(Echo())
     assert ids(stepper.submit([([1], None), ([2], "refused"), ([3], None)], None)) == [[1], Failure("no such parameter"), [3]]
     assert ids(stepper.submit([([2], "refused")], None)) == [Failure("no such parameter")]
+    capped = stepper.submit([([2], "capped"), ([3], None)], None)
+    assert capped[0].cause.startswith("Requested prompt logprobs of 31, which is greater than max allowed: 20")
+    assert ids(capped[1:]) == [[3]]
     with pytest.raises(ModelError, match=r"bad: vLLM cannot load the adapter \(torn\)"):
         stepper.submit([([1], None)], SimpleNamespace(lora_path="bad"))
     assert ids(stepper.submit([([4], None)], SimpleNamespace(lora_path="good"))) == [[4]]

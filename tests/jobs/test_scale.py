@@ -8,7 +8,7 @@ import pytest
 from waiting import until
 
 from jobs import scale
-from pipeline.config import EnginePools, Pool, Run
+from pipeline.config import EnginePools, Pool, Run, Source, Teacher
 from pipeline.errors import SettingError, UserError
 from pipeline.rounds.round import open_rounds
 from pipeline.store import control
@@ -104,3 +104,9 @@ def test_sizes_are_bounds():
     run = Run(name="x", engines=EnginePools(score=Pool()))
     assert scale.parse(["rollout=4", "score=0..3"], run) == {"rollout": (4, 4), "score": (0, 3)}
     assert scale.parse(["rollout=0"], run) == {"rollout": (0, 1)}
+    taught = Run(
+        name="x", source=Source(teacher="who"), teachers={"big": Teacher(model="larger"), "own": Teacher(prompt="plain")}
+    )
+    assert scale.parse(["big=2"], taught) == {"big": (2, 2)}
+    with pytest.raises(SettingError, match="unknown pool 'own'"):  # the student's engines answer for it
+        scale.parse(["own=2"], taught)

@@ -6,10 +6,10 @@ import pickle
 
 import pytest
 
+from pipeline.answers.texts import last_boxed
 from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.errors import SettingError, SourceError
-from pipeline.problems.answers import last_boxed
 from pipeline.problems.sources import open_source
 
 ONE_DIGIT = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.config import Source
 from pipeline.errors import SourceError
+from pipeline.problems import survey as rows
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.problems.survey import compared, survey
 
@@ -49,3 +50,27 @@ def test_held_out_problems_that_are_trained_on_are_counted(tmp_path):
     assert [text.split(": ", 1)[1].split(" of ")[0] for text in compared(training, held_out)][1] == "2"
     assert compared(training, held_out)[0].startswith(f"note: training problems are from {training.uri}, held-out problems from")
     assert compared(training, survey(opened(tmp_path / "a.jsonl", ["5"]), None)) == []
+
+
+def test_columns_that_are_too_large_for_rewards_are_said_and_looked_at_in_the_first_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "MOST_OTHERS", 2)
+    monkeypatch.setattr(rows, "_AT_ONCE", 2)
+    path = tmp_path / "a.jsonl"
+    row = {"problem": "p", "solution": "s", "answer": "1", "story": "x" * 100, "level": 3}
+    path.write_text((json.dumps(row) + "\n") * 5)
+    found = survey(open_source(Source(uri=str(path), carry_bytes=50)), None)
+    assert (found.rows, dict(found.left_out)) == (5, {"story": 2})
+    [said] = found.notes()
+    assert said.endswith("(source.carry_bytes), among the first 2 rows: story (2 rows)")
+    assert open_source(Source(uri=str(path), carry_bytes=50)).rows([0])[0].extra == '{"level": 3}'
+    assert open_source(Source(uri=str(path))).rows([0], others=False)[0].extra is None
+
+
+def test_rows_without_a_solution_count_where_no_teacher_needs_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"query": "p", "answer": "1"}) + "\n" + json.dumps({"query": "p", "answer": None}) + "\n")
+    problems = open_source(Source(uri=str(path)))
+    with pytest.raises(SourceError, match="there is no column 'solution'"):
+        survey(problems, None).check()
+    found = survey(problems, None, solutions=False)
+    assert found.rejected.total() == 1

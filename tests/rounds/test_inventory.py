@@ -7,12 +7,14 @@ from in_process import SETS, Refusing, brought, planned, stale
 
 from actors.fakes import Behaviour, FakeEngine
 from pipeline.contract import Scope
+from pipeline.digest import digest
 from pipeline.method.rewards import RunningBaseline
 from pipeline.overrides import resolve
+from pipeline.problems.problem import Problem
 from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory, commit_round
-from pipeline.rounds.round import open_round
-from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
+from pipeline.rounds.round import open_round, problems_digest, same_problems
+from pipeline.stages import LABELS, MEASURE, PLAIN, STAGES
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
 
@@ -81,16 +83,16 @@ def test_bounds_where_exact_entropies_were_asked_for_are_a_warning(tmp_path):
 def test_what_is_missing_is_told_from_what_lacks_an_input(tmp_path, whole):
     work = planned(tmp_path)
     seen = Inventory(work, whole)
-    assert {stage.name: seen.why_stale(stage, "0000") for stage in PLAN} == dict.fromkeys(STAGES, "missing")
+    assert {stage.name: seen.why_stale(stage, "0000") for stage in PLAIN} == dict.fromkeys((s.name for s in PLAIN), "missing")
     assert seen.begun_and_stale("grade") == {}
     brought(work)
     work.store.delete(f"{work.area}/score/0000.json")
     seen = Inventory(work, whole)
-    reasons = {stage.name: seen.why_stale(stage, "0000") for stage in PLAN}
+    reasons = {stage.name: seen.why_stale(stage, "0000") for stage in PLAIN}
     fresh = dict.fromkeys(("prompts", "rollout", "grade"))
     assert reasons == {**fresh, "score": "missing", "profile": "input missing", "label": "input missing"}
     assert seen.expected_inputs(STAGES["profile"], "0000") is None
-    others = {stage.name: seen.why_stale(stage, "0001") for stage in PLAN}  # these two need the peak of every shard
+    others = {stage.name: seen.why_stale(stage, "0001") for stage in PLAIN}  # these two need the peak of every shard
     assert others == {**fresh, "score": None, "profile": "input missing", "label": "input missing"}
 
 
@@ -176,3 +178,25 @@ def test_a_committed_round_whose_shards_changed_is_told(tmp_path):
     assert Inventory(work).as_committed is True
     brought(planned(tmp_path, "grade.beta_length=0", "grade.advantage=running"), "grade")
     assert Inventory(work).as_committed is False
+
+
+def test_a_changed_other_column_makes_prompts_stale_and_shards_of_early_versions_stay_fresh(tmp_path):
+    def row(level):
+        return [Problem(0, "1+1", "s", "2", extra=level)]
+
+    plain, three, four = (problems_digest(row(level)) for level in (None, '{"level": 3}', '{"level": 4}'))
+    early = digest([{"index": 0, "problem": "1+1", "solution": "s", "answer": "2", "reject": None, "detail": ""}])
+    assert plain == early
+    assert three.startswith(f"{plain}+")
+    assert not same_problems(three, four)
+    assert same_problems(early, three)
+    assert not same_problems(three, plain)
+    assert problems_digest([replace(row(None)[0], messages="[]")]) not in (plain, early)
+    assert not same_problems(None, three)
+
+
+def test_imported_traces_do_not_depend_on_the_policy(tmp_path):
+    run = resolve(demo(), ["source.uri=x.jsonl", "source.response=t"])
+    assert STAGES["rollout"].round_inputs(run) == ()
+    assert not STAGES["rollout"].asks(run)
+    assert run.digest(STAGES["rollout"].settings) != demo().digest(STAGES["rollout"].settings)

@@ -141,7 +141,7 @@ def test_kept_tokens_come_with_every_teacher_score_also_of_traces_that_the_teach
     scored = stages.score.score(prompts, rollout, run, engine, POLICY)
     check_table(STAGES["score"], scored)
     assert engine.calls[2:] == [("score", Policy(0), 8), ("score", POLICY, 4)]
-    assert {column.name for column in STAGES["score"].writes} - {"base_logprobs"} == set(scored.column_names[3:])
+    assert {c.name for c in STAGES["score"].writes} - {"base_logprobs", *stages.teachers.COLUMNS} == set(scored.column_names[3:])
     for row in range(8):
         tokens = np.array(rollout["response_tokens"][row].as_py())
         logprobs = np.array(scored["teacher_logprobs"][row].as_py(), np.float32)

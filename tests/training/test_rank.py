@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import load_file
 from training_rounds import commit_round, make_round, tiny_run
 
+from pipeline.contract import TOPK
 from pipeline.errors import StoreError, TrainingError
 from pipeline.store.directory import Store, area
 from pipeline.training import rank
+
+OPTIONAL = (*TOPK, "base_logprobs")
 
 
 def test_a_stop_ends_a_trainer_that_waits_and_a_round_in_hand_is_left_whole(tmp_path: Path) -> None:
@@ -50,6 +53,35 @@ def test_a_policy_without_its_state_is_not_trained_on(tmp_path: Path) -> None:
     store.delete(area("train", 1))
     with pytest.raises(TrainingError, match="policy 1 has no training state"):
         rank.resume(store, run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("objective.name=eopd", "score.keep_topk=20", "objective.gate=cl_entropy"),
+        ("objective.name=gkd", "score.keep_topk=20", "objective.correction=token", "objective.normalise=sequence"),
+        ("objective.name=iw_opd", "objective.clip=gspo", "objective.kl=0.1", "score.base_logprobs=true"),
+        ("objective.name=minillm", "objective.gate=top_entropy:0.3", "objective.control=shuffled"),
+    ],
+)
+def test_an_objective_with_further_columns_trains_from_shards_and_resumes_to_the_same_bits(tmp_path: Path, settings) -> None:
+    stores, run = [Store(str(tmp_path / name)) for name in ("once", "killed")], tiny_run(*settings)
+    for store in stores:
+        trainer = rank.resume(store, run, torch.device("cpu"))
+        for number in range(2):
+            commit_round(store, make_round(number), OPTIONAL)
+            if store is stores[1]:
+                trainer = rank.resume(store, run, torch.device("cpu"))
+            assert rank.train_round(trainer, store, number)
+    assert len({str(store.read_json(f"{area('policy', 2)}/manifest.json")) for store in stores}) == 1
+
+
+def test_a_round_whose_shards_lack_a_column_names_the_stage_to_redo(tmp_path: Path) -> None:
+    store, run = Store(str(tmp_path)), tiny_run("objective.name=fkl", "score.keep_topk=20")
+    commit_round(store, make_round(), ("base_logprobs",))
+    with pytest.raises(TrainingError, match=r"round 0: there is no column teacher_topk_tokens.* score\.keep_topk=16"):
+        rank.train_round(rank.resume(store, run, torch.device("cpu")), store, 0)
+    assert store.latest_policy() == 0
 
 
 def test_a_resume_trains_the_rounds_after_the_last_state_again_to_the_same_bits(tmp_path: Path, caplog) -> None:

@@ -320,6 +320,13 @@ def test_a_column_that_is_not_there_names_the_stage_to_redo() -> None:
         trained(tiny_run(*EVERY["kl"]), RoundTable(0, 0, data.table.drop_columns(["base_logprobs"])))
 
 
+def test_a_token_of_the_teacher_that_the_student_does_not_know_is_refused() -> None:
+    ids = make_round().table[TOPK[0]].to_pylist()
+    ids[3][0][1] = 999
+    with pytest.raises(TrainingError, match=r"trace r0-3: teacher_topk_tokens has id 999.* redo score of round 0"):
+        trained(tiny_run(*EVERY["fkl"]), make_round(**{TOPK[0]: ids}))
+
+
 def test_the_five_objectives_of_earlier_versions_train_as_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
     """The formulas of before are written out here. Weights are the same bit for bit, and so is all that comes of them."""
 

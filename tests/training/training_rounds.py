@@ -77,8 +77,11 @@ def _further(drawn: dict[str, list]) -> dict[str, list]:
     }
 
 
-def commit_round(store: Store, data: RoundTable) -> None:
-    """Commit a round as one shard of a real run directory; columns that training does not read hold fillers."""
+def commit_round(store: Store, data: RoundTable, optional: tuple[str, ...] = ()) -> None:
+    """Commit a round as one shard of a real run directory; columns that training does not read hold fillers.
+
+    Of the optional columns only those that are named are there.
+    """
     fillers = {"string": "-", "float": 0.0, "int32": 0, "int64": 0}
     texts = {"trace_source": "student", "verdict": "correct", "student_logprob_source": "rollout"}
     same = {
@@ -89,13 +92,14 @@ def commit_round(store: Store, data: RoundTable) -> None:
     where, rows, hashes = area("rounds", data.number), data.table.num_rows, {}
     for stage in [s for s in PLAN if s.name in ("prompts", "rollout", "grade", "score")]:
         columns = {"prompt_id": data.table["trace_id"], "prompt_index": pa.array(range(rows))}
-        for field in contract.schema(stage):
+        schema = contract.schema(stage, optional)
+        for field in schema:
             name = same.get(field.name, field.name)
             if field.name not in columns and name in data.table.column_names:
                 columns[field.name] = data.table[name]
             elif field.name not in columns:
                 filler = None if "reject" in field.name else texts.get(field.name, fillers.get(str(field.type)))
                 columns[field.name] = pa.array([filler] * rows)
-        table = pa.table({f.name: columns[f.name].cast(f.type) for f in contract.schema(stage)}, contract.schema(stage))
+        table = pa.table({f.name: columns[f.name].cast(f.type) for f in schema}, schema)
         hashes[stage.name] = store.commit(where, stage, "0000", table, Origin()).sha256
     store.write_json(f"{where}/ready.json", {"policy": data.policy_version, "shards": {"0000": hashes}})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.problems.answers import compare_texts, decide, final_answer, last_boxed, normal_form
+from pipeline.answers.texts import compare_texts, decide, final_answer, last_boxed, normal_form
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from pipeline.problems.quantities import UNITS, based, conflict, is_number, quantity, same_size, several, spoken, total
-from pipeline.problems.spelling import plain
+from pipeline.answers.quantities import UNITS, based, conflict, is_number, quantity, same_size, several, spoken, total
+from pipeline.answers.spelling import plain
 
 _BOXED = re.compile(r"(\\(?:boxed|fbox|framebox)\s*\{)|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"\\boxed\s+([^\s{}$\\]+)|\\boxed([^\s{}$\\a-zA-Z])")

@@ -1,0 +1,238 @@
+"""A teacher at a vLLM server: the same methods as an engine, over HTTP (`prompt_logprobs=k`, `max_tokens=1`).
+
+vLLM's HTTP gives the k most likely tokens of a position, and no entropy. Entropies are the middle of the bounds that these tokens
+allow, with the half-width beside them. A server whose environment has this project, and EGRSD_EXACT_ENTROPY=served, gives exact
+ones: actors/inference/exact_entropy.py then puts the entropy where the k-th best token would stand. It is recognised by a
+handshake: the tokens of the prompt have rank 0, which vLLM never gives, and the entropies lie within the bounds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from actors.server import Refused, Server
+from pipeline import config
+from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
+from pipeline.errors import EngineError, ModelError, SettingError
+from pipeline.models.agreement import shared_size
+from pipeline.models.tokenizer import tokenizer_of
+
+T = TypeVar("T")
+_SAMPLE = 48  # ids of the handshake
+_SLACK = 2e-2  # nats by which an entropy may leave its bounds: a server may compute in half precision
+
+
+class Position(NamedTuple):
+    """What a server says of one position: the token's log-prob, the best tokens (likeliest first), and perhaps the entropy."""
+
+    logprob: float
+    tokens: list[int]
+    logprobs: list[float]
+    entropy: float | None
+
+
+class Served:
+    """The client of one server. Its constructor checks the server, and raises a one-line error for one that does not fit."""
+
+    def __init__(
+        self,
+        name: str,
+        teacher: config.Teacher,
+        model: config.Model,
+        pool: config.Pool,  # noqa: ARG002  (the signature is that of Engine behind its teacher)
+        score: config.ScoreSettings,
+    ) -> None:
+        self._name, self._teacher, self._model, self._keep = name, teacher, model, score.keep_topk
+        self._server, self._tokenizer = Server(name, teacher), tokenizer_of(model)
+        self._vocab = shared_size(self._tokenizer)
+        self._workers = ThreadPoolExecutor(teacher.concurrency, thread_name_prefix="egrsd-served")
+        self.steps, self._counting = 0, threading.Lock()
+        self._served, self._window = self._find_model()
+        self._exact, self._k = False, min(max(2, teacher.top_k, score.keep_topk), self._vocab)
+        self._shake_hands()
+
+    def facts(self) -> EngineFacts:
+        """What the server's numbers mean. It does not tell its dtype."""
+        method, name = "exact" if self._exact else "bounds", f"vllm {self._version}, served"
+        return EngineFacts(method, "raw_logprobs", "unknown", name, self._window, self._vocab)
+
+    def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
+        """One trace per request, in order. Its numbers come from scoring it, so that they are raw and at temperature 1."""
+        return self._all(lambda request: self._write(request, policy, sampling), requests)
+
+    def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:  # noqa: ARG002  (it has one policy)
+        """Log-prob and entropy of every response token, in nats. A sequence that the server refuses becomes a Failure."""
+        return self._all(self._score_one, sequences)
+
+    def close(self) -> None:
+        """End the threads that ask."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def _all(self, ask: Callable[[Any], T], items: list[Any]) -> list[T]:
+        """The answers to some requests, in order. At most `concurrency` of them are with the server, over all callers."""
+
+        def counted(item: Any) -> T:
+            """Ask, and count the answer as a step."""
+            answer = ask(item)
+            with self._counting:
+                self.steps += 1
+            return answer
+
+        return list(self._workers.map(counted, items))
+
+    def _score_one(self, sequence: Sequence) -> Score | Failure:
+        if not sequence.response:
+            return Failure("empty response")
+        ids = [*sequence.prompt, *sequence.response]
+        if len(ids) > self._window:
+            return Failure(f"prompt and response of {len(ids)} tokens exceed the window {self._window} of the teacher")
+        try:
+            positions = self._positions(ids, len(sequence.prompt), self._k)
+        except Refused as error:
+            return Failure(f"the server refuses it: {error}")
+        return self._to_score(positions, sequence.response)
+
+    def _write(self, request: Generate, policy: Policy, sampling: Sampling) -> Generation | Failure:
+        room = self._window - len(request.prompt)
+        if room < 1:
+            return Failure(f"prompt of {len(request.prompt)} tokens leaves no room in the window {self._window} of the teacher")
+        chosen = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            "seed": request.seed,
+        }
+        body = {"prompt": request.prompt, "max_tokens": min(sampling.max_new_tokens, room), "return_token_ids": True, **chosen}
+        try:
+            choice = self._choice(self._server.post("/v1/completions", body))
+        except Refused as error:
+            return Failure(f"the server refuses it: {error}")
+        tokens = choice.get("token_ids")
+        if not isinstance(tokens, list):
+            raise ModelError("the server gives no token ids of what it writes", self._server.where, "Use a newer vLLM")
+        scored = self._score_one(Sequence(request.prompt, tokens))
+        if isinstance(scored, Failure):
+            return scored
+        ended = "length" if choice.get("finish_reason") == "length" else "stop"
+        return Generation(scored.tokens, scored.logprobs, scored.entropy, scored.entropy_error, ended, policy.version)
+
+    def _positions(self, ids: list[int], first: int, k: int) -> list[Position]:
+        """What it says of every token of `ids` from place `first` on. Raises Refused or, for a strange answer, ModelError."""
+        body = {"model": self._served, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+        found = self._choice(self._server.post("/v1/completions", body)).get("prompt_logprobs")
+        if not isinstance(found, list) or len(found) != len(ids):
+            given = f"{len(found)} positions" if isinstance(found, list) else "no log-probs"
+            what = f"the server gave {given} for a prompt of {len(ids)} ids"
+            raise ModelError(what, self._server.where, "It must be a vLLM server that takes token ids and prompt_logprobs")
+        return [self._position(place, token, k) for place, token in zip(found[first:], ids[first:], strict=True)]
+
+    def _choice(self, answer: dict[str, Any]) -> dict[str, Any]:
+        choices = answer.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise ModelError("the server's answer has no choices", self._server.where, "It must speak the OpenAI completions API")
+        return choices[0]
+
+    def _position(self, place: Any, token: int, k: int) -> Position:
+        try:
+            entries = {int(key): (float(entry["logprob"]), int(entry["rank"])) for key, entry in place.items()}
+            own = entries[token][0]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            what = f"the server's log-probs lack the token {token} of the prompt, its log-prob or its rank"
+            raise ModelError(what, self._server.where, "It must be a vLLM server that takes token ids") from None
+        ranked = sorted((rank, key, value) for key, (value, rank) in entries.items() if 1 <= rank <= k)
+        entropy = ranked.pop()[2] if self._exact and ranked and ranked[-1][0] == k else None
+        return Position(own, [key for _, key, _ in ranked], [value for _, _, value in ranked], entropy)
+
+    def _to_score(self, positions: list[Position], response: list[int]) -> Score:
+        from pipeline.method.entropy import bounds  # torch takes seconds to import
+
+        logprobs = np.array([position.logprob for position in positions], np.float32)
+        best = min(len(position.tokens) for position in positions)
+        kept: tuple[np.ndarray, ...] = ()
+        if self._keep:
+            if best < self._keep:
+                raise EngineError(f"the server gave {best} of the {self._keep} best tokens", self._server.where)
+            rows = ([p.tokens[: self._keep] for p in positions], [p.logprobs[: self._keep] for p in positions])
+            kept = (np.array(rows[0], np.int32), np.array(rows[1], np.float32))
+        tokens = np.array(response, np.int32)
+        if self._exact:
+            entropy = np.array([np.nan if p.entropy is None else max(0.0, p.entropy) for p in positions], np.float32)
+            return Score(tokens, logprobs, entropy, 0.0, *kept)
+        lower, upper = bounds(np.array([p.logprobs[:best] for p in positions]), self._vocab)
+        width = float(((upper - lower) / 2).max(initial=0.0))
+        return Score(tokens, logprobs, ((lower + upper) / 2).astype(np.float32), width, *kept)
+
+    # ---- the checks at the start -------------------------------------------------------------------------------------
+
+    def _find_model(self) -> tuple[str, int]:
+        """(name of the model at the server, its window). Raises ModelError when the server does not have it."""
+        served = self._server.get("/v1/models").get("data")
+        models = {str(m.get("id")): m for m in served if isinstance(m, dict)} if isinstance(served, list) else {}
+        wanted = self._teacher.served_model
+        if not wanted and len(models) == 1:
+            wanted = next(iter(models))
+        if wanted not in models:
+            what = f"the server does not serve '{wanted}'" if wanted else f"the server has {len(models)} models"
+            listed = ", ".join(sorted(models)) or "none"
+            raise ModelError(what, self._server.where, f"It serves: {listed}. Name one in teachers.{self._name}.served_model")
+        window = models[wanted].get("max_model_len")
+        try:
+            self._version = str(self._server.get("/version").get("version", "unknown"))
+        except (ModelError, Refused):
+            self._version = "unknown"
+        # Scoring makes the server sample one token, which needs a position of its own.
+        return wanted, min(int(window) - 1, self._model.max_model_len) if isinstance(window, int) else self._model.max_model_len
+
+    def _shake_hands(self) -> None:
+        """Check that the ids mean the same at the server, that it gives enough log-probs, and whether its entropies are exact."""
+        count = max(2, min(_SAMPLE, self._window - 1))
+        ids = sorted({int(number) for number in np.linspace(0, self._vocab - 1, count)})
+        ids = ids[::-1]  # an order that no model expects, so that most tokens are unlikely
+        try:
+            body = {"model": self._served, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": self._k}
+            found = self._choice(self._server.post("/v1/completions", body)).get("prompt_logprobs")
+        except Refused as error:
+            self._explain(str(error))
+        if not isinstance(found, list) or len(found) != len(ids):
+            self._positions(ids, 1, self._k)  # which says what is wrong
+            raise ModelError("the server answers the same request in two ways", self._server.where)
+        self._check_texts(found, ids)
+        places = [place.get(str(token)) or {} for place, token in zip(found[1:], ids[1:], strict=True)]
+        if any(place.get("rank") == 0 for place in places):
+            self._exact = True
+            self._check_entropies(
+                [self._position(place, token, self._k) for place, token in zip(found[1:], ids[1:], strict=True)]
+            )
+            self._k = self._keep + 1  # the entropy takes the place of the last
+
+    def _explain(self, said: str) -> None:
+        if "logprobs" in said:
+            remedy = f"Start it with --max-logprobs {self._k}, or lower teachers.{self._name}.top_k (and score.keep_topk)"
+            raise SettingError(f"the server gives fewer log-probs than {self._k}: {said}", f"teachers.{self._name}.top_k", remedy)
+        what = f"the server refuses a prompt with the first and last ids of this tokenizer: {said}"
+        raise ModelError(what, self._server.where, f"It must serve the model of teachers.{self._name}.model")
+
+    def _check_texts(self, found: list[Any], ids: list[int]) -> None:
+        """Raise ModelError, with the first difference, when an id has another text at the server."""
+        for place, token in list(zip(found, ids, strict=True))[1:]:
+            theirs = (place.get(str(token)) or {}).get("decoded_token") if isinstance(place, dict) else None
+            ours = self._tokenizer.decode([token])
+            if isinstance(theirs, str) and "�" not in ours + theirs and ours.strip() != theirs.strip():
+                what = f"its tokenizer is not that of {self._model.path}: id {token} is {ours!r}, and at the server {theirs!r}"
+                raise ModelError(what, self._server.where, "Let the server serve the model of the settings, or change the model")
+
+    def _check_entropies(self, positions: list[Position]) -> None:
+        from pipeline.method.entropy import bounds
+
+        lower, upper = bounds(np.array([position.logprobs for position in positions]), self._vocab)
+        exact = np.array([np.nan if position.entropy is None else position.entropy for position in positions])
+        if not bool(np.all((exact >= lower - _SLACK) & (exact <= upper + _SLACK))):
+            what = "its exact entropies lie outside the bounds that its own log-probs allow"
+            raise EngineError(what, self._server.where, "Start it with the project's code of now, or without EGRSD_EXACT_ENTROPY")

@@ -1,0 +1,105 @@
+"""Whether a teacher is better than the student that it will teach: both answer a few problems before the run pays for more.
+
+The answers are graded like any trace and stored in `evidence/teachers.json`. They train nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pydantic import JsonValue
+
+from pipeline.config import Run, Teacher
+from pipeline.contract import Engines, Failure, Generate, Policy, Sampling, Verdict
+from pipeline.digest import digest
+from pipeline.grader.verifier import grader_of
+from pipeline.models.tokenizer import tokenizer_of
+from pipeline.problems.sources import ProblemSet, epoch_indices
+from pipeline.rounds.round import Round
+from pipeline.rounds.seats import seats_of
+from pipeline.stages.prompts import prompts
+from pipeline.stages.rollout import WRITERS
+from pipeline.stages.teachers import PROBLEM, prompts_before
+from pipeline.store.directory import Store
+from pipeline.store.documents import Document
+
+FILE = "evidence/teachers.json"
+_LOOKED_AT = 8  # problems per sampled one, among which those of a teacher are looked for
+
+
+class Sampled(Document):
+    """evidence/teachers.json: what decided the answers as a hash, and per teacher the answers with their verdicts."""
+
+    made_of: str
+    teachers: dict[str, list[dict[str, JsonValue]]]
+
+
+def sample_teachers(store: Store, run: Run, source: ProblemSet, engines: Mapping[str, Engines]) -> list[str]:
+    """A sentence for each teacher that can answer: how many problems it and the base solve. Stored answers are not made again.
+
+    A teacher that sees a sibling or a verdict has nothing to see before the first trace, so it is left out. A run whose verdicts
+    are decided by a reward has no sample, because the verifier does not know them.
+    """
+    asked = {name: teacher for name, teacher in run.teachers.items() if teacher.sample and teacher.before_grading}
+    if not asked or run.grade.verdict_reward is not None:
+        return []
+    decides = ("seed", "model", "prompts", "rollout", "grade", "source", *WRITERS)
+    made_of = digest([run.digest(decides), source.fingerprint, {name: teacher.sample for name, teacher in asked.items()}])
+    found = store.read_document(FILE, Sampled)
+    if found is None or found.made_of != made_of:
+        found = Sampled(made_of=made_of, teachers=_answered(store, run, source, engines, asked))
+        store.write_json(FILE, found.model_dump())
+    return [sentence(name, rows) for name, rows in found.teachers.items()]
+
+
+def sentence(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a sample says of a teacher, with a warning when it is no better than the base."""
+    right = [sum(row[f"{who}_verdict"] == Verdict.CORRECT for row in rows) for who in ("teacher", "base")]
+    said = f"teacher {name}: solves {right[0]} of {len(rows)} sampled problems, the base {right[1]}"
+    if not rows:
+        return f"warning: teacher {name}: none of the first problems could be asked, so nothing is known of it."
+    if right[0] > right[1]:
+        return f"{said}."
+    return f"warning: {said}: it is no better than its student, which may learn nothing from it. {FILE} has the answers."
+
+
+def _answered(
+    store: Store, run: Run, source: ProblemSet, engines: Mapping[str, Engines], asked: Mapping[str, Teacher]
+) -> dict[str, list[dict[str, JsonValue]]]:
+    """The answers of every teacher and of the base to its first problems."""
+    most = max(teacher.sample for teacher in asked.values())
+    indices = epoch_indices(len(source), run.seed, 0, min(len(source), _LOOKED_AT * most)).tolist()
+    table = prompts(source.rows(indices), run, tokenizer_of(run.model))
+    taught = prompts_before(run, table)
+    work = Round(store, run, "rounds", 0, 0, {}, None, dict(engines))
+    answers: dict[str, list[dict[str, JsonValue]]] = {}
+    for name, teacher in asked.items():
+        places = [place for place, own in enumerate(taught) if own is not None and own[0] == name][: teacher.sample]
+        seat = seats_of(work)[name].engines  # before the first round every policy of the student is the base
+        rows = table.take(pa.array(places, pa.int64())).to_pylist()
+        own_prompts = [own[1] for place in places if (own := taught[place]) is not None]
+        by_teacher = _written(run, rows, own_prompts, seat)
+        by_base = _written(run, rows, [row["prompt_tokens"] for row in rows], engines["rollout"])
+        kept = [{key: row[key] for key in ("prompt_id", *PROBLEM[:3])} for row in rows]
+        answers[name] = [
+            row | {f"teacher_{key}": value for key, value in mine.items()} | {f"base_{key}": value for key, value in base.items()}
+            for row, mine, base in zip(kept, by_teacher, by_base, strict=True)
+        ]
+    return answers
+
+
+def _written(run: Run, rows: Sequence[Mapping[str, Any]], asked: list[list[int]], engines: Engines) -> list[dict[str, JsonValue]]:
+    """Text and verdict of one answer of the base policy for each prompt of `asked`."""
+    chosen = run.rollout
+    sampling = Sampling(chosen.temperature, chosen.top_p, chosen.top_k, chosen.max_new_tokens)
+    seeds = [int(digest(f"sample/{run.seed}/{row['prompt_id']}"), 16) & 0x7FFFFFFF for row in rows]
+    traces = engines.generate([Generate(ids, seed) for ids, seed in zip(asked, seeds, strict=True)], Policy(0), sampling)
+    whole = [None if isinstance(trace, Failure) else trace for trace in traces]
+    tokenizer, grader = tokenizer_of(run.model), grader_of(run)
+    texts = ["" if t is None else str(tokenizer.decode(t.tokens.tolist(), skip_special_tokens=True)) for t in whole]
+    ends = ["length" if t is None else t.finish_reason for t in whole]
+    verdicts = grader.grade(texts, [row["answer"] for row in rows], ends)
+    grader.close()
+    return [{"text": text, "verdict": graded.verdict} for text, graded in zip(texts, verdicts, strict=True)]

@@ -1,0 +1,73 @@
+"""`egrsd sweep` over objectives on a run of earlier code: cosines and effective tokens of the gradients that training takes."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs import sweep as job
+from pipeline.errors import SettingError, UserError
+from pipeline.evidence import objectives
+from pipeline.overrides import resolve
+from pipeline.recipes import demo
+from pipeline.store.directory import Store
+
+STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("objectives")
+    with tarfile.open(STORED) as archive:
+        archive.extractall(folder, filter="data")
+    return Store(str(folder / "group"))
+
+
+def test_objectives_are_compared_by_the_gradients_of_training(stored, capfd):
+    sets = ["objective.name=grpo,egrsd,cl_egrsd", "objective.gate=own,entropy"]
+    job.sweep_run(stored.uri, sets, [0], 16, True)
+    document = stored.read_json(objectives.EVIDENCE)
+    kept = [point["settings"] for point in document["points"]]
+    named = [(settings["objective.name"], settings["objective.gate"]) for settings in kept]
+    # the gate `entropy` of egrsd and cl_egrsd is their own: each objective comes once
+    assert named == [("grpo", "own"), ("grpo", "entropy"), ("egrsd", "own"), ("cl_egrsd", "own")]
+    cosines = np.array(document["cosines"])
+    np.testing.assert_allclose(cosines, cosines.T, atol=1e-5)
+    np.testing.assert_allclose(np.diag(cosines), 1, atol=1e-5)
+    assert document["points"][0]["cosine"] == [pytest.approx(1, abs=1e-5)]
+    assert 0.5 < cosines[0, 2] < 0.9999
+    assert document["traces"] == 16
+    assert 0 < document["points"][0]["effective_share"] <= 1
+    assert "cosines with the first" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["objective.name=grpo", "label.gamma=0,1"], "cannot be mixed.*one after another"),
+        (["objective.name=grpo,"], "written once, as name=value,value"),
+        (["objective.name=grpo,fkl"], "egrsd stage score --round N --set score.keep_topk=16"),
+        (["objective.name=grpo,opd", "objective.gkd_beta=0,1"], "does not read this setting.*It is read by: gkd"),
+        (["objective.name=grpo", "objective.control=shuffled"], "'grpo' has no gate"),
+        (["objective.opd_coefficient=" + ",".join(map(str, range(1, 80)))], "more than 64"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(stored, sets, message):
+    with pytest.raises(SettingError, match=message):
+        job.sweep_run(stored.uri, sets, None, 8, True)
+
+
+def test_a_setting_that_only_some_objectives_read_makes_no_copies_of_the_others():
+    base = resolve(demo(), ["score.keep_topk=16"])
+    points = objectives.grid(base, ["objective.name=grpo,gkd", "objective.gkd_beta=0,.5,1"])
+    assert [tuple(point.settings.values()) for point in points] == [("grpo", "0"), ("gkd", "0"), ("gkd", ".5"), ("gkd", "1")]
+
+
+def test_objectives_without_a_common_trace_are_told(stored):
+    run = resolve(stored.load_run(), ["rollout.teacher_share=0.5"])
+    works = job.choose_rounds(stored, run, [0])
+    with pytest.raises(UserError, match="no trace is there from which all these objectives may learn"):
+        objectives.measure(run, objectives.grid(run, ["objective.name=grpo,sft"]), works, 8)

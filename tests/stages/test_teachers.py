@@ -1,0 +1,264 @@
+"""Teachers that a run names: what they see, who scores which trace, what makes their scores stale, and what is refused."""
+
+import contextlib
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from in_process import Refusing, brought, planned, stale
+
+from actors.fakes import Behaviour, FakeEngine, token_evidence
+from pipeline.config import Teacher
+from pipeline.contract import COLUMNS, EngineFacts, Score
+from pipeline.errors import EngineError, SourceError
+from pipeline.models.resolve import asset_path
+from pipeline.models.tokenizer import tokenizer_of
+from pipeline.overrides import resolve
+from pipeline.problems.sources import open_source
+from pipeline.recipes import demo
+from pipeline.rounds.refused import refuse_unknown_teachers
+from pipeline.rounds.round import with_engines
+from pipeline.rounds.rows import joined_round, round_table
+from pipeline.stages.prompts import prompts
+from pipeline.stages.score import AGREE, check_facts
+from pipeline.stages.teachers import choose_sibling, contexts, feedback, refuse_degenerate
+
+FACTS = EngineFacts("exact", "raw_logprobs", "float32", "fake", 128, 57)
+BIG = ("teachers.big.model=tiny-reasoner", "teachers.big.dtype=bfloat16", "teachers.big.prompt=plain", "teachers.big.gap_share=1")
+
+
+class Own(FakeEngine):
+    """The engine of a teacher of its own: its log-probs are those of policy version 5."""
+
+    def facts(self):
+        return EngineFacts("bounds", "raw_logprobs", "bfloat16", "another engine", 128, 60)
+
+    def score(self, sequences, policy):
+        found = super().score(sequences, policy)
+        versions = [token_evidence(s.tokens, 5, 1, 57) for s in found]
+        return [Score(s.tokens, logprobs, entropy, 0.25) for s, (logprobs, entropy) in zip(found, versions, strict=True)]
+
+
+def taught(tmp_path, *sets, own=Own):
+    """A planned round with the fake engines of a student and of a teacher `big`."""
+    work = planned(tmp_path, *sets)
+    return with_engines(work, work.engines | {"teachers.big": own(work.run.model, work.run.engines.rollout, work.run.score)})
+
+
+def test_another_model_scores_every_trace_with_its_own_prompt_and_its_numbers_are_told_apart(tmp_path):
+    work = taught(tmp_path, *BIG)
+    brought(work)
+    rows = joined_round(work)
+    assert set(rows["teacher_name"].to_pylist()) == {"big"}
+    assert set(rows["entropy_method"].to_pylist()) == {"bounds"}
+    assert set(rows["entropy_error"].to_pylist()) == {0.25}
+    assert rows["teacher_context_tokens"].to_pylist() == rows["prompt_tokens"].to_pylist()  # the same model, and no reference
+    for row in rows.to_pylist():
+        expected = token_evidence(np.array(row["response_tokens"]), 5, 1, 57)[0]
+        assert np.allclose(row["teacher_logprobs"], expected)
+        here = token_evidence(np.array(row["response_tokens"]), 0, len(row["prompt_tokens"]), 57)[0]
+        assert row["teacher_logprob_gap"] == pytest.approx(np.abs(here - expected).max(), abs=1e-6)
+    entry = work.store.entry(work.area, "score", "0000")
+    assert entry.facts["vocab_size"] == 57  # the student's, so that all stages agree
+    assert entry.facts["teachers"]["big"]["vocab_size"] == 60
+
+
+def test_student_and_teacher_each_use_their_own_chat_template(tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(asset_path(), folder)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{% for m in messages %}?{{ m['content'] }}{% endfor %}=")
+    work = taught(tmp_path / "run", f"teachers.big.model={folder}", "teachers.big.template={problem}|{answer}")
+    brought(work)
+    tokenizer = tokenizer_of(work.run.model)
+    for row in joined_round(work).to_pylist():
+        assert tokenizer.decode(row["prompt_tokens"]) == f"<bos>{row['problem']}\n"
+        assert tokenizer.decode(row["teacher_context_tokens"]) == f"<bos>?{row['problem']}|{row['answer']}="
+        assert row["teacher_logprob_gap"] is None  # nobody else has these weights
+
+
+def test_another_teacher_makes_scores_stale_and_no_trace(tmp_path):
+    work = taught(tmp_path, *BIG)
+    brought(work, "prompts", "rollout", "grade", "score")
+    other = resolve(work.run, ["teachers.big.template=Solve {problem}"])
+    assert {name for name, _ in stale(with_engines(type(work)(**{**vars(work), "run": other}), {}))} == {"prompts", "score"} | {
+        "profile",
+        "label",
+    }
+    refusing = {**work.engines, "rollout": Refusing(None, None, work.run.score)}
+    again = with_engines(type(work)(**{**vars(work), "run": other}), refusing)
+    assert {name for name, _ in brought(again, "prompts", "rollout", "score")} == {"prompts", "score"}  # no trace was written
+
+
+def test_a_run_without_named_teachers_has_none_of_their_columns(tmp_path):
+    work = planned(tmp_path)
+    brought(work)
+    assert not {name for name in joined_round(work).column_names if COLUMNS.get(name) and COLUMNS[name].optional}
+
+
+def test_rows_choose_their_teacher_and_a_row_that_names_nobody_is_refused_with_its_name(tmp_path):
+    rows = [{"problem": f"{i}+1", "answer": str(i + 1), "who": "ab"[i % 2]} for i in range(4)]
+    path = tmp_path / "p.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    sets = [f"source.uri={path}", 'source.solution=""', "source.teacher=who", "teachers.a.prompt=plain", "teachers.b.policy=base"]
+    work = planned(tmp_path / "run", *sets, "teachers.b.template={problem} gives {answer}")
+    brought(work)
+    found = joined_round(work).to_pylist()
+    assert [row["teacher_name"] for row in found] == [row["problem_teacher"] for row in found]
+    assert {row["teacher_name"]: row["teacher_context"] for row in found} == {"a": "plain", "b": "privileged"}
+    tokenizer = tokenizer_of(work.run.model)
+    told = {tokenizer.decode(row["teacher_context_tokens"], skip_special_tokens=True).strip() for row in found}
+    assert told == {"0+1", "2+1", "1+1 gives 2", "3+1 gives 4"}
+    assert round_table(work.store, 0) is None
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0] | {"who": "bb"}])))
+    with pytest.raises(SourceError, match=r"p\.jsonl, row 4: column 'who' names 'bb', which is no teacher\. Did you mean 'b'"):
+        refuse_unknown_teachers(open_source(work.run.source), work.run)
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0] | {"who": None}])))
+    with pytest.raises(SourceError, match=r"row 4: column 'who' is empty\. Teachers of this run: a, b"):
+        refuse_unknown_teachers(open_source(work.run.source), work.run)
+
+
+def test_a_missing_solution_counts_only_where_a_template_reads_it(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps(row)
+            for row in [
+                {"problem": "1+1", "solution": "", "answer": "2"},
+                {"problem": "2+2", "solution": "2+2=4#4", "answer": ""},
+            ]
+        )
+    )
+    run = resolve(demo(), [f"source.uri={path}"])
+    rows = open_source(run.source).rows([0, 1])
+    reasons = lambda *sets: prompts(rows, resolve(run, [*sets]), tokenizer_of(run.model))["reject_reason"].to_pylist()  # noqa: E731
+    assert reasons() == ["missing_solution", "missing_answer"]
+    assert reasons("prompts.teacher={problem}|{answer}") == [None, "missing_answer"]
+    assert reasons("teachers.a.prompt=sibling") == [None, "missing_answer"]
+
+
+def graded(verdicts, group=2):
+    """Tables of a shard with these verdicts, and a run in which every group has `group` traces."""
+    keys = [f"trace{i}" for i in range(len(verdicts))]
+    places = [i // group for i in range(len(verdicts))]
+    problems = {
+        "problem": [f"{i}+1" for i in range(places[-1] + 1)],
+        "solution": [None] * (places[-1] + 1),
+        "answer": ["1"] * (places[-1] + 1),
+    }
+    texts = [f"{key}" for key in keys]
+    return {
+        "prompts": pa.table(problems),
+        "rollout": pa.table({"trace_id": keys, "prompt_index": places, "response_text": texts}),
+        "grade": pa.table(
+            {
+                "trace_id": keys,
+                "reject_reason": pa.array([None if v else "verifier_error" for v in verdicts], pa.string()),
+                "verdict": pa.array(verdicts, pa.string()),
+                "extracted_answer": pa.array(["7" if v else None for v in verdicts], pa.string()),
+            }
+        ),
+    }
+
+
+@given(st.lists(st.sampled_from(["correct", "wrong", None]), min_size=4, max_size=4), st.integers(0, 5))
+def test_a_sibling_is_another_correct_trace_of_the_group_chosen_by_seed(verdicts, seed):
+    run = resolve(
+        demo(), ["teachers.a.prompt=sibling", "teachers.a.template={problem}|{solution}", f"seed={seed}", 'source.solution=""']
+    )
+    tables = graded(verdicts)
+    found = contexts(tables, run, range(4))
+    assert found == contexts(tables, run, range(4))
+    tokenizer = tokenizer_of(run.model)
+    for row, (name, context) in found.items():
+        other = row ^ 1  # groups of two
+        has_one = verdicts[row] is not None and verdicts[other] == "correct"
+        assert (name, context.kind, context.sibling) == ("a", *(("sibling", f"trace{other}") if has_one else ("plain", None)))
+        assert (f"trace{other}" in tokenizer.decode(context.prompt)) == has_one
+    rejecting = resolve(run, ["teachers.a.fallback=reject"])
+    assert {row for row, (_, seen) in contexts(tables, rejecting, range(4)).items() if seen is None} == {
+        row for row, (_, seen) in found.items() if seen.kind == "plain"
+    }
+
+
+@given(st.sets(st.text("abc", min_size=1), max_size=5), st.integers(0, 9))
+def test_no_trace_is_its_own_sibling(keys, seed):
+    for key in keys:
+        chosen = choose_sibling(seed, key, sorted(keys))
+        assert chosen in keys - {key} or (chosen is None and keys == {key})
+
+
+def test_feedback_is_what_the_verifier_said_of_this_trace():
+    run = resolve(demo(), ["teachers.a.prompt=feedback", "teachers.a.template={problem} {feedback}"])
+    found = contexts(graded(["correct", "wrong"]), run, [0, 1])
+    told = [tokenizer_of(run.model).decode(found[row][1].prompt) for row in (0, 1)]
+    assert "he verifier read the answer 7 and found it correct." in told[0]
+    assert "which is wrong." in told[1]
+    assert "(none)" in feedback({"verdict": "wrong", "extracted_answer": None})
+
+
+def test_traces_without_a_context_are_counted_and_a_regrade_makes_the_scores_stale(tmp_path):
+    work = planned(tmp_path, "teachers.a.prompt=sibling", "teachers.a.template={problem}|{solution}")
+    brought(work)
+    entries = work.store.entries(work.area, "score").values()
+    rows = joined_round(work)["teacher_context"].to_pylist()
+    assert sum(entry.facts.get("fell_back", 0) for entry in entries) == rows.count("plain") > 0
+    assert all("grade" in entry.inputs for entry in entries)
+    rejecting = planned(tmp_path / "b", "teachers.a={prompt: sibling, template: '{problem}|{solution}', fallback: reject}")
+    brought(rejecting)
+    assert "no_context" in joined_round(rejecting)["reject_reason"].to_pylist()
+
+
+def test_a_teacher_that_writes_gets_its_own_prompt(tmp_path):
+    work = taught(tmp_path, *BIG, "rollout.teacher_share=0.5", "teachers.big.template=Solve {problem}")
+    brought(work)
+    rows = joined_round(work).to_pylist()
+    assert [row["trace_source"] for row in rows] == ["student", "teacher"] * 4
+    for row in rows:
+        prompt = row["teacher_context_tokens"] if row["trace_source"] == "teacher" else row["prompt_tokens"]
+        assert np.allclose(row["rollout_logprobs"], token_evidence(np.array(row["response_tokens"]), 0, len(prompt), 57)[0])
+    other = with_engines(type(work)(**{**vars(work), "run": resolve(work.run, ["teachers.big.template=Do {problem}"])}), {})
+    assert stale(other)["rollout", "0000"] == "writers changed"
+
+
+UNIFORM, CONSTANT = "is uniform: -log V = -4.043 nat on each of 12", "is constant: -0.5 nat"
+
+
+@pytest.mark.parametrize(("logprob", "said"), [(-np.log(57), UNIFORM), (-0.5, CONSTANT), (-1e-4, None)])
+def test_a_uniform_or_constant_teacher_is_found(logprob, said):
+    tokens = np.arange(12, dtype=np.int32)
+    scores = [Score(tokens, np.full(12, logprob, np.float32), np.zeros(12, np.float32), 0.0)]
+    sure = contextlib.nullcontext()
+    with sure if said is None else pytest.raises(EngineError, match=rf"teachers\.big: its log-prob {said}"):
+        refuse_degenerate("big", scores, FACTS)
+
+
+def test_a_constant_teacher_ends_the_round_before_it_is_trained_on(tmp_path):
+    class Broken(Own):
+        def score(self, sequences, policy):
+            return [Score(s.tokens, np.full_like(s.logprobs, -3.0), s.entropy, 0.0) for s in super().score(sequences, policy)]
+
+    work = taught(tmp_path, *BIG, own=Broken)
+    with pytest.raises(EngineError, match=r"teachers\.big: its log-prob is constant"):
+        brought(work)
+
+
+def test_the_facts_that_must_agree_are_one_table():
+    assert set(AGREE) == set(vars(FACTS))
+    wrote = vars(FACTS) | {"engine": "vllm 1", "dtype": "bfloat16", "vocab_size": 99, "entropy_method": "bounds"}
+    check_facts(wrote, FACTS, "here", "teacher")
+    with pytest.raises(EngineError, match=r"engine was vllm 1, now fake, dtype was bfloat16, now float32"):
+        check_facts(wrote, FACTS, "here")
+    with pytest.raises(EngineError, match="logprobs_mode"):
+        check_facts(wrote | {"logprobs_mode": "processed"}, FACTS, "here", "teacher")
+
+
+def test_a_teacher_on_the_students_model_needs_no_pool():
+    run = resolve(demo(), ["teachers.a.prompt=feedback", "source.solution=solution"])
+    assert list(run.pools) == ["rollout"]
+    assert not run.has_pool(Teacher())
+    assert list(resolve(run, ["teachers.a.dtype=bfloat16"]).pools) == ["rollout", "a"]
+    assert Behaviour().vocab_size == 57
