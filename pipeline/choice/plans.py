@@ -158,7 +158,8 @@ class Planner:
         return Candidates.of(self.run.source, self._known)
 
 
-NOTHING = (
+MEASURE_THEM = "measure problems: `egrsd evaluate --run R --policy 0 --source FILE -k 8`"
+NOTHING = f"Widen the bounds, set source.unmeasured to kept, or {MEASURE_THEM}"
     "Widen the bounds, set source.unmeasured to kept, or measure problems: `egrsd evaluate --run R --policy 0 --source FILE -k 8`"
 )
 
