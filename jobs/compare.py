@@ -17,6 +17,7 @@ from jobs.progress import open_screen
 from jobs.settle import parse_numbers, read_config
 from jobs.tables import of_comparison
 from jobs.terminal import Session, session
+from pipeline.config.objective import approximation
 from pipeline.driver import Driver, cautions, open_sources
 from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
@@ -25,6 +26,7 @@ from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.recipes import recipe as named
 from pipeline.rounds import origin
 from pipeline.rounds.remaining import Remaining
+from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
 from pipeline.training import worker
 
@@ -70,7 +72,8 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             sources = open_sources(compared.base)
             assert sources.evals is not None
             check_problems(sources.evals, compared.base.evaluation.problems)
-            for caution in cautions(compared.base, sources):
+            partly = [note for run in compared.runs.values() for note in approximation(run.objective, run.score)]
+            for caution in dict.fromkeys([*cautions(compared.base, sources), *partly]):
                 out.say(caution)
             for key in compared.runs:
                 origin.refuse_changes(compared.folder(key), sources.opened, accept=False, remedy=ACCEPT)
@@ -103,7 +106,7 @@ def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], ou
     """Bring one run of the comparison to its end, on engines that are up."""
     store, run = compared.folder(key), compared.runs[key]
     compared.share(key)
-    sources = open_sources(run)
+    sources = open_sources(run, reward_codes(store, run))
     with holding_for(out, store) as holding, open_screen(out) as screen:
         store.save_run(run, versions())
         origin.keep(store, sources.opened)

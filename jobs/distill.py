@@ -18,6 +18,8 @@ from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.rounds import origin
 from pipeline.rounds.remaining import Remaining
+from pipeline.rounds.round import reward_codes
+from pipeline.store.directory import Store
 from pipeline.training import worker
 
 
@@ -33,7 +35,7 @@ def distill(
         store = open_folder(uri)
         run = settle(store, choices)
         trackers.check(run)
-        sources = None if Remaining.of(store, run).is_empty else checked_sources(run, out)
+        sources = None if Remaining.of(store, run).is_empty else checked_sources(store, run, out)
         holding = hold(out, store)
         run = settle(store, choices)  # read again: another command may have worked on the run before we got the lease
         remaining = Remaining.of(store, run)
@@ -44,7 +46,7 @@ def distill(
             for text in origin.look(store, run):
                 out.say(f"note: {text}.")
         else:
-            sources = sources or checked_sources(run, out)
+            sources = sources or checked_sources(store, run, out)
             for text in origin.refuse_changes(store, sources.opened, choices.accept_changes):
                 out.say(text)
             remaining = Remaining.of(store, run, sources.evals)
@@ -63,9 +65,9 @@ def distill(
         summarise(store, run, out)
 
 
-def checked_sources(run: Run, out: Session) -> Sources:
+def checked_sources(store: Store, run: Run, out: Session) -> Sources:
     """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
-    sources = open_sources(run)
+    sources = open_sources(run, reward_codes(store, run))
     for caution in cautions(run, sources):
         out.say(caution)
     return sources

@@ -18,6 +18,7 @@ from pipeline import config
 from pipeline.errors import EgrsdError, UnreachableError
 from pipeline.fit import footprint, machine, one_card, pace
 from pipeline.fit.machine import Facts, Line
+from pipeline.grader.code import codes_of
 from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
@@ -26,6 +27,7 @@ from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import recipe as named
 from pipeline.rounds import looked as rows
+from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 from pipeline.store.probe import judge_store
 
@@ -44,6 +46,7 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
             largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
         findings += tell(judge("model", lambda: judge_model(run, largest)), out)
+        findings += tell(judge("rewards", lambda: judge_rewards(run)), out)
         findings += tell(judge("teachers", lambda: judge_teachers(run, largest)), out)
         findings += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
         findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, address, debug)], "a real engine to start"), out)
@@ -109,6 +112,12 @@ def judge_tokenizer(run: config.Run) -> Line:
     tokenizer = tokenizer_of(run.model)
     check_teachers(run)
     return Line("ok", "tokenizer", f"{len(tokenizer)} tokens, hash {template_hash(tokenizer)}, student and teacher alike")
+
+
+def judge_rewards(run: config.Run) -> list[Line]:
+    """What the rewards of a run are, after each was tried here. A lock that is open is a warning. Raises SettingError."""
+    notes = check_rewards(run, codes_of(run), open_source(run.source)) if run.grade.rewards else []
+    return [Line("warning" if "without a lock" in note else "ok", "rewards", note.removeprefix("note: ")) for note in notes]
 
 
 def judge_teachers(run: config.Run, facts: Facts) -> list[Line]:

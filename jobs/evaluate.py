@@ -16,7 +16,9 @@ from jobs.terminal import Session, session
 from pipeline.errors import UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
 from pipeline.rounds.refused import refuse_unusable
+from pipeline.rounds.round import reward_codes
 from pipeline.stages.grade import check_references
+from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 
 
@@ -52,6 +54,8 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
         missing = [one for one in asked if any(is_missing(store, one, number) for number in numbers)]
         for one in missing:
             refuse_unusable(one.source, range(one.problems), one.run, "the evaluation")
+            for note in check_rewards(one.run, reward_codes(store, one.run), one.source):
+                out.say(note)
         if missing:
             evals = open_folder(store.locate("evals"))
             hold(out, evals)

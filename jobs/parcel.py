@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from pipeline.recipes import recipe as named
 from pipeline.written import read_override
 
 PACKAGES = ("pipeline", "actors", "jobs")
-_FILES = (".jsonl", ".json", ".parquet", ".gz", ".zst", ".bz2", ".lz4")  # ends of names that mean files
+_FILES = (".jsonl", ".json", ".parquet", ".gz", ".zst", ".bz2", ".lz4", ".py")  # ends of names that mean files
 _PLACES = ("source.uri", "model.path", "evaluation.source.uri")  # settings that may name files of the folder
-_SECTIONS = tuple(sorted({name.partition(".")[0] for name in _PLACES}))
+_REWARDS = "grade.rewards"
+_SECTIONS = tuple(sorted({name.partition(".")[0] for name in (*_PLACES, _REWARDS)}))
 MOST_BYTES = 100 * 2**20  # the job server of Ray 2.60 takes no larger request
 _SECRET = re.compile(
     r"^\.|^id_(rsa|dsa|ecdsa|ed25519)|^_netrc|^kubeconfig|~$|\.(pem|key|p12|pfx|p8|ppk|jks|kdbx|tfvars|tfstate|env|bak)(\.|$)"
@@ -121,6 +122,7 @@ def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"teachers.{name}.model", teacher.model
         if run.evaluation.source is not None:
             yield "evaluation.source.uri", run.evaluation.source.uri
+        yield from _of_rewards(reward.model_dump() for reward in run.grade.rewards)
         return
     places = dict(_places(document))
     for line in sets:
@@ -137,6 +139,17 @@ def _places(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from _places(value, f"{name}.")
         elif name in _PLACES and isinstance(value, str):
             yield name, value
+        elif name == _REWARDS:
+            yield from _of_rewards(value)
+
+
+def _of_rewards(rewards: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(dotted name, text) of every file that a reward names. An installed module is the cluster's own."""
+    for reward in rewards:
+        function = str(reward.get("function", ""))
+        place = function if function.endswith(".py") else function.rpartition(":")[0]
+        if place.endswith(".py"):
+            yield f"{_REWARDS}.{reward.get('name')}", place
 
 
 def _add_named(parcel: Parcel, folder: Path, option: str, text: str) -> None:

@@ -33,6 +33,9 @@ def show_changes(uri: str, stage: str, number: int | None, sets: Sequence[str] =
             raise UserError(f"'{stage}' has no verdicts", "--diff", "Use `egrsd stage grade --run URI --diff`")
         store, old = open_run(uri)
         run = resolve(old, list(sets))
+        if run.grade.verdict_reward is not None:
+            what = f"the reward '{run.grade.verdict_reward}' decides the verdicts of this run, and no verifier"
+            raise UserError(what, "--diff", "`egrsd stage reward --run URI --round N --force` runs the rewards again")
         check_settings(find_stage(stage), (setting for setting, _, _ in differences(old, run)))
         out.exits.enter_context(late("regrade", f"stored answers of {store.uri} have been graded for {NOTICE_S:g} s so far."))
         works = _all_works(store, run) if number is None else [open_round(store, run, "rounds", number)]

@@ -19,6 +19,7 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
 from pipeline.rounds.schedule import Choice, execute
 from pipeline.stages import PLAN, check_settings, find_stage
+from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Entry
 
 
@@ -43,6 +44,8 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         stage = find_stage(asked.stage)
         store, old, _ = hold_run(out, uri)
         run = resolve(old, list(asked.sets))
+        if not stage.in_run(run):
+            raise UserError("this run has no rewards of its own, so `grade` does all", f"stage {stage.name}", "Set grade.rewards")
         check_settings(stage, (setting for setting, _, _ in differences(old, run)))
         work = open_round(store, run, "rounds", asked.round)
         if unknown := sorted(set(asked.shards) - work.shards.keys()):
@@ -54,6 +57,8 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
                 raise UserError(
                     f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
                 )
+        for note in check_rewards(run, work.codes, open_source(run.source)) if stage.name == "reward" else ():
+            out.say(note)
         start(out, store, address)
         if going := _replaced(inventory, stage, Choice(only, asked.force)):
             out.say(f"{work.area} {stage.name}: {len(going)} shards are replaced, each once its new one is whole.")

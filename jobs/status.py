@@ -15,11 +15,9 @@ from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds
-from pipeline.stages import EVALUATION, PLAN
+from pipeline.stages import EVALUATION, PLAN, chain_of
 from pipeline.store.directory import Store
 from pipeline.store.names import EVALUATION_FOLDER
-
-NAMES = [stage.name for stage in PLAN]
 
 
 def show(uri: str, debug: bool) -> None:
@@ -27,7 +25,8 @@ def show(uri: str, debug: bool) -> None:
     with session(debug) as out:
         store, run = open_run(uri)
         title = f"{run.name}: {len(store.numbers('rounds'))} of {run.rounds} rounds"
-        table = Table("round", *NAMES, "trained", title=title, title_justify="left", box=None)
+        names = chain_of(run, (stage.name for stage in PLAN))
+        table = Table("round", *names, "trained", title=title, title_justify="left", box=None)
         rejected: Counter[str] = Counter()
         stored: Counter[str] = Counter()
         notes: list[str] = []
@@ -35,9 +34,9 @@ def show(uri: str, debug: bool) -> None:
             for work in open_rounds(store, run):
                 inventory = Inventory(work)
                 rejected.update(inventory.all_rejected())
-                stored.update({name: sum(entry.bytes for entry in inventory.entries(name).values()) for name in NAMES})
-                stale = {name: inventory.begun_and_stale(name) for name in NAMES}
-                table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in NAMES), _trained(inventory))
+                stored.update({name: sum(entry.bytes for entry in inventory.entries(name).values()) for name in names})
+                stale = {name: inventory.begun_and_stale(name) for name in names}
+                table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in names), _trained(inventory))
                 notes += _notes(inventory, stale)
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
@@ -107,7 +106,7 @@ def _stale_evaluations(store: Store, run: Run) -> list[str]:
         if read_plan(store, "evals", number) is None:  # an empty folder
             continue
         inventory = Inventory(open_round(store, evaluation_run(run), "evals", number))
-        stale = {reason for name in EVALUATION for reason in inventory.begun_and_stale(name)}
+        stale = {reason for name in chain_of(inventory.work.run, EVALUATION) for reason in inventory.begun_and_stale(name)}
         where = inventory.work.area
         notes += [f"stale: {where} ({', '.join(sorted(stale))}); `egrsd distill` evaluates again"] if stale else []
     return notes

@@ -77,7 +77,8 @@ def sweep_objectives(out: Session, store: Store, run: Run, sets: list[str], aske
     rounds, sample = asked
     points = objectives.grid(run, sets)
     chosen = choose_rounds(store, run, rounds)
-    for note in filter(None, (*map(stale_note, chosen), *(n for p in points for n in approximation(p.run.objective, run.score)))):
+    partly = [note for point in points for note in approximation(point.run.objective, run.score)]
+    for note in dict.fromkeys([*filter(None, map(stale_note, chosen)), *partly]):
         out.say(note)
     with late("sweep", f"{len(points)} objectives have been computed from {store.uri} for {NOTICE_S:g} s so far."):
         document = objectives.measure(run, points, chosen, sample)

@@ -8,6 +8,7 @@ The rooms stand in the order in which a row meets them. The values belong to one
     stages/rollout   An engine writes G traces per prompt. It stores the log-prob and the entropy of each token.
                      One trace of 40 tokens is "maybe 2+9=11;wait;2+9=11;11-4=7;7-1=6#6".
                      The `w` of its "wait" has log-prob -1.93 and entropy 1.21 nats.
+    stages/reward    Only in a run with rewards of its own: the verdict, and what each of its functions says.
     stages/grade     The verdict on the answer (correct), the length-shaped reward (1.222) and the advantage (+1.617).
                      The sign of the advantage is the direction of the update.
     stages/score     The frozen teacher, with the reference in view, scores the same ids.

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.evidence.teachers import sample_teachers
+from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
 from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
@@ -41,9 +42,10 @@ from pipeline.rounds.refused import (
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
-from pipeline.stages import EVALUATION, LABELS, MEASURE
+from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
+from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 from pipeline.store.lease import Lease
 from pipeline.store.manifest import Entry
@@ -92,11 +94,15 @@ class Screen(Protocol):
 
 @dataclass(frozen=True)
 class Sources:
-    """The open sources of a run: problems of its rounds, and held-out problems. `evals` is None in a run without evaluations."""
+    """The open sources of a run: problems of its rounds, and held-out problems. `evals` is None in a run without evaluations.
+
+    codes: the code of each reward, as it was checked. A file that is edited meanwhile changes nothing until the next command.
+    """
 
     rounds: ProblemSet
     evals: ProblemSet | None
     notes: tuple[str, ...] = ()
+    codes: dict[str, Code] = field(default_factory=dict)
 
     @property
     def opened(self) -> dict[str, ProblemSet]:
@@ -104,12 +110,14 @@ class Sources:
         return {"source": self.rounds} | ({"evaluation.source": self.evals} if self.evals is not None else {})
 
 
-def open_sources(run: Run) -> Sources:
+def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
+    `codes` has the code of each reward; without it their files are read now.
+
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
-    prompt template, the answer pattern or score.keep_topk. Raises UserError when no prompt of the first round, or none of the
-    evaluation, can be answered.
+    prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
+    of the evaluation, can be answered.
     """
     grader_of(run)
     check_teachers(run)
@@ -124,7 +132,11 @@ def open_sources(run: Run) -> Sources:
     if evals is not None:
         refuse_unusable(evals, range(min(run.evaluation.problems, len(evals))), evaluation_run(run), "the evaluation")
     notes += [check_references(source, run) for source in (rounds, evals) if source is not None]
-    return Sources(rounds, evals, tuple(note for note in notes if note is not None))
+    codes = codes_of(run) if codes is None else codes
+    notes += check_rewards(run, codes, rounds)
+    if evals is not None and run.grade.verdict_reward is not None:
+        notes += check_rewards(evaluation_run(run), codes, evals)
+    return Sources(rounds, evals, tuple(note for note in notes if note is not None), codes)
 
 
 def cautions(run: Run, sources: Sources) -> list[str]:
@@ -133,7 +145,7 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     Raises SourceError when no row of a source can be used.
     """
     pattern = controls(tokenizer_of(run.model))
-    training = survey(sources.rounds, pattern)
+    training = survey(sources.rounds, pattern, solutions=run.reads_solutions)
     training.check()
     notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(), *training.notes(), *sources.notes]
     if sources.evals is not None:
@@ -240,10 +252,10 @@ class Driver:
         begun, before = time.perf_counter(), usage(self.engines)
         version = max(0, number - self.run.max_staleness)
         source = self.sources.rounds
-        work = plan_round(self.store, self.run, "rounds", number, version, source)
+        work = self._planned(self.run, "rounds", number, version, source)
         spent: dict[str, float] = {}
         most = inflight(self.run, self.engines)
-        execute(with_engines(work, self.engines), MEASURE, source, inflight=most, on_entry=_counting(spent))
+        execute(with_engines(work, self.engines), chain_of(self.run, MEASURE), source, inflight=most, on_entry=_counting(spent))
         refuse_wide_bounds(work)
         refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
         measured, now = time.perf_counter(), usage(self.engines)
@@ -256,6 +268,10 @@ class Driver:
         clock["seconds_engines_idle"] = max(0.0, now.idle_s - before.idle_s)
         return _Measured(work, begun, clock | {f"seconds_stage_{name}": seconds for name, seconds in spent.items()})
 
+    def _planned(self, run: Run, kind: str, number: int, version: int, source: ProblemSet) -> Round:
+        """A planned round, with the code of the rewards that was checked at the start."""
+        return replace(plan_round(self.store, run, kind, number, version, source), codes=self.sources.codes)
+
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
         """Profile and label a measured round. The seconds of each stage are added to `spent`."""
         execute(work, LABELS, on_entry=_counting({} if spent is None else spent))
@@ -265,7 +281,7 @@ class Driver:
         assert self.sources.evals is not None
         self._wake()
         source = self.sources.evals
-        work = plan_round(self.store, evaluation_run(self.run), "evals", version, version, source)
+        work = self._planned(evaluation_run(self.run), "evals", version, version, source)
         answer(work, source, self.engines, partial(self.screen.bar, f"evaluate policy {version}"))
         refuse_nothing_left(work, EVALUATION)
 

@@ -72,16 +72,24 @@ def decides(setting: str) -> bool:
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:
     for key, value in document.items():
         name = f"{where}{key}"
-        free_form = where.endswith(("options.", "resources.", "labels.")) or where == "teachers."
+        free_form = where.endswith(("options.", "resources.", "labels.", "settings.")) or where == "teachers."
         if key not in data and not free_form:
             hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
             raise SettingError("unknown setting", name, hint)
-        clears = not value and key in {"options", "resources", "labels", "teachers"}  # `{}` empties a section whose keys are free
+        clears = not value and key in {
+            "options",
+            "resources",
+            "labels",
+            "settings",
+            "teachers",
+        }  # `{}` empties it: its keys are free
         if isinstance(value, dict) and isinstance(data.get(key), dict) and not clears:
             _overlay(data[key], value, f"{name}.")
         elif isinstance(value, dict) and data.get(key) is None and (section := _begun(name)) is not None:
             data[key] = section
             _overlay(data[key], value, f"{name}.")
+        elif isinstance(value, dict) and isinstance(data.get(key), list):
+            _overlay({entry["name"]: entry for entry in data[key]}, value, f"{name}.")
         else:
             data[key] = value
 
@@ -96,6 +104,8 @@ def _begun(name: str) -> dict[str, Any] | None:
 def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in data.items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) and "name" in entry for entry in value):
+            value = {entry["name"]: entry for entry in value}  # an entry of a list is found by its name
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:

@@ -124,6 +124,11 @@ def _find(model: type[BaseModel], name: str) -> tuple[list[str], Any]:
             kind, place = value, place.below(key) if split else place
         elif kind is Any:
             key, _, rest = rest.partition(".")
+        elif get_origin(kind) is tuple and _is_section(get_args(kind)[0]):  # an entry of a list is found by its name
+            key, _, rest = rest.partition(".")
+            kind, place = get_args(kind)[0], place.below(key)
+            if not rest:
+                raise SettingError("is one entry of a list", name, f"Write {place.name}.SETTING=value, or the whole list")
         else:
             raise SettingError("unknown setting", name, f"'{place.name}' is one setting: write {place.name}=value")
         keys.append(key)

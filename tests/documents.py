@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from jobs.cli import app
 from pipeline import recipes
-from pipeline.config import Run, Teacher
+from pipeline.config import Reward, Run, Teacher
 from pipeline.contract import COLUMNS
 from pipeline.errors import EgrsdError
 from pipeline.overrides import resolve
@@ -39,7 +39,8 @@ SHOWN_SETTINGS = (
     *(f"engines.rollout.{name}" for name in ("min", "max", "threads", "max_num_seqs")),
 )
 STANDS_FOR = {"N": "0", "NAME": "demo", "LABEL": "label"}  # placeholders that an option would not take
-EXAMPLES = {"secrets.py"}  # names that no file of the project has
+EXAMPLES = {"secrets.py", "steps.py", "file.py"}  # names that no file of the project has
+ENTRY = re.compile(r"grade\.rewards\.\w+\.")  # begins a setting of one entry of a list, which a recipe may lack
 AXES = {"label.window"}  # what `sweep` takes although it is no setting of a run
 
 
@@ -172,6 +173,8 @@ def with_table(text: str, table: str) -> str:
 
 def has_setting(name: str, model: type[BaseModel] = Run) -> bool:
     """Whether `name` is a setting, dotted; `*` stands for any part."""
+    if (entry := ENTRY.match(name)) is not None:
+        return name[entry.end() :].partition(".")[0] in Reward.model_fields
     first, _, rest = name.partition(".")
     if first == "*":
         return any(has_setting(f"{field}.{rest}" if rest else field, model) for field in model.model_fields)
@@ -242,7 +245,7 @@ def _check_settings(verb: str, given: dict[str, Any]) -> None:
     unknown = [name for name in (text.partition("=")[0] for text in sets) if not (has_setting(name) or name in AXES)]
     assert not unknown, f"no setting {unknown[0]}"
     if verb != "sweep":  # whose values are lists
-        resolve(start, sets)
+        resolve(start, [text for text in sets if not ENTRY.match(text)])
 
 
 def wrong_paths(found: Document, folder: Path) -> Iterator[str]:

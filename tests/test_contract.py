@@ -32,7 +32,7 @@ def test_the_plan_reads_only_what_was_written():
 
 def test_a_plan_out_of_order_is_refused_with_stage_and_column():
     with pytest.raises(ContractError, match="stage label: reads 'teacher_entropy' before stage score"):
-        check_plan((STAGES["prompts"], STAGES["rollout"], STAGES["grade"], STAGES["label"]))
+        check_plan((STAGES["prompts"], STAGES["rollout"], STAGES["reward"], STAGES["grade"], STAGES["label"]))
 
 
 def test_a_column_without_a_definition_is_refused():

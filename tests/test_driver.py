@@ -152,8 +152,8 @@ def test_sources_of_which_nothing_can_be_asked_are_refused_before_anything_start
     with pytest.raises(UserError, match=r"held\.jsonl: all 3 prompts of the evaluation are rejected, 3 as prompt_too_long: "):
         made(tmp_path, f"evaluation.source.uri={held}", "evaluation.problems=4", *columns)
     chat = tmp_path / "chat.jsonl"
-    chat.write_text('{"prompt": [{"role": "user", "content": "1+1"}], "solution": "s", "answer": "2"}\n' * 3)
-    with pytest.raises(UserError, match=r"column 'prompt' holds a list, not text"):
+    chat.write_text('{"prompt": [{"role": "system", "content": "1+1"}], "solution": "s", "answer": "2"}\n' * 3)
+    with pytest.raises(UserError, match=r"column 'prompt' has no user turn"):
         made(tmp_path, f"source.uri={chat}", "source.problem=prompt")
 
 

@@ -20,7 +20,7 @@ from pipeline.models.resolve import asset_path
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
 from pipeline.rounds.rows import joined_round, round_table
-from pipeline.stages import PLAN
+from pipeline.stages import PLAIN
 from pipeline.store.directory import Store, area
 from pipeline.store.folders import ADAPTER
 from pipeline.training.step import Trainer
@@ -61,7 +61,7 @@ def live_rows(store, number):
 def test_every_row_is_accounted_for_from_source_to_loss(run_dir):
     for number in range(ROUNDS):
         where = area("rounds", number)
-        for plan_stage in PLAN:
+        for plan_stage in PLAIN:
             rows = sum(entry.rows for entry in run_dir.entries(where, plan_stage.name).values())
             assert rows == (PROMPTS if plan_stage.key == "prompt_id" else PROMPTS * GROUP), plan_stage.name
         table = round_table(run_dir, number)
@@ -156,7 +156,7 @@ def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_d
     distill.distill(cut.uri, Choices())
     assert kept == {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
     assert cut.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
-    for plan_stage in PLAN:
+    for plan_stage in PLAIN:
         hashes = [{e.sha256 for e in s.entries("rounds/0001", plan_stage.name).values()} for s in (cut, run_dir)]
         assert hashes[0] == hashes[1], plan_stage.name
 
@@ -173,7 +173,7 @@ def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, ca
     stale = {
         (number, plan_stage.name)
         for number in range(ROUNDS)
-        for plan_stage in PLAN
+        for plan_stage in PLAIN
         for work in [open_round(run_dir, run, "rounds", number)]
         for shard in work.shards
         if Inventory(work, whole=False).why_stale(plan_stage, shard)

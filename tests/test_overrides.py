@@ -57,3 +57,30 @@ def test_yaml_round_trip():
 
 def test_differences_name_both_values():
     assert differences(BASE, resolve(BASE, ["label.gamma=1.0"])) == [("label.gamma", 0.3, 1.0)]
+
+
+REWARDS = "grade.rewards=[{name: a, function: x.py, settings: {most: 1}}, {name: b, function: format, settings: {pattern: z}}]"
+
+
+def test_an_entry_of_a_list_is_changed_by_its_name():
+    base = resolve(BASE, [REWARDS])
+    run = resolve(base, ["grade.rewards.a.weight=0.25", "grade.rewards.a.settings.least=2", "grade.rewards.b.deadline_s=5"])
+    assert [(r.name, r.weight, r.deadline_s) for r in run.grade.rewards] == [("a", 0.25, 60.0), ("b", 1.0, 5.0)]
+    assert run.grade.rewards[0].settings == {"most": 1, "least": 2}
+    assert differences(base, run)[0] == ("grade.rewards.a.settings.least", None, 2)
+    assert load(yaml.safe_load(run.to_yaml())) == run
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("grade.rewards.c.weight=1", "grade.rewards.c: unknown setting"),
+        ("grade.rewards.a.wait=1", "grade.rewards.a.wait: unknown setting. Did you mean 'grade.rewards.a.weight'"),
+        ("grade.rewards.a=1", "is one entry of a list"),
+        ("grade.rewards.a.weight=heavy", "Input should be a valid number"),
+        ("grade.rewards=x", "grade.rewards: .*several settings"),
+    ],
+)
+def test_a_wrong_override_of_an_entry_is_named(override, message):
+    with pytest.raises(SettingError, match=message):
+        resolve(resolve(BASE, [REWARDS]), [override])

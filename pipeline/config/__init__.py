@@ -12,6 +12,7 @@ from pipeline.config.data import Evaluation, Model, Prompts, Rollout, Source
 from pipeline.config.machines import Client, EnginePools, Metrics, Placement, Pool, Train
 from pipeline.config.method import Grade, Label, Profile, ScoreSettings, Weights
 from pipeline.config.objective import Objective, refuse_missing
+from pipeline.config.rewards import Reward
 from pipeline.config.section import LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
 from pipeline.config.teachers import Teacher, check_name, reads_solution, template_of
 from pipeline.digest import digest
@@ -33,6 +34,7 @@ __all__ = [
     "Positive",
     "Profile",
     "Prompts",
+    "Reward",
     "Rollout",
     "Run",
     "ScoreSettings",
@@ -109,9 +111,14 @@ class Run(Section):
             return False
         return reads_solution(teacher, prompts.student, prompts.teacher)
 
+    @property
+    def reads_solutions(self) -> bool:
+        """Whether any teacher needs reference solutions of the source."""
+        return any(self.needs_solution(teacher) for teacher in self.taught_by.values())
+
     @model_validator(mode="after")
     def _fits(self) -> Run:
-        if not self.source.solution and any(self.needs_solution(teacher) for teacher in self.taught_by.values()):
+        if not self.source.solution and self.reads_solutions:
             raise ValueError(
                 "source.solution is empty: the teacher needs reference solutions, since its template has {solution}; write "
                 "{answer} there, or give it the prompt plain, sibling or feedback (teachers.NAME.prompt)"
@@ -136,6 +143,11 @@ class Run(Section):
             raise ValueError("source.response needs rollout.teacher_share 0: all traces of such a run are imported")
         others = {"teacher": self.rollout.teacher_share > 0, "import": bool(self.source.response)}
         refuse_missing(self.objective, self.score, {name for name, writes in others.items() if writes})
+        for reward in self.grade.rewards:
+            if reward.function == "soft_overlong":
+                limit, cache = reward.settings.get("limit") or self.rollout.max_new_tokens, reward.settings["cache"]
+                if cache > limit:
+                    raise ValueError(f"grade.rewards.{reward.name}: settings.cache {cache} is above the limit of {limit} tokens")
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
         return self

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config.rewards import Reward, check_rewards
 from pipeline.config.section import LATER, UNCOUNTED, Count, Positive, Section, Share
 from pipeline.errors import SettingError
 
@@ -36,6 +37,17 @@ class Grade(Section):
         "population", description="spread of the group estimator: divided by n, or by n - 1 as TRL and verl do"
     )
     running_warmup_steps: Annotated[int, Field(ge=0)] = Field(10, description="warm-up of the running estimator, in rounds")
+    rewards: Annotated[tuple[Reward, ...], LATER] = Field(
+        (), description="functions whose weighted sum is the reward; none: the verifier's length-shaped reward"
+    )
+    verdict_reward: Annotated[str | None, LATER] = Field(
+        None, description="reward that decides the verdict in the verifier's place: a value of 1 or more is correct"
+    )
+
+    @model_validator(mode="after")
+    def _rewards_agree(self) -> Grade:
+        check_rewards(self.rewards, self.verdict_reward)
+        return self
 
 
 class ScoreSettings(Section):

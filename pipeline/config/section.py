@@ -29,6 +29,8 @@ def left_out(section: Section, name: str) -> bool:
 
 def counted(value: Any) -> Any:
     """The value of a setting, or the part of a section that counts in a digest."""
+    if isinstance(value, tuple) and any(isinstance(part, Section) for part in value):
+        return [counted(part) for part in value]
     if isinstance(value, dict):
         return {name: counted(part) for name, part in value.items()}
     if not isinstance(value, Section):

@@ -1,6 +1,6 @@
 """The contract between stages: columns, stages, and what stages and engines exchange."""
 
-from pipeline.contract.columns import COLUMNS, TOPK, Column, Regime, Reject, Verdict
+from pipeline.contract.columns import COLUMNS, REWARD_PREFIX, TOPK, Column, Regime, Reject, Verdict, reward_columns
 from pipeline.contract.engines import (
     EngineFacts,
     Engines,
@@ -19,6 +19,7 @@ from pipeline.contract.stage import ENGINE_SETTINGS, Place, Scope, Seat, ShardIn
 __all__ = [
     "COLUMNS",
     "ENGINE_SETTINGS",
+    "REWARD_PREFIX",
     "TOPK",
     "Column",
     "EngineFacts",
@@ -41,5 +42,6 @@ __all__ = [
     "Stage",
     "Usage",
     "Verdict",
+    "reward_columns",
     "schema",
 ]

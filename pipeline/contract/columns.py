@@ -7,6 +7,7 @@ brings for a problem. Entropies and log-probs are in nats, at temperature 1, ove
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -43,6 +44,9 @@ class Reject(StrEnum):
     EXTRA_TOO_LARGE = "extra_too_large"
     RESPONSE_TOO_LONG = "response_too_long"
     UNKNOWN_TOKENS = "unknown_tokens"
+    REWARD_ERROR = "reward_error"
+    REWARD_TIMEOUT = "reward_timeout"
+    REWARD_MISSING = "reward_missing"
 
 
 class Regime:
@@ -166,9 +170,13 @@ COLUMNS: dict[str, Column] = {
             unknown_for="import",
         ),
         Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace", unknown_for="import"),
+        Column("judged_verdict", _TEXT, "reward", doc="verdict of the verifier or of grade.verdict_reward; `grade` stores it"),
+        Column("judged_answer", _TEXT, "reward", doc="answer that the verifier read from the response", nullable=True),
         Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
         Column("extracted_answer", _TEXT, "grade", doc="answer that the grader read from the response", nullable=True),
-        Column("reward", pa.float32(), "grade", doc="length-shaped reward: 0, or between 1 and 1 + beta_length"),
+        Column(
+            "reward", pa.float32(), "grade", doc="length-shaped reward, 0 or 1 to 1 + beta_length; or the weighted sum of rewards"
+        ),
         Column("advantage", pa.float32(), "grade", doc="advantage of the trace by the running or the group estimator"),
         Column("student_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: student prompt, adapter on"),
         Column("teacher_logprobs", _FLOATS, "score", "T", "nats", "log-prob of each token: teacher prompt, adapter off"),
@@ -254,3 +262,15 @@ COLUMNS: dict[str, Column] = {
     )
 }
 TOPK = ("teacher_topk_tokens", "teacher_topk_logprobs")  # what score.keep_topk adds
+
+REWARD_PREFIX = "reward_"  # begins the columns of stage `reward`: `reward_<name>` for each reward of `grade.rewards`
+
+
+def reward_columns(names: Iterable[str]) -> list[Column]:
+    """The columns of single rewards among column names, sorted. Null means that the reward is absent."""
+    doc = "value of one reward of grade.rewards"
+    return [
+        Column(name, pa.float32(), "reward", doc=doc, nullable=True)
+        for name in sorted(set(names) - COLUMNS.keys())
+        if name.startswith(REWARD_PREFIX)
+    ]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.contract.columns import COLUMNS, Column
+from pipeline.contract.columns import COLUMNS, Column, reward_columns
 from pipeline.contract.engines import Engines, Policy
 
 if TYPE_CHECKING:
     from pipeline.config import Run
+    from pipeline.grader.code import Code
     from pipeline.method.rewards import RunningBaseline
     from pipeline.problems.sources import Problem
 
@@ -33,6 +34,8 @@ class Stage:
     after_round: whether every shard of the round must be scored first.
     more_reads: columns that it reads only in some runs.
     asks: whether a stage on engines asks them anything in a run.
+    in_run: whether a run has this stage.
+    by_round: settings that reach it through its `round_inputs`. A change makes it stale where one of these inputs changes.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Stage:
     after_round: bool = False
     more_reads: Callable[[Run], tuple[str, ...]] = lambda _: ()
     asks: Callable[[Run], bool] = lambda _: True
+    in_run: Callable[[Run], bool] = lambda _: True
+    by_round: tuple[str, ...] = ()
 
     def read_by(self, run: Run) -> Stage:
         """This stage with every column that it reads in a run among its `reads`."""
@@ -57,7 +62,7 @@ class Stage:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the stages whose shards this stage reads, in the order of PLAN."""
+        """Names of the stages whose shards this stage may read, in the order of PLAN. A run may lack one of them."""
         return tuple(dict.fromkeys(column.writer for column in COLUMNS.values() if column.name in self.reads))
 
     def reads_of(self, writer: Stage) -> list[str]:
@@ -66,9 +71,10 @@ class Stage:
         return [writer.key, "reject_reason", "reject_detail", *declared]
 
     def reads_setting(self, setting: str) -> bool:
-        """Whether a change of `setting`, a dotted name, makes the shards of this stage stale."""
+        """Whether a change of `setting`, a dotted name, can make the shards of this stage stale."""
         parts = setting.split(".")
-        return any(setting == name or setting.startswith(f"{name}.") or _matches(name, parts) for name in self.settings)
+        read = (*self.settings, *self.by_round)
+        return any(setting == name or setting.startswith(f"{name}.") or _matches(name, parts) for name in read)
 
 
 def _matches(name: str, parts: list[str]) -> bool:
@@ -115,6 +121,7 @@ class ShardInputs:
     teachers: the seat of every teacher that the run names.
     baseline: running reward state at the start of the round. None with the group estimator.
     scope: for a stage that needs the whole round.
+    codes: the code of each reward, by its name.
     """
 
     run: Run
@@ -128,6 +135,7 @@ class ShardInputs:
     baseline: RunningBaseline | None = None
     scope: Scope | None = None
     teachers: Mapping[str, Seat] = field(default_factory=dict)
+    codes: Mapping[str, Code] = field(default_factory=dict)
 
     def on_engines(self) -> tuple[Engines, Policy]:
         """The engines, and the policy that they must answer with. Only for a stage that runs on engines."""
@@ -151,9 +159,11 @@ class ShardResult(NamedTuple):
 def schema(stage: Stage, optional: Collection[str] = ()) -> pa.Schema:
     """Arrow schema of a stage's shard: key, reject_reason, reject_detail, then the columns it writes.
 
-    reject_reason is null in a row that goes on. Of the optional columns only those that `optional` names are there.
+    reject_reason is null in a row that goes on. Of the optional columns only those that `optional` names are there; so it is with
+    the columns of single rewards.
     """
     columns = [c for c in stage.writes if c.name != stage.key and (not c.optional or c.name in optional)]
+    columns += reward_columns(optional) if stage.name == "reward" else []
     fields = [
         pa.field(stage.key, pa.string(), nullable=False),
         pa.field("reject_reason", pa.string()),

@@ -26,7 +26,7 @@ from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.refused import refuse_nothing_left
 from pipeline.rounds.round import evaluation_run, open_round, plan_round, planned, problems_digest
-from pipeline.stages import EVALUATION
+from pipeline.stages import EVALUATION, chain_of
 from pipeline.store.directory import Store
 
 # These settings decide a policy's traces or their grades. An evaluation with other values has another folder.
@@ -91,7 +91,9 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
         update["problems"] = len(source)
     changed = changed.model_copy(update={"evaluation": changed.evaluation.model_copy(update=update)})
     if benchmark(spec) and "grade.verifier" not in named:
-        changed = changed.model_copy(update={"grade": changed.grade.model_copy(update={"verifier": "math"})})
+        changed = changed.model_copy(
+            update={"grade": changed.grade.model_copy(update={"verifier": "math", "verdict_reward": None})}
+        )
     held_out = evaluation_run(load(changed.model_dump(mode="json")))
     check_problems(source, held_out.rollout.prompts_per_round)
     template = template_hash(tokenizer_of(held_out.model))
@@ -184,7 +186,7 @@ def is_missing(store: Store, one: Asked, number: int) -> bool:
     if work is None:
         return True
     rows = {shard: problems_digest(one.source.rows(list(indices))) for shard, indices in work.shards.items()}
-    return not Inventory(work).is_fresh(*EVALUATION, problems=rows)
+    return not Inventory(work).is_fresh(*chain_of(work.run, EVALUATION), problems=rows)
 
 
 def summarise(store: Store, one: Asked, found: dict[int, Samples]) -> dict[str, Any]:

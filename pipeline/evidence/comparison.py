@@ -29,7 +29,7 @@ from pipeline.overrides import differences, load
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round
-from pipeline.stages import EVALUATION, MEASURE, STAGES
+from pipeline.stages import EVALUATION, MEASURE, STAGES, chain_of
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import Document, Text
 
@@ -209,7 +209,7 @@ def share(donor: Store, own: Store, run: Run) -> None:
         if read_plan(donor, kind, 0) is None:
             continue
         where, seen = area(kind, 0), Inventory(open_round(donor, settings, kind, 0))
-        for name in stages:
+        for name in chain_of(settings, stages):
             here = own.entries(where, name)
             for shard, entry in seen.entries(name).items():
                 if shard in here or seen.why_stale(STAGES[name], shard) is not None:

@@ -28,7 +28,7 @@ from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, with_engines
 from pipeline.rounds.rows import read_shard
 from pipeline.rounds.schedule import execute, inflight
-from pipeline.stages import EVALUATION
+from pipeline.stages import EVALUATION, chain_of
 from pipeline.store.directory import Entry, Store
 
 FIGURES = ("avg", "pass", "maj", "length", "median_length", "truncated", "tokens_per_correct")
@@ -123,8 +123,9 @@ StartBar = Callable[[int], Callable[[], None]]  # takes the number of steps, and
 
 def answer(work: Round, source: ProblemSet, engines: Mapping[str, PooledEngines], start_bar: StartBar) -> None:
     """Have the policy of an evaluation answer its problems, and grade the answers. Fresh shards are left alone."""
-    advance = start_bar(len(work.shards) * len(EVALUATION))
-    execute(with_engines(work, engines), EVALUATION, source, inflight=inflight(work.run, engines), on_entry=lambda *_: advance())
+    chain = chain_of(work.run, EVALUATION)
+    advance = start_bar(len(work.shards) * len(chain))
+    execute(with_engines(work, engines), chain, source, inflight=inflight(work.run, engines), on_entry=lambda *_: advance())
 
 
 def read(work: Round) -> Samples:

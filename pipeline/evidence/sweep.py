@@ -23,7 +23,7 @@ from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import joined, training_rows
-from pipeline.stages import MEASURE
+from pipeline.stages import MEASURE, chain_of
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
 
@@ -134,7 +134,7 @@ def choose_rounds(store: Store, run: Run, numbers: list[int] | None) -> list[Rou
 def stale_note(work: Round) -> str | None:
     """A note about a round whose grades or scores are stale, else None. The sweep reads them as they are stored."""
     seen = Inventory(work)
-    reasons = sorted({reason for name in ("grade", "score") for reason in seen.reasons(name)})
+    reasons = sorted({reason for name in chain_of(work.run, ("grade", "score")) for reason in seen.reasons(name)})
     return f"note: {work.area} is stale ({', '.join(reasons)}); swept as it is stored" if reasons else None
 
 

@@ -39,10 +39,11 @@ class Sampled(Document):
 def sample_teachers(store: Store, run: Run, source: ProblemSet, engines: Mapping[str, Engines]) -> list[str]:
     """A sentence for each teacher that can answer: how many problems it and the base solve. Stored answers are not made again.
 
-    A teacher that sees a sibling or a verdict has nothing to see before the first trace, so it is left out.
+    A teacher that sees a sibling or a verdict has nothing to see before the first trace, so it is left out. A run whose verdicts
+    are decided by a reward has no sample, because the verifier does not know them.
     """
     asked = {name: teacher for name, teacher in run.teachers.items() if teacher.sample and teacher.before_grading}
-    if not asked:
+    if not asked or run.grade.verdict_reward is not None:
         return []
     decides = ("seed", "model", "prompts", "rollout", "grade", "source", *WRITERS)
     made_of = digest([run.digest(decides), source.fingerprint, {name: teacher.sample for name, teacher in asked.items()}])

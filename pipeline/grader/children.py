@@ -2,12 +2,14 @@
 
 A question may use a number of *processor* seconds; the kernel's profiling timer ends a child that uses more. So a loaded machine
 changes no result. A child whose processor time stands still for `stall_s` seconds, as a stopped process does, is replaced. So is
-the server that starts the children and tells how they ended.
+the server that starts the children and tells how they ended. Where a question may wait for something else than the processor,
+`deadline_s` limits it by the clock.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -22,7 +24,7 @@ from typing import Any
 import psutil
 
 STALL_S = 60.0  # a child that runs gets some processor time in every minute, also on a very busy machine
-OVERRAN = "overran"  # an `ended` of Outcome
+OVERRAN, LATE = "overran", "late"  # two `ended` of Outcome
 _LOOK_S = 1.0  # seconds between two looks at the processor time of the children
 _UNKNOWN = 255  # the exit code that multiprocessing gives when the server died before it told one
 _STARTS = 2  # tries to start a child, each with a server of its own
@@ -33,8 +35,9 @@ class Outcome:
     """What became of one question.
 
     reply: what the child sent last, None when it sent nothing. notes: what it sent before.
-    ended: "" when the child answered, OVERRAN when it used up its processor seconds. Both are of one try. Else what happened
-    twice: "stalled" when the processor time of the child or its server stood still, or how its process died.
+    ended: "" when the child answered, OVERRAN when it used up its processor seconds, LATE when its deadline passed. These are of
+    one try. Else what happened twice: "stalled" when the processor time of the child or its server stood still, or how its
+    process died.
     """
 
     reply: Any = None
@@ -65,6 +68,7 @@ class _Child:
     pipe: Connection
     handle: psutil.Process  # it can end the process also when the server is dead
     question: int | None = None
+    given: float = 0.0  # time.monotonic() when it got the question, or sent its last note
     notes: list[Any] = field(default_factory=list)
     clock: _Clock = field(default_factory=_Clock)
 
@@ -73,16 +77,27 @@ class Children:
     """Up to `number` processes that run `work`. They start when they are needed, and live until `close`."""
 
     def __init__(
-        self, work: Callable[[Connection], None], number: int, preload: Sequence[str] = (), stall_s: float = STALL_S
+        self,
+        work: Callable[[Connection], None],
+        number: int,
+        preload: Sequence[str] = (),
+        stall_s: float = STALL_S,
+        deadline_s: float = math.inf,
     ) -> None:
-        """work: the loop of a child: it reads questions from its pipe, and ends each with `done`. preload: modules to import."""
-        self._work, self._number, self._stall_s = work, number, stall_s
+        """Children that start later.
+
+        work: the loop of a child: it reads questions from its pipe, and ends each with `done`.
+        preload: modules to import.
+        deadline_s: seconds by the clock that a child may be silent on a question, once it has sent its first note.
+        """
+        self._work, self._number, self._stall_s, self._deadline_s = work, number, stall_s, deadline_s
         self._idle: list[_Child] = []
         self._busy: list[_Child] = []
         # a child forks from a server that has the modules loaded: a plain fork would copy held locks of Ray and torch
         self._context: Any = multiprocessing.get_context("forkserver")
         # No module of ours: the server of Python 3.11 looks into the current folder first, where a rival may lie.
-        self._context.set_forkserver_preload(list(preload))
+        if preload:  # the server is shared, and the last list counts
+            self._context.set_forkserver_preload(list(preload))
 
     def close(self) -> None:
         """End all processes, also the busy and the stopped ones."""
@@ -102,7 +117,7 @@ class Children:
         read the question, and a server that died tells no exit code.
         """
         outcomes = self._outcomes(questions)
-        again = [i for i, outcome in enumerate(outcomes) if outcome.ended not in ("", OVERRAN)]
+        again = [i for i, outcome in enumerate(outcomes) if outcome.ended not in ("", OVERRAN, LATE)]
         for i, outcome in zip(again, self._outcomes([questions[i] for i in again]), strict=True):
             outcomes[i] = outcome
         return outcomes
@@ -117,7 +132,7 @@ class Children:
                 if not self._busy:  # no child starts
                     outcomes |= {number: Outcome(ended="stalled") for number in waiting}
                     break
-                ready = set(wait([child.pipe for child in self._busy], _LOOK_S))
+                ready = set(wait([child.pipe for child in self._busy], min(_LOOK_S, self._deadline_s)))
                 for child in list(self._busy):
                     outcome = self._hear(child) if child.pipe in ready else self._look(child)
                     if outcome is not None and child.question is not None:
@@ -132,7 +147,7 @@ class Children:
     def _give(self, number: int, questions: Sequence[Any]) -> bool:
         """Hand a question to an idle child that still lives, or to a new one. False when no child starts."""
         while (child := self._idle.pop() if self._idle else self._start()) is not None:
-            child.question, child.notes, child.clock = number, [], _Clock()
+            child.question, child.notes, child.clock, child.given = number, [], _Clock(), time.monotonic()
             try:
                 child.pipe.send(questions[number])
             except OSError:  # it died while it was idle
@@ -169,9 +184,13 @@ class Children:
         if final:
             return Outcome(value, tuple(child.notes))
         child.notes.append(value)
+        child.given = time.monotonic()
         return None
 
     def _look(self, child: _Child) -> Outcome | None:
+        # a child that starts, imports its modules first: its deadline begins with its first note
+        if time.monotonic() - child.given > (self._deadline_s if child.notes else max(self._deadline_s, STALL_S)):
+            return Outcome(None, tuple(child.notes), LATE)
         stalled = child.clock.stands_still(child.process.pid, self._stall_s)
         return Outcome(None, tuple(child.notes), "stalled") if stalled else None
 

@@ -1,4 +1,4 @@
-"""Rewards and sequence advantages: length-shaped reward, group and running estimators. State in, state out.
+"""Rewards and sequence advantages: length-shaped reward, weighted sums, group and running estimators. State in, state out.
 
 Standard deviations are of the population (divide by n). GRPO implementations on torch.std divide by n - 1: the `sample` spread.
 With four traces it is 1.155 times as large, so advantages are that much smaller. With n, one right and one wrong trace have
@@ -27,6 +27,29 @@ def length_shaped_reward(correct: np.ndarray, num_tokens: np.ndarray, max_tokens
     if num_tokens.size and (num_tokens.min() < 0 or num_tokens.max() > max_tokens):
         raise ValueError(f"num_tokens: {num_tokens.min()} .. {num_tokens.max()}, expected 0 .. max_tokens = {max_tokens}")
     return np.where(correct, 1 + beta * (1 - num_tokens / max_tokens), 0.0)
+
+
+def soft_overlong(num_tokens: np.ndarray, max_tokens: int, cache: int) -> np.ndarray:
+    """DAPO's soft overlong punishment (2503.14476, Eq. 13): 0 up to max_tokens - cache, then linear, -1 from max_tokens on.
+
+    num_tokens [N] int, cache at most max_tokens -> [N] float64 in [-1, 0]. Raises ValueError for another cache.
+    """
+    if not 1 <= cache <= max_tokens:
+        raise ValueError(f"cache: {cache}, expected 1 .. max_tokens = {max_tokens}")
+    return np.clip((max_tokens - cache - np.asarray(num_tokens, np.float64)) / cache, -1.0, 0.0)
+
+
+def weighted_sum(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The sum over rewards of weight x value, without the absent ones.
+
+    values [R, N], NaN where a reward is absent; weights [R] -> [N] float64, NaN where every reward is absent.
+    """
+    values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
+    if values.ndim != 2 or weights.shape != values.shape[:1]:
+        raise ValueError(f"weights: shape {weights.shape}, expected [R] for values of shape {values.shape}")
+    known = np.isfinite(values)
+    total = np.where(known, values * weights[:, None], 0.0).sum(0)
+    return np.where(known.any(0), total, np.nan)
 
 
 def group_advantage(rewards: np.ndarray, groups: int, std: str = "population") -> np.ndarray:

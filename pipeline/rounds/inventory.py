@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from pipeline.contract import Scope, Stage
+from pipeline.contract import REWARD_PREFIX, Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError
+from pipeline.grader.code import identity
 from pipeline.rounds import seats
 from pipeline.rounds.round import Round, same_problems
 from pipeline.stages import MEASURE, STAGES
@@ -83,7 +84,12 @@ class Inventory:
         return inputs | {name: value for name, value in of_round.items() if value is not None}
 
     def why_stale(self, stage: Stage, shard: str, problems: str | None = None) -> str | None:
-        """Why a shard must be computed: "missing", "settings", or the input that changed. None when the shard is fresh."""
+        """Why a shard must be computed: "missing", "settings", or the input that changed. None when the shard is fresh.
+
+        A stage that the run does not have is never stale.
+        """
+        if not stage.in_run(self.work.run):
+            return None
         entry = self.entry(stage.name, shard)
         if entry is None:
             return "missing"
@@ -92,8 +98,9 @@ class Inventory:
         expected = self.expected_inputs(stage, shard, problems)
         if expected is None:
             return "input missing"
-        # the base has no such input: a shard that has it is stale
-        named = expected.keys() | (entry.inputs.keys() & {"policy", "teacher_policy"})
+        # a shard is stale that has an input which is no more: a policy where the base answers now, a reward, the stage of rewards
+        gone = entry.inputs.keys() & {"policy", "teacher_policy", "reward"}
+        named = expected.keys() | gone | self._gone(entry)
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
         if "problems" in changed and same_problems(entry.inputs.get("problems"), expected.get("problems")):
             changed.remove("problems")
@@ -114,6 +121,11 @@ class Inventory:
             if reason and not (reason in POLICY_CHANGED and stage.where == "CPU"):
                 return f"{name} ({reason})"
         return None
+
+    def _gone(self, entry: Entry) -> set[str]:
+        """The rewards that a shard was made with and that the run has no more."""
+        now = {f"{REWARD_PREFIX}{reward.name}" for reward in self.work.run.grade.rewards}
+        return {name for name in entry.inputs if name.startswith(REWARD_PREFIX) and name not in now}
 
     def settings(self, stage: Stage) -> str:
         """Hash of the run's settings that a stage reads."""
@@ -189,7 +201,10 @@ class Inventory:
         return Scope(max(entry.fact("entropy_max") for entry in entries.values()), *sizes)
 
     def _of_round(self, name: str, problems: str | None) -> str | None:
-        """The hash of a value of the whole round. None when the round does not have it."""
+        """The hash of a value of the whole round. None when the round does not have it, or it cannot be known here."""
+        if name.startswith(REWARD_PREFIX):
+            reward = next(one for one in self.work.run.grade.rewards if f"{REWARD_PREFIX}{one.name}" == name)
+            return identity(reward, self.work.codes[reward.name])
         match name:
             case "problems":
                 return problems

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contract import Regime, Verdict
+from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.rounds.rows import read_shard
@@ -30,9 +30,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     "train": (
         Metric("round", "", "last", "round whose traces the step trained on"),
         Metric("step", "", "last", "optimiser steps before this one"),
-        Metric(
-            "loss", "nats", "mean", "loss of the objective (Eq. 7): by default a mean over the response tokens of the minibatch"
-        ),
+        Metric("loss", "nats", "mean", "loss of the objective (Eq. 7): by default a mean over response tokens of the minibatch"),
         Metric("grad_norm", "", "mean", "norm of the adapter's gradient before clipping"),
         Metric("lr", "", "last", "learning rate of the step"),
         Metric("traces", "traces", "sum", "traces of the minibatch"),
@@ -56,7 +54,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("num_rows", "traces", "sum", "traces, with the rejected ones"),
         Metric("num_rejected", "traces", "sum", "traces that a stage rejected"),
         Metric("accuracy", "share", "mean", "share of correct traces among those that are not rejected"),
-        Metric("mean_reward", "", "mean", "mean length-shaped reward"),
+        Metric("mean_reward", "", "mean", "mean reward"),
         Metric("mean_length", "tokens", "mean", "mean response length"),
         Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
         Metric("num_groups", "groups", "sum", "groups, each a prompt with its traces"),
@@ -79,7 +77,7 @@ _SUMMARISED = {
 
 
 def summarise_round(work: Round) -> dict[str, float]:
-    """Figures of a round that is graded and profiled, by their names in METRICS."""
+    """Figures of a round that is graded and profiled, by their names in METRICS, and the mean of each reward of its own."""
     inventory = Inventory(work)
 
     entries = {stage: inventory.entries(stage) for stage in _SUMMARISED}
@@ -90,7 +88,24 @@ def summarise_round(work: Round) -> dict[str, float]:
     lengths = [np.array(pc.drop_null(pc.list_value_length(table["response_tokens"]))) for table in rollouts]
     scored = [pc.fill_null(pc.list_value_length(table["lookahead_entropy"]), 0).to_numpy() for table in profiles]
     shares = regime_summary(profiles, scored)
-    return {"policy_lag": work.lag, **round_summary(grades, lengths, work.run.rollout.group_size), **shares}
+    return {
+        "policy_lag": work.lag,
+        **round_summary(grades, lengths, work.run.rollout.group_size),
+        **shares,
+        **reward_means(inventory),
+    }
+
+
+def reward_means(inventory: Inventory) -> dict[str, float]:
+    """Mean of each reward of `grade.rewards` over the traces where it is present, as `reward_<name>`. Empty without rewards."""
+    work = inventory.work
+    means: dict[str, float] = {}
+    entries = inventory.entries("reward") if work.run.grade.rewards else {}
+    for name in (f"{REWARD_PREFIX}{reward.name}" for reward in work.run.grade.rewards):
+        tables = [work.store.read(entry, [name]) for entry in entries.values() if name in entry.inputs]
+        mean = pc.mean(pa.concat_tables(tables)[name]).as_py() if tables else None
+        means |= {name: float(mean)} if mean is not None else {}
+    return means
 
 
 def warning(summary: dict[str, float], uses_advantage: bool = True) -> str | None:
@@ -103,7 +118,7 @@ def warning(summary: dict[str, float], uses_advantage: bool = True) -> str | Non
         return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status` says why."
     if not uses_advantage:
         return None
-    if summary["num_correct"] == 0:
+    if summary["num_correct"] == 0 and summary["mean_reward"] == 0:
         return (
             f"no signal. None of {rows:.0f} traces was correct "
             f"({summary['num_truncated']:.0f} truncated, {summary['num_unparsable']:.0f} unparsable): every reward is 0. "

@@ -36,10 +36,16 @@ class KeptSource(Document):
     files: dict[str, Stamp] = Field(default_factory=dict)
 
 
-_SOURCES: TypeAdapter[dict[str, KeptSource]] = TypeAdapter(dict[Text, KeptSource])
+class _Stored(KeptSource):
+    """An entry of sources.json, which always has the settings: without them another source would count as the same one."""
+
+    settings: dict[Text, JsonValue] = Field(min_length=1)
 
 
-def read_sources(store: Store) -> dict[str, KeptSource] | None:
+_SOURCES: TypeAdapter[dict[str, _Stored]] = TypeAdapter(dict[Text, _Stored])
+
+
+def read_sources(store: Store) -> Mapping[str, KeptSource] | None:
     """The content of sources.json, or None where there is none. Raises StoreError for a damaged file."""
     return store.read_document(SOURCES, _SOURCES)
 
@@ -93,8 +99,8 @@ def look(store: Store, run: Run) -> list[str]:
     return found
 
 
-def _kept(problems: ProblemSet) -> KeptSource:
-    return KeptSource(
+def _kept(problems: ProblemSet) -> _Stored:
+    return _Stored(
         settings=problems.source.model_dump(mode="json"),
         fingerprint=problems.fingerprint,
         rows=len(problems),
@@ -108,12 +114,12 @@ def _same(before: KeptSource, source: Source) -> bool:
     return all(now.get(name) == value for name, value in before.settings.items())
 
 
-def _known(store: Store) -> dict[str, KeptSource]:
+def _known(store: Store) -> Mapping[str, KeptSource]:
     """What sources.json tells of each source, or the fingerprint of its latest plan."""
-    known = read_sources(store)
-    if known is not None:
-        return known
-    known = {}
+    stored = read_sources(store)
+    if stored is not None:
+        return stored
+    known: dict[str, KeptSource] = {}
     for name, kind in _KINDS.items():
         plans = [read_plan(store, kind, number) for number in store.numbers(kind)]
         fingerprints = [plan.source for plan in plans if plan is not None and plan.source]

@@ -125,6 +125,8 @@ def _prove_shard(store: Store, entries: dict[str, Entry], plan: Plan | None, whe
         _prove_problems(store, entries["prompts"], tables["prompts"], plan)
     if "score" in tables and abs(entry_peak(fresh["score"]) - entropy_max(tables["score"])) > SLACK:
         _refuse(store, fresh["score"], "facts.entropy_max is not the largest teacher entropy of the rows", STORED_AGAIN)
+    if "grade" in tables and "reward" not in fresh["grade"].inputs and (pc.min(tables["grade"]["reward"]).as_py() or 0) < 0:
+        _refuse(store, fresh["grade"], "column reward: is negative, and no reward of grade.rewards made it so", STORED_AGAIN)
     sizes = {name: entry.facts["vocab_size"] for name, entry in fresh.items() if "vocab_size" in entry.facts}
     if len(set(sizes.values())) > 1:
         _refuse(store, fresh["score"], f"facts.vocab_size differs between stages: {sizes}", STORED_AGAIN)

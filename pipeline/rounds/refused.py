@@ -37,6 +37,9 @@ REMEDIES = {
     Reject.UNREADABLE_ANSWER: "Set source.answer to a column whose answers the verifier can read, or use grade.verifier exact",
     Reject.VERIFIER_TIMEOUT: "Raise grade.deadline_s",
     Reject.VERIFIER_ERROR: "See the log for what stopped the verifier",
+    Reject.REWARD_ERROR: "Mend the function of this reward, or leave the reward out of grade.rewards",
+    Reject.REWARD_TIMEOUT: "Raise deadline_s of this reward, or make its function faster",
+    Reject.REWARD_MISSING: "Let one reward of grade.rewards give every trace a number",
 }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 from pipeline.rounds.inventory import POLICY_CHANGED, Inventory
 from pipeline.rounds.round import Round, evaluation_run, is_of_others, open_rounds, planned
-from pipeline.stages import EVALUATION, LABELS, MEASURE, STAGES
+from pipeline.stages import EVALUATION, LABELS, MEASURE, STAGES, chain_of
 from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Remaining:
             inventory = Inventory(work)
             stale += [
                 f"stale: {work.area} {name} ({reason}), and trained on. `egrsd stage` and `egrsd train` make both again"
-                for name in MEASURE
+                for name in chain_of(run, MEASURE)
                 for reason in sorted(inventory.reasons(name))
             ]
             if not inventory.is_fresh(*LABELS) and not _inputs_stale(inventory):
@@ -51,7 +51,7 @@ class Remaining:
         versions = [0, run.rounds] if held_out else []
         works = {n: planned(store, held_out, "evals", n) for n in versions if held_out}
         other = [n for n in versions if evals is not None and is_of_others(store, "evals", n, evals)]
-        fresh = [n for n, work in works.items() if work is not None and Inventory(work).is_fresh(*EVALUATION)]
+        fresh = [n for n, work in works.items() if work is not None and Inventory(work).is_fresh(*chain_of(work.run, EVALUATION))]
         evaluate = [n for n in versions if n in other or n not in fresh]
         return cls(list(range(first, run.rounds)), label, evaluate, stale)
 
@@ -77,7 +77,8 @@ class Remaining:
 
 def _inputs_stale(inventory: Inventory) -> bool:
     """Whether a stage that the labels read is stale, so that `egrsd stage` must run first."""
-    return bool(inventory.reasons("grade")) or any(
+    graded = chain_of(inventory.work.run, ["grade"])
+    return any(inventory.reasons(name) for name in graded) or any(
         inventory.stale_input(STAGES[name], shard) for name in ("grade", "profile") for shard in inventory.work.shards
     )
 
@@ -108,9 +109,9 @@ def _is_measured(work: Round) -> bool:
 
     Raises UserError when a stage is stale, or when the policy that wrote the traces is too far behind.
     """
-    inventory = Inventory(work)
+    inventory, chain = Inventory(work), chain_of(work.run, MEASURE)
     # training reads stored traces, so the policy that wrote them may have been trained again since
-    reasons = {name: why for name in MEASURE for why in inventory.reasons(name) if why not in POLICY_CHANGED}
+    reasons = {name: why for name in chain for why in inventory.reasons(name) if why not in POLICY_CHANGED}
     if set(reasons.values()) == {"missing"}:
         return False
     if work.lag > work.run.max_staleness:

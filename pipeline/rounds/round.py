@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from pipeline.config import Run
 from pipeline.contract import Engines, Scope
 from pipeline.digest import digest
 from pipeline.errors import StoreError, UserError
+from pipeline.grader.code import Code, codes_of
 from pipeline.method.rewards import RunningBaseline
 from pipeline.problems.sources import Problem, ProblemSet, epoch_indices
 from pipeline.rounds.baseline import baseline_at, baselines
@@ -29,6 +30,7 @@ class Round:
     baseline: running reward state at the start of the round. None with the group estimator.
     engines: the pool that answers, by stage.
     scope: Inventory.scope, handed to tasks so that none of them reads all scores again.
+    codes: the code of each reward by its name. A task on another machine runs it, and reads no file of its own.
     """
 
     store: Store
@@ -40,6 +42,7 @@ class Round:
     baseline: RunningBaseline | None
     engines: dict[str, Engines]
     scope: Scope | None = None
+    codes: dict[str, Code] = field(default_factory=dict)
 
     @property
     def area(self) -> str:
@@ -68,7 +71,8 @@ def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: i
     if old is not None and old.asks_the_same(plan):
         plan = replace(plan, shards=old.shards)
     write_plan(store, kind, number, plan)
-    return Round(store, run, kind, number, policy_version, plan.shards, baseline_at(store, run, kind, number, keep=True), {})
+    state = baseline_at(store, run, kind, number, keep=True)
+    return _with_codes(Round(store, run, kind, number, policy_version, plan.shards, state, {}))
 
 
 def open_round(store: Store, run: Run, kind: str, number: int, baseline: RunningBaseline | None = None) -> Round:
@@ -82,7 +86,16 @@ def open_round(store: Store, run: Run, kind: str, number: int, baseline: Running
         here = f"Here: {known[0]} to {known[-1]}" if known else "Start the run with `egrsd distill`"
         raise UserError(f"no {kind.removesuffix('s')} {number}", store.uri, here)
     state = baseline or baseline_at(store, run, kind, number)
-    return Round(store, run, kind, number, plan.policy, plan.shards, state, {})
+    return _with_codes(Round(store, run, kind, number, plan.policy, plan.shards, state, {}))
+
+
+def _with_codes(work: Round) -> Round:
+    return replace(work, codes=reward_codes(work.store, work.run)) if work.run.grade.rewards else work
+
+
+def reward_codes(store: Store, run: Run) -> dict[str, Code]:
+    """The code of every reward of a run, as it is on this machine now. Code in the run's folder is refused when it is used."""
+    return codes_of(run, None if store.local_root is None else str(store.local_root))
 
 
 def planned(store: Store, run: Run, kind: str, number: int, source: ProblemSet | None = None) -> Round | None:
@@ -137,7 +150,10 @@ def same_problems(before: str | None, now: str | None) -> bool:
 
 
 def evaluation_run(run: Run) -> Run:
-    """A run whose rounds are the evaluations of `run`. It has the held-out source and sampling, and grades the same way."""
+    """A run whose rounds are the evaluations of `run`. It has the held-out source and sampling, and grades the same way.
+
+    Of its rewards it has only the one that decides the verdict, because nothing trains on the others.
+    """
     ev = run.evaluation
     rollout = run.rollout.model_copy(
         update={
@@ -152,5 +168,6 @@ def evaluation_run(run: Run) -> Run:
         }
     )
     # one sample per problem is allowed, since nothing trains on these advantages
-    grade = run.grade.model_copy(update={"advantage": "running", "std": "population"})
+    judge = tuple(reward for reward in run.grade.rewards if reward.name == run.grade.verdict_reward)
+    grade = run.grade.model_copy(update={"advantage": "running", "std": "population", "rewards": judge})
     return run.model_copy(update={"source": ev.source, "rollout": rollout, "grade": grade, "teachers": {}})

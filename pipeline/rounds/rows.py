@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contract import COLUMNS
+from pipeline.contract import COLUMNS, reward_columns
 from pipeline.errors import ContractError, StoreError
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
@@ -71,6 +71,8 @@ def joined_round(work: Round) -> pa.Table:
         columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
         there = [c for c in COLUMNS.values() if c.writer in parts and c.name in parts[c.writer].column_names]
         columns |= {c.name: parts[c.writer][c.name] for c in there}
+        if "reward" in parts:
+            columns |= {c.name: parts["reward"][c.name] for c in reward_columns(parts["reward"].column_names)}
         for name in ("reject_reason", "reject_detail"):
             columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
         tables.append(pa.table(columns))

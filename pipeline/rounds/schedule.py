@@ -21,7 +21,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from pipeline.config import Run
-from pipeline.contract import Place, PooledEngines, ShardInputs, Stage, Usage
+from pipeline.contract import REWARD_PREFIX, Place, PooledEngines, ShardInputs, Stage, Usage
 from pipeline.errors import EgrsdError, StoreError, from_data, to_data
 from pipeline.fit import builds
 from pipeline.fit.machine import processors
@@ -277,15 +277,22 @@ def _inputs_of(inventory: Inventory, stage: Stage, name: str, first: int, proble
         run=work.run,
         name=name,
         place=Place(work.area, first, work.lag),
-        tables=read_shard(work.store, entries, {writer: stage.reads_of(STAGES[writer]) for writer in entries}),
+        tables=read_shard(work.store, entries, {writer: _columns(stage, writer, work.run) for writer in entries}),
         facts={writer: dict(entry.facts) for writer, entry in entries.items()},
         problems=problems,
         engines=work.engines.get(stage.name),
         policy=work.store.policy(work.policy_version) if stage.where == "engines" else None,
         baseline=work.baseline,
         scope=inventory.scope if stage.after_round else None,
+        codes=work.codes,
         teachers=seats.seats_of(work) if stage.where == "engines" else {},
     )
+
+
+def _columns(stage: Stage, writer: str, run: Run) -> list[str]:
+    """The columns of stage `writer` that a stage is given. Those of single rewards are named by the run."""
+    rewards = [f"{REWARD_PREFIX}{reward.name}" for reward in run.grade.rewards] if writer == "reward" else []
+    return [*stage.reads_of(STAGES[writer]), *rewards]
 
 
 def quiet_ray_data() -> None:

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pipeline.config import Run
 from pipeline.contract import Stage
 from pipeline.errors import UserError, nearest, refuse_unread
-from pipeline.stages import grade, label, profile, prompts, rollout, score
+from pipeline.stages import grade, label, profile, prompts, reward, rollout, score
 
-PLAN: tuple[Stage, ...] = (prompts.STAGE, rollout.STAGE, grade.STAGE, score.STAGE, profile.STAGE, label.STAGE)
+PLAN: tuple[Stage, ...] = (
+    prompts.STAGE,
+    rollout.STAGE,
+    reward.STAGE,
+    grade.STAGE,
+    score.STAGE,
+    profile.STAGE,
+    label.STAGE,
+)
 STAGES: dict[str, Stage] = {stage.name: stage for stage in PLAN}
 
-MEASURE = tuple(stage.name for stage in PLAN if not stage.after_round)  # training reads what these stages write
+PLAIN = tuple(stage for stage in PLAN if stage is not reward.STAGE)  # a run without `grade.rewards` has these
+
+MEASURE = tuple(stage.name for stage in PLAIN if not stage.after_round)  # training reads what these stages write
 LABELS = tuple(stage.name for stage in PLAN if stage.after_round)  # these need the largest entropy of the whole round
 EVALUATION = tuple(stage.name for stage in (prompts.STAGE, rollout.STAGE, grade.STAGE))  # held-out problems pass through these
+
+
+def chain_of(run: Run, names: Iterable[str]) -> tuple[str, ...]:
+    """The stages that a run needs for `names`, in order: a run with rewards needs `reward` wherever it needs `grade`."""
+    asked = set(names)
+    asked |= {"reward"} if "grade" in asked else set()
+    return tuple(stage.name for stage in PLAN if stage.name in asked and stage.in_run(run))
 
 
 def find_stage(name: str) -> Stage:

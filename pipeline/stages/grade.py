@@ -1,4 +1,8 @@
-"""Stage `grade`: the verdict on each trace, its length-shaped reward, and its advantage, the direction of the update."""
+"""Stage `grade`: the verdict on each trace, its reward, and its advantage, the direction of the update.
+
+The reward is the verifier's length-shaped one. In a run with `grade.rewards` it is the weighted sum of what stage `reward`
+stored. This stage then asks no verifier and no function, so a changed weight costs a sum.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import Run
-from pipeline.contract import ShardInputs, ShardResult, Stage, Verdict
+from pipeline.contract import REWARD_PREFIX, Reject, ShardInputs, ShardResult, Stage, Verdict
 from pipeline.errors import SourceError
 from pipeline.grader.verifier import Grader, grader_of
-from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward
+from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward, weighted_sum
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet
 from pipeline.stages.tables import Draft, clean
@@ -44,6 +48,13 @@ def graded_shard(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader,
         rewards[row] = length_shaped_reward(correct, np.array([lengths[row]]), run.rollout.max_new_tokens, run.grade.beta_length)[
             0
         ]
+    _direct(draft, rewards, run, baseline)
+    gave_up = sum(verdict.gave_up for verdict in verdicts)
+    return ShardResult(draft.table(), {"gave_up": gave_up} if gave_up else {})
+
+
+def _direct(draft: Draft, rewards: np.ndarray, run: Run, baseline: RunningBaseline | None) -> None:
+    """Give each live row its reward and its advantage. `rewards` [N] is NaN in the other rows."""
     advantages = (
         group_advantage(rewards, run.rollout.group_size, run.grade.std)
         if baseline is None
@@ -51,8 +62,26 @@ def graded_shard(prompts: pa.Table, rollout: pa.Table, run: Run, grader: Grader,
     )
     for row in draft.live():
         draft.values[row] |= {"reward": float(rewards[row]), "advantage": float(advantages[row])}
-    gave_up = sum(verdict.gave_up for verdict in verdicts)
-    return ShardResult(draft.table(), {"gave_up": gave_up} if gave_up else {})
+
+
+def weighed(judged: pa.Table, run: Run, baseline: RunningBaseline | None) -> pa.Table:
+    """Verdict, weighted sum of rewards and advantage of every trace. A row without any reward is rejected.
+
+    judged: the shard of stage `reward`, with a column for each reward of the run.
+    """
+    draft = Draft.after(STAGE, judged)
+    columns = [judged[f"{REWARD_PREFIX}{reward.name}"].to_numpy(zero_copy_only=False) for reward in run.grade.rewards]
+    weights = np.array([reward.weight for reward in run.grade.rewards])
+    rewards = weighted_sum(np.stack(columns), weights)
+    verdicts, answers = judged["judged_verdict"].to_pylist(), judged["judged_answer"].to_pylist()
+    for row, values in enumerate(draft.values):
+        values |= {"verdict": verdicts[row], "extracted_answer": answers[row]}
+        if np.isnan(rewards[row]):
+            draft.reject(row, Reject.REWARD_MISSING, "every reward of this row is absent (None)")
+    live = np.zeros(len(rewards), bool)
+    live[draft.live()] = True
+    _direct(draft, np.where(live, rewards, np.nan), run, baseline)
+    return draft.table()
 
 
 def check_references(problems: ProblemSet, run: Run) -> str | None:
@@ -62,6 +91,8 @@ def check_references(problems: ProblemSet, run: Run) -> str | None:
     """
     rows = problems.rows(range(min(_CHECKED, len(problems))))
     rows = [row for row in rows if row.reject is None and row.answer]
+    if run.grade.verdict_reward is not None:
+        return None
     grader = grader_of(run)
     uri = problems.source.uri
     words = f"waiting for the verifier: it has read the first {len(rows)} reference answers of {uri} for {NOTICE_S:g} s so far."
@@ -82,6 +113,8 @@ def check_references(problems: ProblemSet, run: Run) -> str | None:
 
 def _compute(shard: ShardInputs) -> ShardResult:
     tables, run = shard.tables, shard.run
+    if run.grade.rewards:
+        return ShardResult(weighed(tables["reward"], run, shard.baseline), dict(shard.facts["reward"]))
     return graded_shard(tables["prompts"], tables["rollout"], run, grader_of(run), shard.baseline)
 
 
@@ -100,9 +133,12 @@ STAGE = Stage(
         "grade.advantage",
         "grade.std",
         "grade.running_warmup_steps",
+        "grade.rewards",
+        "grade.verdict_reward",
         "rollout.max_new_tokens",
         "rollout.group_size",
     ),
     compute=_compute,
+    more_reads=lambda run: ("judged_verdict", "judged_answer") if run.grade.rewards else (),
     round_inputs=lambda _: ("baseline",),
 )

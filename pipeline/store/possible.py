@@ -21,7 +21,7 @@ HOLDS = {
     **dict.fromkeys(("rollout_entropy", "teacher_entropy", "lookahead_entropy"), "entropy"),
     **dict.fromkeys(("entropy_mean", "entropy_p50", "entropy_p90", "entropy_max"), "entropy"),
     **dict.fromkeys((*(f"share_{name}" for name in Regime.NAMES), "gate"), "share"),
-    **dict.fromkeys(("prompt_index", "sample_index", "policy_version", "policy_lag", "seed", "reward"), "count"),
+    **dict.fromkeys(("prompt_index", "sample_index", "policy_version", "policy_lag", "seed"), "count"),
     **dict.fromkeys(("rollout_entropy_error", "entropy_error", "student_logprob_gap", "teacher_logprob_gap"), "count"),
     "regime": "regime",
 }
@@ -30,6 +30,7 @@ CHOICES = {
     "student_logprob_source": ("rollout", "score"),
     "teacher_context": ("privileged", "plain", "sibling", "feedback"),
     "verdict": tuple(map(str, Verdict)),
+    "judged_verdict": tuple(map(str, Verdict)),
     "reject_reason": tuple(map(str, Reject)),
 }
 

@@ -44,7 +44,7 @@ def check_columns(writer: str, table: pa.Table, vocab_size: int | None = None) -
     _check_choices("reject_reason", pc.drop_null(reasons))
     live = table if reasons.null_count == len(reasons) else table.filter(pc.is_null(reasons))
     lengths: pa.ChunkedArray | None = None
-    for column in columns_of(writer):
+    for column in (*columns_of(writer), *_single_rewards(writer, table.column_names)):
         if column.name not in table.column_names:
             continue
         values = live[column.name]
@@ -128,7 +128,8 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
     counted when a `[T]` column is among them. An optional column that the shard lacks is left out. Raises ContractError; `where`
     names the part of the file.
     """
-    types, written = types_of(entry.stage), {column.name: column for column in columns_of(entry.stage)}
+    types = types_of(entry.stage) | _types_of_rewards(entry.stage, data)
+    written = {column.name: column for column in columns_of(entry.stage)}
     needed = list(dict.fromkeys([key_of(entry.stage), "reject_reason", *(types if columns is None else columns)]))
     if "trace_source" not in needed and any(name in written and written[name].unknown_for for name in needed):
         needed.append("trace_source")
@@ -152,6 +153,20 @@ def from_parquet(entry: Entry, data: bytes, columns: list[str] | None = None) ->
         if found != getattr(entry, name):
             raise ContractError(f"the file has {found}, its manifest entry {getattr(entry, name)}", name)
     return table if columns is None else table.select([name for name in columns if name in table.column_names])
+
+
+def _single_rewards(writer: str, names: list[str]) -> list[contract.Column]:
+    """The columns of single rewards among the columns of a shard. Only stage `reward` has them."""
+    return contract.reward_columns(names) if writer == "reward" else []
+
+
+def _types_of_rewards(writer: str, data: bytes) -> dict[str, pa.DataType]:
+    """The types of the columns of single rewards, which only the file itself names. Empty for a file that is broken."""
+    try:
+        names = pq.read_schema(pa.BufferReader(data)).names if writer == "reward" else []
+    except (pa.ArrowException, OSError, ValueError):
+        return {}
+    return {column.name: column.type for column in _single_rewards(writer, names)}
 
 
 def count_rejected(table: pa.Table) -> dict[str, int]:

@@ -30,7 +30,7 @@ from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import plan_round, with_engines
-from pipeline.stages import PLAN
+from pipeline.stages import PLAIN
 from pipeline.store.directory import Entry, Store, area
 from pipeline.store.manifest import Origin, data_name
 
@@ -162,7 +162,7 @@ def listing(shards: int, rounds: int = 1) -> dict[str, float]:
         status_plain = _status(store)
         begun = time.perf_counter()
         for number in range(rounds):
-            for stage in PLAN:
+            for stage in PLAIN:
                 store.summarise(area("rounds", number), stage.name)
         written = time.perf_counter() - begun
         listed = _timed(lambda: store.entries(where, "score"))
@@ -187,7 +187,7 @@ def generate(store: Store, shards: int, rounds: int) -> None:
     for number in range(rounds):
         work = plan_round(store, run, "rounds", number, 0, source)
         seen = Inventory(dataclasses.replace(work, scope=contract.Scope(1.5, 57)))
-        for stage in PLAN:
+        for stage in PLAIN:
             folder = Path(store.uri) / work.area / stage.name
             folder.mkdir(parents=True)
             seen._stages[stage.name] = {shard: _entry(seen, stage, shard) for shard in work.shards}

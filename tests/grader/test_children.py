@@ -12,7 +12,7 @@ import psutil
 import pytest
 from waiting import until
 
-from pipeline.grader.children import OVERRAN, Children, Outcome, allow, done
+from pipeline.grader.children import LATE, OVERRAN, Children, Outcome, allow, done, note
 
 
 def double(pipe) -> None:
@@ -106,6 +106,24 @@ def test_servers_that_are_stopped_again_and_again_end_every_question(children):
     over.set()
     stopper.join()
     assert not active_children()
+
+
+def wait_after_a_note(pipe) -> None:
+    """The loop of a child that sends a note and then answers, or waits without using the processor."""
+    with suppress(EOFError):
+        while True:
+            waits = pipe.recv()
+            note(pipe, "begun")
+            if waits:
+                threading.Event().wait()
+            done(pipe, "answer")
+
+
+def test_a_question_that_waits_is_ended_by_the_clock_and_asked_once():
+    with closing(Children(wait_after_a_note, 1, deadline_s=0.3)) as waiting:
+        late, in_time = asked(waiting, [True, False])
+        assert (late.ended, late.notes) == (LATE, ("begun",))
+        assert in_time == Outcome("answer", ("begun",))
 
 
 def test_abandoned_children_end_without_a_new_thread(monkeypatch):

@@ -11,6 +11,7 @@ from jobs import doctor
 from pipeline import notices, recipes
 from pipeline.errors import ModelError, UnreachableError
 from pipeline.fit.machine import Facts, Line
+from pipeline.overrides import resolve
 from pipeline.store.directory import Store
 from pipeline.store.probe import judge_store
 
@@ -69,6 +70,19 @@ def test_a_place_that_cannot_hold_a_run_is_one_error_line(tmp_path):
     [line] = doctor.judge("store", lambda: judge_store(Store(str(tmp_path / "file" / "run"))))
     assert (line.level, line.topic) == ("error", "store")
     assert "cannot write (Not a directory)" in line.text
+
+
+def test_a_reward_that_is_missing_is_one_error_line(tmp_path):
+    (tmp_path / "mine.py").write_text("def mine(completions):\n    return [1.0] * len(completions)\n")
+    run = resolve(recipes.demo(), [f"grade.rewards=[{{name: mine, function: '{tmp_path / 'mine.py'}'}}]"])
+    [line] = doctor.judge("rewards", lambda: doctor.judge_rewards(run))
+    assert (line.level, line.topic) == ("ok", "rewards")
+    assert "grade.rewards.mine runs" in line.text
+    (tmp_path / "mine.py").unlink()
+    [line] = doctor.judge("rewards", lambda: doctor.judge_rewards(run))
+    assert line.level == "error"
+    assert "grade.rewards.mine: " in line.text
+    assert doctor.judge_rewards(recipes.demo()) == []
 
 
 def test_a_check_that_takes_long_names_who_is_waited_for(monkeypatch):

@@ -15,7 +15,15 @@ ROOT = Path(__file__).parents[2]
 def project(tmp_path):
     """A folder with a package, settings, data, a model and a place outside it."""
     folder = tmp_path / "project"
-    for name in ("jobs/run.py", "data/a.parquet", "data/b.parquet", "models/m/config.json", "held.jsonl", "notes.txt"):
+    for name in (
+        "jobs/run.py",
+        "data/a.parquet",
+        "data/b.parquet",
+        "models/m/config.json",
+        "held.jsonl",
+        "notes.txt",
+        "notes.py",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
     (folder / "mine.yaml").write_text("source: {uri: data/*.parquet}\nevaluation: {source: {uri: held.jsonl}}\n")
@@ -46,6 +54,7 @@ def test_the_project_itself_goes_whole_and_alone():
             {"set": ["source={uri: held.jsonl}", "evaluation={source: {uri: data}}"]},
             {"held.jsonl", "data/a.parquet", "data/b.parquet"},
         ),
+        ({"set": ["grade.rewards=[{name: a, function: 'notes.py:f'}, {name: b, function: 'math:sin'}]"]}, {"notes.py"}),
         ({"set": ["label.gamma=0,.1,.3", "model.path=models/m"]}, {"models/m/config.json"}),
         ({"set": ["source.uri=/every/node/x.jsonl", "model.path=Qwen/Qwen3-8B"]}, set()),
     ],
@@ -76,6 +85,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(project, name):
         ({"set": ["source={uri: lost.jsonl}"]}, (), "source.uri: 'lost.jsonl' is not in the folder"),
         ({"set": ["source.uri=010.jsonl"]}, (), "'010.jsonl' is not in the folder"),
         ({"set": ["source.ury=x.jsonl"]}, (), "source.ury"),
+        ({"set": ["grade.rewards=[{name: a, function: lost.py}]"]}, (), "grade.rewards.a: 'lost.py' is not in the folder"),
         ({}, ("nothing",), "'nothing' is not in the folder"),
         ({}, ("/etc/hosts",), "is not in the folder"),
     ],

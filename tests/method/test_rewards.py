@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward
+from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward, soft_overlong, weighted_sum
 
 NAN = float("nan")
 reward_lists = st.lists(st.one_of(st.just(NAN), st.just(0.0), st.floats(1.0, 1.5)), max_size=12)
@@ -38,12 +38,35 @@ def test_reward_refuses_lengths_beyond_the_cap() -> None:
         length_shaped_reward(np.array([True, False]), np.array([5]), 10, 0.5)
 
 
+def test_soft_overlong_by_hand() -> None:
+    # limit 20, cache 8: nothing up to 12, then (12 - T) / 8, and -1 from 20 on
+    assert soft_overlong(np.array([0, 12, 14, 16, 20, 25]), 20, 8).tolist() == [0, 0, -0.25, -0.5, -1, -1]
+    with pytest.raises(ValueError, match=r"cache: 21, expected 1 \.\. max_tokens = 20"):
+        soft_overlong(np.array([1]), 20, 21)
+
+
+def test_a_weighted_sum_leaves_absent_rewards_out() -> None:
+    values = np.array([[1.0, NAN, NAN, 2.0], [4.0, -2.0, NAN, 0.0]])
+    found = weighted_sum(values, np.array([1.0, 0.5]))  # 1 + 2; -1; nothing; 2
+    np.testing.assert_array_equal(found, [3.0, -1.0, NAN, 2.0])
+    with pytest.raises(ValueError, match="weights: shape"):
+        weighted_sum(values, np.ones(3))
+
+
 def test_group_advantage_by_hand() -> None:
     # group 1: mean .5, population std .5; group 2: all equal, no signal; group 3: one row rejected, mean 1.1, std .1
     rewards = np.array([1.0, 0.0, 0.0, 1.0, 0, 0, 0, 0, 1.0, NAN, 1.2, NAN])
     high, small = 0.5 / 0.5001, 0.1 / 0.1001
     expected = [high, -high, -high, high, 0, 0, 0, 0, -small, NAN, small, NAN]
     np.testing.assert_allclose(group_advantage(rewards, 4), expected, rtol=1e-12)
+
+
+def test_a_sample_spread_divides_by_one_less() -> None:
+    # deviations of .5 four times: population std .5, sample std sqrt(1 / 3) = .57735, 1.155 times as large
+    found, sample = (group_advantage(np.array([1.0, 0.0, 0.0, 1.0]), 4, std) for std in ("population", "sample"))
+    np.testing.assert_allclose(sample, [s * 0.5 / (3**-0.5 + 1e-4) for s in (1, -1, -1, 1)], rtol=1e-12)
+    assert found[0] / sample[0] == pytest.approx(1.1547, abs=1e-3)
+    np.testing.assert_array_equal(group_advantage(np.array([1.2, NAN, 1.0, 1.0]), 2, "sample"), [0, NAN, 0, 0])  # one row left
 
 
 def test_group_advantage_of_equal_rewards_is_exactly_zero() -> None:

@@ -82,3 +82,12 @@ def test_a_made_folder_loads_as_it_was_evaluated(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.config.head_dim == 32
     assert model.generation_config.eos_token_id == build_tokenizer().eos_token_id
+
+
+def test_a_teacher_is_a_larger_model_of_the_same_vocabulary_on_careful_traces():
+    teacher, student = (warmstart.build_model(0, kind) for kind in (warmstart.TEACHER, warmstart.STUDENT))
+    sizes = [sum(weight.numel() for weight in model.parameters()) for model in (teacher, student)]
+    assert sizes[0] > 3_000_000 > 1_000_000 > sizes[1]
+    assert teacher.config.vocab_size == student.config.vocab_size
+    losses = warmstart.train(teacher, 40, 0, stop=3, kind=warmstart.TEACHER)
+    assert losses[-1] < losses[0]

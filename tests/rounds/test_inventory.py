@@ -14,7 +14,7 @@ from pipeline.problems.problem import Problem
 from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory, commit_round
 from pipeline.rounds.round import open_round, problems_digest, same_problems
-from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
+from pipeline.stages import LABELS, MEASURE, PLAIN, STAGES
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
 
@@ -83,16 +83,16 @@ def test_bounds_where_exact_entropies_were_asked_for_are_a_warning(tmp_path):
 def test_what_is_missing_is_told_from_what_lacks_an_input(tmp_path, whole):
     work = planned(tmp_path)
     seen = Inventory(work, whole)
-    assert {stage.name: seen.why_stale(stage, "0000") for stage in PLAN} == dict.fromkeys(STAGES, "missing")
+    assert {stage.name: seen.why_stale(stage, "0000") for stage in PLAIN} == dict.fromkeys((s.name for s in PLAIN), "missing")
     assert seen.begun_and_stale("grade") == {}
     brought(work)
     work.store.delete(f"{work.area}/score/0000.json")
     seen = Inventory(work, whole)
-    reasons = {stage.name: seen.why_stale(stage, "0000") for stage in PLAN}
+    reasons = {stage.name: seen.why_stale(stage, "0000") for stage in PLAIN}
     fresh = dict.fromkeys(("prompts", "rollout", "grade"))
     assert reasons == {**fresh, "score": "missing", "profile": "input missing", "label": "input missing"}
     assert seen.expected_inputs(STAGES["profile"], "0000") is None
-    others = {stage.name: seen.why_stale(stage, "0001") for stage in PLAN}  # these two need the peak of every shard
+    others = {stage.name: seen.why_stale(stage, "0001") for stage in PLAIN}  # these two need the peak of every shard
     assert others == {**fresh, "score": None, "profile": "input missing", "label": "input missing"}
 
 

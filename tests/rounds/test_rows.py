@@ -9,7 +9,7 @@ from pipeline.errors import StoreError
 from pipeline.problems.sources import open_source
 from pipeline.rounds import inventory
 from pipeline.rounds.rows import joined_round, round_table
-from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
+from pipeline.stages import LABELS, MEASURE, PLAIN, STAGES
 
 
 def test_a_round_of_nothing_but_rejected_rows_goes_through_and_is_counted(tmp_path):
@@ -18,7 +18,7 @@ def test_a_round_of_nothing_but_rejected_rows_goes_through_and_is_counted(tmp_pa
     inventory.commit_round(work)
     table = round_table(work.store, 0)
     assert table["reject_reason"].to_pylist() == ["prompt_too_long"] * 8
-    for stage in PLAN[1:]:
+    for stage in PLAIN[1:]:
         assert sum(sum(e.rejected.values()) for e in work.store.entries(work.area, stage.name).values()) == 8
 
 

@@ -28,7 +28,7 @@ from pipeline.rounds.proof import prove
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round, round_table
-from pipeline.stages import PLAN
+from pipeline.stages import PLAIN
 from pipeline.store.directory import Store
 from pipeline.store.folders import put_folder
 from pipeline.store.lease import read_lease
@@ -254,7 +254,7 @@ def renewed(store, where, shard, stage, change, counts):
     """Files, by path, of one shard after a change of one stage, with right hashes in all entries and in ready.json."""
     files, hashes = {}, {}
     ready = json.loads((store.local_root / where / "ready.json").read_bytes())
-    for name in [part.name for part in PLAN]:
+    for name in [part.name for part in PLAIN]:
         entry = store.entry(where, name, shard)
         data, rows = (store.local_root / entry.path).read_bytes(), entry.rows
         if name == stage:

@@ -31,7 +31,7 @@ from fuzzed import (
 
 from pipeline.errors import EgrsdError
 from pipeline.evidence import intervals
-from pipeline.stages import PLAN
+from pipeline.stages import PLAIN
 from pipeline.store.manifest import Origin, data_name
 
 
@@ -80,7 +80,7 @@ def test_a_damaged_or_forged_json_file_is_refused_or_changes_nothing(store, befo
 # ---- Parquet
 
 
-@pytest.mark.parametrize("stage", PLAN, ids=lambda stage: stage.name)
+@pytest.mark.parametrize("stage", PLAIN, ids=lambda stage: stage.name)
 def test_a_forged_shard_with_right_hashes_is_found_where_it_breaks_an_invariant(store, before, stage):
     for number, (what, change) in enumerate(table_mutations(stage)):
         for counts in (True, False) if number < 4 else (True,):

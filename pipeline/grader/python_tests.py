@@ -1,0 +1,148 @@
+"""The reward `python_tests`: a code answer is run against the tests of its problem, in a locked-down process.
+
+Tests are read from a column of the source, in the forms that data sets of code have:
+
+- a list of statements (`["assert add(1, 2) == 3"]`), or one text of Python, with `check(candidate)` and `entry_point` or without;
+- `{"inputs": [...], "outputs": [...]}`, or a list of `{"input": ..., "output": ...}`: the program reads stdin and prints.
+
+A program that overruns its limits has failed its test: it gets 0, as a wrong one does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.config.rewards import PythonTests
+from pipeline.errors import SettingError
+from pipeline.grader import sandbox
+from pipeline.grader.sandbox import Ended, Limits, Program, Report, SandboxError
+
+_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_SAID_S = 30.0  # seconds beside the programs of a call
+
+_IMPORTS = "import sys, os\nsys.path += {packages!r}\n"
+_SCRIPT = (
+    _IMPORTS
+    + "os.close(3), os.close(4)\nexec(compile(open('answer.py').read(), 'answer.py', 'exec'), {{'__name__': '__main__'}})\n"
+)
+# the tests and the secret word are read only after the answer has run, and the word is told only after the tests
+_CHECKED = _IMPORTS + (
+    "_space = {{'__name__': 'answer'}}\n"
+    "exec(compile(open('answer.py').read(), 'answer.py', 'exec'), _space)\n"
+    "_word, _, _tests = open(3).read().partition('\\n')\n"
+    "exec(compile(_tests, 'tests.py', 'exec'), _space)\n"
+    "os.write(4, _word.encode())\n"
+)
+
+
+class NoTests(Exception):
+    """The column of a problem holds no tests that can be read."""
+
+
+def python_tests(completions: Sequence[str], settings: dict[str, Any], **columns: Any) -> list[float]:
+    """1 for each completion whose code passes every test of its problem, else 0; or the share of passed tests.
+
+    Raises NoTests for a problem without tests, and SandboxError when no locked-down process can be had.
+    """
+    limits = PythonTests.model_validate(settings)
+    if limits.column not in columns:
+        raise NoTests(f"the source has no column '{limits.column}' with tests (settings.column)")
+    entries = columns.get("entry_point") or [None] * len(completions)
+    rows = zip(completions, columns[limits.column], entries, strict=True)
+    return [_share_passed(code_of(text), tests, entry, limits) for text, tests, entry in rows]
+
+
+def code_of(response: str) -> str:
+    """The code of a response: its last fenced block, or all of it when it has no fence."""
+    blocks = _FENCE.findall(response)
+    return str(blocks[-1]) if blocks else response
+
+
+def _share_passed(code: str, tests: Any, entry: str | None, settings: PythonTests) -> float:
+    checks = read_tests(tests, entry)[: settings.most_tests]
+    words = [secrets.token_hex(16) for _ in checks]
+    programs = [_program(code, check, word) for check, word in zip(checks, words, strict=True)]
+    report = sandbox.run(programs, limits_of(settings))
+    if len(report.runs) != len(checks):
+        raise SandboxError(f"this machine gives no lock on {', '.join(report.missing)} (settings.locks)")
+    passed = [_passed(*one) for one in zip(checks, report.runs, words, strict=True)]
+    return sum(passed) / len(passed) if settings.partial else float(all(passed))
+
+
+def limits_of(settings: PythonTests) -> Limits:
+    """The limits of each program."""
+    return Limits(
+        settings.time_s, settings.memory_mb, settings.scratch_mb, settings.output_kb, required=settings.locks == "required"
+    )
+
+
+def longest_s(settings: PythonTests) -> float:
+    """Seconds by the clock that one call may take: all tests of one trace."""
+    return limits_of(settings).longest_s(settings.most_tests) + _SAID_S
+
+
+def read_tests(tests: Any, entry: str | None = None) -> list[str | tuple[str, str]]:
+    """Tests of one problem: statements to run after the answer, or pairs of stdin and the output that is expected.
+
+    Raises NoTests when they have no known form.
+    """
+    if isinstance(tests, str) and tests.lstrip()[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError):  # a text of Python may begin with a bracket
+            tests = json.loads(tests)
+    if isinstance(tests, str) and tests.strip():
+        return [tests + (f"\ncheck({entry})\n" if entry and "def check(" in tests else "")]
+    if isinstance(tests, dict) and {"inputs", "outputs"} <= tests.keys() and not tests.get("fn_name"):
+        tests = [{"input": i, "output": o} for i, o in zip(tests["inputs"], tests["outputs"], strict=False)]
+    if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
+        return list(tests)
+    if isinstance(tests, list) and tests and all(isinstance(t, dict) and {"input", "output"} <= t.keys() for t in tests):
+        return [(_text(test["input"]), _text(test["output"])) for test in tests]
+    raise NoTests("the tests of a problem are no list of statements, no Python text and no pairs of input and output")
+
+
+def _text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _program(code: str, check: str | tuple[str, str], word: str) -> Program:
+    packages = sandbox.packages()
+    if isinstance(check, tuple):
+        return Program(_SCRIPT.format(packages=packages), code, stdin=check[0])
+    return Program(_CHECKED.format(packages=packages), code, secret=f"{word}\n{check}")
+
+
+def _passed(check: str | tuple[str, str], run: Ended, word: str) -> bool:
+    """Whether a test is passed: the output is the expected one, line by line without spaces at the ends, or the word was told."""
+    if run.ended != "exit":
+        return False
+    if isinstance(check, tuple):
+        return _lines(run.stdout) == _lines(check[1])
+    return run.told == word
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+def verdict_of_locks(where: str, settings: PythonTests) -> list[str]:
+    """A note on locks that this machine does not have. Raises SettingError when they are required, or when nothing runs."""
+    try:
+        report = sandbox.run([Program(_SCRIPT.format(packages=[]), "print('ran')")], limits_of(settings))
+    except SandboxError as error:
+        raise SettingError(str(error), where, "Run it on Linux, where Python may start processes") from error
+    if not report.runs:
+        remedy = "Allow user namespaces, Landlock or seccomp, or accept it with settings.locks=available"
+        raise SettingError(f"this machine gives no lock on {', '.join(report.missing)} for code of the model", where, remedy)
+    if report.runs[0].ended != "exit" or report.runs[0].stdout.strip() != "ran":
+        what = f"a program that prints one word does not run in the locked-down process ({report.runs[0].ended})"
+        raise SettingError(what, where, "Raise settings.memory_mb or settings.time_s")
+    return [_note(where, report)] if report.missing else []
+
+
+def _note(where: str, report: Report) -> str:
+    return f"note: {where}: code of the model runs here without a lock on {', '.join(report.missing)}"

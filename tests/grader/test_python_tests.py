@@ -1,0 +1,55 @@
+"""Code answers against the tests of their problems, in the forms that data sets have."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.grader.python_tests import NoTests, code_of, python_tests, read_tests
+
+ADD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
+DOUBLE = "```\nprint(int(input()) * 2)\n```"
+HUMANEVAL = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(0, 0) == 0\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "tests", "more", "value"),
+    [
+        (ADD, ["assert add(1, 2) == 3", "assert add(2, 2) == 4"], {}, 1.0),
+        (ADD, ["assert add(1, 2) == 3", "assert add(2, 2) == 5"], {}, 0.0),
+        (ADD, ["assert add(1, 2) == 3", "assert add(2, 2) == 5"], {"partial": True}, 0.5),
+        (ADD, '["assert add(1, 2) == 3"]', {}, 1.0),
+        (ADD, "x = [1]\nassert add(x, x) == [1, 1]", {}, 1.0),
+        (DOUBLE, {"inputs": ["3\n", "4\n"], "outputs": ["6\n", "9\n"]}, {"partial": True}, 0.5),
+        (DOUBLE, '{"inputs": ["3"], "outputs": ["6"]}', {}, 1.0),
+        (DOUBLE, [{"input": "3", "output": "6  \n\n"}, {"input": ["4"], "output": 8}], {}, 1.0),
+        (DOUBLE, [{"input": "3", "output": "6"}, {"input": "x", "output": "8"}], {"most_tests": 1}, 1.0),
+        ("import numpy\nprint(numpy.arange(4).sum())", [{"input": "", "output": "6"}], {}, 1.0),
+        ("not python at all", ["assert True"], {}, 0.0),
+    ],
+)
+def test_the_value_is_1_when_all_tests_pass_or_the_share_of_passed_ones(answer, tests, more, value):
+    assert python_tests([answer], more, tests=[tests]) == [value]
+
+
+def test_a_check_function_is_called_with_the_entry_point():
+    assert python_tests(
+        [ADD, "```python\ndef add(a, b):\n    return 3\n```"], {}, tests=[HUMANEVAL] * 2, entry_point=["add"] * 2
+    ) == [1.0, 0.0]
+
+
+def test_the_last_fenced_block_is_the_answer():
+    assert code_of("```python\nfirst\n```\n```py\nlast\n```") == "last\n"
+    assert code_of("no fence") == "no fence"
+
+
+@pytest.mark.parametrize(
+    "tests", ["", None, [], 3, {"inputs": [1]}, [{"input": 1}], {"inputs": [], "outputs": [], "fn_name": "f"}]
+)
+def test_tests_of_an_unknown_form_are_refused(tests):
+    with pytest.raises(NoTests):
+        read_tests(tests)
+
+
+def test_a_source_without_the_column_is_refused():
+    with pytest.raises(NoTests, match="no column 'tests'"):
+        python_tests([ADD], {}, answer=["x"])

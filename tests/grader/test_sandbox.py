@@ -1,0 +1,139 @@
+"""Programs that nobody trusts, in the locked-down process: what they try, and that it fails. Nothing here is a fake."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.grader import sandbox
+from pipeline.grader.python_tests import python_tests
+from pipeline.grader.sandbox import Limits, Program
+
+MAIN = "exec(compile(open('answer.py').read(), 'answer.py', 'exec'), {'__name__': '__main__'})"
+ALL, NO_ROOT = {}, {"namespaces": False}  # all locks; those that a container without user namespaces still has
+
+
+def tried(answer: str, stdin: str = "", **limits):
+    """How one program ended, in a process with these limits."""
+    [ended] = sandbox.run([Program(MAIN, answer, stdin)], Limits(**{"time_s": 2.0, **limits})).runs
+    return ended
+
+
+def attempt(*statements: str) -> str:
+    """A program that prints the type of the error of each statement, or `done`."""
+    lines = ["import os, sys, socket, subprocess, signal, ctypes"]
+    for statement in statements:
+        lines += [
+            "try:",
+            f"    {statement}",
+            "    print('done')",
+            "except BaseException as error:",
+            "    print(type(error).__name__)",
+        ]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("locks", [ALL, NO_ROOT], ids=["namespaces", "no namespaces"])
+def test_a_program_has_no_network_no_files_no_processes_and_no_environment(locks, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "a-secret-word")
+    secret = tmp_path / "secret.txt"
+    secret.write_text("a-secret-word")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        program = attempt(
+            f"socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 1)",
+            "socket.socket(socket.AF_UNIX)",
+            f"print(open({str(secret)!r}).read())",
+            f"open({str(tmp_path / 'new')!r}, 'w')",
+            f"os.listdir({str(Path.home())!r})",
+            "open(os.__file__, 'a')",
+            "open('/proc/1/environ')",
+            "os.fork()",
+            "subprocess.run(['/bin/sh', '-c', 'echo hello'])",
+            f"os.kill({os.getpid()}, 0)",
+            "os.kill(os.getppid(), signal.SIGKILL)",
+            "os.killpg(0, signal.SIGTERM)",
+        )
+        ended = tried(
+            program + "\nprint(sorted(os.environ))\nopen('mine', 'w').write('x' * 100)\nprint(len(open('mine').read()))", **locks
+        )
+    lines = ended.stdout.splitlines()
+    assert len(lines) == 14
+    assert set(lines[:12]) <= {"PermissionError", "FileNotFoundError", "OSError", "BlockingIOError", "ProcessLookupError"}
+    assert "a-secret-word" not in ended.stdout
+    assert "TOKEN" not in lines[-2]
+    assert lines[-1] == "100"
+    assert ended.ended == "exit"
+    assert not (tmp_path / "new").exists()
+
+
+def test_locks_are_reported_and_without_one_nothing_runs():
+    whole = sandbox.run([Program(MAIN, "print(1)")], Limits())
+    assert whole.missing == []
+    assert [one.stdout for one in whole.runs] == ["1\n"]
+    bare = sandbox.run([Program(MAIN, "print(1)")], Limits(namespaces=False, landlock=False, seccomp=False))
+    assert (bare.missing, bare.runs) == (["files", "network", "processes"], [])
+    open_ = sandbox.run([Program(MAIN, "print(1)")], Limits(namespaces=False, landlock=False, seccomp=False, required=False))
+    assert [one.stdout for one in open_.runs] == ["1\n"]
+    assert open_.by == ()
+
+
+@pytest.mark.parametrize("locks", [ALL, NO_ROOT], ids=["namespaces", "no namespaces"])
+@pytest.mark.parametrize(
+    ("answer", "ended", "printed"),
+    [
+        ("import os\nwhile True:\n    os.fork()\n", "failed", ""),
+        ("while True:\n    pass\n", "time", ""),
+        ("while True:\n    print('x' * 1000)\n", "output", None),
+        ("x = bytearray(10**10)\n", "failed", ""),
+        ("open('big', 'wb').write(bytes(40 << 20))\n", "failed", ""),
+        ("import sys\nsys.exit(3)\n", "failed", ""),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n", "failed", ""),
+        ("import os\nos.close(1)\nos.close(2)\nos.close(0)\n", "exit", ""),
+        ("print(input()[::-1])", "exit", "cba\n"),
+    ],
+)  # fmt: skip
+def test_limits_end_a_program_and_nothing_of_it_is_left(answer, ended, printed, locks):
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    found = tried(answer, "abc\n", time_s=0.5, **locks)
+    assert found.ended == ended
+    assert len(found.stdout) <= 64 * 1024
+    assert printed is None or found.stdout == printed
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+    assert not list(Path(tempfile.gettempdir()).glob("egrsd-run-*/tmp/*"))
+
+
+def test_a_program_that_sleeps_is_ended():
+    assert tried("import time\ntime.sleep(1000)\n", still_s=1.0).ended == "time"
+
+
+def test_threads_fill_their_memory_and_not_the_machine():
+    start = "threading.Thread(target=time.sleep, args=(100,), daemon=True).start()"
+    program = f"import threading, time\nfor _ in range(10**6):\n    {start}\n"
+    assert tried(program, time_s=1.0, memory_mb=256).ended in ("failed", "time")
+
+
+def test_the_same_program_gives_the_same_answer():
+    program = "print(hash('a'), list({'a', 'b', 'c', 'd'}))"
+    assert tried(program).stdout == tried(program).stdout
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "import sys\nsys.exit(0)",
+        "import os\nos._exit(0)",
+        "raise SystemExit",
+        "import builtins\nbuiltins.AssertionError = ZeroDivisionError\ndef add(a, b):\n    return 0",
+        "while True: pass",
+        "def add(a, b):\n    import os\n    os._exit(0)",
+        "print('told'); import os\nos.write(4, b'told')",
+        "",
+    ],
+)
+def test_an_answer_that_ends_early_or_hangs_is_a_0(answer):
+    assert python_tests([answer], {"time_s": 0.5}, tests=[["assert add(1, 2) == 3"]]) == [0.0]
