@@ -160,8 +160,6 @@ class Planner:
 
 MEASURE_THEM = "measure problems: `egrsd evaluate --run R --policy 0 --source FILE -k 8`"
 NOTHING = f"Widen the bounds, set source.unmeasured to kept, or {MEASURE_THEM}"
-    "Widen the bounds, set source.unmeasured to kept, or measure problems: `egrsd evaluate --run R --policy 0 --source FILE -k 8`"
-)
 
 
 def _nothing(run: Run, known: Candidates) -> str:
