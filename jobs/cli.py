@@ -122,6 +122,8 @@ def evaluate(
     policy: Annotated[str, typer.Option(help="Policies to evaluate: numbers, ranges (0..4) and `last`.")] = "0,last",
     source: Annotated[list[str] | None, typer.Option(help="Benchmark, NAME=/copy, file or task; may be repeated.")] = None,
     k: Annotated[int | None, typer.Option("-k", help="Samples per problem, and the k of pass@k.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of a run without rounds, whose base is evaluated first.")] = None,
+    config: Config = None,
     set: Sets = None,
     address: Address = None,
     debug: Debug = False,
@@ -131,7 +133,7 @@ def evaluate(
     from jobs.evaluate import Options
     from jobs.evaluate import evaluate as job
 
-    job(run, Options(policy, source or [], k, set or []), address, debug)
+    job(run, Options(policy, source or [], k, set or [], recipe, config), address, debug)
 
 
 @app.command(cls=Once)

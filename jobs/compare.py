@@ -17,6 +17,7 @@ from jobs.progress import open_screen
 from jobs.settle import parse_numbers, read_config
 from jobs.tables import of_comparison
 from jobs.terminal import Session, session
+from pipeline.choice.plans import prepare
 from pipeline.config.objective import approximation
 from pipeline.driver import Driver, cautions, open_sources
 from pipeline.evidence.asked import check_problems
@@ -77,6 +78,9 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
                 out.say(caution)
             for key in compared.runs:
                 origin.refuse_changes(compared.folder(key), sources.opened, accept=False, remedy=ACCEPT)
+            noted = [prepare(compared.folder(key), compared.runs[key], sources.rounds, remaining[key].train) for key in left]
+            for text in dict.fromkeys(text for notes in noted for text in notes):
+                out.say(text)
             trains = any(remaining[key].train for key in left)
             start(out, compared.store, address, demands_of(compared.base, needs_engines, trains))
         series, document = {name: Series() for name in compared.objectives}, {}

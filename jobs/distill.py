@@ -12,6 +12,7 @@ from jobs.progress import open_screen
 from jobs.settle import Choices, settle
 from jobs.summary import summarise
 from jobs.terminal import Session, session
+from pipeline.choice.plans import prepare
 from pipeline.config import Run
 from pipeline.driver import Driver, Sources, cautions, open_sources
 from pipeline.evidence import trackers
@@ -50,6 +51,8 @@ def distill(
             for text in origin.refuse_changes(store, sources.opened, choices.accept_changes):
                 out.say(text)
             remaining = Remaining.of(store, run, sources.evals)
+            for text in prepare(store, run, sources.rounds, remaining.train):
+                out.say(text)
             out.say(f"run {store.uri}: {remaining.describe(run)}")
             start(out, store, address, demands_of(run, remaining.needs_engines, bool(remaining.train)))
             store.save_run(run, versions())

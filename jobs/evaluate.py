@@ -9,12 +9,16 @@ from typing import Any
 from actors.member import EngineClass
 from jobs import tables
 from jobs.engines import open_engines
-from jobs.opened import hold, open_folder, open_run, start
+from jobs.opened import hold, holding_for, open_folder, open_run, start
 from jobs.progress import open_screen
-from jobs.settle import parse_numbers
+from jobs.settle import parse_numbers, read_config
 from jobs.terminal import Session, session
-from pipeline.errors import UserError
+from pipeline.config import Run
+from pipeline.errors import SettingError, UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
+from pipeline.fit.versions import versions
+from pipeline.overrides import differences, resolve
+from pipeline.recipes import recipe
 from pipeline.rounds.refused import refuse_unusable
 from pipeline.rounds.round import reward_codes
 from pipeline.stages.grade import check_references
@@ -26,13 +30,15 @@ from pipeline.store.directory import Store
 class Options:
     """The options of the command line: policies such as `0,last`, sources, the k of pass@k, and `--set` lines.
 
-    Without sources the run's own held-out problems are used.
+    Without sources the run's own held-out problems are used. `recipe` and the file `config` make a run that has no round yet.
     """
 
     policies: str
     sources: list[str]
     k: int | None
     sets: list[str]
+    recipe: str | None = None
+    config: str | None = None
 
 
 def evaluate(uri: str, options: Options, address: str | None, debug: bool, engine_class: EngineClass | None = None) -> None:
@@ -43,7 +49,7 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
     problem of a source can be asked.
     """
     with session(debug) as out:
-        store, run = open_run(uri)
+        store, run = begun(uri, options, out)
         numbers = chosen_policies(store, options.policies)
         asked = [ask(run, source, options.k, options.sets) for source in options.sources or [""]]
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
@@ -69,6 +75,27 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
             out.say(f"{store.locate(one.kind)}/summary.json")
         if len(asked) > 1:
             out.console.print(tables.of_macro_mean(macro_mean(asked[0], samples)))
+
+
+def begun(uri: str, options: Options, out: Session) -> tuple[Store, Run]:
+    """The run to evaluate. With `options.recipe` it is made when it is not there, so that its base can be measured first.
+
+    Raises SettingError when a run of other settings is there, and for --config without --recipe.
+    """
+    if options.recipe is None:
+        if options.config is not None:
+            raise SettingError("makes a new run only together with --recipe", "--config", "Add --recipe NAME, or leave it out")
+        return open_run(uri)
+    store = open_folder(uri)
+    run = resolve(recipe(options.recipe), [], read_config(options.config) if options.config else {})
+    with holding_for(out, store):
+        if not store.exists():
+            store.save_run(run, versions())
+        elif changed := differences(store.load_run(), run):
+            listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:4])
+            remedy = "Leave out --recipe and --config, or use another --run"
+            raise SettingError(f"this run was made with other settings: {listed}", store.uri, remedy)
+    return store, run
 
 
 def chosen_policies(store: Store, text: str) -> list[int]:

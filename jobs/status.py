@@ -9,6 +9,7 @@ from rich.table import Table
 
 from jobs.opened import open_run
 from jobs.terminal import session
+from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds import origin
@@ -41,7 +42,7 @@ def show(uri: str, debug: bool) -> None:
         out.console.print(table)
         out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
         changed = [f"note: {text}." for text in origin.look(store, run)]
-        for note in [*notes, *_stale_evaluations(store, run), *changed]:
+        for note in [*notes, *_stale_evaluations(store, run), *told(store, run), *changed]:
             out.say(note)
         if run.source.response:
             out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; no engine wrote them")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from jobs.tables import aligned
+from pipeline.choice.plans import told
 from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out, same_problems
 from pipeline.problems.sources import named
 from pipeline.store.directory import Store, area
@@ -29,6 +30,8 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     rounds = [row for row in store.metrics() if row["writer"] == "round"]
     if rounds:
         out.console.print(_rounds_table(rounds, run))
+    for text in told(store, run):
+        out.say(text)
     out.say(f"traces and labels: {store.locate('rounds')}")
     if versions[1]:
         out.say(f"adapter:           {store.locate(area('policy', versions[1]))}")

@@ -20,6 +20,7 @@ from pipeline.overrides import differences, refuse_unread_objective, resolve
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.refused import refuse_wide_bounds
 from pipeline.rounds.remaining import trainable_rounds
+from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
 from pipeline.store.directory import Store, area
 from pipeline.training import worker
@@ -71,7 +72,7 @@ def train_committed(
         with _replacing(held, run, first, out):
             for work in rounds:
                 refuse_wide_bounds(work)
-                commit_round(work)
+                commit_round(work, left_out(work))
             with (
                 trackers.feeding(held.store, run, out.say, held.lease),
                 out.console.status(f"training rounds {first} to {last - 1}"),

@@ -7,6 +7,7 @@ import sys
 
 from jobs.opened import open_folder, open_run
 from jobs.terminal import session
+from pipeline.choice.rates import read_kept
 from pipeline.errors import StoreError
 from pipeline.evidence.sweep import read_evidence
 from pipeline.evidence.trackers import read_fed
@@ -28,7 +29,7 @@ def verify_run(uri: str, debug: bool) -> None:
         live = [lease.holder for lease in (_lease(store), _lease(open_folder(store.locate("evals")))) if lease is not None]
         with late("verify", f"the files of {store.uri} have been read for {NOTICE_S:g} s so far."):
             proof = prove(store, run)
-            for read in (read_evidence, read_lease, read_fed):
+            for read in (read_evidence, read_lease, read_fed, read_kept):
                 with proof.found():
                     read(store)
         for finding in proof.findings:

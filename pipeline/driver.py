@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
+from pipeline.choice.plans import Planner
 from pipeline.config import Run
 from pipeline.config.objective import USES_ADVANTAGE, approximation
 from pipeline.contract import PooledEngines
@@ -41,6 +42,7 @@ from pipeline.rounds.refused import (
 )
 from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
+from pipeline.rounds.rows import left_out
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
 from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
@@ -127,8 +129,9 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     refuse_unknown_teachers(rounds, run)
     evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
     notes = [refuse_few_imports(rounds, run)] if run.source.response else []
-    first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
-    refuse_unusable(rounds, first, run, "the first round")
+    if not run.source.chooses:  # else `pipeline.choice.plans.prepare` looks at the first round
+        first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
+        refuse_unusable(rounds, first, run, "the first round")
     if evals is not None:
         refuse_unusable(evals, range(min(run.evaluation.problems, len(evals))), evaluation_run(run), "the evaluation")
     notes += [check_references(source, run) for source in (rounds, evals) if source is not None]
@@ -195,6 +198,9 @@ class Driver:
     start_trainer: Callable[[str, Run], TrainerHandle]
     screen: Screen
 
+    def __post_init__(self) -> None:
+        self._planner = Planner(self.store, self.run, self.sources.rounds)
+
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
         with self._training(remaining.train, holding) as trainer:
@@ -250,23 +256,32 @@ class Driver:
         """
         self._wake()
         begun, before = time.perf_counter(), usage(self.engines)
-        version = max(0, number - self.run.max_staleness)
-        source = self.sources.rounds
-        work = self._planned(self.run, "rounds", number, version, source)
         spent: dict[str, float] = {}
-        most = inflight(self.run, self.engines)
-        execute(with_engines(work, self.engines), chain_of(self.run, MEASURE), source, inflight=most, on_entry=_counting(spent))
-        refuse_wide_bounds(work)
-        refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
+        planned = self._planner.plan(number, max(0, number - self.run.max_staleness))
+        work = self._filled(replace(planned, codes=self.sources.codes), spent)
+        left = left_out(work)
         measured, now = time.perf_counter(), usage(self.engines)
         for pool in pools_of(self.engines):
             pool.sleep()
-        commit_round(work)
+        commit_round(work, left)
         self.label(work, spent)
         clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured}
         clock["seconds_engines"] = max(0.0, now.busiest_s - before.busiest_s)
         clock["seconds_engines_idle"] = max(0.0, now.idle_s - before.idle_s)
         return _Measured(work, begun, clock | {f"seconds_stage_{name}": seconds for name, seconds in spent.items()})
+
+    def _filled(self, work: Round, spent: dict[str, float]) -> Round:
+        """A planned round, measured, with further prompts where groups have no signal (rollout.fill_groups)."""
+        source, on_entry = self.sources.rounds, _counting(spent)
+        while True:
+            most = inflight(self.run, self.engines)
+            execute(with_engines(work, self.engines), chain_of(self.run, MEASURE), source, inflight=most, on_entry=on_entry)
+            refuse_wide_bounds(work)
+            refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
+            longer = self._planner.extended(work)
+            if longer is None:
+                return work
+            work = longer
 
     def _planned(self, run: Run, kind: str, number: int, version: int, source: ProblemSet) -> Round:
         """A planned round, with the code of the rewards that was checked at the start."""

@@ -171,6 +171,28 @@ def in_turn(work, stages, source=None, on_entry=None, **_):
             on_entry(*bring_up_to_date(work, STAGES[name], shard, source.rows(indices) if name == "prompts" else None))
 
 
+def test_rounds_are_filled_before_the_trainer_takes_them_and_a_resume_plans_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.driver.execute", in_turn)
+    sets = (r"grade.answer_pattern=(\d)", "rollout.group_size=8", "rollout.fill_groups=40", "source.sampling=variance")
+    driver, _ = made(tmp_path, *sets, "max_staleness=1", "rounds=3", last=3)
+    brought_to_end(driver)
+    plans = [driver.store.read_json(f"rounds/{n:04d}/plan.json") for n in range(3)]
+    for number, plan in enumerate(plans):
+        ready = driver.store.ready(number)
+        taken = sum(map(len, plan["shards"].values())) - sum(map(len, ready.left_out.values()))
+        assert (plan["filling"]["full"], taken, plan["policy"]) == (True, 4, max(0, number - 1))
+        assert ready.shards.keys() == plan["shards"].keys()
+    assert any(plan["filling"]["further"] for plan in plans)
+    [row] = [row for row in driver.store.metrics() if (row["writer"], row["round"]) == ("round", 0)]
+    assert row["num_groups_left_out"] == row["num_prompts_further"] == sum(p["prompts"] for p in plans[0]["filling"]["further"])
+    before = {n: driver.store.read_bytes(f"rounds/{n:04d}/plan.json") for n in range(3)}
+    for version in (2, 3):
+        driver.store.delete(f"policy/{version:04d}")
+    driver, _ = made(tmp_path, *sets, "max_staleness=1", "rounds=3", last=3)
+    brought_to_end(driver)
+    assert {n: driver.store.read_bytes(f"rounds/{n:04d}/plan.json") for n in range(3)} == before
+
+
 def test_a_round_of_rejected_rows_ends_the_run_before_it_is_trained(tmp_path, monkeypatch):
     driver, _ = made(tmp_path, engine=Failing)
     monkeypatch.setattr("pipeline.driver.execute", in_turn)

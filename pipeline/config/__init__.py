@@ -13,11 +13,12 @@ from pipeline.config.machines import Client, EnginePools, Metrics, Placement, Po
 from pipeline.config.method import Grade, Label, Profile, ScoreSettings, Weights
 from pipeline.config.objective import Objective, refuse_missing
 from pipeline.config.rewards import Reward
-from pipeline.config.section import LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
+from pipeline.config.section import CHOOSES, LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
 from pipeline.config.teachers import Teacher, check_name, reads_solution, template_of
 from pipeline.digest import digest
 
 __all__ = [
+    "CHOOSES",
     "LATER",
     "UNCOUNTED",
     "Count",
@@ -150,6 +151,10 @@ class Run(Section):
                     raise ValueError(f"grade.rewards.{reward.name}: settings.cache {cache} is above the limit of {limit} tokens")
         if self.grade.advantage == "group" and self.rollout.group_size < 2:
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
+        if self.rollout.fill_groups and self.grade.advantage != "group":
+            raise ValueError("rollout.fill_groups needs grade.advantage 'group': with 'running' no group is without signal")
+        if self.rollout.fill_groups and self.source.response:
+            raise ValueError("rollout.fill_groups needs traces that the student writes: leave source.response empty")
         return self
 
     @model_validator(mode="after")

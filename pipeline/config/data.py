@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import LATER, Count, Dtype, Positive, Section, Share
+from pipeline.config.section import CHOOSES, LATER, Count, Dtype, Positive, Section, Share
 
 
 class Source(Section):
@@ -37,6 +37,38 @@ class Source(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
     size: Count = Field(100_000, description="problems of a generated task; for a file, the most rows that are taken")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
+    pass_rate: Annotated[tuple[Share, Share], CHOOSES] = Field(
+        (0.0, 1.0), description="bounds, both included, of the pass rates of problems that rounds take"
+    )
+    pass_rates: Annotated[tuple[str, ...], CHOOSES] = Field(
+        (), description="runs, or rounds or evaluations of runs, whose verdicts tell pass rates before this run's own verdicts do"
+    )
+    unmeasured: Annotated[Literal["kept", "left_out"], CHOOSES] = Field(
+        "kept", description="what happens to problems without a known pass rate"
+    )
+    sampling: Annotated[Literal["shuffled", "variance"], CHOOSES] = Field(
+        "shuffled",
+        description="shuffled: every problem once an epoch; variance: the chance of a problem is proportional to p (1 - p)",
+    )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether pass rates decide which problems rounds take."""
+        return self.pass_rate != (0.0, 1.0) or self.unmeasured != "kept" or self.sampling != "shuffled"
+
+    def reading(self) -> dict[str, Any]:
+        """The settings by which the rows are read, as plain JSON. Those that choose among the rows are left out."""
+        choosing = {name for name, field in type(self).model_fields.items() if CHOOSES in field.metadata}
+        return self.model_dump(mode="json", exclude=choosing)
+
+    @model_validator(mode="after")
+    def _choice(self) -> Source:
+        low, high = self.pass_rate
+        if low > high:
+            raise ValueError(f"pass_rate {low},{high}: the lower bound comes first")
+        if self.pass_rates and not self.chooses:
+            raise ValueError("pass_rates names runs that nothing reads: set pass_rate, unmeasured or sampling too")
+        return self
 
     @field_validator("uri")
     @classmethod
@@ -88,6 +120,9 @@ class Rollout(Section):
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="tokens that sampling may choose from; 0: all")
     max_new_tokens: Count = 64
     teacher_share: Share = Field(0.0, description="share of each group that the privileged teacher writes")
+    fill_groups: Annotated[Annotated[int, Field(ge=0, le=1_000_000)], LATER] = Field(
+        0, description="most further prompts of a round, asked in place of groups without signal; 0: none"
+    )
 
 
 class Evaluation(Section):
@@ -100,3 +135,9 @@ class Evaluation(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     max_new_tokens: Count = 64
+
+    @model_validator(mode="after")
+    def _takes_all(self) -> Evaluation:
+        if self.source.chooses or self.source.pass_rates:
+            raise ValueError("source: pass rates choose problems of training, not of an evaluation: leave these settings out")
+        return self

@@ -12,6 +12,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 LATER = "later"  # marks a setting that is younger than existing runs: its default changes no digest
 UNCOUNTED = "uncounted"  # marks a setting that no result depends on: it counts in no digest
+CHOOSES = "chooses"  # marks a setting that chooses problems: the plan of a round holds what it chose, and no digest counts it
 
 
 class Section(BaseModel):
@@ -21,10 +22,10 @@ class Section(BaseModel):
 
 
 def left_out(section: Section, name: str) -> bool:
-    """Whether a setting counts in no digest: it is marked UNCOUNTED, or marked LATER and at its default."""
+    """Whether a setting counts in no digest: it is marked UNCOUNTED or CHOOSES, or marked LATER and at its default."""
     field = type(section).model_fields[name]
     later = LATER in field.metadata and getattr(section, name) == field.get_default(call_default_factory=True)
-    return later or UNCOUNTED in field.metadata
+    return later or UNCOUNTED in field.metadata or CHOOSES in field.metadata
 
 
 def counted(value: Any) -> Any:

@@ -22,7 +22,7 @@ from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, sele
 from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
-from pipeline.rounds.rows import joined, training_rows
+from pipeline.rounds.rows import joined, left_out, training_rows, without
 from pipeline.stages import MEASURE, chain_of
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
@@ -173,8 +173,11 @@ def read_round(work: Round, further: tuple[str, ...] = ()) -> RoundTable:
     """The rows of a round as they are stored now, with the columns `further` that only some objectives read."""
     from pipeline.training import batches
 
-    hashes, version = Inventory(work).hashes(MEASURE), work.policy_version
-    tables = [training_rows(work.store, work.area, shard, hashes[shard], version, further) for shard in sorted(work.shards)]
+    hashes, version, left = Inventory(work).hashes(MEASURE), work.policy_version, left_out(work)
+    tables = [
+        without(training_rows(work.store, work.area, shard, hashes[shard], version, further), left.get(shard, []))
+        for shard in sorted(work.shards)
+    ]
     return batches.RoundTable(work.number, version, joined(tables))
 
 

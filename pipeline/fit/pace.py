@@ -120,11 +120,12 @@ def _hours(run: Run, size: Size, card: tuple[float, float], memory: int) -> Line
         return math.ceil(each / step.batch) * new * step.seconds
 
     new, traces = run.rollout.max_new_tokens, run.rollout.prompts_per_round * run.rollout.group_size
+    most = traces + run.rollout.fill_groups * run.rollout.group_size  # traces that are written and scored; fewer are trained on
     tokens = prompt_tokens(run, new) + new
     scorer = run.engines.score or run.engines.rollout
-    scored = _each(traces, scorer) * tokens * (1 + run.score.rescore_share) / score_rate(scorer, size, card)
+    scored = _each(most, scorer) * tokens * (1 + run.score.rescore_share) / score_rate(scorer, size, card)
     trained = traces * tokens / (run.train.workers * train_rate(run, size, card))
-    parts = {"rollout": written(traces, new), "scoring": scored, "training": trained}
+    parts = {"rollout": written(most, new), "scoring": scored, "training": trained}
     if shares_a_card(run):
         parts["sleep and wake"] = moved(run, size) / HOST_RATE
     held_out = run.evaluation.problems * run.evaluation.samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.evidence.comparison import COMPARE, Compared
@@ -35,6 +36,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
             "versions": stored.versions if stored is not None else {},
         },
         "warnings": [text for part in measured if (text := part.labelled.seen.warning()) is not None],
+        "notes": told(store, run),
         "settings": run.to_yaml(),
         "window": run.profile.window,
         "rounds": [part.figures for part in measured],

@@ -59,10 +59,13 @@ def measure(seen: Inventory, metrics: list[dict[str, Any]]) -> Measured:
     live = np.concatenate([shard.live for shard in whole]) if whole else np.zeros(0, bool)
     lengths, reward, advantage = (_joined(whole, name) for name in ("lengths", "reward", "advantage"))
     verdicts = np.concatenate([shard.verdicts for shard in whole]) if whole else np.zeros(0, object)
+    unused = live & _unused(seen, whole)
     fit = {
         "fit": int(live.sum()),
         "fit_tokens": int(lengths[live].sum()),
-        "no_advantage": int((advantage[live] == 0).sum()),
+        "no_advantage": int((advantage[live & ~unused] == 0).sum()),
+        "unused": int(unused.sum()),
+        "unused_tokens": int(lengths[unused].sum()),
     }
     figures = {
         "round": work.number,
@@ -145,6 +148,18 @@ _COLUMNS = {
     "profile": ["entropy_mean", *(f"share_{name}" for name in Regime.NAMES)],
     "label": ["trace_id"],
 }
+
+
+def _unused(seen: Inventory, shards: list[_Shard]) -> np.ndarray:
+    """Traces of the groups that the trainer does not take, since a filled round leaves them out: bool [traces of the shards]."""
+    ready = seen.work.store.ready(seen.work.number)
+    left = {} if ready is None else ready.left_out
+    parts = [np.zeros(0, bool)]
+    for shard in shards:
+        prompts = len(seen.work.shards[shard.name])
+        groups = np.isin(np.arange(prompts), left.get(shard.name, []))
+        parts.append(np.repeat(groups, len(shard.live) // prompts))
+    return np.concatenate(parts)
 
 
 def _token_figures(shards: list[_Shard]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The ledger: a count of all rows from the source to the loss, with equations that show whether any row is lost.
 
     planned prompts = prompts;  prompts x G = traces;  traces - rejected, by reason = fit to train on;
-    fit - left out by the trainer = traces in the loss;  their tokens = tokens in the loss
+    fit - groups that are not trained on - left out by the trainer = traces in the loss;  their tokens = tokens in the loss
 
 The two sides of an equation come from different places: plan, manifest entries, rows of shards, the trainer's metrics.
 """
@@ -22,6 +22,7 @@ from pipeline.store.directory import Entry
 class Counts:
     """Counts of one round, or the sums of several rounds.
 
+    unused, unused_tokens: of traces that are fit, but whose groups a filled round leaves out (rollout.fill_groups).
     complete: all shards up to `score` are there. trained: the trainer has reported metrics.
     """
 
@@ -34,6 +35,8 @@ class Counts:
     fit: int = 0
     fit_tokens: int = 0
     no_advantage: int = 0
+    unused: int = 0
+    unused_tokens: int = 0
     left_out: int = 0
     in_loss: int = 0
     tokens_in_loss: int = 0
@@ -42,7 +45,7 @@ class Counts:
 
 
 def count_round(seen: Inventory, rows: dict[str, Any], train: list[dict[str, Any]]) -> Counts:
-    """Counts of a round. `rows`: fit, fit_tokens and no_advantage as counted in its shards. `train`: the trainer's metrics of it.
+    """Counts of a round. `rows`: from fit to unused_tokens as counted in its shards. `train`: the trainer's metrics of it.
 
     A round that lacks a shard is not complete, and the rows of that shard are not counted.
     """
@@ -82,15 +85,26 @@ def total(parts: Iterable[Counts]) -> Counts:
 def checks(counts: Counts) -> list[dict[str, Any]]:
     """The equations: what each says, both sides, and whether they are equal. `ok` is None while that cannot be known."""
     rejected = sum(sum(reasons.values()) for reasons in counts.rejected.values())
+    unused = " − groups not trained on" if counts.unused else ""
     equations = [
         ("prompts planned = prompts stored", counts.planned, counts.prompts, True),
         ("prompts × traces per prompt = traces stored", counts.expected, counts.traces, counts.complete),
         ("traces − rejected = fit to train on", counts.traces - rejected, counts.fit, counts.complete),
-        ("fit − left out by the trainer = in the loss", counts.fit - counts.left_out, counts.in_loss, counts.trained),
+        (
+            f"fit{unused} − left out by the trainer = in the loss",
+            counts.fit - counts.unused - counts.left_out,
+            counts.in_loss,
+            counts.trained,
+        ),
     ]
     if not counts.left_out:  # the trainer does not report the tokens of traces that it leaves out
         equations.append(
-            ("tokens fit to train on = tokens in the loss", counts.fit_tokens, counts.tokens_in_loss, counts.trained)
+            (
+                f"tokens fit to train on{unused} = tokens in the loss",
+                counts.fit_tokens - counts.unused_tokens,
+                counts.tokens_in_loss,
+                counts.trained,
+            )
         )
     return [
         {"what": what, "left": left, "right": right, "ok": left == right if known else None}
@@ -117,6 +131,8 @@ _SUMMED = (
     "fit",
     "fit_tokens",
     "no_advantage",
+    "unused",
+    "unused_tokens",
     "left_out",
     "in_loss",
     "tokens_in_loss",

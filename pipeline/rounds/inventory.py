@@ -229,17 +229,19 @@ class Inventory:
         return None if self.work.baseline is None else digest(self.work.baseline.to_dict())
 
 
-def commit_round(work: Round) -> None:
+def commit_round(work: Round, left_out: dict[str, list[int]] | None = None) -> None:
     """Hand a round to the trainer. Its ready.json names exactly the shards that the trainer may read.
+
+    left_out: prompts whose traces are not trained on, as `pipeline.rounds.rows.left_out` gives them.
 
     Raises StoreError when a shard is missing.
     """
     shards = Inventory(work).hashes(MEASURE)
     if short := [shard for shard, hashes in shards.items() if len(hashes) < len(MEASURE)]:
         raise StoreError("a round is committed with a shard missing", f"{work.area}, shard {short[0]}")
-    ready = Ready(policy=work.policy_version, shards=shards)
+    ready = Ready(policy=work.policy_version, shards=shards, left_out=left_out or {})
     if work.store.ready(work.number) != ready:
-        work.store.write_json(f"{work.area}/ready.json", ready.model_dump())
+        work.store.write_json(f"{work.area}/ready.json", ready.model_dump(exclude_defaults=True))
 
 
 def withdraw_rounds(store: Store, numbers: Iterable[int]) -> None:

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 
 from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round
-from pipeline.rounds.rows import read_shard
+from pipeline.rounds.rows import left_out, read_shard, signals
 from pipeline.stages import PLAN
 
 
@@ -59,6 +60,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
         Metric("num_groups", "groups", "sum", "groups, each a prompt with its traces"),
         Metric("num_groups_without_signal", "groups", "sum", "groups whose advantages are all 0"),
+        Metric("num_prompts_further", "prompts", "sum", "prompts asked in place of groups without signal (rollout.fill_groups)"),
+        Metric("num_groups_left_out", "groups", "sum", "groups of a filled round that are not trained on"),
+        Metric("num_groups_lacking", "groups", "sum", "groups with a signal that a filled round has fewer than it asks for"),
         *(Metric(f"share_{name}", "share", "mean", f"share of response tokens in regime {name}") for name in Regime.NAMES),
         Metric("seconds_measure", "s", "sum", "prompts to score, until the round is committed to the trainer"),
         Metric("seconds_engines", "s", "sum", "work of the busiest engine of each pool within seconds_measure"),
@@ -91,8 +95,22 @@ def summarise_round(work: Round) -> dict[str, float]:
     return {
         "policy_lag": work.lag,
         **round_summary(grades, lengths, work.run.rollout.group_size),
+        **_filling_summary(work),
         **shares,
         **reward_means(inventory),
+    }
+
+
+def _filling_summary(work: Round) -> dict[str, float]:
+    """Counts of a filled round: further prompts, and groups that are left out or lack. Empty for a round that is not filled."""
+    plan = read_plan(work.store, work.kind, work.number)
+    if plan is None or plan.filling is None or plan.asked is None:
+        return {}
+    with_signal = sum(int(found.sum()) for found in signals(work).values())
+    return {
+        "num_prompts_further": float(sum(part.prompts for part in plan.further)),
+        "num_groups_left_out": float(sum(map(len, left_out(work).values()))),
+        "num_groups_lacking": float(max(0, plan.asked - with_signal)),
     }
 
 
@@ -123,6 +141,12 @@ def warning(summary: dict[str, float], uses_advantage: bool = True) -> str | Non
             f"no signal. None of {rows:.0f} traces was correct "
             f"({summary['num_truncated']:.0f} truncated, {summary['num_unparsable']:.0f} unparsable): every reward is 0. "
             "Choose easier problems, more traces per prompt or a higher rollout.max_new_tokens."
+        )
+    if summary.get("num_groups_lacking"):
+        lacking, further = summary["num_groups_lacking"], summary["num_prompts_further"]
+        return (
+            f"{lacking:.0f} groups with a signal are lacking after {further:.0f} further prompts. Raise rollout.fill_groups, or "
+            "choose problems by pass rate."
         )
     if positive < 0.02 * rows:
         return f"weak signal. {positive:.0f} of {rows:.0f} traces have a positive advantage."

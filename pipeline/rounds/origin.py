@@ -101,7 +101,7 @@ def look(store: Store, run: Run) -> list[str]:
 
 def _kept(problems: ProblemSet) -> _Stored:
     return _Stored(
-        settings=problems.source.model_dump(mode="json"),
+        settings=problems.source.reading(),
         fingerprint=problems.fingerprint,
         rows=len(problems),
         files=stamps(problems.source),

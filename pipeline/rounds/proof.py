@@ -23,7 +23,7 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.origin import read_sources
 from pipeline.rounds.plan import Plan, read_plan
 from pipeline.rounds.round import Round, open_rounds
-from pipeline.rounds.rows import joined_round, read_shard
+from pipeline.rounds.rows import joined_round, left_out, read_shard
 from pipeline.rounds.seats import MEAN_REMEDY, folder_of
 from pipeline.stages import MEASURE, PLAN, STAGES
 from pipeline.stages.prompts import prompt_id
@@ -203,6 +203,9 @@ def _prove_round(proof: Proof, work: Round) -> None:
     if ready is not None and (ready.shards.keys() != work.shards.keys() or ready.policy != work.policy_version):
         where = store.locate(f"{work.area}/ready.json")
         proof.say(StoreError("names other shards, or another policy, than the plan", where, RESTORE))
+    elif ready is not None and seen.as_committed and ready.left_out != left_out(work):
+        where = store.locate(f"{work.area}/ready.json")
+        proof.say(StoreError("left_out: are not the groups that the verdicts leave out", where, RESTORE))
     elif ready is not None and (short := [shard for shard, hashes in ready.shards.items() if set(MEASURE) - hashes.keys()]):
         proof.say(StoreError(f"shards.{short[0]}: a stage is missing", store.locate(f"{work.area}/ready.json"), RESTORE))
 

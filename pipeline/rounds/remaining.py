@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.rounds.inventory import POLICY_CHANGED, Inventory
+from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, is_of_others, open_rounds, planned
 from pipeline.stages import EVALUATION, LABELS, MEASURE, STAGES, chain_of
 from pipeline.store.directory import Store
@@ -105,14 +106,15 @@ def trainable_rounds(store: Store, run: Run, first: int) -> list[Round]:
 
 
 def _is_measured(work: Round) -> bool:
-    """Whether the trainer may take a round. False when no stage is stale and one is missing.
+    """Whether the trainer may take a round. False when no stage is stale and one is missing, or when it is still being filled.
 
     Raises UserError when a stage is stale, or when the policy that wrote the traces is too far behind.
     """
     inventory, chain = Inventory(work), chain_of(work.run, MEASURE)
     # training reads stored traces, so the policy that wrote them may have been trained again since
     reasons = {name: why for name in chain for why in inventory.reasons(name) if why not in POLICY_CHANGED}
-    if set(reasons.values()) == {"missing"}:
+    plan = read_plan(work.store, work.kind, work.number)
+    if set(reasons.values()) == {"missing"} or (plan is not None and plan.filling is not None and not plan.filling.full):
         return False
     if work.lag > work.run.max_staleness:
         what = f"was rolled out by policy {work.policy_version}, more than max_staleness {work.run.max_staleness} behind"

@@ -13,7 +13,7 @@ from pipeline.grader.code import Code, codes_of
 from pipeline.method.rewards import RunningBaseline
 from pipeline.problems.sources import Problem, ProblemSet, epoch_indices
 from pipeline.rounds.baseline import baseline_at, baselines
-from pipeline.rounds.plan import Plan, cut, read_plan, write_plan
+from pipeline.rounds.plan import Filling, Plan, cut, read_plan, write_plan
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import RESTORE
 
@@ -66,13 +66,28 @@ def plan_round(store: Store, run: Run, kind: str, number: int, policy_version: i
         indices = epoch_indices(len(source), run.seed, number * count, count).tolist()
     else:
         indices = list(range(min(count, len(source))))
-    plan = Plan(policy_version, cut(indices, run.rollout.prompts_per_shard), source.fingerprint, count)
+    return set_plan(
+        store, run, kind, number, Plan(policy_version, cut(indices, run.rollout.prompts_per_shard), source.fingerprint, count)
+    )
+
+
+def set_plan(store: Store, run: Run, kind: str, number: int, plan: Plan) -> Round:
+    """A round with this plan, which is stored. An earlier plan for the same problems keeps its cut and its further prompts.
+
+    Nothing more is asked where the new plan has no filling.
+    """
     old = read_plan(store, kind, number)
     if old is not None and old.asks_the_same(plan):
-        plan = replace(plan, shards=old.shards)
+        plan = replace(plan, shards=old.shards, filling=_going_on(old.filling, plan.filling))
     write_plan(store, kind, number, plan)
     state = baseline_at(store, run, kind, number, keep=True)
-    return _with_codes(Round(store, run, kind, number, policy_version, plan.shards, state, {}))
+    return _with_codes(Round(store, run, kind, number, plan.policy, plan.shards, state, {}))
+
+
+def _going_on(old: Filling | None, new: Filling | None) -> Filling | None:
+    if old is None:
+        return new
+    return Filling(old.most, old.further, full=True) if new is None else Filling(new.most, old.further, old.full)
 
 
 def open_round(store: Store, run: Run, kind: str, number: int, baseline: RunningBaseline | None = None) -> Round:
@@ -165,6 +180,7 @@ def evaluation_run(run: Run) -> Run:
             "top_k": ev.top_k,
             "max_new_tokens": ev.max_new_tokens,
             "teacher_share": 0.0,
+            "fill_groups": 0,
         }
     )
     # one sample per problem is allowed, since nothing trains on these advantages

@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config.objective import USES_ADVANTAGE
 from pipeline.contract import COLUMNS, reward_columns
 from pipeline.errors import ContractError, StoreError
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
 from pipeline.store.directory import Entry, Store, area
@@ -91,7 +93,10 @@ def round_table(store: Store, number: int, further: tuple[str, ...] = ()) -> pa.
         return None
     where = area("rounds", number)
     shards = sorted(ready.shards.items())
-    tables = [training_rows(store, where, shard, hashes, ready.policy, further) for shard, hashes in shards]
+    tables = [
+        without(training_rows(store, where, shard, hashes, ready.policy, further), ready.left_out.get(shard, []))
+        for shard, hashes in shards
+    ]
     if not tables:
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
     return joined(tables)
@@ -117,7 +122,7 @@ def training_rows(
     rollout = tables["rollout"]
     _check_vocabulary(store, entries, tables["prompts"])
     prompts = tables["prompts"].take(rollout["prompt_index"])
-    columns = {name: rollout[name] for name in ("trace_id", "trace_source", "response_tokens")}
+    columns = {name: rollout[name] for name in ("trace_id", "prompt_index", "trace_source", "response_tokens")}
     # policy of the student log-probs: a trace that the student did not write was scored with the policy of its round
     by_others = pc.not_equal(rollout["trace_source"], "student")
     columns["policy_version"] = pc.if_else(by_others, pa.scalar(policy, pa.int32()), rollout["policy_version"])
@@ -129,6 +134,40 @@ def training_rows(
         columns |= {name: source[name]} if name in source.column_names else {}
     columns["reject_reason"] = pc.coalesce(*(tables[s]["reject_reason"] for s in ("rollout", "grade", "score")))
     return pa.table(columns)
+
+
+def without(rows: pa.Table, left_out: list[int]) -> pa.Table:
+    """Training rows of a shard without the traces of the prompts `left_out`, which are places in the shard."""
+    return rows.filter(pc.invert(pc.is_in(rows["prompt_index"], pa.array(left_out, pa.int32())))) if left_out else rows
+
+
+def signals(work: Round) -> dict[str, np.ndarray]:
+    """Whether the group of each prompt has a signal: bool [prompts of the shard] by shard, in the order of the plan.
+
+    A group has a signal when one of its traces has an advantage other than 0. Every shard must be graded.
+    """
+    entries, found = Inventory(work).entries(COLUMNS["advantage"].writer), {}
+    for shard, indices in work.shards.items():
+        advantage = pc.fill_null(work.store.read(entries[shard], ["advantage"])["advantage"], 0.0).to_numpy()
+        found[shard] = (np.nan_to_num(advantage) != 0).reshape(len(indices), -1).any(axis=1)
+    return found
+
+
+def left_out(work: Round) -> dict[str, list[int]]:
+    """The prompts of a filled round whose traces are not trained on, by shard, as places in the shard.
+
+    These are the groups without signal, and those behind the number of groups that the round asks for. It is empty for a round
+    that is not filled (rollout.fill_groups), for one in which no group has a signal, and where the objective reads no advantage.
+    """
+    plan = read_plan(work.store, work.kind, work.number)
+    if work.run.objective.name not in USES_ADVANTAGE or plan is None or plan.filling is None or plan.asked is None:
+        return {}
+    found, before, left = signals(work), 0, {}
+    for shard, signal in found.items():
+        trained = signal & (before + np.cumsum(signal) <= plan.asked)
+        before += int(signal.sum())
+        left[shard] = np.flatnonzero(~trained).tolist()
+    return {shard: places for shard, places in left.items() if places} if before else {}
 
 
 def _read_by_training(stage: str, further: tuple[str, ...]) -> list[str]:

@@ -90,7 +90,7 @@ def score(
         sequences = [Sequence(prompt(row), responses[row].tolist()) for row in rows]
         answers = seat.engines.score(sequences, seat.policy) if rows else []
         pairs = zip(rows, answers, strict=True)
-        vocab_size = seat.engines.facts().vocab_size
+        vocab_size = min(seat.engines.facts().vocab_size, facts.vocab_size)  # a teacher's head may have rows that no token has
         scored = [(row, _usable(draft, row, answer, responses[row], vocab_size)) for row, answer in pairs]
         refuse_many(draft, rows, "stage score")
         return [(row, answer) for row, answer in scored if answer is not None]

@@ -35,7 +35,7 @@ from pipeline.config import Run
 from pipeline.digest import digest
 from pipeline.errors import ContractError, SettingError, StoreError, UserError
 from pipeline.overrides import load
-from pipeline.store.documents import RESTORE, Digest, Document, Number, Sha256, check, parse
+from pipeline.store.documents import RESTORE, Count, Digest, Document, Number, Sha256, check, parse
 from pipeline.store.files import Files
 from pipeline.store.folders import (
     POLICY_REMEDY,
@@ -68,10 +68,14 @@ class RunFile(Document):
 
 
 class Ready(Document):
-    """ready.json: the policy that had to answer, and the sha256 of every shard, by shard and then by stage."""
+    """ready.json: the policy that had to answer, and the sha256 of every shard, by shard and then by stage.
+
+    left_out: prompts whose traces are not trained on, by shard, as places in the shard.
+    """
 
     policy: Number
     shards: dict[Shard, dict[str, Sha256]]
+    left_out: dict[Shard, list[Count]] = Field(default_factory=dict)
 
 
 def area(kind: str, number: int) -> str:

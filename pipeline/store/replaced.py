@@ -16,7 +16,7 @@ from pipeline.digest import short
 from pipeline.store.directory import Store, area
 from pipeline.store.files import Files
 from pipeline.store.folders import MANIFEST
-from pipeline.store.names import METRICS_FILE, REPLACED, SOURCES
+from pipeline.store.names import METRICS_FILE, PASS_RATES, REPLACED, SOURCES
 
 _MARK = ".replaced-"
 _BEFORE = "run.replaced.json"
@@ -117,7 +117,8 @@ def copy_until(store: Store, target: Store, first: int) -> None:
     for name in store.named("metrics", METRICS_FILE):
         if name["writer"] != "train" or int(name["number"]) < first:
             _copy_file(store, f"metrics/{name[0]}", target, f"metrics/{name[0]}")
-    _copy_file(store, SOURCES, target, SOURCES)
+    for path in (SOURCES, PASS_RATES):
+        _copy_file(store, path, target, path)
 
 
 def _copy(source: Files, folder: str, target: Files, new: str) -> None:

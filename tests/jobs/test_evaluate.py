@@ -6,7 +6,7 @@ import re
 import pytest
 
 from actors.fakes import FakeEngine
-from jobs import evaluate, status
+from jobs import evaluate, status, terminal
 from pipeline import recipes
 from pipeline.contract import Failure
 from pipeline.errors import UserError
@@ -142,3 +142,25 @@ def test_status_still_reads_the_run_also_while_another_evaluation_works_or_was_k
 def test_status_of_a_finished_evaluation(run_dir, capfd):
     status.show(run_dir.uri, False)
     assert "policies: 0 to 3" in capfd.readouterr().out
+
+
+def test_a_recipe_makes_a_run_whose_base_can_be_measured_before_any_round(tmp_path, capfd):
+    """The same command goes on with it; other settings and a file without a recipe are refused."""
+    file, uri = tmp_path / "my.yaml", str(tmp_path / "run")
+    file.write_text("rollout: {group_size: 4}\n")
+
+    def begun(recipe, config=None):
+        with terminal.session(False) as out:
+            return evaluate.begun(uri, evaluate.Options("0", [], 2, [], recipe, config), out)
+
+    for _ in range(2):
+        store, run = begun("demo", str(file))
+        assert (store.load_run(), run.rollout.group_size) == (run, 4)
+    assert begun(None)[1] == run
+    for recipe, config, message in (
+        ("demo", None, "rollout.group_size was 4, now 8"),
+        (None, str(file), "together with --recipe"),
+    ):
+        with pytest.raises(SystemExit):
+            begun(recipe, config)
+        assert message in " ".join(capfd.readouterr().out.split())

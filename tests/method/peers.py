@@ -60,10 +60,11 @@ def swift(given):
 
 
 def trl(given):
-    """TRL: `sdpo.loss_utils`, `_jsd_divergence` of async distillation, and IW-OPD."""
+    """TRL: `sdpo.loss_utils`, `_jsd_divergence` of async distillation, IW-OPD, and DAPO's overlong punishment."""
     from trl.experimental.async_distillation.async_distillation_trainer import _jsd_divergence
     from trl.experimental.iw_opd.iw_opd_trainer import IWOPDTrainer
     from trl.experimental.sdpo import loss_utils
+    from trl.rewards.other_rewards import get_soft_overlong_punishment
 
     teacher, everything = loss_utils.add_tail_bucket(given.kept_logprobs), torch.ones_like(given.kept_ids, dtype=torch.bool)
     found = {}
@@ -96,6 +97,8 @@ def trl(given):
         lambda s: IWOPDTrainer._compute_iw_opd_loss(trainer, s, given.tokens, labels, given.teacher, given.student),
         given.response_logits,
     )
+    ids = [[1] * length for length in given.mask.sum(1).long().tolist()]
+    found["trl overlong"] = torch.tensor(get_soft_overlong_punishment(12, 8)(ids))
     return found
 
 

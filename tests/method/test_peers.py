@@ -177,6 +177,7 @@ OURS = {
     **{f"trl truncated {n}": lambda g, b=b: divergence(g, b, "truncated") for n, b in BETAS.items()},
     "trl opd": sampled_opd,
     "trl iw_opd": iw_opd,
+    "trl overlong": lambda g: torch.from_numpy(rewards.soft_overlong(g["mask"].sum(1).numpy(), 12, 8)),
     "verl truncated forward": lambda g: divergence(g, 0.0, "truncated"),
     **{f"verl agg {n}": lambda g, n=n: aggregated(g, n) for n in ("token", "sequence", "constant")},
     **{f"verl {peer}": lambda g, n=n: clipped(g, n) for peer, n in CLIPS.items()},

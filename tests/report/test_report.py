@@ -10,17 +10,27 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
+from filled_runs import measured, planner_of, run_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run
 
+from jobs import status
+from jobs.export import export_run
 from jobs.report import report_run
+from jobs.verify import verify_run
+from pipeline.choice.plans import told
 from pipeline.config import Model
 from pipeline.errors import StoreError, UserError
+from pipeline.evidence.sweep import read_traces
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizer import tokenizer_of
 from pipeline.report import collect, ledger, page, tokens, traces
+from pipeline.rounds.inventory import commit_round
+from pipeline.rounds.rows import left_out
 from pipeline.store.directory import Store
+from pipeline.training import rank
 
 
 def collected(store):
@@ -56,6 +66,8 @@ def test_a_ledger_that_adds_up_says_so():
         ({"fit": 30, "in_loss": 30}, 2),
         ({"in_loss": 28}, 3),
         ({"tokens_in_loss": 289}, 4),
+        ({"unused": 2, "unused_tokens": 20, "in_loss": 27, "tokens_in_loss": 271}, 4),
+        ({"unused": 2, "unused_tokens": 20, "tokens_in_loss": 270}, 3),
     ],
 )
 def test_a_row_that_is_lost_anywhere_is_seen(changes, broken):
@@ -86,6 +98,32 @@ def test_a_real_run_adds_up_and_a_lost_trace_is_told(stored_run, tmp_path):
     again = collected(store)
     assert not again["ledger"]["adds_up"]
     assert [c["ok"] for c in again["ledger"]["rounds"][1]["checks"]] == [True, True, True, False, False]
+
+
+def test_groups_that_a_filled_round_leaves_out_are_told_and_the_ledger_adds_up(tmp_path, capfd):
+    """Every trace is stored, graded and scored; training, `sweep`, `export` and `verify` see the same groups."""
+    store, run = run_at(tmp_path / "run", "rollout.fill_groups=30", "rounds=1")
+    planner, trainer = planner_of(store, run), rank.resume(store, run, torch.device("cpu"))
+    work = measured(planner, planner.plan(0, 0))
+    commit_round(work, left_out(work))
+    assert rank.train_round(trainer, store, 0)
+    found = collected(store)
+    total, asked = found["ledger"]["total"], sum(map(len, work.shards.values()))
+    assert (total["traces"], total["in_loss"], total["unused"]) == (8 * asked, 4 * 8, 8 * asked - 4 * 8)
+    assert [check["ok"] for check in total["checks"]] == [True] * 5
+    assert found["notes"] == told(store, run)
+    assert len(read_traces(work).trace_ids) == 4 * 8
+    verify_run(store.uri, False)
+    export_run(store.uri, str(tmp_path / "out"), False)
+    status.show(store.uri, False)
+    said = " ".join(capfd.readouterr().out.split())
+    assert f"{8 * asked} traces of 1 rounds" in said
+    assert f"1 rounds are filled: {asked - 4} further prompts were asked." in said
+    ready = store.read_json("rounds/0000/ready.json")
+    store.write_json("rounds/0000/ready.json", ready | {"left_out": {"0000": [0, 1]}})
+    with pytest.raises(SystemExit):
+        verify_run(store.uri, False)
+    assert "ready.json: left_out: are not the groups that the verdicts leave out" in capfd.readouterr().out
 
 
 @pytest.mark.engine

@@ -67,6 +67,27 @@ def test_another_model_scores_every_trace_with_its_own_prompt_and_its_numbers_ar
     assert entry.facts["teachers"]["big"]["vocab_size"] == 60
 
 
+class Padded(FakeEngine):
+    """A teacher whose head has 60 rows for the 57 tokens of the student. It keeps the last three of them now and then."""
+
+    def __init__(self, *args):
+        super().__init__(*args, behaviour=Behaviour(vocab_size=60))
+
+    def score(self, sequences, policy):
+        found = super().score(sequences, policy)
+        return [Score(s.tokens, s.logprobs, s.entropy * 0, 0.0, s.topk_tokens, s.topk_logprobs) for s in found]
+
+
+def test_kept_tokens_that_the_student_does_not_have_reject_their_row(tmp_path):
+    work = taught(tmp_path, *BIG, "score.keep_topk=3", own=Padded)
+    brought(work, "prompts", "rollout", "grade", "score")
+    rows = joined_round(work).to_pylist()
+    beyond = {row["trace_id"] for row in rows if max(row["response_tokens"]) + 2 > 56}
+    assert {row["trace_id"] for row in rows if row["reject_reason"] == "impossible"} == beyond
+    assert 0 < len(beyond) < len(rows)
+    assert any("and 0 to 56 are possible" in (row["reject_detail"] or "") for row in rows)
+
+
 def test_student_and_teacher_each_use_their_own_chat_template(tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(asset_path(), folder)

@@ -189,6 +189,14 @@ function ledgerCard() {
     minus("grade", "no grade"),
     minus("score", "no score"),
     line("Fit to train on", count(t.fit), "sum", `${count(t.fit_tokens)} tokens`),
+    t.unused
+      ? line(
+          "groups that their round leaves out: without signal, or more than it asks for",
+          `− ${count(t.unused)}`,
+          "minus",
+          `${count(t.unused_tokens)} tokens`,
+        )
+      : null,
     t.left_out ? line("left out by the trainer: not finite", `− ${count(t.left_out)}`, "minus") : null,
     line("In the loss", count(t.in_loss), "sum", `${count(t.tokens_in_loss)} tokens`),
     line("of these without advantage (their weight is 0)", count(t.no_advantage), "aside"),
@@ -244,6 +252,7 @@ function ledgerCard() {
         ),
       ),
     ),
+    DATA.notes.map((text) => el("p", { class: "fine" }, foreign(text))),
     tableBelow(
       "Ledger by round",
       ["round", "prompts", "traces", "rejected", "fit", "left out", "in the loss", "adds up"],
