@@ -8,8 +8,10 @@ adapter of the same size. Where all weights are trained instead of an adapter, t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def averaged(mean: Mapping[str, Tensor] | None, adapter: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:

@@ -104,14 +104,11 @@ class _WithDivergence(torch.autograd.Function):
         """Computes `with_divergence`, and keeps the gradient [N, H] as `_WeightedLogprob` does."""
         logprobs, values = (torch.empty(len(targets), dtype=torch.float32, device=hidden.device) for _ in range(2))
         gradient = torch.empty_like(hidden)
-        head, (kept, measure, support) = _widened(head), divergence
+        head, kept = _widened(head), divergence.kept
         for start in range(0, len(targets), head.chunk):
             part = slice(start, start + head.chunk)
-            logits = _logits(hidden[part], head)
-            logprobs[part], values[part] = head_gradient_(
-                logits, targets[part], coefficients[part], kept.part(part), measure, support
-            )
-            gradient[part] = logits.to(head.weight.dtype) @ head.weight
+            terms = targets[part], coefficients[part], divergence._replace(kept=kept.part(part))
+            logprobs[part], values[part], gradient[part] = _divergent_chunk(hidden[part], head, *terms)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(logprobs, values)
         return weighted_sum(logprobs, coefficients) + weighted_sum(values, kept.weights), logprobs, values
@@ -136,6 +133,18 @@ def _chunk(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) ->
     logits *= -coefficients[:, None] / total
     logits.scatter_add_(1, targets[:, None], coefficients[:, None])
     return (chosen - total.log()).squeeze(1), logits.to(head.weight.dtype) @ head.weight
+
+
+def _divergent_chunk(
+    hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor, divergence: Divergence
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(target) [n], divergences [n], and the gradient [n, H] of `with_divergence`, in place on one [n, V] buffer.
+
+    The buffer ends with this function, so that two chunks never have one at the same time.
+    """
+    logits = _logits(hidden, head)
+    logprobs, values = head_gradient_(logits, targets, coefficients, *divergence)
+    return logprobs, values, logits.to(head.weight.dtype) @ head.weight
 
 
 def _widened(head: Head) -> Head:

@@ -26,8 +26,11 @@ def empty_run(tmp_path):
     return store
 
 
-def test_help_imports_nothing_heavy():
-    code = f"import sys, jobs.cli; print([m for m in {HEAVY!r} if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("modules", "heavy"), [("jobs.cli", HEAVY), ("jobs.distill, jobs.report, jobs.status, jobs.verify", HEAVY[:4])]
+)
+def test_help_and_verbs_that_only_read_import_nothing_heavy(modules, heavy):
+    code = f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

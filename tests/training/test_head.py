@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.training.head import Head, weighted_logprob
+from pipeline.method.objective import Kept, forward_kl
+from pipeline.training import head
+from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
 
 N, H, V = 23, 8, 50
 
@@ -81,3 +85,56 @@ def test_large_logits_in_half_precision_are_those_of_a_head_in_double_precision(
     assert (logprobs - expected).abs().max() < 0.005
     rounded = torch.nn.functional.linear(hidden, weight).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     assert (rounded - expected).abs().max() > 0.03
+
+
+# ---- a divergence beside the sampled tokens
+
+
+def draw_kept() -> Divergence:
+    """The teacher's five most likely tokens at every position."""
+    teacher = torch.randn(N, V, generator=torch.Generator().manual_seed(7)).log_softmax(-1).topk(5)
+    return Divergence(Kept(teacher.indices, teacher.values, torch.rand(N) + 0.1), forward_kl, "tail")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 23, 1024])
+def test_a_divergence_has_the_value_and_gradient_of_full_logits(chunk: int) -> None:
+    (hidden, weight, _, targets, coefficients), spread = draw(), draw_kept()
+    total, logprobs, values = with_divergence(hidden, Head(weight, None, chunk), targets, coefficients, spread)
+    (3 * total).backward()
+    found, hidden.grad = hidden.grad, None
+    full = torch.nn.functional.linear(hidden, weight).log_softmax(-1)
+    kept = spread.kept
+    sides = ((side.exp(), 1 - side.exp().sum(1, keepdim=True)) for side in (kept.logprobs.double(), full.gather(1, kept.tokens)))
+    teacher, student = (torch.cat(parts, 1) for parts in sides)
+    expected = (teacher * (teacher / student).log()).sum(1)
+    (3 * (kept.weights * expected + coefficients * full.gather(1, targets[:, None])[:, 0]).sum()).backward()
+    torch.testing.assert_close(values.double(), expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, hidden.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logprobs, logprobs_of(hidden, Head(weight, None, chunk), targets), atol=1e-5, rtol=1e-5)
+
+
+def test_a_divergence_without_a_token_still_has_a_backward_pass() -> None:
+    (hidden, weight, *_), spread = draw(), draw_kept()
+    none = spread._replace(kept=spread.kept.part(slice(0, 0)))
+    total, *_ = with_divergence(hidden[:0], Head(weight, None, 8), torch.zeros(0, dtype=torch.int64), torch.zeros(0), none)
+    total.backward()
+    assert not hidden.grad.any()
+
+
+@pytest.mark.parametrize("divergent", [False, True])
+def test_the_logits_of_one_chunk_are_gone_before_those_of_the_next_are_made(divergent: bool, monkeypatch) -> None:
+    made, plain = [], head._logits
+
+    def watched(*arguments):
+        assert not made or made[-1]() is None
+        logits = plain(*arguments)
+        made.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(head, "_logits", watched)
+    hidden, weight, _, targets, coefficients = draw()
+    if divergent:
+        with_divergence(hidden, Head(weight, None, 4), targets, coefficients, draw_kept())
+    else:
+        weighted_logprob(hidden, Head(weight, None, 4), targets, coefficients)
+    assert len(made) == 6
