@@ -187,7 +187,8 @@ def test_export_is_plain_parquet_with_every_column(run_dir, tmp_path):
     export.export_run(run_dir.uri, str(tmp_path / "out"), False)
     table = pq.read_table(tmp_path / "out")
     assert table.num_rows == ROUNDS * PROMPTS * GROUP
-    assert {"round", "reject_reason", *contract.COLUMNS} <= set(table.column_names)
+    always = {c.name for c in contract.COLUMNS.values() if not c.optional and c.writer != "reward"}
+    assert {"round", "reject_reason", *always} <= set(table.column_names)
     row = table.filter(pa.compute.is_null(table["reject_reason"])).slice(0, 1).to_pylist()[0]
     assert len(row["gate"]) == len(row["response_tokens"]) == len(row["token_weight"])
 

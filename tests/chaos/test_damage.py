@@ -111,7 +111,7 @@ def test_a_flipped_bit_is_found_by_every_stage_that_reads_it(untrained, capfd, r
         flip(untrained, name)  # the same bit again: whole
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", [stage.name for stage in PLAIN])
 def test_a_flipped_bit_is_found_by_export_and_the_remedy_repairs_it(untrained, finished, capfd, tmp_path, name):
     path = flip(untrained, name)
     said = error_of(capfd, export.export_run, untrained.uri, str(tmp_path / "out"), False)
