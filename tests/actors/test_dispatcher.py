@@ -376,6 +376,8 @@ def test_a_pool_that_has_failed_tells_the_driver_when_it_is_put_to_sleep():
     async def told():
         pool, _ = shared(Handle(load=Method(ValueError("no model"))))
         await pool.wake()
-        await pool.sleep()
+        await pool.sleep()  # nothing holds the card: the next batch gets the error
+        await asyncio.wait_for(pool.acquire(1, 0, False), 5)
 
-    asyncio.run(told())  # nothing holds the card: the next batch gets the error
+    with pytest.raises(EngineError, match="no model"):
+        asyncio.run(told())
