@@ -331,12 +331,16 @@ def finished(ray_local, tmp_path_factory):
     return Store(uri)
 
 
+# metrics that other settings bring: an objective on distributions, rounds that are filled, rewards of one's own
+BY_SETTINGS = {"divergence", "num_prompts_further", "num_groups_left_out", "num_groups_lacking", "seconds_stage_reward"}
+
+
 @pytest.mark.timeout(900)
 def test_every_metric_a_run_writes_is_in_the_table_and_every_one_in_the_table_is_written(finished):
     for writer, known in metrics.METRICS.items():
         rows = [row for row in finished.metrics() if row.pop("writer") == writer]
         assert len(rows) >= ROUNDS
-        assert set().union(*rows) == {metric.name for metric in known}
+        assert set().union(*rows) == {metric.name for metric in known} - BY_SETTINGS
         assert len(known) == len({metric.name for metric in known})
 
 
