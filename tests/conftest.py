@@ -97,11 +97,16 @@ def no_keeper(monkeypatch):
 
 
 @pytest.fixture
-def hangup_is_heard():
-    """A suite that was started with `nohup` ignores SIGHUP, and so do the processes that it starts."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_are_heard():
+    """A suite that was started with `nohup` ignores SIGHUP, and one that a script put into the background ignores SIGINT.
+
+    So do the processes that it starts.
+    """
+    heard = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, how) for number, how in heard.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, how in before.items():
+        signal.signal(number, how)
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def assert_told(command: Command, code: int, line: str, within: float = 60) -> f
     return seconds
 
 
-@pytest.mark.usefixtures("hangup_is_heard")
+@pytest.mark.usefixtures("signals_are_heard")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_ends_the_command_in_order(start, name, code):
     command = start()
@@ -142,6 +142,7 @@ def test_a_part_of_ray_that_is_stopped_is_waited_for_and_then_named(start, part)
     assert f"waiting for the cluster: {part} of the Ray" in log
 
 
+@pytest.mark.usefixtures("signals_are_heard")
 def test_a_part_of_ray_that_is_stopped_for_a_moment_ends_nothing(start):
     command = start("watch.WORD_S=1", "watch.GIVE_UP_S=60")
     stopped, before = command.part("gcs_server"), chaos_run.work_done(command.uri)
@@ -156,6 +157,7 @@ def test_a_part_of_ray_that_is_stopped_for_a_moment_ends_nothing(start):
 
 
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+@pytest.mark.usefixtures("signals_are_heard")
 def test_ctrl_c_ends_a_command_whose_ray_is_stopped(start, part):
     command = start()
     command.part(part).suspend()
@@ -164,6 +166,7 @@ def test_ctrl_c_ends_a_command_whose_ray_is_stopped(start, part):
 
 
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+@pytest.mark.usefixtures("signals_are_heard")
 def test_a_second_ctrl_c_ends_a_command_at_once(start, part):
     command = start()
     command.part(part).suspend()

@@ -65,7 +65,7 @@ def test_an_end_is_told_once_with_its_exit_code(kept, code, ended, line):
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-@pytest.mark.usefixtures("hangup_is_heard")
+@pytest.mark.usefixtures("signals_are_heard")
 def test_a_second_signal_ends_at_once_what_does_not_hear_the_first(kept, name, code):
     deaf = "for n in keeper.SIGNALS: signal.signal(n, lambda *_: print('heard', flush=True))\nprint('ready', flush=True)\n"
     process, _ = kept(deaf + "while True: time.sleep(0.1)", wait=True)
@@ -83,6 +83,7 @@ def test_a_second_signal_ends_at_once_what_does_not_hear_the_first(kept, name, c
     assert said.endswith(f"error: Interrupted ({name}). {AGAIN}\n")
 
 
+@pytest.mark.usefixtures("signals_are_heard")
 def test_a_good_end_that_takes_too_long_is_cut_off_and_stays_good(kept):
     code = "keeper.tell(told=0)\nprint('ready', flush=True)\ntime.sleep(60)"
     process, _ = kept("signal.signal(signal.SIGTERM, lambda *_: None)\n" + code, wait=True)

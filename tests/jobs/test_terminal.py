@@ -52,7 +52,7 @@ def test_an_output_that_nobody_reads_ends_the_verb_without_a_word(command, run):
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
-@pytest.mark.usefixtures("hangup_is_heard")
+@pytest.mark.usefixtures("signals_are_heard")
 def test_a_signal_ends_a_verb_with_one_line_and_128_plus_its_number(name, code, capfd):
     before = signal.getsignal(getattr(signal, name))
 
