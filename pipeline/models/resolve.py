@@ -15,7 +15,7 @@ from pipeline.notices import NOTICE_S, late
 
 MODEL_NAME = "tiny-reasoner"
 _MADE = "assets-cache/"  # the folder of models that `make` builds
-_REMEDY = "Set model.path to a model's folder or hub id; unset HF_HUB_OFFLINE if it must be downloaded"
+_REMEDY = "Set model.path (or teachers.NAME.model) to a folder or hub id; unset HF_HUB_OFFLINE if it must be downloaded"
 
 
 def asset_path() -> Path:

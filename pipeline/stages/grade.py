@@ -17,6 +17,7 @@ from pipeline.grader.verifier import Grader, grader_of
 from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward, weighted_sum
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet
+from pipeline.stages.reward import JUDGING
 from pipeline.stages.tables import Draft, clean
 
 _CHECKED = 256  # reference answers that are read when a source is opened: seconds at most
@@ -124,12 +125,7 @@ STAGE = Stage(
     "trace_id",
     reads=("answer", "prompt_index", "response_text", "response_tokens", "finish_reason"),
     settings=(
-        "grade.verifier",
-        "grade.answer_pattern",
-        "grade.deadline_s",
-        "grade.fallback",
-        "grade.set_relations",
-        "grade.beta_length",
+        *JUDGING,
         "grade.advantage",
         "grade.std",
         "grade.running_warmup_steps",

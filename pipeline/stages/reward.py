@@ -132,18 +132,23 @@ def _compute(shard: ShardInputs) -> ShardResult:
     return judge(shard.tables["prompts"], shard.tables["rollout"], shard.run, dict(shard.codes))
 
 
+# the settings that a verdict and its length-shaped reward depend on
+JUDGING = (
+    "grade.verifier",
+    "grade.answer_pattern",
+    "grade.deadline_s",
+    "grade.fallback",
+    "grade.set_relations",
+    "grade.beta_length",
+)
+
 STAGE = Stage(
     "reward",
     "CPU",
     "trace_id",
     reads=("problem", "solution", "answer", *_EXTRA, "prompt_index", "response_text", "response_tokens", "finish_reason"),
     settings=(
-        "grade.verifier",
-        "grade.answer_pattern",
-        "grade.deadline_s",
-        "grade.fallback",
-        "grade.set_relations",
-        "grade.beta_length",
+        *JUDGING,
         "grade.verdict_reward",
         "rollout.max_new_tokens",
     ),

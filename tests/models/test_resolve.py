@@ -67,3 +67,8 @@ def test_a_folder_that_is_no_model_is_not_taken_for_an_unreachable_hub(tmp_path,
         with pytest.raises(ModelError, match="there is no such folder"):
             open_model(AutoConfig, Model(path=path), "configuration")
     assert has_weights(Model())
+
+
+def test_a_folder_that_is_not_there_names_both_settings_that_may_hold_it():
+    with pytest.raises(ModelError, match=r"no such folder\. Set model\.path \(or teachers\.NAME\.model\) to a folder or hub id"):
+        open_model(None, Model(path="/no/such"), "tokenizer")
