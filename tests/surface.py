@@ -164,7 +164,9 @@ def _stage(stage: contract.Stage) -> dict[str, Any]:
 
 
 def _family(kind: type[errors.EgrsdError]) -> list[type[errors.EgrsdError]]:
-    return [kind, *(found for child in kind.__subclasses__() for found in _family(child))]
+    """The error and its subclasses that pipeline.errors defines. Ray makes more subclasses while a process runs."""
+    ours = (child for child in kind.__subclasses__() if child.__module__ == errors.__name__)
+    return [kind, *(found for child in ours for found in _family(child))]
 
 
 def _project() -> dict[str, Any]:

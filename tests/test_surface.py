@@ -8,6 +8,7 @@ import json
 
 import surface as measured
 
+from pipeline import errors
 from pipeline.config import Label, Run
 
 STORED = json.loads(measured.FILE.read_text())
@@ -45,3 +46,8 @@ def test_a_lost_option_and_a_number_of_another_type_are_seen():
 
 def test_the_stored_file_is_as_it_would_be_written():
     assert measured.FILE.read_text() == measured.to_text(STORED)
+
+
+def test_an_error_that_ray_makes_while_a_process_runs_is_no_part_of_the_surface():
+    kind = type("RayTaskError(EngineError)", (errors.EngineError,), {})
+    assert kind.__name__ not in measured.surface()["exit_codes"]
