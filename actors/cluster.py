@@ -28,9 +28,9 @@ from pipeline.config import Placement, Run
 from pipeline.errors import ClusterError, EgrsdError, ResourceError, UserError
 from pipeline.fit import builds, code, machine
 from pipeline.fit.machine import Facts, Line, processors
+from pipeline.live.lease import LEASE
 from pipeline.notices import NOTICE_S, late, tell
 from pipeline.store.directory import Store
-from pipeline.store.lease import LEASE
 
 REACH_S = 60.0
 PROBE_S = 120.0

@@ -9,7 +9,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actors.member import EngineClass
+from actors.pool.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, start
@@ -23,16 +23,16 @@ from pipeline.driver import Driver, cautions, open_sources
 from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
 from pipeline.fit.versions import versions
+from pipeline.inspection.remaining import Remaining
 from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.recipes import recipe as named
 from pipeline.rounds import origin
-from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
 from pipeline.training import worker
 
 if TYPE_CHECKING:
-    from actors.pool import EnginePool
+    from actors.pool.pool import EnginePool
 
 
 ACCEPT = "Put the old file back, or use another --out"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from actors.member import EngineClass
+from actors.pool.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, start
@@ -17,8 +17,8 @@ from pipeline.config import Run
 from pipeline.driver import Driver, Sources, cautions, open_sources
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
+from pipeline.inspection.remaining import Remaining
 from pipeline.rounds import origin
-from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
 from pipeline.training import worker

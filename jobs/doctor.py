@@ -19,6 +19,8 @@ from pipeline.errors import EgrsdError, UnreachableError
 from pipeline.fit import footprint, machine, one_card, pace
 from pipeline.fit.machine import Facts, Line
 from pipeline.grader.code import codes_of
+from pipeline.inspection import looked as rows
+from pipeline.live.probe import judge_store
 from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
@@ -26,10 +28,8 @@ from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import recipe as named
-from pipeline.rounds import looked as rows
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
-from pipeline.store.probe import judge_store
 
 
 def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool) -> None:

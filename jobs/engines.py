@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from actors.inference.engine import Engine
 from actors.inference.teacher import teacher_engine
-from actors.member import EngineClass
+from actors.pool.member import EngineClass
 from actors.resources import Demand, pools_of
 from pipeline.config import Run
-from pipeline.store import control
+from pipeline.live import control
 from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
-    from actors.pool import EnginePool
+    from actors.pool.pool import EnginePool
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def open_engines(
     `egrsd scale` can reach the pools during the block. `beside` is what else the run asks of the cluster at the
     same time. Raises ResourceError when the cluster can never hold the engines.
     """
-    from actors.pool import EnginePool, rescale  # imports Ray
+    from actors.pool.pool import EnginePool, rescale  # imports Ray
 
     with contextlib.ExitStack() as stack:
         pools: dict[str, EnginePool] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from actors.member import EngineClass
+from actors.pool.member import EngineClass
 from jobs import tables
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, open_run, start

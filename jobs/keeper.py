@@ -220,7 +220,7 @@ class Keeper:
         """Give the child's leases back, and remove its temporary folders."""
         if self._held:
             from jobs.opened import open_folder
-            from pipeline.store.lease import free
+            from pipeline.live.lease import free
 
             for uri in self._held:
                 with contextlib.suppress(Exception):

@@ -17,7 +17,8 @@ from jobs import keeper
 from jobs.terminal import QUIET, Session
 from pipeline.config import Run
 from pipeline.fit.versions import changed_code
-from pipeline.store import lease, replaced
+from pipeline.live import lease
+from pipeline.store import replaced
 from pipeline.store.directory import Store
 from pipeline.store.private import private_folder
 

@@ -11,10 +11,10 @@ from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.grader.verifier import grader_of
+from pipeline.inspection.regrade import Change, regrade
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, resolve
 from pipeline.rounds.plan import read_plan
-from pipeline.rounds.regrade import Change, regrade
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds
 from pipeline.stages import check_settings, find_stage
 from pipeline.store.directory import Store

@@ -10,7 +10,7 @@ from jobs.opened import open_run
 from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import SettingError, nearest
-from pipeline.store import control
+from pipeline.live import control
 
 _LIMIT = 100_000  # a larger number of engines is a typing mistake
 

@@ -15,11 +15,11 @@ from pipeline.driver import until_end
 from pipeline.errors import SettingError, TrainingError, refuse_unread
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
+from pipeline.inspection.remaining import trainable_rounds
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, refuse_unread_objective, resolve
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.refused import refuse_wide_bounds
-from pipeline.rounds.remaining import trainable_rounds
 from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
 from pipeline.store.directory import Store, area

@@ -11,10 +11,10 @@ from pipeline.choice.rates import read_kept
 from pipeline.errors import StoreError
 from pipeline.evidence.sweep import read_evidence
 from pipeline.evidence.trackers import read_fed
+from pipeline.inspection.proof import prove
+from pipeline.live.lease import LeaseFile, is_dead, read_lease
 from pipeline.notices import NOTICE_S, late
-from pipeline.rounds.proof import prove
 from pipeline.store.directory import Store
-from pipeline.store.lease import LeaseFile, is_dead, read_lease
 
 AGAIN = "Verify once more when that command has ended"
 

@@ -24,7 +24,9 @@ The other rooms:
 
     method           The mathematics, on arrays alone.
     store            Commits shards and policies.
+    live             The lease of a run, questions to its driver, the lock of a shared card.
     rounds           Says which shards are stale, and runs the stages on Ray Data.
+    inspection       Looks that change nothing: what remains, what is proven.
     driver.py        Brings one round after the other to its policy.
     evidence         Figures with their intervals: evaluations, comparisons and sweeps.
     report           One run as one page.

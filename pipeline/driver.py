@@ -25,6 +25,8 @@ from pipeline.evidence.evaluation import answer
 from pipeline.evidence.teachers import sample_teachers
 from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
+from pipeline.inspection.remaining import Remaining
+from pipeline.live.lease import Lease
 from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
@@ -40,7 +42,6 @@ from pipeline.rounds.refused import (
     refuse_unusable,
     refuse_wide_bounds,
 )
-from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.rows import left_out
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
@@ -49,7 +50,6 @@ from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
-from pipeline.store.lease import Lease
 from pipeline.store.manifest import Entry
 
 END_S = 30.0  # limited, since a trainer that waits for resources does not look for a request to stop

@@ -7,14 +7,14 @@ from actors.fakes import FakeEngine
 from pipeline.contract import Failure
 from pipeline.driver import Driver, open_sources
 from pipeline.errors import SettingError, SourceError, StoreError, TrainingError, UserError
+from pipeline.inspection.remaining import Remaining
+from pipeline.live.lease import Lease
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
-from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import open_rounds
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
-from pipeline.store.lease import Lease
 
 SETS = [
     "rounds=2",

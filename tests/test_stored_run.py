@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 
 from jobs.cli import app
 from pipeline.contract import COLUMNS
+from pipeline.inspection.remaining import Remaining
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.report.collect import collect
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds, problems_digest
 from pipeline.stages import EVALUATION, PLAIN, STAGES
 from pipeline.store.directory import Store, area

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from pipeline.config import Run
-from pipeline.store import card
+from pipeline.live import card
 from pipeline.store.directory import Store
 from pipeline.training import rank
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from actors.inference.engine import Engine
-from actors.member import EngineClass
+from actors.pool.member import EngineClass
 from actors.served import Served
 from pipeline import config
 from pipeline.contract import EngineFacts

@@ -31,11 +31,11 @@ from uuid import uuid4
 
 from pipeline.config import Run
 from pipeline.errors import SettingError, first_line
+from pipeline.live.lease import Lease
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.metrics import METRICS
 from pipeline.store.directory import Store, read_figures
 from pipeline.store.documents import Count, Document, Sha256
-from pipeline.store.lease import Lease
 from pipeline.store.names import METRICS_FILE, Plain
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,9 @@ from torch import distributed as dist
 
 from pipeline.config import Run
 from pipeline.errors import StoreError, TrainingError
+from pipeline.live.card import Card
 from pipeline.rounds.rows import round_table
 from pipeline.store import owner
-from pipeline.store.card import Card
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
 from pipeline.training import checkpoint, memory, offload, student

@@ -14,9 +14,9 @@ from typing import Any
 from pipeline.config import Run
 from pipeline.errors import EgrsdError, TrainingError
 from pipeline.fit import builds
+from pipeline.live import card
 from pipeline.notices import tell
 from pipeline.overrides import load
-from pipeline.store import card
 from pipeline.store.directory import Store
 from pipeline.store.files import SCRATCH
 from pipeline.training import leaders

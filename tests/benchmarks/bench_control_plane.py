@@ -72,7 +72,7 @@ def _rollouts(engines: int, batches: int, folder: str) -> dict[str, float]:
     import ray
 
     from actors.fakes import Behaviour, FakeEngine
-    from actors.pool import EnginePool
+    from actors.pool.pool import EnginePool
     from pipeline.rounds.schedule import execute
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
@@ -230,8 +230,8 @@ def dispatched(engines: int, inflight: int = 4, seconds: float = 3.0) -> float:
 
 
 async def _dispatch(engines: int, inflight: int, seconds: float) -> float:
-    from actors.dispatcher import Dispatcher
-    from actors.member import Member
+    from actors.pool.dispatcher import Dispatcher
+    from actors.pool.member import Member
 
     run = _run(1, engines)
     load_args: Any = (None, run.model, run.engines.rollout, run.score)
@@ -263,7 +263,7 @@ def called(engines: int, threads: int = 16, seconds: float = 5.0) -> float:
     import ray
 
     from actors.fakes import FakeEngine
-    from actors.pool import EnginePool
+    from actors.pool.pool import EnginePool
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     run = _run(1, engines)

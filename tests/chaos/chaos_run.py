@@ -224,7 +224,7 @@ def check(ground: Ground, uri: str, undisturbed: str) -> None:
 
 def check_whole(uri: str, undisturbed: str) -> None:
     """All rounds are finished, every trace is there once and counted once, and the adapter moved in every round."""
-    from pipeline.rounds.remaining import Remaining
+    from pipeline.inspection.remaining import Remaining
 
     store = Store(uri)
     run = store.load_run()

@@ -16,8 +16,8 @@ from actors.fakes import Behaviour, FakeEngine
 from jobs import distill, export, stage, train
 from jobs.settle import Choices
 from pipeline.errors import UserError
+from pipeline.live import lease
 from pipeline.stages import MEASURE, PLAIN, STAGES
-from pipeline.store import lease
 from pipeline.store.directory import Store
 
 SETS = [
@@ -205,7 +205,7 @@ import sys, time
 day = float(sys.argv[2]) * 86400
 wall, steady = time.time, time.monotonic
 time.time, time.monotonic = lambda: wall() + day, lambda: steady() + day
-from pipeline.store import lease
+from pipeline.live import lease
 from pipeline.store.directory import Store
 lease.BEAT_S = 0.2
 with lease.held(Store(sys.argv[1])):

@@ -9,12 +9,12 @@ from in_process import brought, planned
 
 from pipeline.choice.plans import prepare, told
 from pipeline.errors import SettingError, StoreError, UserError
+from pipeline.inspection.remaining import trainable_rounds
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.metrics import summarise_round, warning
 from pipeline.rounds.plan import Filling, Further, Plan, read_plan, write_plan
-from pipeline.rounds.remaining import trainable_rounds
 from pipeline.rounds.round import open_round
 from pipeline.rounds.rows import left_out, round_table, signals
 from pipeline.stages import LABELS

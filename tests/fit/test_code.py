@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from actors import cluster
-from actors.dispatcher import Dispatcher
-from actors.member import EngineActor
+from actors.pool.dispatcher import Dispatcher
+from actors.pool.member import EngineActor
 from pipeline.config import Pool
 from pipeline.errors import UserError
 from pipeline.fit import builds, code, versions
@@ -149,8 +149,8 @@ def nodes(monkeypatch, *found):
 
 def test_a_node_with_other_code_is_named_with_its_folder_and_files(monkeypatch):
     same = code.here()["hashes"]
-    nodes(monkeypatch, (same, {}, "", 0), ({**same, "actors/pool.py": "0"}, {}, "", 0))
-    with pytest.raises(UserError, match=r"node 10\.0\.0\.1 \(h\): imports other code .* from /opt: actors/pool\.py"):
+    nodes(monkeypatch, (same, {}, "", 0), ({**same, "actors/pool/pool.py": "0"}, {}, "", 0))
+    with pytest.raises(UserError, match=r"node 10\.0\.0\.1 \(h\): imports other code .* from /opt: actors/pool/pool\.py"):
         cluster.check_nodes()
 
 

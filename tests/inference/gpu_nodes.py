@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from actors.cluster import check_room
 from actors.fakes import FakeEngine
-from actors.pool import EnginePool
+from actors.pool.pool import EnginePool
 from actors.resources import demands_of
 from pipeline import config, recipes
 from pipeline.errors import ResourceError

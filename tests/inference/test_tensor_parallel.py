@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from two_processes import POOL, REQUESTS, SAMPLING, workers
 
-from actors.pool import EnginePool
+from actors.pool.pool import EnginePool
 from pipeline import config
 from pipeline.contract import Policy
 

@@ -11,9 +11,9 @@ from jobs import doctor
 from pipeline import notices, recipes
 from pipeline.errors import ModelError, UnreachableError
 from pipeline.fit.machine import Facts, Line
+from pipeline.live.probe import judge_store
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store
-from pipeline.store.probe import judge_store
 
 
 def test_the_disk_is_that_of_the_run(tmp_path):

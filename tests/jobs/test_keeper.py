@@ -11,7 +11,7 @@ import pytest
 from waiting import until
 
 from jobs import keeper
-from pipeline.store import lease
+from pipeline.live import lease
 from pipeline.store.directory import Store
 
 ROOT = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def test_the_lease_log_and_temporary_folder_of_a_child_that_dies_are_taken_care_
     folder.mkdir()
     code = f"""
 keeper.tell(holds={store.uri!r}); keeper.tell(log={str(log)!r}, at='run/logs/x.log'); keeper.tell(folder={str(folder)!r})
-from pipeline.store import lease
+from pipeline.live import lease
 from pipeline.store.directory import Store
 with lease.held(Store({store.uri!r}), pid=keeper.main_pid()):
     Store({store.uri!r}).request_stop()

@@ -11,8 +11,8 @@ from jobs.cli import app
 from jobs.opened import hold_run
 from jobs.terminal import session
 from pipeline.errors import UserError
+from pipeline.live import lease
 from pipeline.recipes import demo
-from pipeline.store import lease
 from pipeline.store.directory import Store
 
 FOLDER = Path(jobs.__file__).parent
@@ -30,7 +30,7 @@ FORBIDDEN = {
     "actors.cluster.connect": "joins a cluster",
     "actors.cluster.check_reach": "looks at the nodes by itself",
     "pipeline.store.directory.Store": "opens a folder",
-    "pipeline.store.lease.held": "takes a lease",
+    "pipeline.live.lease.held": "takes a lease",
 }
 WORKING = {"jobs.engines.open_engines", "pipeline.training.worker.start", "pipeline.rounds.schedule.execute"}
 
@@ -60,7 +60,7 @@ def names(tree):
 
 def test_the_names_of_calls_are_found_by_alias_and_inside_functions():
     code = """
-from pipeline.store import lease as one
+from pipeline.live import lease as one
 def verb():
     from actors import cluster
     cluster.connect(None)
@@ -69,7 +69,7 @@ def verb():
     run(ray.init)
 import ray
 """
-    assert names(ast.parse(code)) == {"actors.cluster.connect", "pipeline.store.lease.held", "ray.init"}
+    assert names(ast.parse(code)) == {"actors.cluster.connect", "pipeline.live.lease.held", "ray.init"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -85,7 +85,7 @@ def test_no_module_but_the_prologue_joins_a_cluster_opens_a_run_or_takes_a_lease
 def test_no_module_below_the_verbs_takes_a_lease():
     """Only pipeline/store, which defines the lease, and jobs/opened.py may."""
     assert "pipeline/evidence/trackers.py" in BELOW
-    takers = [path for path in BELOW if "pipeline.store.lease.held" in names(ast.parse((REPOSITORY / path).read_text()))]
+    takers = [path for path in BELOW if "pipeline.live.lease.held" in names(ast.parse((REPOSITORY / path).read_text()))]
     assert takers == []
 
 

@@ -10,10 +10,10 @@ from waiting import until
 from jobs import scale
 from pipeline.config import EnginePools, Pool, Run, Source, Teacher
 from pipeline.errors import SettingError, UserError
+from pipeline.live import control
+from pipeline.live.lease import LEASE
 from pipeline.rounds.round import open_rounds
-from pipeline.store import control
 from pipeline.store.directory import Store
-from pipeline.store.lease import LEASE
 
 ROOT = Path(__file__).parents[2]
 DRIVER = """

@@ -12,8 +12,8 @@ from rich.filesize import decimal
 from jobs.status import show
 from jobs.verify import AGAIN, verify_run
 from pipeline.contract import TOPK
+from pipeline.live import lease
 from pipeline.stages import STAGES
-from pipeline.store import lease
 from pipeline.store.directory import Store
 from pipeline.store.manifest import Origin
 

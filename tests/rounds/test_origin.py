@@ -11,13 +11,13 @@ import pytest
 from jobs import compare
 from pipeline.config import Source
 from pipeline.errors import SourceError, StoreError
+from pipeline.inspection.proof import prove
 from pipeline.overrides import resolve
 from pipeline.problems import sources
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds import origin
 from pipeline.rounds.plan import Plan, write_plan
-from pipeline.rounds.proof import prove
 from pipeline.store.directory import Store
 
 

@@ -7,9 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.contract import Policy
 from pipeline.errors import StoreError
+from pipeline.inspection.proof import prove
 from pipeline.overrides import resolve
 from pipeline.rounds import seats
-from pipeline.rounds.proof import prove
 from pipeline.rounds.round import open_round
 from pipeline.stages import STAGES
 from pipeline.store.directory import area

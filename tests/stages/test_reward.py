@@ -14,12 +14,12 @@ from in_process import SETS, brought, planned, stale
 from pipeline.driver import open_sources
 from pipeline.errors import ContractError, SettingError, UserError
 from pipeline.grader.code import codes_of
+from pipeline.inspection.proof import prove
 from pipeline.method.rewards import group_advantage
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.metrics import summarise_round
-from pipeline.rounds.proof import prove
 from pipeline.rounds.refused import refuse_nothing_left
 from pipeline.rounds.round import evaluation_run
 from pipeline.rounds.rows import joined_round

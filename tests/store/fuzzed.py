@@ -20,18 +20,18 @@ from jobs.terminal import Session
 from pipeline.config import Source
 from pipeline.errors import EgrsdError
 from pipeline.evidence import sweep
+from pipeline.inspection.proof import prove
+from pipeline.inspection.remaining import Remaining
+from pipeline.live.lease import read_lease
 from pipeline.problems.sources import open_source
 from pipeline.report.collect import collect
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.proof import prove
-from pipeline.rounds.remaining import Remaining
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round, round_table
 from pipeline.stages import PLAIN
 from pipeline.store.directory import Store
 from pipeline.store.folders import put_folder
-from pipeline.store.lease import read_lease
 from pipeline.store.manifest import Origin, data_name
 from pipeline.training import batches, checkpoint
 

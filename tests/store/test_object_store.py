@@ -21,9 +21,9 @@ from jobs.distill import distill
 from jobs.settle import Choices
 from pipeline.config import Source
 from pipeline.errors import SourceError, UserError
+from pipeline.live import lease
 from pipeline.problems.sources import open_source
 from pipeline.rounds.rows import round_table
-from pipeline.store import lease
 from pipeline.store.directory import Store, area
 from pipeline.store.folders import NEEDED
 
@@ -285,7 +285,7 @@ def test_a_folder_that_may_be_read_but_not_written_is_named(short_folder):
     folder.chmod(0o555)
     other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.getuid() == 0 else []
     code = "import sys\nfrom jobs.terminal import session\n"
-    code += "from pipeline.store import lease\nfrom pipeline.store.directory import Store\n"
+    code += "from pipeline.live import lease\nfrom pipeline.store.directory import Store\n"
     code += f"with session(False), lease.held(Store({str(folder)!r})): pass"
     environment = {**os.environ, "HOME": str(folder), "PYTHONPATH": os.getcwd(), "PYTHONDONTWRITEBYTECODE": "1"}
     ended = subprocess.run([*other, sys.executable, "-c", code], env=environment, capture_output=True, text=True)

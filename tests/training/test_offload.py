@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from training_rounds import commit_round, make_round, tiny_run
 from waiting import until
 
-from pipeline.store.card import Card
+from pipeline.live.card import Card
 from pipeline.store.directory import Store, area
 from pipeline.training import offload, rank
 from pipeline.training.step import Trainer

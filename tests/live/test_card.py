@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from waiting import until
 
-from pipeline.store import card
-from pipeline.store.card import Card
+from pipeline.live import card
+from pipeline.live.card import Card
 
 ROOT = Path(__file__).parent.parent.parent
 HOLDS = """
 import sys, time
-from pipeline.store.card import Card
+from pipeline.live.card import Card
 assert Card(sys.argv[1]).take()
 print("held", flush=True)
 time.sleep(600)

@@ -32,15 +32,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources
 from actors.cluster import check_room
-from actors.dispatcher import Dispatcher
 from actors.inference.engine import Engine
-from actors.member import EngineClass, PoolStatus, blameless
-from actors.pool_watch import Watch
-from actors.sizing import Bounds
+from actors.pool.dispatcher import Dispatcher
+from actors.pool.member import EngineClass, PoolStatus, blameless
+from actors.pool.pool_watch import Watch
+from actors.pool.sizing import Bounds
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
 from pipeline.errors import EgrsdError, EngineError, SettingError, first_line
-from pipeline.store import card
+from pipeline.live import card
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.fakes import Behaviour, FakeEngine
-from actors.pool import EnginePool, Piece, after_death
+from actors.pool.pool import EnginePool, Piece, after_death
 from pipeline import config, notices
 from pipeline.contract import Failure, Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError, ModelError, ResourceError, SettingError
-from pipeline.store import card
+from pipeline.live import card
 
 SAMPLING = Sampling(1.0, 1.0, 0, 32)
 MODEL, SCORE = config.Model(), config.ScoreSettings()

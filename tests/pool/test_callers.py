@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from actors.callers import Callers
+from actors.pool.callers import Callers
 from pipeline.errors import EngineError
 
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from actors.dispatcher import Actors, Dispatcher
 from actors.fakes import FakeEngine
-from actors.member import Pulse
-from actors.probe import STRANGE
-from actors.sizing import Bounds
+from actors.pool.asking import Actors
+from actors.pool.dispatcher import Dispatcher
+from actors.pool.member import Pulse
+from actors.pool.probe import STRANGE
+from actors.pool.sizing import Bounds
 from pipeline import config
 from pipeline.errors import EngineError
 
@@ -72,7 +73,7 @@ def states(seen):
 
 def test_an_engine_that_rays_memory_monitor_ends_is_dead(monkeypatch):
     """Its death is of a kind of its own, while it loads and while it serves; no real machine can be filled for a test."""
-    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr("actors.pool.dispatcher._WATCH_S", 0.01)
     loading, serving, third = Handle(load=Method(FULL)), Handle(pulse=Method(FULL)), Handle()
     actors = Given(loading, serving, third)
 
@@ -192,18 +193,18 @@ def busy(steps):
 
 
 def test_an_engine_that_holds_a_batch_and_makes_no_step_for_as_long_as_a_start_may_take_is_replaced(monkeypatch):
-    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr("actors.pool.dispatcher._WATCH_S", 0.01)
     [cause] = watched(busy([3]), 20, start_timeout_s=0.3)
     assert cause.startswith("made no step for")
 
 
 def test_an_engine_that_makes_steps_is_left_alone_however_long_its_batch_takes(monkeypatch):
-    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr("actors.pool.dispatcher._WATCH_S", 0.01)
     assert watched(busy(range(10_000)), 1.5, start_timeout_s=0.5, stall_timeout_s=0.5) == []
 
 
 def test_an_engine_that_answers_late_but_before_the_deadline_is_left_alone(monkeypatch):
-    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr("actors.pool.dispatcher._WATCH_S", 0.01)
     slow = Handle(pulse=Method(Pulse([], 0), 0.5))
     slow.tickets = []
     assert watched(slow, 2, stall_timeout_s=30.0) == []
@@ -341,7 +342,7 @@ def test_an_engine_that_is_still_loading_when_the_trainers_turn_comes_is_ended()
 
 
 def test_an_engine_that_dies_asleep_is_not_replaced_before_the_pool_is_woken(monkeypatch):
-    monkeypatch.setattr("actors.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr("actors.pool.dispatcher._WATCH_S", 0.01)
 
     async def told():
         first, second = Handle(), Handle()

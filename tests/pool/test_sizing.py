@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.sizing import Bounds, Pace, Sizing, resize
+from actors.pool.sizing import Bounds, Pace, Sizing, resize
 
 PACE = Pace(grow_after_s=2.0, shrink_after_s=60.0)
 BOUNDS = Bounds(1, 8)

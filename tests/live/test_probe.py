@@ -5,8 +5,8 @@ import re
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.live.probe import judge_store
 from pipeline.store.directory import Store
-from pipeline.store.probe import judge_store
 
 
 def test_a_place_that_can_hold_a_run(tmp_path):

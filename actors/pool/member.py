@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.probe import Probed, sequence
+from actors.pool.probe import Probed, sequence
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError
 from pipeline.fit import builds
-from pipeline.store.card import Card
+from pipeline.live.card import Card
 
 RATE_S = 30.0  # tokens per second are a mean over this time
 STALLED = "gave no sign of life"  # the cause of a stopped engine's end begins so

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.fakes import FakeEngine
-from actors.probe import STRANGE, TOLERANCE, difference, disagreement, sequence
+from actors.pool.probe import STRANGE, TOLERANCE, difference, disagreement, sequence
 from pipeline import config
 from pipeline.contract import Failure, Policy
 

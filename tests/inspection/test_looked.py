@@ -10,10 +10,10 @@ import pytest
 
 from jobs.doctor import look_at_source
 from jobs.settle import Choices
+from pipeline.inspection.looked import look
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
-from pipeline.rounds.looked import look
 
 TRACE = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "1+1=2#2"}]
 GOOD = {"messages": TRACE, "solution": "1+1=2#2", "answer": 2, "level": 3}

@@ -15,14 +15,15 @@ from collections.abc import Coroutine
 from operator import attrgetter
 from typing import Any
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors import asking, resources, sizing
-from actors.callers import Callers
-from actors.member import STALLED, EngineActor, Gone, LoadArgs, Member, PoolStatus, Ticket, blameless
-from actors.probe import Probed, difference, disagreement
-from actors.sizing import Bounds, Sizing
+from actors import resources
+from actors.pool import asking, sizing
+from actors.pool.asking import Actors
+from actors.pool.callers import Callers
+from actors.pool.member import STALLED, Gone, LoadArgs, Member, PoolStatus, Ticket, blameless
+from actors.pool.probe import Probed, difference, disagreement
+from actors.pool.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, UserError, first_line
@@ -35,19 +36,6 @@ _SIZE_S = 0.25
 _FORGET_S = 15.0  # a ticket that its engine has not known for this long has lost its caller
 _START_TRIES = 3  # the pool gives up when this many engines in a row fail to load
 _REMEMBERED = 8  # `overview` lists this many dead engines
-
-
-class Actors:
-    """Starts and ends the Ray actors of engines."""
-
-    def start(self, name: str, placement: config.Placement, inflight: int) -> Any:
-        """Ask Ray for the actor of one engine. Ray starts it when there is room. Returns its handle."""
-        options = resources.options(placement)
-        return ray.remote(EngineActor).options(name=name, max_concurrency=inflight + 2, **options).remote()
-
-    def end(self, handle: Any) -> None:
-        """End the process of an actor, whatever it does."""
-        ray.kill(handle)
 
 
 class Dispatcher:

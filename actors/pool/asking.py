@@ -1,15 +1,19 @@
-"""What a dispatcher asks of one engine besides work: a sign of life, and its turns on a card that it shares with the trainer."""
+"""What a dispatcher asks of Ray, and of one engine besides work: actors, a sign of life, and turns on a shared card."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
+import ray
 from ray.exceptions import RayError
 
-from actors.member import Member, Pulse
-from actors.probe import Probed, difference
+from actors import resources
+from actors.pool.member import EngineActor, Member, Pulse
+from actors.pool.probe import Probed, difference
+from pipeline import config
 from pipeline.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -58,3 +62,16 @@ async def to_wake(member: Member, dtype: str, timeout_s: float) -> str:
 def _why(error: BaseException) -> str:
     """An error of a call in one line, without Ray's wrapper."""
     return first_line(getattr(error, "cause", None) or error)
+
+
+class Actors:
+    """Starts and ends the Ray actors of engines."""
+
+    def start(self, name: str, placement: config.Placement, inflight: int) -> Any:
+        """Ask Ray for the actor of one engine. Ray starts it when there is room. Returns its handle."""
+        options = resources.options(placement)
+        return ray.remote(EngineActor).options(name=name, max_concurrency=inflight + 2, **options).remote()
+
+    def end(self, handle: Any) -> None:
+        """End the process of an actor, whatever it does."""
+        ray.kill(handle)

@@ -13,11 +13,11 @@ import pytest
 from waiting import until
 
 from pipeline.errors import StoreError, UserError
+from pipeline.live import lease
 from pipeline.recipes import demo
-from pipeline.store import lease
 from pipeline.store.directory import Store
 
-HOLD = "import sys, time; from pipeline.store import lease; from pipeline.store.directory import Store\n"
+HOLD = "import sys, time; from pipeline.live import lease; from pipeline.store.directory import Store\n"
 HOLD += "lease.BEAT_S = 0.2\nwith lease.held(Store(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 

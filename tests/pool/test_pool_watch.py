@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from actors.member import EngineStatus, PoolStatus
-from actors.pool_watch import words
+from actors.pool.member import EngineStatus, PoolStatus
+from actors.pool.pool_watch import words
 from pipeline import config
 
 CALM = EngineStatus("rollout-1", "serving", 7, 2, 10, 0, 900.0, 1.0, 100, 5.0)

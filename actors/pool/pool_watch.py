@@ -13,8 +13,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors.member import STALLED, EngineStatus, PoolStatus
-from actors.probe import STRANGE
+from actors.pool.member import STALLED, EngineStatus, PoolStatus
+from actors.pool.probe import STRANGE
 from pipeline import config
 from pipeline.errors import first_line
 from pipeline.notices import NOTICE_S, tell

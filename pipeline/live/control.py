@@ -3,7 +3,7 @@
     control/<id>.ask.json       The question. The command that asks writes it.
     control/<id>.answer.json    The answer. The driver, which looks once a second, writes it.
 
-The command that asked deletes both. The lease (pipeline.store.lease) says whether a driver lives.
+The command that asked deletes both. The lease (pipeline.live.lease) says whether a driver lives.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipeline.errors import EgrsdError, UserError, first_line, from_data, to_data
+from pipeline.live.lease import is_dead, read_lease
 from pipeline.store.directory import Store
 from pipeline.store.documents import STRICT
-from pipeline.store.lease import is_dead, read_lease
 from pipeline.store.names import ASK
 
 log = logging.getLogger(__name__)

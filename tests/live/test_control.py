@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from pipeline.errors import EgrsdError, ResourceError, UserError
-from pipeline.store import control, owner
+from pipeline.live import control
+from pipeline.live.lease import LEASE
+from pipeline.store import owner
 from pipeline.store.directory import Store
-from pipeline.store.lease import LEASE
 
 
 def test_without_a_driver_nothing_is_asked(tmp_path):

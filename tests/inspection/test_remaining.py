@@ -4,9 +4,9 @@ import pytest
 from in_process import SETS, brought, planned
 
 from pipeline.errors import UserError
+from pipeline.inspection.remaining import Remaining, trainable_rounds
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
-from pipeline.rounds.remaining import Remaining, trainable_rounds
 from pipeline.stages import LABELS, MEASURE
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED

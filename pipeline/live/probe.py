@@ -7,8 +7,8 @@ import shutil
 from uuid import uuid4
 
 from pipeline.fit.machine import Line
+from pipeline.live.lease import TTL_S, living_holder
 from pipeline.store.directory import Store
-from pipeline.store.lease import TTL_S, living_holder
 
 
 def judge_store(store: Store) -> list[Line]:

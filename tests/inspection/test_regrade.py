@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.grader.verifier import Grader, grader_of
+from pipeline.inspection.regrade import Regraded, regrade
 from pipeline.overrides import resolve
-from pipeline.rounds.regrade import Regraded, regrade
 from pipeline.rounds.round import open_round, with_engines
 from pipeline.store.directory import Store
 
