@@ -122,14 +122,16 @@ def _no_policy() -> contextlib.nullcontext[None]:
 
 
 def _version(store: Store, text: str) -> int:
-    """The policy version of `last` or a number. Raises SettingError for another text, and StoreError for one that is not there."""
+    """The version that `last` or a number names. Raises SettingError for another text, and UserError for one that is not there."""
     if text.strip() == "last":
         return store.latest_policy()
     number, *more = parse_numbers(text, "--policy", "last or 4")
     if more:
         raise UserError("names several policies", f"--policy {text}", "Export one at a time")
     if not store.has_policy(number):
-        raise UserError(f"policy {number} is not published", store.locate("policy"), f"Policies here: 0 to {store.latest_policy()}")
+        raise UserError(
+            f"policy {number} is not published", store.locate("policy"), f"Policies here: 0 to {store.latest_policy()}"
+        )
     return number
 
 

@@ -102,8 +102,8 @@ def _title(run: Run, released: Released) -> str:
     kind = "whole weights" if released.whole else "LoRA adapter"
     return (
         f"# Policy {released.version} of recipe {run.name}: {kind}\n\n"
-        f"The base model is `{released.base}`. Its licence applies to these weights too. The model learned from its own answers by "
-        "entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))."
+        f"The base model is `{released.base}`. Its licence applies to these weights too. The model learned from its own answers "
+        "by entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))."
     )
 
 
@@ -112,8 +112,8 @@ def _data(run: Run) -> str:
     who = "brought by the source" if source.response else "written by the model itself"
     return (
         f"## Data\n\n{rollout.prompts_per_round} problems a round of {named(source)}, with {rollout.group_size} "
-        f"traces of at most {rollout.max_new_tokens} tokens for each problem, {who}. A verifier ({run.grade.verifier}) graded every "
-        f"answer.\n\nThe prompt, inside the tokenizer's chat template:\n\n{_quoted(run.prompts.student)}"
+        f"traces of at most {rollout.max_new_tokens} tokens for each problem, {who}. A verifier ({run.grade.verifier}) graded "
+        f"every answer.\n\nThe prompt, inside the tokenizer's chat template:\n\n{_quoted(run.prompts.student)}"
     )
 
 
@@ -160,8 +160,9 @@ def _asked(store: Store, version: int) -> list[str]:
         if summary is None or str(version) not in summary.policies:
             continue
         avg = summary.policies[str(version)].figures.get("avg")
-        bounds = [avg.get(name) for name in ("value", "low", "high")] if isinstance(avg, dict) else []
-        if bounds and all(isinstance(number, int | float) for number in bounds):
+        numbers = [avg.get(name) for name in ("value", "low", "high")] if isinstance(avg, dict) else []
+        bounds = [float(number) for number in numbers if isinstance(number, int | float)]
+        if len(bounds) == 3:
             asked = f"{summary.problems} problems x {summary.samples} samples of {summary.source.get('uri')}"
             lines.append(f"- {asked}: accuracy {Estimate(*bounds).text(100.0)} %")
     return lines

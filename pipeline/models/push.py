@@ -10,7 +10,7 @@ from pipeline.errors import UnreachableError, UserError, first_line
 from pipeline.notices import NOTICE_S, late
 
 TOKEN = "HF_TOKEN"
-_REMEDY = f"Look at {TOKEN}, HF_ENDPOINT and the name ORGANISATION/NAME"
+_REMEDY = f"Look at {TOKEN}, HF_ENDPOINT and the name OWNER/NAME"
 
 
 def check_push(repo: str) -> str:
@@ -24,12 +24,16 @@ def check_push(repo: str) -> str:
     try:
         utils.validate_repo_id(repo)
     except utils.HFValidationError as error:
-        raise UserError(f"is no name of a repository ({first_line(error)})", f"--push {repo}", "Write NAME or OWNER/NAME") from None
+        raise UserError(
+            f"is no name of a repository ({first_line(error)})", f"--push {repo}", "Write NAME or OWNER/NAME"
+        ) from None
     if constants.HF_HUB_OFFLINE:
         raise UserError("HF_HUB_OFFLINE is set, so no hub is asked", f"--push {repo}", "Unset it, or leave out --push")
     token = os.environ.get(TOKEN, "").strip()
     if not token:
-        raise UserError(f"{TOKEN} is not set", f"--push {repo}", f"Put a token that may write into {TOKEN}; no file is read for it")
+        raise UserError(
+            f"{TOKEN} is not set", f"--push {repo}", f"Put a token that may write into {TOKEN}; no file is read for it"
+        )
     from huggingface_hub import HfApi
 
     _asked(repo, lambda: HfApi(token=token).whoami())
@@ -57,12 +61,11 @@ def push(repo: str, folder: Path, token: str, message: str) -> str:
 
 def _asked(repo: str, ask: Callable[[], object]) -> object:
     """The hub's answer. Its errors become one line."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
-
     try:
         return ask()
-    except (HfHubHTTPError, ValueError) as error:
-        raise UserError(f"the hub refuses ({first_line(error)})", f"--push {repo}", _REMEDY) from error
-    except (httpx.HTTPError, OSError) as error:
-        raise UnreachableError(f"the hub does not answer ({first_line(error)})", f"--push {repo}", _REMEDY) from error
+    except Exception as error:
+        where, said = f"--push {repo}", first_line(error)
+        unanswered = type(error).__module__.startswith("httpx") or type(error) in (ConnectionError, TimeoutError)
+        if unanswered:  # the client's network errors are those of httpx or httpx2, by its version
+            raise UnreachableError(f"the hub does not answer ({said})", where, _REMEDY) from error
+        raise UserError(f"the hub refuses ({said})", where, _REMEDY) from error

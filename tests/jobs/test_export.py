@@ -134,7 +134,9 @@ class Hub(BaseHTTPRequestHandler):
             self.server.files = {
                 line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
             }
-            return self._answer({"commitUrl": f"http://{self.headers['Host']}/me/policy/commit/1", "commitOid": "1" * 40, "pullRequestUrl": None})
+            return self._answer(
+                {"commitUrl": f"http://{self.headers['Host']}/me/policy/commit/1", "commitOid": "1" * 40, "pullRequestUrl": None}
+            )
         return self._answer({"error": f"unknown {self.path}"}, 404)
 
     def log_message(self, *_):
