@@ -2,7 +2,7 @@
 
 pi_old is what an engine measured, since nothing else is stored. A clip compares with student_logprobs, the policy of the round. A
 correction compares with rollout_logprobs, the writer of the trace. Both also contain the gap between engine and trainer (trap 3).
-A ratio is therefore not exactly 1 in the first step of an on-policy round. Log-ratios are cut at +-20. No ratio carries a gradient.
+A ratio is therefore not exactly 1 in the first step of an on-policy round. Log-ratios are cut at +-20. No ratio has a gradient.
 """
 
 from __future__ import annotations
