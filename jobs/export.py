@@ -45,9 +45,8 @@ class ModelFolder:
 def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> None:
     """Write `round-0000.parquet` and so on to a folder or URI, with every column of the contract.
 
-    Without `replace`, rounds that are there already stay. Raises UserError for them, for a run without traces or a place that
-    may not be written, and StoreError for a damaged shard or last policy, or when
-    writing fails.
+    Without `replace`, rounds that are there already stay, and raise UserError. So do a run without traces and a place that may
+    not be written. Raises StoreError for a damaged shard or last policy, or when writing fails.
     """
     with session(debug) as out:
         store, run = open_run(uri)

@@ -1,7 +1,7 @@
 """Watches the actors with which Ray Train leads the ranks, above all its controller. One that has stopped is ended, like a rank.
 
-They run on the driver's machine. Ray Train waits for them without a deadline. The controller itself may be in one call for half
-an hour, while the cluster starts nodes, so nobody can ask it for a sign of life. Its processor time tells: see rounds/frozen.py.
+They run on the driver's machine. Ray Train waits for them without a deadline. The controller may be in one call for half an hour,
+while the cluster starts nodes. Nobody can ask it for a sign of life. Its processor time tells: see rounds/frozen.py.
 """
 
 from __future__ import annotations
