@@ -111,7 +111,7 @@ def _write(store: Store, run: Run, version: int, merge: bool, folder: Path) -> N
     ends, _ = inspect_model(run.model, resolve_model(run.model.path))
     with store.local(area("policy", version)) if version else _no_policy() as policy:
         write_model(run, policy, folder, merge, ends)
-    released = Released(version, merge, base_name(run.model))
+    released = Released(version, merge or run.model.tuning == "full", base_name(run.model))
     (folder / "README.md").write_text(model_card(store, run, released), encoding="utf-8")
     (folder / RECORD).write_text(json.dumps(facts(store, run, released), indent=1) + "\n")
 
@@ -121,7 +121,7 @@ def _no_policy() -> contextlib.nullcontext[None]:
 
 
 def _version(store: Store, text: str) -> int:
-    """The version that `last` or a number names. Raises SettingError for another text, and UserError for one that is not there."""
+    """The version that `last` or a number names. Raises SettingError for another text, UserError for one that is not there."""
     if text.strip() == "last":
         return store.latest_policy()
     number, *more = parse_numbers(text, "--policy", "last or 4")

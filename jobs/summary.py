@@ -34,7 +34,8 @@ def summarise(store: Store, run: Run, out: Session) -> None:
         out.say(text)
     out.say(f"traces and labels: {store.locate('rounds')}")
     if versions[1]:
-        out.say(f"adapter:           {store.locate(area('policy', versions[1]))}")
+        label = "adapter:           " if run.model.tuning == "lora" else "weights:           "
+        out.say(f"{label}{store.locate(area('policy', versions[1]))}")
     out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}")
 
 

@@ -24,12 +24,12 @@ from pipeline.training import adapter
 _KEPT = 32  # copies of a run's policies that stay on a machine; engines hold fewer at once
 
 
-def fetch(uri: str) -> tuple[str, str]:
-    """(local folder, hash of the content) of the adapter at `uri`. A remote policy is copied into a folder of this user alone.
+def fetch(uri: str, keep: int = _KEPT) -> tuple[str, str]:
+    """(local folder, hash of the content) of the policy at `uri`. A remote policy is copied into a folder of this user alone.
 
     Every file is compared with the manifest at each use, since vLLM may read it again at any time. A damaged copy is made anew.
     A policy that was published again has another hash, and its new copy replaces the old one. On a cluster a machine keeps the
-    _KEPT copies of a run that were used last; with a local Ray they go with the command. Raises StoreError when a policy does
+    `keep` copies of a run that were used last; with a local Ray they go with the command. Raises StoreError when a policy does
     not match its manifest, or a remote one has none.
     """
     if "://" not in uri or uri.startswith("file://"):
@@ -48,7 +48,7 @@ def fetch(uri: str) -> tuple[str, str]:
     if target.exists() and _damaged(target, document):
         shutil.rmtree(target, ignore_errors=True)
     if not target.exists():
-        _copy(files, name, target)
+        _copy(files, name, target, keep)
     with contextlib.suppress(OSError):
         os.utime(target, ns=(time.time_ns(), time.time_ns()))  # the kernel's own clock for files is too coarse to order two uses
     return str(target), version
@@ -116,7 +116,7 @@ def _digest(data: bytes) -> str:
     return short(data, 24)
 
 
-def _copy(files: Files, name: str, target: Path) -> None:
+def _copy(files: Files, name: str, target: Path, keep: int) -> None:
     """Put a checked copy of a policy at `target`. Other versions of this policy and the least used copies are deleted."""
     copy = fetch_folder(files, name, POLICY_REMEDY)
     if copy is None or target.name != f"{name}-{digest_of_manifest(_manifest(files, name))}":
@@ -129,7 +129,7 @@ def _copy(files: Files, name: str, target: Path) -> None:
         shutil.rmtree(copy)
     others = sorted((path for path in target.parent.iterdir() if path != target), key=_last_used, reverse=True)
     for rank, other in enumerate(others):
-        if rank >= _KEPT - 1 or other.name.rpartition("-")[0] == name:
+        if rank >= keep - 1 or other.name.rpartition("-")[0] == name:
             shutil.rmtree(other, ignore_errors=True)
 
 

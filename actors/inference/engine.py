@@ -4,7 +4,8 @@
 as they come and steps them together. Traces of different callers therefore share batches (continuous batching).
 
 The base model without an adapter is the teacher, and with the LoRA adapter it is the student. Every request names its `Policy`,
-so an engine has no current policy that could be stale.
+so an engine has no current policy that could be stale. Where policies are whole weights (model.tuning full), requests are grouped
+by policy, and the engine loads the weights of one group after the other (reload.py); the base is a policy like the others.
 
 On CPU in fp32 a seeded trace depends on its prompt, seed and policy only, and not on the other rows of its batch. GPU kernels
 choose their tiling by batch size, so there a near-tie between two tokens may fall the other way.
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from actors.inference import adapters, self_check, startup, vllm_scoring, vllm_sleep
+from actors.inference.reload import Reloader
+from actors.inference.reload import fetch as fetch_whole
 from actors.inference.stepping import Request, Stepper
 from actors.inference.vllm_scoring import sampling_params
 from pipeline import config
@@ -56,7 +59,8 @@ class Engine:
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._asleep = False
-        self.vllm = vllm or Stepper(self._start, self._path, pool)
+        reload = Reloader(self._path, model.dtype) if model.tuning == "full" else None
+        self.vllm = vllm or Stepper(self._start, self._path, pool, reload)
         try:
             score.check_vocabulary(self.vllm.facts.vocab_size)
             self._facts = self._choose_entropy()
@@ -145,7 +149,8 @@ class Engine:
     def _start(self) -> tuple[Any, EngineFacts]:
         """Start vLLM. Returns it, and what its numbers mean."""
         try:
-            engine = startup.start_vllm(self._model, self._pool, self._path, self.takes_adapters)
+            lora = self.takes_adapters and self._model.tuning == "lora"
+            engine = startup.start_vllm(self._model, self._pool, self._path, lora)
         except Exception as error:
             raise startup.start_error(error, self._path, self._pool) from error
         return engine, startup.facts(engine, self._model)
@@ -201,13 +206,15 @@ class Engine:
         return table[:, 0].copy(), ((lower + upper) / 2).astype(np.float32), float(((upper - lower) / 2).max(initial=0.0))
 
     def _lora(self, policy: Policy) -> Any:
-        """vLLM's LoRARequest for the adapter of `policy`; None for the base model.
+        """vLLM's LoRARequest for the adapter of `policy`, or its whole weights; None for the base model.
 
         An adapter is checked once, before vLLM loads it. A folder whose files changed gets a new LoRARequest.
         """
         if policy.adapter is None:
             return None
         with self._adapters_lock:
+            if self._model.tuning == "full":
+                return fetch_whole(policy.version, policy.adapter, self._hidden_size)
             folder, content = adapters.fetch(policy.adapter)
             key = (policy.version, folder, content)
             if key not in self._adapters:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from actors.inference.reload import Reload, Whole
 from actors.inference.startup import memory_remedy, start_error
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure
@@ -23,15 +25,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_LINGER_S = 0.1  # vLLM waits so long for more work under its weights, before it takes the weights that other work waits for
+
 Request = tuple[list[int], "SamplingParams"]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Batch:
-    """The requests of one call. `rows` gets each answer as its request ends, and `done` gets them all at the end."""
+    """The requests of one call. `rows` gets each answer as its request ends, and `done` gets them all at the end.
+
+    lora: vLLM's LoRARequest, or None. weights: the whole weights that must answer; None for the base.
+    """
 
     requests: list[Request]
     lora: Any
+    weights: Whole | None = None
     rows: list[Any] = field(default_factory=list)
     pending: int = 0
     done: Future[list[Any]] = field(default_factory=Future)
@@ -48,12 +56,22 @@ class _Call:
 class Stepper:
     """A vLLM and its thread.
 
-    `start` runs in that thread, and returns a vLLM with its facts. For messages: the model's `path`, the `pool`. The constructor
-    raises EngineError when `start` fails, or the EgrsdError that `start` raised.
+    `start` runs in that thread, and returns a vLLM with its facts. `reload` gives vLLM other whole weights. Batches of other
+    weights than those loaded wait until vLLM has no work.
+    For messages: the model's `path`, the `pool`. The constructor raises EngineError when `start` fails, or the EgrsdError that
+    `start` raised.
     """
 
-    def __init__(self, start: Callable[[], tuple[Any, EngineFacts]], path: str, pool: config.Pool | None = None) -> None:
-        self._path, self._pool = path, pool
+    def __init__(
+        self,
+        start: Callable[[], tuple[Any, EngineFacts]],
+        path: str,
+        pool: config.Pool | None = None,
+        reload: Reload | None = None,
+    ) -> None:
+        self._path, self._pool, self._reload = path, pool, reload
+        self._loaded: Whole | None = None
+        self._held: deque[_Batch] = deque()  # batches that wait for other weights, the oldest first
         self._inbox: queue.SimpleQueue[_Batch | _Call | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         self.steps = 0  # steps of vLLM so far: they show that it is at work
@@ -66,9 +84,11 @@ class Stepper:
     def submit(self, requests: list[Request], lora: Any) -> list[Any]:
         """A RequestOutput of vLLM for each request, in order, or a Failure where vLLM refuses the request. Blocks.
 
-        `lora` is vLLM's LoRARequest, or None for the base model. Raises ModelError when vLLM cannot load the adapter, and
-        EngineError when vLLM broke or was closed.
+        `lora` is vLLM's LoRARequest, the whole weights that must answer, or None for the base model.
+        Raises ModelError when vLLM cannot load the adapter, and EngineError when vLLM broke or was closed.
         """
+        if isinstance(lora, Whole):
+            return self._put(_Batch(requests, None, lora)).result()
         return self._put(_Batch(requests, lora)).result()
 
     def alone(self, work: Callable[[Any], Any]) -> Any:
@@ -116,19 +136,35 @@ class Stepper:
         """Hand new batches to vLLM, and wait for one when vLLM has no request. False when the engine is to close."""
         while True:
             try:
-                batch = self._inbox.get(block=not waiting)
+                batch = self._inbox.get(block=not waiting, timeout=_LINGER_S if self._held and not waiting else None)
             except queue.Empty:
-                return True
+                if waiting or not self._held:
+                    return True
+                self._change(engine, waiting)
+                continue
             if batch is None:
                 return False
             if isinstance(batch, _Call):
-                self._call(engine, batch, busy=bool(waiting))
+                self._call(engine, batch, busy=bool(waiting or self._held))
+                continue
+            if batch.weights != self._loaded:
+                self._held.append(batch)
                 continue
             try:
                 _admit(engine, batch, waiting)
             except BaseException:
                 self._inbox.put(batch)  # whoever fails all batches finds it there
                 raise
+
+    def _change(self, engine: Any, waiting: dict[str, tuple[_Batch, int]]) -> None:
+        """Load the weights that the oldest held batch waits for, and hand vLLM all batches of these weights."""
+        assert self._reload is not None
+        wanted = self._held[0].weights
+        self._reload(engine, wanted, self._loaded)
+        self._loaded = wanted
+        for batch in [batch for batch in self._held if batch.weights == wanted]:
+            _admit(engine, batch, waiting)
+            self._held.remove(batch)
 
     def _call(self, engine: Any, call: _Call, busy: bool) -> None:
         """Do the work of a call, unless vLLM is busy with requests. An error of the work is its caller's."""
@@ -143,7 +179,7 @@ class Stepper:
         """Give EngineError to every batch in vLLM or in the inbox, and let no other batch in."""
         with self._gate:
             self._broken = broken
-        batches: dict[int, _Batch | _Call] = {id(batch): batch for batch, _ in waiting.values()}
+        batches: dict[int, _Batch | _Call] = {id(batch): batch for batch in (*(b for b, _ in waiting.values()), *self._held)}
         while not self._inbox.empty():
             batch = self._inbox.get()
             if batch is not None:

@@ -133,6 +133,7 @@ class Run(Section):
                     f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
                 )
         self._takes_turns()
+        self._trains_all_weights()
         if 0 < self.train.keep_policies < self.max_staleness + 2:
             raise ValueError(
                 f"train.keep_policies {self.train.keep_policies} drops policies that engines still need: set 0, or "
@@ -202,6 +203,22 @@ class Run(Section):
             )
         if self.train.workers > 1:
             raise ValueError(f"train.workers {self.train.workers}: with engines.rollout.colocate one rank trains: set workers 1")
+
+    def _trains_all_weights(self) -> None:
+        """Raise ValueError for settings that do not go with `model.tuning` full."""
+        if self.model.tuning == "lora":
+            return
+        if any(teacher.rate is not None for teacher in self.teachers.values()):
+            raise ValueError("teachers.NAME.policy ema is a mean of adapters: with model.tuning full use base or lag:N")
+        if self.train.dtype == "float16" or self.model.dtype == "float16":
+            raise ValueError("model.tuning full trains in float32 or bfloat16: set train.dtype and model.dtype to one of them")
+
+    @property
+    def kept_policies(self) -> int:
+        """Last policies whose weights are kept; 0: all. Whole weights are large: without a setting only those in use are kept."""
+        if self.train.keep_policies or self.model.tuning == "lora":
+            return self.train.keep_policies
+        return self.max_staleness + 2 + max((teacher.lag or 0 for teacher in self.teachers.values()), default=0)
 
     def digest(self, settings: tuple[str, ...]) -> str:
         """Hash of the named settings or sections, such as `label` or `rollout.top_p`. A shard is stale when its hash changes.

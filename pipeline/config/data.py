@@ -86,6 +86,9 @@ class Model(Section):
     dtype: Dtype = "float32"
     max_model_len: Count = 256
     trust_remote_code: bool = False
+    tuning: Annotated[Literal["lora", "full"], LATER] = Field(
+        "lora", description="what is trained: an adapter beside the frozen base (lora), or all weights (full)"
+    )
     lora_rank: Count = 16
     lora_alpha: Positive = 32.0
     lora_dropout: Share = 0.0

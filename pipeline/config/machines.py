@@ -109,7 +109,9 @@ class Train(Section):
         1, description="rounds between two training states; a resume trains the rounds after the last one again"
     )
     keep_policies: Annotated[Annotated[int, Field(ge=0)], LATER] = Field(
-        0, description="last policies whose weights are kept, besides the first and those of evaluations; 0: all"
+        0,
+        description="last policies whose weights are kept, besides the first and those of evaluations; "
+        "0: all, or with model.tuning full those that engines may still need",
     )
     offload: Annotated[Literal["none", "optimizer", "all"], LATER] = Field(
         "none", description="what leaves a shared GPU while the engine uses it: optimiser state, or weights too (all)"

@@ -14,7 +14,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Policy:
-    """Which policy must answer: base weights plus the adapter at `adapter` (a URI), or the base alone when it is None."""
+    """Which policy must answer: base weights plus the adapter at `adapter` (a URI), or the base alone when it is None.
+
+    With `model.tuning` full, whole weights lie at `adapter`.
+    """
 
     version: int
     adapter: str | None = None

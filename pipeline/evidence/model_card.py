@@ -120,6 +120,7 @@ def _data(run: Run) -> str:
 def _recipe(run: Run) -> str:
     train, model = run.train, run.model
     adapter = f"LoRA rank {model.lora_rank}, alpha {model.lora_alpha:g} on {', '.join(model.lora_targets)}"
+    adapter = "All weights were trained" if model.tuning == "full" else adapter
     return (
         f"## Recipe\n\nObjective `{run.objective.name}`, {run.rounds} rounds, seed {run.seed}. AdamW, learning rate "
         f"{train.learning_rate:g}, {train.batch_traces} traces a step. {adapter}. Every setting stands at the end."

@@ -232,7 +232,7 @@ def load_policy(model: Any, work: Round) -> None:
     work.store.policy(work.policy_version)
     with work.store.local(area("policy", work.policy_version)) as folder:
         if folder is not None:  # policy 0 is the base: the fresh adapter
-            checkpoint.load_adapter(model, folder, work.run.model)
+            checkpoint.load_policy(model, folder, work.run.model)
 
 
 def _cosines(model: Any, stored: Stored, place: int, rows: np.ndarray, points: list[Point]) -> np.ndarray:

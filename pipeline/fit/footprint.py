@@ -76,6 +76,11 @@ def weight_bytes(size: Size, dtype: str) -> int:
     return size.parameters * _BYTES[dtype]
 
 
+def trained(run: Run, size: Size) -> int:
+    """Weights that a run trains: those of its adapter, or all."""
+    return size.parameters if run.model.tuning == "full" else size.lora_width * run.model.lora_rank
+
+
 def kv_bytes(model: Model, size: Size) -> int:
     """Bytes of keys and values of a trace that fills the window."""
     return size.kv_per_token * _BYTES[model.dtype] * model.max_model_len
@@ -99,6 +104,14 @@ def rank_bytes(run: Run, size: Size) -> dict[str, int]:
     gathered = size.parameters - (size.layers - 1) * size.per_layer if shards > 1 else 0
     tokens = max(train.micro_batch_tokens, run.model.max_model_len)  # a longer trace gets a pass of its own
     kept = size.layers * size.hidden + size.linear_width // size.layers if train.gradient_checkpointing else size.linear_width
+    if run.model.tuning == "full":  # float32, and what autocast copies
+        copy = size.parameters * width if width < 4 else 0
+        return {
+            "weights": (size.parameters // shards + gathered) * 4 + copy,
+            "gradients and AdamW": (size.parameters // shards * 3 + gathered) * 4 + 4 * size.vocab * size.hidden,
+            "logits": head_chunk(train, size.vocab),
+            "activations (estimate)": tokens * kept * width,
+        }
     return {
         "weights": (size.parameters // shards + gathered) * width,
         "LoRA and AdamW": size.lora_width * run.model.lora_rank * 16 // shards,

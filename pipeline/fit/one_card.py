@@ -7,7 +7,7 @@ trainer steps, it holds all of the trainer and what a sleeping engine keeps.
 from __future__ import annotations
 
 from pipeline.config import Pool, Run
-from pipeline.fit.footprint import COMMON, USABLE, Size, gib, kv_bytes, rank_bytes, scoring_logits, weight_bytes
+from pipeline.fit.footprint import COMMON, USABLE, Size, gib, kv_bytes, rank_bytes, scoring_logits, trained, weight_bytes
 from pipeline.fit.machine import GIB, Facts, Line
 
 TOPIC = "one card"
@@ -22,20 +22,20 @@ def shares_a_card(run: Run) -> bool:
 
 def at_rest(run: Run, size: Size) -> int:
     """Bytes that the trainer keeps on the card while the engine answers. Its gradients and activations are gone by then."""
-    train, adapter = run.train, size.lora_width * run.model.lora_rank
+    adapter, base = trained(run, size), 0 if run.model.tuning == "full" else weight_bytes(size, run.train.dtype)
     kept = {
-        "none": weight_bytes(size, train.dtype) + 12 * adapter,  # the adapter and two moments of AdamW, in float32
-        "optimizer": weight_bytes(size, train.dtype) + 4 * adapter,
+        "none": base + 12 * adapter,  # what is trained and two moments of AdamW, in float32
+        "optimizer": base + 4 * adapter,
         "all": 0,
     }
-    return kept[train.offload] + _CONTEXT
+    return kept[run.train.offload] + _CONTEXT
 
 
 def moved(run: Run, size: Size) -> int:
     """Bytes that go between the card and the machine's memory in a round: the engine's weights, and what the trainer offloads."""
-    train, adapter = run.train, size.lora_width * run.model.lora_rank
-    offloaded = {"none": 0, "optimizer": 8 * adapter, "all": weight_bytes(size, train.dtype) + 12 * adapter}
-    return 2 * (weight_bytes(size, run.model.dtype) + offloaded[train.offload])
+    adapter, base = trained(run, size), 0 if run.model.tuning == "full" else weight_bytes(size, run.train.dtype)
+    offloaded = {"none": 0, "optimizer": 8 * adapter, "all": base + 12 * adapter}
+    return 2 * (weight_bytes(size, run.model.dtype) + offloaded[run.train.offload])
 
 
 def asleep(pool: Pool) -> int:

@@ -25,7 +25,10 @@ from pipeline.store.names import Plain
 MANIFEST = "manifest.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 OPTIMIZER, CURSOR = "optimizer.safetensors", "cursor.json"
+CONFIG = "config.json"  # of a policy that is whole weights (model.tuning full)
 NEEDED = {"policy": (ADAPTER, ADAPTER_CONFIG), "train": (ADAPTER, ADAPTER_CONFIG, OPTIMIZER, CURSOR)}  # files, by kind of folder
+WEIGHTS = "weights"  # how the names of a training state's whole weights begin
+NEEDED_WHOLE = {"policy": (CONFIG,), "train": (CURSOR,)}  # the same for whole weights, whose files have numbers in their names
 POLICY_REMEDY = "Delete its folder and those of all later policies, and resume: they are trained again"
 STATE_REMEDY = "Delete the folder and resume"
 DROPPED = "its weights were dropped, as train.keep_policies asked"
@@ -63,7 +66,13 @@ def drop_weights(files: Files, path: str) -> None:
         return
     if not manifest.dropped:
         files.write_json(f"{path}/{MANIFEST}", manifest.model_copy(update={"dropped": True}).model_dump(exclude_defaults=True))
-    files.delete(f"{path}/{ADAPTER}")
+    for name in filter(is_weights, manifest.files):
+        files.delete(f"{path}/{name}")
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of a policy has its weights: an adapter's, or a part of whole weights."""
+    return name.endswith(".safetensors")
 
 
 def is_whole(files: Files, path: str) -> bool:
@@ -89,7 +98,7 @@ def cut_short(files: Files, path: str) -> str | None:
     """
     manifest = read_manifest(files, path)
     for name in manifest.files if manifest is not None else ():
-        if manifest is not None and manifest.dropped and name == ADAPTER:
+        if manifest is not None and manifest.dropped and is_weights(name):
             continue
         size, expected = files.size(f"{path}/{name}"), manifest.sizes.get(name) if manifest is not None else None
         if size is None:
@@ -143,7 +152,8 @@ def read_manifest(files: Files, path: str) -> Manifest | None:
     """
     manifest = files.read_document(f"{path}/{MANIFEST}", Manifest)
     if manifest is not None:
-        needed = {*NEEDED.get(path.partition("/")[0], ()), *manifest.sizes}
+        kinds = NEEDED_WHOLE if any(name == CONFIG or name.startswith(WEIGHTS) for name in manifest.files) else NEEDED
+        needed = {*kinds.get(path.partition("/")[0], ()), *manifest.sizes}
         if missing := sorted(needed - manifest.files.keys()):
             raise StoreError(f"files: {missing[0]} is missing", files.locate(f"{path}/{MANIFEST}"), RESTORE)
         if manifest.sizes and (missing := sorted(manifest.files.keys() - manifest.sizes.keys())):

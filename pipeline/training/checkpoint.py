@@ -1,8 +1,9 @@
-"""Adapter and training state as safetensors and JSON, never pickle. Resumed training equals uninterrupted training exactly.
+"""Policy and training state as safetensors and JSON, never pickle. Resumed training equals uninterrupted training exactly.
 
     policy/<n>/  adapter_model.safetensors, adapter_config.json              vLLM and peft load these
     train/<n>/   the same, optimizer.safetensors, cursor.json                training resumes from these
 
+whole.py has the files where all weights are trained. In a policy they have the dtype of engines, and in a state they are float32.
 There is no random state to keep. The shuffle depends on (seed, round) alone, and dropout on (seed, round, rank).
 """
 
@@ -18,14 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AutoModelForCausalLM
 
 from pipeline.config import Model
 from pipeline.errors import ModelError, TrainingError, first_line
+from pipeline.models.resolve import open_model
 from pipeline.store.documents import Document, Number, parse
-from pipeline.store.folders import ADAPTER, CURSOR, OPTIMIZER, POLICY_REMEDY, STATE_REMEDY
+from pipeline.store.folders import ADAPTER, CONFIG, CURSOR, OPTIMIZER, POLICY_REMEDY, STATE_REMEDY, WEIGHTS
 from pipeline.training import adapter as adapter_files
+from pipeline.training import whole
 from pipeline.training.step import Trainer
-from pipeline.training.student import Student
+from pipeline.training.student import Student, answers
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 
@@ -39,15 +43,17 @@ class Cursor(Document):
 
 
 def gather(trainer: Trainer) -> dict[str, Tensor]:
-    """The adapter of a trainer as whole float32 tensors on the CPU. Every rank must call this, since tensors are sharded.
+    """The trained weights as whole float32 tensors on the CPU, on rank 0. Every rank must call this, since tensors are sharded.
 
-    Raises TrainingError on rank 0 when a weight is not finite, so that no such weight is published.
+    Other ranks get nothing, since a machine may have room for one copy only. Raises TrainingError on rank 0 when a weight is not
+    finite, so that no such weight is published.
     """
-    adapter = {name: _full(p.data) for name, p in trainer.parameters().items()}
-    broken = [name for name, value in adapter.items() if not value.isfinite().all()] if trainer.rank == 0 else []
+    found = {name: _full(p.data, trainer.rank == 0) for name, p in trainer.parameters().items()}
+    adapter = {name: value for name, value in found.items() if value is not None}
+    broken = [name for name, value in adapter.items() if not value.isfinite().all()]
     if broken:
         raise TrainingError(
-            f"{len(broken)} of {len(adapter)} adapter tensors are not finite, {broken[0]} first",
+            f"{len(broken)} of {len(adapter)} trained tensors are not finite, {broken[0]} first",
             f"step {trainer.step}",
             "Lower train.learning_rate or train.grad_clip; the policy before it is untouched",
         )
@@ -58,6 +64,9 @@ def save_policy(trainer: Trainer, adapter: dict[str, Tensor], folder: Path) -> N
     """Write the policy into a local folder, in the dtype to which engines cast it. `adapter` is from `gather`. For rank 0."""
     dtype = getattr(torch, trainer.run.model.dtype)
     folder.mkdir(parents=True, exist_ok=True)
+    if trainer.student.trains_all:
+        _save_model(trainer.student, {name: value.to(dtype) for name, value in adapter.items()}, folder, trainer.run.model.dtype)
+        return
     _save_adapter(trainer.student, {name: value.to(dtype) for name, value in adapter.items()}, folder)
 
 
@@ -66,23 +75,28 @@ def save(trainer: Trainer, next_round: int, adapter: dict[str, Tensor], folder: 
 
     `adapter` is from `gather`. Every rank must call this, because sharded moments are gathered. Rank 0 alone writes.
     """
-    moments = {
-        f"{name}.{key}": _full(value)
+    found = {
+        f"{name}.{key}": _full(value, trainer.rank == 0)
         for name, p in trainer.parameters().items()
         for key, value in trainer.optimizer.state.get(p, {}).items()
     }
     if trainer.rank != 0:
         return
+    moments = {name: value for name, value in found.items() if value is not None}
     folder.mkdir(parents=True, exist_ok=True)
-    _save_adapter(trainer.student, adapter, folder)
-    save_file(moments, folder / OPTIMIZER)
+    if trainer.student.trains_all:
+        for stem, tensors in zip(whole.STATE, (adapter, moments), strict=True):
+            _save_parts(tensors, folder, stem)
+    else:
+        _save_adapter(trainer.student, adapter, folder)
+        save_file(moments, folder / OPTIMIZER)
     cursor = {"round": next_round, "step": trainer.step, "seed": trainer.run.seed}
     (folder / CURSOR).write_text(json.dumps(cursor, indent=1))
 
 
 def distance(folder: Path, other: Path) -> float:
-    """The largest difference of a weight between two saved adapters. Raises ModelError for a file that cannot be read."""
-    mine, yours = _tensors(folder / ADAPTER), _tensors(other / ADAPTER)
+    """The largest difference of a weight between two saved policies. Raises ModelError for a file that cannot be read."""
+    mine, yours = (_parts(path, "") for path in (folder, other))
     if mine.keys() != yours.keys():
         return float("inf")
     return max(float((mine[name].float() - yours[name].float()).abs().max()) for name in mine)
@@ -106,6 +120,40 @@ def load_adapter(student: Student, folder: Path, model: Model) -> None:
         raise ModelError(f"tensors are missing or unknown: {(missing + result.unexpected_keys)[:3]}", str(folder / ADAPTER))
 
 
+def load_policy(student: Student, folder: Path, model: Model) -> None:
+    """Put a policy, or the weights of a training state, into a student that is not spread over ranks yet.
+
+    Raises ModelError when they do not fit the run, or when a file cannot be read.
+    """
+    if not student.trains_all:
+        load_adapter(student, folder, model)
+        return
+    if not any(folder.glob(f"{WEIGHTS}*.safetensors")):
+        whole.check(folder, str(folder), student.base.config.get_text_config().hidden_size)
+        loaded: Any = open_model(AutoModelForCausalLM, Model(path=str(folder)), "weights", dtype=torch.float32)
+        saved = dict(loaded.named_parameters())
+    else:
+        saved = _parts(folder, WEIGHTS)
+    own = dict(student.model.named_parameters())
+    if wrong := sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]:
+        raise ModelError(f"{wrong[0]} is missing, unknown or of another shape", str(folder), whole.REMEDY)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if not saved[name].isfinite().all():
+                raise ModelError(f"{name} is not finite", str(folder), POLICY_REMEDY)
+            parameter.copy_(saved[name])
+
+
+def probe(trainer: Trainer) -> whole.Probe:
+    """What an engine must answer once it has loaded this policy's whole weights. Every rank must call this."""
+    student = trainer.student
+    tokens = whole.sequence(student.vocab_size, trainer.run.model.max_model_len)
+    student.eval()
+    logprobs = answers(trainer.module, trainer.device, tokens)
+    student.train()
+    return whole.Probe(tokens=tuple(tokens), logprobs=logprobs, base_logprobs=student.base_answers)
+
+
 def load_optimizer(trainer: Trainer, folder: Path) -> int:
     """Restore optimiser and step count of a trainer. Returns the number of the round to train next.
 
@@ -114,7 +162,7 @@ def load_optimizer(trainer: Trainer, folder: Path) -> int:
     cursor = read_cursor(folder)
     if cursor.seed != trainer.run.seed:
         raise TrainingError(f"was made with seed {cursor.seed}, this run has {trainer.run.seed}", str(folder / CURSOR))
-    saved = _tensors(folder / OPTIMIZER)
+    saved = _parts(folder, whole.STATE[1])
     for name, parameter in trainer.parameters().items() if saved else ():  # nothing is saved before the first step
         try:
             step, *moments = (saved[f"{name}.{key}"] for key in MOMENTS)
@@ -146,6 +194,45 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise ModelError(f"cannot be read ({first_line(error)})", str(file), POLICY_REMEDY) from error
 
 
+def _parts(folder: Path, stem: str) -> dict[str, Tensor]:
+    """The tensors of all safetensors files in a folder whose names begin with `stem`. Raises ModelError for a damaged file."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob(f"{stem}*.safetensors")):
+        found |= _tensors(file)
+    return found
+
+
+def _save_parts(tensors: dict[str, Tensor], folder: Path, stem: str) -> None:
+    """Write tensors into files of at most whole.SHARD_BYTES each, unless one tensor is larger."""
+    groups: list[dict[str, Tensor]] = [{}]
+    room = whole.SHARD_BYTES
+    for name, value in tensors.items():
+        if groups[-1] and value.nbytes > room:
+            groups.append({})
+            room = whole.SHARD_BYTES
+        groups[-1][name] = value
+        room -= value.nbytes
+    for number, group in enumerate(groups):
+        save_file(group, folder / f"{stem}-{number:05d}.safetensors")
+
+
+def _save_model(student: Student, tensors: dict[str, Tensor], folder: Path, dtype: str) -> None:
+    """Write whole weights as a folder that transformers and vLLM open. `tensors` has the trained ones, in `dtype`."""
+    kept = {name for module, buffers in _persistent(student.base) for name in (f"{module}{buffer}" for buffer in buffers)}
+    buffers = {name: value.detach().cpu().clone() for name, value in student.base.named_buffers() if name in kept}
+    student.base.save_pretrained(folder, state_dict=tensors | buffers, max_shard_size=whole.SHARD_BYTES)
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(settings | {"dtype": dtype}, indent=2, sort_keys=True) + "\n")
+
+
+def _persistent(model: torch.nn.Module) -> list[tuple[str, set[str]]]:
+    """(prefix of a module's names, its buffers that belong into a checkpoint) of every module."""
+    return [
+        (f"{name}." if name else "", set(module._buffers) - module._non_persistent_buffers_set)
+        for name, module in model.named_modules()
+    ]
+
+
 def _save_adapter(student: Student, tensors: dict[str, Tensor], folder: Path) -> None:
     config = student.model.peft_config["default"]
     config.target_modules = sorted(config.target_modules)  # peft keeps a set, whose order changes from process to process
@@ -154,10 +241,10 @@ def _save_adapter(student: Student, tensors: dict[str, Tensor], folder: Path) ->
     save_file(named, folder / ADAPTER, metadata={"format": "pt"})
 
 
-def _full(value: Tensor) -> Tensor:
-    """A tensor as a whole on the CPU, gathered when it is sharded."""
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.detach().to("cpu", copy=True).contiguous()
+def _full(value: Tensor, wanted: bool) -> Tensor | None:
+    """A tensor as a whole on the CPU, gathered when it is sharded. None for a rank that does not want it."""
+    gathered = value.full_tensor() if isinstance(value, DTensor) else value
+    return gathered.detach().to("cpu", copy=True).contiguous() if wanted else None
 
 
 def _placed(value: Tensor, like: torch.nn.Parameter) -> Tensor:

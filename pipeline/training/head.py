@@ -26,7 +26,7 @@ from pipeline.method.objective.divergence import Measure
 
 
 class Head(NamedTuple):
-    """The frozen output layer: weight [V, H], bias [V] or None. At most `chunk` tokens have logits at one time."""
+    """The output layer: weight [V, H], bias [V] or None. At most `chunk` tokens have logits at one time."""
 
     weight: Tensor
     bias: Tensor | None
@@ -64,11 +64,11 @@ def with_divergence(
 @torch.no_grad()
 def logprobs_of(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """log p(targets_n), [N] float32 nats, without any gradient."""
-    head = _widened(head)
+    head = widened(head)
     logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(targets), head.chunk):
         part = slice(start, start + head.chunk)
-        logits = _logits(hidden[part], head)
+        logits = logits_of(hidden[part], head)
         chosen = logits.gather(1, targets[part, None])[:, 0]
         logprobs[part] = chosen - logits.logsumexp(dim=-1)
     return logprobs
@@ -80,7 +80,7 @@ class _WeightedLogprob(torch.autograd.Function):
         """Computes `weighted_logprob`, and keeps the gradient [N, H] that it makes while the logits of a chunk exist."""
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
-        head = _widened(head)
+        head = widened(head)
         for start in range(0, len(targets), head.chunk):
             part = slice(start, start + head.chunk)
             logprobs[part], gradient[part] = _chunk(hidden[part], head, targets[part], coefficients[part])
@@ -104,7 +104,7 @@ class _WithDivergence(torch.autograd.Function):
         """Computes `with_divergence`, and keeps the gradient [N, H] as `_WeightedLogprob` does."""
         logprobs, values = (torch.empty(len(targets), dtype=torch.float32, device=hidden.device) for _ in range(2))
         gradient = torch.empty_like(hidden)
-        head, kept = _widened(head), divergence.kept
+        head, kept = widened(head), divergence.kept
         for start in range(0, len(targets), head.chunk):
             part = slice(start, start + head.chunk)
             terms = targets[part], coefficients[part], divergence._replace(kept=kept.part(part))
@@ -126,13 +126,19 @@ def _chunk(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) ->
 
     With p = softmax(z): d log p_y / d z = onehot(y) - p, so the gradient is c * (weight_y - p @ weight).
     """
-    logits = _logits(hidden, head)
+    logits = logits_of(hidden, head)
+    logprobs = slopes_(logits, targets, coefficients)
+    return logprobs, logits.to(head.weight.dtype) @ head.weight
+
+
+def slopes_(logits: Tensor, targets: Tensor, coefficients: Tensor) -> Tensor:
+    """Turn logits [n, V] into the gradient of sum_n c_n log p(target_n), in place -> log p(target) [n] nats."""
     logits -= logits.max(dim=-1, keepdim=True).values
     chosen = logits.gather(1, targets[:, None])
     total = logits.exp_().sum(dim=-1, keepdim=True)
     logits *= -coefficients[:, None] / total
     logits.scatter_add_(1, targets[:, None], coefficients[:, None])
-    return (chosen - total.log()).squeeze(1), logits.to(head.weight.dtype) @ head.weight
+    return (chosen - total.log()).squeeze(1)
 
 
 def _divergent_chunk(
@@ -142,20 +148,20 @@ def _divergent_chunk(
 
     The buffer ends with this function, so that two chunks never have one at the same time.
     """
-    logits = _logits(hidden, head)
+    logits = logits_of(hidden, head)
     logprobs, values = head_gradient_(logits, targets, coefficients, *divergence)
     return logprobs, values, logits.to(head.weight.dtype) @ head.weight
 
 
-def _widened(head: Head) -> Head:
-    """The head with its weight in float32 at least, unless a GPU holds it: `_logits` needs no copy there."""
+def widened(head: Head) -> Head:
+    """The head with its weight in float32 at least, unless a GPU holds it: `logits_of` needs no copy there."""
     if head.weight.is_cuda:
         return head
     wide = torch.promote_types(head.weight.dtype, torch.float32)
     return Head(head.weight.to(wide), head.bias, head.chunk)
 
 
-def _logits(hidden: Tensor, head: Head) -> Tensor:
+def logits_of(hidden: Tensor, head: Head) -> Tensor:
     """Logits float32 [n, V] of hidden states [n, H]."""
     if head.weight.is_cuda and head.weight.dtype in (torch.bfloat16, torch.float16):
         logits = torch.mm(hidden, head.weight.T, out_dtype=torch.float32)

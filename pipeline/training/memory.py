@@ -46,6 +46,7 @@ def _to_lower(run: Run) -> tuple[str, str]:
     remedies = {
         "logits": f"Lower train.head_chunk_tokens (now {train.head_chunk_tokens})",
         "LoRA and AdamW": f"Lower model.lora_rank (now {run.model.lora_rank})",
+        "gradients and AdamW": "Set model.tuning lora, or train.strategy fsdp2 with more train.workers",
     }
     checkpointing = "" if train.gradient_checkpointing else ", or set train.gradient_checkpointing true"
     largest = max(parts.keys() - {"weights"}, key=lambda name: parts[name])

@@ -25,7 +25,7 @@ from pipeline.rounds.rows import round_table
 from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
-from pipeline.training import checkpoint, memory, offload, student
+from pipeline.training import checkpoint, memory, offload, student, whole
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 
@@ -75,7 +75,7 @@ def resume(store: Store, run: Run, device: torch.device) -> Trainer:
         with store.local(area("train", kept)) as folder:
             if folder is None:
                 raise TrainingError(f"policy {kept} has no training state", store.locate("train"))
-            checkpoint.load_adapter(model, folder, run.model)
+            checkpoint.load_policy(model, folder, run.model)
             trainer = Trainer(run, model, device)
             checkpoint.load_optimizer(trainer, folder)
     for number in range(kept, version):
@@ -133,7 +133,7 @@ def train_round(trainer: Trainer, store: Store, number: int, card: Card | None =
                 store.save_state(number + 1, state)
             store.publish_policy(number + 1, policy)
             store.prune_states(train.keep_checkpoints)
-            store.prune_policies(train.keep_policies)
+            store.prune_policies(trainer.run.kept_policies)
     return True
 
 
@@ -169,8 +169,11 @@ def _write(trainer: Trainer, version: int, policy: Path, state: Path | None) -> 
         adapter = checkpoint.gather(trainer)
         if state is not None:
             checkpoint.save(trainer, version, adapter, state)
+        probe = checkpoint.probe(trainer) if trainer.student.trains_all else None
         if trainer.rank == 0:
             checkpoint.save_policy(trainer, adapter, policy)
+        if trainer.rank == 0 and probe is not None:
+            (policy / whole.PROBE).write_text(probe.model_dump_json())
     except (OSError, SafetensorError) as error:
         raise StoreError(f"cannot write the training state ({error})", str(policy.parent), NO_SPACE) from error
 

@@ -20,20 +20,26 @@ from pipeline.config import Model, Run
 from pipeline.errors import ModelError, UserError
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import tokenizer_of
-from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG
+from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, CONFIG, is_weights
 from pipeline.training import checkpoint, student
 
 MERGE_TOLERANCE = 1e-3  # nats between adapter and merged weights in float32; an adapter that is lost differs by more
+_INDEX = "model.safetensors.index.json"
 SHARD = "5GB"  # largest file of merged weights
 
 
 def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: list[int]) -> None:
     """Write a policy into the local folder `out`: its adapter, or with `merge` its whole weights, and what belongs to both.
 
+    Where all weights are trained (model.tuning full), every policy has whole weights, and `merge` changes nothing.
     policy: a local folder of the policy; None for policy 0, which is the base. ends: ids of the tokens that end a trace. Raises
     UserError for the adapter of policy 0, which has none, and ModelError for an adapter that does not fit the run.
     """
-    if merge:
+    if run.model.tuning == "full" and policy is not None:
+        for file in policy.iterdir():
+            if is_weights(file.name) or file.name in (CONFIG, _INDEX):
+                shutil.copyfile(file, out / file.name)
+    elif merge or run.model.tuning == "full":
         merged(run, policy).save_pretrained(out, max_shard_size=SHARD)
     elif policy is None:
         raise UserError("policy 0 is the base model, which has no adapter", "--policy 0", "Add --merge, or name a later policy")
@@ -51,8 +57,10 @@ def merged(run: Run, policy: Path | None) -> Any:
     wide = run.train.model_copy(update={"dtype": "float32", "gradient_checkpointing": False})
     made = student.build(run.model_copy(update={"train": wide}), torch.device("cpu"))
     if policy is not None:
-        checkpoint.load_adapter(made, policy, run.model)
+        checkpoint.load_policy(made, policy, run.model)
     made.eval()
+    if made.trains_all:
+        return made.model.to(getattr(torch, run.model.dtype))
     expected = _logprobs(made.model)
     whole = made.model.merge_and_unload()
     gap = float((_logprobs(whole) - expected).abs().max())

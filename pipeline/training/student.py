@@ -1,4 +1,8 @@
-"""The student in the trainer: a frozen base, a LoRA adapter, a chunked head, and how they are spread over ranks."""
+"""The student in the trainer: a frozen base with a LoRA adapter, or a model that is trained whole; a chunked head; its ranks.
+
+Where all weights are trained (model.tuning full), they are float32, and so are gradients and moments. With train.dtype bfloat16,
+autocast multiplies in bfloat16 copies of them. The engine gets the weights in model.dtype.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +22,31 @@ from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
 from pipeline.method.objective import Surrogate
 from pipeline.models.resolve import open_model
+from pipeline.training import whole
 from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
+from pipeline.training.trained_head import trained
 
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more
 
 
 class Student(nn.Module):
-    """A peft model whose forward pass returns the weighted sum of response log-probs instead of logits."""
+    """A model whose forward pass returns the weighted sum of response log-probs instead of logits.
 
-    def __init__(self, model: Any, chunk: int) -> None:
+    model: a peft model, or with `trains_all` a model of transformers whose weights are trained. product: the dtype of matrix
+    products, which is that of the weights, or bfloat16 by autocast. base_answers: with `trains_all`, the log-probs in nats of the
+    sequence in whole.py under the base.
+    """
+
+    def __init__(self, model: Any, chunk: int, product: torch.dtype = torch.float32, trains_all: bool = False) -> None:
         super().__init__()
         self.model: Any = model
-        self.chunk = chunk
+        self.chunk, self.product, self.trains_all = chunk, product, trains_all
+        self.base_answers: tuple[float, ...] = ()
+
+    @property
+    def base(self) -> Any:
+        """The model of transformers, without peft around it."""
+        return self.model if self.trains_all else self.model.get_base_model()
 
     def forward(
         self,
@@ -64,35 +81,57 @@ class Student(nn.Module):
     @property
     def vocab_size(self) -> int:
         """Ids that the model has an embedding for."""
-        return int(self.model.get_base_model().get_input_embeddings().num_embeddings)
+        return int(self.base.get_input_embeddings().num_embeddings)
 
     def states(self, tokens: Tensor, sources: Tensor) -> Tensor:
         """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L]."""
-        decoder = self.model.get_base_model().get_decoder()
-        hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        decoder = self.base.get_decoder()
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.trains_all and self.product != torch.float32):
+            hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[sources]
 
     def head(
         self, hidden: Tensor, targets: Tensor, coefficients: Tensor, divergence: Divergence | None = None
     ) -> tuple[Tensor, ...]:
         """sum_n c_n log p_n and log p [N] nats of hidden states [N, H], targets [N] and coefficients [N]; see `forward`."""
+        if self.trains_all:
+            layer = self.base.get_output_embeddings()
+            own = layer.weight, getattr(layer, "bias", None)
+            return trained(hidden, own, self._head(), targets, (coefficients, divergence))
         if divergence is None:
             return weighted_logprob(hidden, self._head(), targets, coefficients)
         return with_divergence(hidden, self._head(), targets, coefficients, divergence)
 
     def _head(self) -> Head:
-        layer = self.model.get_base_model().get_output_embeddings()
-        return Head(layer.weight, getattr(layer, "bias", None), self.chunk)
+        layer = self.base.get_output_embeddings()
+        weight = layer.weight.detach().to(self.product) if self.trains_all else layer.weight
+        return Head(weight, getattr(layer, "bias", None), self.chunk)
 
 
 def build(run: Run, device: torch.device) -> Student:
     """The base from `run.model.path` in `run.train.dtype`, frozen, with a new adapter that changes nothing yet (B = 0).
 
-    The adapter is always float32, and `run.seed` decides its weights. Raises ModelError when the model cannot be loaded or its
-    head is not a plain linear layer. Raises SettingError when the LoRA settings do not fit the model.
+    The adapter is always float32, and `run.seed` decides its weights. With model.tuning full the base itself is trained.
+
+    Raises ModelError when the model cannot be loaded or its head is not a plain linear layer. Raises SettingError when the LoRA
+    settings do not fit the model.
     """
     _check_settings(run.model, run.train)
     base: Any = _load(run.model, run.train).to(device)
+    if run.model.tuning == "full":
+        student = Student(base, run.train.head_chunk_tokens, getattr(torch, run.train.dtype), trains_all=True)
+    else:
+        student = Student(_with_adapter(base, run), run.train.head_chunk_tokens)
+    _check_head(student.eval(), run, device)
+    if student.trains_all:
+        student.base_answers = answers(student, device, whole.sequence(student.vocab_size, run.model.max_model_len))
+    if run.train.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return student.train()
+
+
+def _with_adapter(base: Any, run: Run) -> Any:
+    """The frozen base with a new adapter. Raises SettingError when the LoRA settings do not fit it."""
     config = LoraConfig(
         r=run.model.lora_rank,
         lora_alpha=run.model.lora_alpha,  # type: ignore[arg-type]  # peft says int, computes with floats
@@ -107,11 +146,7 @@ def build(run: Run, device: torch.device) -> Student:
         remedy = "Name linear layers of this model"
         raise SettingError(f"does not fit {run.model.path} ({error})", "model.lora_targets", remedy) from error
     model.peft_config["default"].base_model_name_or_path = run.model.path  # a resolved path would hold on one machine only
-    student = Student(model, run.train.head_chunk_tokens)
-    _check_head(student.eval(), run, device)
-    if run.train.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return student.train()
+    return model
 
 
 def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.device) -> nn.Module:
@@ -124,8 +159,7 @@ def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.de
     if strategy == "ddp":
         return nn.parallel.DistributedDataParallel(student, device_ids=[device.index] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    base: Any = student.model.get_base_model()
-    names = set(base._no_split_modules or ())
+    names = set(student.base._no_split_modules or ())
     for layer in [module for module in student.modules() if type(module).__name__ in names]:
         fully_shard(layer, mesh=mesh)
     fully_shard(student, mesh=mesh)  # in place; the root keeps embeddings, last norm and head
@@ -142,15 +176,25 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def _load(model: Model, train: Train) -> nn.Module:
-    base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, train.dtype))
-    return base.requires_grad_(False)
+    trained_whole = model.tuning == "full"
+    dtype = torch.float32 if trained_whole else getattr(torch, train.dtype)
+    base = open_model(AutoModelForCausalLM, model, "weights", dtype=dtype)
+    return base.requires_grad_(trained_whole)
 
 
 def _check_settings(model: Model, train: Train) -> None:
     if train.dtype == "float16":
         raise SettingError("float16 gradients underflow without loss scaling", "train.dtype", "Use bfloat16 or float32")
-    if "lm_head" in model.lora_targets:
+    if model.tuning == "lora" and "lm_head" in model.lora_targets:
         raise SettingError("the head's log-probs are computed from its plain weight", "model.lora_targets", "Leave lm_head out")
+
+
+@torch.no_grad()
+def answers(module: nn.Module, device: torch.device, tokens: list[int]) -> tuple[float, ...]:
+    """Log-probs in nats of all but the first of these tokens, by a student or by what spreads it. Every rank must call this."""
+    ids, places = torch.tensor(tokens, device=device), torch.arange(len(tokens) - 1, device=device)
+    _, logprobs, *_ = module(ids[None], places, ids[1:], torch.zeros(len(places), device=device))
+    return tuple(logprobs.tolist())
 
 
 @torch.no_grad()

@@ -54,11 +54,10 @@ def test_a_policy_is_copied_once_and_again_when_it_is_published_again(remote):
     assert len(list((remote.parent / "cache").rglob("*.safetensors"))) == 2
 
 
-def test_of_a_runs_policies_the_last_that_were_asked_for_stay(remote, monkeypatch):
-    monkeypatch.setattr(adapters, "_KEPT", 3)
+def test_of_a_runs_policies_the_last_that_were_asked_for_stay(remote):
     uris = [publish(remote, version, b"%d" % version) for version in range(1, 6)]
     for uri in (*uris[:3], uris[0], *uris[3:]):
-        adapters.fetch(uri)
+        adapters.fetch(uri, keep=3)
     kept = {path.read_bytes() for path in (remote.parent / "cache").rglob("*.safetensors")}
     assert kept == {b"1", b"4", b"5"}
 

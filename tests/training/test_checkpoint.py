@@ -40,7 +40,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     made = Trainer(tiny_run(), student.build(tiny_run(), CPU), CPU)
     name, weight = next(iter(made.parameters().items()))
     weight.data.view(-1)[3] = float("nan")
-    with pytest.raises(TrainingError, match=r"step 0: 1 of \d+ adapter tensors are not finite") as caught:
+    with pytest.raises(TrainingError, match=r"step 0: 1 of \d+ trained tensors are not finite") as caught:
         checkpoint.save(made, 1, checkpoint.gather(made), tmp_path / "state")
     assert name in str(caught.value)
     assert not (tmp_path / "state").exists()

@@ -123,7 +123,7 @@ def test_a_divergence_without_a_token_still_has_a_backward_pass() -> None:
 
 @pytest.mark.parametrize("divergent", [False, True])
 def test_the_logits_of_one_chunk_are_gone_before_those_of_the_next_are_made(divergent: bool, monkeypatch) -> None:
-    made, plain = [], head._logits
+    made, plain = [], head.logits_of
 
     def watched(*arguments):
         assert not made or made[-1]() is None
@@ -131,7 +131,7 @@ def test_the_logits_of_one_chunk_are_gone_before_those_of_the_next_are_made(dive
         made.append(weakref.ref(logits))
         return logits
 
-    monkeypatch.setattr(head, "_logits", watched)
+    monkeypatch.setattr(head, "logits_of", watched)
     hidden, weight, _, targets, coefficients = draw()
     if divergent:
         with_divergence(hidden, Head(weight, None, 4), targets, coefficients, draw_kept())

@@ -91,3 +91,16 @@ def test_an_adapter_that_is_lost_in_the_merge_is_noticed(policy, tmp_path: Path,
 def test_an_adapter_of_other_settings_is_refused(policy, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the adapter's r is 4, the run asks for 8"):
         write(policy[0], tmp_path, "model.lora_rank=8", merge=True)
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_whole_weights_go_out_as_they_are(tmp_path: Path, version: int) -> None:
+    run = tiny_run("model.tuning=full", "train.learning_rate=0.0001")
+    made = Trainer(run, student.build(run, CPU), CPU)
+    list(made.train_round(make_round(0)) if version else ())
+    checkpoint.save_policy(made, checkpoint.gather(made), tmp_path / "policy")
+    (tmp_path / "out").mkdir()
+    release.write_model(run, tmp_path / "policy" if version else None, tmp_path / "out", False, [2])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(model), logits(made.student.model.eval()))
+    assert {"tokenizer.json", "generation_config.json", "config.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
