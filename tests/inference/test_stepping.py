@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 from vllm.exceptions import VLLMValidationError
 
+from actors.inference.reload import Whole
 from actors.inference.stepping import Stepper
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure
 from pipeline.errors import EngineError, ModelError
+from pipeline.training.whole import Probe
 
 FACTS = EngineFacts("exact", "raw_logprobs", "float32", "vllm of a test", 256, 57)
 
@@ -47,8 +49,8 @@ def started():
     """Starts steppers, and closes them."""
     steppers = []
 
-    def start(vllm):
-        steppers.append(Stepper(lambda: (vllm, FACTS), "some/model"))
+    def start(vllm, reload=None):
+        steppers.append(Stepper(lambda: (vllm, FACTS), "some/model", reload=reload))
         return steppers[-1]
 
     yield start
@@ -171,3 +173,51 @@ def test_work_on_vllm_itself_is_done_alone_and_its_error_is_its_callers():
         one.close()
     with pytest.raises(EngineError, match="was closed"):
         stepper.alone(lambda engine: None)
+
+
+def weights(version):
+    return Whole(version, f"policy/{version}", str(version), Probe(tokens=(1, 2), logprobs=(-1.0,), base_logprobs=(-2.0,)))
+
+
+def test_each_request_is_answered_under_its_own_weights_and_requests_are_grouped(started):
+    vllm, loads = Echo(), []
+
+    def reload(engine, wanted, loaded):
+        assert engine is vllm
+        assert not vllm.requests, "no request may be in vLLM while its weights change"
+        assert loaded == (loads[-1] if loads else None)
+        loads.append(wanted)
+
+    plain_step = vllm.step
+
+    def step():
+        [answer] = plain_step()
+        answer.ids = (answer.ids[0], loads[-1].version if loads and loads[-1] else 0)
+        return [answer]
+
+    vllm.step = step
+    stepper, answers = started(vllm, reload), {}
+
+    def ask(number):
+        wanted = weights(number % 3) if number % 3 else None
+        answers[number] = ids(stepper.submit([([number], None)] * 3, wanted))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers == {number: [(number, number % 3)] * 3 for number in range(30)}
+    assert len(loads) < 30
+
+
+def test_weights_that_cannot_be_loaded_reach_every_caller_that_waits(started):
+    def reload(*_):
+        raise EngineError("policy 1 was loaded and does not answer", "policy/1")
+
+    stepper = started(Echo(), reload)
+    assert ids(stepper.submit([([4], None)], None)) == [[4]]
+    with pytest.raises(EngineError, match="policy 1 was loaded and does not answer"):
+        stepper.submit([([5], None)], weights(1))
+    with pytest.raises(EngineError, match="the engine broke"):
+        stepper.submit([([6], None)], None)
