@@ -60,6 +60,9 @@ class Run(Section):
     stall_timeout_s: Annotated[Positive, LATER] = Field(
         60.0, description="seconds in which a data task has used no processor time, after which it is ended and done again"
     )
+    shards_here: Annotated[int, Field(ge=0), LATER, UNCOUNTED] = Field(
+        16, description="a stage with at most so many shards to compute runs in the command's process, one with more as Ray tasks"
+    )
     source: Source = Source()
     model: Model = Model()
     prompts: Prompts = Prompts()
