@@ -149,6 +149,8 @@ class Run(Section):
                     f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
                 )
         self._takes_turns()
+        if self.train.packing == "packed" and self.model.lora_dropout > 0:
+            raise ValueError("train.packing packed would drop one choice of features for all traces of a prompt: set it padded")
         if 0 < self.train.keep_policies < self.max_staleness + 2:
             raise ValueError(
                 f"train.keep_policies {self.train.keep_policies} drops policies that engines still need: set 0, or "
