@@ -112,7 +112,8 @@ def renew_packed_heads(model: Any) -> bool:
 
 def _measure(engine: Any, tokens: tuple[int, ...]) -> np.ndarray:
     """The engine's log-probs in nats of all but the first token, float64 [T - 1]. It must hold no other request."""
-    params = vllm_scoring.sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    # two numbers a token, as in every score: vLLM compiles a kernel for each other width
+    params = vllm_scoring.sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=1)
     engine.add_request("probe", {"prompt_token_ids": list(tokens)}, params)
     while True:
         for answer in engine.step():

@@ -54,7 +54,7 @@ def merged(run: Run, policy: Path | None) -> Any:
 
     Raises ModelError when the merged weights do not answer as the adapter does.
     """
-    wide = run.train.model_copy(update={"dtype": "float32", "gradient_checkpointing": False})
+    wide = run.train.model_copy(update={"dtype": "float32", "gradient_checkpointing": False, "packing": "padded"})
     made = student.build(run.model_copy(update={"train": wide}), torch.device("cpu"))
     if policy is not None:
         checkpoint.load_policy(made, policy, run.model)

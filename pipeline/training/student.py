@@ -22,7 +22,8 @@ from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
 from pipeline.method.objective import Surrogate
 from pipeline.models.resolve import open_model
-from pipeline.training import whole
+from pipeline.training import attention, packable, whole
+from pipeline.training.attention import Layout
 from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
 from pipeline.training.trained_head import trained
 
@@ -42,6 +43,7 @@ class Student(nn.Module):
         self.model: Any = model
         self.chunk, self.product, self.trains_all = chunk, product, trains_all
         self.base_answers: tuple[float, ...] = ()
+        self.packs = False
 
     @property
     def base(self) -> Any:
@@ -56,8 +58,9 @@ class Student(nn.Module):
         coefficients: Tensor,
         divergence: Divergence | None = None,
         surrogate: Callable[[Tensor], Surrogate] | None = None,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, ...]:
-        """tokens [B, L], sources [N] flat positions in B x L, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
+        """tokens [B, L], sources [N] flat positions in them, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
 
         Only the positions that predict a response token reach the head. The sum depends on the hidden states even when N = 0,
         because every rank must have a backward pass.
@@ -66,7 +69,7 @@ class Student(nn.Module):
         made first, without a gradient, and decides the slopes. `coefficients` is then one over the denominators of the loss, and
         the sum is that of the surrogate's values.
         """
-        hidden = self.states(tokens, sources)
+        hidden = self.states(tokens, sources, layout)
         if surrogate is None:
             return self.head(hidden, targets, coefficients, divergence)
         made = surrogate(logprobs_of(hidden, self._head(), targets))
@@ -83,11 +86,11 @@ class Student(nn.Module):
         """Ids that the model has an embedding for."""
         return int(self.base.get_input_embeddings().num_embeddings)
 
-    def states(self, tokens: Tensor, sources: Tensor) -> Tensor:
-        """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L]."""
-        decoder = self.base.get_decoder()
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.trains_all and self.product != torch.float32):
-            hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    def states(self, tokens: Tensor, sources: Tensor, layout: Layout | None = None) -> Tensor:
+        """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L], or of a stream [1, L] with its layout."""
+        decoder, half = self.base.get_decoder(), self.trains_all and self.product != torch.float32
+        with attention.placed(layout) as more, torch.autocast(tokens.device.type, torch.bfloat16, enabled=half):
+            hidden: Tensor = decoder(input_ids=tokens, use_cache=False, **more).last_hidden_state
         return hidden.flatten(0, 1)[sources]
 
     def head(
@@ -123,6 +126,7 @@ def build(run: Run, device: torch.device) -> Student:
     else:
         student = Student(_with_adapter(base, run), run.train.head_chunk_tokens)
     _check_head(student.eval(), run, device)
+    student.packs = packable.prepare(student, run, device)
     if student.trains_all:
         student.base_answers = answers(student, device, whole.sequence(student.vocab_size, run.model.max_model_len))
     if run.train.gradient_checkpointing:
