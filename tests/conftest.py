@@ -110,13 +110,12 @@ def signals_are_heard():
 
 
 @pytest.fixture
-def trained_here(monkeypatch):
+def trained_here():
     """Train rounds in this process instead of in Ray Train's ranks."""
     import trainer_here
 
-    from pipeline.training import worker
-
-    monkeypatch.setattr(worker, "fit", trainer_here.fit)
+    with trainer_here.instead_of_ray_train():
+        yield
 
 
 @pytest.fixture(scope="session")
