@@ -183,6 +183,7 @@ def evaluation_run(run: Run) -> Run:
             "top_k": ev.top_k,
             "max_new_tokens": ev.max_new_tokens,
             "teacher_share": 0.0,
+            "import_share": 1.0,
             "fill_groups": 0,
         }
     )

@@ -51,8 +51,8 @@ class Cut:
     rows: rows of the dataset that one task takes.
 
     A waiting shard costs a thread, and not a process of some hundred megabytes that takes 6 processor seconds to start. 64
-    engines with 4 shards each are 256 threads in 8 processes. Up to four shards have a task each, as far as the driver's machine
-    has processors, so that the shards of a small round do not share an interpreter.
+    engines with 4 shards each are 256 threads in 8 processes. Up to four shards have a task each, so that the
+    shards of a small round do not share an interpreter. There are never more such tasks than the driver's machine has processors.
     """
 
     group: int
