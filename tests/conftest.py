@@ -60,7 +60,8 @@ def ray_local():
     """A local Ray. Its logical CPUs exceed the cores, because with two of them stages and actors wait for each other forever."""
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    quick = {"prestart_worker_first_driver": False}
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _system_config=quick)
     yield ray
     ray.shutdown()
 

@@ -22,6 +22,7 @@ NEEDED = {
         "topk_memory_ratio": "<= 1.15",
         "topk_time_ratio": "<= 1.3",
     },
+    "bench_parquet": {"parquet_share": ">= 0.25"},
     "bench_round": {"overhead_share": "<= 0.35"},
     "bench_overlap": {"speedup_share": ">= 0.85"},
     "bench_inflight": {"speedup": ">= 1.5"},
@@ -29,7 +30,7 @@ NEEDED = {
         "efficiency_16_engines": ">= 0.9",
         "driver_growth_mb": "<= 20",
         "summary_speedup": ">= 2",
-        "dispatcher_batches_1000": ">= 2000",
+        "dispatcher_batches_1000": ">= 20000",
     },
 }
 
