@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,17 +50,14 @@ class StoredColumn:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Values of `rows` [B], one row after the other -> [N] or [N, K], where N is the sum of their lengths."""
         lengths = self.lengths[rows]
-        found = np.empty((int(lengths.sum()), *self.width), self.dtype)
-        view, at, item = (
-            memoryview(found).cast("B") if found.size else memoryview(b""),
-            0,
-            self.dtype.itemsize * int(np.prod(self.width, dtype=int)),
-        )
+        found: Any = np.empty((int(lengths.sum()), *self.width), self.dtype)
+        view = memoryview(found).cast("B") if found.size else memoryview(b"")
+        at, item = 0, self.dtype.itemsize * int(np.prod(self.width, dtype=int))
         for start, length in zip((self.starts[rows] * item).tolist(), (lengths * item).tolist(), strict=True):
             if os.preadv(self.file.fileno(), [view[at : at + length]], start) != length:
                 raise OSError(f"{self.file.name}: a file of the round is shorter than it was written")
             at += length
-        return found
+        return found  # type: ignore[no-any-return]
 
     def row(self, row: int) -> np.ndarray:
         """The values of one row."""
