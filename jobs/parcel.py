@@ -24,8 +24,10 @@ from pipeline.written import read_override
 PACKAGES = ("pipeline", "actors", "jobs")
 _FILES = (".jsonl", ".json", ".parquet", ".gz", ".zst", ".bz2", ".lz4", ".py")  # ends of names that mean files
 _PLACES = ("source.uri", "model.path", "evaluation.source.uri")  # settings that may name files of the folder
+_TEACHER = re.compile(r"teachers\.[^.]+\.model")
 _REWARDS = "grade.rewards"
-_SECTIONS = tuple(sorted({name.partition(".")[0] for name in (*_PLACES, _REWARDS)}))
+_RATES = "source.pass_rates"
+_SECTIONS = tuple(sorted({name.partition(".")[0] for name in (*_PLACES, _REWARDS, "teachers")}))
 MOST_BYTES = 100 * 2**20  # the job server of Ray 2.60 takes no larger request
 _SECRET = re.compile(
     r"^\.|^id_(rsa|dsa|ecdsa|ed25519)|^_netrc|^kubeconfig|~$|\.(pem|key|p12|pfx|p8|ppk|jks|kdbx|tfvars|tfstate|env|bak)(\.|$)"
@@ -114,15 +116,7 @@ def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for text in asked.get("source") or []:
         yield "--source", text.partition("=")[2] or text
     if recipe := asked.get("recipe"):
-        run = resolve(named(recipe), sets, document)
-        yield "source.uri", run.source.uri
-        yield "model.path", run.model.path
-        for name, teacher in run.teachers.items():
-            if teacher.model:
-                yield f"teachers.{name}.model", teacher.model
-        if run.evaluation.source is not None:
-            yield "evaluation.source.uri", run.evaluation.source.uri
-        yield from _of_rewards(reward.model_dump() for reward in run.grade.rewards)
+        yield from _places(resolve(named(recipe), sets, document).model_dump())
         return
     places = dict(_places(document))
     for line in sets:
@@ -132,15 +126,17 @@ def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _places(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, text) of every place of a source or a model in nested settings."""
+    """(dotted name, text) of every place of a source, a model, a run or a reward's file in nested settings."""
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _places(value, f"{name}.")
-        elif name in _PLACES and isinstance(value, str):
+        elif isinstance(value, str) and (name in _PLACES or _TEACHER.fullmatch(name)):
             yield name, value
         elif name == _REWARDS:
             yield from _of_rewards(value)
+        elif name == _RATES:
+            yield from ((name, text) for text in value if not _elsewhere(text))
 
 
 def _of_rewards(rewards: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -155,10 +151,12 @@ def _of_rewards(rewards: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 def _add_named(parcel: Parcel, folder: Path, option: str, text: str) -> None:
     """Add the files at a relative path or glob. Absolute paths, URIs and hub ids mean something to the cluster only."""
     text = text.removeprefix("datasets:")
-    if "://" in text or text.startswith(("/", "~")) or not text:
+    if _elsewhere(text):
         if option == "--include":
             raise SettingError(f"{text!r} is not in the folder that is sent", option, "Give a path relative to --working-dir")
         return
+    if option == _RATES:
+        raise SettingError(f"the run {text!r} is not sent with the job", option, "Give a URI, or an absolute path of all nodes")
     found = sorted(folder.glob(text)) if any(sign in text for sign in "*?[") else [folder / text]
     found = [path for path in found if path.exists() or path.is_symlink()]
     if not found and (option == "--include" or text.startswith(".") or text.endswith(_FILES)):
@@ -172,6 +170,11 @@ def _add_named(parcel: Parcel, folder: Path, option: str, text: str) -> None:
                     _add(parcel, folder, f"{name}/{file.relative_to(path).as_posix()}", file, _SECRET)
         else:
             _add(parcel, folder, name, path, None)
+
+
+def _elsewhere(text: str) -> bool:
+    """Whether a text names no place of the folder that is sent."""
+    return "://" in text or text.startswith(("/", "~")) or not text
 
 
 def _add(parcel: Parcel, folder: Path, name: str, path: Path, secret: re.Pattern[str] | None) -> None:
