@@ -131,6 +131,6 @@ def _differences(runs: list[Run]) -> list[dict[str, Any]]:
         first = next(changed[name][0] for changed in found if name in changed)
         values = [changed[name][1] if name in changed else first for changed in found]
         rows.append(
-            {"name": name, "values": [json.dumps(value) if isinstance(value, dict | list) else str(value) for value in values]}
+            {"name": name, "values": [value if isinstance(value, str) else json.dumps(value) for value in values]}
         )
     return rows

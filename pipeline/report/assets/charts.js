@@ -194,7 +194,7 @@ function barMarks(spec, scale, place, inner) {
 }
 
 // Strokes over a bar, which tell its series where colours cannot: on paper, in grey, to the colour-blind.
-const HATCHED = { "v-wrong": 1, "g-fork": 1, "v-truncated": -1 };
+const HATCHED = { "v-wrong": 1, "g-fork": 1, "v-truncated": -1, s1: 1, s3: -1, s5: 1, s7: -1 };
 function hatch(tone, { x, y, width, height }) {
   const turn = HATCHED[tone];
   if (!turn || height < 2) return null;

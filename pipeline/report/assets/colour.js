@@ -18,7 +18,7 @@ const level = (share) => Math.round(10 * Math.sqrt(Math.min(1, Math.abs(share) |
 
 // A function from the place of a token to its class. heaviest: the |update| that gets the full tint.
 function tintOf(signals, normaliser, { advantage = 0, heaviest = largest(signals.weight) } = {}) {
-  const steps = (value) => `${value < 0 ? "n" : "h"}${level(value)}`;
+  const steps = (value) => `${value < 0 ? "n" : "h"}${Math.round(10 * Math.min(1, Math.abs(value)))}`;
   return {
     entropy: (i) => `h${level(signals.entropy[i] / normaliser)}`,
     ahead: (i) => `h${level(signals.ahead[i] / normaliser)}`,

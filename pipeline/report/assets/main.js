@@ -46,13 +46,20 @@ async function show(name) {
       if (DATA.waiting) section.append(waitingCard());
       else view.draw(section);
     }
-    if (key === name) followAddress(section);
+    if (key === name) for (const part of [section, document.getElementById("pick-run")]) followAddress(part);
     if (key === name && view.update && !DATA.waiting) await view.update(section);
   }
 }
 
 const waitingCard = () =>
   el("section", { class: "card" }, el("h2", {}, "Waiting for the first round"), el("p", {}, foreign(DATA.waiting)));
+
+function pickRun() {
+  const names = DOC.runs.map((run, k) => [String(k), visible(run.run.folder)]);
+  const field = choice("Run shown", names, at.run, (run) => go({ run, trace: "", token: "", group: "" }));
+  Object.assign(field.querySelector("select").dataset, { name: "run", fallback: "0" });
+  return field;
+}
 
 function start() {
   drawn.clear();
@@ -65,7 +72,7 @@ function start() {
   document.querySelector("nav").replaceChildren(...Object.entries(shownViews()).map(([key, { title }]) => el("a", { href: `#${key}` }, title)));
   document.getElementById("pick-run").replaceChildren(
     ...(DOC.runs.length > 1
-      ? [choice("Run shown", DOC.runs.map((run, k) => [String(k), visible(run.run.folder)]), at.run || "0", (run) => go({ run, trace: "", token: "", group: "" }))]
+      ? [pickRun()]
       : []),
   );
   document

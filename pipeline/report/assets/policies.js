@@ -25,9 +25,11 @@ function answerers() {
 
 function chosenPair() {
   const all = answerers();
-  const last = DOC.runs.length > 1 ? all.filter((one) => one.run === DOC.runs[0]).pop() : null;
-  const a = all.find((one) => one.key === at.a) ?? last ?? all[0];
-  const b = all.find((one) => one.key === at.b) ?? all[all.length - 1];
+  const own = all.filter((one) => one.run === DATA);
+  const [first, last] = [own[0] ?? all[0], own[own.length - 1] ?? all[all.length - 1]];
+  const rival = all.findLast((one) => one.run !== DATA && own.length && first.run.answers.keys.some((key) => one.places.has(key)));
+  const a = all.find((one) => one.key === at.a) ?? (rival ? last : first);
+  const b = all.find((one) => one.key === at.b) ?? rival ?? last;
   return { all, a, b };
 }
 
