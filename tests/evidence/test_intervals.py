@@ -91,9 +91,7 @@ def test_a_mean_has_the_error_that_lme4_gives_the_penicillin_data():
     assert found.error == pytest.approx(0.8086, abs=5e-5)
     assert found.freedom == pytest.approx(5.4871, abs=5e-4)
     tested = intervals.over_seeds(22.9722 + effects(6, 24, (89.8488, 4.6038, 0.3024)))
-    assert tested.high - tested.value == pytest.approx(
-        2.5042 * 0.8086, rel=2e-3
-    )  # t of 5.4871 degrees
+    assert tested.high - tested.value == pytest.approx(2.5042 * 0.8086, rel=2e-3)  # t of 5.4871 degrees
     assert tested.low == pytest.approx(2 * tested.value - tested.high)
 
 
