@@ -29,6 +29,7 @@ from pipeline.problems import worlds
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.store.directory import Store
+from pipeline.store.documents import Count, Document, Number, Text
 
 if TYPE_CHECKING:
     from pipeline.training.alignment import Directions, Space
@@ -130,6 +131,48 @@ def write(store: Store, number: int, document: dict[str, Any], table: pa.Table) 
     pq.write_table(table, sink, compression="zstd")
     store.write(path_of(number, "parquet"), sink.getvalue().to_pybytes())
     store.write_json(path_of(number, "json"), document)
+
+
+class Classes(Document):
+    """Shares by regime: of the tokens, and by name of each weighting with an interval."""
+
+    regimes: list[Text]
+    regime: dict[Text, list[Any]]
+
+
+Shown = dict[Text, Number | float | None] | None
+
+
+class Point(Document):
+    """Figures of one weighting, as the page shows them."""
+
+    name: Text
+    cosine: Shown
+    batch_cosine: Shown
+    batch_share: Shown
+    difference: dict[Text, Shown]
+
+
+class Audit(Document):
+    """evidence/audit-NNNN.json, as far as the page shows it."""
+
+    round: Number
+    policy: Number
+    traces: Count
+    problems: Count
+    blocks: Count
+    points: list[Point]
+    classes: Classes
+
+
+def read_audits(store: Store, rounds: list[int]) -> list[dict[str, Any]]:
+    """The audits of these rounds that are stored. Raises StoreError for a file that holds no audit."""
+    found = []
+    for number in rounds:
+        document = store.read_document(path_of(number, "json"), Audit, "Delete the file and run `egrsd audit` again")
+        if document is not None:
+            found.append(document.model_dump())
+    return found
 
 
 # ---- blocks and gradients ----------------------------------------------------------------------------------------------

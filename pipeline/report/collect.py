@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.errors import UserError
+from pipeline.evidence.audit import read_audits
 from pipeline.evidence.comparison import COMPARE, Compared
 from pipeline.evidence.evaluation import MEANS, held_out, same_problems
 from pipeline.evidence.evaluation import figures as evaluated
@@ -45,6 +46,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
         "evaluations": _evaluations(store, run),
         "sample": traces.sample([part.labelled for part in measured], tokenizer_of(run.model)),
         "sweep": read_evidence(store),
+        "audits": read_audits(store, [part.figures["round"] for part in measured]),
     }
     return dict(plain(document))
 

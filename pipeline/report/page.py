@@ -13,7 +13,7 @@ import json
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("data.js", "dom.js", "charts.js", "traces.js", "strip.js", "reader.js", "run.js", "evidence.js", "main.js")
+SCRIPTS = ("data.js", "dom.js", "charts.js", "traces.js", "strip.js", "reader.js", "run.js", "evidence.js", "audit.js", "main.js")
 
 
 def page(document: dict[str, Any]) -> bytes:

@@ -26,7 +26,13 @@ def stored(tmp_path_factory):
     return Store(str(folder / "group"))
 
 
-def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd):
+def test_a_round_of_few_problems_is_refused(stored):
+    with pytest.raises(UserError, match=r"4 problems are no 6 blocks.*Audit a larger round"):
+        job.audit_run(stored.uri, 0, (NAMES, [], (6, 0, "adapter")), True)
+
+
+def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, monkeypatch):
+    monkeypatch.setattr(audit, "LEAST_BLOCKS", 4)
     job.audit_run(stored.uri, 0, (NAMES, [], (6, 0, "adapter")), True)
     document = stored.read_json(audit.path_of(0, "json"))
     assert [point["name"] for point in document["points"]] == ["reinforce", *NAMES.split(",")]

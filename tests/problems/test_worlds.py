@@ -89,7 +89,7 @@ def test_style_moves_what_does_not_matter_and_nothing_else():
 def test_a_source_reads_its_dials():
     source = Source(uri="tiny-worlds:forks=1,pivots=3,filler=0,style=0.2", split="test")
     rows = open_source(source).rows([0, 5])
-    assert rows[0].text.count("?") == 3
+    assert rows[0].problem.count("?") == 3
     assert open_source(source).fingerprint != open_source(source.model_copy(update={"uri": "tiny-worlds:pivots=3"})).fingerprint
 
 
