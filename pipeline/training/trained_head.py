@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.method.objective import head_gradient_, weighted_sum
-from pipeline.training.head import Divergence, Head, logits_of, slopes_, widened
+from pipeline.training.head import Divergence, Head, chunks, logits_of, slopes_, widened
 
 
 def trained(
@@ -45,8 +45,7 @@ class _Trained(torch.autograd.Function):
         of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         of_bias = None if bias is None else torch.zeros_like(bias)
         head = widened(head)
-        for start in range(0, len(targets), head.chunk):
-            part = slice(start, start + head.chunk)
+        for part in chunks(len(targets), head):
             logits = logits_of(hidden[part], head)
             if divergence is None:
                 logprobs[part] = slopes_(logits, targets[part], coefficients[part])
