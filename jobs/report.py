@@ -32,6 +32,7 @@ def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool, 
         shown, whole = len(document["sample"]["traces"]), document["sample"]["labelled"]
         size = f"{len(html) / 1e6:.1f} MB, {len(document['rounds'])} rounds, {shown} of {whole} labelled traces"
         out.say(f"{target.locate(name)}: {size}")
+        out.told.result = {"report": target.locate(name), "rounds": len(document["rounds"]), "traces": [shown, whole]}
         if not document["ledger"]["adds_up"]:
             out.say("The ledger does not add up: see the Run view.")
 

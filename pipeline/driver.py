@@ -23,6 +23,7 @@ from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.evidence.teachers import sample_teachers
+from pipeline.fit.footprint import check_cache
 from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
 from pipeline.inspection.remaining import Remaining
@@ -123,11 +124,14 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     """
     grader_of(run)
     check_teachers(run)
+    check_cache(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
     refuse_unknown_teachers(rounds, run)
-    evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
+    evals = (
+        open_source(run.evaluation.source, setting="evaluation.source").without_solutions() if run.evaluation.problems else None
+    )
     notes = [refuse_few_imports(rounds, run)] if run.source.response else []
     if not run.source.chooses:  # else `pipeline.choice.plans.prepare` looks at the first round
         first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()

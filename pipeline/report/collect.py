@@ -7,13 +7,13 @@ from typing import Any
 
 from pipeline.choice.plans import told
 from pipeline.config import Run
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.evidence.comparison import COMPARE, Compared
 from pipeline.evidence.evaluation import MEANS, held_out, same_problems
 from pipeline.evidence.evaluation import figures as evaluated
 from pipeline.evidence.plain import plain
 from pipeline.evidence.sweep import read_evidence
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.vocabulary import token_reader
 from pipeline.problems.sources import named
 from pipeline.report import figures, ledger, traces
 from pipeline.report.figures import Measured
@@ -43,7 +43,7 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
         "ledger": _ledger(measured, run.rollout.group_size),
         "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
         "evaluations": _evaluations(store, run),
-        "sample": traces.sample([part.labelled for part in measured], tokenizer_of(run.model)),
+        "sample": traces.sample([part.labelled for part in measured], token_reader(run.model)),
         "sweep": read_evidence(store),
     }
     return dict(plain(document))
@@ -63,7 +63,11 @@ def _measured(store: Store, run: Run) -> list[Measured]:
         metrics.setdefault(int(row["round"]), []).append(row)
     measured = [figures.measure(Inventory(work), metrics.get(work.number, [])) for work in open_rounds(store, run)]
     if not any(part.figures["traces"] for part in measured):
-        raise UserError("nothing to report: no round has graded and scored traces", store.uri, "Run `egrsd distill` first")
+        raise UserError(
+            "nothing to report: no round has graded and scored traces",
+            store.uri,
+            f"Run {command('distill', '--run', store.uri)} first",
+        )
     return measured
 
 
