@@ -79,13 +79,13 @@ def stage(
     debug: Debug = False,
 ) -> None:
     """Bring stages of stored rounds up to date; --set changes settings."""
+    if round is None and not diff:
+        raise typer.BadParameter("Missing option '--round'.")
     if not diff:
         keep(f"stage {stage} of {run}")
     from jobs.regrade import show_changes
     from jobs.stage import Redo, run_stage
 
-    if round is None and not diff:
-        raise typer.BadParameter("Missing option '--round'.")
     if diff:
         show_changes(run, stage, round, set or [], debug)
     else:
@@ -219,15 +219,26 @@ def scale(
 @app.command(cls=Verb)
 def export(
     run: RunUri,
-    out: Annotated[str, typer.Option(help="Folder or URI for the Parquet dataset.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the data set that is there.")] = False,
+    out: Annotated[str | None, typer.Option(help="Folder or URI for the Parquet dataset of all traces.")] = None,
+    model: Annotated[str | None, typer.Option(help="Local folder for a policy that other programs open.")] = None,
+    policy: Annotated[str | None, typer.Option(help="With --model: the policy, a number or `last`; default: last.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="With --model: whole weights instead of the adapter.")] = False,
+    push: Annotated[str | None, typer.Option(help="With --model: a repository of a hub that gets the folder; HF_TOKEN.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace what an export has written there before.")] = False,
     _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Join all stages of all rounds into one Parquet dataset."""
-    from jobs.export import export_run
+    """Write all traces as Parquet, or a policy as a model folder."""
+    if (out is None) == (model is None):
+        raise typer.BadParameter("give --out for the traces, or --model for a policy")
+    if out is not None and (policy is not None or merge or push is not None):
+        raise typer.BadParameter("--policy, --merge and --push belong to --model.")
+    from jobs.export import ModelFolder, export_model, export_run
 
-    export_run(run, out, debug, replace)
+    if out is not None:
+        export_run(run, out, debug, replace)
+    elif model is not None:
+        export_model(run, ModelFolder(model, policy or "last", merge, push, replace), debug)
 
 
 @app.command(cls=Verb)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.engines import open_engines
-from jobs.opened import hold_run, start
+from jobs.opened import begin, hold_run, start
 from jobs.settle import parse_numbers
 from jobs.terminal import Session, session
 from pipeline.config import Run
@@ -21,7 +21,7 @@ from pipeline.problems.sources import open_source
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, with_engines
-from pipeline.rounds.schedule import Choice, execute
+from pipeline.rounds.schedule import Choice, execute, takes_ray
 from pipeline.stages import PLAN, check_settings, find_stage
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Entry
@@ -60,7 +60,10 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         _check_input(works[0], stages[0], asked)
         for note in check_rewards(run, works[0].codes, open_source(run.source)) if stages[0].name == "reward" else ():
             out.say(note)
-        start(out, store, address)
+        if any(takes_ray(run, (stage.name,), len(asked.shards or work.shards)) for work in works for stage in stages):
+            start(out, store, address)
+        else:
+            begin(out, store)
         told = [_redo(work, stage, asked, out) for work in works for stage in stages]
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")

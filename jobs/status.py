@@ -171,7 +171,9 @@ def _lines(seen: Seen) -> list[str]:
     lines += [f"{text} ({among(numbers, 'round')})" for text, numbers in seen.notes.items()]
     lines += [*told(store, run), *(f"note: {text}." for text in origin.look(store, run))]
     if run.source.response:
-        lines.append(f"traces: imported from {run.source.uri}, column {run.source.response}; no engine wrote them")
+        some = f"{run.writers.count('import')} of each group of {len(run.writers)}"
+        wrote = "no engine wrote them" if run.only_imports else some
+        lines.append(f"traces: imported from {run.source.uri}, column {run.source.response}; {wrote}")
     if run.teachers:
         who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
         lines.append("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))

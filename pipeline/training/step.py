@@ -23,8 +23,8 @@ from pipeline.config.objective import SCALES_ADVANTAGE
 from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, student
-from pipeline.training.batches import MicroBatch, RoundTable
+from pipeline.training import batches, packing, student
+from pipeline.training.batches import MicroBatch, RoundTable, Traces
 from pipeline.training.head import Divergence
 
 # Each rank adds these up over its share of the minibatch. The sums of all ranks together make the metrics of the step.
@@ -78,10 +78,18 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
         parts = batches.steps(len(traces.trace_ids), self.run.train.batch_traces, self.run.seed, data.number)
         for index, rows in enumerate(parts):
-            share = batches.share(traces, rows, self.rank, self.ranks, self.run.train.micro_batch_tokens)
+            budget = self.run.train.micro_batch_tokens
+            share = batches.share(traces, rows, self.rank, self.ranks, budget, self.packs(traces, rows))
             on_policy = index == 0 and data.policy_version == data.number
             metrics = self.train_step(share, f"round {data.number}, step {self.step}", on_policy)
             yield {"round": data.number, "rejected": traces.num_rejected, **metrics}
+
+    def packs(self, traces: Traces, rows: np.ndarray) -> bool:
+        """Whether the minibatch `rows` is packed. All ranks get the same answer."""
+        train = self.run.train
+        if train.packing != "auto" or not self.student.packs:
+            return self.student.packs
+        return packing.pays(traces, rows, batches.padded_tokens(traces.lengths[rows], train.micro_batch_tokens))
 
     def train_step(self, share: list[MicroBatch], where: str, on_policy: bool = False) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.
@@ -113,10 +121,17 @@ class Trainer:
         }
         if self.run.objective.is_distributional:
             metrics["divergence"] = total["divergence"] / num_tokens
+        metrics |= self._passes(share)
         if on_policy:
             metrics |= {"logprob_gap": total["gap"] / num_tokens, "logprob_gap_max": float(reduce_(worst, dist.ReduceOp.MAX))}
         seconds = time.perf_counter() - started
         return metrics | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
+
+    def _passes(self, share: list[MicroBatch]) -> dict[str, float]:
+        """The padding of a step's forward passes over all ranks, and what shared prompts saved."""
+        counts = [(micro.tokens.numel(), micro.num_tokens, micro.num_shared) for micro in share]
+        passed, real, shared = reduce_(torch.tensor(counts, device=self.device).sum(0), dist.ReduceOp.SUM).tolist()
+        return {"padded_share": 1 - real / passed, "shared_share": shared / (real + shared)}
 
     def gradient(self, share: list[MicroBatch]) -> Tensor:
         """Gradient of the loss of one minibatch by all trained parameters, flat [P]. No weight changes. For one process."""
@@ -148,7 +163,7 @@ class Trainer:
         for index, micro in enumerate(share):
             weights, terms = self._terms(micro, whole)
             with student.accumulate(self.module, last=index == len(share) - 1):
-                loss, logprobs, *values = self.module(micro.tokens, micro.sources, micro.targets, *terms)
+                loss, logprobs, *values = self.module(micro.tokens, micro.sources, micro.targets, *terms, layout=micro.layout)
                 (loss * self.ranks).backward()  # both strategies average over ranks; the mean is already global
             gaps = (logprobs - micro.student_logprobs[micro.mask]).abs()
             sums += _sums(micro, weights, gaps, (loss.detach(), *(value.sum() for value in values)), self._scales_advantage())

@@ -18,6 +18,8 @@ from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
 from pipeline.method.objective import Surrogate
 from pipeline.models.resolve import open_model
+from pipeline.training import attention, packable
+from pipeline.training.attention import Layout
 from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
 
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more
@@ -30,6 +32,7 @@ class Student(nn.Module):
         super().__init__()
         self.model: Any = model
         self.chunk = chunk
+        self.packs = False
 
     def forward(
         self,
@@ -39,8 +42,9 @@ class Student(nn.Module):
         coefficients: Tensor,
         divergence: Divergence | None = None,
         surrogate: Callable[[Tensor], Surrogate] | None = None,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, ...]:
-        """tokens [B, L], sources [N] flat positions in B x L, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
+        """tokens [B, L], sources [N] flat positions in them, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
 
         Only the positions that predict a response token reach the head. The sum depends on the hidden states even when N = 0,
         because every rank must have a backward pass.
@@ -49,7 +53,7 @@ class Student(nn.Module):
         made first, without a gradient, and decides the slopes. `coefficients` is then one over the denominators of the loss, and
         the sum is that of the surrogate's values.
         """
-        hidden = self.states(tokens, sources)
+        hidden = self.states(tokens, sources, layout)
         if surrogate is None:
             return self.head(hidden, targets, coefficients, divergence)
         made = surrogate(logprobs_of(hidden, self._head(), targets))
@@ -66,10 +70,11 @@ class Student(nn.Module):
         """Ids that the model has an embedding for."""
         return int(self.model.get_base_model().get_input_embeddings().num_embeddings)
 
-    def states(self, tokens: Tensor, sources: Tensor) -> Tensor:
-        """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L]."""
+    def states(self, tokens: Tensor, sources: Tensor, layout: Layout | None = None) -> Tensor:
+        """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L], or of a stream [1, L] with its layout."""
         decoder = self.model.get_base_model().get_decoder()
-        hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        with attention.placed(layout) as more:
+            hidden: Tensor = decoder(input_ids=tokens, use_cache=False, **more).last_hidden_state
         return hidden.flatten(0, 1)[sources]
 
     def head(
@@ -109,6 +114,7 @@ def build(run: Run, device: torch.device) -> Student:
     model.peft_config["default"].base_model_name_or_path = run.model.path  # a resolved path would hold on one machine only
     student = Student(model, run.train.head_chunk_tokens)
     _check_head(student.eval(), run, device)
+    student.packs = packable.prepare(student, run, device)
     if run.train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return student.train()
