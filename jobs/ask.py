@@ -10,7 +10,7 @@ from rich.table import Column
 
 from actors.pool.member import EngineClass
 from jobs.engines import open_engines
-from jobs.opened import open_run, start
+from jobs.opened import hold, open_folder, open_run, start
 from jobs.progress import phase
 from jobs.settle import chosen_policies
 from jobs.tables import aligned
@@ -33,7 +33,7 @@ class Question:
 
 
 def ask(uri: str, asked: Question, address: str | None, debug: bool, engine_class: EngineClass | None = None) -> None:
-    """Print the answers. Nothing is written into the run but the log.
+    """Print the answers. Nothing is written into the run but the log, and the lease of `evals/` meanwhile.
 
     Raises UserError for a policy that is not published or a question without room, and SettingError for a setting that an answer
     does not read. `engine_class` answers instead of vLLM in tests.
@@ -50,7 +50,9 @@ def ask(uri: str, asked: Question, address: str | None, debug: bool, engine_clas
         numbers = chosen_policies(store, asked.policies)
         privileged = reference_prompt(run, asked.text, asked.reference) if asked.reference is not None else None
         prompts = prompt_of(run, asked.text), privileged
-        start(out, store, address)
+        evals = open_folder(store.locate("evals"))  # as `evaluate` does: a run that trains can be asked meanwhile
+        hold(out, evals)
+        start(out, store, address, held=evals)
         one_pool = run.model_copy(update={"engines": run.engines.model_copy(update={"score": None}), "teachers": {}})
         with open_engines(one_pool, engine_class, say=out.say) as engines, phase(out, f"{len(numbers)} policies answer"):
             found = answers(store, run, numbers, prompts, engines["rollout"])

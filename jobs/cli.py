@@ -78,7 +78,7 @@ def stage(
     _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Bring stages of stored rounds up to date; --set changes settings."""
+    """Bring stages of rounds up to date, also with new settings."""
     if round is None and not diff:
         raise typer.BadParameter("Missing option '--round'.")
     if not diff:
@@ -147,7 +147,7 @@ def compare(
     _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train objectives x seeds from one base; say what is beyond noise."""
+    """Train objectives x seeds; say which differences are no noise."""
     keep(f"compare {out}")
     from jobs.compare import Options
     from jobs.compare import compare as job
@@ -210,7 +210,7 @@ def scale(
     _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show or change the engines of a live run, from another terminal."""
+    """Show or change the engines of a live run."""
     from jobs.scale import scale as job
 
     job(run, sizes or [], debug)

@@ -8,7 +8,7 @@ from actors.pool.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, start
-from jobs.progress import open_screen
+from jobs.progress import open_screen, phase
 from jobs.settle import Choices, settle
 from jobs.summary import summarise
 from jobs.terminal import Session, session
@@ -98,7 +98,9 @@ def preview(store: Store, run: Run, found: tuple[Remaining, Sources], out: Sessi
 
 def checked_sources(store: Store, run: Run, out: Session) -> Sources:
     """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
-    sources = open_sources(run, reward_codes(store, run))
-    for caution in cautions(run, sources):
+    with phase(out, "checking settings, problems and model"):
+        sources = open_sources(run, reward_codes(store, run))
+        told = cautions(run, sources)
+    for caution in told:
         out.say(caution)
     return sources

@@ -9,6 +9,7 @@ before answers it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from pipeline.fit.footprint import check_cache
 from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
 from pipeline.inspection.remaining import Remaining
+from pipeline.inspection.staleness import among
 from pipeline.live.lease import Lease
 from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
@@ -204,6 +206,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         self._planner = Planner(self.store, self.run, self.sources.rounds)
+        self._warned: dict[str, list[int]] = {}  # rounds by kind of warning
 
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
@@ -251,6 +254,9 @@ class Driver:
             ahead.append(self.measure(number))
         for measured in ahead:
             step(self._close(trainer, measured))
+        for kind, rounds in self._warned.items():
+            if len(rounds) > 1:
+                self.screen.say(f"{kind} in {among(rounds, 'round')}.")
 
     def measure(self, number: int) -> _Measured:
         """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works.
@@ -328,8 +334,17 @@ class Driver:
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
         if (text := warning(summary, self.run.objective.name in USES_ADVANTAGE)) is not None:
-            self.screen.say(f"round {number}: {text}")
+            self._warn(number, text)
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
+
+    def _warn(self, number: int, text: str) -> None:
+        """Show a warning about a round. Further ones of its kind go to the log, and their rounds are told at the end."""
+        kind = text.partition(".")[0]
+        if kind in self._warned:
+            logging.getLogger("egrsd").info("round %d: %s", number, text)
+        else:
+            self.screen.say(f"round {number}: {text}")
+        self._warned.setdefault(kind, []).append(number)
 
     def _expect(self, trainer: TrainerHandle, version: int) -> None:
         """Raise the error that ended the trainer, or TrainingError, when it ended before it published `version`."""

@@ -156,3 +156,13 @@ def test_the_demo_runs_to_its_end(clean, tmp_path):
     assert pq.read_table(scored)["entropy_method"].to_pylist() == ["exact"] * 8
     assert "8 of 8 labelled traces" in clean("egrsd", "report", "--run", uri)
     assert "<script" in (Path(uri) / "report.html").read_text()
+
+
+def test_submit_sends_the_packages_of_the_wheel(clean, tmp_path):
+    code = "import sys, pathlib, jobs.parcel as p; p.collect(pathlib.Path.cwd(), {}, []).put(pathlib.Path(sys.argv[1]))"
+    clean("python", "-c", code, str(tmp_path))
+    sent = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    files = (path for name in PRODUCT for path in (ROOT / name).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert sent == {str(path.relative_to(ROOT)) for path in files if path.suffix != ".md"}
+    said = clean("sh", "-c", f"cd {tmp_path} && python -m jobs recipes")
+    assert "demo" in said

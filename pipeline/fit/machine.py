@@ -67,14 +67,16 @@ def requirements() -> list[str]:
 
     Those of the extra `whole`, which makes runs, count as plain ones. `cpu` and `gpu` keep their marker.
     """
-    file = _ROOT / "pyproject.toml"
+    file, installed = _ROOT / "pyproject.toml", list[str]()
     if file.exists():
         project = tomllib.loads(file.read_text())["project"]
         extras = project["optional-dependencies"]
         own = [f"{line}; extra == '{name}'" for name in ("cpu", "gpu") for line in extras[name]]
         lines = [*project["dependencies"], *extras["whole"], *own]
     else:
-        lines = [re.sub(r"""\s*;\s*extra == ['"]whole['"]$""", "", line) for line in metadata.requires("egrsd") or []]
+        with suppress(metadata.PackageNotFoundError):  # code that `egrsd submit` has sent from an installed wheel
+            installed = metadata.requires("egrsd") or []
+        lines = [re.sub(r"""\s*;\s*extra == ['"]whole['"]$""", "", line) for line in installed]
     return [line for line in lines if Requirement(line).name != "egrsd"]
 
 

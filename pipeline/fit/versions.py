@@ -18,7 +18,10 @@ def own_version() -> str:
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     if project.exists():
         return str(tomllib.loads(project.read_text())["project"]["version"])
-    return version("egrsd")
+    try:
+        return version("egrsd")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def versions() -> dict[str, str]:

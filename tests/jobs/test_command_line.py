@@ -88,7 +88,7 @@ def test_a_run_may_be_a_plain_word(words, expected):
 
 @pytest.mark.parametrize("words", [("status",), ("ask", "1+1"), ("stage", "label", "--round", "0"), ("scale", "rollout=4")])
 def test_a_run_is_needed(words):
-    with pytest.raises(Exception, match="Missing option '--run'"):
+    with pytest.raises(Exception, match="Missing parameter: run"):
         given(*words)
 
 

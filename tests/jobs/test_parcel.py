@@ -110,3 +110,17 @@ def test_a_secret_is_sent_only_by_its_own_name(project):
     (project / "models/m/api_key.json").write_text("k")
     assert collect(project, {}, ("models/m",)).kept == ["models/m/api_key.json"]
     assert "models/m/api_key.json" in collect(project, {}, ("models/m/api_key.json",)).files
+
+
+def test_a_folder_without_the_project_sends_the_packages_that_run_here(tmp_path):
+    (tmp_path / "mine.yaml").write_text("rounds: 2\n")
+    sent = collect(tmp_path, {"config": "mine.yaml"}, [])
+    assert {
+        "jobs/cli.py",
+        "pipeline/models/tiny_reasoner/model.safetensors",
+        "actors/pool/pool.py",
+        "mine.yaml",
+    } <= sent.files.keys()
+    assert not [name for name in sent.files if "__pycache__" in name or name.startswith(("tests/", "runs/"))]
+    sent.put(tmp_path / "job")
+    assert (tmp_path / "job/jobs/cli.py").is_file()
