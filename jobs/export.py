@@ -122,7 +122,7 @@ def _no_policy() -> contextlib.nullcontext[None]:
 
 
 def _version(store: Store, text: str) -> int:
-    """The version that `last` or a number names. Raises SettingError for another text, and UserError for one that is not there."""
+    """The version that `last` or a number names. Raises SettingError for another text, UserError for one that is not there."""
     if text.strip() == "last":
         return store.latest_policy()
     number, *more = parse_numbers(text, "--policy", "last or 4")

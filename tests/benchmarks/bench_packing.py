@@ -1,8 +1,8 @@
 """A packed training step against a padded one: time, and padding, on prompts that groups of traces share.
 
-`python -m tests.benchmarks.bench_packing [repetitions] [folder of SmolLM2]`. Both steps are the same Trainer on the same minibatch
-and differ in `train.packing` alone. Times are processor seconds of one thread, of steps in turn, and the ratio is that of each pair:
-the median over the repetitions, with the least and the largest. Without a folder the model has SmolLM2-135M's layers, fewer of
+`python -m tests.benchmarks.bench_packing [repetitions] [folder of SmolLM2]`. Both steps are the same Trainer on one minibatch and
+differ in `train.packing` alone. Times are processor seconds of one thread, of steps in turn. The ratio is that of each pair: the
+median over the repetitions, with the least and the largest. Without a folder the model has SmolLM2-135M's layers, fewer of
 them and random weights, in bfloat16.
 """
 
