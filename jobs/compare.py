@@ -13,7 +13,7 @@ from actors.pool.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, start
-from jobs.progress import open_screen
+from jobs.progress import open_screen, phase
 from jobs.settle import parse_numbers, read_config
 from jobs.tables import of_comparison, write_csv
 from jobs.terminal import Session, session
@@ -71,7 +71,8 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
         out.say(f"{len(compared.runs)} runs of recipe {compared.base.name}: {size}")
         settings = compared.describe(options.recipe, options.sets)
         if left:
-            sources = open_sources(compared.base)
+            with phase(out, "checking settings, problems and model"):
+                sources = open_sources(compared.base)
             assert sources.evals is not None
             check_problems(sources.evals, compared.base.evaluation.problems)
             partly = [note for run in compared.runs.values() for note in approximation(run.objective, run.score)]

@@ -98,7 +98,7 @@ def tell_starts(pools: dict[str, Overseen], say: Callable[[str], None], stop: th
             phase = _phase(engines)
             if phase and (name, phase) not in told:
                 told.add((name, phase))
-                say(f"engines.{name}: {phase}, {time.monotonic() - begun:.1f} s after their start")
+                say(f"engines.{name}: {phase}, {time.monotonic() - begun:.1f} s since the start of the pool")
             if any(engine.rows for engine in engines):
                 del pools[name]
         stop.wait(LOOK_S)

@@ -10,7 +10,7 @@ from actors.pool.member import EngineClass
 from jobs import tables
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, open_run, start
-from jobs.progress import open_screen
+from jobs.progress import open_screen, phase
 from jobs.settle import chosen_policies, read_config
 from jobs.terminal import Session, session
 from pipeline.config import Run
@@ -51,7 +51,8 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
     with session(debug) as out:
         store, run = begun(uri, options, out)
         numbers = chosen_policies(store, options.policies)
-        asked = [ask(run, source, options.k, options.sets) for source in options.sources or [""]]
+        with phase(out, "reading problems and model"):
+            asked = [ask(run, source, options.k, options.sets) for source in options.sources or [""]]
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
             raise UserError("is given twice with the same settings", f"--source {twice[0].removeprefix('evals/')}")
         notes = [note for one in asked for note in (*one.source.cautions(), check_references(one.source, one.run)) if note]

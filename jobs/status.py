@@ -154,7 +154,7 @@ def _together(rows: list[dict[str, Any]], stages: tuple[str, ...]) -> list[str]:
     numbers = [row["round"] for row in rows]
     lag = max(row["behind"] for row in rows)
     last = f"policy {numbers[-1] + 1}" + (f", {lag} behind" if lag else "")
-    return [among(numbers, "", "").strip(), *(_cell(sums[name]) for name in stages), last]
+    return [among(numbers, "round").partition(" ")[2], *(_cell(sums[name]) for name in stages), last]
 
 
 def _cell(cell: dict[str, Any] | Counter[str] | None) -> str:

@@ -39,11 +39,7 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     lacks. `part` names in the message what cannot be loaded ("tokenizer", "weights").
     """
     path = resolve_model(model.path)
-    above = path.partition("/")[0]
-    local = path.startswith(("/", ".", "~", _MADE)) or path.count("/") > 1  # no hub id looks like that
-    local = local or ("/" in path and os.path.isdir(above))  # such as models/tiny beside a folder models
-    if local and not os.path.isdir(path):
-        raise ModelError("there is no such folder", path, _REMEDY)
+    check_folder(path)
     if not (os.path.isdir(path) or hub_answers()):
         options = options | {"local_files_only": True}  # else each file is asked for again and again, for a minute
     where = "its folder" if os.path.isdir(path) else "the Hugging Face hub or its local copy"
@@ -53,6 +49,17 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         kind_of = UnreachableError if _unanswered(error) else ModelError
         raise kind_of(f"no model here: the {part} cannot be loaded ({first_line(error)})", path, _REMEDY) from error
+
+
+def check_folder(path: str) -> None:
+    """Raise ModelError when a path means a local folder, since no hub id looks like it, and there is none.
+
+    `models/tiny` means one where there is a folder `models` beside it.
+    """
+    above = path.partition("/")[0]
+    local = path.startswith(("/", ".", "~", _MADE)) or path.count("/") > 1 or ("/" in path and os.path.isdir(above))
+    if local and not os.path.isdir(path):
+        raise ModelError("there is no such folder", path, _REMEDY)
 
 
 @lru_cache(maxsize=1)

@@ -36,7 +36,7 @@ def test_each_phase_is_told_once(monkeypatch):
         "engines.rollout: an engine serves",
         "engines.rollout: the first answers are there",
     ]
-    assert all(line.endswith("s after their start") for line in said)
+    assert all(line.endswith("s since the start of the pool") for line in said)
 
 
 def test_a_pool_that_has_ended_is_told_by_others(monkeypatch):

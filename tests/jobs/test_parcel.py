@@ -16,7 +16,7 @@ def project(tmp_path):
     """A folder with a package, settings, data, a model and a place outside it."""
     folder = tmp_path / "project"
     for name in (
-        "jobs/run.py",
+        "jobs/parcel.py",
         "data/a.parquet",
         "data/b.parquet",
         "models/m/config.json",
@@ -66,7 +66,7 @@ def test_what_the_options_name_goes(project, asked, named):
     assert named <= sent
     assert "notes.txt" not in sent
     if "recipe" not in asked:
-        assert sent == named | {"jobs/run.py"}
+        assert sent == named | {"jobs/parcel.py"}
 
 
 @pytest.mark.parametrize("name", ["data/link.parquet", "data/folder", "jobs/link.py"])
