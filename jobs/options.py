@@ -44,6 +44,12 @@ class Verb(TyperCommand):
         twice = twice or _first_twice([f"--set {text.partition('=')[0].strip()}" for text in values.get("set") or []])
         if twice:
             raise typer.BadParameter(f"{twice} is given twice; leave one of them", ctx=ctx)
+        if "run" not in values and any(one.name == "run" and one.multiple for one in options_of(self)):  # as `report` takes it
+            args = [
+                *(str(word) for word in words if not any(word is one for one in free)),
+                *(p for w in free for p in ("--run", str(w))),
+            ]
+            return super().parse_args(ctx, args)
         place = None if "run" in values else self._place(ctx, free)
         if place is not None:
             at = next(number for number, word in enumerate(words) if word is free[place])
@@ -64,6 +70,11 @@ class Verb(TyperCommand):
         """The words behind the verb in its usage line."""
         pieces = super().collect_usage_pieces(ctx)
         return [*pieces, "[RUN]"] if any(one.name == "run" for one in self.params) else pieces
+
+
+def options_of(verb: TyperCommand) -> list[Any]:
+    """The options of a verb, without its arguments."""
+    return [one for one in verb.params if one.param_type_name == "option"]
 
 
 def _first_twice(names: list[str]) -> str | None:
@@ -165,3 +176,18 @@ def _refuse(kind: str, what: str) -> None:
     if "--json" in sys.argv[1:]:
         typer.echo(envelope.document(envelope.Told(error=envelope.error_of(kind, what)), 2))
     sys.exit(2)
+
+
+app = typer.Typer(
+    name="egrsd",
+    help="Entropy-guided self-distillation of reasoning models (EGRSD, CL-EGRSD) on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(_version: Version = False) -> None:
+    """Entropy-guided self-distillation of reasoning models (EGRSD, CL-EGRSD) on Ray."""
