@@ -12,7 +12,9 @@ import pytest
 import typer.main
 from in_process import brought, planned
 
+from actors import resources
 from jobs.cli import app
+from jobs.settle import Choices
 from pipeline.driver import open_sources
 from pipeline.errors import EgrsdError, command
 from pipeline.evidence.asked import ask
@@ -166,3 +168,27 @@ def test_a_complete_run_offers_nothing(tmp_path):
 
 def test_words_are_quoted_for_a_shell():
     assert command("status", "/a b/c", "--round", 3) == "`egrsd status '/a b/c' --round 3`"
+
+
+def test_a_path_on_a_hub_that_cannot_be_reached_is_one_line():
+    text = told(open_source, resolve(demo(), ["source.uri=hf://datasets/nobody/nothing/a.jsonl"]).source)
+    assert "nobody/nothing" in text
+
+
+def test_a_small_cluster_names_the_settings_with_which_the_demo_fits():
+    node = resources.Node({"CPU": 2.0})
+    text = told(resources.check, resources.demands_of(demo()), [node])
+    assert "3 CPU are asked for" in text
+    sets = re.findall(r"--set (\S+)", text)
+    assert sets
+    resources.check(resources.demands_of(resolve(demo(), sets)), [node])
+
+
+def test_a_settings_file_alone_makes_a_run_and_a_recipe_is_printed_as_changed(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("rounds: 3\nmodel: {max_model_len: 100}\n")
+    run = Choices(config=str(path), sets=["seed=4"]).fresh()
+    assert (run.name, run.rounds, run.model.max_model_len, run.seed) == ("mine", 3, 100, 4)
+    assert Choices("demo", ["seed=4"]).fresh().seed == 4
+    assert "--recipe NAME" in told(Choices().fresh)
+    assert "--config FILE" in told(Choices().fresh)
