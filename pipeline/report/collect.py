@@ -130,7 +130,5 @@ def _differences(runs: list[Run]) -> list[dict[str, Any]]:
     for name in sorted({name for changed in found for name in changed}):
         first = next(changed[name][0] for changed in found if name in changed)
         values = [changed[name][1] if name in changed else first for changed in found]
-        rows.append(
-            {"name": name, "values": [value if isinstance(value, str) else json.dumps(value) for value in values]}
-        )
+        rows.append({"name": name, "values": [value if isinstance(value, str) else json.dumps(value) for value in values]})
     return rows
