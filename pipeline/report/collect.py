@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.errors import UserError
+from pipeline.evidence.audit import read_audits
 from pipeline.evidence.comparison import COMPARE, Compared
 from pipeline.evidence.plain import plain
 from pipeline.evidence.sweep import read_evidence
@@ -64,6 +65,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
         "answers": evaluated.answers(limits.text),
         "sample": sample.sample([part.labelled for part in measured], tokenizer_of(run.model), limits),
         "sweep": read_evidence(store),
+        "audits": read_audits(store, [part.figures["round"] for part in measured]),
     }
     return dict(plain(document | {"story": story.tell(document)}))
 

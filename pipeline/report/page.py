@@ -15,7 +15,7 @@ from typing import Any
 
 SCRIPTS = (
     *("data.js", "dom.js", "address.js", "charts.js", "traces.js", "colour.js", "strip.js", "reader.js"),
-    *("groups.js", "policies.js", "run.js", "runs.js", "evidence.js", "keys.js", "live.js", "main.js"),
+    *("groups.js", "policies.js", "run.js", "runs.js", "evidence.js", "audit.js", "keys.js", "live.js", "main.js"),
 )
 
 

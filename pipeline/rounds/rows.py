@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
-from pipeline.store.directory import Entry, Store, area
+from pipeline.store.directory import Entry, Ready, Store, area
 from pipeline.store.documents import RESTORE
 from pipeline.store.possible import key_of, types_of
 from pipeline.store.shards import check_columns
@@ -112,17 +112,16 @@ def round_table(store: Store, number: int, further: tuple[str, ...] = ()) -> pa.
     Raises StoreError when a shard is no longer the one that was committed.
     """
     ready = store.ready(number)
-    if ready is None:
-        return None
+    return None if ready is None else joined(list(shard_tables(store, number, ready, further)))
+
+
+def shard_tables(store: Store, number: int, ready: Ready, further: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+    """The rows of `round_table` shard by shard, in order. `ready` says which shards were committed."""
     where = area("rounds", number)
-    shards = sorted(ready.shards.items())
-    tables = [
-        without(training_rows(store, where, shard, hashes, ready.policy, further), ready.left_out.get(shard, []))
-        for shard, hashes in shards
-    ]
-    if not tables:
+    if not ready.shards:
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
-    return joined(tables)
+    for shard, hashes in sorted(ready.shards.items()):
+        yield without(training_rows(store, where, shard, hashes, ready.policy, further), ready.left_out.get(shard, []))
 
 
 def joined(tables: list[pa.Table]) -> pa.Table:

@@ -3,7 +3,7 @@
 const brief = (name) => name.split(".").pop();
 
 function evidenceView(root) {
-  root.append(compareCard(), ...sweepCards());
+  root.append(compareCard(), ...sweepCards(), ...auditCards(DATA.audits));
 }
 
 function missing(title, text, command) {
