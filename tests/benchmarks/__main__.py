@@ -22,6 +22,7 @@ NEEDED = {
         "topk_memory_ratio": "<= 1.15",
         "topk_time_ratio": "<= 1.3",
     },
+    "bench_parquet": {"parquet_share": ">= 0.25"},
     "bench_packing": {"word_problems_speedup": ">= 1.2", "long_prompts_speedup": ">= 1.6", "alone_padded_packed": "<= 0.05"},
     "bench_stored": {"memory_ratio": "<= 0.1"},
     "bench_round": {"overhead_share": "<= 0.35"},
@@ -31,7 +32,7 @@ NEEDED = {
         "efficiency_16_engines": ">= 0.9",
         "driver_growth_mb": "<= 20",
         "summary_speedup": ">= 2",
-        "dispatcher_batches_1000": ">= 2000",
+        "dispatcher_batches_1000": ">= 20000",
     },
 }
 
