@@ -252,17 +252,43 @@ def sweep(
 
 
 @app.command(cls=Once)
-def report(
+def audit(
     run: RunUri,
-    compare: Annotated[str | None, typer.Option(help="Folder with compare.json, for the frontier.")] = None,
-    out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the run.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --out.")] = False,
+    round: Annotated[int, typer.Option("--round", min=0, help="The round whose traces are audited.")] = 0,
+    objectives: Annotated[
+        str, typer.Option(help="Objectives and controls as `compare` names them, comma-separated; the first is compared with.")
+    ] = "rlsd,grpo,egrsd,cl_egrsd,position,opd,cl_egrsd+cl_entropy+inverted,cl_egrsd+cl_entropy+shuffled",
+    set: Sets = None,
+    blocks: Annotated[int, typer.Option(min=6, help="Blocks of problems at most, of a minibatch's traces each.")] = 16,
+    problems: Annotated[int, typer.Option(min=0, help="Problems at most, drawn by the run's seed; 0: all.")] = 0,
+    parameters: Annotated[
+        str, typer.Option(help="weights: all weights of the model; adapter: those that training moves.")
+    ] = "weights",
     debug: Debug = False,
 ) -> None:
-    """Write one self-contained HTML file: traces token by token, the run by round, the evidence."""
-    from jobs.report import report_run
+    """Measure which objective's gradient points where accuracy rises, on stored traces, without engines."""
+    from jobs.audit import audit_run
 
-    report_run(run, compare, out, debug, replace)
+    audit_run(run, round, (objectives, set or [], (blocks, problems, parameters)), debug)
+
+
+@app.command(cls=Once)
+def report(
+    run: Annotated[list[str], typer.Option(help="Run directory: path or URI. Repeat it to compare runs in one page.")],
+    compare: Annotated[str | None, typer.Option(help="Folder with compare.json, for the frontier.")] = None,
+    out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the first run.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --out.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the page on this machine, and follow the run.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML file: the story, groups and traces token by token, policies, rounds, the evidence."""
+    from jobs.report import report_run, serve_run
+
+    if serve:
+        serve_run(run, compare, port, debug)
+    else:
+        report_run(run, compare, out, debug, replace)
 
 
 @app.command(cls=Once)

@@ -153,7 +153,7 @@ def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
 
 def _generated(uri: str) -> bool:
     """Whether a source generates problems without end."""
-    return uri == "tiny-arithmetic" or uri.startswith("reasoning-gym:")
+    return uri == "tiny-arithmetic" or uri.startswith(("reasoning-gym:", "tiny-worlds:"))
 
 
 def check_problems(source: ProblemSet, number: int) -> None:

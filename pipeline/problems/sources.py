@@ -21,10 +21,12 @@ from pipeline.config import Source
 from pipeline.digest import digest
 from pipeline.errors import SettingError, SourceError, first_line, nearest
 from pipeline.notices import NOTICE_S, late
-from pipeline.problems import gym, hub, jsonl, parquet, tiny
+from pipeline.problems import gym, hub, jsonl, parquet, tiny, worlds
 from pipeline.problems.problem import Problem, read_problem
 from pipeline.problems.shape import Shape
 from pipeline.problems.splits import files_below
+
+_MADE = ("reasoning-gym", worlds.KIND)  # kinds that make problems, and read no file
 
 
 class Rows(Protocol):
@@ -104,11 +106,15 @@ def open_source(source: Source, look: bool = True) -> ProblemSet:
         if not getattr(source, name).strip():
             raise SettingError("is empty", f"source.{name}", "Name a file, dataset or task" if name == "uri" else "Name a column")
     kind, _, name = source.uri.partition(":")
-    if source.response and (source.uri == "tiny-arithmetic" or kind == "reasoning-gym"):
+    if source.response and (source.uri == "tiny-arithmetic" or kind in _MADE):
         raise SettingError(f"{source.uri} makes problems, and brings no traces", "source.response", "Name a file in source.uri")
     if source.uri == "tiny-arithmetic":
         _check_options(source, ())
         return _generated(source, partial(tiny.problem, seed=source.seed, split=source.split))
+    if kind == worlds.KIND:
+        _check_options(source, ())
+        world = worlds.read_world(name)
+        return _generated(source, partial(worlds.problem, seed=source.seed, split=source.split, world=world))
     if kind == "reasoning-gym":
         _check_options(source, gym.option_names(name))
         gym.check_options(name, source.options)
@@ -190,8 +196,8 @@ def _open_files(source: Source, look: bool) -> Rows:
     raise SourceError(
         "is no file, folder or kind of source that can be read",
         source.uri,
-        "Give a .jsonl (or .jsonl.gz) or .parquet file, a folder or glob of either, datasets:NAME, reasoning-gym:TASK or "
-        "tiny-arithmetic",
+        "Give a .jsonl (or .jsonl.gz) or .parquet file, a folder or glob of either, datasets:NAME, reasoning-gym:TASK, "
+        "tiny-arithmetic or tiny-worlds:DIALS",
     )
 
 
@@ -201,7 +207,7 @@ def stamps(source: Source) -> dict[str, list[int | None]]:
     Raises SourceError when the place does not answer, or a folder cannot be listed.
     """
     kind, _, name = source.uri.partition(":")
-    if source.uri == "tiny-arithmetic" or kind == "reasoning-gym":
+    if source.uri == "tiny-arithmetic" or kind in _MADE:
         return {}
     try:
         with late(f"files {source.uri}", f"waiting for the list of the files of {source.uri}: for {NOTICE_S:g} s so far."):

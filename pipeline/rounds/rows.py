@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.objective import USES_ADVANTAGE
-from pipeline.contract import COLUMNS, reward_columns
-from pipeline.errors import ContractError, StoreError
+from pipeline.contract import COLUMNS, REWARD_PREFIX, reward_columns
+from pipeline.errors import ContractError, StoreError, UserError
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round
@@ -58,27 +58,50 @@ def _again(entry: Entry) -> str:
     return f"Compute the stages of this shard again, from `egrsd stage {entry.stage}` on with --force"
 
 
-def joined_round(work: Round) -> pa.Table:
+def joined_round(work: Round, columns: Collection[str] | None = None) -> pa.Table:
     """All rows of a round, one per trace: `round`, the columns of its prompt, then the columns of every stage that exists.
 
     reject_reason is the first one that a stage gave. Where a shard lacks a later stage, the columns of that stage are null. Every
-    shard of prompts and rollout must exist. Raises StoreError when a shard is damaged.
+    shard of prompts and rollout must exist. With `columns` only these are read, and come in their order. Raises StoreError when a
+    shard is damaged, and UserError for a column that no shard has.
     """
     inventory = Inventory(work)
+    wanted = None if columns is None else _wanted(columns)
     entries = {stage.name: inventory.entries(stage.name) for stage in PLAN}
     tables = []
     for shard in sorted(work.shards):
-        parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
+        here = {name: shards[shard] for name, shards in entries.items() if shard in shards and (wanted is None or name in wanted)}
+        parts = read_shard(work.store, here, wanted)
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
-        columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
+        found = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
         there = [c for c in COLUMNS.values() if c.writer in parts and c.name in parts[c.writer].column_names]
-        columns |= {c.name: parts[c.writer][c.name] for c in there}
+        found |= {c.name: parts[c.writer][c.name] for c in there}
         if "reward" in parts:
-            columns |= {c.name: parts["reward"][c.name] for c in reward_columns(parts["reward"].column_names)}
-        for name in ("reject_reason", "reject_detail"):
-            columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables, promote_options="default")
+            found |= {c.name: parts["reward"][c.name] for c in reward_columns(parts["reward"].column_names)}
+        for name in _REASONS:
+            found[name] = pc.coalesce(*(part[name] for part in parts.values()))
+        tables.append(pa.table(found))
+    whole = pa.concat_tables(tables, promote_options="default")
+    if columns is None:
+        return whole
+    if unknown := set(columns) - set(whole.column_names):
+        raise UserError(
+            f"no column {', '.join(sorted(unknown))} in {work.area}", work.store.uri, "pipeline/README.md has all columns"
+        )
+    return whole.select(list(columns))
+
+
+_REASONS = ("reject_reason", "reject_detail")
+
+
+def _wanted(columns: Collection[str]) -> dict[str, list[str]]:
+    """The columns to read of each stage, with the reasons of rejected rows. The rows are those of prompts and rollout."""
+    of = {name: COLUMNS[name].writer for name in columns if name in COLUMNS}
+    of |= {name: "reward" for name in columns if name.startswith(REWARD_PREFIX) and name not in COLUMNS}
+    later = set(_REASONS) & set(columns)
+    stages = {"prompts", "rollout", *of.values(), *((stage.name for stage in PLAN) if later else ())}
+    rest = {"rollout": ["prompt_index"]}
+    return {stage: [*(n for n in of if of[n] == stage), *rest.get(stage, ()), *_REASONS] for stage in sorted(stages)}
 
 
 def round_table(store: Store, number: int, further: tuple[str, ...] = ()) -> pa.Table | None:

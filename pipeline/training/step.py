@@ -151,6 +151,11 @@ class Trainer:
         self.optimizer.zero_grad()
         return flat
 
+    def weights(self, share: list[MicroBatch]) -> list[Tensor]:
+        """Token weights of every response token of one minibatch, one [N] for each micro-batch. For one process."""
+        whole, constants = self.whole(share), self.run.objective
+        return [objective.token_weights(self._signals(micro, whole), constants)[micro.mask] for micro in share]
+
     def strengths(self, share: list[MicroBatch]) -> Tensor:
         """|token weight| of every response token of one minibatch, plus the weight of its divergence, [N]. For one process."""
         whole, found = self.whole(share), []
