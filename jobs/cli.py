@@ -274,16 +274,21 @@ def audit(
 
 @app.command(cls=Once)
 def report(
-    run: RunUri,
+    run: Annotated[list[str], typer.Option(help="Run directory: path or URI. Repeat it to compare runs in one page.")],
     compare: Annotated[str | None, typer.Option(help="Folder with compare.json, for the frontier.")] = None,
-    out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the run.")] = None,
+    out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the first run.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --out.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the page on this machine, and follow the run.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Write one self-contained HTML file: traces token by token, the run by round, the evidence."""
-    from jobs.report import report_run
+    """Write one self-contained HTML file: the story, groups and traces token by token, policies, rounds, the evidence."""
+    from jobs.report import report_run, serve_run
 
-    report_run(run, compare, out, debug, replace)
+    if serve:
+        serve_run(run, compare, port, debug)
+    else:
+        report_run(run, compare, out, debug, replace)
 
 
 @app.command(cls=Once)

@@ -103,7 +103,8 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
     begin(out, store)
     names = (*QUIET, "EGRSD_DEBUG")
     join(out, address, {name: os.environ[name] for name in names if name in os.environ})
-    cluster.check_nodes()
+    if not cluster.is_local(address):  # here workers have no other code, and each of them looks before it works
+        cluster.check_nodes()
     cluster.check_reach(held or store)
     if lacking := cluster.check_room(list(asked)):
         out.say(f"the cluster's autoscaler is asked for nodes: {lacking}.")

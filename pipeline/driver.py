@@ -49,6 +49,7 @@ from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
 from pipeline.stages.reward import check as check_rewards
+from pipeline.stages.template import get_ready
 from pipeline.store.directory import Store
 from pipeline.store.manifest import Entry
 
@@ -121,6 +122,7 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
     of the evaluation, can be answered.
     """
+    get_ready()
     grader_of(run)
     check_teachers(run)
     if run.score.keep_topk:
@@ -228,6 +230,9 @@ class Driver:
             yield None
             return
         withdraw_rounds(self.store, numbers)  # an earlier driver committed them; they are committed again when they are fresh
+        usage(
+            self.engines
+        )  # it answers once the pools have asked for their engines: the first round needs these before a trainer
         with until_end(self.start_trainer(self.store.uri, self.run), holding) as trainer:
             yield trainer
 

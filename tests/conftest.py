@@ -60,7 +60,8 @@ def ray_local():
     """A local Ray. Its logical CPUs exceed the cores, because with two of them stages and actors wait for each other forever."""
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    quick = {"prestart_worker_first_driver": False}
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _system_config=quick)
     yield ray
     ray.shutdown()
 
@@ -110,13 +111,12 @@ def signals_are_heard():
 
 
 @pytest.fixture
-def trained_here(monkeypatch):
+def trained_here():
     """Train rounds in this process instead of in Ray Train's ranks."""
     import trainer_here
 
-    from pipeline.training import worker
-
-    monkeypatch.setattr(worker, "fit", trainer_here.fit)
+    with trainer_here.instead_of_ray_train():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_running_it_again_does_nothing_and_says_so(run_dir, capfd):
     assert before == {path: path.stat().st_mtime_ns for path in run_dir.local_root.rglob("*.parquet")}
 
 
-def test_training_again_on_the_stored_traces_gives_the_very_same_policy(run_dir, copy_of, capfd):
+def test_training_again_on_the_stored_traces_gives_the_very_same_policy(run_dir, trained_here, copy_of, capfd):
     again = copy_of(run_dir)
     train.train_committed(again.uri, 1, [], None, False, train.Target(replace=True))
     assert "trained rounds 1 to 1" in capfd.readouterr().out
@@ -142,7 +142,7 @@ def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_
     assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
 
 
-def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_dir, copy_of):
+def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_dir, trained_here, copy_of):
     """As after a kill while round 1 was graded: one shard, the policy and everything behind it are missing.
 
     A grade is exact; a shard scored again may differ in the last bits, with what shared its batches.

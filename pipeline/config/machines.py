@@ -103,7 +103,7 @@ class Train(Section):
         description="packed: a prompt that traces of a minibatch share is computed once, without padding; auto: where that saves "
         "enough, on a CPU",
     )
-    head_chunk_tokens: Count = Field(1024, description="tokens whose logits exist at one time")
+    head_chunk_tokens: Count = Field(1024, description="tokens whose logits exist at one time; on a CPU at most 48 MiB of logits")
     learning_rate: Positive = 1e-3
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

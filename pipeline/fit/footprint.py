@@ -12,6 +12,7 @@ from pipeline.models.resolve import open_model
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USABLE = 0.95  # of a card's memory that a rank may fill
 COMMON = (24, 48, 80)  # GiB of cards that are shown where no GPU is here
+CPU_LOGITS = 48 * 2**20  # bytes of logits that exist at one time in a rank on a CPU: more is not faster there
 _ROWS = 1024  # positions whose logits vLLM's V2 runner computes at one time
 
 
@@ -66,9 +67,14 @@ def measure(model: Model) -> Size:
 
 
 def head_chunk(train: Train, vocab: int) -> int:
-    """Bytes of one chunk of the trainer's logits. In half precision a second copy exists beside the float32 logits."""
-    width = _BYTES[train.dtype]
-    return (4 if width == 4 else 4 + width) * train.head_chunk_tokens * vocab
+    """Bytes of one chunk of the trainer's logits. In half precision a second copy exists beside the float32 logits.
+
+    On a CPU a chunk has at most CPU_LOGITS bytes of float32 logits, or one row.
+    """
+    width, tokens = _BYTES[train.dtype], train.head_chunk_tokens
+    if train.placement.gpus == 0:
+        tokens = min(tokens, max(1, CPU_LOGITS // (4 * vocab)))
+    return (4 if width == 4 else 4 + width) * tokens * vocab
 
 
 def weight_bytes(size: Size, dtype: str) -> int:

@@ -26,6 +26,7 @@ from pipeline.method import objective
 from pipeline.training import batches, packing, student
 from pipeline.training.batches import MicroBatch, RoundTable, Traces
 from pipeline.training.head import Divergence
+from pipeline.training.stored import StoredRound, stored
 
 # Each rank adds these up over its share of the minibatch. The sums of all ranks together make the metrics of the step.
 SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap", "divergence")
@@ -67,22 +68,30 @@ class Trainer:
         """The trained parameters by their names in the peft model. Under FSDP2 they are sharded (DTensor)."""
         return {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
 
-    def train_round(self, data: RoundTable) -> Iterator[dict[str, float]]:
+    def train_round(self, data: RoundTable | StoredRound) -> Iterator[dict[str, float]]:
         """Train the steps of a round, and yield the metrics of each step.
 
         Dropout draws from a generator seeded by (seed, round, rank), so a resumed round needs no stored random state. Raises
         TrainingError for stale or malformed traces, or a loss or gradient that is not finite.
         """
-        traces = batches.usable(data, self.run.max_staleness, self.run.objective)
-        batches.check_ids(traces, self.student.vocab_size)
+        traces = self._traces(data)
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
-        parts = batches.steps(len(traces.trace_ids), self.run.train.batch_traces, self.run.seed, data.number)
+        parts = batches.steps(len(traces.advantage), self.run.train.batch_traces, self.run.seed, data.number)
         for index, rows in enumerate(parts):
             budget = self.run.train.micro_batch_tokens
             share = batches.share(traces, rows, self.rank, self.ranks, budget, self.packs(traces, rows))
             on_policy = index == 0 and data.policy_version == data.number
             metrics = self.train_step(share, f"round {data.number}, step {self.step}", on_policy)
             yield {"round": data.number, "rejected": traces.num_rejected, **metrics}
+
+    def _traces(self, data: RoundTable | StoredRound) -> Traces:
+        """The usable traces of a round, whose ids the model knows."""
+        run = self.run
+        if isinstance(data, StoredRound):
+            return stored(data, run.max_staleness, run.objective, self.student.vocab_size)
+        traces = batches.usable(data, run.max_staleness, run.objective)
+        batches.check_ids(traces, self.student.vocab_size)
+        return traces
 
     def packs(self, traces: Traces, rows: np.ndarray) -> bool:
         """Whether the minibatch `rows` is packed. All ranks get the same answer."""

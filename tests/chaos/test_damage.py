@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trainer_here
 from chaos_run import files, metrics, shards, weights
 
 from actors.fakes import Behaviour, FakeEngine
@@ -42,7 +43,8 @@ def run_distill(uri: str) -> None:
 def finished(ray_local, tmp_path_factory):
     """A finished run."""
     uri = str(tmp_path_factory.mktemp("runs") / "run")
-    run_distill(uri)
+    with trainer_here.instead_of_ray_train():
+        run_distill(uri)
     return uri
 
 

@@ -13,7 +13,6 @@ from pipeline.evidence import comparison
 from pipeline.overrides import differences, resolve
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
-from pipeline.training import worker
 
 SETS = [
     "rounds=2",
@@ -38,8 +37,7 @@ def run_it(uri, objectives=NAMES, seeds="0", sets=SETS):
 def compared(ray_local, tmp_path_factory):
     """Four objectives, one seed."""
     store = Store(str(tmp_path_factory.mktemp("compare") / "out"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "fit", trainer_here.fit)
+    with trainer_here.instead_of_ray_train():
         run_it(store.uri)
     return store
 

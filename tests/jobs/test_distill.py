@@ -1,9 +1,10 @@
-"""Rounds that overlap: `distill` with the fake engine, real Ray Data, real trainer."""
+"""Rounds that overlap: `distill` with the fake engine and the trainer's own loop, in a thread."""
 
 import pathlib
 from functools import partial
 
 import pytest
+import trainer_here
 
 from actors.fakes import Behaviour, FakeEngine
 from jobs import distill, status, train
@@ -28,7 +29,8 @@ pytestmark = pytest.mark.timeout(900)
 def finished(folder: pathlib.Path, *sets: str) -> Store:
     """A finished run with the fake engine."""
     engine = partial(FakeEngine, behaviour=Behaviour(batch_s=0.2))
-    distill.distill(str(folder), Choices("demo", [*SETS, *sets]), engine_class=engine)
+    with trainer_here.instead_of_ray_train():
+        distill.distill(str(folder), Choices("demo", [*SETS, *sets]), engine_class=engine)
     return Store(str(folder))
 
 

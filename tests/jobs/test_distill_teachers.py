@@ -1,4 +1,4 @@
-"""`distill` with a teacher of its own and with one at a server that is down: fake engines, real Ray, stages and trainer."""
+"""`distill` with a teacher of its own and with one at a server that is down: fake engines, real Ray, real stages."""
 
 import pytest
 from waiting import free_port
@@ -15,7 +15,9 @@ BIG = ["teachers.big.model=tiny-reasoner", "teachers.big.dtype=bfloat16", "teach
 
 
 @pytest.mark.timeout(900)
-def test_a_teacher_has_a_pool_and_a_server_that_is_down_ends_the_run_in_one_line(ray_local, tmp_path, capfd, monkeypatch):
+def test_a_teacher_has_a_pool_and_a_server_that_is_down_ends_the_run_in_one_line(
+    ray_local, trained_here, tmp_path, capfd, monkeypatch
+):
     distill.distill(str(tmp_path / "two"), Choices("demo", [*SETS, *BIG]), engine_class=FakeEngine)
     store = Store(str(tmp_path / "two"))
     [work] = open_rounds(store, store.load_run())

@@ -165,7 +165,7 @@ def test_an_export_and_a_report_do_not_replace_files_unasked(trained, tmp_path, 
     export_run(trained.uri, str(out), False)
     (out / "round-0007.parquet").write_bytes(b"of another run")
     page.write_text("mine")
-    for command in (lambda: export_run(trained.uri, str(out), False), lambda: report_run(trained.uri, None, str(page), False)):
+    for command in (lambda: export_run(trained.uri, str(out), False), lambda: report_run([trained.uri], None, str(page), False)):
         with pytest.raises(SystemExit) as ended:
             command()
         assert ended.value.code == 2

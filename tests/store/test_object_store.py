@@ -38,7 +38,9 @@ SETS = [
 ]
 PARTS = b"x" * 12_000_000  # more than one part
 DRIVER = """
-import functools, sys
+import sys
+sys.path.insert(0, "tests")
+import trainer_here
 from actors.fakes import FakeEngine
 from jobs.distill import distill
 from jobs.settle import Choices
@@ -46,11 +48,13 @@ from jobs.stage import Redo, run_stage
 from jobs.train import Target, train_committed
 from pipeline.store.directory import Store
 uri, *sets = sys.argv[1:]
-distill(uri, Choices("demo", sets), engine_class=FakeEngine)
+with trainer_here.instead_of_ray_train():
+    distill(uri, Choices("demo", sets), engine_class=FakeEngine)
+    if not sets:
+        before = Store(uri).read_json("policy/0002/manifest.json")
+        run_stage(uri, Redo("label", 0, ["label.gamma=1.0"]))
+        train_committed(uri, 0, [], None, False, Target(replace=True))
 if not sets:
-    before = Store(uri).read_json("policy/0002/manifest.json")
-    run_stage(uri, Redo("label", 0, ["label.gamma=1.0"]))
-    train_committed(uri, 0, [], None, False, Target(replace=True))
     print("trained alike:", Store(uri).read_json("policy/0002/manifest.json") == before)
 """
 WRITER = """
@@ -179,7 +183,7 @@ def short_folder():
 
 
 def start_driver(uri, scratch, *sets):
-    """A driver with a Ray of its own, fake engines and a real trainer; where its Ray keeps its logs."""
+    """A driver with fake engines and a Ray of its own, whose logs lie in `scratch`. `tests/test_cluster.py` has ranks on S3."""
     environment = {**os.environ, "RAY_TMPDIR": scratch, "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-c", DRIVER, uri, *sets]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

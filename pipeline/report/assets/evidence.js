@@ -17,7 +17,7 @@ function missing(title, text, command) {
 }
 
 function compareCard() {
-  const found = DATA.compare;
+  const found = DOC.compare;
   if (!found || !found.points.length)
     return missing(
       "Accuracy and length",
