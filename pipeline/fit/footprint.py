@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import Model, Pool, Run, Train
-from pipeline.errors import ModelError, first_line
+from pipeline.errors import ModelError, SettingError, first_line
 from pipeline.fit.machine import GIB, Facts, Line
 from pipeline.models.resolve import open_model
 
@@ -64,6 +64,28 @@ def measure(model: Model) -> Size:
         sum(width for name, width in inner if name in model.lora_targets),
         sum(width for _, width in inner),
     )
+
+
+def check_cache(run: Run) -> None:
+    """Raise SettingError when the KV cache of engines on CPU holds no trace of full length. Only the configuration is read."""
+    from transformers import AutoConfig
+
+    pools = [(f"engines.{name}", pool) for name, pool in (("rollout", run.engines.rollout), ("score", run.engines.score)) if pool]
+    for name, pool in pools:
+        if pool.placement.gpus > 0:
+            continue
+        text = open_model(AutoConfig, run.model, "configuration").get_text_config()
+        heads = getattr(text, "num_attention_heads", None)
+        if heads is None:  # no attention as vLLM caches it
+            return
+        dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        numbers = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * dim
+        trace = numbers * _BYTES[run.model.dtype] * run.model.max_model_len
+        if pool.kv_cache_gib * GIB < trace:
+            what = (
+                f"{pool.kv_cache_gib:g} GiB hold no trace of {run.model.max_model_len} tokens, which takes {trace / GIB:.4g} GiB"
+            )
+            raise SettingError(what, f"{name}.kv_cache_gib", f"Set it to {trace / GIB:.4g} or more, or lower model.max_model_len")
 
 
 def head_chunk(train: Train, vocab: int) -> int:

@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from pipeline.config.objective import USES_ADVANTAGE
 from pipeline.contract import COLUMNS, REWARD_PREFIX, reward_columns
-from pipeline.errors import ContractError, StoreError, UserError
+from pipeline.errors import ContractError, StoreError, UserError, command
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
-from pipeline.store.directory import Entry, Ready, Store, area
+from pipeline.store.directory import Entry, Ready, Store, area, round_of
 from pipeline.store.documents import RESTORE
 from pipeline.store.possible import key_of, types_of
 from pipeline.store.shards import check_columns
@@ -41,7 +41,9 @@ def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str,
     for name in entries.keys() - {"prompts"}:
         first = first or name
         if not keys[name].equals(keys[first]):
-            raise StoreError(f"the rows are not those of stage {first}", store.locate(entries[name].path), _again(entries[name]))
+            raise StoreError(
+                f"the rows are not those of stage {first}", store.locate(entries[name].path), _again(store, entries[name])
+            )
     return tables
 
 
@@ -51,11 +53,12 @@ def _check_prompts(store: Store, entry: Entry, indices: pa.ChunkedArray, prompts
     size = rows // prompts if prompts else 0
     if rows != size * prompts or (rows and not np.array_equal(indices.to_numpy(), np.arange(rows) // max(1, size))):
         what = f"column prompt_index: {rows} rows are not equal groups of the {prompts} prompts in their order"
-        raise StoreError(what, store.locate(entry.path), _again(entry))
+        raise StoreError(what, store.locate(entry.path), _again(store, entry))
 
 
-def _again(entry: Entry) -> str:
-    return f"Compute the stages of this shard again, from `egrsd stage {entry.stage}` on with --force"
+def _again(store: Store, entry: Entry) -> str:
+    first = command("stage", entry.stage, "--run", store.uri, "--round", round_of(entry.area), "--shard", entry.shard, "--force")
+    return f"Compute the stages of this shard again: first {first}"
 
 
 def joined_round(work: Round, columns: Collection[str] | None = None) -> pa.Table:
@@ -204,7 +207,7 @@ def _committed(store: Store, where: str, stage: str, shard: str, digest: str) ->
         raise StoreError(
             "the shard has changed since its round was committed to the trainer",
             store.locate(f"{where}/{stage}/{shard}.json"),
-            "Run `egrsd stage` for the stages that `egrsd status` shows as stale",
+            f"{command('status', store.uri)} names the command that mends it",
         )
     return entry
 
@@ -216,5 +219,5 @@ def _check_vocabulary(store: Store, entries: Mapping[str, Entry], prompts: pa.Ta
         check_columns("prompts", prompts, size)
     except ContractError as error:
         raise StoreError(
-            f"{error.where}: {error.what}", store.locate(entries["prompts"].path), _again(entries["prompts"])
+            f"{error.where}: {error.what}", store.locate(entries["prompts"].path), _again(store, entries["prompts"])
         ) from error

@@ -94,5 +94,5 @@ def test_rounds_that_lag_more_than_the_run_allows_are_not_trained_on(overlapped,
     store.save_run(run.model_copy(update={"max_staleness": 0}), document["versions"])
     with pytest.raises(SystemExit):
         train.train_committed(store.uri, 3, [], None, False, train.Target(replace=True))
-    assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in capfd.readouterr().out
+    assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in "".join(capfd.readouterr())
     assert store.latest_policy() == ROUNDS

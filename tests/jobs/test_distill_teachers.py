@@ -26,7 +26,7 @@ def test_a_teacher_has_a_pool_and_a_server_that_is_down_ends_the_run_in_one_line
     down = [f"teachers.big.server=http://127.0.0.1:{free_port()}", "teachers.big.tries=1"]
     with pytest.raises(SystemExit) as ended:
         distill.distill(str(tmp_path / "served"), Choices("demo", [*SETS, *BIG, *down]), engine_class=FakeEngine)
-    said = capfd.readouterr().out
+    said = "".join(capfd.readouterr())
     assert ended.value.code == 1
     assert "error: teachers.big, http://127.0.0.1" in said
     assert "cannot be reached (ConnectionError), asked once" in said
