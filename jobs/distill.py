@@ -70,7 +70,7 @@ def distill(
 
 def checked_sources(store: Store, run: Run, out: Session) -> Sources:
     """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
-    sources = open_sources(run, reward_codes(store, run))
+    sources = open_sources(run, reward_codes(store, run), begun=bool(store.numbers("rounds")))
     for caution in cautions(run, sources):
         out.say(caution)
     return sources

@@ -14,6 +14,7 @@ from pipeline.config import Run
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.metrics import agreement
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds
 from pipeline.stages import EVALUATION, PLAN, chain_of
@@ -51,6 +52,8 @@ def show(uri: str, debug: bool) -> None:
             out.say("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
         out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
         out.say("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in stored.items() if size) or "nothing"))
+        if (gap := agreement(store.metrics())) is not None:
+            out.say(f"trainer - engine: {gap}")
         if (damage := store.damaged_policy()) is not None:
             out.say(f"damaged: {damage}")
         out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")

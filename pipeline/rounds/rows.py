@@ -17,6 +17,7 @@ from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
 from pipeline.store.directory import Entry, Store, area
 from pipeline.store.documents import RESTORE
+from pipeline.store.folders import digest_of
 from pipeline.store.possible import key_of, types_of
 from pipeline.store.shards import check_columns
 
@@ -100,6 +101,19 @@ def round_table(store: Store, number: int, further: tuple[str, ...] = ()) -> pa.
     if not tables:
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
     return joined(tables)
+
+
+def is_comparable(store: Store, number: int) -> bool:
+    """Whether the policy that this run has now is the one whose log-probs a committed round holds.
+
+    It is not where earlier rounds were trained again, and this round kept its traces.
+    """
+    ready = store.ready(number)
+    if ready is None:
+        return False
+    expected = digest_of(store, area("policy", ready.policy)) if ready.policy else None
+    entries = (store.entry(area("rounds", number), "score", shard) for shard in ready.shards)
+    return all(entry is not None and entry.inputs.get("policy") == expected for entry in entries)
 
 
 def joined(tables: list[pa.Table]) -> pa.Table:

@@ -21,10 +21,11 @@ from torch import distributed as dist
 from pipeline.config import Run
 from pipeline.errors import StoreError, TrainingError
 from pipeline.live.card import Card
-from pipeline.rounds.rows import round_table
+from pipeline.rounds.rows import is_comparable, round_table
 from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
+from pipeline.store.folders import ADAPTER
 from pipeline.training import checkpoint, memory, offload, student
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
@@ -157,7 +158,18 @@ def _round(trainer: Trainer, store: Store, number: int) -> RoundTable:
     ready, table = store.ready(number), round_table(store, number, trainer.run.objective.columns)
     if ready is None or table is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
-    return RoundTable(number, ready.policy, table)
+    if ready.policy == number or not is_comparable(store, number):
+        return RoundTable(number, ready.policy, table, is_comparable(store, number))
+    answered = _adapter_of(store, ready.policy)
+    return RoundTable(number, ready.policy, table, answered is not None, answered)
+
+
+def _adapter_of(store: Store, version: int) -> dict[str, torch.Tensor] | None:
+    """The published adapter of a policy; empty for policy 0, and None where its weights are gone."""
+    if version == 0:
+        return {}
+    with store.local(area("policy", version)) as folder:
+        return checkpoint.tensors(folder / ADAPTER) if folder is not None else None
 
 
 def _write(trainer: Trainer, version: int, policy: Path, state: Path | None) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 
-from actors.fakes import Behaviour, FakeEngine
+from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import distill, status, train
 from jobs.settle import Choices
 from pipeline.rounds.round import open_rounds
@@ -13,6 +13,7 @@ from pipeline.store.directory import Store
 
 ROUNDS = 4
 SETS = [
+    *UNWATCHED,
     f"rounds={ROUNDS}",
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",
