@@ -101,9 +101,7 @@ def local_node(num_gpus: int | None = None) -> resources.Node:
     tasks take turns on the real cores there.
     """
     if num_gpus is None:
-        import torch
-
-        num_gpus = torch.cuda.device_count()
+        num_gpus = machine.num_cards()
     cpus = max(LOCAL_CPUS, processors()) if num_gpus else LOCAL_CPUS
     return resources.Node({"CPU": float(cpus), "GPU": float(num_gpus)})
 

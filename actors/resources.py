@@ -58,7 +58,7 @@ def options(placement: Placement) -> dict[str, Any]:
 
 def pools_of(run: Run) -> list[tuple[str, Pool]]:
     """The pools of engines that a run needs, by name. With imported traces only an evaluation needs one that writes."""
-    writes = run.engines.score is None or not run.source.response or run.evaluation.problems > 0
+    writes = run.engines.score is None or not run.only_imports or run.evaluation.problems > 0
     return [(name, pool) for name, pool in run.pools.items() if writes or name != "rollout"]
 
 

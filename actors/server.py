@@ -44,8 +44,8 @@ class Server:
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON object that answers a request.
 
-        Raises Refused with the server's words for a request that it does not take, UserError for a missing or wrong token,
-        ModelError for a server or a model that is not there, and EngineError for one that stays down or slow.
+        Raises Refused with the server's words for a request that it does not take. Raises UserError for a missing or wrong
+        token. Raises ModelError for a server or a model that is not there, and EngineError for one that stays down or slow.
         """
         return self._ask("POST", path, body)
 

@@ -185,18 +185,18 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Check machine, versions, model, memory and store before a run, or what a source holds. Code 1 when a check fails."""
+    from jobs.settle import Choices
+
+    choices = Choices(recipe, set or [], config)
     if source is not None:
         from jobs.doctor import look_at_source
-        from jobs.settle import Choices
 
-        look_at_source(source, Choices(recipe, set or [], config), run, debug)
+        look_at_source(source, choices, run, debug)
         return
-    if set or config:
-        raise typer.BadParameter("--set and --config belong to --source.")
     keep()
     from jobs.doctor import doctor as job
 
-    job(recipe, run, address, debug)
+    job(choices, run, address, debug)
 
 
 @app.command(cls=Once)
@@ -214,14 +214,25 @@ def scale(
 @app.command(cls=Once)
 def export(
     run: RunUri,
-    out: Annotated[str, typer.Option(help="Folder or URI for the Parquet dataset.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the data set that is there.")] = False,
+    out: Annotated[str | None, typer.Option(help="Folder or URI for the Parquet dataset of all traces.")] = None,
+    model: Annotated[str | None, typer.Option(help="Local folder for a policy that other programs open.")] = None,
+    policy: Annotated[str | None, typer.Option(help="With --model: the policy, a number or `last`; default: last.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="With --model: whole weights instead of the adapter.")] = False,
+    push: Annotated[str | None, typer.Option(help="With --model: a repository of a hub that gets the folder; HF_TOKEN.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace what an export has written there before.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Join all stages of all rounds into one self-contained Parquet dataset."""
-    from jobs.export import export_run
+    """Write all traces as one Parquet dataset (--out), or a policy as a standard model folder (--model)."""
+    if (out is None) == (model is None):
+        raise typer.BadParameter("give --out for the traces, or --model for a policy")
+    if out is not None and (policy is not None or merge or push is not None):
+        raise typer.BadParameter("--policy, --merge and --push belong to --model.")
+    from jobs.export import ModelFolder, export_model, export_run
 
-    export_run(run, out, debug, replace)
+    if out is not None:
+        export_run(run, out, debug, replace)
+    elif model is not None:
+        export_model(run, ModelFolder(model, policy or "last", merge, push, replace), debug)
 
 
 @app.command(cls=Once)

@@ -21,7 +21,9 @@ from pipeline.fit.machine import Facts, Line
 from pipeline.grader.code import codes_of
 from pipeline.inspection import looked as rows
 from pipeline.live.probe import judge_store
+from pipeline.models import fitness
 from pipeline.models.agreement import check_teachers
+from pipeline.models.layers import with_targets
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
@@ -32,11 +34,16 @@ from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 
 
-def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool) -> None:
-    """Print every finding, and end with exit code 1 when one is an error. Raises SettingError for an unknown recipe."""
+def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) -> None:
+    """Print every finding, and end with exit code 1 when one is an error.
+
+    The settings are those of the run at `uri`, or of a recipe, changed by a file and `--set`. Raises SettingError for wrong ones.
+    """
     with session(debug) as out:
         store = open_folder(uri) if uri is not None else None
-        run = store.load_run() if store is not None and recipe is None and store.exists() else named(recipe or "demo")
+        known = store is not None and choices.recipe is None and store.exists()
+        base = store.load_run() if store is not None and known else named(choices.recipe or "demo")
+        run = resolve(base, list(choices.sets), read_config(choices.config) if choices.config else {})
         here = machine.gather(nearest_folder(store))
         findings = tell([*machine.judge(here, machine.requirements()), *judge_folders()], out)
         largest = here
@@ -45,6 +52,7 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
             findings += tell(machine.judge_nodes(nodes, machine.requirements()), out)
             largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
+        findings += tell(judge("model", lambda: judge_layers(run, known)), out)
         findings += tell(judge("model", lambda: judge_model(run, largest)), out)
         findings += tell(judge("rewards", lambda: judge_rewards(run)), out)
         findings += tell(judge("teachers", lambda: judge_teachers(run, largest)), out)
@@ -112,6 +120,13 @@ def judge_tokenizer(run: config.Run) -> Line:
     tokenizer = tokenizer_of(run.model)
     check_teachers(run)
     return Line("ok", "tokenizer", f"{len(tokenizer)} tokens, hash {template_hash(tokenizer)}, student and teacher alike")
+
+
+def judge_layers(run: config.Run, known: bool) -> list[Line]:
+    """Whether trainer and engines can use the model, and which layers are trained. known: the run exists. Raises ModelError."""
+    run = with_targets(run, new=not known)
+    notes = fitness.check(run, run.engines.rollout.placement.gpus > 0 or machine.vllm_for_gpus(), known)
+    return [Line("ok", "model", note.removeprefix("note: ")) for note in notes]
 
 
 def judge_rewards(run: config.Run) -> list[Line]:

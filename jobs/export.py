@@ -1,26 +1,52 @@
-"""`egrsd export`: join all stages of all rounds into one self-contained Parquet dataset, one row per trace."""
+"""`egrsd export`: join all stages of all rounds into one Parquet dataset, or write a policy as a model folder."""
 
 from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.opened import open_run
+from jobs.settle import parse_numbers
 from jobs.terminal import session
+from pipeline.config import Run
 from pipeline.errors import UserError
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round
+from pipeline.store.directory import Store, area
 from pipeline.store.files import Files
+
+RECORD = "egrsd.json"  # in every exported model folder: it tells which run and policy it is
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """Which policy to write where, and how: as its adapter or as whole weights (`merge`).
+
+    policy: a number or `last`. push: a repository of a hub that gets the folder too, or None.
+    """
+
+    folder: str
+    policy: str = "last"
+    merge: bool = False
+    push: str | None = None
+    replace: bool = False
 
 
 def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> None:
     """Write `round-0000.parquet` and so on to a folder or URI, with every column of the contract.
 
-    Without `replace`, rounds that are there already stay. Raises UserError for them, for a run without traces or a place that
-    may not be written, and StoreError for a damaged shard or last policy, or when
-    writing fails.
+    Without `replace`, rounds that are there already stay, and raise UserError. So do a run without traces and a place that may
+    not be written. Raises StoreError for a damaged shard or last policy, or when writing fails.
     """
     with session(debug) as out:
         store, run = open_run(uri)
@@ -42,3 +68,80 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
                 target.write(f"round-{work.number:04d}.parquet", sink.getvalue())
                 rows += table.num_rows
         out.say(f"{rows} traces of {len(rounds)} rounds in {out_uri}")
+
+
+def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
+    """Write a policy with tokenizer, generation configuration and model card into a new local folder, and push it where asked.
+
+    The folder appears as a whole. Raises UserError for a policy that is not published, a folder that is there, a token or
+    repository that the hub refuses, and StoreError for damaged or dropped weights.
+    """
+    with session(debug) as out:
+        store, run = open_run(uri)
+        version = _version(store, asked.policy)
+        target = _free(asked)
+        from pipeline.models.push import check_push, push
+
+        token = check_push(asked.push) if asked.push else ""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            with late("export", f"policy {version} has been written for {NOTICE_S:g} s so far."):
+                _write(store, run, version, asked.merge, unfinished)
+            unfinished.chmod(0o755)
+            for file in unfinished.iterdir():
+                file.chmod(0o644)
+            if target.exists():
+                shutil.rmtree(target)
+            os.rename(unfinished, target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        out.say(f"policy {version} of {store.uri} in {target}")
+        if asked.push:
+            out.say(f"pushed to {push(asked.push, target, token, f'Policy {version} of recipe {run.name}')}")
+
+
+def _write(store: Store, run: Run, version: int, merge: bool, folder: Path) -> None:
+    """Write everything that belongs to a policy into a local folder."""
+    from actors.inference.startup import inspect_model
+    from pipeline.evidence.model_card import Released, facts, model_card
+    from pipeline.training.release import base_name, write_model
+
+    ends, _ = inspect_model(run.model)
+    with store.local(area("policy", version)) if version else _no_policy() as policy:
+        write_model(run, policy, folder, merge, ends)
+    released = Released(version, merge, base_name(run.model))
+    (folder / "README.md").write_text(model_card(store, run, released), encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(facts(store, run, released), indent=1) + "\n")
+
+
+def _no_policy() -> contextlib.nullcontext[None]:
+    return contextlib.nullcontext()
+
+
+def _version(store: Store, text: str) -> int:
+    """The version that `last` or a number names. Raises SettingError for another text, UserError for one that is not there."""
+    if text.strip() == "last":
+        return store.latest_policy()
+    number, *more = parse_numbers(text, "--policy", "last or 4")
+    if more:
+        raise UserError("names several policies", f"--policy {text}", "Export one at a time")
+    if not store.has_policy(number):
+        raise UserError(
+            f"policy {number} is not published", store.locate("policy"), f"Policies here: 0 to {store.latest_policy()}"
+        )
+    return number
+
+
+def _free(asked: ModelFolder) -> Path:
+    """The folder to write. Raises UserError when it is a URI, or holds something that --replace may not replace."""
+    if "://" in asked.folder:
+        raise UserError("is a URI, and programs open models from folders", f"--model {asked.folder}", "Name a local folder")
+    target = Path(asked.folder).expanduser().absolute()
+    if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
+        return target
+    if not (target / RECORD).is_file():
+        raise UserError("is there already, and is no exported policy", str(target), "Name another folder")
+    if not asked.replace:
+        raise UserError("a policy was exported there already", str(target), "Name another folder, or pass --replace")
+    return target

@@ -80,6 +80,14 @@ def holding_for(out: Session, store: Store) -> Iterator[lease.Lease]:
         out.held.remove(store)
 
 
+def begin(out: Session, store: Store) -> None:
+    """Begin work on a run without a cluster: start its log, and say when the code has changed."""
+    out.log_to(store)
+    recorded = store.run_file()
+    if recorded is not None and (line := changed_code(recorded.versions)):
+        out.say(line)
+
+
 def start(out: Session, store: Store, address: str | None, asked: Sequence[Demand] = (), held: Store | None = None) -> None:
     """Begin work on a run: start its log, join the cluster, check that every node has this code and sees the run, and find room.
 
@@ -92,10 +100,7 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
     _stay_at_home(address)
     from actors import cluster
 
-    out.log_to(store)
-    recorded = store.run_file()
-    if recorded is not None and (line := changed_code(recorded.versions)):
-        out.say(line)
+    begin(out, store)
     names = (*QUIET, "EGRSD_DEBUG")
     join(out, address, {name: os.environ[name] for name in names if name in os.environ})
     cluster.check_nodes()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.engines import open_engines
-from jobs.opened import hold_run, start
+from jobs.opened import begin, hold_run, start
 from jobs.terminal import Session, session
 from pipeline.contract import Stage
 from pipeline.errors import UserError
@@ -17,7 +17,7 @@ from pipeline.problems.sources import open_source
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
-from pipeline.rounds.schedule import Choice, execute
+from pipeline.rounds.schedule import Choice, execute, takes_ray
 from pipeline.stages import PLAN, check_settings, find_stage
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Entry
@@ -59,7 +59,10 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
                 )
         for note in check_rewards(run, work.codes, open_source(run.source)) if stage.name == "reward" else ():
             out.say(note)
-        start(out, store, address)
+        if takes_ray(run, (stage.name,), len(only)):
+            start(out, store, address)
+        else:
+            begin(out, store)
         if going := _replaced(inventory, stage, Choice(only, asked.force)):
             out.say(f"{work.area} {stage.name}: {len(going)} shards are replaced, each once its new one is whole.")
         computed = _bring_up(work, stage, Choice(only, asked.force), out)

@@ -46,7 +46,12 @@ def show(uri: str, debug: bool) -> None:
         for note in [*notes, *_stale_evaluations(store, run), *told(store, run), *changed]:
             out.say(note)
         if run.source.response:
-            out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; no engine wrote them")
+            wrote = (
+                "no engine wrote them"
+                if run.only_imports
+                else f"{run.writers.count('import')} of each group of {len(run.writers)}"
+            )
+            out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; {wrote}")
         if run.teachers:
             who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
             out.say("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))

@@ -125,7 +125,7 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = F
     """
     grader_of(run)
     check_teachers(run)
-    notes = fitness.check(run, run.engines.rollout.placement.gpus > 0 or vllm_for_gpus(), begun)
+    notes: list[str | None] = [*fitness.check(run, run.engines.rollout.placement.gpus > 0 or vllm_for_gpus(), begun)]
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)

@@ -50,8 +50,8 @@ class _Place:
 def read_document(model: type[BaseModel], text: str, file: str) -> dict[str, Any]:
     """The settings that a YAML file holds, each with a value of its type, as nested dicts.
 
-    Raises SettingError, with the line, for text that is no YAML, for an unknown setting and one that is given twice, and for a
-    value that its setting cannot have.
+    Raises SettingError, with the line, for text that is no YAML and for a value that its setting cannot have. An unknown
+    setting, and one that is given twice, raise it too.
     """
     place = _Place(file=file)
     try:

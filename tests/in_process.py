@@ -5,7 +5,7 @@ from pipeline.errors import EngineError
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
-from pipeline.rounds import schedule
+from pipeline.rounds import shard as one_shard
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import plan_round, with_engines
 from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
@@ -17,7 +17,7 @@ SETS = ["rollout.prompts_per_round=4", "rollout.prompts_per_shard=2", "rollout.g
 def bring_up_to_date(work, stage, shard, problems=None, force=False):
     """Compute and commit one shard of one stage unless it is fresh. Returns its entry, and whether it was computed."""
     first = sum(len(rows) for name, rows in work.shards.items() if name < shard)
-    return schedule.bring_up_to_date(Inventory(work, whole=False), stage, shard, first, problems, force)
+    return one_shard.bring_up_to_date(Inventory(work, whole=False), stage, shard, first, problems, force)
 
 
 class Refusing(FakeEngine):

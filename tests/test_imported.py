@@ -81,7 +81,7 @@ def test_a_source_without_enough_usable_traces_is_refused_before_anything_starts
     assert open_sources(run).notes == ()
     with pytest.raises(SettingError, match=r"source\.response: tiny-arithmetic makes problems, and brings no traces"):
         open_sources(resolve(run, ["source.uri=tiny-arithmetic"]))
-    with pytest.raises(SettingError, match=r"rollout\.group_size: is 8, .+ at most 1 trace each.+Set it to 1, with"):
+    with pytest.raises(SettingError, match=r"group_size: asks for 8 of each row, .+ at most 1 trace each.+Set it to 1, with"):
         open_sources(resolve(run, ["rollout.group_size=8"]))
     with pytest.raises(UserError, match=r"all 32 traces of the first round are rejected, 32 as response_too_long"):
         open_sources(resolve(run, ["rollout.max_new_tokens=4"]))

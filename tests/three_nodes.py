@@ -38,6 +38,7 @@ from pipeline.store.directory import Store
 SETS = [
     *UNWATCHED,
     "rounds=2",
+    "shards_here=0",  # tasks of Ray Data compute, and the test sees where
     "rollout.prompts_per_round=10",
     "rollout.prompts_per_shard=1",
     "rollout.group_size=4",

@@ -4,7 +4,7 @@ An engine whose log-probs depend on how it is asked computes some of them wrong,
 right log-probs are a fault of the hook: bounds take their place.
 
 vLLM's internals may change, so nobody trusts the hook of exact_entropy.py. A request for the whole vocabulary brings every
-log-prob of a position in the same row as the entropy that the hook wrote, so both come from one forward pass. A second request,
+log-prob of a position, in the same row as the entropy that the hook wrote. Both come from one forward pass. A second request,
 of the kind that the engine makes in its work, must then give the same numbers. Each request is made alone: vLLM's V2 runner
 answers requests of different width in one batch with the columns of the widest.
 """

@@ -10,11 +10,13 @@ from typing import Any
 from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
-from pipeline.errors import EgrsdError, EngineError, first_line
+from pipeline.errors import EgrsdError, EngineError, first_line, whole_cause
 from pipeline.fit.machine import GIB, vllm_for_gpus
 from pipeline.models.blueprint import settings_of
 from pipeline.models.fitness import check_window
 from pipeline.models.stops import stop_ids
+
+log = logging.getLogger(__name__)
 
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.inference.exact_entropy is installed only where this is "1"
 DEBUG = "EGRSD_DEBUG"  # vLLM's own log is shown where this is set
@@ -151,7 +153,8 @@ def start_error(error: BaseException, path: str, pool: config.Pool | None = None
     if isinstance(error, ImportError):
         return EngineError(f"vLLM cannot be imported ({first_line(error)})", path, "Install the extra 'cpu' or 'gpu'")
     remedy = memory_remedy(error, pool) or f"{DEBUG}=1 shows vLLM's log"
-    return EngineError(f"vLLM did not {verb} ({type(error).__name__}: {first_line(error)})", path, remedy)
+    log.error("vLLM did not %s", verb, exc_info=error)
+    return EngineError(f"vLLM did not {verb} ({whole_cause(error)})", path, remedy)
 
 
 def memory_remedy(error: BaseException, pool: config.Pool | None) -> str:

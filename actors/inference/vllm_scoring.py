@@ -4,7 +4,7 @@ There are two ways. `prompt` asks for the log-probs of a whole prompt, so every 
 through the output head. `response` names the first position, and the token ids of each position from there on. Only vLLM's V2
 runner knows it. `shared` is the same way, and sequences with the same prompt share its keys and values in vLLM's prefix cache.
 
-A position that comes from the cache has no hidden state, so vLLM has no scores for it, and then drops those of the whole request.
+A position that comes from the cache has no hidden state. vLLM has no scores for it, and drops those of the whole request.
 `cap_hits` therefore ends every hit before the first position that is scored.
 
 The most likely tokens of a position are not known when a request is made, so it cannot name them. A request for `keep` of them

@@ -23,6 +23,7 @@ from actors.pool.asking import Actors
 from actors.pool.callers import Callers
 from actors.pool.member import STALLED, Gone, LoadArgs, Member, PoolStatus, Ticket, blameless
 from actors.pool.probe import Probed, difference, disagreement
+from actors.pool.ready import Ready
 from actors.pool.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
@@ -49,6 +50,8 @@ class Dispatcher:
         self._actors = actors or Actors()
         self._setting = resources.setting_of(name)
         self._members: dict[str, Member] = {}
+        self._at: dict[str, Member] = {}  # ticket id -> the engine that has its batch
+        self._ready = Ready(inflight)
         self._bounds = Bounds(settings.min, settings.max)
         self._sizing = Sizing(settings.min)
         self._pace = sizing.Pace(settings.grow_after_s, settings.shrink_after_s)
@@ -91,15 +94,15 @@ class Dispatcher:
             member.busy_since = time.monotonic()
         member.tickets[ticket] = rows
         member.policy_version = policy_version
-        return Ticket(ticket, member.name, member.handle)
+        self._at[ticket] = member
+        self._ready.offer(member)
+        return Ticket(ticket, member.name, member.handle, self._facts)
 
     async def release(self, ticket: str, rows: int, tokens: int) -> None:
         """Note that a batch has ended: `rows` were answered, with `tokens` response tokens in all."""
-        for member in self._members.values():
-            if ticket in member.tickets:
-                member.count(rows, tokens)
-                self._drop(member, {ticket})
-                return
+        if member := self._at.get(ticket):
+            member.count(rows, tokens)
+            self._drop(member, {ticket})
 
     async def lost(self, engine: str, cause: str) -> None:
         """Replace an engine that a caller saw die, or whose vLLM broke."""
@@ -180,6 +183,7 @@ class Dispatcher:
         batches = self._queued + sum(len(m.tickets) for m in self._members.values())
         self._sizing = sizing.resize(self._sizing, batches, self._inflight, self._bounds, self._pace, time.monotonic())
         self._fill()
+        self._ready.shrink(len(self._members))
         staying = [m for m in self._members.values() if m.state != "draining"]
         staying.sort(key=lambda m: (m.state == "serving", m.load))
         for member in staying[: max(0, len(staying) - self._sizing.target)]:
@@ -226,6 +230,7 @@ class Dispatcher:
             member.serving_since = time.monotonic()
             if member.state == "loading":
                 member.state = "serving"
+            self._ready.offer(member)
             self._drop(member, set())
             self._callers.notify()
 
@@ -246,6 +251,7 @@ class Dispatcher:
             self._bury(member, why)
         elif member.name in self._members:
             member.rise()
+            self._ready.offer(member)
             self._callers.notify()
 
     async def _placed(self, member: Member) -> int:
@@ -334,6 +340,9 @@ class Dispatcher:
     def _leave(self, member: Member) -> None:
         """Take an engine out of the pool, and keep its seconds for the pool's totals."""
         del self._members[member.name]
+        member.left = True
+        for ticket in member.tickets:
+            self._at.pop(ticket, None)
         now = time.monotonic()
         serving, working = self._past
         self._past = (serving + member.serving_s(now), working + member.working_s(now))
@@ -343,6 +352,7 @@ class Dispatcher:
         was_busy, room = bool(member.tickets), len(tickets)
         for ticket in tickets:
             member.tickets.pop(ticket, None)
+            self._at.pop(ticket, None)
             if member.held_for == ticket:
                 member.held_for, room = None, len(self._callers)
         if was_busy and not member.tickets:
@@ -350,6 +360,7 @@ class Dispatcher:
         if member.state == "draining" and not member.tickets and member.name in self._members:
             self._leave(member)
             self._spawn(self._end(member))
+        self._ready.offer(member)
         self._callers.notify(room)
 
     async def _end(self, member: Member) -> None:
@@ -365,14 +376,15 @@ class Dispatcher:
 
     def _pick(self, ticket: str, alone: bool) -> Member | None:
         """The engine for a ticket, or None when it must wait. With `alone` an engine is held for the ticket until it is idle."""
-        there = self._members.values() if self._awake else ()
-        serving = [m for m in there if m.state == "serving" and m.held_for in (None, ticket)]
-        if alone:
-            chosen = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load"), default=None))
-            if chosen is not None:
-                chosen.held_for = ticket
-            return chosen if chosen is not None and not chosen.tickets else None
-        return min((m for m in serving if len(m.tickets) < self._inflight), key=attrgetter("load"), default=None)
+        if not self._awake:
+            return None
+        if not alone:
+            return self._ready.least()
+        serving = [m for m in self._members.values() if m.state == "serving" and m.held_for in (None, ticket)]
+        chosen = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load"), default=None))
+        if chosen is not None:
+            chosen.held_for = ticket
+        return chosen if chosen is not None and not chosen.tickets else None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task, and keep a reference so that asyncio does not drop it."""

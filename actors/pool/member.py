@@ -79,11 +79,12 @@ class PoolStatus:
 
 @dataclass(frozen=True)
 class Ticket:
-    """The right to send one batch to one engine. `handle` is the engine's Ray actor."""
+    """The right to send one batch to one engine. `handle` is the engine's Ray actor, `facts` what its numbers mean."""
 
     id: str
     engine: str
     handle: Any
+    facts: EngineFacts | None = None
 
 
 @dataclass(eq=False)
@@ -111,6 +112,7 @@ class Member:
     probed: Probed = field(default_factory=dict)  # what it answered to the probe, on a shared card
     asleep_s: float = 0.0  # seconds of sleep that have ended
     asleep_since: float | None = None
+    left: bool = False  # it is no member of the pool any more
 
     @property
     def load(self) -> int:

@@ -55,6 +55,7 @@ class EnginePool:
         self._dispatcher, self._settings, self._setting = dispatcher, settings, setting
         self._wanted: Bounds | None = None  # the bounds of the last `resize`
         self._watch: Watch | None = None
+        self._facts: EngineFacts | None = None  # those of the last ticket: asking for them at every batch is a call too many
 
     def __reduce__(self) -> tuple[type[EnginePool], tuple[Any, config.Pool, str]]:
         return EnginePool, (self._dispatcher, self._settings, self._setting)  # the driver alone watches the dispatcher
@@ -99,7 +100,7 @@ class EnginePool:
 
     def facts(self) -> EngineFacts:
         """What the engines' numbers mean, once the first engine serves. Raises the error that kept it from starting."""
-        return self._await(self._dispatcher.facts.remote())
+        return self._facts or self._await(self._dispatcher.facts.remote())
 
     def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
         """One trace per request, in order. A request that keeps killing its engine becomes a Failure; the others are answered.
@@ -183,6 +184,7 @@ class EnginePool:
         while pieces:
             piece = pieces.popleft()
             ticket = self._await(self._dispatcher.acquire.remote(len(piece.rows), policy.version, piece.alone))
+            self._facts = ticket.facts  # a dispatcher that Ray has restarted may have engines with others
             try:
                 call = getattr(ticket.handle, method).remote(ticket.id, [items[row] for row in piece.rows], policy, *more)
                 answered = _get(call)

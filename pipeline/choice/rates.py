@@ -1,7 +1,7 @@
 """Pass rates from stored verdicts: those of this run's earlier rounds, and those of other runs, kept in pass_rates.json.
 
-A problem of another run is the same problem when its text and its answer are the same. Another run is read once. What it told is
-kept in the run, so a resume chooses by the same pass rates, also when the other run has grown or gone.
+A problem of another run is the same problem when its text and its answer are the same. Another run is read once. The run keeps
+what it told. A resume therefore chooses by the same pass rates, even when the other run has grown or gone.
 """
 
 from __future__ import annotations

@@ -60,6 +60,9 @@ class Run(Section):
     stall_timeout_s: Annotated[Positive, LATER] = Field(
         60.0, description="seconds in which a data task has used no processor time, after which it is ended and done again"
     )
+    shards_here: Annotated[int, Field(ge=0), LATER, UNCOUNTED] = Field(
+        16, description="a stage with at most so many shards to compute runs in the command's process, one with more as Ray tasks"
+    )
     source: Source = Source()
     model: Model = Model()
     prompts: Prompts = Prompts()
@@ -76,6 +79,19 @@ class Run(Section):
     teachers: Annotated[dict[str, Teacher], LATER] = Field(
         default_factory=dict, description="teachers by name; none: the frozen base of the student, which sees the reference"
     )
+
+    @property
+    def writers(self) -> list[str]:
+        """Who writes each of the G traces of a problem, in their order: the student, the teacher, or the source (`import`)."""
+        size = self.rollout.group_size
+        imports = round(size * self.rollout.import_share) if self.source.response else 0
+        teachers = round(size * self.rollout.teacher_share)
+        return ["student"] * (size - teachers - imports) + ["teacher"] * teachers + ["import"] * imports
+
+    @property
+    def only_imports(self) -> bool:
+        """Whether the source brings all traces, so that no engine writes any."""
+        return set(self.writers) == {"import"}
 
     @property
     def taught_by(self) -> dict[str, Teacher]:
@@ -133,6 +149,8 @@ class Run(Section):
                     f"model.max_model_len {self.model.max_model_len}: raise the window or lower the cap"
                 )
         self._takes_turns()
+        if self.train.packing == "packed" and self.model.lora_dropout > 0:
+            raise ValueError("train.packing packed would drop one choice of features for all traces of a prompt: set it padded")
         if 0 < self.train.keep_policies < self.max_staleness + 2:
             raise ValueError(
                 f"train.keep_policies {self.train.keep_policies} drops policies that engines still need: set 0, or "
@@ -140,8 +158,7 @@ class Run(Section):
             )
         if self.evaluation.source.response:
             raise ValueError("evaluation.source.response: an evaluation asks the model; leave it empty")
-        if self.source.response and self.rollout.teacher_share:
-            raise ValueError("source.response needs rollout.teacher_share 0: all traces of such a run are imported")
+        self._shares_fit()
         others = {"teacher": self.rollout.teacher_share > 0, "import": bool(self.source.response)}
         refuse_missing(self.objective, self.score, {name for name, writes in others.items() if writes})
         for reward in self.grade.rewards:
@@ -153,8 +170,8 @@ class Run(Section):
             raise ValueError("grade.advantage 'group' needs rollout.group_size of at least 2: raise it or use 'running'")
         if self.rollout.fill_groups and self.grade.advantage != "group":
             raise ValueError("rollout.fill_groups needs grade.advantage 'group': with 'running' no group is without signal")
-        if self.rollout.fill_groups and self.source.response:
-            raise ValueError("rollout.fill_groups needs traces that the student writes: leave source.response empty")
+        if self.rollout.fill_groups and self.only_imports:
+            raise ValueError("rollout.fill_groups needs traces that the student writes: lower rollout.import_share")
         return self
 
     @model_validator(mode="after")
@@ -182,6 +199,21 @@ class Run(Section):
             raise ValueError(f"{where} has a model of its own, which finds no room under colocate: set {where}.engines or server")
         if 0 < kept < self.max_staleness + 2 + (teacher.lag or 0) or (kept and teacher.rate is not None):
             raise ValueError(f"train.keep_policies {kept} drops policies that {where}.policy {teacher.policy} needs: set 0")
+
+    def _shares_fit(self) -> None:
+        """Raise ValueError for shares of a group that name no trace, or more traces than there are."""
+        size, share = self.rollout.group_size, self.rollout.import_share
+        if not self.source.response:
+            if share < 1:
+                raise ValueError("rollout.import_share is read with source.response only: name the column of traces there")
+            return
+        if "import" not in self.writers:
+            raise ValueError(f"rollout.import_share {share} of {size} traces (rollout.group_size) is none: raise it")
+        if self.rollout.teacher_share + share > 1 or len(self.writers) > size:
+            raise ValueError(
+                "source.response needs rollout.teacher_share 0 or a lower rollout.import_share: "
+                f"{self.rollout.teacher_share} and {share} of a group of {size} are more than all"
+            )
 
     def _takes_turns(self) -> None:
         """Raise ValueError for settings that do not go with one card for engine and trainer, or that only go with it."""

@@ -120,6 +120,9 @@ class Rollout(Section):
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="tokens that sampling may choose from; 0: all")
     max_new_tokens: Count = 64
     teacher_share: Share = Field(0.0, description="share of each group that the privileged teacher writes")
+    import_share: Annotated[Annotated[float, Field(gt=0, le=1)], LATER] = Field(
+        1.0, description="share of each group that source.response brings, where it is set; others are written"
+    )
     fill_groups: Annotated[Annotated[int, Field(ge=0, le=1_000_000)], LATER] = Field(
         0, description="most further prompts of a round, asked in place of groups without signal; 0: none"
     )

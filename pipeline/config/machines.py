@@ -98,6 +98,11 @@ class Train(Section):
     gradient_checkpointing: bool = False
     batch_traces: Count = Field(256, description="traces of one optimiser step over all ranks: the minibatch of Eq. 5")
     micro_batch_tokens: Count = Field(16_384, description="most tokens of one forward pass: prompt, response and padding")
+    packing: Annotated[Literal["auto", "padded", "packed"], LATER] = Field(
+        "auto",
+        description="packed: a prompt that traces of a minibatch share is computed once, without padding; auto: where that saves "
+        "enough, on a CPU",
+    )
     head_chunk_tokens: Count = Field(1024, description="tokens whose logits exist at one time")
     learning_rate: Positive = 1e-3
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)

@@ -47,7 +47,7 @@ OTHER_PROBLEMS = "was evaluated on other problems than the runs before it, and o
 REJECTED = "`reject_reason` in the shards of its evaluation says why. Correct the cause, then remove this run"
 _Figure = Annotated[float, Field(allow_inf_nan=True)]
 TEST = (
-    "paired by seed and problem: t over seeds, S - 1 degrees of freedom, seeds and problems both random; "
+    "paired by seed and problem: t over seeds and problems, both random, degrees of freedom by Satterthwaite; "
     "beyond noise: p < 0.05 after Holm's correction over the comparisons of one measure"
 )
 

@@ -5,12 +5,13 @@ One bootstrap serves every figure. It draws problems, so that the samples of one
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES = 2000
+FEW = 5  # with fewer seeds, Satterthwaite's intervals would contain the true mean in 87 to 94 % of the cases
 TOLD = 0.8  # least share of resamples with a value; the share is lower when only one or two problems have a value
 
 
@@ -82,14 +83,44 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
     return found
 
 
-def over_seeds(values: np.ndarray) -> Tested:
-    """Mean of values [S, N], seeds x problems, where seeds and problems are both random samples (two-way random effects).
+class Crossed(NamedTuple):
+    """Means over seeds and problems that are both random, their standard errors, and degrees of freedom of Student's t, [...]."""
 
-    The squared standard error is v_seed / S + v_problem / N - v_rest / (S N), but at least each of the first two terms. v_seed is
-    the variance of the seeds' means, v_problem that of the problems' means, v_rest that of the residuals. Student's t has S - 1
-    degrees of freedom, which is cautious when problems vary more than seeds: in the test 98.7 % of the intervals contain the true
-    mean. With one seed the interval is a bootstrap over problems. A problem with a NaN is left out.
-    Raises ValueError for fewer than two problems.
+    mean: np.ndarray
+    error: np.ndarray
+    freedom: np.ndarray
+
+
+def crossed(values: np.ndarray) -> Crossed:
+    """Means of values [..., S, N], seeds x problems, under two crossed random effects: Y = mean + seed + problem + rest.
+
+    With the mean squares MS of seeds, problems and rest, the squared standard error is
+    (MS_seed + max(MS_problem - MS_rest, 0)) / (S N). Satterthwaite's degrees of freedom (1946) are the square of that sum,
+    divided by the sum of MS^2 / freedom over the mean squares in it. Fewer than FEW seeds have S - 1 degrees of freedom, because
+    Satterthwaite's are too many there. Raises ValueError for fewer than two seeds or problems.
+    """
+    seeds, size = values.shape[-2:]
+    if min(seeds, size) < 2:
+        raise ValueError(f"{seeds} seeds and {size} problems are too few: 2 of each at least")
+    by_seed, by_problem, mean = values.mean(-1), values.mean(-2), values.mean((-2, -1))
+    rest = values - by_seed[..., :, None] - by_problem[..., None, :] + mean[..., None, None]
+    of_seeds, of_problems = size * by_seed.var(-1, ddof=1), seeds * by_problem.var(-1, ddof=1)
+    of_rest = (rest**2).sum((-2, -1)) / ((seeds - 1) * (size - 1))
+    more = of_problems > of_rest
+    total = of_seeds + np.where(more, of_problems - of_rest, 0.0)
+    spread = of_seeds**2 / (seeds - 1)
+    spread = spread + np.where(more, of_problems**2 / (size - 1) + of_rest**2 / ((seeds - 1) * (size - 1)), 0.0)
+    with np.errstate(invalid="ignore"):  # equal values have no spread
+        freedom = np.fmax(total**2 / spread, seeds - 1) if seeds >= FEW else np.full_like(total, seeds - 1)
+    return Crossed(mean, np.sqrt(total / (seeds * size)), freedom)
+
+
+def over_seeds(values: np.ndarray) -> Tested:
+    """Mean of values [S, N], seeds x problems, where seeds and problems are both random samples. See `crossed`.
+
+    In 10 000 simulations with 5 seeds or more, 94.1 to 96.6 % of the intervals contain the true mean; with fewer seeds more of
+    them do. With one seed the interval is a bootstrap over problems. A problem with a NaN is left out. Raises ValueError for
+    fewer than two problems.
     """
     values = values[:, np.isfinite(values).all(0)]
     seeds, size = values.shape
@@ -100,14 +131,10 @@ def over_seeds(values: np.ndarray) -> Tested:
         raise ValueError(f"{size} problems are too few for an interval: 2 at least")
     from scipy.special import stdtr, stdtrit  # takes 0.5 s, and one seed does not need it
 
-    mean, by_seed, by_problem = values.mean(), values.mean(1), values.mean(0)
-    rest = values - by_seed[:, None] - by_problem + mean
-    parts = by_seed.var(ddof=1) / seeds, by_problem.var(ddof=1) / size
-    shared = (rest**2).sum() / ((seeds - 1) * (size - 1)) / (seeds * size)
-    error = math.sqrt(max(sum(parts) - shared, *parts))
-    half = stdtrit(seeds - 1, 0.975) * error
-    p = 2 * float(stdtr(seeds - 1, -abs(mean) / error)) if error else float(mean == 0)
-    return Tested(float(mean), float(mean - half), float(mean + half), p)
+    mean, error, freedom = (float(part) for part in crossed(values))
+    half = stdtrit(freedom, 0.975) * error
+    p = 2 * float(stdtr(freedom, -abs(mean) / error)) if error else float(mean == 0)
+    return Tested(mean, float(mean - half), float(mean + half), p)
 
 
 def holm(chances: list[float]) -> list[float]:

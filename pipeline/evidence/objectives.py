@@ -52,8 +52,8 @@ def are_swept(sets: list[str]) -> bool:
 def grid(run: Run, sets: list[str]) -> list[Point]:
     """Every combination of the values, each distinct objective once. The last axis changes fastest.
 
-    Raises SettingError for text that is not name=value,value, for an axis that no objective of the grid reads, and for an
-    objective without what it needs.
+    Raises SettingError for text that is not name=value,value, and for an axis that no objective of the grid reads. An
+    objective without what it needs raises it too.
     """
     axes: dict[str, list[str]] = {}
     for text in sets:

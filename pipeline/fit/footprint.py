@@ -144,20 +144,28 @@ def fit(run: Run, size: Size, facts: Facts) -> list[Line]:
     parts = rank_bytes(run, size)
     rank = sum(parts.values())
     lines.append(_rank_line(run, rank, summed(parts), facts))
-    engines = [
-        max(1, pool.min)
-        * (weight_bytes(size, run.model.dtype) + int(pool.kv_cache_gib * GIB) + scoring_logits(run.model, pool, size))
-        for _, pool in there
-        if pool.placement.gpus <= 0
-    ]
+    engines = [_host_bytes(run.model, pool, size) for _, pool in there]
+    teachers = (teacher for teacher in run.teachers.values() if run.has_pool(teacher) and not teacher.server)
+    models = ((run.model_of(teacher), run.pool_of(teacher)) for teacher in teachers)
+    engines += [
+        _host_bytes(model, pool, measure(model)) for model, pool in models if pool.placement.gpus <= 0
+    ]  # measured only then
     ranks = run.train.workers * rank if run.train.placement.gpus <= 0 else 0
-    if engines or ranks:
+    if sum(engines) or ranks:
         total = sum(engines) + ranks
         said = f"engines {gib(sum(engines))} + ranks {gib(ranks)} = {gib(total)} of {gib(facts.memory)} GiB free"
         short = total > facts.memory
         remedy = ". Lower kv_cache_gib, micro_batch_tokens or the numbers of engines and workers" if short else ""
         lines.append(Line("error" if short else "ok", "fit in memory", said + remedy))
     return lines
+
+
+def _host_bytes(model: Model, pool: Pool, size: Size) -> int:
+    """Memory of this machine that the least number of a pool's engines take. 0 for engines on GPUs."""
+    if pool.placement.gpus > 0:
+        return 0
+    cache = int(pool.kv_cache_gib * GIB)
+    return max(1, pool.min) * (weight_bytes(size, model.dtype) + cache + scoring_logits(model, pool, size))
 
 
 def summed(parts: dict[str, int]) -> str:

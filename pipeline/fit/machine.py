@@ -98,6 +98,15 @@ def gather(folder: str = ".") -> Facts:
     )
 
 
+def num_cards() -> int:
+    """GPUs that torch can use. The CPU build of torch, which can use none, is not imported for that: it takes a second."""
+    if (_version("torch") or "").endswith("+cpu"):
+        return 0
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
 def processors() -> int:
     """CPUs that this process may use: its affinity, and the quota of its control group when there is one."""
     allowed = len(os.sched_getaffinity(0))

@@ -1,8 +1,8 @@
 """Tokens per second and hours that a recipe may take on known cards: estimates from data sheets, none of them measured.
 
 Generation is bound by memory: each step reads the weights, and the keys and values of its traces. Scoring and training are bound
-by arithmetic: 2 FLOP per parameter and token for a forward pass, as much for the gradient of the inputs, and as much again where
-checkpointing repeats the forward pass. The base is frozen, so gradients of its weights are not computed.
+by arithmetic. A forward pass takes 2 FLOP per parameter and token. The gradient of the inputs takes as much, and so does a
+forward pass that checkpointing repeats. The base is frozen, so gradients of its weights are not computed.
 """
 
 from __future__ import annotations

@@ -67,19 +67,19 @@ def look(problems: ProblemSet, run: Run | None) -> list[Line]:
     traces = bool(run.source.response)
     made = _made([row for row in rows if row.reject is None], run, rejected)
     rejected_rows = rejected.counts.total() - made
-    total = len(rows) if not traces else rejected_rows + (len(rows) - rejected_rows) * run.rollout.group_size
+    total = len(rows) if not traces else rejected_rows + (len(rows) - rejected_rows) * run.writers.count("import")
     return [*lines, *rejected.lines(total, "traces" if traces else "rows")]
 
 
 def _made(rows: list[Problem], run: Run, rejected: _Rejected) -> int:
     """Count the rows, or their imported traces, that cannot become prompts and traces of the run. Returns how many."""
     tokenizer, before = tokenizer_of(run.model), rejected.counts.total()
-    size = run.rollout.group_size if run.source.response else 1
+    size = run.writers.count("import") or 1
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
         table = prompts(part, run, tokenizer)
         if run.source.response:
-            table = imported(table, run, Place(""), tokenizer)
+            table = imported(table, run, Place(""))
         told = zip(table["reject_reason"].to_pylist(), table["reject_detail"].to_pylist(), strict=True)
         for place, (reason, detail) in enumerate(told):
             if reason is not None:

@@ -145,7 +145,7 @@ def _prove_shard(store: Store, entries: dict[str, Entry], plan: Plan | None, whe
 
 
 def _prove_topk(store: Store, entry: Entry, rollout: pa.Table, score: pa.Table) -> None:
-    """A token of a response is as likely as the same token among the kept ones, or at most as likely as the last of them."""
+    """A kept response token has the same log-prob in both places. One that was not kept is at most as likely as the last kept."""
     live = pc.is_null(score["reject_reason"])
     tokens = ragged(rollout.filter(live)["response_tokens"])[0]
     logprobs = ragged(score.filter(live)["teacher_logprobs"])[0]

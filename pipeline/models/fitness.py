@@ -5,6 +5,7 @@ Weights are not needed: the configuration, the tokenizer and the modules without
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -13,7 +14,7 @@ from pipeline.config import Model, Run
 from pipeline.errors import ModelError
 from pipeline.models import head_form, layers
 from pipeline.models.blueprint import blueprint, has_experts, settings_of
-from pipeline.models.resolve import MODEL_NAME
+from pipeline.models.resolve import MODEL_NAME, asset_path
 from pipeline.models.stops import stop_ids
 
 LONG = ("longrope", "dynamic")  # ways to scale positions that depend on the length of the whole batch
@@ -26,7 +27,8 @@ def check(run: Run, on_gpu: bool, begun: bool = False) -> list[str]:
     on_gpu: whether engines have a GPU, or vLLM's build for GPUs. The model that ships is known to do.
     """
     if run.model.path == MODEL_NAME and run.model.lora_targets == layers.DEFAULT:
-        check_window(run.model, settings_of(run.model))
+        window = json.loads((asset_path() / "config.json").read_text())["max_position_embeddings"]
+        _check_fits(run.model, window)  # without transformers, whose import takes seconds
         return []
     settings = settings_of(run.model)
     check_window(run.model, settings)
@@ -40,19 +42,14 @@ def check(run: Run, on_gpu: bool, begun: bool = False) -> list[str]:
         raise ModelError("has no decoder and output layer that can be taken apart", run.model.path, "Use another model")
     said = layers.check(run.model, net, begun)
     _check_head(run.model, net, head_form.form_of(settings))
-    return (
-        [f"note: {run.model.path}: {said} (model.lora_targets)"]
-        if run.model.lora_targets != layers.DEFAULT or "not" in said
-        else []
-    )
+    usual = run.model.lora_targets == layers.DEFAULT and "; not" not in said
+    return [] if usual else [f"note: {run.model.path}: {said} (model.lora_targets)"]
 
 
 def check_window(model: Model, settings: Any) -> None:
     """Raise ModelError when `max_model_len` exceeds the model's window, or the window up to which positions are the same."""
     text = settings.get_text_config()
-    window = getattr(text, "max_position_embeddings", None)
-    if window and model.max_model_len > window:
-        raise ModelError(f"the model's window is {window} tokens", model.path, f"Lower model.max_model_len {model.max_model_len}")
+    _check_fits(model, getattr(text, "max_position_embeddings", None))
     for kind, original in _scaled(text):
         if kind in LONG and original and model.max_model_len >= original:  # an engine has room for one token more
             raise ModelError(
@@ -60,6 +57,11 @@ def check_window(model: Model, settings: Any) -> None:
                 model.path,
                 f"Lower model.max_model_len {model.max_model_len} to {original - 1} or less",
             )
+
+
+def _check_fits(model: Model, window: int | None) -> None:
+    if window and model.max_model_len > window:
+        raise ModelError(f"the model's window is {window} tokens", model.path, f"Lower model.max_model_len {model.max_model_len}")
 
 
 def _scaled(text: Any) -> Iterator[tuple[str, int | None]]:
@@ -76,7 +78,7 @@ def _check_parts(model: Model, settings: Any) -> None:
     others = [name for name in ("vision_config", "audio_config") if getattr(settings, name, None) is not None]
     if others and find_spec("torchvision") is None:
         raise ModelError(
-            f"also reads {' and '.join(name.removesuffix('_config') for name in others)}: vLLM needs the package torchvision for it",
+            f"also reads {', '.join(name.removesuffix('_config') for name in others)}: vLLM needs the package torchvision for it",
             model.path,
             "Take the text part of this model, as a folder of its own",
         )

@@ -31,18 +31,18 @@ def form_of(settings: Any) -> Form:
     scale = 1.0
     if (divisor := number("logits_scaling")) is not None:
         scale = divisor if text.model_type == "hyperclovax" else 1 / divisor
+    elif (width := number("dim_model_base")) is not None:
+        scale = width / text.hidden_size
     for name in ("logit_scale", "lm_head_multiplier"):
         scale *= number(name) or 1.0
-    if (width := number("dim_model_base")) is not None:
-        scale *= width / text.hidden_size
     return Form(scale, number("final_logit_softcapping") or 0.0)
 
 
 def gap(net: Any, form: Form) -> float:
     """The largest relative difference between the logits of a model's code and its form, on random hidden states.
 
-    net: a model on the meta device. Its decoder and its output layer are replaced by small real ones. NaN when its code does not
-    run so.
+    net: a model on the meta device. Its decoder gives known hidden states, and its output layer is replaced. NaN when its code
+    does not run so.
     """
     import torch
     from transformers.modeling_outputs import MoeModelOutputWithPast
@@ -53,22 +53,14 @@ def gap(net: Any, form: Form) -> float:
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    hidden = torch.randn(1, 3, width, generator=generator)
+    hidden: Any = torch.randn(1, 3, width, generator=generator)
 
-    class Told(torch.nn.Module):
-        """A decoder whose hidden states are known."""
-
-        def forward(self, *_: Any, **__: Any) -> Any:
-            """The hidden states, whatever is asked."""
-            return MoeModelOutputWithPast(last_hidden_state=hidden)
-
-    decoder, output = net.get_decoder(), net.get_output_embeddings()
+    output = net.get_output_embeddings()
     for parent in list(net.modules()):
         for name, module in list(parent.named_children()):
-            if module is decoder:
-                setattr(parent, name, Told())
             if module is output:
                 setattr(parent, name, head)
+    net.get_decoder().forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
     try:
         with torch.no_grad(), torch.device("cpu"):
             logits = net(input_ids=torch.zeros(1, 3, dtype=torch.long), use_cache=False).logits[0]

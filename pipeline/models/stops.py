@@ -1,4 +1,4 @@
-"""The tokens that end a trace: those that the tokenizer, the model and its generation settings name, and the end of a turn."""
+"""The tokens that end a trace: those that the tokenizer, the model and its generation settings name."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from pipeline.errors import ModelError
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizer import tokenizer_of
 
-_MARK = "x"  # what the assistant says, to see how the chat template ends a turn
-
 
 def stop_ids(model: Model, settings: Any) -> list[int]:
     """Ids of the tokens that end a trace. `settings` is the configuration of the model.
 
-    The chat template may end a turn with a special token that nobody else names: it ends a trace, too. Raises ModelError when
-    nobody names a token, since every trace would then be cut off.
+    Raises ModelError when nobody names a token, since every trace would then be cut off.
     """
-    tokenizer = tokenizer_of(model)
     named = {*_as_ids(getattr(settings.get_text_config(), "eos_token_id", None)), *_as_ids(_generation(model))}
-    named |= {*_as_ids(getattr(settings, "eos_token_id", None)), *_as_ids(tokenizer.eos_token_id), *turn_end(tokenizer)}
+    named |= {*_as_ids(getattr(settings, "eos_token_id", None)), *_as_ids(tokenizer_of(model).eos_token_id)}
     if not named:
         raise ModelError(
             "neither the tokenizer nor the model names a token that ends a trace: all traces would be cut off",
@@ -28,18 +24,6 @@ def stop_ids(model: Model, settings: Any) -> list[int]:
             "Set eos_token in its tokenizer_config.json",
         )
     return sorted(named)
-
-
-def turn_end(tokenizer: Any) -> list[int]:
-    """The special token with which the chat template ends the assistant's turn, as a list of one id. Empty without one."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # templates are programs, which may refuse these turns
-        return []
-    ids = tokenizer(str(text).rpartition(_MARK)[2], add_special_tokens=False)["input_ids"]
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return ids[:1] if ids and ids[0] in special else []
 
 
 def _generation(model: Model) -> Any:

@@ -30,8 +30,8 @@ _UNKNOWN = {b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip"}
 class Jsonl:
     """Rows of some files, one after the other. The rows themselves stay on disk.
 
-    files: the path of each, and its compression, None for a plain one. spans: int64 [N, 3], for each row the number of its file,
-    and the offset and the length of its line in bytes, of the unpacked file.
+    files: the path of each, and its compression, None for a plain one. spans: int64 [N, 3]. Each row has the number
+    of its file, then offset and length of its line, in bytes of the unpacked file.
     """
 
     filesystem: FileSystem

@@ -58,8 +58,8 @@ def baselines(store: Store, run: Run, keep: bool = False, trust: bool = True) ->
     """The running reward state at the start of round 0, 1, and so on: the rewards of all earlier rounds, folded in order.
 
     The state after a round is on file in its `baseline.json`. It is folded again when the round's grades or the state before them
-    changed, when the file is not as it was written, or without `trust`. Only the driver of the run writes the file, with `keep`;
-    it does not trust a file without proof. With the group estimator the iterator is empty.
+    changed. It is also folded again when the file is not as it was written, or without `trust`. Only the driver of the run writes
+    the file, with `keep`; it does not trust a file without proof. With the group estimator the iterator is empty.
     """
     if run.grade.advantage != "running":
         return

@@ -22,7 +22,7 @@ from pipeline.notices import NOTICE_S, tell
 log = logging.getLogger(__name__)
 
 LOOK_S = 5.0
-_ANSWER_S = 20.0  # for a look at another machine
+ANSWER_S = 20.0  # for a look at another machine
 IDLE = "ray::IDLE"  # of a worker that waits for a task. One that is stopped hangs the task that it gets, and keeps its title
 Place = tuple[str, int, float, bool]  # machine, process id, time at which the process was created, whether it runs a task
 Look = Callable[[str], dict[Place, float]]
@@ -130,8 +130,8 @@ def _everywhere(title: str) -> dict[Place, float]:
     session = ray.get_runtime_context().get_session_name()
     found = here(title, session)
     task = ray.remote(num_cpus=0, max_retries=0)(here)
-    refs = [_on(node, task).remote(title, session) for node in _others()]
-    for ref in ray.wait(refs, num_returns=len(refs), timeout=_ANSWER_S)[0] if refs else ():
+    refs = [on(node["NodeID"], task).remote(title, session) for node in _others()]
+    for ref in ray.wait(refs, num_returns=len(refs), timeout=ANSWER_S)[0] if refs else ():
         with contextlib.suppress(ray.exceptions.RayError):  # that machine has gone, and its tasks with it
             found |= ray.get(ref)
     return found
@@ -146,7 +146,7 @@ def _end_there(place: Place, title: str) -> None:
     task = ray.remote(num_cpus=0, max_retries=0)(end_here)
     for node in _others():
         if node["NodeManagerHostname"] == place[0]:
-            _on(node, task).remote(place, title, session)
+            on(node["NodeID"], task).remote(place, title, session)
 
 
 def _others() -> Iterable[dict[str, Any]]:
@@ -160,7 +160,8 @@ def _others() -> Iterable[dict[str, Any]]:
             yield node
 
 
-def _on(node: dict[str, Any], task: Any) -> Any:
+def on(node_id: str, task: Any) -> Any:
+    """A Ray task that runs on one node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))

@@ -46,6 +46,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("delta", "nats", "mean", "mean |teacher log-prob - student log-prob|"),
         Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|, in the first step of a round"),
         Metric("logprob_gap_max", "nats", "max", "the largest of these gaps"),
+        Metric("padded_share", "share", "mean", "share of the tokens of forward passes that are padding"),
+        Metric("shared_share", "share", "mean", "share of the minibatch's tokens that packing saved, as traces share a prompt"),
         Metric("seconds", "s", "sum", "time of the step"),
         Metric("tokens_per_s", "tokens/s", "mean", "response tokens trained in a second"),
     ),

@@ -45,15 +45,16 @@ REMEDIES = {
 
 def refuse_few_imports(source: ProblemSet, run: Run) -> str | None:
     """A note when rows bring more traces than a group has. Raises SettingError when none of the first rows brings as many."""
-    size = run.rollout.group_size
+    size, setting = run.writers.count("import"), "rollout.group_size" if run.only_imports else "rollout.import_share"
     counts = [len(row.imported) for row in source.rows(range(min(len(source), _AT_ONCE))) if row.imported]
     most = max(counts, default=size)
     if most < size:
         traces = f"{most} {'trace' if most == 1 else 'traces'}"
-        what = f"is {size}, and the first rows of {source.source.uri} bring at most {traces} each"
+        what = f"asks for {size} of each row, and the first rows of {source.source.uri} bring at most {traces} each"
         alone = ", with grade.advantage=running" if most == 1 else ""
-        raise SettingError(what, "rollout.group_size", f"Set it to {most}{alone}")
-    said = f"rows bring up to {most} traces, and the first {size} of each are used (rollout.group_size)"
+        remedy = f"Set it to {most}{alone}" if run.only_imports else f"Set it to {most / run.rollout.group_size:.3g}"
+        raise SettingError(what, setting, remedy)
+    said = f"rows bring up to {most} traces, and the first {size} of each are used ({setting})"
     return f"note: {source.source.uri}: {said}" if most > size else None
 
 
@@ -66,8 +67,8 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
     with late("prompts", f"prompts of {source.source.uri} have been made for {NOTICE_S:g} s so far: none fits yet."):
         for start in range(0, len(indices), _AT_ONCE):
             asked = prompts(source.rows(indices[start : start + _AT_ONCE]), run, tokenizer)
-            if run.source.response:
-                asked = imported(asked, run, Place(""), tokenizer)
+            if run.only_imports:
+                asked = imported(asked, run, Place(""))
             for reason, detail in zip(asked["reject_reason"].to_pylist(), asked["reject_detail"].to_pylist(), strict=True):
                 if reason is None:
                     return
@@ -75,7 +76,7 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
                 details.setdefault(reason, detail)
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        things = "traces" if run.source.response else "prompts"
+        things = "traces" if run.only_imports else "prompts"
         what = f"all {reasons.total()} {things} of {whose} are rejected, {count} as {reason}: {details[reason]}"
         raise UserError(what, source.source.uri, REMEDIES[Reject(reason)])
 

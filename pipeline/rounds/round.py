@@ -11,6 +11,7 @@ from pipeline.digest import digest
 from pipeline.errors import StoreError, UserError
 from pipeline.grader.code import Code, codes_of
 from pipeline.method.rewards import RunningBaseline
+from pipeline.models.light import LightTokenizer
 from pipeline.problems.sources import Problem, ProblemSet, epoch_indices
 from pipeline.rounds.baseline import baseline_at, baselines
 from pipeline.rounds.plan import Filling, Plan, cut, read_plan, write_plan
@@ -31,6 +32,7 @@ class Round:
     engines: the pool that answers, by stage.
     scope: Inventory.scope, handed to tasks so that none of them reads all scores again.
     codes: the code of each reward by its name. A task on another machine runs it, and reads no file of its own.
+    tokenizer: of the run's model, handed to tasks so that they need not load it.
     """
 
     store: Store
@@ -43,6 +45,7 @@ class Round:
     engines: dict[str, Engines]
     scope: Scope | None = None
     codes: dict[str, Code] = field(default_factory=dict)
+    tokenizer: LightTokenizer | None = None
 
     @property
     def area(self) -> str:
@@ -180,6 +183,7 @@ def evaluation_run(run: Run) -> Run:
             "top_k": ev.top_k,
             "max_new_tokens": ev.max_new_tokens,
             "teacher_share": 0.0,
+            "import_share": 1.0,
             "fill_groups": 0,
         }
     )

@@ -171,7 +171,7 @@ def left_out(work: Round) -> dict[str, list[int]]:
     """The prompts of a filled round whose traces are not trained on, by shard, as places in the shard.
 
     These are the groups without signal, and those behind the number of groups that the round asks for. It is empty for a round
-    that is not filled (rollout.fill_groups), for one in which no group has a signal, and where the objective reads no advantage.
+    that is not filled (rollout.fill_groups) or has no group with a signal, and where the objective reads no advantage.
     """
     plan = read_plan(work.store, work.kind, work.number)
     if work.run.objective.name not in USES_ADVANTAGE or plan is None or plan.filling is None or plan.asked is None:

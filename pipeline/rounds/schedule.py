@@ -1,4 +1,6 @@
-"""Runs stages over the shards of a round with Ray Data. Missing and stale shards are computed and committed, and no others.
+"""Runs stages over the shards of a round. Missing and stale shards are computed and committed, and no others.
+
+A few shards are computed in this process (`in_process.py`). Tasks of Ray Data compute more than `shards_here` of them.
 
 One execution streams all shards of a round through a chain of stages. A shard moves on as soon as it is committed, so one shard
 is graded while an engine still writes another. A round has two chains. MEASURE ends with the columns that training reads. LABELS
@@ -10,32 +12,32 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 
 from pipeline.config import Run
-from pipeline.contract import REWARD_PREFIX, Place, PooledEngines, ShardInputs, Stage, Usage
-from pipeline.errors import EgrsdError, StoreError, from_data, to_data
+from pipeline.contract import PooledEngines, Usage
+from pipeline.errors import EgrsdError, from_data, to_data
 from pipeline.fit import builds
 from pipeline.fit.machine import processors
-from pipeline.problems.sources import Problem, ProblemSet
-from pipeline.rounds import frozen, seats
+from pipeline.models.tokenizer import keep_tokenizer, loaded_tokenizer
+from pipeline.problems.sources import ProblemSet
+from pipeline.rounds import frozen, in_process, seats
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, problems_digest
-from pipeline.rounds.rows import read_shard
+from pipeline.rounds.shard import Item, bring_item
 from pipeline.stages import STAGES
-from pipeline.store.manifest import SUMMARISED_FROM, Entry, Origin
+from pipeline.store.manifest import SUMMARISED_FROM, Entry
 
 _MIN_TASKS, _MAX_THREADS = 4, 32
 _ROWS, _MAX_GROUP = 512, 16  # a block costs the driver some 3 ms, so a row of a long round is a group of shards
 _MAX_TURNS = 4
+_PROBLEMS_HERE = 4096  # that this process reads for a long round: some seconds, and each task would load a tokenizer for them
 _LEAST_ENGINES = 8  # engines that a round always has enough shards in flight for
 
 
@@ -49,8 +51,8 @@ class Cut:
     rows: rows of the dataset that one task takes.
 
     A waiting shard costs a thread, and not a process of some hundred megabytes that takes 6 processor seconds to start. 64
-    engines with 4 shards each are 256 threads in 8 processes. Up to four shards have a task each, as far as the driver's machine
-    has processors, so that the shards of a small round do not share an interpreter.
+    engines with 4 shards each are 256 threads in 8 processes. Up to four shards have a task each, so that the
+    shards of a small round do not share an interpreter. There are never more such tasks than the driver's machine has processors.
     """
 
     group: int
@@ -139,6 +141,8 @@ def execute(
         seats.prepare(work)
     named: dict[str, dict[str, str]] = {name: {} for name in chain}
     for item in _stream(work, chain, source, missing, choice.force, inflight) if missing else ():
+        if item["error"]:
+            raise from_data(item["error"])
         for document, computed in item["entries"]:
             entry = Entry(**document)
             named[entry.stage][entry.shard] = entry.data
@@ -161,10 +165,31 @@ def _fresh(inventory: Inventory, chain: tuple[str, ...], shard: str, source: Pro
     return all(inventory.why_stale(stage, shard, digest) is None for stage in reading)
 
 
+def takes_ray(run: Run, chain: tuple[str, ...], num_shards: int) -> bool:
+    """Whether bringing so many shards through a chain takes Ray: for engines, or for tasks that compute."""
+    return num_shards > run.shards_here or any(STAGES[name].where == "engines" and STAGES[name].asks(run) for name in chain)
+
+
 def _stream(
-    work: Round, chain: tuple[str, ...], source: ProblemSet | None, items: list[dict[str, Any]], force: bool, inflight: int
-) -> Iterator[dict[str, Any]]:
-    """Each item after it went through the chain, with the entries of its shard. Raises the error that an item brings along."""
+    work: Round, chain: tuple[str, ...], source: ProblemSet | None, items: list[Item], force: bool, inflight: int
+) -> Iterator[Item]:
+    """Each item after it went through the chain, with the entries of its shard, or with its error."""
+    here = work.run.shards_here
+    if len(items) <= here:
+        yield from in_process.stream(work, chain, source, items, force, inflight)
+        return
+    reading = tuple(name for name in chain if not STAGES[name].reads)
+    if here and reading and sum(len(item["indices"]) for item in items) <= _PROBLEMS_HERE:
+        read = in_process.stream(work, reading, source, items, force, 1)
+        items, source = sorted(read, key=lambda item: item["first"]), None
+        chain = tuple(name for name in chain if name not in reading)
+    yield from _stream_in_tasks(work, chain, source, items, force, inflight) if chain else items
+
+
+def _stream_in_tasks(
+    work: Round, chain: tuple[str, ...], source: ProblemSet | None, items: list[Item], force: bool, inflight: int
+) -> Iterator[Item]:
+    """The same as `in_process.stream`, as one execution of Ray Data."""
     import ray.data
 
     quiet_ray_data()
@@ -173,7 +198,8 @@ def _stream(
     items.clear()
     data: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     mark = f"_{uuid4().hex[:8]}"  # in the titles of the processes that run this execution's tasks
-    inside = replace(work, shards={})  # a task reads its shards from its rows: the plan of a round may have millions of problems
+    # a task reads its shards from its rows: the plan of a round may have millions of problems
+    inside = replace(work, shards={}, tokenizer=loaded_tokenizer(work.run.model))
     for name in chain:
         on_engines = STAGES[name].where == "engines"
         data = data.map_batches(
@@ -185,10 +211,7 @@ def _stream(
         )
     with frozen.Watch(mark, work.run.stall_timeout_s):
         for row in data.iter_rows():
-            for item in json.loads(row["shards"]):
-                if item["error"]:
-                    raise from_data(item["error"])
-                yield item
+            yield from json.loads(row["shards"])
 
 
 def _most_on_cpus(rows: int) -> int | None:
@@ -217,6 +240,8 @@ def _bring_rows_up_to_date(
     Groups leave the task in the order in which they came, each as soon as it is done. The order matters. When a task's process
     dies, Ray runs the task again and skips as many rows as it already has.
     """
+    if work.tokenizer is not None:
+        keep_tokenizer(work.run.model, work.tokenizer)
     items = [item for row in rows["shards"].to_pylist() for item in json.loads(row)]
     inventory = Inventory(work, whole=False)
     with ThreadPoolExecutor(cut.threads if STAGES[name].where == "engines" else 1) as pool:
@@ -225,74 +250,13 @@ def _bring_rows_up_to_date(
             yield pa.table({"shards": [json.dumps(some)]})
 
 
-def _bring_item_up_to_date(
-    inventory: Inventory, name: str, source: ProblemSet | None, force: bool, item: dict[str, Any]
-) -> dict[str, Any]:
-    """Bring one shard up to date in one stage. An EgrsdError travels as data, since Ray would keep only its text."""
-    if item["error"]:
-        return item
+def _bring_item_up_to_date(inventory: Inventory, name: str, source: ProblemSet | None, force: bool, item: Item) -> Item:
+    """Bring one shard up to date in one stage, in a process of Ray that has the driver's code."""
     try:
         builds.check()
-        problems = source.rows(item["indices"]) if source is not None else None
-        entry, computed = bring_up_to_date(inventory, STAGES[name], item["shard"], item["first"], problems, force)
     except EgrsdError as error:
-        return item | {"error": to_data(error)}
-    return item | {"indices": [], "entries": [*item["entries"], [asdict(entry), computed]]}
-
-
-def bring_up_to_date(
-    inventory: Inventory, stage: Stage, shard: str, first: int, problems: list[Problem] | None = None, force: bool = False
-) -> tuple[Entry, bool]:
-    """Compute and commit one shard of one stage, unless it is fresh. Returns its entry and whether it was computed.
-
-    `first` is the place of the shard's first prompt in the round. Raises StoreError when an input is missing or stale, and the
-    errors of the stage.
-    """
-    work = inventory.work
-    digest = problems_digest(problems) if problems is not None else None
-    old = inventory.entry(stage.name, shard)
-    if old is not None and not force and inventory.why_stale(stage, shard, digest) is None:
-        return old, False
-    inputs = inventory.expected_inputs(stage, shard, digest)
-    if inputs is None:
-        needs = ", ".join(stage.read_by(work.run).inputs)
-        raise StoreError(f"an input of stage {stage.name} is missing", f"{work.area}, shard {shard}", f"Run these first: {needs}")
-    if reason := inventory.stale_input(stage, shard):
-        raise StoreError(
-            f"an input of stage {stage.name} is stale: {reason}", f"{work.area}, shard {shard}", "Run that stage first"
-        )
-    start = time.perf_counter()
-    result = stage.compute(_inputs_of(inventory, stage, shard, first, problems))
-    origin = Origin(inventory.settings(stage), inputs, time.perf_counter() - start, result.facts)
-    entry = work.store.commit(work.area, stage, shard, result.table, origin)
-    return entry, True
-
-
-def _inputs_of(inventory: Inventory, stage: Stage, name: str, first: int, problems: list[Problem] | None) -> ShardInputs:
-    """What `stage` is given for one shard. `first` is the place of the shard's first prompt in the round."""
-    work = inventory.work
-    stage = stage.read_by(work.run)
-    entries = {writer: entry for writer in stage.inputs if (entry := inventory.entry(writer, name)) is not None}
-    return ShardInputs(
-        run=work.run,
-        name=name,
-        place=Place(work.area, first, work.lag),
-        tables=read_shard(work.store, entries, {writer: _columns(stage, writer, work.run) for writer in entries}),
-        facts={writer: dict(entry.facts) for writer, entry in entries.items()},
-        problems=problems,
-        engines=work.engines.get(stage.name),
-        policy=work.store.policy(work.policy_version) if stage.where == "engines" else None,
-        baseline=work.baseline,
-        scope=inventory.scope if stage.after_round else None,
-        codes=work.codes,
-        teachers=seats.seats_of(work) if stage.where == "engines" else {},
-    )
-
-
-def _columns(stage: Stage, writer: str, run: Run) -> list[str]:
-    """The columns of stage `writer` that a stage is given. Those of single rewards are named by the run."""
-    rewards = [f"{REWARD_PREFIX}{reward.name}" for reward in run.grade.rewards] if writer == "reward" else []
-    return [*stage.reads_of(STAGES[writer]), *rewards]
+        return item if item["error"] else item | {"error": to_data(error)}
+    return bring_item(inventory, name, source, force, item)
 
 
 def quiet_ray_data() -> None:

@@ -47,16 +47,15 @@ def rollout(
 
     Raises EngineError when an answer names another policy, or when the numbers of most answers are impossible.
     """
-    size = run.rollout.group_size
-    num_teacher = round(size * run.rollout.teacher_share)
-    source_of = ["student"] * (size - num_teacher) + ["teacher"] * num_teacher
+    size, source_of = run.rollout.group_size, run.writers
+    imports = _Imports(prompts, run) if "import" in source_of else None
     draft = Draft(STAGE, [""] * (prompts.num_rows * size))
     writers = {"student": Seat(engines, policy), "teacher": Seat(engines, Policy(0))}
     writers |= {f"teacher {name}": seat for name, seat in (seats or {}).items()}
     rows: dict[str, list[int]] = {name: [] for name in writers}
     requests: dict[str, list[Generate]] = {name: [] for name in writers}
     ids = {"student": prompts["prompt_tokens"].to_pylist(), "teacher": prompts["teacher_prompt_tokens"].to_pylist()}
-    taught = prompts_before(run, prompts) if run.teachers and num_teacher else []
+    taught = prompts_before(run, prompts) if run.teachers and "teacher" in source_of else []
     carried = prompts.select(["prompt_id", "reject_reason", "reject_detail"]).to_pylist()
     for i, prompt in enumerate(carried):
         for sample, source in enumerate(source_of):
@@ -67,6 +66,10 @@ def rollout(
             if prompt["reject_reason"]:
                 draft.reject(row, prompt["reject_reason"], prompt["reject_detail"])
                 draft.values[row] = {"prompt_index": i}
+                continue
+            if source == "import":
+                assert imports is not None
+                imports.take(draft, row, i, sample)
                 continue
             draft.values[row] = {"prompt_index": i, "sample_index": sample, "trace_source": source, "seed": seed}
             writer, prompt_ids = source, ids[source][i]
@@ -84,40 +87,49 @@ def rollout(
     return draft.table()
 
 
-def imported(prompts: pa.Table, run: Run, place: Place, tokenizer: Any) -> pa.Table:
-    """The traces that the source brings (`source.response`), G for each prompt, as the rows of a rollout. No engine is asked.
+def imported(prompts: pa.Table, run: Run, place: Place) -> pa.Table:
+    """The traces that the source brings (`source.response`) as the rows of a rollout. No engine is asked.
 
-    They are turned into ids once. Nobody knows the writer's log-probs and entropies, so these are null. A trace is rejected when
-    it is missing, empty, has a text that the tokenizer does not know, or is longer than `rollout.max_new_tokens`.
+    Each prompt has as many rows as `rollout.import_share` says, which are all G unless it is set. They are turned into ids once.
+    Nobody knows the writer's log-probs and entropies, so these are null. A trace is rejected when it is missing, empty, has a
+    text that the tokenizer does not know, or is longer than `rollout.max_new_tokens`.
     """
-    size = run.rollout.group_size
-    draft = Draft(STAGE, [""] * (prompts.num_rows * size))
-    names = [name for name in ("prompt_id", "reject_reason", "reject_detail", "imported") if name in prompts.column_names]
-    for i, prompt in enumerate(prompts.select(names).to_pylist()):
-        for sample in range(size):
-            row = i * size + sample
+    samples = [sample for sample, writer in enumerate(run.writers) if writer == "import"]
+    draft, imports = Draft(STAGE, [""] * (prompts.num_rows * len(samples))), _Imports(prompts, run)
+    for i, prompt in enumerate(prompts.select(["prompt_id", "reject_reason", "reject_detail"]).to_pylist()):
+        for j, sample in enumerate(samples):
+            row = i * len(samples) + j
             draft.keys[row] = digest(f"{run.seed}/{place.where}/{prompt['prompt_id']}/{place.first + i}/{sample}")
             if prompt["reject_reason"]:
                 draft.reject(row, prompt["reject_reason"], prompt["reject_detail"])
                 draft.values[row] = {"prompt_index": i}
                 continue
-            draft.values[row] = {"prompt_index": i, "sample_index": sample, "trace_source": "import"}
-            texts = prompt.get("imported") or []
-            _take_import(draft, row, texts[sample] if sample < len(texts) else "", run, tokenizer)
+            imports.take(draft, row, i, sample)
     return draft.table()
 
 
-def _take_import(draft: Draft, row: int, text: str, run: Run, tokenizer: Any) -> None:
-    ids, most = response_ids(tokenizer, text), run.rollout.max_new_tokens
-    if not ids:
-        draft.reject(row, Reject.EMPTY_RESPONSE, f"column '{run.source.response}' holds no such trace")
-    elif len(ids) > most:
-        detail = f"{len(ids)} tokens with the end of sequence > rollout.max_new_tokens {most}"
-        draft.reject(row, Reject.RESPONSE_TOO_LONG, detail)
-    elif tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-        draft.reject(row, Reject.UNKNOWN_TOKENS, "the tokenizer does not know a part of the trace")
-    else:
-        draft.values[row] |= {"response_tokens": np.array(ids, np.int32), "finish_reason": "stop"}
+class _Imports:
+    """The traces that the source brings with each prompt, and how they become rows."""
+
+    def __init__(self, prompts: pa.Table, run: Run) -> None:
+        self._texts = prompts["imported"].to_pylist() if "imported" in prompts.column_names else [None] * prompts.num_rows
+        self._first, self._most = run.writers.index("import"), run.rollout.max_new_tokens
+        self._column, self._tokenizer = run.source.response, tokenizer_of(run.model)
+
+    def take(self, draft: Draft, row: int, prompt: int, sample: int) -> None:
+        """Put the trace that is sample number `sample` of a prompt's group into a row, or reject the row."""
+        draft.values[row] = {"prompt_index": prompt, "sample_index": sample, "trace_source": "import"}
+        texts, place = self._texts[prompt] or [], sample - self._first
+        ids = response_ids(self._tokenizer, texts[place] if place < len(texts) else "")
+        if not ids:
+            draft.reject(row, Reject.EMPTY_RESPONSE, f"column '{self._column}' holds no such trace")
+        elif len(ids) > self._most:
+            detail = f"{len(ids)} tokens with the end of sequence > rollout.max_new_tokens {self._most}"
+            draft.reject(row, Reject.RESPONSE_TOO_LONG, detail)
+        elif self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in ids:
+            draft.reject(row, Reject.UNKNOWN_TOKENS, "the tokenizer does not know a part of the trace")
+        else:
+            draft.values[row] |= {"response_tokens": np.array(ids, np.int32), "finish_reason": "stop"}
 
 
 def _take_generation(draft: Draft, row: int, answer: Generation | Failure, policy: Policy, lag: int, vocab_size: int) -> None:
@@ -152,18 +164,17 @@ def decode(table: pa.Table, tokenizer: Any) -> pa.Table:
 
 
 def _compute(shard: ShardInputs) -> ShardResult:
-    if shard.run.source.response:
-        tokenizer = tokenizer_of(shard.run.model)
-        table = imported(shard.tables["prompts"], shard.run, shard.place, tokenizer)
-        return ShardResult(decode(table, tokenizer), {"trace_source": "import"})
+    run, prompts = shard.run, shard.tables["prompts"]
+    if run.only_imports:
+        return ShardResult(decode(imported(prompts, run, shard.place), tokenizer_of(run.model)), {"trace_source": "import"})
     engines, policy = shard.on_engines()
-    table = rollout(shard.tables["prompts"], shard.run, engines, policy, shard.place, shard.teachers)
-    return ShardResult(decode(table, tokenizer_of(shard.run.model)), asdict(engines.facts()))
+    table = rollout(prompts, run, engines, policy, shard.place, shard.teachers)
+    return ShardResult(decode(table, tokenizer_of(run.model)), asdict(engines.facts()))
 
 
 def _writers(run: Run) -> tuple[str, ...]:
     """The values of the round that make traces stale where named teachers write some."""
-    return ("teacher_policy", "writers") if run.teachers and run.rollout.teacher_share and not run.source.response else ()
+    return ("teacher_policy", "writers") if run.teachers and "teacher" in run.writers else ()
 
 
 STAGE = Stage(
@@ -174,13 +185,15 @@ STAGE = Stage(
     settings=(
         "seed",
         *ENGINE_SETTINGS,
-        *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens", "teacher_share")),
+        *(f"rollout.{name}" for name in ("group_size", "temperature", "top_p", "top_k", "max_new_tokens")),
+        "rollout.teacher_share",
+        "rollout.import_share",
         "score.entropy",
         "score.top_k",
         "source.response",
     ),
     compute=_compute,
-    round_inputs=lambda run: () if run.source.response else ("policy", *_writers(run)),
-    asks=lambda run: not run.source.response,
+    round_inputs=lambda run: () if run.only_imports else ("policy", *_writers(run)),
+    asks=lambda run: not run.only_imports,
     more_reads=lambda run: PROBLEM if _writers(run) else (),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
+from pipeline.training import packing
+from pipeline.training.attention import Layout
 
 if TYPE_CHECKING:
     from pipeline.config import Objective
@@ -71,6 +73,10 @@ class RaggedColumn:
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
         return self.values[np.repeat(self.starts[rows], lengths) + within]
 
+    def row(self, row: int) -> np.ndarray:
+        """The values of one row."""
+        return self.values[self.starts[row] : self.starts[row] + self.lengths[row]]
+
 
 @dataclass(frozen=True, eq=False)
 class Traces:
@@ -102,14 +108,16 @@ class Traces:
 class MicroBatch:
     """One forward pass: B traces, L tokens wide, T response tokens wide, N response tokens in all.
 
-    A row of `tokens` [B, L] is [prompt | response | padding] without a gap. Under causal attention no token before the padding
-    sees it, and positions count from 0. So the forward pass needs no attention mask and no position ids, and fast causal
-    kernels apply. Padding on the left would need both. Padding between prompt and response would predict the first response
-    token from a pad position (trap 6).
+    It is padded or packed. In a padded one a row of `tokens` [B, L] is [prompt | response | padding] without a gap. Under causal
+    attention no token before the padding sees it, and positions count from 0. So the forward pass needs no attention mask and no
+    position ids, and fast causal kernels apply. Padding on the left would need both. Padding between prompt and response would
+    predict the first response token from a pad position (trap 6). A packed one has a `layout`, and its `tokens` [1, L] are one
+    stream (attention.py).
 
-    `sources` [N] are flat positions in B x L: the hidden state there predicts a response token. `targets` [N] are those tokens,
-    in the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B]. `extra` has the columns
-    that only some objectives read: [B, T] like the signals. The teacher's most likely tokens are [N, K], like the targets.
+    `sources` [N] are flat positions in `tokens`: the hidden state there predicts a response token. `targets` [N] are those
+    tokens, in the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B]. `extra` has
+    columns that only some objectives read: [B, T] like the signals. The teacher's most likely tokens are [N, K], like targets.
+    `num_tokens` counts the tokens of the pass without padding, and `num_shared` those that a prompt saved.
     """
 
     tokens: Tensor
@@ -122,12 +130,16 @@ class MicroBatch:
     advantage: Tensor
     trace_ids: tuple[str, ...]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    layout: Layout | None = None
+    num_tokens: int = 0
+    num_shared: int = 0
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("trace_ids", "extra")}
-        extra = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extra.items()}
-        return replace(self, extra=extra, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, Tensor)}
+        moved["extra"] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.extra.items()}
+        return replace(self, layout=self.layout and self.layout.to(device), **moved)
 
 
 def usable(data: RoundTable, max_staleness: int, constants: Objective | None = None) -> Traces:
@@ -187,16 +199,25 @@ def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np
     return np.array_split(order, -(-num_traces // batch_traces))
 
 
-def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int) -> list[MicroBatch]:
-    """The part of the minibatch `rows` that `rank` of `ranks` computes, in micro-batches of at most `budget` padded tokens.
+def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int, packed: bool = False) -> list[MicroBatch]:
+    """The part of the minibatch `rows` that `rank` of `ranks` computes, in micro-batches of at most `budget` tokens.
 
-    Every rank gets the same number of micro-batches, because FSDP gathers parameters in each. A rank with fewer traces gets idle
-    micro-batches, of one token without a response.
+    Padding counts. Every rank gets the same number of micro-batches, because FSDP gathers parameters in each. A rank with fewer
+    traces gets idle micro-batches, of one token without a response.
     """
-    packed = [pack(traces.lengths[part], budget) for part in deal(traces.lengths[rows], ranks, rows)]
-    mine = deal(traces.lengths[rows], ranks, rows)[rank]
-    batches = [micro_batch(traces, mine[chosen]) for chosen in packed[rank]]
-    return batches + [_idle(traces)] * (max(map(len, packed)) - len(batches))
+    if packed:
+        streams = packing.dealt(traces, rows, ranks, budget)
+        most, batches = max(map(len, streams)), [packed_batch(traces, parts) for parts in streams[rank]]
+    else:
+        dealt = deal(traces.lengths[rows], ranks, rows)
+        groups = [pack(traces.lengths[part], budget) for part in dealt]
+        most, batches = max(map(len, groups)), [micro_batch(traces, dealt[rank][chosen]) for chosen in groups[rank]]
+    return batches + [_idle(traces)] * (most - len(batches))
+
+
+def padded_tokens(lengths: np.ndarray, budget: int) -> int:
+    """Tokens of the padded passes that traces of `lengths` take in one rank, padding included."""
+    return int(sum(len(group) * lengths[group].max() for group in pack(lengths, budget)))
 
 
 def deal(lengths: np.ndarray, ranks: int, rows: np.ndarray) -> list[np.ndarray]:
@@ -228,19 +249,33 @@ def micro_batch(traces: Traces, rows: np.ndarray) -> MicroBatch:
     tokens = np.zeros((len(rows), columns.size), np.int64)
     in_response = (columns >= prompts[:, None]) & (columns < (prompts + responses)[:, None])
     tokens[columns < prompts[:, None]] = traces.prompt_tokens.take(rows)
-    targets = traces.response_tokens.take(rows).astype(np.int64)
-    tokens[in_response] = targets
+    tokens[in_response] = traces.response_tokens.take(rows)
+    sources = np.flatnonzero(in_response) - 1  # the position before a token predicts it
+    return _batch(traces, rows, tokens, sources, num_tokens=int((prompts + responses).sum()))
+
+
+def packed_batch(traces: Traces, parts: list[np.ndarray]) -> MicroBatch:
+    """The stream of pieces of traces, each of one prompt (packing.py)."""
+    rows, tokens, sources, layout = packing.stream(traces, parts)
+    saved = int(traces.lengths[rows].sum()) - len(tokens)
+    return _batch(traces, rows, tokens[None], sources, layout=layout, num_tokens=len(tokens), num_shared=saved)
+
+
+def _batch(traces: Traces, rows: np.ndarray, tokens: np.ndarray, sources: np.ndarray, **more: Any) -> MicroBatch:
+    """The micro-batch of `rows`, with their signals. `more` are further fields of it."""
+    responses = traces.response_tokens.lengths[rows]
     mask = np.arange(int(responses.max()))[None] < responses[:, None]
-    signals = {name: _padded(getattr(traces, name).take(rows), mask) for name in SIGNALS}
+    signals: dict[str, Any] = {name: _padded(getattr(traces, name).take(rows), mask) for name in SIGNALS}
     return MicroBatch(
         torch.from_numpy(tokens),
-        torch.from_numpy(np.flatnonzero(in_response) - 1),  # the position before a token predicts it
-        torch.from_numpy(targets),
+        torch.from_numpy(sources),
+        torch.from_numpy(traces.response_tokens.take(rows).astype(np.int64)),
         torch.from_numpy(mask),
         advantage=torch.from_numpy(traces.advantage[rows]),
         trace_ids=tuple(traces.trace_ids[rows]),
         extra={name: _extra(name, column.take(rows), mask) for name, column in traces.extra.items()},
         **signals,
+        **more,
     )
 
 

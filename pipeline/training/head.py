@@ -5,8 +5,8 @@ whatever the dtype of the model is. A GPU accumulates them in float32; a CPU mul
 
 The coefficient of every token (objective.coefficients) is known before the head runs. The forward pass therefore computes the
 gradient of the hidden states as well, while the logits of a chunk exist. Each token costs two matrix products, as with full
-logits, but no logits are kept. A divergence from the teacher's most likely tokens needs K targets instead of one, `[N, K]`, and
-its slopes are made from the same logits (objective.head_gradient_).
+logits, but no logits are kept. A divergence from the teacher's most likely tokens needs K targets `[N, K]` instead of one. Its
+slopes are made from the same logits (objective.head_gradient_).
 
 Two alternatives were rejected. `torch.nn.functional.linear_cross_entropy` (new in torch 2.13) has weights per class but not per
 row. Its `reduction="none"` computes the logits again in the backward pass, which is a third matrix product. The Triton kernels

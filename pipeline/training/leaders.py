@@ -1,7 +1,8 @@
-"""Watches the actors with which Ray Train leads the ranks, above all its controller. One that has stopped is ended, like a rank.
+"""Watches the actors of Ray Train: those that lead, above all its controller, and the ranks. One that has stopped is ended.
 
-They run on the driver's machine. Ray Train waits for them without a deadline. The controller itself may be in one call for half
-an hour, while the cluster starts nodes, so nobody can ask it for a sign of life. Its processor time tells: see rounds/frozen.py.
+Ray Train waits for its leaders without a deadline. The controller may be in one call for half an hour, while the cluster starts
+nodes. Nobody can ask it for a sign of life. Ray Train's health check hears of a stopped rank, but only once the whole worker
+group has started: before that it waits for each rank without a deadline. Processor time tells of both: see rounds/frozen.py.
 """
 
 from __future__ import annotations
@@ -10,24 +11,28 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import psutil
 
 from pipeline.notices import NOTICE_S, tell
-from pipeline.rounds.frozen import LOOK_S, Frozen, used
+from pipeline.rounds.frozen import ANSWER_S, LOOK_S, Frozen, Place, on, used
 
 log = logging.getLogger(__name__)
 
 CLASSES = ("TrainController", "PlacementGroupCleaner", "SynchronizationActor")  # names of Ray Train 2.60
-Find = Callable[[], dict[psutil.Process, str]]
+RANK = "RayTrainWorker"
+_RANK_PATIENCE = 2.0  # a rank is ended after so many times the deadline, since the health check comes first where there is one
+Seen = dict[Place, tuple[float, str]]  # processor seconds and class of each process
 
 
 class Watch:
-    """A thread that watches the leaders for the length of a block. `find` gives their processes, with the class of each."""
+    """A thread that watches Ray Train's actors for the length of a block. `find` sees their processes on all machines."""
 
-    def __init__(self, stall_timeout_s: float, find: Find | None = None) -> None:
-        self._stall_timeout_s, self._find = stall_timeout_s, find or leaders
+    def __init__(self, stall_timeout_s: float, find: Callable[[], Seen] | None = None) -> None:
+        self._stall_timeout_s, self._find = stall_timeout_s, find or everywhere
         self._every = min(LOOK_S, stall_timeout_s / 4)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="egrsd-leaders", daemon=True)
@@ -40,23 +45,72 @@ class Watch:
         self._ended.set()
 
     def _run(self) -> None:
-        frozen, host = Frozen(), socket.gethostname()
+        frozen = Frozen()
         while not self._ended.wait(self._every):
             try:
-                found = {(host, p.pid, p.create_time(), True): (p, name) for p, name in self._find().items()}
-                frozen.update({place: used(process) for place, (process, _) in found.items()}, self._every)
+                found = self._find()
+                frozen.update({place: seconds for place, (seconds, _) in found.items()}, self._every)
                 for place, seconds in frozen.still.items():
-                    self._judge(*found[place], seconds)
+                    self._judge(place, found[place][1], seconds)
             except Exception:  # the cluster or a process may be ending; the next look tells more
                 log.warning("Ray Train's actors cannot be looked at", exc_info=True)
 
-    def _judge(self, process: psutil.Process, name: str, seconds: float) -> None:
-        who = f"training: Ray Train's {name} (process {process.pid})"
-        if seconds >= self._stall_timeout_s:
+    def _judge(self, place: Place, name: str, seconds: float) -> None:
+        deadline = self._stall_timeout_s * (_RANK_PATIENCE if name == RANK else 1.0)
+        who = f"training: Ray Train's {name} (process {place[1]})"
+        if seconds >= deadline:
             tell(f"{name} ended", f"{who} did nothing for {seconds:.0f} s. It is ended, and Ray Train goes on without it.")
-            process.kill()
+            _end(place)
         elif seconds >= NOTICE_S:
-            tell(f"{name} silent", f"{who} has done nothing for {seconds:.0f} s. It is ended after {self._stall_timeout_s:g} s.")
+            tell(f"{name} silent", f"{who} has done nothing for {seconds:.0f} s. It is ended after {deadline:g} s.")
+
+
+def here(classes: dict[int, str]) -> Seen:
+    """What processes of this machine have used, by their ids, each with its class. One that has gone is left out."""
+    found: Seen = {}
+    for pid, name in classes.items():
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            found[socket.gethostname(), pid, process.create_time(), True] = used(process), name
+    return found
+
+
+def everywhere() -> Seen:
+    """What Ray Train's actors of this driver have used: leaders on this machine, and ranks on every machine."""
+    import ray
+
+    own, classes = ray.get_runtime_context().get_node_id(), defaultdict[str, dict[int, str]](dict)
+    for actor in _alive():
+        node, name = actor["Address"]["NodeID"], actor["ActorClassName"]
+        if name == RANK or (name in CLASSES and node == own):
+            classes[node][actor["Pid"]] = name
+    found = here(classes.pop(own, {}))
+    look = ray.remote(num_cpus=0, max_retries=0)(here)
+    refs = [on(node, look).remote(there) for node, there in classes.items()]
+    for ref in ray.wait(refs, num_returns=len(refs), timeout=ANSWER_S)[0] if refs else ():
+        with contextlib.suppress(ray.exceptions.RayError):  # that machine has gone, and its ranks with it
+            found |= ray.get(ref)
+    return found
+
+
+def _end(place: Place) -> None:
+    """End a process on the machine that `place` names."""
+    if place[0] == socket.gethostname():
+        end_here(place)
+        return
+    import ray
+
+    task = ray.remote(num_cpus=0, max_retries=0)(end_here)
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeManagerHostname"] == place[0]:
+            on(node["NodeID"], task).remote(place)
+
+
+def end_here(place: Place) -> None:
+    """End a process of this machine, if it is still the same."""
+    with contextlib.suppress(psutil.Error):
+        if (process := psutil.Process(place[1])).create_time() == place[2]:
+            process.kill()
 
 
 def end_left() -> None:
@@ -69,9 +123,16 @@ def end_left() -> None:
 def leaders() -> dict[psutil.Process, str]:
     """The processes of Ray Train's leaders of this driver on its node, with the class of each."""
     import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    mine = (actor for actor in _alive() if actor["Address"]["NodeID"] == own)
+    return {psutil.Process(actor["Pid"]): actor["ActorClassName"] for actor in mine if actor["ActorClassName"] in CLASSES}
+
+
+def _alive() -> Iterable[dict[str, Any]]:
+    """The living actors of this driver, as Ray's state API has them."""
+    import ray
     from ray._private.state import actors
 
-    context = ray.get_runtime_context()
-    alive = actors(job_id=ray.JobID.from_hex(context.get_job_id()), actor_state_name="ALIVE").values()
-    mine = [actor for actor in alive if actor["Address"]["NodeID"] == context.get_node_id()]
-    return {psutil.Process(actor["Pid"]): actor["ActorClassName"] for actor in mine if actor["ActorClassName"] in CLASSES}
+    job = ray.get_runtime_context().get_job_id()
+    return actors(job_id=ray.JobID.from_hex(job), actor_state_name="ALIVE").values()  # type: ignore[no-any-return]

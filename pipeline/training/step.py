@@ -24,8 +24,8 @@ from pipeline.config.objective import SCALES_ADVANTAGE
 from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, gap, student
-from pipeline.training.batches import MicroBatch, RoundTable
+from pipeline.training import batches, gap, packing, student
+from pipeline.training.batches import MicroBatch, RoundTable, Traces
 from pipeline.training.head import Divergence
 
 # Each rank adds these up over its share of the minibatch. The sums of all ranks together make the metrics of the step.
@@ -86,12 +86,20 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
         parts = batches.steps(len(traces.trace_ids), self.run.train.batch_traces, self.run.seed, data.number)
         for index, rows in enumerate(parts):
-            share = batches.share(traces, rows, self.rank, self.ranks, self.run.train.micro_batch_tokens)
+            budget = self.run.train.micro_batch_tokens
+            share = batches.share(traces, rows, self.rank, self.ranks, budget, self.packs(traces, rows))
             where, watched = f"round {data.number}, step {self.step}", index == 0 and data.comparable
             aside = watched and (data.policy_version != data.number or self.run.model.lora_dropout > 0)
             found = self._probe(share, data, where) if aside else {}
             metrics = self.train_step(share, where, data.policy_version if watched and not aside else None)
             yield {"round": data.number, "rejected": traces.num_rejected, **metrics, **found}
+
+    def packs(self, traces: Traces, rows: np.ndarray) -> bool:
+        """Whether the minibatch `rows` is packed. All ranks get the same answer."""
+        train = self.run.train
+        if train.packing != "auto" or not self.student.packs:
+            return self.student.packs
+        return packing.pays(traces, rows, batches.padded_tokens(traces.lengths[rows], train.micro_batch_tokens))
 
     def train_step(self, share: list[MicroBatch], where: str, policy: int | None = None) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.
@@ -124,6 +132,7 @@ class Trainer:
         }
         if self.run.objective.is_distributional:
             metrics["divergence"] = total["divergence"] / num_tokens
+        metrics |= self._passes(share)
         seconds = time.perf_counter() - started
         return metrics | compared | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
 
@@ -135,7 +144,7 @@ class Trainer:
         micro = share[0].to(self.device)
         with gap.as_answered(self.module, self.parameters(), data.answered):
             zeros = torch.zeros(len(micro.targets), device=self.device)
-            _, logprobs = self.module(micro.tokens, micro.sources, micro.targets, zeros)
+            _, logprobs = self.module(micro.tokens, micro.sources, micro.targets, zeros, layout=micro.layout)
         gaps, worst = _gaps(micro, logprobs)
         sums = reduce_(torch.stack([gaps.double().sum(), gaps.new_tensor(len(gaps)).double()]), dist.ReduceOp.SUM)
         return self._compared(float(sums[0]), int(sums[1]), worst, data.policy_version, where)
@@ -146,6 +155,12 @@ class Trainer:
         mean = total / max(1, num_tokens)
         gap.check(self.run, policy, mean, largest, where, worst.trace if float(worst.gap) == largest else "")
         return {"logprob_gap": mean, "logprob_gap_max": largest}
+
+    def _passes(self, share: list[MicroBatch]) -> dict[str, float]:
+        """The padding of a step's forward passes over all ranks, and what shared prompts saved."""
+        counts = [(micro.tokens.numel(), micro.num_tokens, micro.num_shared) for micro in share]
+        passed, real, shared = reduce_(torch.tensor(counts, device=self.device).sum(0), dist.ReduceOp.SUM).tolist()
+        return {"padded_share": 1 - real / passed, "shared_share": shared / (real + shared)}
 
     def gradient(self, share: list[MicroBatch]) -> Tensor:
         """Gradient of the loss of one minibatch by all trained parameters, flat [P]. No weight changes. For one process."""
@@ -177,7 +192,7 @@ class Trainer:
         for index, micro in enumerate(share):
             weights, terms = self._terms(micro, whole)
             with student.accumulate(self.module, last=index == len(share) - 1):
-                loss, logprobs, *values = self.module(micro.tokens, micro.sources, micro.targets, *terms)
+                loss, logprobs, *values = self.module(micro.tokens, micro.sources, micro.targets, *terms, layout=micro.layout)
                 (loss * self.ranks).backward()  # both strategies average over ranks; the mean is already global
             gaps, found = _gaps(micro, logprobs)
             sums += _sums(micro, weights, gaps, (loss.detach(), *(value.sum() for value in values)), self._scales_advantage())

@@ -20,6 +20,8 @@ from pipeline.method.objective import Surrogate
 from pipeline.models.blueprint import settings_of
 from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
+from pipeline.training import attention, packable
+from pipeline.training.attention import Layout
 from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
 
 _NOISE = ("drop", "jitter")  # parts of the names of settings by which a model in training is another one
@@ -34,6 +36,7 @@ class Student(nn.Module):
         self.model: Any = model
         self.chunk = chunk
         self.form = form_of(model.get_base_model().config)
+        self.packs = False
 
     def forward(
         self,
@@ -43,8 +46,9 @@ class Student(nn.Module):
         coefficients: Tensor,
         divergence: Divergence | None = None,
         surrogate: Callable[[Tensor], Surrogate] | None = None,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, ...]:
-        """tokens [B, L], sources [N] flat positions in B x L, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
+        """tokens [B, L], sources [N] flat positions in them, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
 
         Only the positions that predict a response token reach the head. The sum depends on the hidden states even when N = 0,
         because every rank must have a backward pass.
@@ -53,7 +57,7 @@ class Student(nn.Module):
         made first, without a gradient, and decides the slopes. `coefficients` is then one over the denominators of the loss, and
         the sum is that of the surrogate's values.
         """
-        hidden = self.states(tokens, sources)
+        hidden = self.states(tokens, sources, layout)
         if surrogate is None:
             return self.head(hidden, targets, coefficients, divergence)
         made = surrogate(logprobs_of(hidden, self._head(), targets))
@@ -70,10 +74,11 @@ class Student(nn.Module):
         """Ids that the model has an embedding for."""
         return int(self.model.get_base_model().get_input_embeddings().num_embeddings)
 
-    def states(self, tokens: Tensor, sources: Tensor) -> Tensor:
-        """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L]."""
+    def states(self, tokens: Tensor, sources: Tensor, layout: Layout | None = None) -> Tensor:
+        """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L], or of a stream [1, L] with its layout."""
         decoder = self.model.get_base_model().get_decoder()
-        hidden: Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        with attention.placed(layout) as more:
+            hidden: Tensor = decoder(input_ids=tokens, use_cache=False, **more).last_hidden_state
         return hidden.flatten(0, 1)[sources]
 
     def head(
@@ -113,6 +118,7 @@ def build(run: Run, device: torch.device) -> Student:
     model.peft_config["default"].base_model_name_or_path = run.model.path  # a resolved path would hold on one machine only
     student = Student(model, run.train.head_chunk_tokens)
     _check_head(student.eval(), run, device)
+    student.packs = packable.prepare(student, run, device)
     if run.train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     student.train()
@@ -149,7 +155,9 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 def _load(model: Model, train: Train) -> nn.Module:
     settings = without_dropout(settings_of(model))
-    base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, train.dtype), config=settings)
+    capped = bool(getattr(settings.get_text_config(), "attn_logit_softcapping", None))  # torch's fused attention ignores it
+    more = {"attn_implementation": "eager"} if capped else {}
+    base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, train.dtype), config=settings, **more)
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -202,6 +210,5 @@ def _check_dropout(student: Student, run: Run, device: torch.device) -> None:
             found.append(student.states(tokens, places))
     student.train()
     if not torch.equal(*found):
-        raise ModelError(
-            "its layers compute otherwise in training than in use", run.model.path, "Set its dropout to 0 in config.json"
-        )
+        what = "its layers compute otherwise in training than in use"
+        raise ModelError(what, run.model.path, "Set its dropout to 0 in config.json")

@@ -249,7 +249,7 @@ def answers(port):
 @pytest.mark.parametrize("served", ["", "served"])
 def test_a_real_server_agrees_with_the_local_engine_on_the_same_tokens(engine, monkeypatch, served):
     monkeypatch.setenv(TOKEN, "sesame")
-    prompts = [tokenizer_of(TINY)(text).input_ids for text in ("7+4-3+9", "1+2-3+4")]
+    prompts = [tokenizer_of(TINY)(text)["input_ids"] for text in ("7+4-3+9", "1+2-3+4")]
     sampling = Sampling(1.0, 1.0, 0, 40)
     traces = engine.generate([Generate(prompt, seed) for seed, prompt in enumerate(prompts * 8)], Policy(0), sampling)
     sequences = [Sequence(prompt, trace.tokens.tolist()) for prompt, trace in zip(prompts * 8, traces, strict=True)]

@@ -241,7 +241,8 @@ async def _dispatch(engines: int, inflight: int, seconds: float) -> float:
     pool = Dispatcher("rollout", run.engines.rollout, inflight, load_args)
     pool._begin = lambda: None  # type: ignore[method-assign]  # its engines are given, none is to be started
     for number in range(engines):
-        pool._members[str(number)] = Member(str(number), None, "serving")
+        pool._members[str(number)] = member = Member(str(number), None, "serving")
+        pool._ready.offer(member)
     held: asyncio.Queue[Any] = asyncio.Queue()
 
     async def caller() -> None:

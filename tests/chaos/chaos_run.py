@@ -52,7 +52,8 @@ SMALL = (
     "evaluation.problems=8",
     "evaluation.max_new_tokens=24",
 )
-FAKE = (*SMALL, "engines.rollout.min=2", "engines.rollout.max=2")
+TASKS = "shards_here=0"  # tasks of Ray Data compute every shard, so that they can be killed
+FAKE = (*SMALL, TASKS, "engines.rollout.min=2", "engines.rollout.max=2")
 
 
 @dataclass(frozen=True)

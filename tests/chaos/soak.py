@@ -25,7 +25,7 @@ from pathlib import Path
 
 import chaos_run
 from chaos_ground import Ground
-from chaos_run import FAKE, PATIENCE_S, SMALL, STALLS, Command, fake, holds, progress, real, seconds, strike, work_done
+from chaos_run import FAKE, PATIENCE_S, SMALL, STALLS, TASKS, Command, fake, holds, progress, real, seconds, strike, work_done
 from waiting import until
 
 from pipeline.store.directory import Store, area
@@ -40,6 +40,7 @@ FAULTS = (
 ROUNDS = ("rounds=10000", "evaluation.problems=0")
 REAL = (
     *SMALL,
+    TASKS,
     "rollout.max_new_tokens=72",
     r"grade.answer_pattern=#(-?\d+)$",
     "engines.rollout.placement.cpus=1",

@@ -36,6 +36,7 @@ OVERLAPPED = (
 )
 REAL = (
     *chaos_run.SMALL,
+    chaos_run.TASKS,
     "rounds=5",
     "rollout.max_new_tokens=72",
     r"grade.answer_pattern=#(-?\d+)$",

@@ -75,6 +75,19 @@ def test_memory_that_does_not_suffice(qwen):
     assert lines["fit in memory"] == "error"
 
 
+def test_the_engines_of_a_teacher_take_memory_of_the_same_machine(qwen):
+    """The demo's engines, ranks, and one engine of the tiny model as a teacher: weights, its cache and its scoring logits."""
+    run = recipes.demo()
+    teacher = config.Teacher(engines=run.engines.rollout.model_copy(update={"min": 3, "max": 3, "kv_cache_gib": 2.0}))
+    taught = run.model_copy(update={"teachers": {"big": teacher}})
+    size = footprint.measure(run.model)
+    alone, both = (
+        next(line.text for line in footprint.fit(one, size, GOOD) if line.topic == "fit in memory") for one in (run, taught)
+    )
+    engines = [float(text.split()[1]) for text in (alone, both)]
+    assert engines[1] - engines[0] == pytest.approx(3 * 2.0, rel=0.05)
+
+
 def test_without_a_gpu_here_common_cards_are_shown(qwen):
     """24 GiB holds the weights of 15.26 GiB and 2 traces of 2.75 GiB; a rank of an eighth of them fits all three cards."""
     run = recipes.qwen3_8b()

@@ -9,11 +9,11 @@ import pytest
 from pipeline.errors import ModelError
 from pipeline.models.agreement import check_teachers, difference, shared_size
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.warmstart import build_tokenizer
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
 
-TINY = tokenizer_of(demo().model)
+TINY = build_tokenizer()
 
 
 def test_the_first_difference_is_told(chatml):

@@ -1,4 +1,4 @@
-"""The stages as Ray Data executions: only the missing and stale is computed, errors arrive as raised, rounds are lineage."""
+"""Stages over a round, in threads or as Ray Data: only the missing and stale is computed, errors arrive as raised."""
 
 import os
 import signal
@@ -19,9 +19,11 @@ from pipeline.rounds.round import with_engines
 from pipeline.rounds.schedule import Cut, execute
 from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
 
+TASKS = "shards_here=0"  # every shard is computed by a task of Ray Data
+
 
 def test_ray_data_streams_a_round_and_a_second_time_computes_nothing(ray_local, tmp_path):
-    work = planned(tmp_path)
+    work = planned(tmp_path, TASKS)
     source = open_source(work.run.source)
     seen = []
     execute(work, MEASURE, source, on_entry=lambda entry, new: seen.append((entry.stage, entry.shard, new)))
@@ -34,14 +36,15 @@ def test_ray_data_streams_a_round_and_a_second_time_computes_nothing(ray_local, 
     assert seen == [False] * 12
 
 
-def test_ray_gives_the_very_shards_that_a_loop_gives(ray_local, tmp_path):
-    loop, rayed = planned(tmp_path / "loop"), planned(tmp_path / "ray")
+def test_ray_and_threads_give_the_very_shards_that_a_loop_gives(ray_local, tmp_path):
+    loop, rayed, threaded = (planned(tmp_path / name, *more) for name, *more in (("loop",), ("ray", TASKS), ("threads",)))
     brought(loop)
-    execute(rayed, MEASURE, open_source(rayed.run.source))
-    execute(rayed, LABELS)
+    for work in (rayed, threaded):
+        execute(work, MEASURE, open_source(work.run.source))
+        execute(work, LABELS)
     for stage in PLAN:
-        hashes = [{s: e.sha256 for s, e in w.store.entries(w.area, stage.name).items()} for w in (loop, rayed)]
-        assert hashes[0] == hashes[1], stage.name
+        hashes = [{s: e.sha256 for s, e in w.store.entries(w.area, stage.name).items()} for w in (loop, rayed, threaded)]
+        assert hashes[0] == hashes[1] == hashes[2], stage.name
 
 
 @pytest.mark.parametrize(("cpus", "least"), [(1, 1), (2, 2), (96, 4)])
@@ -56,9 +59,8 @@ def test_shards_wait_as_threads_of_a_few_tasks(shards, inflight, cpus, least):
 
 
 def test_a_killed_task_costs_its_unfinished_shards_alone(ray_local, tmp_path):
-    work = planned(tmp_path, "rollout.prompts_per_round=80", engine=partial(FakeEngine, behaviour=Behaviour(batch_s=0.2)))
-    source = open_source(work.run.source)
-    execute(work, ("prompts",), source)
+    work = planned(tmp_path, TASKS, "rollout.prompts_per_round=80", engine=partial(FakeEngine, behaviour=Behaviour(batch_s=0.2)))
+    brought(work, "prompts")
     seen, killed = {}, []
 
     def kill_a_task(entry, computed):
@@ -79,8 +81,8 @@ def test_a_stopped_task_is_ended_and_its_shards_are_done_again(ray_local, tmp_pa
     """It makes the very shards that nobody stopped. A task that waits for an engine for as long is left alone."""
     calm = planned(tmp_path / "calm")
     brought(calm, "prompts", "rollout")
-    slow = partial(FakeEngine, behaviour=Behaviour(batch_s=6.0))
-    work, stopped = planned(tmp_path / "run", "stall_timeout_s=4", engine=slow), []
+    slow = partial(FakeEngine, behaviour=Behaviour(batch_s=12.0))
+    work, stopped = planned(tmp_path / "run", TASKS, "stall_timeout_s=10", engine=slow), []
 
     def stop_a_task():
         for process in psutil.Process().children(recursive=True):
@@ -92,7 +94,7 @@ def test_a_stopped_task_is_ended_and_its_shards_are_done_again(ray_local, tmp_pa
 
     told = []
     with notices.shown(told.append), ThreadPoolExecutor(1) as pool:
-        execute(work, ("prompts",), open_source(work.run.source))
+        brought(work, "prompts")
         stopping = pool.submit(lambda: until(lambda: stop_a_task() or stopped, 60))
         execute(work, ("rollout",), inflight=2)
         stopping.result()
@@ -109,8 +111,9 @@ def _command(process):
         return []
 
 
-def test_an_error_in_a_task_arrives_as_it_was_raised(ray_local, tmp_path):
-    work = planned(tmp_path, "prompts.teacher={problem} only")
+@pytest.mark.parametrize("tasks", ["shards_here=0", "shards_here=2"])
+def test_an_error_in_a_task_or_thread_arrives_as_it_was_raised(ray_local, tmp_path, tasks):
+    work = planned(tmp_path, "prompts.teacher={problem} only", tasks)
     with pytest.raises(SettingError, match=r"prompts\.teacher: lacks"):
         execute(work, MEASURE, open_source(work.run.source))
 

@@ -364,7 +364,7 @@ def importing():
 def test_imported_traces_are_the_rows_of_a_rollout_without_engines(importing, tokenizer):
     prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
     check_table(STAGES["prompts"], prompts)
-    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE), tokenizer)
     check_table(STAGES["rollout"], made)
     assert made["response_text"].to_pylist() == ["7+4=11;11-3=8;8+9=17#17", *[None] * 5, "#8", None]
     assert made["response_tokens"][0].as_py()[-1] == tokenizer.eos_token_id
@@ -379,7 +379,7 @@ def test_imported_traces_are_the_rows_of_a_rollout_without_engines(importing, to
 
 def test_imported_traces_are_scored_by_student_and_teacher(importing, tokenizer):
     prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
-    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE), tokenizer)
     engine = Odd(importing.model)
     scored = stages.score.score(prompts, made, importing, engine, POLICY)
     check_table(STAGES["score"], scored)
@@ -394,9 +394,27 @@ def test_imported_traces_are_scored_by_student_and_teacher(importing, tokenizer)
     assert count_rejected(lost)["engine_error"] == 1
 
 
+def test_a_group_mixes_the_traces_of_student_teacher_and_source(importing, tokenizer):
+    """Of 4 traces the student writes the first, the teacher the second, and the source brings two: its first and second."""
+    run = resolve(importing, ["rollout.group_size=4", "rollout.import_share=0.5", "rollout.teacher_share=0.25"])
+    prompts, engine = stages.prompts.prompts(IMPORTED, run, tokenizer), Odd(run.model)
+    made = stages.rollout.decode(stages.rollout.rollout(prompts, run, engine, POLICY, PLACE), tokenizer)
+    check_table(STAGES["rollout"], made)
+    assert made["trace_source"].to_pylist()[:4] == ["student", "teacher", "import", "import"]
+    assert engine.calls == [("generate", POLICY, 3), ("generate", Policy(0), 3)]  # a row without a problem is asked of nobody
+    assert made["response_text"].to_pylist()[2] == "7+4=11;11-3=8;8+9=17#17"
+    assert made["reject_reason"].to_pylist()[2:4] == [None, "empty_response"]
+    assert [value is None for value in made["rollout_logprobs"].to_pylist()[:4]] == [False, False, True, True]
+    alone = stages.rollout.imported(prompts, run, PLACE)
+    assert alone["trace_id"].to_pylist() == [one for i, one in enumerate(made["trace_id"].to_pylist()) if i % 4 >= 2]
+    scored = stages.score.score(prompts, made, run, engine, POLICY)
+    check_table(STAGES["score"], scored)
+    assert engine.calls[2:] == [("score", Policy(0), 5), ("score", POLICY, 5)]  # two imports, and three traces of the other one
+
+
 def test_a_value_of_an_imported_trace_that_cannot_be_known_is_refused(importing, tokenizer):
     prompts = stages.prompts.prompts(IMPORTED, importing, tokenizer)
-    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE, tokenizer), tokenizer)
+    made = stages.rollout.decode(stages.rollout.imported(prompts, importing, PLACE), tokenizer)
     known = made.set_column(made.schema.get_field_index("seed"), "seed", pa.array([1] * made.num_rows, pa.int64()))
     with pytest.raises(ContractError, match="null in other rows than those of trace_source import"):
         check_table(STAGES["rollout"], known)

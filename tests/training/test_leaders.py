@@ -29,7 +29,7 @@ def test_a_leader_that_has_stopped_is_named_and_ended(process, monkeypatch):
     said = []
     monkeypatch.setattr(leaders, "NOTICE_S", 0.4)
     process.send_signal(signal.SIGSTOP)
-    with notices.shown(said.append), leaders.Watch(1.0, lambda: {process: "TrainController"}):
+    with notices.shown(said.append), leaders.Watch(1.0, lambda: leaders.here({process.pid: "TrainController"})):
         until(lambda: process.status() == psutil.STATUS_ZOMBIE, 60, "the stopped process is ended")
     who = f"training: Ray Train's TrainController (process {process.pid})"
     assert said[0].startswith(f"{who} has done nothing for ")
@@ -38,13 +38,31 @@ def test_a_leader_that_has_stopped_is_named_and_ended(process, monkeypatch):
     assert len(said) == 2
 
 
+def test_a_rank_that_has_stopped_is_ended_after_the_health_check_had_its_time(process, monkeypatch):
+    """Ray Train's health check does not run while a worker group starts. Twice the deadline has passed when the rank is ended."""
+    said = []
+    process.send_signal(signal.SIGSTOP)
+    with notices.shown(said.append), leaders.Watch(0.8, lambda: leaders.here({process.pid: leaders.RANK})):
+        until(lambda: process.status() == psutil.STATUS_ZOMBIE, 60, "the stopped rank is ended")
+    [text] = said
+    assert text.startswith(f"training: Ray Train's RayTrainWorker (process {process.pid}) did nothing for ")
+
+
+def test_a_process_that_took_the_id_of_another_is_not_ended(process):
+    [place] = leaders.here({process.pid: leaders.RANK})
+    leaders.end_here((*place[:2], place[2] - 1, True))
+    assert process.is_running()
+    leaders.end_here(place)
+    until(lambda: process.status() == psutil.STATUS_ZOMBIE, 60, "the very process is ended")
+
+
 def test_a_leader_that_works_is_left_alone(process, monkeypatch):
     said, looks = [], []
     monkeypatch.setattr(leaders, "NOTICE_S", 0.4)
 
     def find():
         looks.append(1)
-        return {process: "TrainController"}
+        return leaders.here({process.pid: "TrainController"})
 
     with notices.shown(said.append), leaders.Watch(1.0, find):
         until(lambda: len(looks) >= 12, 60, "three times the deadline")
@@ -59,7 +77,7 @@ def test_a_leader_that_has_just_ended_harms_nothing(process):
         looks.append(1)
         process.kill()
         process.wait()
-        return {process: "TrainController"}
+        return leaders.here({process.pid: "TrainController"})
 
     with leaders.Watch(0.2, find):
         until(lambda: len(looks) >= 3, 60, "it goes on to look")

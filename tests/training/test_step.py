@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packed_round import shared_round
 from torch import multiprocessing
 from training_rounds import make_round, tiny_run
 
@@ -50,9 +51,9 @@ def gradient(run: Run, data: RoundTable) -> tuple[dict[str, float], dict[str, to
 
 
 def same(metrics: dict[str, float], others: dict[str, float], tolerance: float) -> None:
-    """All but the clock."""
+    """All but the clock, and what was computed of padding."""
     assert metrics.keys() == others.keys()
-    for name in metrics.keys() - {"seconds", "tokens_per_s"}:
+    for name in metrics.keys() - {"seconds", "tokens_per_s", "padded_share", "shared_share"}:
         assert metrics[name] == pytest.approx(others[name], rel=tolerance, abs=tolerance), name
 
 
@@ -216,7 +217,7 @@ def test_a_gap_above_the_tolerance_ends_the_run_with_likely_causes_and_changes_n
         list(made.train_round(make_round(student_logprobs=wrong)))
     assert all(torch.equal(before[name], p) for name, p in made.parameters().items())
     later = make_round(1)
-    with pytest.raises(TrainingError, match=r"policy 1.*Take it out of model\.lora_targets"):
+    with pytest.raises(TrainingError, match=r"policy 1.*Take that layer out of model\.lora_targets"):
         list(trainer(run).train_round(later))
     another = replace(later, comparable=False)  # earlier rounds were trained again: nobody has the weights of these log-probs
     assert not any("logprob_gap" in row for row in trainer(run).train_round(another))
@@ -416,11 +417,36 @@ def test_the_five_objectives_of_earlier_versions_train_as_they_did(monkeypatch: 
         assert all(torch.equal(weights[key], now[name][1][key]) for key in weights), name
 
 
+# ---- packing -------------------------------------------------------------------------------------------------------
+
+
+PACKED = ("egrsd", "eopd", "gspo", "kl", "norm sequence", "fkl shuffled", "top inverted")
+
+
+@pytest.mark.parametrize("budget", [60, 100_000])
+@pytest.mark.parametrize("case", PACKED)
+def test_a_packed_step_has_the_gradient_of_a_padded_one(case: str, budget: int) -> None:
+    settings = (*EVERY[case], *ONE_STEP, f"train.micro_batch_tokens={budget}")
+    padded, one = gradient(tiny_run(*settings, "train.packing=padded"), shared_round())
+    packed, other = gradient(tiny_run(*settings, "train.packing=packed"), shared_round())
+    same(padded, packed, 1e-4)
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=2e-3)
+    assert padded["padded_share"] > packed["padded_share"] == padded["shared_share"] == 0.0 < packed["shared_share"]
+
+
+def test_short_traces_are_padded_and_long_shared_prompts_are_not() -> None:
+    run = tiny_run(*ONE_STEP, "train.micro_batch_tokens=600")
+    (short,), (long,) = (trained(run, shared_round(prompt=prompt))[0] for prompt in ((3, 14), (80, 90)))
+    assert (short["shared_share"], long["padded_share"]) == (0.0, 0.0)
+    assert long["shared_share"] > 0.4
+
+
 # ---- ranks ---------------------------------------------------------------------------------------------------------
 
 
 RANKED = {case: EVERY[case] for case in ("opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
 RANKED |= {control: (f"objective.control={control}",) for control in CONTROLS}
+RANKED |= {f"packed {s}": ("train.packing=packed", f"train.strategy={s}") for s in ("ddp", "fsdp2")}
 
 
 def rank_main(rank: int, ranks: int, folder: str) -> None:
@@ -438,7 +464,8 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
             if rank == 0:
                 torch.save(metrics, Path(folder, strategy, dtype, "metrics.pt"))
     for case, settings in RANKED.items():
-        metrics = list(trainer(tiny_run("train.batch_traces=13", *settings)).train_round(make_round(num_traces=13)))
+        data = shared_round() if "packed" in case else make_round(num_traces=13)
+        metrics = list(trainer(tiny_run("train.batch_traces=13", *settings)).train_round(data))
         if rank == 0:
             torch.save(metrics, Path(folder, f"{case}.pt"))
     torch.distributed.destroy_process_group()
@@ -473,7 +500,8 @@ def test_two_ranks_equal_one(two_ranks: Path, strategy: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("case", RANKED)
 def test_objectives_and_controls_are_the_same_on_two_ranks(two_ranks: Path, case: str) -> None:
-    alone, _ = trained(tiny_run("train.batch_traces=13", *RANKED[case]), make_round(num_traces=13))
+    data = shared_round() if "packed" in case else make_round(num_traces=13)
+    alone, _ = trained(tiny_run("train.batch_traces=13", *RANKED[case]), data)
     together = torch.load(two_ranks / f"{case}.pt")
     assert len(alone) == len(together) > 0
     for a, b in zip(alone, together, strict=True):

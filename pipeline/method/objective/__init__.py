@@ -2,8 +2,8 @@
 
     Signals -> token_weights, divergence_weights -> coefficients -> the chunked head (training/head.py)
 
-signals.py has what was stored, gates.py the factor of every token, sampled.py the objectives on sampled tokens, divergence.py
-those on the teacher's most likely tokens, ratio.py clips and corrections, and weights.py joins them into a loss.
+signals.py has what was stored, and gates.py the factor of every token. sampled.py has the objectives on sampled tokens,
+divergence.py those on the teacher's most likely tokens. ratio.py has clips and corrections. weights.py joins all into a loss.
 
 Shapes: `B` traces, `T` response tokens (padded), `N` response tokens without padding, `K` kept tokens of the teacher, `V`
 vocabulary; masks are True on response tokens. Entropies and log-probabilities are in nats at temperature 1, over the full

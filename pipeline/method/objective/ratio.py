@@ -1,8 +1,8 @@
 """Ratios of the trained policy to the log-probs that engines stored: policy clips, importance corrections, KL to the base.
 
 pi_old is what an engine measured, since nothing else is stored. A clip compares with student_logprobs, the policy of the round. A
-correction compares with rollout_logprobs, the writer of the trace. Both also contain the gap between engine and trainer (trap 3),
-so a ratio is not exactly 1 in the first step of an on-policy round. Log-ratios are cut at +-20, and no ratio carries a gradient.
+correction compares with rollout_logprobs, the writer of the trace. Both also contain the gap between engine and trainer (trap 3).
+A ratio is therefore not exactly 1 in the first step of an on-policy round. Log-ratios are cut at +-20. No ratio has a gradient.
 """
 
 from __future__ import annotations

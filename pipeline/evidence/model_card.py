@@ -1,0 +1,186 @@
+"""The model card of an exported policy: what it is, how it was made, what was measured, and by which code."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.config import Run
+from pipeline.evidence.evaluation import MEANS, comparable, differences, figures, held_out
+from pipeline.evidence.intervals import Estimate
+from pipeline.models.resolve import MODEL_NAME
+from pipeline.problems.sources import named
+from pipeline.store.directory import Store
+from pipeline.store.documents import Count, Document
+from pipeline.store.names import EVALUATION_FOLDER
+
+_VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that a vLLM server allocates for
+_LABELS = {"avg": ("accuracy, %", 100.0), "length": ("length, tokens", 1.0)}
+_USE = {
+    True: """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained("DIR"), AutoTokenizer.from_pretrained("DIR")
+```
+
+    vllm serve DIR""",
+    False: """\
+The adapter needs its base model, `{base}`.
+
+```python
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained("DIR")
+```
+
+    vllm serve {base} --tokenizer DIR --enable-lora --max-lora-rank {rank} --lora-modules policy=DIR""",
+}
+
+
+class _Policy(Document):
+    """What a summary.json says of one policy."""
+
+    figures: dict[str, Any]
+
+
+class _Summary(Document):
+    """The parts of a summary.json that a model card shows."""
+
+    source: dict[str, Any]
+    problems: Count
+    samples: Count
+    policies: dict[str, _Policy] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Released:
+    """What a folder holds: the policy `version`, as whole weights or as an adapter, and the `base` as others find it."""
+
+    version: int
+    whole: bool
+    base: str
+
+
+def model_card(store: Store, run: Run, released: Released) -> str:
+    """README.md of a model folder: metadata of the hub's kind, and the text."""
+    parts = (_metadata(run, released), _title(run, released), _data(run), _recipe(run), _measured(store, run, released.version))
+    rank = next((rank for rank in _VLLM_RANKS if rank >= run.model.lora_rank), run.model.lora_rank)
+    use = _USE[released.whole].format(base=released.base, rank=rank)
+    return "\n\n".join((*parts, f"## How to open it\n\n{use}", _made_by(store), _settings(run))) + "\n"
+
+
+def facts(store: Store, run: Run, released: Released) -> dict[str, Any]:
+    """What a program reads of an exported policy, as plain JSON: which run and policy it is, and the versions that made it."""
+    stored = store.run_file()
+    return {
+        "run": store.uri,
+        "recipe": run.name,
+        "policy": released.version,
+        "base": released.base,
+        "weights": "whole" if released.whole else "adapter",
+        "settings": run.model_dump(mode="json"),
+        "versions": stored.versions if stored is not None else {},
+    }
+
+
+def _metadata(run: Run, released: Released) -> str:
+    from huggingface_hub import ModelCardData
+
+    local = released.base.startswith("/") or run.model.path == MODEL_NAME
+    data = ModelCardData(
+        base_model=None if local else released.base,
+        library_name="transformers" if released.whole else "peft",
+        pipeline_tag="text-generation",
+        tags=["egrsd", "self-distillation", run.objective.name],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _title(run: Run, released: Released) -> str:
+    kind = "whole weights" if released.whole else "LoRA adapter"
+    return (
+        f"# Policy {released.version} of recipe {run.name}: {kind}\n\n"
+        f"The base model is `{released.base}`. Its licence applies to these weights too. The model learned from its own answers "
+        "by entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))."
+    )
+
+
+def _data(run: Run) -> str:
+    rollout, source = run.rollout, run.source
+    who = "brought by the source" if source.response else "written by the model itself"
+    return (
+        f"## Data\n\n{rollout.prompts_per_round} problems a round of {named(source)}, with {rollout.group_size} "
+        f"traces of at most {rollout.max_new_tokens} tokens for each problem, {who}. A verifier ({run.grade.verifier}) graded "
+        f"every answer.\n\nThe prompt, inside the tokenizer's chat template:\n\n{_quoted(run.prompts.student)}"
+    )
+
+
+def _recipe(run: Run) -> str:
+    train, model = run.train, run.model
+    adapter = f"LoRA rank {model.lora_rank}, alpha {model.lora_alpha:g} on {', '.join(model.lora_targets)}"
+    return (
+        f"## Recipe\n\nObjective `{run.objective.name}`, {run.rounds} rounds, seed {run.seed}. AdamW, learning rate "
+        f"{train.learning_rate:g}, {train.batch_traces} traces a step. {adapter}. Every setting stands at the end."
+    )
+
+
+def _measured(store: Store, run: Run, version: int) -> str:
+    """Figures of the policy on the run's held-out problems, beside the base's, and on what `egrsd evaluate` asked it."""
+    found = ["\n".join(lines) for lines in (_held_out(store, run, version), _asked(store, version)) if lines]
+    if not found:
+        return "## Figures\n\nThis policy has answered no held-out problems."
+    return "\n\n".join(("## Figures", "Mean and 95 % interval over problems.", *found))
+
+
+def _held_out(store: Store, run: Run, version: int) -> list[str]:
+    after, before = held_out(store, run, version), held_out(store, run, 0)
+    if after is None:
+        return []
+    with contextlib.suppress(ValueError):
+        columns = {f"policy {version}": figures(after, 1, names=MEANS)}
+        if version and before is not None and comparable(after, before):
+            columns = {"base": figures(before, 1, names=MEANS)} | columns
+            columns["difference, paired"] = differences(after, before, 1, names=MEANS)
+        head = f"{len(after)} held-out problems of {named(run.evaluation.source)}"
+        rows = [
+            f"| {label} | {' | '.join(_cell(found.get(name), scale, key.startswith('diff')) for key, found in columns.items())} |"
+            for name, (label, scale) in _LABELS.items()
+        ]
+        return [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}", *rows]
+    return []
+
+
+def _asked(store: Store, version: int) -> list[str]:
+    """A line for each source that `egrsd evaluate` asked this policy."""
+    lines = []
+    for folder in store.named("evals", EVALUATION_FOLDER):
+        summary = store.read_document(f"evals/{folder[0]}/summary.json", _Summary)
+        if summary is None or str(version) not in summary.policies:
+            continue
+        avg = summary.policies[str(version)].figures.get("avg")
+        numbers = [avg.get(name) for name in ("value", "low", "high")] if isinstance(avg, dict) else []
+        bounds = [float(number) for number in numbers if isinstance(number, int | float)]
+        if len(bounds) == 3:
+            asked = f"{summary.problems} problems x {summary.samples} samples of {summary.source.get('uri')}"
+            lines.append(f"- {asked}: accuracy {Estimate(*bounds).text(100.0)} %")
+    return lines
+
+
+def _cell(found: Estimate | None, scale: float, signed: bool = False) -> str:
+    return "-" if found is None else found.text(scale, signed=signed)
+
+
+def _made_by(store: Store) -> str:
+    stored = store.run_file()
+    versions = stored.versions if stored is not None else {}
+    return "## Made by\n\n" + "\n".join(f"- {name} {version}" for name, version in sorted(versions.items()) if version)
+
+
+def _settings(run: Run) -> str:
+    return f"## Every setting\n\n```yaml\n{run.to_yaml()}```"
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())
