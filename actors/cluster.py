@@ -91,7 +91,9 @@ def _local_options() -> dict[str, Any]:
     _keep_token_private()
     private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(ray_folder())}
     here = local_node().resources
-    return {"num_cpus": int(here["CPU"]), "num_gpus": int(here["GPU"]), "include_dashboard": False, **private}
+    counted = {"num_cpus": int(here["CPU"]), "num_gpus": int(here["GPU"])}
+    # the workers that Ray would start ahead lack the variables of this job, so no task or actor of it could use them
+    return {**counted, "include_dashboard": False, "_system_config": {"prestart_worker_first_driver": False}, **private}
 
 
 def local_node(num_gpus: int | None = None) -> resources.Node:

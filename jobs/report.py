@@ -1,39 +1,67 @@
-"""`egrsd report`: write one self-contained HTML file that shows a run."""
+"""`egrsd report`: write one self-contained HTML file that shows one run or compares several, or serve it while a run goes on."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from jobs.opened import open_folder, open_run
 from jobs.terminal import session
 from pipeline.errors import UserError
 from pipeline.notices import NOTICE_S, late
-from pipeline.report.collect import collect, read_comparison
+from pipeline.report.collect import collect_all, read_comparison
 from pipeline.report.page import page
 from pipeline.store.directory import Store
+
+if TYPE_CHECKING:
+    from jobs.terminal import Session
 
 REPORT = "report.html"
 
 
-def report_run(uri: str, compare: str | None, out_uri: str | None, debug: bool, replace: bool = False) -> None:
-    """Write the report of a run to `out_uri`, or to report.html in the run. `compare` names a folder whose comparison it shows.
+def report_run(uris: list[str], compare: str | None, out_uri: str | None, debug: bool, replace: bool = False) -> None:
+    """Write the report of one run to `out_uri`, or to report.html in the run. Several runs share one page.
 
-    A file at `out_uri` is replaced only with `replace`; the run's own report is made anew. Raises UserError for such a file, when
-    the run has no measured round, or when the folder has no comparison.
+    `compare` names a folder whose comparison it shows. A file at `out_uri` is replaced only with `replace`; the report in the
+    first run is made anew. Raises UserError for such a file, when a run has no measured round, or when the folder has no
+    comparison.
     """
     with session(debug) as out:
-        store, run = open_run(uri)
-        target, name = _target(out_uri) if out_uri else (store, REPORT)
+        runs = [open_run(uri) for uri in uris]
+        target, name = _target(out_uri) if out_uri else (runs[0][0], REPORT)
         if out_uri and not replace and target.read_bytes(name) is not None:
             raise UserError("is there already", out_uri, "Name another file, or pass --replace")
         compared = read_comparison(open_folder(compare)) if compare else None
-        with late("report", f"the rounds of {store.uri} have been read for {NOTICE_S:g} s so far."):
-            document = collect(store, run)
-            html = page(document | {"compare": compared})
+        with late("report", f"the rounds of {', '.join(uris)} have been read for {NOTICE_S:g} s so far."):
+            document = collect_all(runs) | {"compare": compared}
+            html = page(document)
         target.write(name, html)
-        shown, whole = len(document["sample"]["traces"]), document["sample"]["labelled"]
-        size = f"{len(html) / 1e6:.1f} MB, {len(document['rounds'])} rounds, {shown} of {whole} labelled traces"
-        out.say(f"{target.locate(name)}: {size}")
-        if not document["ledger"]["adds_up"]:
-            out.say("The ledger does not add up: see the Run view.")
+        out.told.result = {"report": target.locate(name), "bytes": len(html), "runs": uris}
+        out.say(f"{target.locate(name)}: {len(html) / 1e6:.1f} MB")
+        for run in document["runs"]:
+            _tell(out, run, f"{run['run']['folder']}: " if len(uris) > 1 else "")
+
+
+def serve_run(uris: list[str], compare: str | None, port: int, debug: bool) -> None:
+    """Serve the report on the loopback address, and follow the runs until the command is interrupted.
+
+    Raises UserError when there is no run, or when the port is taken.
+    """
+    from jobs.serving import Watched, serve
+
+    with session(debug) as out:
+        runs = [open_run(uri) for uri in uris]
+        compared = read_comparison(open_folder(compare)) if compare else None
+        with serve(Watched(runs, compared), port) as served:
+            out.say(f"{served.address} (Ctrl-C ends it)")
+            served.watch(out.say)
+
+
+def _tell(out: Session, run: dict[str, Any], who: str) -> None:
+    sample = run["sample"]
+    shown = len(sample["traces"].get("id", ()))
+    out.say(f"{who}{len(run['rounds'])} rounds, {shown} of {sample['labelled']} labelled traces")
+    if not run["ledger"]["adds_up"]:
+        out.say(f"{who}The ledger does not add up: see the Run view.")
 
 
 def _target(uri: str) -> tuple[Store, str]:

@@ -34,6 +34,7 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     for text in told(store, run):
         out.say(text)
     out.say(f"traces and labels: {store.locate('rounds')}")
+    out.told.result = {"run": store.uri, "policy": versions[1], "rounds": rounds}
     if versions[1]:
         out.say(f"adapter:           {store.locate(area('policy', versions[1]))}")
     out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}")

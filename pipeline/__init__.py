@@ -29,10 +29,29 @@ The other rooms:
     inspection       Looks that change nothing: what remains, what is proven.
     driver.py        Brings one round after the other to its policy.
     evidence         Figures with their intervals: evaluations, comparisons and sweeps.
-    report           One run as one page.
+    report           One run, or several, as one page.
+    reading.py       A run for notebooks: `from pipeline import open_run`.
     fit              What a machine can hold.
     contract/        The name and type of every column.
     config/          Every setting.
 
 A row that cannot go on carries a reject_reason and stays in every later shard.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.reading import OpenRun, open_run
+
+__all__ = ["OpenRun", "open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what notebooks use when it is asked for, so that `import pipeline` alone stays cheap. Raises AttributeError."""
+    if name not in __all__:
+        raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+    from pipeline import reading
+
+    return getattr(reading, name)

@@ -9,6 +9,7 @@ before answers it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +24,12 @@ from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.evidence.teachers import sample_teachers
+from pipeline.fit.footprint import check_cache
 from pipeline.fit.machine import vllm_for_gpus
 from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
 from pipeline.inspection.remaining import Remaining
+from pipeline.inspection.staleness import among
 from pipeline.live.lease import Lease
 from pipeline.models import fitness
 from pipeline.models.agreement import check_teachers
@@ -51,6 +54,7 @@ from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
 from pipeline.stages.reward import check as check_rewards
+from pipeline.stages.template import get_ready
 from pipeline.store.directory import Store
 from pipeline.store.manifest import Entry
 
@@ -123,14 +127,18 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = F
     prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
     of the evaluation, can be answered.
     """
+    get_ready()
     grader_of(run)
     check_teachers(run)
     notes: list[str | None] = [*fitness.check(run, run.engines.rollout.placement.gpus > 0 or vllm_for_gpus(), begun)]
+    check_cache(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
     refuse_unknown_teachers(rounds, run)
-    evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
+    evals = (
+        open_source(run.evaluation.source, setting="evaluation.source").without_solutions() if run.evaluation.problems else None
+    )
     notes += [refuse_few_imports(rounds, run)] if run.source.response else []
     if not run.source.chooses:  # else `pipeline.choice.plans.prepare` looks at the first round
         first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
@@ -203,6 +211,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         self._planner = Planner(self.store, self.run, self.sources.rounds)
+        self._warned: dict[str, list[int]] = {}  # rounds by kind of warning
 
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
@@ -231,6 +240,9 @@ class Driver:
             yield None
             return
         withdraw_rounds(self.store, numbers)  # an earlier driver committed them; they are committed again when they are fresh
+        usage(
+            self.engines
+        )  # it answers once the pools have asked for their engines: the first round needs these before a trainer
         with until_end(self.start_trainer(self.store.uri, self.run), holding) as trainer:
             yield trainer
 
@@ -250,6 +262,9 @@ class Driver:
             ahead.append(self.measure(number))
         for measured in ahead:
             step(self._close(trainer, measured))
+        for kind, rounds in self._warned.items():
+            if len(rounds) > 1:
+                self.screen.say(f"{kind} in {among(rounds, 'round')}.")
 
     def measure(self, number: int) -> _Measured:
         """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works.
@@ -342,8 +357,17 @@ class Driver:
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
         if (text := warning(summary, self.run.objective.name in USES_ADVANTAGE)) is not None:
-            self.screen.say(f"round {number}: {text}")
+            self._warn(number, text)
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
+
+    def _warn(self, number: int, text: str) -> None:
+        """Show a warning about a round. Further ones of its kind go to the log, and their rounds are told at the end."""
+        kind = text.partition(".")[0]
+        if kind in self._warned:
+            logging.getLogger("egrsd").info("round %d: %s", number, text)
+        else:
+            self.screen.say(f"round {number}: {text}")
+        self._warned.setdefault(kind, []).append(number)
 
     def _expect(self, trainer: TrainerHandle, version: int) -> None:
         """Raise the error that ended the trainer, or TrainingError, when it ended before it published `version`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -124,3 +125,8 @@ def refuse_unread(what: str, settings: Iterable[str], reads: Callable[[str], boo
     for setting in settings:
         if not reads(setting):
             raise SettingError(what, setting, hint(setting))
+
+
+def command(*words: object) -> str:
+    """A command that a message offers, in backticks. Words are quoted where a shell needs it, so the text can be pasted."""
+    return f"`egrsd {shlex.join(str(word) for word in words)}`"

@@ -60,7 +60,8 @@ def ray_local():
     """A local Ray. Its logical CPUs exceed the cores, because with two of them stages and actors wait for each other forever."""
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    quick = {"prestart_worker_first_driver": False}
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _system_config=quick)
     yield ray
     ray.shutdown()
 
@@ -93,7 +94,7 @@ def chatml():
 @pytest.fixture(autouse=True)
 def no_keeper(monkeypatch):
     """Verbs that a test calls in this process stay in it. Tests of the keeper start a process for each command."""
-    monkeypatch.setattr("jobs.cli.keep", lambda: None)
+    monkeypatch.setattr("jobs.cli.keep", lambda *_: None)
 
 
 @pytest.fixture
@@ -110,13 +111,12 @@ def signals_are_heard():
 
 
 @pytest.fixture
-def trained_here(monkeypatch):
+def trained_here():
     """Train rounds in this process instead of in Ray Train's ranks."""
     import trainer_here
 
-    from pipeline.training import worker
-
-    monkeypatch.setattr(worker, "fit", trainer_here.fit)
+    with trainer_here.instead_of_ray_train():
+        yield
 
 
 @pytest.fixture(scope="session")

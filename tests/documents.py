@@ -22,6 +22,7 @@ from pipeline import recipes
 from pipeline.config import Reward, Run, Teacher
 from pipeline.contract import COLUMNS
 from pipeline.errors import EgrsdError
+from pipeline.inspection.explained import settings
 from pipeline.overrides import resolve
 from pipeline.rounds.metrics import METRICS
 from pipeline.stages import PLAN
@@ -39,6 +40,7 @@ SHOWN_SETTINGS = (
     *(f"train.{name}" for name in ("strategy", "workers", "batch_traces", "learning_rate")),
     *(f"engines.rollout.{name}" for name in ("min", "max", "threads", "max_num_seqs")),
 )
+REPEATED = ("engines.score.", "evaluation.source.", "teachers.NAME.engines.", "train.placement.")  # settings of other sections
 STANDS_FOR = {"N": "0", "NAME": "demo", "LABEL": "label"}  # placeholders that an option would not take
 EXAMPLES = {"secrets.py", "steps.py", "file.py"}  # names that no file of the project has
 ENTRY = re.compile(r"grade\.rewards\.\w+\.")  # begins a setting of one entry of a list, which a recipe may lack
@@ -130,6 +132,16 @@ def settings_table() -> str:
     return markdown(("setting", "demo", "qwen3_8b"), rows)
 
 
+def explained_table() -> str:
+    """Every setting, but those of sections that have the settings of another section."""
+    rows = [
+        (f"`{one.name}`", one.kind, f"`{one.default[:44]}`" if one.default else "must be given", one.meaning, one.stale)
+        for one in settings().values()
+        if not one.name.startswith(REPEATED)
+    ]
+    return markdown(("setting", "type", "default", "what it does", "what a change makes stale"), rows)
+
+
 def verb_table() -> str:
     """Every verb of the command line with its options."""
     rows = []
@@ -164,7 +176,7 @@ def tables(name: str) -> list[str]:
     """The tables of a document that derive from code."""
     match name:
         case "pipeline/README.md":
-            return [stage_table(), column_table(), metric_table().strip(), module_table("pipeline")]
+            return [stage_table(), explained_table(), column_table(), metric_table().strip(), module_table("pipeline")]
         case "actors/README.md":
             return [family_table(), module_table("actors")]
         case "jobs/README.md":

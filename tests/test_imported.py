@@ -35,7 +35,7 @@ def traces(path, change=lambda row: row, count=48) -> str:
 
 @pytest.mark.engine
 @pytest.mark.timeout(600)
-def test_the_example_of_the_readme_learns_from_imported_traces(ray_local, tmp_path, capfd):
+def test_the_example_of_the_readme_learns_from_imported_traces(ray_local, trained_here, tmp_path, capfd):
     part = README.read_text().partition("### Traces that somebody else wrote")[2]
     settings = re.search(r"```yaml\n(.*?)```", part, re.DOTALL)[1]
     uri, config, run = traces(tmp_path / "traces.jsonl"), tmp_path / "imported.yaml", str(tmp_path / "imported")

@@ -102,7 +102,7 @@ def test_a_changed_setting_makes_its_own_stages_stale(stored):
 
 def test_the_report_says_which_labels_are_stale(stored):
     store, run = stored
-    noted = lambda run: {t["note"] for t in collect(store, run)["sample"]["traces"]}  # noqa: E731
+    noted = lambda run: {of["note"] for of in collect(store, run)["sample"]["rounds"].values()}  # noqa: E731
     assert noted(run) == {None}
     [note] = noted(resolve(run, ["label.gamma=0.5"]))
     assert note.startswith("The labels of this round are stale (settings).")

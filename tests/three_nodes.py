@@ -156,7 +156,7 @@ def unreached(watcher, uri):
     more = Choices(sets=["rounds=3"], accept_changes=True)
     verbs = {
         "distill": lambda: distill(uri, more, address, engine_class=FakeEngine),
-        "stage": lambda: run_stage(uri, Redo("label", 0, force=True), address),
+        "stage": lambda: run_stage(uri, Redo("label", "0", force=True), address),
         "train": lambda: train_committed(uri, 0, [], address, False, Target(replace=True)),
         "evaluate": lambda: evaluate.evaluate(uri, asked, address, False, FakeEngine),
         "compare": lambda: compare.compare(f"{uri}-compared", compared, address, False, FakeEngine),

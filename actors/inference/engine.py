@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from actors.inference import adapters, self_check, startup, vllm_scoring, vllm_sleep
+from actors.inference import adapters, phase, self_check, startup, vllm_scoring, vllm_sleep
 from actors.inference.stepping import Request, Stepper
 from actors.inference.vllm_scoring import sampling_params
 from pipeline import config
@@ -225,6 +225,7 @@ class Engine:
         """
         if self._score.entropy == "bounds":
             return replace(self.vllm.facts, entropy_method="bounds", scoring="prompt")
+        phase.enter(phase.CHECKS)
         facts = self_check.settle(lambda request: self._submit([request], None)[0], self.vllm.facts, self._keep)
         if facts.fallback and not self._score.fallback:
             what = f"exact entropies are not available from {facts.engine} ({facts.fallback})"

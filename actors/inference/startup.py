@@ -7,6 +7,7 @@ import os
 import warnings
 from typing import Any
 
+from actors.inference import phase
 from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
@@ -70,6 +71,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = T
     set_num_threads = torch.set_num_threads
     set_num_threads(num_threads(pool))
     try:
+        phase.enter(phase.IMPORTS)
         from vllm import EngineArgs, LLMEngine
 
         from actors.inference import exact_entropy, prompt_arrays, vllm_lora, vllm_sleep
@@ -80,6 +82,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = T
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
         arguments = arguments if lora else {key: value for key, value in arguments.items() if "lora" not in key}
         arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()
+        phase.enter(phase.WEIGHTS)
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         exact_entropy.check_origin()
     finally:
@@ -161,6 +164,9 @@ def memory_remedy(error: BaseException, pool: config.Pool | None) -> str:
     """The settings to lower after an error about memory, and what the engine asks of its card. "" for another error."""
     if not _is_memory(error):
         return ""
+    if pool is not None and pool.placement.gpus <= 0:
+        cache = f"engines.rollout.kv_cache_gib ({pool.kv_cache_gib:g})"
+        return f"Set {cache} to what `egrsd doctor` finds room for: at least one trace of model.max_model_len tokens must fit"
     remedy = "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
     if pool is None:
         return remedy

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import Model, Pool, Run, Train
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, SettingError
 from pipeline.fit.machine import GIB, Facts, Line
 from pipeline.models.blueprint import blueprint, settings_of
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USABLE = 0.95  # of a card's memory that a rank may fill
 COMMON = (24, 48, 80)  # GiB of cards that are shown where no GPU is here
+CPU_LOGITS = 48 * 2**20  # bytes of logits that exist at one time in a rank on a CPU: more is not faster there
 _ROWS = 1024  # positions whose logits vLLM's V2 runner computes at one time
 
 
@@ -61,10 +62,35 @@ def measure(model: Model) -> Size:
     )
 
 
+def check_cache(run: Run) -> None:
+    """Raise SettingError when the KV cache of engines on CPU holds no trace of full length. Only the configuration is read."""
+    pools = [(f"engines.{name}", pool) for name, pool in (("rollout", run.engines.rollout), ("score", run.engines.score)) if pool]
+    for name, pool in pools:
+        if pool.placement.gpus > 0:
+            continue
+        text = settings_of(run.model).get_text_config()
+        heads = getattr(text, "num_attention_heads", None)
+        if heads is None:  # no attention as vLLM caches it
+            return
+        dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        numbers = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * dim
+        trace = numbers * _BYTES[run.model.dtype] * run.model.max_model_len
+        if pool.kv_cache_gib * GIB < trace:
+            what = (
+                f"{pool.kv_cache_gib:g} GiB hold no trace of {run.model.max_model_len} tokens, which takes {trace / GIB:.4g} GiB"
+            )
+            raise SettingError(what, f"{name}.kv_cache_gib", f"Set it to {trace / GIB:.4g} or more, or lower model.max_model_len")
+
+
 def head_chunk(train: Train, vocab: int) -> int:
-    """Bytes of one chunk of the trainer's logits. In half precision a second copy exists beside the float32 logits."""
-    width = _BYTES[train.dtype]
-    return (4 if width == 4 else 4 + width) * train.head_chunk_tokens * vocab
+    """Bytes of one chunk of the trainer's logits. In half precision a second copy exists beside the float32 logits.
+
+    On a CPU a chunk has at most CPU_LOGITS bytes of float32 logits, or one row.
+    """
+    width, tokens = _BYTES[train.dtype], train.head_chunk_tokens
+    if train.placement.gpus == 0:
+        tokens = min(tokens, max(1, CPU_LOGITS // (4 * vocab)))
+    return (4 if width == 4 else 4 + width) * tokens * vocab
 
 
 def weight_bytes(size: Size, dtype: str) -> int:

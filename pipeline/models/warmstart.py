@@ -1,13 +1,13 @@
 """Make the tiny reasoner: a Qwen3-architecture model, supervised on wordy, fallible traces of the tiny task.
 
-    python -m pipeline.models.warmstart --out DIR [--steps 900] [--seed 0] [--teacher]
+    python -m pipeline.models.warmstart --out DIR [--steps 900] [--seed 0] [--teacher] [--world forks=2,pivots=2]
 
 Six in ten training traces answer the problem alone. Four in ten answer the problem with its reference solution in view. The same
 weights are therefore a student that can improve, and a privileged teacher that is better. The loss covers every token after the
 problem, those of the reference solution too.
 
 With `--teacher` it makes a larger model with the same tokenizer, on traces of the same style with few errors left in them. That
-model is a teacher that is better without any reference.
+model is a teacher that is better without any reference. With `--world` it learns a world with dials (problems/worlds.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
 
-from pipeline.problems import tiny
+from pipeline.errors import SettingError
+from pipeline.problems import tiny, worlds
 
 AIDED_SHARE = 0.4
 BATCH = 64
@@ -61,7 +62,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Kind:
-    """A model to make: its sizes, and the habits of the traces that it learns from, without and with the reference."""
+    """A model to make: its sizes, and the habits of the traces that it learns from, without and with the reference.
+
+    world: the world of its problems, whose habits are then the world's. None: the tiny arithmetic task.
+    """
 
     hidden: int
     intermediate: int
@@ -69,6 +73,22 @@ class Kind:
     key_value_heads: int
     unaided: tiny.Habits
     aided: tiny.Habits
+    world: worlds.World | None = None
+
+    @property
+    def answer_pattern(self) -> str:
+        """What finds the answer in a response."""
+        return tiny.ANSWER_PATTERN if self.world is None else worlds.ANSWER_PATTERN
+
+    def problem(self, index: int, seed: int, split: str) -> dict[str, str]:
+        """A problem of the task."""
+        return tiny.problem(index, seed, split) if self.world is None else worlds.problem(index, seed, split, self.world)
+
+    def trace(self, text: str, rng: random.Random, aided: bool) -> str:
+        """A trace that the model learns from."""
+        if self.world is None:
+            return tiny.verbose_trace(text, rng, self.aided if aided else self.unaided)
+        return worlds.trace(text, rng, self.world, self.world.aided if aided else self.world.unaided)
 
 
 STUDENT = Kind(128, 384, 4, 2, tiny.UNAIDED, tiny.AIDED)
@@ -129,8 +149,8 @@ def training_batch(
     rows, labels = [], []
     for _ in range(size):
         aided = rng.random() < AIDED_SHARE
-        item = tiny.problem(rng.randrange(1 << 30), 0, "train")
-        trace = tiny.verbose_trace(item["problem"], rng, kind.aided if aided else kind.unaided)
+        item = kind.problem(rng.randrange(1 << 30), 0, "train")
+        trace = kind.trace(item["problem"], rng, aided)
         prompt = tokenizer(prompt_text(tokenizer, item, aided)).input_ids
         response = [*tokenizer(trace).input_ids, tokenizer.eos_token_id]
         # <bos> and the problem cannot be predicted. The reference solution behind them can, and is worth learning.
@@ -163,13 +183,13 @@ def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = Non
     return losses
 
 
-def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int = 0, batch: int = 256) -> Scores:
+def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int = 0, kind: Kind = STUDENT) -> Scores:
     """Scores of one sampled response (temperature 1) to each of `num_problems` held-out problems, with or without reference."""
-    tokenizer, correct, tokens = build_tokenizer(), 0, 0
+    tokenizer, correct, tokens, batch = build_tokenizer(), 0, 0, 256
     torch.manual_seed(seed)
     model.eval()
     for start in range(0, num_problems, batch):
-        items = [tiny.problem(i, seed, "test") for i in range(start, min(start + batch, num_problems))]
+        items = [kind.problem(i, seed, "test") for i in range(start, min(start + batch, num_problems))]
         inputs = tokenizer([prompt_text(tokenizer, item, aided) for item in items], padding=True, return_tensors="pt")
         with torch.inference_mode():
             out = model.generate(  # type: ignore[misc]
@@ -183,7 +203,7 @@ def evaluate(model: Qwen3ForCausalLM, num_problems: int, aided: bool, seed: int 
             )[:, inputs.input_ids.shape[1] :]
         tokens += int((out != tokenizer.pad_token_id).sum())
         for item, text in zip(items, tokenizer.batch_decode(out, skip_special_tokens=True), strict=True):
-            answer = re.search(tiny.ANSWER_PATTERN, text)
+            answer = re.search(kind.answer_pattern, text)
             correct += answer is not None and answer[1] == item["answer"]
     return Scores(correct / num_problems, tokens / num_problems, num_problems)
 
@@ -200,7 +220,9 @@ def make(out: Path, steps: int, seed: int, num_problems: int = 1024, kind: Kind 
     model.save_pretrained(out)
     build_tokenizer().save_pretrained(out)
     model.float()
-    scores = {name: asdict(evaluate(model, num_problems, aided)) for name, aided in (("unaided", False), ("aided", True))}
+    scores = {
+        name: asdict(evaluate(model, num_problems, aided, kind=kind)) for name, aided in (("unaided", False), ("aided", True))
+    }
     record = {"seed": seed, "steps": steps, "losses": [round(loss, 4) for loss in losses], **scores}
     (out / RECORD).write_text(json.dumps(record) + "\n")
     return record
@@ -212,10 +234,16 @@ def main(
     seed: Annotated[int, typer.Option(help="of initialisation and traces")] = 0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
     teacher: Annotated[bool, typer.Option("--teacher", help="a larger model on careful traces")] = False,
+    world: Annotated[str | None, typer.Option(help="dials of a tiny world: forks=2,pivots=2,filler=3,style=0.5")] = None,
 ) -> None:
-    """Make the tiny reasoner, or a teacher of it."""
+    """Make the tiny reasoner, a teacher of it, or the reasoner of a tiny world."""
     torch.set_num_threads(threads)
-    record = make(out, steps, seed, kind=TEACHER if teacher else STUDENT)
+    kind = TEACHER if teacher else STUDENT
+    try:
+        kind = replace(kind, world=None if world is None else worlds.read_world(world))
+    except SettingError as error:
+        raise typer.BadParameter(f"{error}") from error
+    record = make(out, steps, seed, kind=kind)
     for name in ("unaided", "aided"):
         typer.echo(f"{name}: {record[name]}")
 

@@ -86,7 +86,7 @@ def survey(problems: ProblemSet, controls: re.Pattern[str] | None, most: int | N
 
 def is_generated(problems: ProblemSet) -> bool:
     """Whether a task generates the problems. Its splits share none."""
-    return problems.source.uri == "tiny-arithmetic" or problems.source.uri.startswith("reasoning-gym:")
+    return problems.source.uri == "tiny-arithmetic" or problems.source.uri.startswith(("reasoning-gym:", "tiny-worlds:"))
 
 
 def normal(problem: str) -> str:

@@ -1,22 +1,24 @@
-"""Everything that the page shows of a run, in one JSON document. The page computes none of these figures itself."""
+"""Everything that the page shows of runs, in one JSON document. The page computes none of these figures itself."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 from typing import Any
 
 from pipeline.choice.plans import told
 from pipeline.config import Run
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
+from pipeline.evidence.audit import read_audits
 from pipeline.evidence.comparison import COMPARE, Compared
-from pipeline.evidence.evaluation import MEANS, held_out, same_problems
-from pipeline.evidence.evaluation import figures as evaluated
 from pipeline.evidence.plain import plain
 from pipeline.evidence.sweep import read_evidence
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.vocabulary import token_reader
+from pipeline.overrides import differences
 from pipeline.problems.sources import named
-from pipeline.report import figures, ledger, traces
+from pipeline.report import figures, held_out, ledger, sample, story
+from pipeline.report.drawn import Limits
 from pipeline.report.figures import Measured
+from pipeline.report.held_out import Evaluations
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
@@ -24,17 +26,33 @@ from pipeline.store.directory import Store
 MOST_REJECTED = 100  # rejected rows that are listed
 
 
-def collect(store: Store, run: Run) -> dict[str, Any]:
-    """The document of a run. Raises UserError when no round is measured."""
+def collect_all(runs: list[tuple[Store, Run]]) -> dict[str, Any]:
+    """The document of a page: each run, and how the last policy of each differs from that of the first run.
+
+    Raises UserError when no round of a run is measured.
+    """
+    limits = Limits().shared(len(runs))
+    evaluated = [Evaluations.of(store, run) for store, run in runs]
+    documents = [collect(store, run, limits, found) for (store, run), found in zip(runs, evaluated, strict=True)]
+    for (store, _), document in zip(runs, documents, strict=True):
+        if sum(other["run"]["folder"] == document["run"]["folder"] for other in documents) > 1:
+            document["run"]["folder"] = "/".join(store.uri.rstrip("/").rsplit("/", 2)[-2:])
+    return {
+        "runs": documents,
+        "against": [_against(other, evaluated[0]) for other in evaluated[1:]],
+        "settings": _differences([run for _, run in runs]),
+        "compare": None,
+        "live": False,
+    }
+
+
+def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Evaluations | None = None) -> dict[str, Any]:
+    """The document of one run. Raises UserError when no round is measured."""
+    limits = limits or Limits()
     measured = _measured(store, run)
-    stored = store.run_file()
+    evaluated = evaluated or Evaluations.of(store, run)
     document = {
-        "run": {
-            "name": run.name,
-            "source": named(run.source),
-            "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
-            "versions": stored.versions if stored is not None else {},
-        },
+        "run": _identity(store, run),
         "warnings": [text for part in measured if (text := part.labelled.seen.warning()) is not None],
         "notes": told(store, run),
         "settings": run.to_yaml(),
@@ -42,11 +60,23 @@ def collect(store: Store, run: Run) -> dict[str, Any]:
         "rounds": [part.figures for part in measured],
         "ledger": _ledger(measured, run.rollout.group_size),
         "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
-        "evaluations": _evaluations(store, run),
-        "sample": traces.sample([part.labelled for part in measured], tokenizer_of(run.model)),
+        "evaluations": evaluated.figures(),
+        "change": evaluated.change(),
+        "answers": evaluated.answers(limits.text),
+        "sample": sample.sample([part.labelled for part in measured], token_reader(run.model), limits),
         "sweep": read_evidence(store),
+        "audits": read_audits(store, [part.figures["round"] for part in measured]),
     }
-    return dict(plain(document))
+    return dict(plain(document | {"story": story.tell(document)}))
+
+
+def waiting(runs: list[tuple[Store, Run]], why: str) -> dict[str, Any]:
+    """The document of runs that have nothing to show yet."""
+    empty: dict[str, Any] = {"warnings": [], "notes": [], "rounds": [], "rejected": [], "evaluations": [], "story": []}
+    empty |= {"change": None, "answers": None, "sweep": None, "settings": "", "window": 0, "waiting": why}
+    empty |= {"ledger": _ledger([], 1), "sample": {"traces": {}, "groups": {}, "blocks": [], "rounds": {}}}
+    found = [empty | {"run": _identity(store, run)} for store, run in runs]
+    return {"runs": found, "against": [None for _ in runs[1:]], "settings": [], "compare": None, "live": False}
 
 
 def read_comparison(store: Store) -> dict[str, Any]:
@@ -57,13 +87,28 @@ def read_comparison(store: Store) -> dict[str, Any]:
     return dict(plain(found.model_dump(exclude_unset=True)))
 
 
+def _identity(store: Store, run: Run) -> dict[str, Any]:
+    """What the page says of a run itself."""
+    stored = store.run_file()
+    return {
+        "name": run.name,
+        "source": named(run.source),
+        "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
+        "versions": stored.versions if stored is not None else {},
+    }
+
+
 def _measured(store: Store, run: Run) -> list[Measured]:
     metrics: dict[int, list[dict[str, Any]]] = {}
     for row in store.metrics():
         metrics.setdefault(int(row["round"]), []).append(row)
     measured = [figures.measure(Inventory(work), metrics.get(work.number, [])) for work in open_rounds(store, run)]
     if not any(part.figures["traces"] for part in measured):
-        raise UserError("nothing to report: no round has graded and scored traces", store.uri, "Run `egrsd distill` first")
+        raise UserError(
+            "nothing to report: no round has graded and scored traces",
+            store.uri,
+            f"Run {command('distill', '--run', store.uri)} first",
+        )
     return measured
 
 
@@ -77,21 +122,19 @@ def _ledger(measured: list[Measured], group_size: int) -> dict[str, Any]:
     }
 
 
-def _evaluations(store: Store, run: Run) -> list[dict[str, Any]]:
-    """Accuracy and length of policies on the held-out problems, with intervals, where two problems at least were answered.
+def _against(other: Evaluations, first: Evaluations) -> dict[str, Any] | None:
+    """The last policy of a run against that of the first run, on the same held-out problems. None when they do not pair."""
+    if other.last is None or first.last is None:
+        return None
+    return held_out.between(other.last, first.last)
 
-    An evaluation of other problems than those of the last one is left out: its figures stand beside no others.
-    """
-    found = {version: held_out(store, run, version) for version in store.numbers("evals")}
-    whole = {version: answered for version, answered in found.items() if answered is not None}
-    last = whole[max(whole)] if whole else None
-    shown = []
-    for version, answered in whole.items():
-        with contextlib.suppress(ValueError):
-            if last is None or not same_problems(answered, last):
-                continue
-            values = evaluated(answered, 1, names=MEANS)
-            figures_of = {"accuracy": plain(values["avg"]), "length": plain(values["length"])}
-            source = {"source": named(run.evaluation.source)}
-            shown.append({"policy": version, "problems": len(answered), **figures_of, **source})
-    return shown
+
+def _differences(runs: list[Run]) -> list[dict[str, Any]]:
+    """The settings in which runs differ from the first: name, and the value of each run as text."""
+    found = [{name: (value, other) for name, value, other in differences(runs[0], run)} for run in runs]
+    rows = []
+    for name in sorted({name for changed in found for name in changed}):
+        first = next(changed[name][0] for changed in found if name in changed)
+        values = [changed[name][1] if name in changed else first for changed in found]
+        rows.append({"name": name, "values": [value if isinstance(value, str) else json.dumps(value) for value in values]})
+    return rows

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contract import Regime, Verdict
+from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.report import ledger
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.rows import read_shard
@@ -28,13 +28,14 @@ EXAMPLES = 3  # rejected rows that are shown for each reason, at most, of a shar
 class LabelledTraces:
     """The R labelled traces of a round as its inventory found them.
 
-    Each array is [R]: shard, place in the shard, and the keys by which a sample is drawn.
+    Each array is [R]: shard, place in the shard, its prompt's row, and the keys by which a sample is drawn.
     """
 
     seen: Inventory
     trace_ids: np.ndarray
     shards: np.ndarray
     places: np.ndarray
+    prompts: np.ndarray
     verdicts: np.ndarray
     lengths: np.ndarray
 
@@ -77,8 +78,12 @@ def measure(seen: Inventory, metrics: list[dict[str, Any]]) -> Measured:
         "reward": _mean(reward[live]),
         "length": _mean(lengths[live]),
         "truncated": _mean(verdicts[live] == Verdict.TRUNCATED),
+        "groups": clock.get("num_groups"),
+        "groups_without_signal": clock.get("num_groups_without_signal"),
+        "rewards": {key.removeprefix(REWARD_PREFIX): value for key, value in clock.items() if key.startswith(REWARD_PREFIX)},
         **_token_figures(whole),
         **_train_figures(train),
+        "engine_tokens_per_s": _rate(lengths.sum(), clock.get("seconds_measure")),
         "stages": {key[14:]: value for key, value in clock.items() if key.startswith("seconds_stage_")},
         **{name: clock.get(name) for name in CLOCK},
         "seconds_engines_idle": clock.get("seconds_engines_idle", _idle(clock)),
@@ -96,6 +101,7 @@ class _Shard:
     measured: bool
     labelled: bool
     trace_ids: np.ndarray
+    prompts: np.ndarray
     live: np.ndarray
     lengths: np.ndarray
     verdicts: np.ndarray
@@ -103,6 +109,7 @@ class _Shard:
     advantage: np.ndarray
     delta: np.ndarray
     gaps: np.ndarray
+    student: np.ndarray
     entropy: np.ndarray
     shares: np.ndarray
     rejected: list[dict[str, Any]]
@@ -114,9 +121,8 @@ class _Shard:
         tables = read_shard(seen.work.store, entries, _COLUMNS)
         none, text = np.zeros(0), np.zeros(0, object)
         if not {"rollout", "grade", "score"} <= tables.keys():
-            return cls(
-                name, False, False, text, none.astype(bool), none.astype(int), text, none, none, none, none, none, none, []
-            )
+            whole, no = none.astype(int), none.astype(bool)
+            return cls(name, False, False, text, whole, no, whole, text, none, none, none, none, none, none, none, [])
         rollout, grade, score = (tables[stage] for stage in ("rollout", "grade", "score"))
         reasons = pc.coalesce(*(table["reject_reason"] for table in (rollout, grade, score)))
         live = np.asarray(pc.is_null(reasons))
@@ -127,6 +133,7 @@ class _Shard:
             True,
             "label" in tables and profile is not None,
             np.array(rollout["trace_id"].to_pylist(), object),
+            rollout["prompt_index"].to_numpy(),
             live,
             pc.fill_null(pc.list_value_length(rollout["response_tokens"]), 0).to_numpy(),
             np.array(grade["verdict"].to_pylist(), object),
@@ -134,6 +141,7 @@ class _Shard:
             _floats(grade["advantage"]),
             deltas,
             _floats(pc.drop_null(score["student_logprob_gap"])),
+            ragged(rollout["rollout_entropy"])[0],
             _floats(profile["entropy_mean"]) if profile is not None else none,
             np.stack([_floats(profile[f"share_{n}"]) for n in Regime.NAMES], 1) if profile is not None else none,
             _examples(rollout["trace_id"], reasons, pc.coalesce(*(t["reject_detail"] for t in (rollout, grade, score)))),
@@ -142,7 +150,7 @@ class _Shard:
 
 _REASONS = ["reject_reason", "reject_detail"]
 _COLUMNS = {
-    "rollout": ["trace_id", *_REASONS, "response_tokens"],
+    "rollout": ["trace_id", "prompt_index", *_REASONS, "response_tokens", "rollout_entropy"],
     "grade": [*_REASONS, "verdict", "reward", "advantage"],
     "score": [*_REASONS, "teacher_logprobs", "student_logprobs", "student_logprob_gap"],
     "profile": ["entropy_mean", *(f"share_{name}" for name in Regime.NAMES)],
@@ -163,7 +171,8 @@ def _unused(seen: Inventory, shards: list[_Shard]) -> np.ndarray:
 
 
 def _token_figures(shards: list[_Shard]) -> dict[str, Any]:
-    """Means over tokens: teacher entropy in nats and regime shares of labelled shards, |delta| in nats of all shards."""
+    """Means over tokens: teacher entropy in nats and regime shares of labelled shards; of all shards |delta| and the entropy of
+    the writer (the student, but for traces of a teacher), both in nats."""
     known = [shard for shard in shards if shard.labelled]
     tokens = np.concatenate([np.where(shard.live, shard.lengths, 0) for shard in known]) if known else np.zeros(0)
     size = max(float(tokens.sum()), 1.0)
@@ -173,6 +182,7 @@ def _token_figures(shards: list[_Shard]) -> dict[str, Any]:
         "entropy": float(np.nansum(np.concatenate([s.entropy for s in known]) * tokens) / size) if known else None,
         "shares": (np.nansum(np.concatenate([s.shares for s in known]) * tokens[:, None], 0) / size).tolist() if known else None,
         "delta": _mean(delta),
+        "student_entropy": _mean(np.concatenate([shard.student for shard in shards])) if shards else None,
         "rescore_gap": float(gaps.max()) if len(gaps) else None,
     }
 
@@ -182,10 +192,17 @@ def _train_figures(train: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "steps": len(train),
         "loss": _mean(np.array([row["loss"] for row in train])) if train else None,
+        "grad_norm": _mean(np.array([row["grad_norm"] for row in train if "grad_norm" in row])),
+        "train_tokens_per_s": _rate(sum(row.get("tokens", 0) for row in train), sum(row.get("seconds", 0.0) for row in train)),
         "trainer_gap": first.get("logprob_gap"),
         "trainer_gap_max": first.get("logprob_gap_max"),
         "seconds_train": sum(row.get("seconds", 0.0) for row in train) if train else None,
     }
+
+
+def _rate(tokens: float, seconds: float | None) -> float | None:
+    """Tokens in a second. None where no time was measured."""
+    return float(tokens) / seconds if seconds else None
 
 
 def _idle(clock: dict[str, Any]) -> float | None:
@@ -207,6 +224,7 @@ def _labelled(seen: Inventory, shards: list[_Shard]) -> LabelledTraces:
         joined([shard.trace_ids[rows] for shard, rows in zip(known, keep, strict=True)], object),
         joined([np.full(len(rows), shard.name, object) for shard, rows in zip(known, keep, strict=True)], object),
         joined(keep, int),
+        joined([shard.prompts[rows] for shard, rows in zip(known, keep, strict=True)], int),
         joined([shard.verdicts[rows] for shard, rows in zip(known, keep, strict=True)], object),
         joined([shard.lengths[rows] for shard, rows in zip(known, keep, strict=True)], int),
     )

@@ -23,7 +23,8 @@ class Counts:
     """Counts of one round, or the sums of several rounds.
 
     unused, unused_tokens: of traces that are fit, but whose groups a filled round leaves out (rollout.fill_groups).
-    complete: all shards up to `score` are there. trained: the trainer has reported metrics.
+    complete: all shards up to `score` are there. trained: the trainer has reported metrics. current: no shard was computed again
+    since the round was committed to the trainer, so that what is stored now can be compared with what was trained on.
     """
 
     planned: int = 0
@@ -42,6 +43,7 @@ class Counts:
     tokens_in_loss: int = 0
     complete: bool = True
     trained: bool = True
+    current: bool = True
 
 
 def count_round(seen: Inventory, rows: dict[str, Any], train: list[dict[str, Any]]) -> Counts:
@@ -60,6 +62,7 @@ def count_round(seen: Inventory, rows: dict[str, Any], train: list[dict[str, Any
         rejected={"rollout": seen.rejected("rollout"), **{name: seen.rejected_first(name) for name in ("grade", "score")}},
         complete=seen.is_whole(*entries),
         trained=bool(train),
+        current=seen.as_committed is not False,
         **rows,
     )
     if train:
@@ -79,6 +82,7 @@ def total(parts: Iterable[Counts]) -> Counts:
             whole.rejected[stage] = whole.rejected.get(stage, Counter()) + reasons
         whole.complete &= part.complete
         whole.trained &= part.trained
+        whole.current &= part.current
     return whole
 
 
@@ -94,7 +98,7 @@ def checks(counts: Counts) -> list[dict[str, Any]]:
             f"fit{unused} − left out by the trainer = in the loss",
             counts.fit - counts.unused - counts.left_out,
             counts.in_loss,
-            counts.trained,
+            counts.trained and counts.current,
         ),
     ]
     if not counts.left_out:  # the trainer does not report the tokens of traces that it leaves out
@@ -103,7 +107,7 @@ def checks(counts: Counts) -> list[dict[str, Any]]:
                 f"tokens fit to train on{unused} = tokens in the loss",
                 counts.fit_tokens - counts.unused_tokens,
                 counts.tokens_in_loss,
-                counts.trained,
+                counts.trained and counts.current,
             )
         )
     return [
@@ -114,7 +118,7 @@ def checks(counts: Counts) -> list[dict[str, Any]]:
 
 def document(counts: Counts) -> dict[str, Any]:
     """Counts and checks as plain JSON. `num_rejected` is the number of traces that are not fit to train on."""
-    plain = {name: getattr(counts, name) for name in (*_SUMMED, "complete", "trained")}
+    plain = {name: getattr(counts, name) for name in (*_SUMMED, "complete", "trained", "current")}
     plain["prompts_rejected"] = dict(counts.prompts_rejected)
     plain["num_prompts_rejected"] = sum(counts.prompts_rejected.values())
     plain["num_rejected"] = counts.traces - counts.fit

@@ -13,21 +13,46 @@ import json
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("data.js", "dom.js", "charts.js", "traces.js", "strip.js", "reader.js", "run.js", "evidence.js", "main.js")
+SCRIPTS = (
+    *("data.js", "dom.js", "address.js", "charts.js", "traces.js", "colour.js", "strip.js", "reader.js"),
+    *("groups.js", "policies.js", "run.js", "runs.js", "evidence.js", "audit.js", "keys.js", "live.js", "main.js"),
+)
 
 
 def page(document: dict[str, Any]) -> bytes:
-    """One HTML file, UTF-8, that shows `document`. The same document gives the same bytes."""
+    """One HTML file, UTF-8, that shows `document`. The same document gives the same bytes.
+
+    A page that is served (`document["live"]`) may ask the server that it came from, and nobody else.
+    """
     folder = files("pipeline") / "report" / "assets"
     style = (folder / "report.css").read_text(encoding="utf-8")
     script = '"use strict";\n' + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
-    parts = {"policy": policy, "style": style, "script": script, "data": embedded(document)}
+    asks = "; connect-src 'self'" if document["live"] else ""
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'{asks}"
+    )
+    index, blocks = apart(document)
+    held = "\n".join(f'<script type="text/plain" id="{name}">{block}</script>' for name, block in blocks.items())
+    parts = {"policy": policy, "style": style, "script": script, "blocks": held, "data": embedded(index)}
     html = (folder / "report.html").read_text(encoding="utf-8")
     for name, text in parts.items():  # the data come last, so a text in them that looks like a placeholder stays as it is
         before, after = html.split(f"{{{{{name}}}}}")
         html = before + text + after
     return html.encode("utf-8")
+
+
+def apart(document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The document without its blocks, and the blocks by name: `block-0-3` is the fourth one of the first run's sample."""
+    blocks: dict[str, str] = {}
+    runs = []
+    for number, run in enumerate(document["runs"]):
+        run = dict(run)
+        for key, name in (("sample", "block"), ("answers", "answers")):
+            if run.get(key):
+                blocks |= {f"{name}-{number}-{place}": block for place, block in enumerate(run[key]["blocks"])}
+                run[key] = run[key] | {"blocks": len(run[key]["blocks"])}
+        runs.append(run)
+    return document | {"runs": runs}, blocks
 
 
 def embedded(document: Any) -> str:

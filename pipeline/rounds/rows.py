@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.objective import USES_ADVANTAGE
-from pipeline.contract import COLUMNS, reward_columns
-from pipeline.errors import ContractError, StoreError
+from pipeline.contract import COLUMNS, REWARD_PREFIX, reward_columns
+from pipeline.errors import ContractError, StoreError, UserError, command
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
-from pipeline.store.directory import Entry, Store, area
+from pipeline.store.directory import Entry, Ready, Store, area, round_of
 from pipeline.store.documents import RESTORE
 from pipeline.store.folders import digest_of
 from pipeline.store.possible import key_of, types_of
@@ -42,7 +42,9 @@ def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str,
     for name in entries.keys() - {"prompts"}:
         first = first or name
         if not keys[name].equals(keys[first]):
-            raise StoreError(f"the rows are not those of stage {first}", store.locate(entries[name].path), _again(entries[name]))
+            raise StoreError(
+                f"the rows are not those of stage {first}", store.locate(entries[name].path), _again(store, entries[name])
+            )
     return tables
 
 
@@ -52,34 +54,58 @@ def _check_prompts(store: Store, entry: Entry, indices: pa.ChunkedArray, prompts
     size = rows // prompts if prompts else 0
     if rows != size * prompts or (rows and not np.array_equal(indices.to_numpy(), np.arange(rows) // max(1, size))):
         what = f"column prompt_index: {rows} rows are not equal groups of the {prompts} prompts in their order"
-        raise StoreError(what, store.locate(entry.path), _again(entry))
+        raise StoreError(what, store.locate(entry.path), _again(store, entry))
 
 
-def _again(entry: Entry) -> str:
-    return f"Compute the stages of this shard again, from `egrsd stage {entry.stage}` on with --force"
+def _again(store: Store, entry: Entry) -> str:
+    first = command("stage", entry.stage, "--run", store.uri, "--round", round_of(entry.area), "--shard", entry.shard, "--force")
+    return f"Compute the stages of this shard again: first {first}"
 
 
-def joined_round(work: Round) -> pa.Table:
+def joined_round(work: Round, columns: Collection[str] | None = None) -> pa.Table:
     """All rows of a round, one per trace: `round`, the columns of its prompt, then the columns of every stage that exists.
 
     reject_reason is the first one that a stage gave. Where a shard lacks a later stage, the columns of that stage are null. Every
-    shard of prompts and rollout must exist. Raises StoreError when a shard is damaged.
+    shard of prompts and rollout must exist. With `columns` only these are read, and come in their order. Raises StoreError when a
+    shard is damaged, and UserError for a column that no shard has.
     """
     inventory = Inventory(work)
+    wanted = None if columns is None else _wanted(columns)
     entries = {stage.name: inventory.entries(stage.name) for stage in PLAN}
     tables = []
     for shard in sorted(work.shards):
-        parts = read_shard(work.store, {name: shards[shard] for name, shards in entries.items() if shard in shards})
+        here = {name: shards[shard] for name, shards in entries.items() if shard in shards and (wanted is None or name in wanted)}
+        parts = read_shard(work.store, here, wanted)
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
-        columns = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
+        found = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
         there = [c for c in COLUMNS.values() if c.writer in parts and c.name in parts[c.writer].column_names]
-        columns |= {c.name: parts[c.writer][c.name] for c in there}
+        found |= {c.name: parts[c.writer][c.name] for c in there}
         if "reward" in parts:
-            columns |= {c.name: parts["reward"][c.name] for c in reward_columns(parts["reward"].column_names)}
-        for name in ("reject_reason", "reject_detail"):
-            columns[name] = pc.coalesce(*(part[name] for part in parts.values()))
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables, promote_options="default")
+            found |= {c.name: parts["reward"][c.name] for c in reward_columns(parts["reward"].column_names)}
+        for name in _REASONS:
+            found[name] = pc.coalesce(*(part[name] for part in parts.values()))
+        tables.append(pa.table(found))
+    whole = pa.concat_tables(tables, promote_options="default")
+    if columns is None:
+        return whole
+    if unknown := set(columns) - set(whole.column_names):
+        raise UserError(
+            f"no column {', '.join(sorted(unknown))} in {work.area}", work.store.uri, "pipeline/README.md has all columns"
+        )
+    return whole.select(list(columns))
+
+
+_REASONS = ("reject_reason", "reject_detail")
+
+
+def _wanted(columns: Collection[str]) -> dict[str, list[str]]:
+    """The columns to read of each stage, with the reasons of rejected rows. The rows are those of prompts and rollout."""
+    of = {name: COLUMNS[name].writer for name in columns if name in COLUMNS}
+    of |= {name: "reward" for name in columns if name.startswith(REWARD_PREFIX) and name not in COLUMNS}
+    later = set(_REASONS) & set(columns)
+    stages = {"prompts", "rollout", *of.values(), *((stage.name for stage in PLAN) if later else ())}
+    rest = {"rollout": ["prompt_index"]}
+    return {stage: [*(n for n in of if of[n] == stage), *rest.get(stage, ()), *_REASONS] for stage in sorted(stages)}
 
 
 def round_table(store: Store, number: int, further: tuple[str, ...] = ()) -> pa.Table | None:
@@ -90,17 +116,16 @@ def round_table(store: Store, number: int, further: tuple[str, ...] = ()) -> pa.
     Raises StoreError when a shard is no longer the one that was committed.
     """
     ready = store.ready(number)
-    if ready is None:
-        return None
+    return None if ready is None else joined(list(shard_tables(store, number, ready, further)))
+
+
+def shard_tables(store: Store, number: int, ready: Ready, further: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+    """The rows of `round_table` shard by shard, in order. `ready` says which shards were committed."""
     where = area("rounds", number)
-    shards = sorted(ready.shards.items())
-    tables = [
-        without(training_rows(store, where, shard, hashes, ready.policy, further), ready.left_out.get(shard, []))
-        for shard, hashes in shards
-    ]
-    if not tables:
+    if not ready.shards:
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
-    return joined(tables)
+    for shard, hashes in sorted(ready.shards.items()):
+        yield without(training_rows(store, where, shard, hashes, ready.policy, further), ready.left_out.get(shard, []))
 
 
 def is_comparable(store: Store, number: int) -> bool:
@@ -196,7 +221,7 @@ def _committed(store: Store, where: str, stage: str, shard: str, digest: str) ->
         raise StoreError(
             "the shard has changed since its round was committed to the trainer",
             store.locate(f"{where}/{stage}/{shard}.json"),
-            "Run `egrsd stage` for the stages that `egrsd status` shows as stale",
+            f"{command('status', store.uri)} names the command that mends it",
         )
     return entry
 
@@ -208,5 +233,5 @@ def _check_vocabulary(store: Store, entries: Mapping[str, Entry], prompts: pa.Ta
         check_columns("prompts", prompts, size)
     except ContractError as error:
         raise StoreError(
-            f"{error.where}: {error.what}", store.locate(entries["prompts"].path), _again(entries["prompts"])
+            f"{error.where}: {error.what}", store.locate(entries["prompts"].path), _again(store, entries["prompts"])
         ) from error

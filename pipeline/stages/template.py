@@ -25,6 +25,17 @@ _ASKING = threading.Lock()  # the child answers one question at a time
 _KNOWN = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 
 
+def get_ready() -> None:
+    """Start the child that renders, which takes a second, while this process goes on with other work."""
+
+    def ask() -> None:
+        """Render a text without a field."""
+        with _ASKING:
+            _child().ask([("", [], {}, MOST_CPU_S, MOST_BYTES)])
+
+    threading.Thread(target=ask, name="egrsd-template", daemon=True).start()
+
+
 def render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
     """The text that the tokenizer's chat template makes of the messages. `options` go to the template.
 

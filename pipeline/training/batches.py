@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +78,20 @@ class RaggedColumn:
         return self.values[self.starts[row] : self.starts[row] + self.lengths[row]]
 
 
+class Column(Protocol):
+    """What `RaggedColumn` and `stored.StoredColumn` have in common: the first is in memory, the second in a file."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every row, [N]."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Values of `rows` [B], one row after the other -> [N] or [N, K], where N is the sum of their lengths."""
+
+    def row(self, row: int) -> np.ndarray:
+        """The values of one row."""
+
+
 @dataclass(frozen=True, eq=False)
 class Traces:
     """The N usable traces of a round. Signals are ragged float32 in nats, with one value per response token; advantage is [N].
@@ -88,20 +102,25 @@ class Traces:
     """
 
     number: int
-    trace_ids: np.ndarray
-    prompt_tokens: RaggedColumn
-    response_tokens: RaggedColumn
-    teacher_logprobs: RaggedColumn
-    student_logprobs: RaggedColumn
-    teacher_entropy: RaggedColumn
+    trace_ids: np.ndarray | pa.Array
+    prompt_tokens: Column
+    response_tokens: Column
+    teacher_logprobs: Column
+    student_logprobs: Column
+    teacher_entropy: Column
     advantage: np.ndarray
     num_rejected: int
-    extra: Mapping[str, RaggedColumn] = field(default_factory=dict)
+    extra: Mapping[str, Column] = field(default_factory=dict)
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of prompt and response of every trace, [N]."""
         return self.prompt_tokens.lengths + self.response_tokens.lengths
+
+    def ids(self, rows: np.ndarray) -> tuple[str, ...]:
+        """The ids of `rows`."""
+        ids = self.trace_ids
+        return tuple(ids.take(pa.array(rows)).to_pylist() if isinstance(ids, pa.Array) else ids[rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +193,11 @@ def usable(data: RoundTable, max_staleness: int, constants: Objective | None = N
 
 def check_ids(traces: Traces, vocab_size: int) -> None:
     """Raise TrainingError, with the trace, for an id of prompt, response or teacher that is outside the model's vocabulary."""
-    columns: dict[str, RaggedColumn] = {name: getattr(traces, name) for name in ("prompt_tokens", "response_tokens")}
+    columns: dict[str, Column] = {name: getattr(traces, name) for name in ("prompt_tokens", "response_tokens")}
     columns |= {name: column for name, column in traces.extra.items() if name == TOPK[0]}
     for name, column in columns.items():
-        for row, (start, length) in enumerate(zip(column.starts, column.lengths, strict=True)):
-            ids = column.values[start : start + length]
+        for row in range(len(column.lengths)):
+            ids = column.row(row)
             if ids.min() < 0 or ids.max() >= vocab_size:
                 raise TrainingError(
                     f"{name} has id {ids.max() if ids.max() >= vocab_size else ids.min()}, and the model has {vocab_size} ids",
@@ -272,7 +291,7 @@ def _batch(traces: Traces, rows: np.ndarray, tokens: np.ndarray, sources: np.nda
         torch.from_numpy(traces.response_tokens.take(rows).astype(np.int64)),
         torch.from_numpy(mask),
         advantage=torch.from_numpy(traces.advantage[rows]),
-        trace_ids=tuple(traces.trace_ids[rows]),
+        trace_ids=traces.ids(rows),
         extra={name: _extra(name, column.take(rows), mask) for name, column in traces.extra.items()},
         **signals,
         **more,

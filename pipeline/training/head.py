@@ -15,14 +15,18 @@ of cut-cross-entropy and Liger do not run on a CPU. tests/benchmarks/bench_step.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.fit.footprint import CPU_LOGITS
 from pipeline.method.objective import Kept, head_gradient_, weighted_sum
 from pipeline.method.objective.divergence import Measure
+
+CACHED = 2**20  # bytes of logits that stay in a processor's cache while all that follows the product is computed
 
 
 class Head(NamedTuple):
@@ -71,8 +75,7 @@ def logprobs_of(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """log p(targets_n), [N] float32 nats, without any gradient."""
     head = _widened(head)
     logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-    for start in range(0, len(targets), head.chunk):
-        part = slice(start, start + head.chunk)
+    for part in _chunks(len(targets), head):
         logits, _ = _logits(hidden[part], head)
         chosen = logits.gather(1, targets[part, None])[:, 0]
         logprobs[part] = chosen - logits.logsumexp(dim=-1)
@@ -86,8 +89,7 @@ class _WeightedLogprob(torch.autograd.Function):
         logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
         head = _widened(head)
-        for start in range(0, len(targets), head.chunk):
-            part = slice(start, start + head.chunk)
+        for part in _chunks(len(targets), head):
             logprobs[part], gradient[part] = _chunk(hidden[part], head, targets[part], coefficients[part])
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(logprobs)
@@ -110,8 +112,7 @@ class _WithDivergence(torch.autograd.Function):
         logprobs, values = (torch.empty(len(targets), dtype=torch.float32, device=hidden.device) for _ in range(2))
         gradient = torch.empty_like(hidden)
         head, kept = _widened(head), divergence.kept
-        for start in range(0, len(targets), head.chunk):
-            part = slice(start, start + head.chunk)
+        for part in _chunks(len(targets), head):
             terms = targets[part], coefficients[part], divergence._replace(kept=kept.part(part))
             logprobs[part], values[part], gradient[part] = _divergent_chunk(hidden[part], head, *terms)
         ctx.save_for_backward(gradient)
@@ -126,18 +127,39 @@ class _WithDivergence(torch.autograd.Function):
         return gradient * grad_total.to(gradient.dtype), None, None, None, None
 
 
+def _chunks(tokens: int, head: Head) -> Iterator[slice]:
+    """The tokens in chunks of `head.chunk`, and on a CPU of at most CPU_LOGITS bytes of logits."""
+    size = rows(head.chunk, len(head.weight), on_cpu=not head.weight.is_cuda)
+    return (slice(start, start + size) for start in range(0, tokens, size))
+
+
+def rows(chunk: int, vocab: int, on_cpu: bool) -> int:
+    """Tokens whose logits exist at one time, where `chunk` are allowed."""
+    return min(chunk, max(1, CPU_LOGITS // (4 * vocab))) if on_cpu else chunk
+
+
 def _chunk(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """log p(target) [n] and coefficient * d log p(target) / d hidden [n, H], computed in place on one [n, V] buffer.
 
     With p = softmax(z): d log p_y / d z = onehot(y) - p, so the gradient is c * (weight_y - p @ weight), times d z / d (W h).
     """
     logits, slope = _logits(hidden, head)
+    size = len(logits) if logits.is_cuda else max(1, CACHED // (4 * logits.shape[1]))
+    logprobs = [
+        _slopes_(part, target[:, None], coefficient[:, None])
+        for part, target, coefficient in zip(logits.split(size), targets.split(size), coefficients.split(size), strict=True)
+    ]
+    return torch.cat(logprobs), _through(logits, slope, head)
+
+
+def _slopes_(logits: Tensor, targets: Tensor, coefficients: Tensor) -> Tensor:
+    """log p(target) [n] of logits [n, V], which become the slopes of coefficient * log p(target). The others are [n, 1]."""
     logits -= logits.max(dim=-1, keepdim=True).values
-    chosen = logits.gather(1, targets[:, None])
+    chosen = logits.gather(1, targets)
     total = logits.exp_().sum(dim=-1, keepdim=True)
-    logits *= -coefficients[:, None] / total
-    logits.scatter_add_(1, targets[:, None], coefficients[:, None])
-    return (chosen - total.log()).squeeze(1), _through(logits, slope, head)
+    logits *= -coefficients / total
+    logits.scatter_add_(1, targets, coefficients)
+    return (chosen - total.log()).squeeze(1)
 
 
 def _divergent_chunk(

@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,14 +23,14 @@ from torch import distributed as dist
 from pipeline.config import Run
 from pipeline.errors import StoreError, TrainingError
 from pipeline.live.card import Card
-from pipeline.rounds.rows import is_comparable, round_table
+from pipeline.rounds.rows import is_comparable, shard_tables
 from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
 from pipeline.store.folders import ADAPTER
 from pipeline.training import checkpoint, memory, offload, student
-from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
+from pipeline.training.stored import StoredRound
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -153,15 +155,17 @@ def _steps(trainer: Trainer, store: Store, number: int) -> list[dict[str, float]
     return metrics
 
 
-def _round(trainer: Trainer, store: Store, number: int) -> RoundTable:
+def _round(trainer: Trainer, store: Store, number: int) -> StoredRound:
     """The rows of a committed round, with what the objective reads. Raises TrainingError when it is gone."""
-    ready, table = store.ready(number), round_table(store, number, trainer.run.objective.columns)
-    if ready is None or table is None:
+    ready = store.ready(number)
+    if ready is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
-    if ready.policy == number or not is_comparable(store, number):
-        return RoundTable(number, ready.policy, table, is_comparable(store, number))
+    shards = partial(shard_tables, store, number, ready, trainer.run.objective.columns)
+    data = StoredRound(number, ready.policy, shards, store.scratch(), is_comparable(store, number))
+    if ready.policy == number or not data.comparable:
+        return data
     answered = _adapter_of(store, ready.policy)
-    return RoundTable(number, ready.policy, table, answered is not None, answered)
+    return replace(data, comparable=answered is not None, answered=answered)
 
 
 def _adapter_of(store: Store, version: int) -> dict[str, torch.Tensor] | None:

@@ -27,6 +27,7 @@ from pipeline.method import objective
 from pipeline.training import batches, gap, packing, student
 from pipeline.training.batches import MicroBatch, RoundTable, Traces
 from pipeline.training.head import Divergence
+from pipeline.training.stored import StoredRound, stored
 
 # Each rank adds these up over its share of the minibatch. The sums of all ranks together make the metrics of the step.
 SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap", "divergence")
@@ -75,16 +76,15 @@ class Trainer:
         """The trained parameters by their names in the peft model. Under FSDP2 they are sharded (DTensor)."""
         return {name: p for name, p in self.student.model.named_parameters() if p.requires_grad}
 
-    def train_round(self, data: RoundTable) -> Iterator[dict[str, float]]:
+    def train_round(self, data: RoundTable | StoredRound) -> Iterator[dict[str, float]]:
         """Train the steps of a round, and yield the metrics of each step.
 
         Dropout draws from a generator seeded by (seed, round, rank), so a resumed round needs no stored random state. Raises
         TrainingError for stale or malformed traces, or a loss or gradient that is not finite.
         """
-        traces = batches.usable(data, self.run.max_staleness, self.run.objective)
-        batches.check_ids(traces, self.student.vocab_size)
+        traces = self._traces(data)
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
-        parts = batches.steps(len(traces.trace_ids), self.run.train.batch_traces, self.run.seed, data.number)
+        parts = batches.steps(len(traces.advantage), self.run.train.batch_traces, self.run.seed, data.number)
         for index, rows in enumerate(parts):
             budget = self.run.train.micro_batch_tokens
             share = batches.share(traces, rows, self.rank, self.ranks, budget, self.packs(traces, rows))
@@ -93,6 +93,15 @@ class Trainer:
             found = self._probe(share, data, where) if aside else {}
             metrics = self.train_step(share, where, data.policy_version if watched and not aside else None)
             yield {"round": data.number, "rejected": traces.num_rejected, **metrics, **found}
+
+    def _traces(self, data: RoundTable | StoredRound) -> Traces:
+        """The usable traces of a round, whose ids the model knows."""
+        run = self.run
+        if isinstance(data, StoredRound):
+            return stored(data, run.max_staleness, run.objective, self.student.vocab_size)
+        traces = batches.usable(data, run.max_staleness, run.objective)
+        batches.check_ids(traces, self.student.vocab_size)
+        return traces
 
     def packs(self, traces: Traces, rows: np.ndarray) -> bool:
         """Whether the minibatch `rows` is packed. All ranks get the same answer."""
@@ -136,7 +145,7 @@ class Trainer:
         seconds = time.perf_counter() - started
         return metrics | compared | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
 
-    def _probe(self, share: list[MicroBatch], data: RoundTable, where: str) -> dict[str, float]:
+    def _probe(self, share: list[MicroBatch], data: RoundTable | StoredRound, where: str) -> dict[str, float]:
         """The gap to the engine over the first micro-batch of every rank, by a forward pass of its own. Raises as `train_step`.
 
         The pass has the weights of the policy that answered, and no dropout.
@@ -170,6 +179,11 @@ class Trainer:
         )
         self.optimizer.zero_grad()
         return flat
+
+    def weights(self, share: list[MicroBatch]) -> list[Tensor]:
+        """Token weights of every response token of one minibatch, one [N] for each micro-batch. For one process."""
+        whole, constants = self.whole(share), self.run.objective
+        return [objective.token_weights(self._signals(micro, whole), constants)[micro.mask] for micro in share]
 
     def strengths(self, share: list[MicroBatch]) -> Tensor:
         """|token weight| of every response token of one minibatch, plus the weight of its divergence, [N]. For one process."""

@@ -17,11 +17,14 @@ NEEDED = {
     "bench_report": {"megabytes": "<= 20", "seconds_to_open": "<= 2"},
     "bench_sweep": {"tokens_per_second": ">= 0.2e6"},
     "bench_step": {
-        "memory_ratio": "<= 0.5",
-        "speed_ratio": ">= 0.9",
+        "memory_ratio": "<= 0.35",
+        "speed_ratio": ">= 1.0",
         "topk_memory_ratio": "<= 1.15",
         "topk_time_ratio": "<= 1.3",
     },
+    "bench_parquet": {"parquet_share": ">= 0.25"},
+    "bench_packing": {"word_problems_speedup": ">= 1.2", "long_prompts_speedup": ">= 1.6", "alone_padded_packed": "<= 0.05"},
+    "bench_stored": {"memory_ratio": "<= 0.1"},
     "bench_round": {"overhead_share": "<= 0.35"},
     "bench_overlap": {"speedup_share": ">= 0.85"},
     "bench_inflight": {"speedup": ">= 1.5"},
@@ -29,7 +32,7 @@ NEEDED = {
         "efficiency_16_engines": ">= 0.9",
         "driver_growth_mb": "<= 20",
         "summary_speedup": ">= 2",
-        "dispatcher_batches_1000": ">= 2000",
+        "dispatcher_batches_1000": ">= 20000",
     },
 }
 

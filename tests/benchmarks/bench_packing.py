@@ -1,9 +1,9 @@
 """A packed training step against a padded one: time, and padding, on prompts that groups of traces share.
 
-`python -m tests.benchmarks.bench_packing [repetitions] [folder of SmolLM2]`. Both steps are the same Trainer on one minibatch and
-differ in `train.packing` alone. Times are processor seconds of one thread, of steps in turn. The ratio is that of each pair: the
-median over the repetitions, with the least and the largest. Without a folder the model has SmolLM2-135M's layers, fewer of
-them and random weights, in bfloat16.
+`python -m tests.benchmarks.bench_packing [repetitions] [folder of SmolLM2]`. Both steps are the same Trainer on the same
+minibatch and differ in `train.packing` alone. Times are processor seconds of one thread, of steps in turn. The ratio is that of
+each pair: the median over the repetitions, with the least and the largest. Without a folder the model has the width and the
+vocabulary of SmolLM2-135M, a fifth of its layers and random weights, in bfloat16.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Shape:
 
 
 SHAPES = {
-    "word_problems": Shape(4, 8, 100, 50, 150),  # as SmolLM2 on grade-school word problems
-    "long_prompts": Shape(2, 8, 400, 50, 150),
-    "short_prompts": Shape(4, 8, 16, 50, 150),
-    "alone": Shape(16, 1, 50, 50, 800),
+    "word_problems": Shape(2, 8, 100, 50, 150),  # as SmolLM2 on grade-school word problems
+    "long_prompts": Shape(1, 8, 400, 50, 150),
+    "short_prompts": Shape(2, 8, 16, 50, 150),
+    "alone": Shape(6, 1, 50, 50, 800),
 }
 
 

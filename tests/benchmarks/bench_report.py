@@ -22,7 +22,7 @@ def measure(num_traces: int = TRACES, opens: int = 5) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = large_run(Path(folder), num_traces)
         start = time.perf_counter()
-        report_run(store.uri, None, None, True)
+        report_run([store.uri], None, None, True)
         written = time.perf_counter() - start
         path = Path(store.uri) / "report.html"
         figures = {"megabytes": path.stat().st_size / 1e6, "seconds_to_write": written, "traces": float(num_traces)}

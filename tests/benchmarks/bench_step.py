@@ -3,9 +3,9 @@
 `python -m tests.benchmarks.bench_step`. Ratios within one run. The model has SmolLM2-135M's width and vocabulary and fewer
 layers, random weights; both steps are the same Trainer on the same minibatch and differ in the head alone. Memory is the most
 that tensors made by the step take at one time, by torch's own allocation record (the resident set depends on what the
-allocator gives back); times are the least of interleaved repetitions. Without gradient checkpointing, which favours full logits:
-the activations of the layers count on both sides. The third step learns from the teacher's 32 most likely tokens (`fkl`), with
-the chunked head too.
+allocator gives back). Times are the least processor seconds of interleaved repetitions: other work on the machine counts less
+in them. Without gradient checkpointing, which favours full logits: the activations of the layers count on both sides. The third
+step learns from the teacher's 32 most likely tokens (`fkl`), with the chunked head too.
 """
 
 from __future__ import annotations
@@ -141,10 +141,10 @@ def times(steps: dict[str, tuple[Any, Any]]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(REPEATS + 1):
         for name, (made, batch) in steps.items():
-            begun = time.perf_counter()
+            begun = time.process_time()
             made.train_step(batch, "benchmark")
             if repeat:  # the first one warms up
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.process_time() - begun)
     return {name: min(found) for name, found in seconds.items()}
 
 

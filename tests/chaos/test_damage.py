@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trainer_here
 from chaos_run import files, metrics, shards, weights
 
 from actors.fakes import UNWATCHED, Behaviour, FakeEngine
@@ -43,7 +44,8 @@ def run_distill(uri: str) -> None:
 def finished(ray_local, tmp_path_factory):
     """A finished run."""
     uri = str(tmp_path_factory.mktemp("runs") / "run")
-    run_distill(uri)
+    with trainer_here.instead_of_ray_train():
+        run_distill(uri)
     return uri
 
 
@@ -72,7 +74,7 @@ def error_of(capfd, verb, *arguments) -> str:
     with pytest.raises(SystemExit) as ended:
         verb(*arguments)
     assert ended.value.code in {1, 2}
-    said = capfd.readouterr().out
+    said = "".join(capfd.readouterr())
     assert "Traceback" not in said
     return next(line for line in said.splitlines() if line.startswith("error:"))
 
@@ -106,7 +108,7 @@ def test_a_flipped_bit_is_found_by_every_stage_that_reads_it(untrained, capfd, r
     for name in set(reader.inputs) - {"reward"}:
         path = flip(untrained, name)
         old = untrained.entry("rounds/0000", reader.name, "0000")
-        said = error_of(capfd, stage.run_stage, untrained.uri, stage.Redo(reader.name, 0, force=True, shards=["0000"]))
+        said = error_of(capfd, stage.run_stage, untrained.uri, stage.Redo(reader.name, "0", force=True, shards=["0000"]))
         assert f"{path}: the bytes are not those that were committed" in said
         assert untrained.entry("rounds/0000", reader.name, "0000") == old
         flip(untrained, name)  # the same bit again: whole
@@ -119,7 +121,7 @@ def test_a_flipped_bit_is_found_by_export_and_the_remedy_repairs_it(untrained, f
     assert f"{path}: the bytes are not those that were committed" in said
     assert f"`egrsd stage {name} --round 0 --shard 0000 --force`" in said
     if STAGES[name].where == "CPU":  # the others want an engine, and this test has only fakes
-        stage.run_stage(untrained.uri, stage.Redo(name, 0, force=True, shards=["0000"]))
+        stage.run_stage(untrained.uri, stage.Redo(name, "0", force=True, shards=["0000"]))
         assert shards(untrained.uri) == shards(finished)
 
 
@@ -149,7 +151,7 @@ def test_a_torn_manifest_entry_is_named_by_every_verb_and_made_anew_once_it_is_g
     for verb, *arguments in (
         (run_distill, untrained.uri),
         (train.train_committed, untrained.uri, None, [], None, False),
-        (stage.run_stage, untrained.uri, stage.Redo("label", 0)),
+        (stage.run_stage, untrained.uri, stage.Redo("label", "0")),
         (export.export_run, untrained.uri, str(tmp_path / "out"), False),
     ):
         said = error_of(capfd, verb, *arguments)

@@ -13,7 +13,6 @@ from pipeline.evidence import comparison
 from pipeline.overrides import differences, resolve
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
-from pipeline.training import worker
 
 SETS = [
     *UNWATCHED,
@@ -39,8 +38,7 @@ def run_it(uri, objectives=NAMES, seeds="0", sets=SETS):
 def compared(ray_local, tmp_path_factory):
     """Four objectives, one seed."""
     store = Store(str(tmp_path_factory.mktemp("compare") / "out"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "fit", trainer_here.fit)
+    with trainer_here.instead_of_ray_train():
         run_it(store.uri)
     return store
 
@@ -100,7 +98,7 @@ def test_problems_that_tell_nothing_are_refused_before_anything_is_trained(tmp_p
     with pytest.raises(SystemExit) as ended:
         run_it(str(tmp_path / "out"), sets=sets)
     assert ended.value.code == 2
-    said = " ".join(capfd.readouterr().out.split())
+    said = " ".join("".join(capfd.readouterr()).split())
     assert message in said
     assert "held_out.jsonl" in said
 
@@ -109,7 +107,7 @@ def test_other_settings_are_refused(compared, capfd):
     with pytest.raises(SystemExit) as ended:
         run_it(compared.uri, sets=[*SETS, "train.learning_rate=0.1"])
     assert ended.value.code == 2
-    assert "train.learning_rate was 0.001, now 0.1" in capfd.readouterr().out
+    assert "train.learning_rate was 0.001, now 0.1" in "".join(capfd.readouterr())
 
 
 def test_controls_change_one_thing():

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import trainer_here
 from waiting import until
 
 from actors.fakes import UNWATCHED, FakeEngine
@@ -323,9 +324,9 @@ def test_a_stage_does_not_take_sinks(store):
 
 @pytest.fixture(scope="module")
 def finished(ray_local, tmp_path_factory):
-    """A small run of fake engines and a real trainer, with all three sinks on."""
+    """A small run of fake engines, with all three sinks on."""
     uri = str(tmp_path_factory.mktemp("runs") / "run")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, trainer_here.instead_of_ray_train():
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_API_KEY", SECRET)
         distill.distill(uri, Choices("demo", [*SETS, ALL]), engine_class=partial(FakeEngine))

@@ -98,7 +98,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "Apertus": ("apertus", {}),
-    "LFM 2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96}),
+    "LFM 2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96, "conv_dim": 64}),
     "Falcon-H1": (
         "falcon_h1",
         {"mamba_d_ssm": 64, "mamba_n_heads": 2, "mamba_d_head": 32, "mamba_d_state": 16, "lm_head_multiplier": 0.5},

@@ -46,6 +46,8 @@ def test_cache_adapter_and_logits(qwen):
     assert qwen.lora_width * 64 == width * 36 * 64 == 174_587_904
     assert footprint.head_chunk(config.Train(dtype="bfloat16", head_chunk_tokens=10), 100) == 6 * 10 * 100
     assert footprint.head_chunk(config.Train(head_chunk_tokens=10), 100) == 4 * 10 * 100
+    assert footprint.head_chunk(config.Train(), 49_152) == 48 * 2**20  # 256 rows, on a CPU
+    assert footprint.head_chunk(config.Train(placement=config.Placement(gpus=1)), 49_152) == 4 * 1024 * 49_152
     assert footprint.rank_bytes(recipes.qwen3_8b(), qwen)["LoRA and AdamW"] == 174_587_904 * 16 // 8
 
 

@@ -1,9 +1,10 @@
-"""Rounds that overlap: `distill` with the fake engine, real Ray Data, real trainer."""
+"""Rounds that overlap: `distill` with the fake engine and the trainer's own loop, in a thread."""
 
 import pathlib
 from functools import partial
 
 import pytest
+import trainer_here
 
 from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import distill, status, train
@@ -29,7 +30,8 @@ pytestmark = pytest.mark.timeout(900)
 def finished(folder: pathlib.Path, *sets: str) -> Store:
     """A finished run with the fake engine."""
     engine = partial(FakeEngine, behaviour=Behaviour(batch_s=0.2))
-    distill.distill(str(folder), Choices("demo", [*SETS, *sets]), engine_class=engine)
+    with trainer_here.instead_of_ray_train():
+        distill.distill(str(folder), Choices("demo", [*SETS, *sets]), engine_class=engine)
     return Store(str(folder))
 
 
@@ -93,5 +95,5 @@ def test_rounds_that_lag_more_than_the_run_allows_are_not_trained_on(overlapped,
     store.save_run(run.model_copy(update={"max_staleness": 0}), document["versions"])
     with pytest.raises(SystemExit):
         train.train_committed(store.uri, 3, [], None, False, train.Target(replace=True))
-    assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in capfd.readouterr().out
+    assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in "".join(capfd.readouterr())
     assert store.latest_policy() == ROUNDS

@@ -1,4 +1,4 @@
-"""`distill` with a teacher of its own and with one at a server that is down: fake engines, real Ray, stages and trainer."""
+"""`distill` with a teacher of its own and with one at a server that is down: fake engines, real Ray, real stages."""
 
 import pytest
 from waiting import free_port
@@ -22,7 +22,9 @@ BIG = ["teachers.big.model=tiny-reasoner", "teachers.big.dtype=bfloat16", "teach
 
 
 @pytest.mark.timeout(900)
-def test_a_teacher_has_a_pool_and_a_server_that_is_down_ends_the_run_in_one_line(ray_local, tmp_path, capfd, monkeypatch):
+def test_a_teacher_has_a_pool_and_a_server_that_is_down_ends_the_run_in_one_line(
+    ray_local, trained_here, tmp_path, capfd, monkeypatch
+):
     distill.distill(str(tmp_path / "two"), Choices("demo", [*SETS, *BIG]), engine_class=FakeEngine)
     store = Store(str(tmp_path / "two"))
     [work] = open_rounds(store, store.load_run())
@@ -31,7 +33,7 @@ def test_a_teacher_has_a_pool_and_a_server_that_is_down_ends_the_run_in_one_line
     down = [f"teachers.big.server=http://127.0.0.1:{free_port()}", "teachers.big.tries=1"]
     with pytest.raises(SystemExit) as ended:
         distill.distill(str(tmp_path / "served"), Choices("demo", [*SETS, *BIG, *down]), engine_class=FakeEngine)
-    said = capfd.readouterr().out
+    said = "".join(capfd.readouterr())
     assert ended.value.code == 1
     assert "error: teachers.big, http://127.0.0.1" in said
     assert "cannot be reached (ConnectionError), asked once" in said

@@ -28,6 +28,7 @@ def shipped() -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32)
 
 
+@pytest.mark.chaos
 def test_the_script_repeats_the_recorded_training(record: dict) -> None:
     losses = warmstart.train(warmstart.build_model(record["seed"]), record["steps"], record["seed"], stop=STEPS)
     expected = record["losses"][:STEPS]

@@ -16,6 +16,7 @@ from pipeline import contract, recipes, stages
 from pipeline.config import Run
 from pipeline.contract import TOPK
 from pipeline.overrides import resolve
+from pipeline.report import blocks
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store, area
 from pipeline.store.manifest import Origin
@@ -135,6 +136,41 @@ def add_round(
     store.write_metrics("round", number, [{"round": number, "seconds_round": 3.0, "seconds_stage_rollout": 1.0}])
 
 
+def evaluated(store: Store, version: int, verdicts: list[str]) -> None:
+    """An evaluation of policy `version`: one answer to each problem, with these verdicts."""
+    rows, where = len(verdicts), area("evals", version)
+    ids = [f"e{version}-{row}" for row in range(rows)]
+    problems = [f"held {row}" for row in range(rows)]
+    entropy = _lists(np.full(rows, 3))(np.zeros(3 * rows, np.float32))
+    tables = {
+        "prompts": {
+            "prompt_id": [f"h{row}" for row in range(rows)],
+            "problem": problems,
+            "answer": ["7"] * rows,
+            "prompt_tokens": [[1, 2]] * rows,
+        },
+        "rollout": {
+            "trace_id": ids,
+            "prompt_index": np.arange(rows),
+            "sample_index": [0] * rows,
+            "trace_source": ["student"] * rows,
+            "response_tokens": [[1, 2, 3]] * rows,
+            "response_text": [f"so {problem} is {verdict}" for problem, verdict in zip(problems, verdicts, strict=True)],
+            "rollout_logprobs": entropy,
+            "rollout_entropy": entropy,
+            "rollout_entropy_error": [0.0] * rows,
+            "finish_reason": ["stop"] * rows,
+            "policy_version": [version] * rows,
+            "policy_lag": [0] * rows,
+            "seed": [0] * rows,
+        },
+        "grade": {"trace_id": ids, "verdict": verdicts, "reward": [0.0] * rows, "advantage": [0.0] * rows},
+    }
+    store.write_json(f"{where}/plan.json", {"policy": version, "shards": {"0000": list(range(rows))}, "source": ""})
+    for name, columns in tables.items():
+        store.commit(where, STAGES[name], "0000", _table(name, columns), Origin(seconds=0.5, facts={}))
+
+
 def hostile_run(folder: Path) -> tuple[Store, list[str]]:
     """A run whose model is out to break the page: markup, marks of direction, pieces of letters, a trace of 100 000 tokens."""
     tokenizer = byte_tokenizer(folder / "model")
@@ -166,6 +202,21 @@ def large_run(folder: Path, num_traces: int, per_round: int = 1000) -> Store:
         problems = [f"{a}+{b}" for a, b in rng.integers(0, 99, (per_round // GROUP, 2)).tolist()]
         add_round(store, run, number, responses, [f"response of {n} tokens" for n in lengths], problems)
     return store
+
+
+def traces_of(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """The traces of a sample as the page opens them: index, texts and arrays together."""
+    names, opened = list(sample["traces"]), [blocks.unpack(block) for block in sample["blocks"]]
+    found = []
+    for values in zip(*sample["traces"].values(), strict=True):
+        row = dict(zip(names, values, strict=True))
+        head, numbers = opened[row["block"]]
+        row |= head["traces"][row["place"]]
+        own = slice(row["start"], row["start"] + row["size"])
+        row |= {name: values[own] for name, values in numbers.items() if not name.startswith(("kept", "prompts"))}
+        kept = slice(row.get("kept_start", 0), row.get("kept_start", 0) + row.get("kept", 0) * row["size"])
+        found.append(row | {name: numbers[name][kept] for name in ("kept_tokens", "kept_probs") if name in numbers})
+    return found
 
 
 def _lists(lengths: np.ndarray) -> Any:

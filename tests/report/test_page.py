@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from itertools import pairwise
 
 import browser as browsers
+import numpy as np
 import pytest
-from report_runs import RIGHT_TO_LEFT, hostile_run
+from report_runs import RIGHT_TO_LEFT, add_round, byte_tokenizer, evaluated, hostile_run, new_run
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from jobs import report, sweep
+from jobs import report, serving, sweep
+from pipeline.overrides import resolve
 from pipeline.store.directory import Store
 
 pytestmark = pytest.mark.timeout(600)
@@ -52,7 +55,7 @@ def real(stored_run, tmp_path_factory):
     store = Store(str(shutil.copytree(stored_run.uri, folder / "run")))
     (folder / "compare.json").write_text(json.dumps(COMPARED))
     sweep.sweep_run(store.uri, ["label.gamma=0,1", "label.window=0,3"], None, 0, True)
-    report.report_run(store.uri, str(folder), str(folder / "report.html"), True)
+    report.report_run([store.uri], str(folder), str(folder / "report.html"), True)
     return str(folder / "report.html")
 
 
@@ -61,11 +64,11 @@ def hostile(tmp_path_factory):
     """The report of a hostile run, and its texts."""
     folder = tmp_path_factory.mktemp("hostile")
     store, texts = hostile_run(folder)
-    report.report_run(store.uri, None, None, True)
+    report.report_run([store.uri], None, None, True)
     return f"{store.uri}/report.html", texts
 
 
-def opened(driver, path, hash_="", width=1400, height=1000, scheme="light"):
+def opened(driver, path, hash_="#traces", width=1400, height=1000, scheme="light"):
     """The page, fresh, at an address and on a screen; what earlier pages logged is dropped."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -101,9 +104,16 @@ def soon(driver, selector, expected):
     )
 
 
+def chosen(driver, **fields):
+    """Choose values in the fields of the open view, by the name that the address has for each."""
+    for name, value in fields.items():
+        field = driver.find_element(By.CSS_SELECTOR, f"main > section:not([hidden]) [data-name={name}]")
+        field.find_element(By.CSS_SELECTOR, f"option[value='{value}']").click()
+
+
 def test_it_opens_without_a_complaint_and_asks_the_network_for_nothing(driver, real):
     opened(driver, real)
-    for view in ("run", "evidence", "traces"):
+    for view in ("run", "evidence", "groups", "policies", "traces"):
         driver.find_element(By.CSS_SELECTOR, f"nav a[href='#{view}']").click()
         assert driver.find_element(By.ID, f"view-{view}").is_displayed()
         assert text(driver, "nav a[aria-current]").lower() == view
@@ -115,16 +125,14 @@ def test_it_opens_without_a_complaint_and_asks_the_network_for_nothing(driver, r
 
 def test_a_trace_is_picked_by_verdict_and_order(driver, real):
     opened(driver, real)
-    selects = driver.find_elements(By.CSS_SELECTOR, ".side select")
-    selects[0].find_element(By.CSS_SELECTOR, "option[value=wrong]").click()
-    selects[2].find_element(By.CSS_SELECTOR, "option[value=longest]").click()
+    chosen(driver, verdict="wrong", order="longest")
     items = driver.find_elements(By.CSS_SELECTOR, ".item")
     lengths = [int(item.find_element(By.CLASS_NAME, "facts").text.split(" tokens")[0].split()[-1]) for item in items]
     assert lengths == sorted(lengths, reverse=True)
     items[1].click()
     WebDriverWait(driver, 30).until(lambda _: items[1].get_attribute("aria-current") == "true")
-    assert "wrong" in text(driver, ".trace .chips")
-    assert f"{lengths[1]} tokens" in text(driver, ".trace .chips")
+    soon(driver, ".trace .chips", "wrong")
+    soon(driver, ".trace .chips", f"{lengths[1]} tokens")
     assert len(driver.find_elements(By.CSS_SELECTOR, "#tokens .tok")) == lengths[1]
 
 
@@ -136,9 +144,8 @@ def test_a_token_is_told_on_hover_and_linked_on_click(driver, real):
     for name in ("entropy", "lookahead", "log p student", "log p teacher", "gate", "restored", "token weight"):
         assert name in text(driver, "#inspector")
     token.click()
-    address = driver.execute_script("return location.hash")
-    assert address.endswith("&token=3")
-    opened(driver, real, address)
+    WebDriverWait(driver, 30).until(lambda _: driver.execute_script("return location.hash").endswith("&token=3"))
+    opened(driver, real, driver.execute_script("return location.hash"))
     assert "Token 3 of" in text(driver, "#inspector")
     assert "pinned" in driver.find_element(By.ID, "tok-3").get_attribute("class")
 
@@ -159,7 +166,7 @@ def test_the_teachers_likeliest_tokens_are_told_on_hover_where_they_were_kept(dr
     path, _ = hostile
     opened(driver, path)
     seen = []
-    for place in (0, 3):
+    for place in (0, 2):
         ActionChains(driver).move_to_element(driver.find_elements(By.CSS_SELECTOR, ".tok")[place]).perform()
         rows = [row.text.split() for row in driver.find_elements(By.CSS_SELECTOR, "#inspector .alternatives li")]
         shares = [float(row[-1]) for row in rows]
@@ -176,7 +183,7 @@ def test_the_teachers_likeliest_tokens_are_told_on_hover_where_they_were_kept(dr
 
 
 def test_the_keyboard_reaches_everything(driver, real):
-    opened(driver, real)
+    opened(driver, real, "#view=traces&order=pivots")
     tokens = driver.find_element(By.ID, "tokens")
     driver.execute_script("arguments[0].focus()", tokens)
     tokens.send_keys(Keys.HOME)
@@ -186,7 +193,7 @@ def test_the_keyboard_reaches_everything(driver, real):
     tokens.send_keys(Keys.HOME, "p")
     assert "pivot" in text(driver, "#inspector .regime")
     tokens.send_keys(Keys.ENTER)
-    assert "token=" in driver.execute_script("return location.hash")
+    WebDriverWait(driver, 30).until(lambda _: "token=" in driver.execute_script("return location.hash"))
     first = driver.find_element(By.CSS_SELECTOR, ".item")
     driver.execute_script("arguments[0].focus()", first)
     first.send_keys(Keys.ARROW_DOWN)
@@ -201,8 +208,7 @@ def test_the_keyboard_reaches_everything(driver, real):
 
 def test_who_turns_by_keyboard_stays_where_they_are(driver, hostile, real):
     opened(driver, hostile[0])
-    order = driver.find_elements(By.CSS_SELECTOR, ".side select")[2]
-    order.find_element(By.CSS_SELECTOR, "option[value=longest]").click()
+    chosen(driver, order="longest")
     driver.find_element(By.CSS_SELECTOR, ".item").click()
     soon(driver, ".overview", "page 1 of 167")
     driver.execute_script("document.querySelector('[data-turn=later]').focus()")
@@ -215,7 +221,8 @@ def test_who_turns_by_keyboard_stays_where_they_are(driver, hostile, real):
         soon(driver, ".overview", f"page {page} of 167")
     assert driver.execute_script("return document.activeElement.id") == "tokens"  # "Earlier" is gone on the first page
     opened(driver, real)
-    before = driver.execute_script("return [view.shown, view.list.length]")
+    list_ = "document.getElementById('view-traces').list"
+    before = driver.execute_script(f"return [{list_}.shown, {list_}.rows.length]")
     if before[1] > before[0]:
         driver.execute_script("const more = document.querySelector('.more'); more.focus(); more.click()")
         place = "return [...document.querySelectorAll('.items li')].indexOf(document.activeElement.parentElement)"
@@ -229,7 +236,7 @@ def test_who_turns_by_keyboard_stays_where_they_are(driver, hostile, real):
 
 def test_the_skip_links_address_opens_like_any(driver, real):
     opened(driver, real, "#main")
-    assert driver.find_elements(By.CSS_SELECTOR, ".item")
+    assert "What happened" in text(driver, "#view-run")
 
 
 def test_regimes_are_told_by_line_and_letter_not_by_colour_alone(driver, real):
@@ -240,7 +247,7 @@ def test_regimes_are_told_by_line_and_letter_not_by_colour_alone(driver, real):
 
 
 def test_a_screen_reader_finds_names_and_tables(driver, real):
-    for view in ("#traces", "#run", "#evidence"):
+    for view in ("#traces", "#run", "#evidence", "#groups", "#policies"):
         opened(driver, real, view)
         script = """return [...document.querySelectorAll('button, select, input, summary, [role]')]
             .filter(e => e.offsetParent && ['BUTTON', 'SELECT', 'INPUT', 'SUMMARY', 'DIV'].includes(e.tagName))
@@ -278,7 +285,7 @@ CONTRAST = """const ctx = document.createElement('canvas').getContext('2d', { wi
     return least"""
 
 
-@pytest.mark.parametrize("view", ["#traces", "#run", "#evidence"])
+@pytest.mark.parametrize("view", ["#traces", "#run", "#evidence", "#groups"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_either_scheme_with_enough_contrast(driver, real, view, scheme):
     opened(driver, real, view, 390, 844, scheme)
@@ -286,6 +293,9 @@ def test_it_fits_a_phone_in_either_scheme_with_enough_contrast(driver, real, vie
     for heat in range(11) if view == "#traces" else ():  # every tint there is, also on tokens that are no text
         script = f"const t = document.querySelectorAll('.tok')[{heat}]; if (t) t.className = 'tok special h{heat}'"
         driver.execute_script(script)
+    if view == "#traces":  # a stripe counts as if it filled its token
+        cold = "document.querySelectorAll('.tok').forEach((t, i) => { if (i > 11) t.style.backgroundColor = 'var(--cold)'; })"
+        driver.execute_script(cold)
     ratio, where = driver.execute_script(CONTRAST)
     assert ratio >= 4.5, where  # WCAG 2.1, AA
     assert complaints(driver) == []
@@ -297,6 +307,9 @@ def test_markup_marks_of_direction_and_broken_letters_stay_text(driver, hostile)
     assert driver.title == "run: egrsd report"
     for item in range(len(driver.find_elements(By.CSS_SELECTOR, ".item"))):
         driver.find_elements(By.CSS_SELECTOR, ".item")[item].click()
+    opened(driver, path, "#groups")
+    soon(driver, "#group", "<script>document.title")
+    opened(driver, path)
     assert driver.title == "run: egrsd report"
     assert driver.execute_script("return document.querySelectorAll('main script, main img, main [onerror]').length") == 0
     search = driver.find_element(By.CSS_SELECTOR, "input[type=search]")
@@ -307,6 +320,7 @@ def test_markup_marks_of_direction_and_broken_letters_stay_text(driver, hostile)
     ):
         search.clear()
         search.send_keys(query)
+        WebDriverWait(driver, 30).until(lambda d: d.execute_script("return DATA.searched"))
         driver.find_elements(By.CSS_SELECTOR, ".item")[0].click()
         soon(driver, ".trace", expected)
     search.clear()
@@ -316,7 +330,7 @@ def test_markup_marks_of_direction_and_broken_letters_stay_text(driver, hostile)
     assert not any(mark in driver.find_element(By.TAG_NAME, "body").text for mark in RIGHT_TO_LEFT[::4])
     isolation = "return getComputedStyle(document.querySelector('.tok')).unicodeBidi"
     assert driver.execute_script(isolation) == "isolate"
-    for view in ("#run", "#evidence"):
+    for view in ("#evidence", "#policies", "#run"):
         opened(driver, path, view)
     soon(driver, "main", "warning: rounds/0000, 1 of 1 shards: entropies are bounds and not exact (not so <script>")
     assert driver.title == "run: egrsd report"
@@ -326,8 +340,7 @@ def test_markup_marks_of_direction_and_broken_letters_stay_text(driver, hostile)
 
 def test_a_trace_of_a_hundred_thousand_tokens_has_pages(driver, hostile):
     opened(driver, hostile[0])
-    order = driver.find_elements(By.CSS_SELECTOR, ".side select")[2]
-    order.find_element(By.CSS_SELECTOR, "option[value=longest]").click()
+    chosen(driver, order="longest")
     driver.find_element(By.CSS_SELECTOR, ".item").click()
     soon(driver, ".trace .chips", "100,000 tokens")
     assert len(driver.find_elements(By.CSS_SELECTOR, "#tokens .tok")) == 600
@@ -340,7 +353,237 @@ def test_a_trace_of_a_hundred_thousand_tokens_has_pages(driver, hostile):
     driver.find_element(By.ID, "tokens").send_keys(Keys.ARROW_RIGHT)
     assert "page 3 of 167" in text(driver, ".overview")
     assert "Token 1200 of 100000" in text(driver, "#inspector")
-    address = driver.execute_script("return location.hash.split('&')[0]") + "&token=99999"
+    address = f"#trace={driver.execute_script('return reader.trace.id')}&token=99999"
     opened(driver, hostile[0], address)
     assert "Token 99999 of 100000" in text(driver, "#inspector")
     assert complaints(driver) == []
+
+
+# ---- groups, policies, runs -----------------------------------------------------------------------------------------------
+
+
+def test_a_group_stands_side_by_side_with_its_verdicts_and_partings(driver, real, stored_run):
+    [entry, *_] = stored_run.entries("rounds/0000", "grade").values()
+    graded = stored_run.read(entry).to_pylist()[:8]
+    opened(driver, real, "#view=groups&grouped=round")
+    rows = driver.find_elements(By.CSS_SELECTOR, "#group table tbody tr")
+    assert [row.text.split()[3] for row in rows] == [row["verdict"] for row in graded]
+    assert [f"{row['reward']:.3f}" in shown.text for row, shown in zip(graded, rows, strict=True)] == [True] * 8
+    tokens = driver.execute_script(
+        "return [...document.querySelectorAll('.beside')].map(l => [...l.querySelectorAll('.tok')].map(t => t.textContent))"
+    )
+    marks = driver.execute_script(
+        """return [...document.querySelectorAll('.beside')].map(l => {
+            const all = [...l.children].filter(c => c.matches('.tok, .fork-mark'));
+            return all.findIndex(c => c.matches('.fork-mark')); })"""
+    )
+    for i, (mine, at) in enumerate(zip(tokens, marks, strict=True)):
+        others = [other for j, other in enumerate(tokens) if j != i]
+        if at >= 0:
+            assert all(other[: at + 1] != mine[: at + 1] for other in others)
+            assert any(other[:at] == mine[:at] for other in others)
+        else:
+            assert any(other[: len(mine)] == mine for other in others)
+    ActionChains(driver).move_to_element(driver.find_elements(By.CSS_SELECTOR, ".beside .tok")[2]).perform()
+    label = stored_run.read(next(iter(stored_run.entries("rounds/0000", "label").values()))).to_pylist()[0]
+    said = text(driver, ".told").split("update ")[1].split()[0].replace("\u2212", "-")
+    assert float(said) == pytest.approx(label["token_weight"][2], rel=2e-3, abs=1e-3)
+    driver.find_element(By.CSS_SELECTOR, "#group table .link").click()
+    soon(driver, "#reader .eyebrow", "sample 0")
+
+
+def test_two_policies_answer_one_problem_sorted_by_what_changed(driver, two_runs):
+    opened(driver, two_runs, "#view=policies&a=0.0&b=0.2")
+    soon(driver, "#pair", "Held-out problem")
+    facts = [item.text for item in driver.find_elements(By.CSS_SELECTOR, "#view-policies .facts")]
+    assert facts[0].startswith("✓ → ✗")
+    assert [fact[:5] for fact in facts] == sorted((fact[:5] for fact in facts), key=["✓ → ✗", "✗ → ✓", "✓ → ✓", "✗ → ✗"].index)
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#pair .policy .answer")) == 2
+    chosen(driver, moved="won")
+    assert {f.text[:5] for f in driver.find_elements(By.CSS_SELECTOR, "#view-policies .facts")} == {"✗ → ✓"}
+    assert complaints(driver) == []
+
+
+def test_runs_stand_beside_each_other_and_each_can_be_read(driver, two_runs):
+    opened(driver, two_runs, "")
+    assert text(driver, "nav a[aria-current]") == "Runs"
+    assert "rollout.temperature" in text(driver, "#view-runs")
+    chosen_run = driver.find_element(By.CSS_SELECTOR, "#pick-run select")
+    chosen_run.find_element(By.CSS_SELECTOR, "option[value='1']").click()
+    driver.find_element(By.CSS_SELECTOR, "nav a[href='#traces']").click()
+    soon(driver, "#tokens", "<eos>")
+    assert driver.execute_script("return reader.trace.run.number") == 1
+    assert requested(driver) == []
+    assert complaints(driver) == []
+
+
+@pytest.fixture(scope="module")
+def two_runs(stored_run, tmp_path_factory):
+    """The report of two runs that answered the same held-out problems with the same and with other answers."""
+    folder = tmp_path_factory.mktemp("runs")
+    uris = []
+    for name, sets in (("one", []), ("other", ["rollout.temperature=0.9"])):
+        store = Store(str(shutil.copytree(stored_run.uri, folder / name)))
+        run = resolve(store.load_run(), [*sets, "evaluation.problems=4"])
+        store.save_run(run, {})
+        evaluated(store, 0, ["correct", "correct", "wrong", "wrong"])
+        evaluated(store, 2, ["correct", "wrong", "correct", "wrong"])
+        uris.append(store.uri)
+    report.report_run(uris, None, str(folder / "report.html"), True)
+    return str(folder / "report.html")
+
+
+# ---- addresses, keys, screens and paper ---------------------------------------------------------------------------
+
+
+def test_filters_order_and_colour_are_in_the_address(driver, real):
+    opened(driver, real)
+    chosen(driver, verdict="wrong", order="longest", colour="gate")
+    driver.find_element(By.CSS_SELECTOR, "#view-traces input[type=search]").send_keys("=")
+    WebDriverWait(driver, 30).until(lambda d: d.execute_script("return DATA.searched"))
+    address = driver.execute_script("return location.hash")
+    seen = "return [document.querySelector('#view-traces .found').textContent, reader.trace.id]"
+    before = driver.execute_script(seen)
+    opened(driver, real, address)
+    WebDriverWait(driver, 30).until(lambda d: d.execute_script(seen) == before)
+    for name, value in (("verdict", "wrong"), ("order", "longest"), ("colour", "gate")):
+        assert driver.find_element(By.CSS_SELECTOR, f"#view-traces [data-name={name}]").get_attribute("value") == value
+    driver.find_element(By.CSS_SELECTOR, "nav a[href='#groups']").click()
+    driver.back()
+    assert driver.find_element(By.CSS_SELECTOR, "#view-traces [data-name=order]").get_attribute("value") == "longest"
+
+
+def test_keys_move_search_and_help(driver, real):
+    opened(driver, real)
+    press = lambda *keys: ActionChains(driver).send_keys(*keys).perform()  # noqa: E731
+    rows = driver.execute_script("return document.getElementById('view-traces').list.rows.map(t => t.id)")
+    for keys, place in (("j", 1), ("j", 2), ("k", 1)):
+        press(keys)
+        WebDriverWait(driver, 30).until(lambda d, p=place: d.execute_script("return reader.trace.id") == rows[p])
+    press("?")
+    assert "next and previous trace" in text(driver, "dialog")
+    press(Keys.ESCAPE)
+    WebDriverWait(driver, 30).until(lambda d: not d.find_elements(By.TAG_NAME, "dialog"))
+    press("/", "j")
+    assert driver.execute_script("return document.activeElement.value") == "j"
+    press(Keys.ESCAPE, "2")
+    soon(driver, "nav a[aria-current]", "Groups")
+
+
+def test_a_point_of_a_round_opens_its_traces(driver, real):
+    opened(driver, real, "#run")
+    plot = driver.find_element(By.CSS_SELECTOR, ".plot")
+    plot.send_keys(Keys.HOME, Keys.ARROW_RIGHT, Keys.ENTER)
+    soon(driver, "#reader .eyebrow", "Round 1")
+    assert {
+        t.split()[1] for t in driver.execute_script("return [...document.querySelectorAll('.facts')].map(f => f.textContent)")
+    } == {"1"}
+
+
+def test_the_page_ends_where_its_content_ends_and_tab_reaches_the_text_soon(driver, real):
+    opened(driver, real)
+    bottom = (
+        "return [document.documentElement.scrollHeight, document.getElementById('foot').getBoundingClientRect().bottom + scrollY]"
+    )
+    height, foot = driver.execute_script(bottom)
+    assert height <= max(foot, 1000) + 2
+    stops = """const all = [...document.querySelectorAll('a[href], button, select, input, [tabindex]')]
+        .filter(e => e.offsetParent && e.tabIndex >= 0 && !e.disabled);
+        return all.findIndex(e => e.id === 'tokens')"""
+    assert driver.execute_script(stops) <= 16
+    table = "document.querySelectorAll('.below').forEach(d => { d.open = true; })"
+    driver.execute_script(table)
+    WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".below .scroll table"))
+    room = "return [...document.querySelectorAll('#reader .below .scroll')].map(e => e.scrollWidth - e.clientWidth)"
+    assert max(driver.execute_script(room)) <= 0  # the token table is not cut at the right
+
+
+def test_a_trace_that_is_tapped_on_a_phone_comes_into_view(driver, real):
+    opened(driver, real, "#traces", 390, 844)
+    driver.find_elements(By.CSS_SELECTOR, ".item")[2].click()
+    top = "return document.getElementById('reader').getBoundingClientRect().top"
+    WebDriverWait(driver, 30).until(lambda d: -5 < d.execute_script(top) < 300)
+
+
+def test_print_has_the_whole_width_and_no_fields(driver, real):
+    opened(driver, real, "#traces", 760, 1100)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    width = "return document.querySelector('.card.trace').getBoundingClientRect().width / document.body.clientWidth"
+    assert driver.execute_script(width) > 0.9
+    assert not driver.find_element(By.CSS_SELECTOR, ".side").is_displayed()
+    assert not driver.find_element(By.TAG_NAME, "nav").is_displayed()
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_grey_tells_right_from_wrong_and_mid_from_pivot(driver, real):
+    """Lightness of neighbours in a stack of bars, as WCAG measures contrast; and a deep log-prob and its axis are marked."""
+    for scheme in ("light", "dark"):
+        opened(driver, real, "#run", scheme=scheme)
+        script = """const light = c => { const x = document.createElement('canvas').getContext('2d');
+            x.fillStyle = c; x.fillRect(0, 0, 1, 1);
+            return [...x.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
+                .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+                .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0); };
+            const of = n => light(getComputedStyle(document.documentElement).getPropertyValue('--f-' + n).trim());
+            return Object.fromEntries(arguments[0].map(n => [n, of(n)]))"""
+        names = ["correct", "wrong", "truncated", "lock", "mid", "pivot", "fork"]
+        shade = driver.execute_script(script, names)
+        for one, other in (("correct", "wrong"), ("wrong", "truncated"), ("lock", "mid"), ("mid", "pivot"), ("pivot", "fork")):
+            dark, bright = sorted([shade[one], shade[other]])
+            assert (bright + 0.05) / (dark + 0.05) > 1.25, (scheme, one, other)
+
+
+def test_a_deep_log_prob_is_marked_and_the_axis_has_values(driver, real):
+    opened(driver, real)
+    driver.execute_script("reader.signals.teacher[1] = -13; drawReader(reader.trace, 0)")
+    assert "−13" in driver.execute_script("return document.querySelector('.strip text.beyond').textContent")
+    assert driver.execute_script("return document.querySelectorAll('.yaxis text').length") == 9
+
+
+def test_why_there_are_no_traces_is_told(driver, rejected):
+    opened(driver, rejected)
+    assert "Every trace was rejected" in text(driver, "#view-traces")
+    assert "verifier error 8" in text(driver, "#view-traces")
+
+
+@pytest.fixture(scope="module")
+def rejected(tmp_path_factory):
+    """The report of a run whose rows were all rejected."""
+    folder = tmp_path_factory.mktemp("rejected")
+    byte_tokenizer(folder / "model")
+    store, run = new_run(folder / "run", f"model.path={folder / 'model'}")
+    responses = [np.arange(4) for _ in range(8)]
+    add_round(store, run, 0, responses, ["a"] * 8, ["one", "two"], dict.fromkeys(range(8), "died"))
+    report.report_run([store.uri], None, None, True)
+    return f"{store.uri}/report.html"
+
+
+# ---- a page that follows its run -------------------------------------------------------------------------------------------
+
+
+def test_a_served_page_follows_its_run_in_place(driver, tmp_path):
+    byte_tokenizer(tmp_path / "model")
+    store, run = new_run(tmp_path / "run", f"model.path={tmp_path / 'model'}", "rounds=2")
+    grow = lambda number: add_round(  # noqa: E731
+        store, run, number, [np.full(5, 65 + number) for _ in range(4)], ["x"] * 4, [f"problem {number}"]
+    )
+    with serving.serve(serving.Watched([(store, run)], None), 0) as served:
+        ended = threading.Event()
+        watcher = threading.Thread(target=served.watch, args=(lambda _: None, ended))
+        watcher.start()
+        try:
+            driver.get(served.address)
+            soon(driver, "main", "Waiting for the first round")
+            grow(0)
+            soon(driver, "#view-run", "1 round of recipe demo")
+            driver.get(f"{served.address}#traces")
+            soon(driver, "#tokens", "bbbbb")  # id 65 of the byte-level alphabet
+            trace = driver.execute_script("return reader.trace.id")
+            grow(1)
+            soon(driver, "#view-traces .found", "8 traces")
+            assert driver.execute_script("return reader.trace.id") == trace  # what is read stays open
+            assert "Live" in text(driver, "#live")
+            assert [c for c in complaints(driver) if "favicon" not in c] == []
+        finally:
+            ended.set()
+            watcher.join()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shutil
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from filled_runs import measured, planner_of, run_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run
+from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run, large_run, traces_of
 
 from jobs import status
 from jobs.export import export_run
@@ -26,10 +26,13 @@ from pipeline.errors import StoreError, UserError
 from pipeline.evidence.sweep import read_traces
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizer import tokenizer_of
-from pipeline.report import collect, ledger, page, tokens, traces
-from pipeline.rounds.inventory import commit_round
+from pipeline.report import blocks, collect, drawn, figures, ledger, page, room, sample, tokens
+from pipeline.rounds.inventory import Inventory, commit_round
+from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import left_out
+from pipeline.stages import STAGES
 from pipeline.store.directory import Store
+from pipeline.store.manifest import Origin
 from pipeline.training import rank
 
 
@@ -123,76 +126,111 @@ def test_groups_that_a_filled_round_leaves_out_are_told_and_the_ledger_adds_up(t
     store.write_json("rounds/0000/ready.json", ready | {"left_out": {"0000": [0, 1]}})
     with pytest.raises(SystemExit):
         verify_run(store.uri, False)
-    assert "ready.json: left_out: are not the groups that the verdicts leave out" in capfd.readouterr().out
+    assert "ready.json: left_out: are not the groups that the verdicts leave out" in "".join(capfd.readouterr())
 
 
 @pytest.mark.engine
 def test_figures_are_those_of_the_metrics(stored_run):
     found = collected(stored_run)["rounds"]
     known = [row for row in stored_run.metrics() if row["writer"] == "round"]
-    for figures, row in zip(found, known, strict=True):
-        assert figures["accuracy"] == pytest.approx(row["accuracy"])
-        assert figures["reward"] == pytest.approx(row["mean_reward"], rel=1e-5)
-        assert figures["length"] == pytest.approx(row["mean_length"])
-        assert figures["shares"] == pytest.approx([row[f"share_{n}"] for n in ("lock", "mid", "pivot", "fork")], abs=1e-6)
-        assert figures["lag"] == row["policy_lag"]
-        assert figures["trainer_gap"] < 1e-3
+    for of, row in zip(found, known, strict=True):
+        assert of["accuracy"] == pytest.approx(row["accuracy"])
+        assert of["reward"] == pytest.approx(row["mean_reward"], rel=1e-5)
+        assert of["length"] == pytest.approx(row["mean_length"])
+        assert of["shares"] == pytest.approx([row[f"share_{n}"] for n in ("lock", "mid", "pivot", "fork")], abs=1e-6)
+        assert of["lag"] == row["policy_lag"]
+        assert of["trainer_gap"] < 1e-3
 
 
 # ---- the sample -----------------------------------------------------------------------------------------------------------
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=1, max_size=80),
-    st.integers(1, 30),
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 8), st.integers(1, 50)), min_size=1, max_size=80),
+    st.integers(1, 60),
     st.integers(1, 400),
 )
 @settings(max_examples=100, deadline=None)
 def test_a_sample_is_even_within_its_limits_and_does_not_depend_on_order(rows, most_traces, most_tokens):
-    strata, lengths = np.array([s for s, _ in rows]), np.array([n for _, n in rows])
+    strata, counts, lengths = (np.array(column) for column in zip(*rows, strict=True))
     keys = np.array([f"{(i * 7919) % 1009:04d}" for i in range(len(rows))])
-    chosen = traces.choose(strata, keys, lengths, most_traces, most_tokens)
-    assert 1 <= len(chosen) <= most_traces
-    assert len(chosen) == 1 or lengths[chosen].sum() <= most_tokens
+    limits = drawn.Limits(traces=most_traces, tokens=most_tokens)
+    chosen = drawn.choose(strata, keys, counts, lengths, limits)
+    assert len(chosen) >= 1
+    assert len(chosen) == 1 or (counts[chosen].sum() <= most_traces and lengths[chosen].sum() <= most_tokens)
     order = np.random.default_rng(0).permutation(len(rows))
-    again = traces.choose(strata[order], keys[order], lengths[order], most_traces, most_tokens)
+    again = drawn.choose(strata[order], keys[order], counts[order], lengths[order], limits)
     assert sorted(keys[order][again]) == sorted(keys[chosen])
-    if lengths.sum() <= most_tokens:  # then only the number is limited
+    if lengths.sum() <= most_tokens and (counts == counts[0]).all():  # then only the number is limited
         taken = Counter(strata[chosen].tolist())
-        whole = Counter(strata.tolist())
-        short = [taken[s] for s in whole if taken[s] < whole[s]]
+        found = Counter(strata.tolist())
+        short = [taken[s] for s in found if taken[s] < found[s]]
         assert not short or max(taken.values()) - min(short) <= 1
 
 
-def test_a_trace_longer_than_the_limit_is_shown_when_there_is_no_other():
-    assert traces.choose(np.array(["a"]), np.array(["k"]), np.array([10**6])).tolist() == [0]
+def test_a_group_longer_than_the_limit_is_shown_when_there_is_no_other():
+    one = (np.array([value]) for value in ("a", "k", 1, 10**6))
+    assert drawn.choose(*one, drawn.Limits()).tolist() == [0]
+
+
+def test_a_sample_holds_whole_groups_and_thins_only_those_of_more_than_a_quarter_of_the_limit(tmp_path):
+    store = large_run(tmp_path, 400, per_round=200)  # 50 groups of 4 traces a round
+    measured = [figures.measure(Inventory(work), []).labelled for work in open_rounds(store, store.load_run())]
+    tokenizer = tokenizer_of(store.load_run().model)
+    some = sample.sample(measured, tokenizer, drawn.Limits(traces=100))
+    assert set(Counter(some["traces"]["group"]).values()) == {4}
+    assert len(some["traces"]["id"]) == 100
+    assert set(some["groups"]["round"]) == {0, 1}
+    assert some["labelled_groups"] == 100
+    thin = sample.sample(measured, tokenizer, drawn.Limits(tokens=300))  # a group has more than 75 tokens
+    assert max(Counter(thin["traces"]["group"]).values()) < 4
+    assert thin["shown_tokens"] <= 300
+    assert sample.sample(measured, tokenizer, drawn.Limits(traces=100)) == some
 
 
 def test_long_texts_share_what_room_there_is():
-    assert traces._room(["x" * 50_000] * 10) == traces.MOST_TEXT
-    for text in ("x", "\u3042", "<"):  # as JSON in a page: 1, 6 and 6 bytes
+    assert room.room(["x" * 50_000] * 10, 4_000_000) == room.MOST_TEXT
+    for text in ("x", "\u3042", '"'):  # in a block: 1, 3 and 2 bytes
         texts = [text * 20_000] * 600
-        most = traces._room(texts)
-        assert 100 <= most < traces.MOST_TEXT
-        assert sum(len(page.embedded(t[:most])) for t in texts) <= traces.MOST_BYTES
+        most = room.room(texts, 4_000_000)
+        assert 100 <= most < room.MOST_TEXT
+        assert sum(len(json.dumps(t[:most], ensure_ascii=False).encode()) for t in texts) <= 4_000_000
 
 
 @pytest.mark.engine
 def test_packed_signals_are_the_stored_ones_to_three_digits(stored_run):
-    import base64
-
     found = collected(stored_run)["sample"]
     rows = {}
     for number in range(2):
         for entry in stored_run.entries(f"rounds/{number:04d}", "score").values():
             rows |= {row["trace_id"]: row for row in stored_run.read(entry).to_pylist()}
-    assert len(found["traces"]) == found["labelled"] == 256
-    for trace in found["traces"][::17]:
-        packed = np.frombuffer(base64.b64decode(trace["teacher"]), "<f2")
-        assert np.allclose(packed, rows[trace["id"]]["teacher_logprobs"], rtol=1e-3, atol=1e-7)
-        words = np.frombuffer(base64.b64decode(trace["tokens"]), "<u4")
-        text = "".join(t for t, k in ((found["vocabulary"][w], found["kinds"][w]) for w in words) if k == "t")
-        assert text == trace["text"]
+    shown = traces_of(found)
+    assert len(shown) == found["labelled"] == 256
+    for trace in shown[::17]:
+        assert np.allclose(trace["teacher"], rows[trace["id"]]["teacher_logprobs"], rtol=1e-3, atol=1e-7)
+        words = ((found["vocabulary"][word], found["kinds"][word]) for word in trace["tokens"])
+        assert "".join(t for t, kind in words if kind == "t") == trace["text"]
+
+
+@pytest.mark.engine
+def test_prompts_are_shown_as_the_models_saw_them(stored_run):
+    found = collected(stored_run)["sample"]
+    [entry, *_] = stored_run.entries("rounds/0000", "prompts").values()
+    stored = {row["problem"]: row for row in stored_run.read(entry).to_pylist()}
+    tokenizer = tokenizer_of(stored_run.load_run().model)
+    seen = 0
+    for block in found["blocks"]:
+        head, numbers = blocks.unpack(block)
+        for group in head["groups"]:
+            if group["problem"] not in stored:
+                continue
+            for name in ("prompt", "teacher_prompt"):
+                ids = stored[group["problem"]][f"{name}_tokens"]
+                words = numbers["prompts"][group[name]["start"] :][: group[name]["shown"]]
+                assert [found["vocabulary"][word] for word in words] == [piece.text for piece in tokens.pieces(tokenizer, ids)]
+                assert group[name]["size"] == len(ids)
+            seen += 1
+    assert seen >= 8
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------------
@@ -221,18 +259,19 @@ def test_the_tiny_reasoners_tokens_are_its_letters():
 
 def test_nothing_a_model_wrote_can_end_the_data_or_be_markup(hostile):
     store, texts = hostile
-    report_run(store.uri, None, None, True)
+    report_run([store.uri], None, None, True)
     html = store.read_bytes("report.html").decode()
     assert SCRIPT not in html
     assert END not in html
     assert RIGHT_TO_LEFT not in html
     found = re.fullmatch(r'[\s\S]*<script type="application/json" id="data">([^<>&]*)</script>[\s\S]*', html)
-    document = json.loads(found[1])
-    by_text = {trace["text"] for trace in document["sample"]["traces"]}
-    assert by_text == {text[: traces.MOST_TEXT] for text in texts[:7]}  # the eighth was rejected
+    [document] = json.loads(found[1])["runs"]
+    held = re.findall(r'<script type="text/plain" id="block-0-\d+">([A-Za-z0-9+/=]*)</script>', html)
+    assert len(held) == document["sample"]["blocks"]
+    by_text = {trace["text"] for block in held for trace in blocks.unpack(block)[0]["traces"]}
+    assert by_text == {text[: room.MOST_TEXT] for text in texts[:7]}  # the eighth was rejected
     assert document["rejected"][0]["detail"] == f"died on {SCRIPT}"
-    assert html.count("<script") == 2
-    assert html.count("</script>") == 2
+    assert html.count("<script") == html.count("</script>") == 2 + len(held)
 
 
 def test_entropies_that_are_bounds_against_the_settings_are_told_first(hostile, stored_run):
@@ -243,14 +282,17 @@ def test_entropies_that_are_bounds_against_the_settings_are_told_first(hostile, 
 
 def test_the_page_names_what_may_run_by_hash_and_nothing_else(hostile):
     store, _ = hostile
-    document = collected(store) | {"compare": None}
+    document = collect.collect_all([(store, store.load_run())])
     html = page.page(document).decode()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe" not in policy
     assert not re.search(r"(src|href)=\"?(https?:)?//", html)
     assert "innerHTML" not in html
-    assert page.page(document) == page.page(collected(store) | {"compare": None})
+    assert page.page(document) == page.page(collect.collect_all([(store, store.load_run())]))
+    served = page.page(document | {"live": True}).decode()
+    assert "connect-src 'self'" in served
+    assert "connect-src" not in html
 
 
 def test_a_number_that_json_does_not_know_never_reaches_the_page():
@@ -278,7 +320,7 @@ def test_a_run_that_is_not_labelled_has_a_report_without_traces(hostile, tmp_pat
     store = Store(str(shutil.copytree(hostile[0].uri, tmp_path / "run")))
     store.delete("rounds/0000/label")
     found = collected(store)
-    assert found["sample"]["traces"] == []
+    assert found["sample"]["traces"] == {}
     assert found["rounds"][0]["accuracy"] is not None
     assert found["ledger"]["adds_up"]
     store.delete("rounds/0000/grade")
@@ -288,14 +330,45 @@ def test_a_run_that_is_not_labelled_has_a_report_without_traces(hostile, tmp_pat
 
 def test_the_alternatives_of_a_token_are_those_that_were_kept(hostile):
     store, _ = hostile
-    sample = collected(store)["sample"]
+    found = collected(store)["sample"]
     table = store.read(store.entry("rounds/0000", "score", "0000"))
     tokenizer = tokenizer_of(store.load_run().model)
-    assert all(trace["alternatives"]["count"] == 3 for trace in sample["traces"])
-    trace = min(sample["traces"], key=lambda trace: trace["length"])
+    shown = traces_of(found)
+    assert all(trace["kept"] == 3 for trace in shown)
+    trace = min(shown, key=lambda trace: trace["length"])
     row = table["trace_id"].to_pylist().index(trace["id"])
-    shown = [sample["vocabulary"][i] for i in np.frombuffer(base64.b64decode(trace["alternatives"]["tokens"]), "<u4")]
     ids = np.array(table["teacher_topk_tokens"][row].as_py())
-    assert shown == [piece.text for piece in tokens.pieces(tokenizer, ids.ravel().tolist())]
-    halves = np.frombuffer(base64.b64decode(trace["alternatives"]["logprobs"]), "<f2")
-    np.testing.assert_allclose(halves, np.ravel(table["teacher_topk_logprobs"][row].as_py()), atol=1e-3, rtol=1e-3)
+    named = [found["vocabulary"][word] for word in trace["kept_tokens"]]
+    assert named == [piece.text for piece in tokens.pieces(tokenizer, ids.ravel().tolist())]
+    logprobs = np.ravel(table["teacher_topk_logprobs"][row].as_py())
+    np.testing.assert_allclose(trace["kept_probs"], np.exp(logprobs), atol=1e-3, rtol=1e-3)
+
+
+def test_shards_that_are_newer_than_the_training_are_no_lost_row(tmp_path):
+    """A round that is graded again after it was trained on has other rows than the trainer saw: that is stale, and not a loss."""
+    store, _ = hostile_run(tmp_path)
+    entries = {name: store.entry("rounds/0000", name, "0000").sha256 for name in ("prompts", "rollout", "grade", "score")}
+    store.write_json("rounds/0000/ready.json", {"policy": 0, "shards": {"0000": entries}})
+    assert collected(store)["ledger"]["total"]["current"]
+    old = store.entry("rounds/0000", "grade", "0000")
+    rows = store.read(old).to_pylist()
+    rows[0] |= {"reject_reason": "verifier_error", "verdict": None, "reward": None, "advantage": None}
+    again = pa.Table.from_pylist(rows, schema=store.read(old).schema)
+    store.commit("rounds/0000", STAGES["grade"], "0000", again, Origin(seconds=0.1, facts=old.facts))
+    found = collected(store)
+    assert found["ledger"]["adds_up"]
+    assert not found["ledger"]["total"]["current"]
+    assert [check["ok"] for check in found["ledger"]["total"]["checks"]] == [True, True, True, None, None]
+    assert any("computed again" in sentence["text"] for sentence in found["story"])
+
+
+def test_a_page_of_the_largest_sample_stays_below_its_cap(tmp_path):
+    """Noise does not compress, so no page of these limits is larger. A tenth of the limits gives a tenth of the page."""
+    store = large_run(tmp_path, 1000)
+    run = store.load_run()
+    limits = drawn.Limits().shared(10)
+    document = collect.collect_all([(store, run)]) | {"runs": [collect.collect(store, run, limits)]}
+    taken = document["runs"][0]["sample"]
+    size = len(page.page(document)) - len(page.page(collect.waiting([(store, run)], "")))
+    assert taken["shown_tokens"] > 0.7 * limits.tokens
+    assert size < drawn.MOST_PAGE / 10

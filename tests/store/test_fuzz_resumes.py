@@ -102,8 +102,8 @@ def resumed(store, capfd):
     try:
         distill(store.uri, Choices(), engine_class=FakeEngine)
     except SystemExit as ended:
-        return ended.code, capfd.readouterr().out
-    return 0, capfd.readouterr().out
+        return ended.code, "".join(capfd.readouterr())
+    return 0, "".join(capfd.readouterr())
 
 
 def test_a_resume_ends_with_the_same_policies_or_is_refused(whole, ray_local, trained_here, tmp_path, capfd):

@@ -40,7 +40,9 @@ SETS = [
 ]
 PARTS = b"x" * 12_000_000  # more than one part
 DRIVER = """
-import functools, sys
+import sys
+sys.path.insert(0, "tests")
+import trainer_here
 from actors.fakes import FakeEngine
 from jobs.distill import distill
 from jobs.settle import Choices
@@ -48,11 +50,13 @@ from jobs.stage import Redo, run_stage
 from jobs.train import Target, train_committed
 from pipeline.store.directory import Store
 uri, *sets = sys.argv[1:]
-distill(uri, Choices("demo", sets), engine_class=FakeEngine)
+with trainer_here.instead_of_ray_train():
+    distill(uri, Choices("demo", sets), engine_class=FakeEngine)
+    if not sets:
+        before = Store(uri).read_json("policy/0002/manifest.json")
+        run_stage(uri, Redo("label", "0", ["label.gamma=1.0"]))
+        train_committed(uri, 0, [], None, False, Target(replace=True))
 if not sets:
-    before = Store(uri).read_json("policy/0002/manifest.json")
-    run_stage(uri, Redo("label", 0, ["label.gamma=1.0"]))
-    train_committed(uri, 0, [], None, False, Target(replace=True))
     print("trained alike:", Store(uri).read_json("policy/0002/manifest.json") == before)
 """
 WRITER = """
@@ -181,7 +185,7 @@ def short_folder():
 
 
 def start_driver(uri, scratch, *sets):
-    """A driver with a Ray of its own, fake engines and a real trainer; where its Ray keeps its logs."""
+    """A driver with fake engines and a Ray of its own, whose logs lie in `scratch`. `tests/test_cluster.py` has ranks on S3."""
     environment = {**os.environ, "RAY_TMPDIR": scratch, "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-c", DRIVER, uri, *sets]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -218,7 +222,7 @@ def test_a_run_whose_driver_is_killed_goes_on_and_every_verb_reads_it(store, s3,
 
     status.show(store.uri, False)
     assert "2 of 2 rounds" in (table := capfd.readouterr().out)
-    assert "stale: rounds/0001 label, 2 of 2 shards (settings)" in table
+    assert "stale: label of round 1, 2 of 2 shards (settings)" in table
     export.export_run(store.uri, f"{store.uri}-out", False)
     assert f"{ROUNDS * PROMPTS * GROUP} traces of 2 rounds" in capfd.readouterr().out
     assert len(Store(f"{store.uri}-out").names("")) == ROUNDS
@@ -245,7 +249,7 @@ def test_a_bucket_that_is_not_there_is_named(s3, capfd):
     with pytest.raises(SystemExit) as ended:
         distill("s3://nowhere/run", Choices("demo"))
     assert ended.value.code == 2
-    assert "error: s3://nowhere/run/lease.json: cannot write" in (said := capfd.readouterr().out)
+    assert "error: s3://nowhere/run/lease.json: cannot write" in (said := "".join(capfd.readouterr()))
     assert "Create the bucket" in said
 
 
@@ -253,7 +257,7 @@ def test_a_store_that_may_be_read_but_not_written_is_named(store, s3, capfd):
     with denied(s3, "s3:PutObject", "*"), pytest.raises(SystemExit) as ended:
         distill(store.uri, Choices("demo"))
     assert ended.value.code == 2
-    assert "lease.json: cannot write" in (said := capfd.readouterr().out)
+    assert "lease.json: cannot write" in (said := "".join(capfd.readouterr()))
     assert "Give these credentials the right to" in said
 
 
@@ -261,7 +265,7 @@ def test_a_run_that_another_holds_is_refused(store, capfd):
     with lease.held(store), pytest.raises(SystemExit) as ended:
         distill(store.uri, Choices("demo"))
     assert ended.value.code == 2
-    assert f"{store.uri}: process {os.getpid()} on" in capfd.readouterr().out
+    assert f"{store.uri}: process {os.getpid()} on" in "".join(capfd.readouterr())
 
 
 def test_an_endpoint_that_does_not_answer_is_named(monkeypatch, capfd):
@@ -269,7 +273,7 @@ def test_an_endpoint_that_does_not_answer_is_named(monkeypatch, capfd):
     with pytest.raises(SystemExit) as ended:
         distill("s3://runs/none", Choices("demo"))
     assert ended.value.code == 2
-    assert "Check AWS_ENDPOINT_URL and the network" in capfd.readouterr().out
+    assert "Check AWS_ENDPOINT_URL and the network" in "".join(capfd.readouterr())
 
 
 def test_problems_in_a_bucket_are_read_and_a_refusal_is_told(s3):

@@ -87,21 +87,22 @@ function chart(spec) {
     xLabels(spec.names, place, spec.xTitle),
   );
   const readout = el("output", { class: "readout" }, legendText(spec, n - 1, format));
-  let at = n - 1;
+  let now = n - 1;
   const show = (i) => {
-    at = Math.min(Math.max(i, 0), n - 1);
-    cursor.setAttribute("x1", place(at));
-    cursor.setAttribute("x2", place(at));
+    now = Math.min(Math.max(i, 0), n - 1);
+    cursor.setAttribute("x1", place(now));
+    cursor.setAttribute("x2", place(now));
     cursor.setAttribute("visibility", "visible");
-    readout.replaceChildren(...legendText(spec, at, format));
+    readout.replaceChildren(...legendText(spec, now, format));
   };
   const plot = el(
     "div",
     {
-      class: "plot",
+      class: spec.pick ? "plot picks" : "plot",
       tabindex: "0",
       role: "group",
-      "aria-label": `${spec.title}. Chart. The left and right arrow keys read it out. The table below has all values.`,
+      "aria-label": `${spec.title}. Chart. The left and right arrow keys read it out.${spec.pick ? " Enter opens the traces." : ""} The table below has all values.`,
+      onclick: () => spec.pick?.(now),
       onpointermove: (event) => {
         const box = drawing.getBoundingClientRect();
         const x = ((event.clientX - box.left) / box.width) * WIDTH - PAD.left;
@@ -110,10 +111,11 @@ function chart(spec) {
       onpointerleave: () => cursor.setAttribute("visibility", "hidden"),
       onblur: () => cursor.setAttribute("visibility", "hidden"),
       onkeydown: (event) => {
+        if (event.key === "Enter") spec.pick?.(now);
         const step = { ArrowLeft: -1, ArrowRight: 1, Home: -n, End: n }[event.key];
         if (!step) return;
         event.preventDefault();
-        show(at + step);
+        show(now + step);
       },
     },
     drawing,
@@ -155,7 +157,10 @@ function legendText(spec, i, format) {
 
 const keyMark = (spec, s) =>
   spec.kind === "bars"
-    ? svg("rect", { class: `bar ${s.tone}`, x: 4, y: 1, width: 14, height: 8, rx: 1 })
+    ? [
+        svg("rect", { class: `bar ${s.tone}`, x: 4, y: 1, width: 14, height: 8, rx: 1 }),
+        hatch(s.tone, { x: 4, y: 1, width: 14, height: 8 }),
+      ]
     : svg("line", { class: `line ${s.tone}`, x1: 1, x2: 21, y1: 5, y2: 5 });
 
 function lineMarks(series, scale, place, n) {
@@ -182,15 +187,24 @@ function barMarks(spec, scale, place, inner) {
       const value = known(s.values[i]) ? s.values[i] : 0;
       const [top, bottom] = [scale.y(base + value), scale.y(base)];
       base += value;
-      return svg("rect", {
-        class: `bar ${s.tone}`,
-        x: place(i) - width / 2,
-        y: top,
-        width,
-        height: Math.max(0, bottom - top),
-      });
+      const box = { x: place(i) - width / 2, y: top, width, height: Math.max(0, bottom - top) };
+      return [svg("rect", { class: `bar ${s.tone}`, ...box }), hatch(s.tone, box)];
     });
   });
+}
+
+// Strokes over a bar, which tell its series where colours cannot: on paper, in grey, to the colour-blind.
+const HATCHED = { "v-wrong": 1, "g-fork": 1, "v-truncated": -1, s1: 1, s3: -1, s5: 1, s7: -1 };
+function hatch(tone, { x, y, width, height }) {
+  const turn = HATCHED[tone];
+  if (!turn || height < 2) return null;
+  let path = "";
+  for (let from = -height; from < width; from += 5) {
+    const [left, right] = [Math.max(0, from), Math.min(width, from + height)];
+    const [low, high] = [left - from, right - from].map((d) => (turn > 0 ? y + height - d : y + d));
+    path += `M${(x + left).toFixed(1)} ${low.toFixed(1)}L${(x + right).toFixed(1)} ${high.toFixed(1)}`;
+  }
+  return svg("path", { class: "hatch", d: path });
 }
 
 // Accuracy against length. Every run is a point with error bars. The mean of each objective is a larger point.

@@ -1,6 +1,8 @@
-// The data of the page, and functions that unpack the numbers of a trace.
+// The data of the page: runs, their indices of traces and groups, and blocks that are opened when somebody looks at one of them.
 
-const DATA = JSON.parse(document.getElementById("data").textContent);
+let DOC = JSON.parse(document.getElementById("data").textContent);
+let DATA = null; // the run that is shown
+let SERVED = null; // blocks that a server sent after this page was loaded
 
 const REGIMES = [
   { name: "lock", letter: "L", text: "the teacher is certain" },
@@ -16,6 +18,32 @@ const VERDICTS = {
   unparsable: { glyph: "?", tone: "dim" },
   timeout: { glyph: "⧖", tone: "dim" },
 };
+const verdictOf = (name) => VERDICTS[name] || { glyph: "–", tone: "dim" };
+
+// An index that came column by column, as a list of objects.
+function rowsOf(columns) {
+  const names = Object.keys(columns);
+  const size = names.length ? columns[names[0]].length : 0;
+  return Array.from({ length: size }, (_, i) => Object.fromEntries(names.map((name) => [name, columns[name][i]])));
+}
+
+function prepare() {
+  DOC.runs.forEach((run, number) => {
+    run.number = number;
+    run.groups = rowsOf(run.sample.groups).map((group, index) => ({ ...group, index, run, members: [] }));
+    run.traces = rowsOf(run.sample.traces).map((trace) => {
+      const whole = { ...trace, group: run.groups[trace.group], run };
+      Object.assign(whole, { round: whole.group.round, problem: whole.group.problem });
+      whole.group.members.push(whole);
+      return whole;
+    });
+    for (const group of run.groups) group.wrong = group.members.length - group.correct;
+  });
+  DATA = DOC.runs[0];
+}
+prepare();
+
+// ---- blocks ------------------------------------------------------------------------------------------------------------
 
 function bytesOf(text) {
   const raw = atob(text);
@@ -26,43 +54,104 @@ function bytesOf(text) {
 
 // A table of all half floats, as not every browser has Float16Array yet.
 const HALVES = (() => {
-  const table = new Float32Array(1 << 16);
-  for (let i = 0; i < table.length; i += 1) {
+  const found = new Float32Array(1 << 16);
+  for (let i = 0; i < found.length; i += 1) {
     const sign = i & 0x8000 ? -1 : 1;
     const exponent = (i >> 10) & 31;
     const fraction = i & 1023;
-    if (exponent === 0) table[i] = sign * fraction * 2 ** -24;
-    else if (exponent === 31) table[i] = fraction ? NaN : sign * Infinity;
-    else table[i] = sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+    if (exponent === 0) found[i] = sign * fraction * 2 ** -24;
+    else if (exponent === 31) found[i] = fraction ? NaN : sign * Infinity;
+    else found[i] = sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
   }
-  return table;
+  return found;
 })();
 
-function halvesOf(text) {
-  const bytes = bytesOf(text);
-  const values = new Float32Array(bytes.length / 2);
-  for (let i = 0; i < values.length; i += 1) values[i] = HALVES[bytes[2 * i] | (bytes[2 * i + 1] << 8)];
-  return values;
+const BLOCKS_KEPT = 24;
+const opened = new Map(); // name of a block -> a promise of its head, bytes and sections; the last ones that were used
+
+function openBlock(name) {
+  const found = opened.get(name) ?? readBlock(name);
+  opened.delete(name);
+  opened.set(name, found);
+  if (opened.size > BLOCKS_KEPT) opened.delete(opened.keys().next().value);
+  return found;
 }
 
-function wordsOf(text) {
-  const bytes = bytesOf(text);
-  const view = new DataView(bytes.buffer);
-  return Uint32Array.from({ length: bytes.length / 4 }, (_, i) => view.getUint32(4 * i, true));
+async function readBlock(name) {
+  const text = SERVED ? SERVED[name] : document.getElementById(name).textContent;
+  const stream = new Blob([bytesOf(text)]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const begin = 4 + new DataView(bytes.buffer).getUint32(0, true);
+  const head = JSON.parse(new TextDecoder().decode(bytes.subarray(4, begin)));
+  const sections = {};
+  let at = begin;
+  for (const [section, kind, size] of head.sections) {
+    sections[section] = { kind, size, at };
+    at += size * { u1: 1, f2: 2, u4: 4 }[kind];
+  }
+  return { head, bytes, sections };
 }
 
-const opened = new WeakMap();
+// Numbers of one section, from byte planes.
+function numbersOf({ bytes, sections }, name, start, size) {
+  const { kind, size: all, at } = sections[name] ?? { kind: "u1", size: 0, at: 0 };
+  if (kind === "u1") return bytes.subarray(at + start, at + start + size);
+  const found = kind === "f2" ? new Float32Array(size) : new Uint32Array(size);
+  for (let i = 0; i < size; i += 1) {
+    const low = at + start + i;
+    const half = bytes[low] | (bytes[low + all] << 8);
+    found[i] = kind === "f2" ? HALVES[half] : half + bytes[low + 2 * all] * 65536 + bytes[low + 3 * all] * 16777216;
+  }
+  return found;
+}
 
 const SIGNALS = ["entropy", "ahead", "student", "teacher", "delta", "magnitude", "gate", "restored", "weight"];
+const known_signals = new WeakMap();
 
-// The signals of a trace, unpacked once: tokens, regime, and one number per token for each of SIGNALS. Python computed all of them.
-function signalsOf(trace) {
-  if (!opened.has(trace)) {
-    const found = { tokens: wordsOf(trace.tokens), regime: bytesOf(trace.regime) };
-    for (const name of SIGNALS) found[name] = halvesOf(trace[name]);
-    const kept = trace.alternatives;
-    found.alternatives = kept && { count: kept.count, tokens: wordsOf(kept.tokens), logprobs: halvesOf(kept.logprobs) };
-    opened.set(trace, found);
+// The signals and texts of a trace, opened once: words of its tokens, regime, and one number per token for each of SIGNALS.
+// Python computed all of them.
+async function signalsOf(trace) {
+  if (known_signals.has(trace)) return known_signals.get(trace);
+  const block = await openBlock(`block-${trace.run.number}-${trace.block}`);
+  const own = block.head.traces[trace.place];
+  const read = (name) => numbersOf(block, name, own.start, own.size);
+  const found = { tokens: read("tokens"), regime: read("regime"), ...own, context: promptOf(block, own.context) };
+  for (const name of SIGNALS) found[name] = read(name);
+  if (own.kept) {
+    const kept = (name) => numbersOf(block, name, own.kept_start, own.kept * own.size);
+    found.alternatives = { count: own.kept, tokens: kept("kept_tokens"), probs: kept("kept_probs") };
   }
-  return opened.get(trace);
+  Object.assign(found, groupOf(block, trace));
+  known_signals.set(trace, found);
+  return found;
+}
+
+// The texts and prompts of a trace's problem.
+function groupOf(block, trace) {
+  let last = 0;
+  const own = block.head.groups.find((group) => (last += group.traces) > trace.place);
+  const prompts = { prompt: promptOf(block, own.prompt), teacher_prompt: promptOf(block, own.teacher_prompt) };
+  return { problem: own.problem, answer: own.answer, solution: own.solution, ...prompts };
+}
+
+const promptOf = (block, place) =>
+  place && { words: numbersOf(block, "prompts", place.start, place.shown), size: place.size };
+
+// The full texts of all traces, for the search. They are read once.
+const searchable = new WeakMap();
+function readTexts(run) {
+  if (!searchable.has(run)) searchable.set(run, readAll(run));
+  return searchable.get(run);
+}
+
+async function readAll(run) {
+  for (let number = 0; number < run.sample.blocks; number += 1) {
+    const { head } = await readBlock(`block-${run.number}-${number}`);
+    const problems = head.groups.flatMap((group) => Array(group.traces).fill(group.problem));
+    head.traces.forEach((trace, place) => (trace.problem = problems[place]));
+    for (const trace of run.traces)
+      if (trace.block === number)
+        trace.searched = `${trace.id} ${head.traces[trace.place].problem} ${head.traces[trace.place].text}`.toLowerCase();
+  }
+  run.searched = true;
 }

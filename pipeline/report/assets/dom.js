@@ -89,3 +89,94 @@ function choice(label, options, value, change) {
   );
   return el("label", { class: "field" }, el("span", {}, label), select);
 }
+
+// A choice that the address names. Its field follows the address.
+function bound(label, name, options, fallback = "", wide = false) {
+  const field = choice(label, options, at[name] || fallback, (value) => go({ [name]: value }));
+  if (wide) field.classList.add("wide");
+  Object.assign(field.querySelector("select").dataset, { name, fallback });
+  return field;
+}
+
+function followAddress(section) {
+  for (const field of section.querySelectorAll("[data-name]"))
+    if (field !== document.activeElement) field.value = at[field.dataset.name] || field.dataset.fallback || "";
+}
+
+// Draw anew what is below a node, and leave the focus on the field that had it.
+function redraw(node, ...children) {
+  const held = node.contains(document.activeElement) ? document.activeElement.dataset.name : null;
+  node.replaceChildren(...children.filter(Boolean));
+  if (held) node.querySelector(`[data-name="${held}"]`)?.focus({ preventScroll: true });
+}
+
+// A list of buttons of which Tab reaches one: arrow keys, j and k move. `more` of them are added at a time.
+const MORE = 60;
+function pickList({ label, render, open, isOpen }) {
+  const items = el("ol", { class: "items", "aria-label": label, onkeydown: moveInList });
+  const found = el("p", { class: "found", role: "status" });
+  const list = { items, found, rows: [], shown: MORE };
+  list.fill = (rows, noun, note = "") => {
+    const kept = rows.length === list.rows.length && rows.every((row, i) => row === list.rows[i]);
+    Object.assign(list, { rows, shown: kept ? list.shown : MORE });
+    found.textContent = `${count(rows.length)} ${rows.length === 1 ? noun : `${noun}s`}${note}`;
+    if (!kept || !items.children.length) list.draw();
+    else list.mark();
+  };
+  list.draw = () => {
+    const rest = list.rows.length - list.shown;
+    items.replaceChildren(
+      ...list.rows.slice(0, list.shown).map((row) =>
+        el("li", {}, el("button", { type: "button", class: "item", tabindex: "-1", onclick: () => open(row) }, render(row))),
+      ),
+      ...(rest > 0
+        ? [el("li", {}, el("button", { class: "more", type: "button", onclick: () => list.grow() }, `Show ${count(Math.min(rest, MORE))} more`))]
+        : []),
+    );
+    list.mark();
+  };
+  list.grow = () => {
+    const before = list.shown;
+    list.shown += MORE;
+    list.draw();
+    items.children[before].querySelector("button").focus();
+  };
+  list.mark = () => {
+    const buttons = [...items.querySelectorAll(".item")];
+    buttons.forEach((button, i) => {
+      const current = isOpen(list.rows[i]);
+      if (current) button.setAttribute("aria-current", "true");
+      else button.removeAttribute("aria-current");
+      button.tabIndex = current ? 0 : -1;
+    });
+    if (!buttons.some((button) => button.tabIndex === 0) && buttons.length) buttons[0].tabIndex = 0;
+  };
+  list.step = (by) => {
+    const now = list.rows.findIndex(isOpen);
+    const next = list.rows[now + by];
+    if (!next) return;
+    while (now + by >= list.shown) list.shown += MORE;
+    open(next);
+  };
+  return list;
+}
+
+function moveInList(event) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  const buttons = [...event.currentTarget.querySelectorAll("button")];
+  const next = buttons[buttons.indexOf(document.activeElement) + step];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+}
+
+// On a small screen the list stands above what it opens: bring that into view.
+function reveal(node) {
+  if (node && matchMedia("(max-width: 760px)").matches) node.scrollIntoView({ block: "start" });
+}
+
+// A text that a model wrote, cut where the page had no room for more.
+const whole = (text, most) => foreign(text.length >= most ? `${text} […]` : text);
+
+const chip = (text, tone) => el("span", { class: `chip ${tone || ""}` }, text);

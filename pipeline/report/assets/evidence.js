@@ -3,7 +3,7 @@
 const brief = (name) => name.split(".").pop();
 
 function evidenceView(root) {
-  root.append(compareCard(), ...sweepCards());
+  root.append(compareCard(), ...sweepCards(), ...auditCards(DATA.audits));
 }
 
 function missing(title, text, command) {
@@ -17,7 +17,7 @@ function missing(title, text, command) {
 }
 
 function compareCard() {
-  const found = DATA.compare;
+  const found = DOC.compare;
   if (!found || !found.points.length)
     return missing(
       "Accuracy and length",

@@ -1,26 +1,22 @@
 // One trace: its text, the curves aligned under its tokens, and the signals of the selected token.
 
 const PAGE = 600; // tokens on screen at one time; a trace of 100 000 has pages
-const reader = { trace: null, page: 0, token: null, pinned: null, spans: [], cursor: null, strip: null, column: 20 };
+const reader = { trace: null, signals: null, colour: "", page: 0, token: null, pinned: null, spans: [], cursor: null, strip: null, column: 20 };
 
-function openTrace(trace, token) {
-  const fresh = reader.trace !== trace;
-  const signals = signalsOf(trace);
-  const at = token === null ? null : Math.min(Math.max(token, 0), signals.tokens.length - 1);
-  const page = Math.floor((at ?? 0) / PAGE);
+async function openTrace(trace, token) {
+  const signals = await signalsOf(trace);
+  if (at.view !== "traces" || at.trace !== trace.id) return; // another one was opened meanwhile
+  const fresh = reader.trace !== trace || reader.colour !== at.colour;
+  const place = token === null ? null : Math.min(Math.max(token, 0), signals.tokens.length - 1);
+  const page = Math.floor((place ?? 0) / PAGE);
+  Object.assign(reader, { signals, colour: at.colour });
   if (fresh || page !== reader.page || !reader.spans.length) drawReader(trace, page);
-  view.trace = trace;
-  for (const button of document.querySelectorAll(".item")) {
-    if (button.dataset.id === trace.id) button.setAttribute("aria-current", "true");
-    else button.removeAttribute("aria-current");
-  }
-  if (at !== null) select(at, { pin: true, scroll: true });
-  else select(firstOfInterest(trace, page), { pin: false, scroll: false });
+  if (place !== null) select(place, { pin: true, scroll: true });
+  else select(firstOfInterest(signals, page), { pin: false, scroll: false });
 }
 
 // The token that is selected first: the pivot with the highest entropy on the page, else the token with the highest entropy.
-function firstOfInterest(trace, page) {
-  const { regime, entropy } = signalsOf(trace);
+function firstOfInterest({ regime, entropy }, page) {
   let best = page * PAGE;
   const worth = (i) => entropy[i] + (regime[i] === 2 ? 100 : 0);
   for (let i = best; i < Math.min(entropy.length, (page + 1) * PAGE); i += 1) if (worth(i) > worth(best)) best = i;
@@ -29,11 +25,13 @@ function firstOfInterest(trace, page) {
 
 function drawReader(trace, page) {
   const root = document.getElementById("reader");
-  const signals = signalsOf(trace);
+  const { signals } = reader;
+  const normaliser = DATA.sample.rounds[trace.round].normaliser;
+  const note = [signals.taught, DATA.sample.rounds[trace.round].note].filter(Boolean).join(" ");
   const first = page * PAGE;
   const last = Math.min(first + PAGE, signals.tokens.length);
   Object.assign(reader, { trace, page, token: null, pinned: null, spans: [] });
-  const verdict = VERDICTS[trace.verdict] || { glyph: "?", tone: "dim" };
+  const verdict = verdictOf(trace.verdict);
   const text = el("div", {
     class: "text",
     id: "tokens",
@@ -48,10 +46,11 @@ function drawReader(trace, page) {
     },
     onpointerleave: () => reader.pinned !== null && select(reader.pinned, {}),
   });
-  text.append(...tokenRuns(trace, signals, first, last));
+  text.append(...tokenRuns(signals, first, last, tintOf(signals, normaliser, { advantage: trace.advantage })));
   const detail = el("aside", { class: "inspector card", id: "inspector", "aria-label": "Token" });
   const turn = root.contains(document.activeElement) ? document.activeElement.dataset.turn : null;
-  root.replaceChildren(
+  redraw(
+    root,
     el(
       "article",
       { class: "card trace" },
@@ -65,29 +64,37 @@ function drawReader(trace, page) {
             ? `Round ${trace.round} · sample ${trace.sample} · imported with the source`
             : `Round ${trace.round} · policy ${trace.policy} · sample ${trace.sample} · written by the ${trace.source}`,
         ),
-        el("h2", {}, foreign(trace.problem)),
+        el("h2", {}, foreign(signals.problem)),
         el(
           "p",
           { class: "chips" },
-          el("span", { class: `chip ${verdict.tone}` }, `${verdict.glyph} ${trace.verdict}`),
-          el("span", { class: "chip" }, "answer ", foreign(trace.answer)),
-          el("span", { class: "chip" }, `reward ${fixed(trace.reward, 2)}`),
-          el("span", { class: "chip" }, `advantage ${signed(trace.advantage, 2)}`),
-          el("span", { class: "chip" }, `${count(trace.length)} tokens, ended by ${trace.finish}`),
-          el("span", { class: "chip" }, `${trace.pivots} pivots, ${trace.forks} forks`),
+          chip(`${verdict.glyph} ${trace.verdict}`, verdict.tone),
+          signals.extracted ? chip(["read ", foreign(signals.extracted)]) : null,
+          chip(["reference ", foreign(signals.answer)]),
+          chip(`reward ${fixed(trace.reward, 2)}`),
+          Object.entries(signals.rewards).map(([name, value]) => chip([foreign(name), ` ${fixed(value, 2)}`])),
+          chip(`advantage ${signed(trace.advantage, 2)}`),
+          chip(`${count(trace.length)} tokens, ended by ${trace.finish}`),
+          chip(`${trace.pivots} pivots, ${trace.forks} forks`),
         ),
-        trace.note ? el("p", { class: "fine" }, trace.note) : null,
+        note ? el("p", { class: "fine" }, foreign(note)) : null,
       ),
-      signals.tokens.length > PAGE ? overview(trace, signals, page) : null,
+      signals.tokens.length > PAGE ? overview(trace, signals, page, normaliser) : null,
+      colourField(),
       text,
       legend(),
-      stripOf(trace, signals, first, last),
-      below(trace, signals, first, last),
+      stripOf(trace, signals, first, last, normaliser),
+      below(signals, first, last),
       el(
         "p",
         { class: "turn" },
-        el("button", { type: "button", "data-turn": "previous", onclick: () => neighbour(-1) }, "← Previous trace"),
-        el("button", { type: "button", "data-turn": "next", onclick: () => neighbour(1) }, "Next trace →"),
+        el("button", { type: "button", "data-turn": "previous", onclick: () => stepBy(-1) }, "← Previous trace"),
+        el(
+          "button",
+          { type: "button", onclick: () => go({ view: "groups", group: String(trace.group.index) }, { push: true }) },
+          "Its group side by side",
+        ),
+        el("button", { type: "button", "data-turn": "next", onclick: () => stepBy(1) }, "Next trace →"),
       ),
     ),
     detail,
@@ -97,7 +104,7 @@ function drawReader(trace, page) {
 }
 
 // The tokens in runs of one regime. A run has one underline, and its first token shows the letter of the regime.
-function tokenRuns(trace, signals, first, last) {
+function tokenRuns(signals, first, last, tint) {
   const found = [];
   let start = first;
   while (start < last) {
@@ -107,11 +114,10 @@ function tokenRuns(trace, signals, first, last) {
     const run = el("span", { class: `run ${REGIMES[code].name}` });
     for (let i = start; i < end; i += 1) {
       const { shown, kind, breaks } = tokenText(signals.tokens[i]);
-      const heat = Math.round(10 * Math.sqrt(Math.min(1, signals.entropy[i] / trace.normaliser)));
       const token = el(
         "span",
         {
-          class: `tok h${heat} ${kind}`,
+          class: `tok ${tint(i)} ${kind}`,
           role: "option",
           id: `tok-${i}`,
           "data-i": i,
@@ -148,45 +154,47 @@ function legend() {
       el("span", { class: `run ${r.name}` }, el("span", { class: "tok", "data-letter": r.letter }, r.name)),
       el("span", { class: "soft" }, r.text),
     );
-  const tint = el(
-    "span",
-    { class: "ramp", "aria-hidden": "true" },
-    [0, 2, 4, 6, 8, 10].map((h) => el("i", { class: `h${h}` })),
-  );
-  return el(
-    "ul",
-    { class: "legend marks" },
-    REGIMES.map(name),
-    el("li", {}, tint, el("span", { class: "soft" }, "tint: teacher entropy, from 0 to the largest of the round")),
-  );
+  return el("ul", { class: "legend marks" }, REGIMES.map(name), el("li", {}, ramp(), el("span", { class: "soft" }, colourOf().text)));
 }
 
-function below(trace, signals, first, last) {
-  const cut = (text) => (text.length >= DATA.sample.most_text ? `${text} […]` : text);
+function below(signals, first, last) {
   const rows = el(
     "details",
     {
       class: "below",
       ontoggle: (event) =>
-        event.target.open &&
-        event.target.children.length === 1 &&
-        event.target.append(tokenTable(trace, signals, first, last)),
+        event.target.open && event.target.children.length === 1 && event.target.append(tokenTable(signals, first, last)),
     },
     el("summary", {}, "Tokens as a table"),
   );
   return [
-    el("details", { class: "below" }, el("summary", {}, "Plain response"), el("pre", {}, foreign(cut(trace.text)))),
-    el(
-      "details",
-      { class: "below" },
-      el("summary", {}, "Reference solution"),
-      el("pre", {}, foreign(cut(trace.solution))),
-    ),
+    promptBelow("Prompt as the student saw it", signals.prompt),
+    promptBelow("Prompt as the teacher saw it", signals.context ?? signals.teacher_prompt),
+    el("details", { class: "below" }, el("summary", {}, "Plain response"), el("pre", {}, whole(signals.text, DATA.sample.most_text))),
+    el("details", { class: "below" }, el("summary", {}, "Reference solution"), el("pre", {}, whole(signals.solution, DATA.sample.most_text))),
     rows,
   ];
 }
 
-function tokenTable(trace, signals, first, last) {
+// The ids of a prompt, as the model read them: each id is one piece, and special ids are set apart.
+function promptBelow(title, prompt) {
+  if (!prompt) return null;
+  const piece = (word) => {
+    const { shown, kind, breaks } = tokenText(word);
+    return [el("span", { class: `piece ${kind}` }, shown), breaks ? el("br") : null];
+  };
+  const rest = prompt.size - prompt.words.length;
+  const fill = (event) => {
+    if (!event.target.open || event.target.children.length > 1) return;
+    event.target.append(
+      el("div", { class: "pieces", role: "region", tabindex: "0", "aria-label": title }, [...prompt.words].map(piece)),
+      rest > 0 ? el("p", { class: "fine" }, `${count(rest)} further tokens are not in this page.`) : "",
+    );
+  };
+  return el("details", { class: "below", ontoggle: fill }, el("summary", {}, `${title} (${count(prompt.size)} tokens)`));
+}
+
+function tokenTable(signals, first, last) {
   const rows = [];
   for (let i = first; i < last; i += 1) {
     rows.push([
@@ -255,10 +263,10 @@ function select(i, { pin, scroll, still }) {
     const { scrollLeft, clientWidth } = reader.strip;
     if (x < scrollLeft + 30 || x > scrollLeft + clientWidth - 30) reader.strip.scrollLeft = x - clientWidth / 2;
   }
-  inspect(reader.trace, signalsOf(reader.trace), i);
+  inspect(reader.signals, i);
 }
 
-function inspect(trace, signals, i) {
+function inspect(signals, i) {
   const regime = REGIMES[signals.regime[i]];
   const { shown, kind } = tokenText(signals.tokens[i]);
   const row = (name, value, tone) => [el("dt", { class: tone || null }, name), el("dd", {}, value)];
@@ -313,12 +321,12 @@ function inspect(trace, signals, i) {
 // The tokens that the teacher finds likeliest at the position of token i, with their probabilities. Nothing where none were kept.
 function alternatives({ alternatives: kept, tokens }, i) {
   if (!kept) return null;
-  const rows = Array.from({ length: kept.count }, (_, k) => i * kept.count + k).map((at) =>
+  const rows = Array.from({ length: kept.count }, (_, k) => i * kept.count + k).map((place) =>
     el(
       "li",
-      { class: kept.tokens[at] === tokens[i] ? "own" : null },
-      foreign(tokenText(kept.tokens[at]).shown.replace(/ /g, "␣")),
-      el("span", {}, fixed(Math.exp(kept.logprobs[at]))),
+      { class: kept.tokens[place] === tokens[i] ? "own" : null },
+      foreign(tokenText(kept.tokens[place]).shown.replace(/ /g, "␣")),
+      el("span", {}, fixed(kept.probs[place])),
     ),
   );
   return [el("p", { class: "fine" }, "The teacher's likeliest tokens here"), el("ol", { class: "alternatives" }, rows)];
@@ -326,7 +334,7 @@ function alternatives({ alternatives: kept, tokens }, i) {
 
 function tokenKeys(event) {
   const first = reader.page * PAGE;
-  const { regime } = signalsOf(reader.trace);
+  const { regime } = reader.signals;
   const now = reader.token ?? first;
   const seek = (code) => {
     for (let i = now + 1; i < regime.length; i += 1) if (regime[i] === code && regime[i - 1] !== code) return i;

@@ -1,7 +1,21 @@
-// The view Run: charts by round, and the ledger from source to loss.
+// The view Run: its story, charts by round, and the ledger from source to loss.
+
+// The curves that runs are compared by: title, note, value of a round, options.
+const CURVES = [
+  ["Accuracy", "share of correct traces among those that no stage rejected", (r) => r.accuracy, { format: percentTick }],
+  ["Length", "mean response, tokens", (r) => r.length, {}],
+  ["Reward", "mean", (r) => r.reward, {}],
+  ["Loss", "mean of the round's steps, nats", (r) => r.loss, {}],
+  ["Gradient norm", "mean of the round's steps, before clipping", (r) => r.grad_norm, { zero: true }],
+  ["Student entropy", "mean over the tokens of the writers, nats", (r) => r.student_entropy, { zero: true }],
+  ["Teacher entropy", "mean over tokens, nats", (r) => r.entropy, { zero: true }],
+  ["Engine against trainer", "mean |log-prob gap| in the trainer's first step, nats", (r) => r.trainer_gap, { zero: true }],
+  ["Tokens per second", "response tokens from prompt to score", (r) => r.engine_tokens_per_s, { zero: true }],
+];
 
 function runView(root) {
   const rounds = DATA.rounds;
+  const pick = (i) => go({ view: "traces", round: names[i], verdict: "", q: "", trace: "", token: "" }, { push: true });
   const names = rounds.map((r) => String(r.round));
   const line = (title, note, series, options = {}) =>
     chart({
@@ -10,27 +24,34 @@ function runView(root) {
       names,
       xTitle: "round",
       kind: "line",
+      pick,
       series: series.map(([name, tone, pick]) => ({ name, tone, values: rounds.map(pick) })),
       ...options,
     });
   const share = { format: percentTick, low: 0 };
+  const rewardNames = [...new Set(rounds.flatMap((r) => Object.keys(r.rewards)))];
   const stages = [...new Set(rounds.flatMap((r) => Object.keys(r.stages)))];
   fill(root, {}, [
+    storyCard(),
     tiles(),
-    ledgerCard(),
     el("h2", {}, "By round"),
+    el("p", { class: "soft" }, "A click on a round's point opens its traces."),
     el(
       "div",
       { class: "charts" },
       line("Accuracy", "share of correct traces among those that no stage rejected", [["accuracy", "s0", (r) => r.accuracy]], {
         format: percentTick,
       }),
-      line("Reward", "mean, length-shaped", [["reward", "s0", (r) => r.reward]]),
       line("Length", "mean response, tokens", [["length", "s0", (r) => r.length]]),
+      line("Reward", "mean", [["reward", "s0", (r) => r.reward]]),
+      rewardNames.length ? line("Single rewards", "mean of each reward of the run", rewardNames.map((name, k) => [visible(name), `s${k % 8}`, (r) => r.rewards[name]])) : null,
+      line("Loss", "mean of the round's steps, nats", [["loss", "s0", (r) => r.loss]]),
+      line("Gradient norm", "mean of the round's steps, before clipping", [["norm", "s1", (r) => r.grad_norm]], { zero: true }),
       line("Truncated", "share of traces that reached the limit of tokens", [["truncated", "s1", (r) => r.truncated]], share),
       chart({
         title: "Verdicts",
         note: "traces",
+        pick,
         names,
         xTitle: "round",
         kind: "bars",
@@ -46,6 +67,7 @@ function runView(root) {
       chart({
         title: "Regimes",
         note: "share of tokens",
+        pick,
         names,
         xTitle: "round",
         kind: "bars",
@@ -57,7 +79,15 @@ function runView(root) {
           values: rounds.map((r) => r.shares?.[k] ?? null),
         })),
       }),
-      line("Teacher entropy", "mean over tokens, nats", [["entropy", "s2", (r) => r.entropy]], { zero: true }),
+      line(
+        "Entropy",
+        "mean over tokens, nats: of the teacher, and of the student that wrote them",
+        [
+          ["teacher", "s2", (r) => r.entropy],
+          ["student", "s0", (r) => r.student_entropy],
+        ],
+        { zero: true },
+      ),
       line("Teacher against student", "mean |δ| over tokens, nats", [["|δ|", "s3", (r) => r.delta]], { zero: true }),
       line(
         "Engine against trainer",
@@ -69,6 +99,16 @@ function runView(root) {
         ],
         { zero: true },
       ),
+      line(
+        "Tokens per second",
+        "response tokens: from prompt to score, and in training",
+        [
+          ["engines", "s0", (r) => r.engine_tokens_per_s],
+          ["training", "s1", (r) => r.train_tokens_per_s],
+        ],
+        { zero: true, format: (v) => short(v) },
+      ),
+      line("Groups without signal", "groups whose traces all got one reward", [["groups", "s4", (r) => r.groups_without_signal]], { zero: true, format: (v) => short(v) }),
       line("Staleness", "rounds by which the policy that wrote the traces is behind the round", [["lag", "s4", (r) => r.lag]], {
         zero: true,
         format: (v) => short(v),
@@ -95,6 +135,7 @@ function runView(root) {
         { zero: true },
       ),
     ),
+    ledgerCard(),
     rejectedCard(),
     el(
       "details",
@@ -114,9 +155,33 @@ function runView(root) {
   ]);
 }
 
+const KINDS = { fact: "·", gain: "▲", loss: "▼", same: "=", odd: "!" };
+const KIND_WORDS = { gain: "gain", loss: "loss", odd: "odd" };
+
+// What happened, in words. Python made the sentences from the figures below.
+function storyCard() {
+  const sentence = ({ kind, text, view }) =>
+    el(
+      "li",
+      { class: `told-${kind}` },
+      el("span", { class: "mark", "aria-hidden": "true" }, KINDS[kind]),
+      el("span", {}, kind in KIND_WORDS ? el("span", { class: "unseen" }, `${KIND_WORDS[kind]}: `) : null, foreign(text)),
+      view === "run" ? null : el("a", { href: `#${view}` }, "look"),
+    );
+  const odd = DATA.story.filter(({ kind }) => kind === "odd");
+  return el(
+    "section",
+    { class: "card story", "aria-labelledby": "story-title" },
+    el("h2", { id: "story-title" }, "What happened"),
+    el("ul", {}, DATA.story.filter(({ kind }) => kind !== "odd").map(sentence)),
+    odd.length ? [el("h3", {}, "What is odd"), el("ul", {}, odd.map(sentence))] : el("p", { class: "fine" }, "Nothing odd was found."),
+  );
+}
+
 function tiles() {
   const rounds = DATA.rounds.filter((r) => r.traces);
   const [first, last] = [rounds[0], rounds[rounds.length - 1]];
+  const stale = !DATA.ledger.total.current;
   const tile = (name, value, note) =>
     el(
       "div",
@@ -152,8 +217,8 @@ function tiles() {
     tile("Traces", count(total.traces), `${count(total.fit)} fit to train on, ${count(total.in_loss)} in the loss`),
     tile(
       "Ledger",
-      DATA.ledger.adds_up ? "adds up ✓" : "does not add up ✗",
-      `${count(total.tokens_in_loss)} tokens in the loss`,
+      !DATA.ledger.adds_up ? "does not add up ✗" : stale ? "computed again" : "adds up ✓",
+      stale ? "shards are newer than the training that is shown" : `${count(total.tokens_in_loss)} tokens in the loss`,
     ),
   );
 }
@@ -201,11 +266,14 @@ function ledgerCard() {
     line("In the loss", count(t.in_loss), "sum", `${count(t.tokens_in_loss)} tokens`),
     line("of these without advantage (their weight is 0)", count(t.no_advantage), "aside"),
   );
-  const mark = (ok) => (ok === true ? "✓ holds" : ok === false ? "✗ does not hold" : "… not known yet");
+  const waits = t.current ? "… not known yet" : "… cannot be compared: computed again since it was trained on";
+  const mark = (ok) => (ok === true ? "✓ holds" : ok === false ? "✗ does not hold" : waits);
   const open = t.checks.filter((c) => c.ok === null).length;
   const verdict = DATA.ledger.adds_up
     ? open
-      ? "Adds up as far as the run has come."
+      ? t.current
+        ? "Adds up as far as the run has come."
+        : "Adds up as far as it can be compared: some shards are newer than the training."
       : "It adds up: every row is accounted for."
     : "It does not add up.";
   const perRound = DATA.ledger.rounds.map((r) => [

@@ -3,7 +3,9 @@
 const LANES = { text: [0, 26], entropy: [34, 124], logprob: [140, 220], weight: [236, 296] };
 const STRIP_HEIGHT = 316;
 
-function stripOf(trace, signals, first, last) {
+const DEEPEST = -8; // a log-prob below is drawn at the edge, as a triangle with its value
+
+function stripOf(trace, signals, first, last, normaliser) {
   const n = last - first;
   const widest = Array.from({ length: n }, (_, k) => tokenText(signals.tokens[first + k]).shown.trim().length).sort(
     (a, b) => a - b,
@@ -19,8 +21,8 @@ function stripOf(trace, signals, first, last) {
     lowest = Math.min(lowest, signals.student[i], signals.teacher[i]);
     heaviest = Math.max(heaviest, Math.abs(signals.weight[i]));
   }
-  lowest = Math.max(lowest, -8);
-  const entropy = lane(LANES.entropy, 0, trace.normaliser);
+  lowest = Math.max(lowest, DEEPEST);
+  const entropy = lane(LANES.entropy, 0, normaliser);
   const logprob = lane(LANES.logprob, lowest, 0);
   const weight = lane(LANES.weight, -heaviest, heaviest);
   const middle = (i) => (i - first + 0.5) * column;
@@ -59,6 +61,18 @@ function stripOf(trace, signals, first, last) {
     if ((i - first) % 5 === 0)
       marks.push(svg("text", { class: "tick", x: middle(i), y: STRIP_HEIGHT - 6, "text-anchor": "middle" }, i));
   }
+  for (let i = first; i < last; i += 1)
+    for (const [name, side] of [
+      ["student", -1],
+      ["teacher", 1],
+    ])
+      if (signals[name][i] < lowest) {
+        const [x, y] = [middle(i) + side * Math.min(6, column / 4), LANES.logprob[1]];
+        marks.push(
+          svg("path", { class: `beyond ${name}`, d: `M${x - 4} ${y - 6}h8l-4 7z` }),
+          svg("text", { class: "tick beyond", x, y: y + 11, "text-anchor": "middle" }, fixed(signals[name][i], 0)),
+        );
+      }
   const base = (y) => svg("line", { class: "base", x1: 0, x2: width, y1: y, y2: y });
   const drawing = svg(
     "svg",
@@ -90,19 +104,33 @@ function stripOf(trace, signals, first, last) {
       : null,
     marks,
   );
-  const at = (event) => first + Math.floor((event.clientX - drawing.getBoundingClientRect().left) / column);
+  const under = (event) => first + Math.floor((event.clientX - drawing.getBoundingClientRect().left) / column);
   const inside = (i) => i >= first && i < last;
   const scroller = el(
     "div",
     {
       class: "strip",
-      onpointermove: (event) => inside(at(event)) && select(at(event), { still: true }),
+      onpointermove: (event) => inside(under(event)) && select(under(event), { still: true }),
       onpointerleave: () => reader.pinned !== null && select(reader.pinned, { still: true }),
-      onclick: (event) => inside(at(event)) && openHash(trace, at(event)),
+      onclick: (event) => inside(under(event)) && openHash(trace, under(event)),
     },
     drawing,
   );
   Object.assign(reader, { cursor, strip: scroller, column });
+  const axis = svg(
+    "svg",
+    { class: "yaxis", width: 52, height: STRIP_HEIGHT, viewBox: `0 0 52 ${STRIP_HEIGHT}`, "aria-hidden": "true" },
+    [
+      [entropy, [0, normaliser / 2, normaliser]],
+      [logprob, [0, lowest / 2, lowest]],
+      [weight, [-heaviest, 0, heaviest]],
+    ].map(([y, values]) =>
+      values.map((value) => [
+        svg("line", { class: "base", x1: 47, x2: 52, y1: y(value), y2: y(value) }),
+        svg("text", { class: "tick", x: 45, y: y(value) + 4, "text-anchor": "end" }, short(value)),
+      ]),
+    ),
+  );
   const key = (tone, text) =>
     el(
       "span",
@@ -124,7 +152,7 @@ function stripOf(trace, signals, first, last) {
         "span",
         {},
         el("b", {}, "Entropy"),
-        ` 0 to ${fixed(trace.normaliser, 2)} nats`,
+        ` 0 to ${fixed(normaliser, 2)} nats`,
         key("entropy", "at the token"),
         key("ahead", `lowest up to ${DATA.window} tokens ahead`),
       ),
@@ -132,18 +160,18 @@ function stripOf(trace, signals, first, last) {
         "span",
         {},
         el("b", {}, "Log-prob"),
-        ` 0 to ${fixed(lowest, 1)}`,
+        ` 0 to ${fixed(lowest, 1)}${lowest === DEEPEST ? "; ▾ is lower" : ""}`,
         key("student", "student"),
         key("teacher", "teacher"),
       ),
       el("span", {}, el("b", {}, "Token weight"), ` ±${fixed(heaviest, 2)}`),
     ),
-    scroller,
+    el("div", { class: "drawn" }, axis, scroller),
   );
 }
 
 // An overview of a long trace: the highest entropy in each bin. A click or the buttons open another page.
-function overview(trace, signals, page) {
+function overview(trace, signals, page, normaliser) {
   const pages = Math.ceil(signals.tokens.length / PAGE);
   const bins = Math.min(400, signals.tokens.length);
   const size = signals.tokens.length / bins;
@@ -152,7 +180,7 @@ function overview(trace, signals, page) {
     let high = 0;
     for (let i = Math.floor(b * size); i < Math.floor((b + 1) * size); i += 1)
       high = Math.max(high, signals.entropy[i]);
-    path += `L${b} ${(40 - 38 * Math.min(1, high / trace.normaliser)).toFixed(1)}`;
+    path += `L${b} ${(40 - 38 * Math.min(1, high / normaliser)).toFixed(1)}`;
   }
   const turn = (to) => to >= 0 && to < pages && openHash(trace, to * PAGE);
   const drawing = svg(

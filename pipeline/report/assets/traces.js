@@ -1,179 +1,115 @@
 // The list of traces: filters, order, and the open trace.
 
 const ORDERS = {
-  round: ["Round", (a, b) => a.round - b.round || (a.id < b.id ? -1 : 1)],
+  round: ["Round", (a, b) => a.round - b.round || a.group.index - b.group.index || a.sample - b.sample],
   restored: ["Most restored weight", (a, b) => b.restored_sum - a.restored_sum],
   pivots: ["Most pivots", (a, b) => b.pivots - a.pivots],
   forks: ["Most forks", (a, b) => b.forks - a.forks],
   longest: ["Longest", (a, b) => b.length - a.length],
   shortest: ["Shortest", (a, b) => a.length - b.length],
   entropy: ["Highest mean entropy", (a, b) => b.mean - a.mean],
+  advantage: ["Highest advantage", (a, b) => b.advantage - a.advantage],
 };
-const MORE = 60;
 
-const view = { verdict: "", round: "", order: "restored", query: "", shown: MORE, trace: null, list: [] };
+// Rows whose trace has the words of the search. Until all texts are read, ids and the beginnings of problems are searched.
+const matches = (query) => (trace) =>
+  (trace.searched ?? `${trace.id} ${trace.problem}`.toLowerCase()).includes(query.trim().toLowerCase());
 
-function filtered() {
-  const query = view.query.trim().toLowerCase();
-  return DATA.sample.traces
-    .filter((t) => !view.verdict || t.verdict === view.verdict)
-    .filter((t) => view.round === "" || String(t.round) === view.round)
-    .filter(
-      (t) =>
-        !query ||
-        t.id.includes(query) ||
-        t.problem.toLowerCase().includes(query) ||
-        t.text.toLowerCase().includes(query),
-    )
-    .sort(ORDERS[view.order][1]);
+function filteredTraces() {
+  return DATA.traces
+    .filter((t) => !at.verdict || t.verdict === at.verdict)
+    .filter((t) => !at.round || String(t.round) === at.round)
+    .filter(at.q ? matches(at.q) : () => true)
+    .sort((ORDERS[at.order] ?? ORDERS.round)[1]);
+}
+
+const named = (choices) => Object.entries(choices).map(([key, [text]]) => [key, text]);
+
+const roundChoices = (rows) => [
+  ["", "any"],
+  ...[...new Set(rows.map((row) => row.round))].sort((a, b) => a - b).map((round) => [String(round), String(round)]),
+];
+
+function searchField() {
+  const read = (event) => go({ q: event.target.value });
+  const input = el("input", { type: "search", placeholder: "text or id", value: at.q, "data-name": "q", oninput: read });
+  return el("label", { class: "field wide" }, el("span", {}, "Search"), input);
+}
+
+// A search reads the texts of all traces once. Returns what is said meanwhile.
+function searching() {
+  if (!at.q || DATA.searched) return "";
+  readTexts(DATA).then(route);
+  return "; reading all texts …";
+}
+
+// A view without traces says why there are none.
+function nothingHere() {
+  const total = DATA.ledger.total;
+  const rejected = Object.values(total.rejected).flatMap((reasons) => Object.entries(reasons));
+  const every = total.traces > 0 && total.num_rejected >= total.traces;
+  const why = every
+    ? `All ${count(total.traces)} traces of this run were rejected: ${rejected.map(([r, n]) => `${r.replaceAll("_", " ")} ${count(n)}`).join(", ")}. The Run view has examples.`
+    : "No round of this run is labelled yet. The Run view shows what is there.";
+  return el("div", { class: "card" }, el("h2", {}, every ? "Every trace was rejected" : "No labelled traces"), el("p", {}, why));
+}
+
+function sampleNote() {
+  const { sample } = DATA;
+  const shown = DATA.traces.length;
+  return shown < sample.labelled
+    ? `A sample: ${count(shown)} of ${count(sample.labelled)} labelled traces (${count(sample.shown_tokens)} of ${count(sample.labelled_tokens)} tokens) in whole groups, even over ${count(sample.strata)} strata of round and verdicts. Rare verdicts are therefore more frequent than in the run. The same run gives the same sample.`
+    : `All ${count(sample.labelled)} labelled traces, ${count(sample.labelled_tokens)} tokens.`;
 }
 
 function tracesView(root) {
-  const sample = DATA.sample;
-  if (!sample.traces.length) {
-    root.append(
-      el(
-        "div",
-        { class: "card" },
-        el("h2", {}, "No labelled traces"),
-        el("p", {}, "No round of this run is labelled yet. The Run view shows what is there."),
-      ),
-    );
-    return;
-  }
-  const verdicts = Object.keys(VERDICTS).filter((v) => sample.traces.some((t) => t.verdict === v));
-  const rounds = [...new Set(sample.traces.map((t) => t.round))].sort((a, b) => a - b);
-  const items = el("ol", { class: "items", onkeydown: moveInList });
-  const found = el("p", { class: "found", role: "status" });
-  const refresh = () => {
-    view.shown = MORE;
-    listTraces(items, found);
-  };
-  const set = (name) => (value) => {
-    view[name] = value;
-    refresh();
-  };
-  const search = el("input", {
-    type: "search",
-    placeholder: "text or id",
-    oninput: (e) => set("query")(e.target.value),
-  });
-  const part = sample.traces.length < sample.labelled;
+  if (!DATA.traces.length) return void root.append(nothingHere());
+  const verdicts = Object.keys(VERDICTS).filter((v) => DATA.traces.some((t) => t.verdict === v));
+  const list = pickList({ label: "Traces", render: traceItem, open: (trace) => openHash(trace, null), isOpen: (t) => t.id === at.trace });
   const side = el(
     "aside",
     { class: "side card", "aria-label": "Pick a trace" },
     el(
       "div",
       { class: "fields" },
-      choice(
-        "Verdict",
-        [["", "any"], ...verdicts.map((v) => [v, `${VERDICTS[v].glyph} ${v}`])],
-        view.verdict,
-        set("verdict"),
-      ),
-      choice("Round", [["", "any"], ...rounds.map((r) => [String(r), String(r)])], view.round, set("round")),
-      choice(
-        "Order",
-        Object.entries(ORDERS).map(([key, [text]]) => [key, text]),
-        view.order,
-        set("order"),
-      ),
-      el("label", { class: "field" }, el("span", {}, "Search"), search),
+      bound("Verdict", "verdict", [["", "any"], ...verdicts.map((v) => [v, `${VERDICTS[v].glyph} ${v}`])]),
+      bound("Round", "round", roundChoices(DATA.traces)),
+      bound("Order", "order", named(ORDERS), DEFAULTS.order, true),
+      searchField(),
     ),
-    found,
-    items,
-    el(
-      "p",
-      { class: "fine" },
-      part
-        ? `A sample: ${count(sample.traces.length)} of ${count(sample.labelled)} labelled traces (${count(sample.shown_tokens)} of ${count(sample.labelled_tokens)} tokens), even over ${count(sample.strata)} strata of round and verdict. Rare verdicts are therefore more frequent than in the run. The same run gives the same sample.`
-        : `All ${count(sample.labelled)} labelled traces, ${count(sample.labelled_tokens)} tokens.`,
-    ),
+    list.found,
+    list.items,
+    el("p", { class: "fine" }, sampleNote()),
   );
   root.append(el("div", { class: "workbench" }, side, el("div", { id: "reader", class: "reader" })));
-  view.refresh = () => listTraces(items, found);
-  refresh();
+  root.list = list;
 }
 
-function listTraces(items, found) {
-  view.list = filtered();
-  found.textContent = `${count(view.list.length)} ${view.list.length === 1 ? "trace" : "traces"}`;
-  const rest = view.list.length - view.shown;
-  items.replaceChildren(
-    ...view.list.slice(0, view.shown).map(traceItem),
-    ...(rest > 0
-      ? [
-          el(
-            "li",
-            {},
-            el(
-              "button",
-              {
-                class: "more",
-                type: "button",
-                onclick: () => {
-                  const before = view.shown;
-                  view.shown += MORE;
-                  view.refresh();
-                  items.children[before].querySelector("button").focus();
-                },
-              },
-              `Show ${count(Math.min(rest, MORE))} more`,
-            ),
-          ),
-        ]
-      : []),
-  );
+function updateTraces(root) {
+  if (!DATA.traces.length) return;
+  const rows = filteredTraces();
+  const trace = DATA.traces.find((t) => t.id === at.trace) ?? rows[0];
+  at.trace = trace?.id ?? "";
+  root.list.fill(rows, "trace", searching());
+  if (trace) return openTrace(trace, /^\d+$/.test(at.token || "") ? Number(at.token) : null);
 }
 
 function traceItem(trace) {
-  const verdict = VERDICTS[trace.verdict] || { glyph: "?", tone: "dim" };
-  return el(
-    "li",
-    {},
+  const verdict = verdictOf(trace.verdict);
+  return [
+    el("span", { class: `verdict ${verdict.tone}`, "aria-hidden": "true" }, verdict.glyph),
+    el("span", { class: "what" }, el("span", { class: "unseen" }, `${trace.verdict}. `), foreign(trace.problem.slice(0, 120))),
     el(
-      "button",
-      {
-        type: "button",
-        class: "item",
-        "data-id": trace.id,
-        "aria-current": view.trace === trace ? "true" : null,
-        onclick: () => openHash(trace, null),
-      },
-      el("span", { class: `verdict ${verdict.tone}`, "aria-hidden": "true" }, verdict.glyph),
-      el(
-        "span",
-        { class: "what" },
-        el("span", { class: "unseen" }, `${trace.verdict}. `),
-        foreign(trace.problem.slice(0, 120)),
-      ),
-      el(
-        "span",
-        { class: "facts" },
-        `round ${trace.round} · ${count(trace.length)} tokens · ${trace.pivots} P · ${trace.forks} F · ${signed(trace.restored_sum, 2)}`,
-      ),
+      "span",
+      { class: "facts" },
+      `round ${trace.round} · ${count(trace.length)} tokens · ${trace.pivots} P · ${trace.forks} F · ${signed(trace.restored_sum, 2)}`,
     ),
-  );
+  ];
 }
 
-function moveInList(event) {
-  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-  if (!step) return;
-  const buttons = [...event.currentTarget.querySelectorAll("button")];
-  const next = buttons[buttons.indexOf(document.activeElement) + step];
-  if (!next) return;
-  event.preventDefault();
-  next.focus();
-}
-
+// Look at a trace, and at one of its tokens.
 function openHash(trace, token) {
-  const hash = `#trace=${encodeURIComponent(trace.id)}${token === null ? "" : `&token=${token}`}`;
-  if (location.hash === hash) openTrace(trace, token);
-  else location.hash = hash;
-}
-
-function neighbour(step) {
-  const at = view.list.indexOf(view.trace);
-  const next = view.list[at + step];
-  if (next) openHash(next, null);
+  const run = trace.run.number ? String(trace.run.number) : "0";
+  go({ view: "traces", run, trace: trace.id, token: token === null ? "" : String(token) }, { push: true });
+  if (token === null) reveal(document.getElementById("reader"));
 }

@@ -1,0 +1,81 @@
+"""`egrsd audit`: which objective's gradient points where accuracy rises, on the stored traces of one round, without engines."""
+
+from __future__ import annotations
+
+from typing import Any, cast, get_args
+
+from rich.table import Table
+
+from jobs.opened import open_run
+from jobs.tables import aligned
+from jobs.terminal import Session, session
+from pipeline.errors import SettingError
+from pipeline.evidence import audit
+from pipeline.evidence.comparison import chosen_objectives
+from pipeline.evidence.sweep import choose_rounds, stale_note
+from pipeline.notices import NOTICE_S, late
+from pipeline.overrides import resolve
+from pipeline.training.alignment import Space
+
+FIGURES = ("cosine", "batch_cosine", "batch_share")
+NOTES = (
+    "cosine: of the expected gradient with the gradient of accuracy; batch cosine: of the gradient of {batch} traces;",
+    "signal: share of the expected gradient in the squared norm of that gradient; 95 % intervals over blocks of problems.",
+    "A dash: these traces are too few, or too noisy, to tell a direction.",
+    "These figures describe one policy and one round. No training run has shown yet that they predict what helps.",
+)
+
+
+def audit_run(uri: str, number: int, asked: tuple[str, list[str], tuple[int, int, str]], debug: bool) -> None:
+    """Print the audit of a round, and write evidence/audit-NNNN.json and evidence/audit-NNNN.parquet.
+
+    asked: objectives, `--set` lines, and blocks and problems at most with the parameters. Raises SettingError for an option that
+    is none, and what `audit.measure` raises.
+    """
+    names, sets, (blocks, problems, space) = asked
+    with session(debug) as out:
+        store, run = open_run(uri)
+        if space not in get_args(Space):
+            raise SettingError(f"'{space}' are no parameters", "--parameters", "Write weights or adapter")
+        plan = audit.Plan(chosen_objectives(names), blocks, cast(Space, space), problems)
+        [work] = choose_rounds(store, resolve(run, sets), [number])
+        audit.points(work.run, plan.objectives)
+        if (note := stale_note(work)) is not None:
+            out.say(note)
+        with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
+            document, table = audit.measure(work, plan)
+        audit.write(store, number, document, table)
+        show(document, out, run.train.batch_traces)
+        out.say(f"figures: {store.locate(audit.path_of(number, 'json'))}; alignment of every token: ...{number:04d}.parquet")
+
+
+def show(document: dict[str, Any], out: Session, batch: int) -> None:
+    """Print the figures of an audit as tables."""
+    size = f"{document['traces']} traces of {document['problems']} problems, policy {document['policy']}"
+    table = aligned(f"{size}, {document['blocks']} blocks", "weighting", "cosine", "batch cosine", "signal", "against the first")
+    for point in document["points"]:
+        gap = point["difference"].get("batch_cosine")
+        table.add_row(point["name"], *(_text(point[name]) for name in FIGURES), _text(gap, "+"))
+    out.console.print(table)
+    out.console.print(_class_table(document))
+    for note in NOTES:
+        out.console.print(note.format(batch=batch), style="dim", highlight=False)
+    clock = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in document["seconds"].items())
+    out.say(f"{document['parameters']} parameters ({document['space']}); {clock}")
+
+
+def _class_table(document: dict[str, Any]) -> Table:
+    """Share of each regime in the push towards accuracy, one row for each weighting."""
+    classes, names = document["classes"], [point["name"] for point in document["points"]]
+    table = aligned("share of the push towards accuracy by regime, %", "weighting", *classes["regimes"])
+    table.add_row("tokens", *(f"{100 * share:.1f}" for share in classes["regime"]["tokens"]))
+    for name in names:
+        table.add_row(name, *(_text(part, scale=100, digits=1) for part in classes["regime"][name]))
+    return table
+
+
+def _text(found: dict[str, float] | None, sign: str = "", scale: float = 1.0, digits: int = 3) -> str:
+    if found is None:
+        return "-"
+    value, low, high = (f"{scale * found[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"

@@ -1,0 +1,318 @@
+"""The gradient audit: which objective's gradient points where accuracy rises, measured on the stored traces of one round.
+
+No engine is needed. pipeline/method/directions.py has the reference, the estimates and their correction for noise. Figures are
+kept in evidence/audit-NNNN.json. The alignment of every token is kept in evidence/audit-NNNN.parquet, one row per trace. A
+weighting, regime or decile then needs no gradient: its push is a weighted sum of that column.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import Run
+from pipeline.contract import Regime
+from pipeline.errors import SettingError, UserError
+from pipeline.evidence.audit_tokens import Tokens, read_tokens
+from pipeline.evidence.comparison import variant
+from pipeline.evidence.intervals import Estimate, estimate
+from pipeline.evidence.plain import plain
+from pipeline.evidence.sweep import DIGITS, load_policy
+from pipeline.method import directions as maths
+from pipeline.method import regimes
+from pipeline.problems import worlds
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
+from pipeline.store.directory import Store
+from pipeline.store.documents import Count, Document, Number, Text
+
+if TYPE_CHECKING:
+    from pipeline.training.alignment import Directions, Space
+
+REFERENCE = "reinforce"
+ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
+DECILES = 10
+MOST_BYTES = 2 << 30  # of the gradients of all blocks
+LEAST_BLOCKS = 6
+
+
+def path_of(number: int, kind: str) -> str:
+    """Where the audit of a round is kept, `json` or `parquet`."""
+    return f"evidence/audit-{number:04d}.{kind}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is audited: objectives as `egrsd compare` names them, blocks and problems at most, and by which parameters.
+
+    problems: 0 is all of the round's; else that many are drawn by the run's seed.
+    """
+
+    objectives: list[str]
+    blocks: int = 16
+    space: Space = "weights"
+    problems: int = 0
+
+
+def points(run: Run, names: list[str]) -> dict[str, Run]:
+    """The run with each objective. Raises SettingError for one that learns from more than the log-probs of sampled tokens."""
+    found = {}
+    for name in names:
+        if name == "no_reference":
+            raise SettingError("'no_reference' needs other scores", "--objectives", "Audit a run that was made so")
+        found[name] = variant(run, name, run.seed)
+        if found[name].objective.is_distributional:
+            what = f"'{name}' learns from the teacher's distribution, and the audit weighs sampled tokens"
+            raise SettingError(what, "--objectives", "Leave it out; `egrsd sweep --set objective.name=...` compares its gradient")
+    return found
+
+
+def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
+    """The document and the table of a round's audit.
+
+    Raises UserError when its policy is not stored, or when too few problems have both right and wrong traces.
+    """
+    import torch
+
+    from pipeline.training import student
+    from pipeline.training.alignment import Directions
+    from pipeline.training.step import Trainer
+
+    run, clock = work.run, [time.perf_counter()]
+    if not work.store.has_policy(work.policy_version):
+        raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
+    if run.train.threads:
+        torch.set_num_threads(run.train.threads)
+    model = student.build(run, torch.device("cpu"))
+    load_policy(model, work)
+    named = points(run, plan.objectives)
+    tokens = read_tokens(work, Trainer(run, model, torch.device("cpu")), named, plan.problems)
+    names = [REFERENCE, *named]
+    if tokens.classes is not None:
+        decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
+        tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])
+        names += ORACLES
+    space = Directions(model, plan.space)
+    groups = _blocks(tokens, plan, len(names) * space.size * 4, work)
+    clock.append(time.perf_counter())
+    alignment, half = _alignment(space, tokens, run.train.micro_batch_tokens, run.seed)
+    clock.append(time.perf_counter())
+    flows = np.stack([_of_block(space, tokens, rows, run.train.micro_batch_tokens) for rows in groups], axis=1)
+    products = maths.Products.of(flows)
+    clock.append(time.perf_counter())
+    in_block = float(np.mean([len(rows) for rows in groups]))
+    document = {
+        "run": run.name,
+        "round": work.number,
+        "policy": work.policy_version,
+        "space": plan.space,
+        "parameters": space.size,
+        "traces": len(tokens.rows),
+        "tokens": int(tokens.lengths.sum()),
+        "problems": int(tokens.problems.max()) + 1,
+        "accuracy": float(tokens.correct.mean()),
+        "blocks": len(groups),
+        "traces_in_block": in_block,
+        "points": _figures(names, products, (in_block, run.train.batch_traces)),
+        "classes": _classes(work, tokens, names, alignment),
+        "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
+    }
+    return plain(document, DIGITS), _table(tokens, alignment, half)
+
+
+def write(store: Store, number: int, document: dict[str, Any], table: pa.Table) -> None:
+    """Keep an audit in the run, in place of an earlier one of the same round."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    store.write(path_of(number, "parquet"), sink.getvalue().to_pybytes())
+    store.write_json(path_of(number, "json"), document)
+
+
+class Classes(Document):
+    """Shares by regime: of the tokens, and by name of each weighting with an interval."""
+
+    regimes: list[Text]
+    regime: dict[Text, list[Any]]
+
+
+Shown = dict[Text, Number | float | None] | None
+
+
+class Point(Document):
+    """Figures of one weighting, as the page shows them."""
+
+    name: Text
+    cosine: Shown
+    batch_cosine: Shown
+    batch_share: Shown
+    difference: dict[Text, Shown]
+
+
+class Audit(Document):
+    """evidence/audit-NNNN.json, as far as the page shows it."""
+
+    round: Number
+    policy: Number
+    traces: Count
+    problems: Count
+    blocks: Count
+    points: list[Point]
+    classes: Classes
+
+
+def read_audits(store: Store, rounds: list[int]) -> list[dict[str, Any]]:
+    """The audits of these rounds that are stored. Raises StoreError for a file that holds no audit."""
+    found = []
+    for number in rounds:
+        document = store.read_document(path_of(number, "json"), Audit, "Delete the file and run `egrsd audit` again")
+        if document is not None:
+            found.append(document.model_dump())
+    return found
+
+
+# ---- blocks and gradients ----------------------------------------------------------------------------------------------
+
+
+def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np.ndarray]:
+    """Rows of each block: whole problems in the order of a seed, at most a minibatch of traces, as many blocks as fit.
+
+    Raises UserError for fewer than LEAST_BLOCKS.
+    """
+    size = int(tokens.problems.max()) + 1
+    fit = MOST_BYTES // bytes_each
+    wanted = min(plan.blocks, size, fit)
+    if wanted < LEAST_BLOCKS:
+        why = f"{size} problems" if size < LEAST_BLOCKS else f"gradients of {bytes_each / 2**20:.0f} MiB a block"
+        remedy = "Audit a larger round" if size < LEAST_BLOCKS else "Audit fewer objectives, or use --parameters adapter"
+        raise UserError(f"{why} are no {LEAST_BLOCKS} blocks, which the intervals need", work.area, remedy)
+    of_problem = max(1.0, len(tokens.rows) / size)
+    each = max(1, min(size // wanted, round(work.run.train.batch_traces / of_problem)))
+    order = np.random.default_rng([work.run.seed, work.number, 1]).permutation(size)
+    return [np.flatnonzero(np.isin(tokens.problems, order[place * each : (place + 1) * each])) for place in range(wanted)]
+
+
+def _of_block(space: Directions, tokens: Tokens, rows: np.ndarray, budget: int, only: int | None = None) -> np.ndarray:
+    """Gradients of some traces under every weighting, divided by the number of traces, float32 [K, P]."""
+    import torch
+
+    from pipeline.training import batches
+
+    sets = tokens.weights if only is None else [tokens.weights[only]]
+    total = torch.zeros(len(sets), space.size)
+    for group in batches.pack(tokens.traces.lengths[tokens.rows[rows]], budget):
+        places = tokens.places(rows[group])
+        micro = batches.micro_batch(tokens.traces, tokens.rows[rows[group]])
+        total += space.gradients(micro, [torch.from_numpy(weights[places]) for weights in sets])
+    return (total / len(rows)).numpy()
+
+
+def _alignment(space: Directions, tokens: Tokens, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """d log p_t . r of every token, where r is the reference of the half of the problems that the trace is not in.
+
+    So no trace's own noise is in its direction. -> float32 [tokens], half of each trace [N]. r is divided by its norm.
+    """
+    import torch
+
+    from pipeline.training import batches
+
+    size = int(tokens.problems.max()) + 1
+    order = np.random.default_rng([seed, 2]).permutation(size)
+    half = np.isin(tokens.problems, order[: size // 2]).astype(np.int8)
+    found = np.zeros(int(tokens.lengths.sum()), np.float32)
+    for side in (0, 1):
+        others = np.flatnonzero((half != side) & (tokens.weights[0][np.cumsum(tokens.lengths) - 1] != 0))
+        own = np.flatnonzero(half == side)
+        if not len(others) or not len(own):
+            continue
+        reference = torch.from_numpy(_of_block(space, tokens, others, budget, only=0)[0])
+        reference /= reference.norm().clamp(min=1e-30)
+        for group in batches.pack(tokens.traces.lengths[tokens.rows[own]], budget):
+            micro = batches.micro_batch(tokens.traces, tokens.rows[own[group]])
+            found[tokens.places(own[group])] = space.alignments(micro, reference).detach().numpy()
+    return found, half
+
+
+# ---- figures -----------------------------------------------------------------------------------------------------------
+
+
+def _figures(names: list[str], products: maths.Products, sizes: tuple[float, int]) -> list[dict[str, Any]]:
+    """Figures of each weighting with 95 % intervals over blocks, and their differences from the first audited objective."""
+    drawn = maths.estimates(products, maths.choices(products.own.shape[1]))
+    in_block, batch = sizes
+    share = maths.in_minibatch(drawn.share, int(in_block), batch)
+    shown = {"cosine": drawn.cosine, "minibatch": drawn.minibatch, "share": drawn.share}
+    shown |= {"batch_share": share, "batch_cosine": drawn.cosine * np.sqrt(share)}
+    found = []
+    for place, name in enumerate(names):
+        figures: dict[str, Estimate | None] = {key: estimate(values[:, place]) for key, values in shown.items()}
+        gaps = {key: estimate(values[:, place] - values[:, 1]) for key, values in shown.items()} if place > 1 else {}
+        found.append({"name": name, **figures, "difference": gaps})
+    return found
+
+
+def _classes(work: Round, tokens: Tokens, names: list[str], alignment: np.ndarray) -> dict[str, Any]:
+    """Where the push comes from: shares of weight x alignment by regime and by decile of teacher entropy, for each weighting."""
+    entropy = tokens.traces.teacher_entropy.take(tokens.rows)
+    problems = np.repeat(tokens.problems, tokens.lengths)
+    offsets = np.concatenate([[0], np.cumsum(tokens.lengths)])
+    regime = _regimes(work, entropy, offsets)
+    edges = np.quantile(entropy, np.linspace(0, 1, DECILES + 1)[1:-1])
+    decile = np.searchsorted(edges, entropy, side="right")
+    found: dict[str, Any] = {"regimes": list(Regime.NAMES)}
+    kinds = [("regime", regime, len(Regime.NAMES)), ("decile", decile, DECILES)]
+    if tokens.classes is not None:
+        kinds.append(("class", tokens.classes, len(worlds.CLASSES)))
+        found |= {"names": list(worlds.CLASSES), "labels": _labels(regime, tokens.classes, entropy, tokens.delta)}
+    for kind, classes, count in kinds:
+        found[kind] = {"tokens": np.bincount(classes[classes >= 0], minlength=count) / len(classes)}
+        for name, weights in zip(names, tokens.weights, strict=True):
+            drawn = maths.shares_by_class(weights * alignment, classes, problems, count)
+            found[kind][name] = [estimate(drawn[:, place]) for place in range(count)]
+    return found
+
+
+def _labels(regime: np.ndarray, truth: np.ndarray, entropy: np.ndarray, delta: np.ndarray) -> dict[str, Any]:
+    """Whether the dials and the regimes do what they say, by true class.
+
+    Per class: teacher entropy and delta = |log p_T - log p_S|, nats. Per regime: precision and recall for the class it names.
+    """
+    by_class, scored = {}, {}
+    for code, name in enumerate(worlds.CLASSES):
+        here = truth == code
+        by_class[name] = {"tokens": int(here.sum()), "entropy": _mean(entropy[here]), "delta": _mean(delta[here])}
+    for label, name in (("fork", "fork"), ("pivot", "pivot"), ("lock", "filler")):
+        scored[label] = {"class": name, **worlds.scores(regime, truth, Regime.NAMES.index(label), name)}
+    return {"by_class": by_class, "regimes": scored}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _regimes(work: Round, entropy: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Regime of every token under the run's settings, int8 [N]; -1 when the round has no common scale."""
+    scope, settings = Inventory(work).scope, work.run.profile
+    if scope is None:
+        return np.full(len(entropy), -1, np.int8)
+    scale = regimes.threshold_scale(scope.peak, scope.vocab_size, settings, work.run.label)
+    return regimes.regimes(entropy, regimes.lookahead_min(entropy, offsets, settings.window), offsets, scale, settings)
+
+
+def _table(tokens: Tokens, alignment: np.ndarray, half: np.ndarray) -> pa.Table:
+    offsets = pa.array(np.concatenate([[0], np.cumsum(tokens.lengths)]).astype(np.int32))
+    columns = {} if tokens.classes is None else {"token_class": pa.ListArray.from_arrays(offsets, pa.array(tokens.classes))}
+    return pa.table(
+        columns
+        | {
+            "trace_id": pa.array(tokens.traces.trace_ids[tokens.rows]),
+            "half": pa.array(half),
+            "correct": pa.array(tokens.correct),
+            "advantage_of_verdict": pa.array(tokens.weights[0][np.cumsum(tokens.lengths) - 1], pa.float32()),
+            "alignment": pa.ListArray.from_arrays(offsets, pa.array(alignment, pa.float32())),
+        }
+    )

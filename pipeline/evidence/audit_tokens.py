@@ -1,0 +1,139 @@
+"""The tokens of an audit: the traces of one round, what they weigh under each objective, and their true classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from pipeline.config import Run
+from pipeline.contract import Verdict
+from pipeline.errors import UserError
+from pipeline.evidence.sweep import read_round
+from pipeline.method import directions as maths
+from pipeline.problems import worlds
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
+from pipeline.rounds.rows import read_shard
+
+if TYPE_CHECKING:
+    from pipeline.training.batches import Traces
+    from pipeline.training.step import Trainer
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The response tokens of N traces, one trace after the other. problems [N] from 0; weights of each weighting [K][tokens].
+    correct [N] bool. `rows` are the places of these traces in `traces`. classes [tokens]: the true class of every token, where
+    the source knows it (problems/worlds.py).
+    """
+
+    traces: Traces
+    rows: np.ndarray
+    problems: np.ndarray
+    correct: np.ndarray
+    weights: list[np.ndarray]
+    classes: np.ndarray | None = None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Response tokens of every trace, [N]."""
+        return self.traces.response_tokens.lengths[self.rows]
+
+    @property
+    def delta(self) -> np.ndarray:
+        """|log p_T - log p_S| of every token, nats."""
+        teacher, student = (part.take(self.rows) for part in (self.traces.teacher_logprobs, self.traces.student_logprobs))
+        return np.asarray(np.abs(teacher - student))
+
+    def places(self, chosen: np.ndarray) -> np.ndarray:
+        """Places of the tokens of some traces, in their order."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return np.concatenate([np.arange(starts[row], starts[row] + self.lengths[row]) for row in chosen])
+
+
+def read_tokens(work: Round, trainer: Trainer, named: dict[str, Run], most: int) -> Tokens:
+    """The traces that every objective may learn from, of `most` problems (0: all), with their weights under each objective.
+
+    M of the gate is the largest entropy of these traces, as if they were one minibatch.
+    """
+    from pipeline.training import batches
+
+    columns = tuple(dict.fromkeys(name for run in named.values() for name in run.objective.columns))
+    data = read_round(work, columns)
+    usable = [batches.usable(data, work.number), *(batches.usable(data, work.number, run.objective) for run in named.values())]
+    facts = _facts(work)
+    asked = sorted({fact.problem for fact in facts.values()})
+    if most and most < len(asked):
+        drawn = np.random.default_rng([work.run.seed, work.number, 3]).choice(len(asked), most, replace=False)
+        kept = {asked[place] for place in drawn}
+        facts = {trace: fact for trace, fact in facts.items() if fact.problem in kept}
+    common = reduce(np.intersect1d, [traces.trace_ids for traces in usable])
+    common = np.array([trace for trace in common if trace in facts])
+    places = [dict(zip(traces.trace_ids, range(len(traces.trace_ids)), strict=True)) for traces in usable]
+    order = sorted(common, key=lambda trace: places[0][trace])
+    if not order:
+        raise UserError("no trace is there from which all these objectives may learn", work.area, "Audit fewer objectives")
+    rows = [np.array([place[trace] for trace in order]) for place in places]
+    correct = np.array([facts[trace].correct for trace in order])
+    _, problems = np.unique([facts[trace].problem for trace in order], return_inverse=True)
+    classes = _true_classes(work, [facts[trace] for trace in order], usable[0].response_tokens.lengths[rows[0]])
+    found = Tokens(usable[0], rows[0], problems, correct, [], classes)
+    reference = maths.leave_one_out(correct, problems)
+    found.weights.append(np.repeat(reference, found.lengths).astype(np.float32))
+    groups = batches.pack(usable[0].lengths[rows[0]], work.run.train.micro_batch_tokens)
+    for (_, run), traces, chosen in zip(named.items(), usable[1:], rows[1:], strict=True):
+        trainer.run = run
+        micros = [batches.micro_batch(traces, chosen[group]) for group in groups]
+        flat = np.zeros(int(found.lengths.sum()), np.float32)
+        for group, weights in zip(groups, trainer.weights(micros), strict=True):
+            flat[found.places(group)] = weights.numpy()
+        found.weights.append(flat)
+    return found
+
+
+class Fact(NamedTuple):
+    """Of a graded trace: which problem it answers, whether it is right, and both texts."""
+
+    problem: str
+    correct: bool
+    asked: str
+    response: str
+
+
+def _facts(work: Round) -> dict[str, Fact]:
+    """The facts of every trace with a verdict, by its id."""
+    seen, found = Inventory(work), {}
+    entries = {stage: seen.entries(stage) for stage in ("prompts", "rollout", "grade")}
+    for shard in sorted(work.shards):
+        tables = read_shard(
+            work.store,
+            {stage: shards[shard] for stage, shards in entries.items()},
+            {"prompts": ["problem"], "rollout": ["trace_id", "prompt_index", "response_text"], "grade": ["verdict"]},
+        )
+        asked, verdicts = tables["prompts"]["problem"].to_pylist(), tables["grade"]["verdict"].to_pylist()
+        for row, verdict in zip(tables["rollout"].to_pylist(), verdicts, strict=True):
+            if verdict is not None:
+                prompt = row["prompt_index"]
+                right = verdict == Verdict.CORRECT
+                found[row["trace_id"]] = Fact(f"{shard}/{prompt}", right, asked[prompt] or "", row["response_text"] or "")
+    return found
+
+
+def _true_classes(work: Round, facts: list[Fact], lengths: np.ndarray) -> np.ndarray | None:
+    """The true class of every token, int8 [tokens], or None where the source does not know it. One character is one token.
+
+    The end of a trace is filler. A trace whose tokens are not its characters is of class `other`.
+    """
+    kind, _, dials = work.run.source.uri.partition(":")
+    if kind != worlds.KIND:
+        return None
+    world, found = worlds.read_world(dials), []
+    for fact, length in zip(facts, lengths, strict=True):
+        classes = worlds.token_classes(fact.asked, fact.response, world)
+        if length - len(classes) == 1:
+            classes.append(worlds.CLASSES.index("filler"))
+        found.append(classes if len(classes) == length else [worlds.CLASSES.index("other")] * int(length))
+    return np.concatenate(found).astype(np.int8)

@@ -1,0 +1,128 @@
+"""Whether gradients point where accuracy rises: estimates from inner products of gradients, without the gradients themselves.
+
+The reference is the policy gradient of accuracy. A trace counts with its verdict minus the mean verdict of the other traces of
+its problem. It has no ratio, no gate and no group normalisation, so its expectation is the gradient of accuracy.
+
+Gradients come in M blocks of whole problems. Blocks share no trace, so the inner product of two different blocks has the product
+of the expectations as its expectation. A block with itself adds its own noise. Every estimate below is therefore made of
+products of different blocks, and is corrected for the noise of the reference and of the audited gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Products:
+    """Inner products of the gradients of M blocks: own [K, M, M], and cross [K, M, M] with the reference."""
+
+    own: np.ndarray
+    cross: np.ndarray
+
+    @classmethod
+    def of(cls, flows: np.ndarray, reference: int = 0) -> Products:
+        """From gradients [K, M, P] of K weightings, in float64 sums. Raises ValueError for fewer than three blocks."""
+        if flows.ndim != 3 or flows.shape[1] < 3:
+            raise ValueError(f"flows: shape {flows.shape}, expected [K, M, P] with three blocks at least")
+        other = flows[reference].astype(np.float64)
+        own, cross = [], []
+        for flow in flows:
+            exact = flow.astype(np.float64)
+            own.append(exact @ exact.T)
+            cross.append(exact @ other.T)
+        return cls(np.stack(own), np.stack(cross))
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """Figures of K weightings on R choices of blocks, each [R, K]. The first choice has every block once. NaN: no direction.
+
+    cosine: of the expected gradient with the gradient of accuracy, the bias. minibatch: mean cosine of one block's gradient.
+    share: share of the expected gradient in the squared norm of one block's gradient, the signal; the rest is noise.
+    push: inner product with the gradient of accuracy, divided by that of the reference.
+    """
+
+    cosine: np.ndarray
+    minibatch: np.ndarray
+    share: np.ndarray
+    push: np.ndarray
+
+
+def leave_one_out(correct: np.ndarray, problems: np.ndarray) -> np.ndarray:
+    """Verdict of each trace minus the mean verdict of the other traces of its problem: correct [N] in {0, 1} -> [N] float64.
+
+    problems [N] are numbers from 0. Where every problem has one trace, the other problems' mean is the baseline. A problem with
+    one trace among larger ones gets 0.
+    """
+    right = correct.astype(np.float64)
+    counts, sums = np.bincount(problems), np.bincount(problems, right)
+    if counts.max(initial=0) <= 1:
+        return right - (right.sum() - right) / max(1, len(right) - 1)
+    others = counts[problems] - 1
+    return np.where(others > 0, right - (sums[problems] - right) / np.maximum(others, 1), 0.0)
+
+
+def choices(blocks: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """How often each block is taken, [1 + R, M]: once each, then bootstrap draws with replacement."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([np.ones((1, blocks), np.int64), rng.multinomial(blocks, np.full(blocks, 1 / blocks), resamples)])
+
+
+def estimates(products: Products, taken: np.ndarray) -> Estimates:
+    """The figures on each choice of blocks, taken [R, M]. A block that is drawn twice is never multiplied with itself.
+
+    With x the mean of cross, q that of own and r that of the reference, over pairs of different blocks: cosine x / sqrt(q r),
+    share q / mean |g|^2, push x / r. A block's cosine <g_b, r_b> / (|g_b| sqrt r) takes r_b, the mean reference of the *other*
+    blocks.
+    """
+    draws, diagonal = taken.astype(np.float64), np.einsum("kmm->km", products.own)
+    total = draws.sum(1)
+    pairs = (total**2 - (draws**2).sum(1))[:, None]
+
+    def between(matrices: np.ndarray) -> np.ndarray:
+        """Mean over pairs of different blocks: [K, M, M] -> [R, K]."""
+        everything = np.einsum("rm,kmn,rn->rk", draws, matrices, draws, optimize=True)
+        return (everything - np.einsum("rm,kmm->rk", draws**2, matrices)) / pairs
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        product, square = between(products.cross), between(products.own)
+        reference = product[:, :1]
+        reference = np.where(reference > 0, reference, np.nan)
+        square = np.where(square > 0, square, np.nan)
+        seen = np.einsum("kmn,rn->rkm", products.cross, draws) - np.einsum("kmm,rm->rkm", products.cross, draws)
+        towards = seen / (total[:, None] - draws)[:, None, :] / np.sqrt(diagonal)
+        minibatch = np.einsum("rkm,rm->rk", towards, draws) / total[:, None] / np.sqrt(reference)
+        mean_norm = np.einsum("rm,km->rk", draws, diagonal) / total[:, None]
+        return Estimates(product / np.sqrt(square * reference), minibatch, square / mean_norm, product / reference)
+
+
+def in_minibatch(share: np.ndarray, measured: int, wanted: int) -> np.ndarray:
+    """The signal's share in the squared norm of a gradient of `wanted` traces, from that of `measured` traces.
+
+    The noise of a mean falls as 1 / n: with s the share, 1 / (1 + (1 / s - 1) measured / wanted).
+    """
+    with np.errstate(divide="ignore"):
+        return np.asarray(1 / (1 + (1 / share - 1) * measured / wanted))
+
+
+def shares_by_class(values: np.ndarray, classes: np.ndarray, problems: np.ndarray, num_classes: int, seed: int = 0) -> np.ndarray:
+    """Share of each class of tokens in a sum over tokens, on the problems themselves and on bootstrap draws: [1 + R, C].
+
+    values [N] per token, such as weight x alignment; classes [N] from 0 (negative: left out of every class); problems [N] from 0.
+    A draw whose sum has another sign than the sum itself is NaN.
+    """
+    size = int(problems.max(initial=-1)) + 1
+    known = classes >= 0
+    cells = np.bincount(
+        problems[known] * num_classes + classes[known], values[known].astype(np.float64), size * num_classes
+    ).reshape(size, num_classes)
+    whole = np.bincount(problems, values.astype(np.float64), size)
+    taken = choices(size, seed).astype(np.float64)
+    total = taken @ whole
+    total = np.where(total * total[0] > 0, total, np.nan)  # shares of a sum of the other sign mean nothing
+    return np.asarray((taken @ cells) / total[:, None])

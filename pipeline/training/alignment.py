@@ -1,0 +1,97 @@
+"""Gradients of the mean log-prob of traces under many token weights, and how far each token's gradient points along a direction.
+
+The second is a Jacobian-vector product: d log p_t . r for every token at once, for the price of two forward passes. Gradients of
+single tokens are never made. Both work on all weights of the model, the tied or separate head included, or on the adapter alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.training.batches import MicroBatch
+from pipeline.training.student import Student
+
+Space = Literal["weights", "adapter"]
+
+
+class Directions:
+    """One model, and the parameters by which gradients are taken.
+
+    space: `weights` are all weights of the base, with the adapter in place as it is; `adapter` are those that training moves.
+    At policy 0 the adapter's B is zero, and so is the gradient of its A.
+    """
+
+    def __init__(self, student: Student, space: Space) -> None:
+        self.student = student.eval()
+        base: Any = student.model.get_base_model()
+        base.config._attn_implementation = "eager"  # the fused kernels have no forward-mode derivative
+        self.decoder: Any = base.get_decoder()
+        head = base.get_output_embeddings()
+        self.head, self.bias = head.weight, getattr(head, "bias", None)
+        for name, parameter in student.model.named_parameters():
+            parameter.requires_grad_(("lora_" in name) == (space == "adapter"))
+        self.named = {name: p for name, p in self.decoder.named_parameters() if p.requires_grad}
+        self.head_place = next((place for place, p in enumerate(self.named.values()) if p is self.head), None)
+        self.moves_head = space == "weights"
+        sizes = [p.numel() for p in self.named.values()]
+        if self.moves_head and self.head_place is None:
+            sizes.append(self.head.numel())
+        self.sizes = sizes
+
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+        return sum(self.sizes)
+
+    def gradients(self, micro: MicroBatch, weights: Sequence[Tensor]) -> Tensor:
+        """Gradients of sum_n w_n log p_n, one for each set of weights [N] of the micro-batch's response tokens -> [K, P]."""
+        hidden = self.student.states(micro.tokens, micro.sources)
+        fixed, head = hidden.detach(), self.head.detach()
+        chances = self._logits(fixed, head).softmax(-1)
+        slopes = head[micro.targets] - chances @ head
+        parameters, found = list(self.named.values()), []
+        for place, weight in enumerate(weights):
+            flow = torch.autograd.grad(
+                hidden, parameters, slopes * weight[:, None], retain_graph=place + 1 < len(weights), allow_unused=True
+            )
+            parts = [torch.zeros_like(p) if g is None else g for g, p in zip(flow, parameters, strict=True)]
+            if self.moves_head:
+                errors = chances * -weight[:, None]
+                errors.scatter_add_(1, micro.targets[:, None], weight[:, None])
+                self._add_head(parts, errors.T @ fixed)
+            found.append(torch.cat([part.flatten() for part in parts]))
+        return torch.stack(found)
+
+    def alignments(self, micro: MicroBatch, direction: Tensor) -> Tensor:
+        """d log p_n . r for every response token [N], where the direction r is [P]: the Jacobian-vector product along it."""
+        parts = direction.split(self.sizes)
+        tangents = {}
+        for name, part in zip(self.named, parts, strict=False):  # the head may come after the decoder's parameters
+            tangents[name] = part.view_as(self.named[name])
+        fixed = {name: p.detach() for name, p in self.named.items()}
+
+        def states(parameters: dict[str, Tensor]) -> Tensor:
+            found = torch.func.functional_call(self.decoder, parameters, kwargs={"input_ids": micro.tokens, "use_cache": False})
+            return found.last_hidden_state.flatten(0, 1)[micro.sources]
+
+        hidden, moved = torch.func.jvp(states, (fixed,), (tangents,))  # type: ignore[misc]  # three with has_aux alone
+        head = self.head.detach()
+        slopes = torch.nn.functional.linear(moved, head)
+        if self.moves_head:
+            place = len(parts) - 1 if self.head_place is None else self.head_place
+            slopes = slopes + torch.nn.functional.linear(hidden, parts[place].view_as(head))
+        chances = self._logits(hidden, head).softmax(-1)
+        return slopes.gather(1, micro.targets[:, None])[:, 0] - (chances * slopes).sum(1)
+
+    def _logits(self, hidden: Tensor, head: Tensor) -> Tensor:
+        return torch.nn.functional.linear(hidden, head, self.bias)
+
+    def _add_head(self, parts: list[Tensor], gradient: Tensor) -> None:
+        if self.head_place is None:
+            parts.append(gradient)
+        else:
+            parts[self.head_place] = parts[self.head_place] + gradient

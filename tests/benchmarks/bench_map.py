@@ -1,0 +1,172 @@
+"""When does the gate help? The map over nine tiny worlds, as MAP.md fixed it before anything ran.
+
+    python -m tests.benchmarks.bench_map --out runs/map [--worlds 9] [--seeds 8]
+    python -m tests.benchmarks.bench_map --power
+
+Every step that is done is left alone, so the same command goes on after an interruption. Each world is one `egrsd compare`, whose
+runs share engines. map.json has the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.evidence.comparison import Key, Series, add_point, variant
+from pipeline.evidence.intervals import Tested, holm, over_seeds
+from pipeline.overrides import resolve
+from pipeline.problems.worlds import ANSWER_PATTERN, World
+from pipeline.recipes import demo
+from pipeline.store.directory import Store
+
+FORKS, PIVOTS, STYLES = (0, 2, 4), (0, 1, 3), (0.0, 0.5, 1.0)
+WORLDS = [World(FORKS[i], PIVOTS[j], 3, STYLES[(i + j) % 3]) for i in range(3) for j in range(3)]
+OBJECTIVES = "rlsd,grpo,egrsd,cl_egrsd,position,grpo+top_entropy:0.2,inverted,shuffled,no_reference"
+AUDITED = "rlsd,grpo,egrsd,cl_egrsd,position,grpo+top_entropy:0.2,inverted,shuffled"
+FIGURES = ("cosine", "batch_cosine", "batch_share")
+STEPS, ROUNDS, PROBLEMS, SEEDS = 300, 10, 256, 8
+PERMUTATIONS = 10_000
+
+
+def dials(world: World) -> str:
+    """`forks=2,pivots=1,filler=3,style=0.5`."""
+    return ",".join(f"{name}={value}" for name, value in vars(world).items())
+
+
+def settings(world: World, model: str) -> list[str]:
+    """The `--set` lines of a world's runs."""
+    uri = f"tiny-worlds:{dials(world)}"
+    return [
+        f"rounds={ROUNDS}",
+        f"model.path={model}",
+        f"source.uri={uri}",
+        f"evaluation.source.uri={uri}",
+        f"evaluation.problems={PROBLEMS}",
+        f"grade.answer_pattern={ANSWER_PATTERN}",
+        "objective.gamma=1",
+        "objective.rlsd_lam=1",
+        "objective.rlsd_decay_steps=0",
+    ]
+
+
+def design(worlds: list[World]) -> np.ndarray:
+    """Weights of every world in the coefficients of 1, forks x style and pivots: [3, W], the pseudo-inverse of [W, 3]."""
+    return np.linalg.pinv(np.array([[1.0, world.forks * world.style, world.pivots] for world in worlds]))
+
+
+def coefficient(differences: np.ndarray, weights: np.ndarray) -> Tested:
+    """One coefficient of the differences [W, S, N] in accuracy, by its weights [W]."""
+    return over_seeds(np.einsum("w,wsn->sn", weights, differences))
+
+
+def rank_correlation(one: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Mean over objectives of Spearman's correlation over worlds, [W, K] twice, and its p-value by permuting worlds."""
+    ranks = [np.argsort(np.argsort(values, axis=0), axis=0).astype(float) for values in (one, other)]
+    left, right = (part - part.mean(0) for part in ranks)
+
+    def mean(order: np.ndarray) -> float:
+        return float(((left[order] * right).sum(0) / np.sqrt((left**2).sum(0) * (right**2).sum(0))).mean())
+
+    rng, here = np.random.default_rng(seed), mean(np.arange(len(one)))
+    drawn = np.array([mean(rng.permutation(len(one))) for _ in range(PERMUTATIONS)])
+    return here, float((1 + (drawn >= here - 1e-12).sum()) / (1 + PERMUTATIONS))
+
+
+def power(slope: float, worlds: list[World], seeds: int = SEEDS, times: int = 400) -> float:
+    """Share of simulated maps that keep H1 when forks x style is worth `slope` points each, before Holm's correction."""
+    rng, weights, kept = np.random.default_rng(0), design(worlds)[1], 0
+    x = np.array([world.forks * world.style for world in worlds])
+    for _ in range(times):
+        shift = slope * x[:, None] / 100 + 0.03 * rng.standard_normal((len(worlds), seeds))
+        answers = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.9, 0.05], size=(len(worlds), seeds, PROBLEMS))
+        found = coefficient(answers + shift[..., None], weights)
+        kept += found.value > 0 and found.p is not None and found.p < 0.05
+    return kept / times
+
+
+def run(arguments: list[str]) -> None:
+    """One command of the project in a process of its own. Raises CalledProcessError when it fails."""
+    print("+", *arguments, flush=True)
+    subprocess.run([sys.executable, "-m", *arguments], check=True)
+
+
+def make(out: Path, place: int, world: World, seeds: int) -> None:
+    """Warm-start the reasoner of a world, train everything, and audit two rounds. What is there already is left alone."""
+    model, folder = out / f"model-{place}", out / f"world-{place}"
+    if not (model / "warmstart.json").exists():
+        run(["pipeline.models.warmstart", "--out", str(model), "--steps", str(STEPS), "--world", dials(world)])
+    sets = [part for text in settings(world, str(model)) for part in ("--set", text)]
+    options = ["--objectives", OBJECTIVES, "--seeds", f"0..{seeds - 1}", "--out", str(folder)]
+    run(["jobs", "compare", "--recipe", "demo", *options, *sets])
+    for number in (0, ROUNDS // 2):
+        if not (folder / f"rlsd-s0/evidence/audit-{number:04d}.json").exists():
+            audited = ["--round", str(number), "--objectives", AUDITED]
+            run(["jobs", "audit", "--run", str(folder / "rlsd-s0"), *audited])
+
+
+def accuracy(out: Path, place: int, world: World, name: str, seeds: int) -> np.ndarray:
+    """Accuracy of an objective on each problem, [S, N], of finished runs."""
+    base, series = resolve(demo(), settings(world, str(out / f"model-{place}"))), Series()
+    for seed in range(seeds):
+        key = Key(name, seed)
+        add_point(series, Store(str(out / f"world-{place}" / key.name)), key, variant(base, name, seed))
+    return np.stack([series.accuracy[seed] for seed in range(seeds)])
+
+
+def conclude(out: Path, worlds: list[World], seeds: int) -> dict[str, object]:
+    """The hypotheses, and how well the audit predicts training."""
+    names = [name for name in OBJECTIVES.split(",") if name != "no_reference"]
+    found = {n: np.stack([accuracy(out, i, world, n, seeds) for i, world in enumerate(worlds)]) for n in names}
+    constant, forks, pivots = design(worlds)
+    gate = found["egrsd"] - found["rlsd"]
+    tested = [coefficient(gate, forks), coefficient(found["cl_egrsd"] - found["egrsd"], pivots)]
+    raised = holm([part.p or 0.0 for part in tested])
+    predicted = {}
+    for number in (0, ROUNDS // 2):
+        files = [out / f"world-{place}/rlsd-s0/evidence/audit-{number:04d}.json" for place in range(len(worlds))]
+        audits = [json.loads(file.read_text()) for file in files]
+        trained = np.stack([(found[n] - found["rlsd"]).mean((1, 2)) for n in names[1:]], axis=1)
+        for figure in FIGURES:
+            seen = np.array([[_gap(audit, name, figure) for name in names[1:]] for audit in audits])
+            predicted[f"round {number}, {figure}"] = rank_correlation(seen, trained)
+    return {
+        "H1": {**vars(tested[0]), "p_holm": raised[0]},
+        "H2": {**vars(tested[1]), "p_holm": raised[1]},
+        "H3": vars(coefficient(gate, constant)),
+        "audit": predicted,
+        "means": {name: values.mean((1, 2)).tolist() for name, values in found.items()},
+    }
+
+
+def _gap(audit: dict, name: str, figure: str) -> float:
+    points = {point["name"]: point for point in audit["points"]}
+    return float(points[name][figure]["value"] - points["rlsd"][figure]["value"])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worlds", type=int, default=len(WORLDS))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--power", action="store_true")
+    asked = parser.parse_args()
+    worlds = WORLDS[: asked.worlds]
+    if asked.power or asked.out is None:
+        for slope in (0.25, 0.5, 1.0, 1.5):
+            print(f"{slope} points for each fork x style: kept in {100 * power(slope, worlds, asked.seeds):.0f} %")
+        return
+    for place, world in enumerate(worlds):
+        make(asked.out, place, world, asked.seeds)
+    result = conclude(asked.out, worlds, asked.seeds)
+    (asked.out / "map.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

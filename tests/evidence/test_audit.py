@@ -1,0 +1,75 @@
+"""`egrsd audit` on a run of earlier code: figures, the stored column, and what is refused."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import audit as job
+from pipeline.errors import SettingError, UserError
+from pipeline.evidence import audit
+from pipeline.store.directory import Store
+
+STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
+NAMES = "rlsd,grpo,cl_egrsd,cl_egrsd+cl_entropy+inverted"
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    with tarfile.open(STORED) as archive:
+        archive.extractall(folder, filter="data")
+    return Store(str(folder / "group"))
+
+
+def test_a_round_of_few_problems_is_refused(stored):
+    with pytest.raises(UserError, match=r"4 problems are no 6 blocks.*Audit a larger round"):
+        job.audit_run(stored.uri, 0, (NAMES, [], (6, 0, "adapter")), True)
+
+
+def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, monkeypatch):
+    monkeypatch.setattr(audit, "LEAST_BLOCKS", 4)
+    job.audit_run(stored.uri, 0, (NAMES, [], (6, 0, "adapter")), True)
+    document = stored.read_json(audit.path_of(0, "json"))
+    assert [point["name"] for point in document["points"]] == ["reinforce", *NAMES.split(",")]
+    assert document["points"][0]["cosine"] is None  # four problems do not tell a direction, and nothing is made up
+    assert document["points"][2]["difference"].keys() == {"cosine", "minibatch", "share", "batch_share", "batch_cosine"}
+    table = pq.read_table(Path(stored.uri) / audit.path_of(0, "parquet"))
+    assert table.num_rows == document["traces"]
+    lengths = table["alignment"].combine_chunks().value_lengths().to_numpy()
+    assert lengths.sum() == document["tokens"]
+    assert np.isfinite(table["alignment"].combine_chunks().flatten().to_numpy()).all()
+    assert set(table["half"].to_pylist()) == {0, 1}
+    assert sum(document["classes"]["regime"]["tokens"]) == pytest.approx(1, abs=1e-5)
+    # both halves measure the product of their references: N_A r_A . r_B / |r_B| and N_B r_B . r_A / |r_A|
+    rows = zip(table["alignment"].to_pylist(), table["advantage_of_verdict"].to_pylist(), table["half"].to_pylist(), strict=True)
+    sums = [0.0, 0.0]
+    for aligned, advantage, half in rows:
+        sums[half] += advantage * sum(aligned)
+    assert sums[0] * sums[1] > 0
+    [shown] = audit.read_audits(stored, [0, 1])
+    assert (shown["round"], len(shown["points"])) == (0, 5)
+    assert "No training run has shown yet" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "space", "message"),
+    [
+        ("grpo,fkl", "weights", "score.keep_topk|teacher's distribution"),
+        ("grpo,no_reference", "weights", "needs other scores"),
+        ("grpo,nonsense", "weights", "unknown objective"),
+        ("grpo", "everything", "no parameters.*weights or adapter"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(stored, names, space, message):
+    with pytest.raises(SettingError, match=message):
+        job.audit_run(stored.uri, 0, (names, [], (6, 0, space)), True)
+
+
+def test_a_round_that_is_not_there_is_refused(stored):
+    with pytest.raises(UserError, match="round 77"):
+        job.audit_run(stored.uri, 77, ("grpo", [], (6, 0, "adapter")), True)

@@ -1,0 +1,36 @@
+"""`egrsd stage` without engines: it starts in no time, since it needs neither Ray nor torch."""
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.store.directory import Store
+
+STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
+CODE = """
+import sys
+from jobs.stage import Redo, run_stage
+run_stage(sys.argv[1], Redo(sys.argv[2], 0, sys.argv[3:], force=True))
+print("imported:", sorted({"ray", "torch", "transformers", "vllm"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture
+def store(tmp_path):
+    with tarfile.open(STORED) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return Store(str(tmp_path / "group"))
+
+
+@pytest.mark.parametrize(("stage", "sets"), [("prompts", []), ("grade", []), ("label", ["label.gamma=1.0"])])
+def test_a_stage_of_few_shards_imports_neither_ray_nor_torch_and_writes_the_same_bytes(store, stage, sets):
+    before = {shard: entry.sha256 for shard, entry in store.entries("rounds/0000", stage).items()}
+    done = subprocess.run([sys.executable, "-c", CODE, store.uri, stage, *sets], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"rounds/0000 {stage}: {len(before)} shards computed" in done.stdout
+    assert "imported: []" in done.stdout
+    after = {shard: entry.sha256 for shard, entry in store.entries("rounds/0000", stage).items()}
+    assert (after == before) == (not sets)

@@ -1,0 +1,78 @@
+"""The story says what its figures say: gains and losses only beyond their interval, and what is odd."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.report.story import tell
+
+
+def a_round(number, **changes):
+    whole = {"round": number, "traces": 64, "steps": 1, "accuracy": 0.5, "reward": 0.6, "length": 40.0, "truncated": 0.0}
+    whole |= {"student_entropy": 0.2, "trainer_gap": 1e-6, "groups": 8.0, "groups_without_signal": 1.0, "grad_norm": 0.1}
+    return whole | changes
+
+
+def told(rounds=None, moved=(0.1, 0.05, 0.15), longer=(-5.0, -6.0, -4.0), worse=0, **changes):
+    """The sentences on a run of three rounds, with changes."""
+    estimate = lambda found: dict(zip(("value", "low", "high"), found, strict=True))  # noqa: E731
+    document = {
+        "run": {"name": "demo", "source": "sums"},
+        "rounds": rounds or [a_round(0), a_round(1), a_round(2, accuracy=0.75)],
+        "ledger": {"adds_up": True, "total": {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}},
+        "evaluations": [{"policy": 0, "accuracy": {"value": 0.5}}, {"policy": 3, "accuracy": {"value": 0.6}}],
+        "change": {"accuracy": estimate(moved), "length": estimate(longer), "better": 20, "worse": worse, "problems": 100},
+        "warnings": [],
+    }
+    return [(one["kind"], one["text"]) for one in tell(document | changes)]
+
+
+def test_a_gain_beyond_its_interval_is_told_with_it():
+    assert told()[:3] == [
+        ("fact", "3 rounds of recipe demo on sums: 1,920 traces, 1,900 of them trained on."),
+        ("gain", "Accuracy rose on 100 held-out problems from 50.0 % to 60.0 % (+10.0 points, 95 % interval +5.0 to +15.0)."),
+        ("fact", "Answers became shorter: \u22125.0 tokens (\u22126.0 to \u22124.0)."),
+    ]
+    ends = "mean reward 0.60 to 0.60, length 40.0 to 40.0 tokens, entropy of the student 0.200 to 0.200 nats."
+    assert ("fact", f"In training, from round 0 to round 2: accuracy 50.0 % to 75.0 %, {ends}") in told()
+    assert not [text for kind, text in told() if kind == "odd"]
+
+
+def test_a_change_within_its_interval_is_no_gain():
+    kind, text = told(moved=(0.02, -0.01, 0.05), longer=(1.0, -1.0, 3.0))[1]
+    assert kind == "same"
+    assert text.startswith("Accuracy did not change beyond noise on 100")
+    assert not any("Answers became" in said for _, said in told(longer=(1.0, -1.0, 3.0)))
+
+
+def test_a_loss_is_told():
+    assert told(moved=(-0.1, -0.2, -0.05))[1][0] == "loss"
+    assert ("loss", "What was lost: 3 problems got worse while 20 got better, comparing policy 0 and policy 3.") in told(worse=3)
+    assert any("Answers became longer: +5.0" in text for _, text in told(longer=(5.0, 4.0, 6.0)))
+
+
+def test_without_evaluations_nothing_is_claimed():
+    assert told(change=None)[1] == ("fact", "No two policies answered the same held-out problems: the gain is not measured.")
+
+
+TOTAL = {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "odd"),
+    [
+        ({"rounds": [a_round(0), a_round(1, trainer_gap=0.05)]}, "differ by 0.05 nat on average in round 1"),
+        ({"rounds": [a_round(0, truncated=0.25)]}, "25 % of the traces of round 0 reached the limit"),
+        ({"rounds": [a_round(0, groups_without_signal=6.0)]}, "1 round had no signal in most groups (round 0: 75 %)"),
+        ({"rounds": [a_round(0), a_round(1, student_entropy=0.05)]}, "fell to 25 % of the first round's"),
+        ({"rounds": [a_round(0), a_round(1), a_round(2, grad_norm=5.0)]}, "gradient of round 2 has 50 times the usual norm"),
+        ({"ledger": {"adds_up": False, "total": TOTAL}}, "The ledger does not add up"),
+        ({"ledger": {"adds_up": True, "total": TOTAL | {"current": False}}}, "computed again after their round was trained on"),
+        ({"ledger": {"adds_up": True, "total": TOTAL | {"num_rejected": 20}}}, "20 traces of 1,920 were rejected"),
+        ({"warnings": ["bounds instead"]}, "bounds instead"),
+    ],
+)
+def test_what_is_odd_is_told(changes, odd):
+    found = [text for kind, text in told(**changes) if kind == "odd"]
+    assert len(found) == 1
+    assert odd in found[0]
