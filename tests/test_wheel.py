@@ -63,7 +63,10 @@ def clean(wheel, tmp_path_factory):
     [packages] = (home / "env/lib").glob("python*/site-packages")
     (packages / "pinned.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (home / "empty").mkdir()
-    return lambda name, *arguments: run(str(python.parent / name), *arguments, cwd=home / "empty")
+    environment = {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+    return lambda name, *arguments: run(
+        shutil.which(name, path=environment["PATH"]), *arguments, cwd=home / "empty", **environment
+    )
 
 
 def run(*command, cwd=None, **variables):

@@ -108,7 +108,7 @@ def load_adapter(student: Student, folder: Path, model: Model) -> None:
     Raises ModelError when rank, alpha, targets or base of the adapter differ from the configuration, or tensors are missing.
     """
     adapter_files.check(folder, model, str(folder))
-    saved = _tensors(folder / ADAPTER)
+    saved = tensors(folder / ADAPTER)
     own = {name.replace(".default", ""): p.shape for name, p in student.model.named_parameters() if "lora_" in name}
     if wrong := [name for name, tensor in saved.items() if name in own and tensor.shape != own[name]]:
         raise ModelError(f"{wrong[0]} has shape {list(saved[wrong[0]].shape)}", str(folder / ADAPTER), adapter_files.REMEDY)
@@ -186,7 +186,7 @@ def read_cursor(folder: Path) -> Cursor:
         raise TrainingError(f"cannot be read ({error.strerror})", str(file), STATE_REMEDY) from error
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ModelError when it is none."""
     try:
         return load_file(file)
@@ -198,7 +198,7 @@ def _parts(folder: Path, stem: str) -> dict[str, Tensor]:
     """The tensors of all safetensors files in a folder whose names begin with `stem`. Raises ModelError for a damaged file."""
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob(f"{stem}*.safetensors")):
-        found |= _tensors(file)
+        found |= tensors(file)
     return found
 
 

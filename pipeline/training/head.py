@@ -30,11 +30,16 @@ CACHED = 2**20  # bytes of logits that stay in a processor's cache while all tha
 
 
 class Head(NamedTuple):
-    """The output layer: weight [V, H], bias [V] or None. At most `chunk` tokens have logits at one time."""
+    """The output layer: weight [V, H], bias [V] or None. At most `chunk` tokens have logits at one time.
+
+    scale and cap: what the model does to its logits (pipeline/models/head_form.py); a cap of 0 is none.
+    """
 
     weight: Tensor
     bias: Tensor | None
     chunk: int
+    scale: float = 1.0
+    cap: float = 0.0
 
 
 class Divergence(NamedTuple):
@@ -71,7 +76,7 @@ def logprobs_of(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     head = widened(head)
     logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     for part in chunks(len(targets), head):
-        logits = logits_of(hidden[part], head)
+        logits, _ = logits_of(hidden[part], head)
         chosen = logits.gather(1, targets[part, None])[:, 0]
         logprobs[part] = chosen - logits.logsumexp(dim=-1)
     return logprobs
@@ -136,11 +141,11 @@ def rows(chunk: int, vocab: int, on_cpu: bool) -> int:
 def _chunk(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """log p(target) [n] and coefficient * d log p(target) / d hidden [n, H], computed in place on one [n, V] buffer.
 
-    With p = softmax(z): d log p_y / d z = onehot(y) - p, so the gradient is c * (weight_y - p @ weight).
+    With p = softmax(z): d log p_y / d z = onehot(y) - p, so the gradient is c * (weight_y - p @ weight), times d z / d (W h).
     """
-    logits = logits_of(hidden, head)
+    logits, slope = logits_of(hidden, head)
     logprobs = slopes_(logits, targets, coefficients)
-    return logprobs, logits.to(head.weight.dtype) @ head.weight
+    return logprobs, through(logits, slope, head)
 
 
 def slopes_(logits: Tensor, targets: Tensor, coefficients: Tensor) -> Tensor:
@@ -170,9 +175,16 @@ def _divergent_chunk(
 
     The buffer ends with this function, so that two chunks never have one at the same time.
     """
-    logits = logits_of(hidden, head)
+    logits, slope = logits_of(hidden, head)
     logprobs, values = head_gradient_(logits, targets, coefficients, *divergence)
-    return logprobs, values, logits.to(head.weight.dtype) @ head.weight
+    return logprobs, values, through(logits, slope, head)
+
+
+def through(gradient: Tensor, slope: Tensor | float, head: Head) -> Tensor:
+    """A gradient of logits [n, V] as one of hidden states [n, H]. It changes the gradient. slope: d logits / d (W h)."""
+    if isinstance(slope, Tensor) or slope != 1:
+        gradient *= slope
+    return gradient.to(head.weight.dtype) @ head.weight
 
 
 def widened(head: Head) -> Head:
@@ -180,13 +192,21 @@ def widened(head: Head) -> Head:
     if head.weight.is_cuda:
         return head
     wide = torch.promote_types(head.weight.dtype, torch.float32)
-    return Head(head.weight.to(wide), head.bias, head.chunk)
+    return head._replace(weight=head.weight.to(wide))
 
 
-def logits_of(hidden: Tensor, head: Head) -> Tensor:
-    """Logits float32 [n, V] of hidden states [n, H]."""
+def logits_of(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | float]:
+    """Logits float32 [n, V] of hidden states [n, H], and d logits / d (W h): the scale, or [n, V] with a cap."""
     if head.weight.is_cuda and head.weight.dtype in (torch.bfloat16, torch.float16):
         logits = torch.mm(hidden, head.weight.T, out_dtype=torch.float32)
     else:
         logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight).float()
-    return logits if head.bias is None else logits.add_(head.bias)
+    if head.bias is not None:
+        logits.add_(head.bias)
+    if head.scale != 1:
+        logits *= head.scale
+    if not head.cap:
+        return logits, head.scale
+    logits.div_(head.cap).tanh_()
+    slope = (1 - logits.square()).mul_(head.scale)
+    return logits.mul_(head.cap), slope

@@ -21,12 +21,15 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
 from pipeline.method.objective import Surrogate
+from pipeline.models.blueprint import settings_of
+from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
 from pipeline.training import attention, packable, whole
 from pipeline.training.attention import Layout
 from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
 from pipeline.training.trained_head import trained
 
+_NOISE = ("drop", "jitter")  # parts of the names of settings by which a model in training is another one
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more
 
 
@@ -43,6 +46,7 @@ class Student(nn.Module):
         self.model: Any = model
         self.chunk, self.product, self.trains_all = chunk, product, trains_all
         self.base_answers: tuple[float, ...] = ()
+        self.form = form_of(self.base.config)
         self.packs = False
 
     @property
@@ -108,7 +112,7 @@ class Student(nn.Module):
     def _head(self) -> Head:
         layer = self.base.get_output_embeddings()
         weight = layer.weight.detach().to(self.product) if self.trains_all else layer.weight
-        return Head(weight, getattr(layer, "bias", None), self.chunk)
+        return Head(weight, getattr(layer, "bias", None), self.chunk, *self.form)
 
 
 def build(run: Run, device: torch.device) -> Student:
@@ -131,7 +135,9 @@ def build(run: Run, device: torch.device) -> Student:
         student.base_answers = answers(student, device, whole.sequence(student.vocab_size, run.model.max_model_len))
     if run.train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return student.train()
+    student.train()
+    _check_dropout(student, run, device)
+    return student
 
 
 def _with_adapter(base: Any, run: Run) -> Any:
@@ -181,9 +187,24 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 def _load(model: Model, train: Train) -> nn.Module:
     trained_whole = model.tuning == "full"
-    dtype = torch.float32 if trained_whole else getattr(torch, train.dtype)
-    base = open_model(AutoModelForCausalLM, model, "weights", dtype=dtype)
+    settings = without_dropout(settings_of(model))
+    capped = bool(getattr(settings.get_text_config(), "attn_logit_softcapping", None))  # torch's fused attention ignores it
+    more: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}
+    more["dtype"] = torch.float32 if trained_whole else getattr(torch, train.dtype)
+    base = open_model(AutoModelForCausalLM, model, "weights", config=settings, **more)
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     return base.requires_grad_(trained_whole)
+
+
+def without_dropout(settings: Any) -> Any:
+    """A model's configuration, with every dropout and jitter in it set to 0: engines have none, and the base is frozen."""
+    for part in {id(one): one for one in (settings, settings.get_text_config())}.values():
+        for name, value in vars(part).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and any(sign in name for sign in _NOISE):
+                setattr(part, name, 0.0)
+    return settings
 
 
 def _check_settings(model: Model, train: Train) -> None:
@@ -213,5 +234,23 @@ def _check_head(student: Student, run: Run, device: torch.device) -> None:
         raise ModelError(
             f"its head is not a plain linear one: log-probs differ by {gap:.3g} nat from the model's own",
             run.model.path,
-            "Use a model without logit scaling or capping",
+            "Use a model whose logits are the output layer's, scaled or capped as pipeline/models/head_form.py says",
         )
+
+
+@torch.no_grad()
+def _check_dropout(student: Student, run: Run, device: torch.device) -> None:
+    """Raise ModelError when the base computes otherwise in training than in use, as dropout would make it."""
+    tokens, places = torch.arange(1, 9, device=device)[None], torch.arange(7, device=device)
+    found = []
+    for training in (True, False):
+        student.train(training)
+        for module in student.modules():
+            if isinstance(module, nn.ModuleDict | nn.Dropout):  # LoRA's own dropout is meant
+                module.eval()
+        with nullcontext() if student.trains_all else student.model.disable_adapter():
+            found.append(student.states(tokens, places))
+    student.train()
+    if not torch.equal(*found):
+        what = "its layers compute otherwise in training than in use"
+        raise ModelError(what, run.model.path, "Set its dropout to 0 in config.json")

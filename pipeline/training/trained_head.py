@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.method.objective import head_gradient_, weighted_sum
-from pipeline.training.head import Divergence, Head, chunks, logits_of, slopes_, widened
+from pipeline.training.head import Divergence, Head, chunks, logits_of, slopes_, through, widened
 
 
 def trained(
@@ -46,13 +46,13 @@ class _Trained(torch.autograd.Function):
         of_bias = None if bias is None else torch.zeros_like(bias)
         head = widened(head)
         for part in chunks(len(targets), head):
-            logits = logits_of(hidden[part], head)
+            logits, slope = logits_of(hidden[part], head)
             if divergence is None:
                 logprobs[part] = slopes_(logits, targets[part], coefficients[part])
             else:
                 terms = targets[part], coefficients[part], divergence.kept.part(part)
                 logprobs[part], values[part] = head_gradient_(logits, *terms, divergence.measure, divergence.support)
-            of_hidden[part] = (logits.to(head.weight.dtype) @ head.weight).to(hidden.dtype)
+            of_hidden[part] = through(logits, slope, head).to(hidden.dtype)  # from here on logits are times the slope
             of_weight.addmm_(logits.T.to(weight.dtype), hidden[part].to(weight.dtype))
             if of_bias is not None:
                 of_bias += logits.sum(0)
