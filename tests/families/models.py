@@ -128,12 +128,13 @@ def make(name: str, folder: Path, **changes: Any) -> None:
     """Write the model of a family, with the tiny reasoner's tokenizer, into `folder`."""
     kind, own = FAMILIES[name]
     settings = AutoConfig.for_model(kind, **{**COMMON, **own, **changes})
+    inputs = 0.05 if kind in ("gemma", "gemma3_text") else 0.3  # these multiply embeddings by 8, and would copy every token
     torch.manual_seed(0)
     net = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     with torch.no_grad():
         for path, value in net.named_parameters():
             if value.dim() >= 2:
-                value.normal_(0, 0.3 if "embed" in path or "wte" in path or "wpe" in path else 1.3 / value.shape[-1] ** 0.5)
+                value.normal_(0, inputs if "embed" in path or "wte" in path or "wpe" in path else 1.3 / value.shape[-1] ** 0.5)
             elif path.endswith("bias"):
                 value.normal_(0, 0.2)
     net.save_pretrained(folder)
