@@ -24,6 +24,7 @@ from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
 from pipeline.fit.versions import versions
 from pipeline.inspection.remaining import Remaining
+from pipeline.models.layers import with_targets
 from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.recipes import recipe as named
 from pipeline.rounds import origin
@@ -105,7 +106,7 @@ def chosen(store: Store, options: Options) -> Comparison:
     names = chosen_objectives(options.objectives)
     baseline = chosen_objectives(options.baseline, "--baseline")[0] if options.baseline else names[0]
     seeds = list(dict.fromkeys(parse_numbers(options.seeds, "--seeds", "0..4 or 0,3,7")))
-    base = resolve(named(options.recipe), options.sets, read_config(options.config) if options.config else {})
+    base = with_targets(resolve(named(options.recipe), options.sets, read_config(options.config) if options.config else {}))
     compared = Comparison.of(store, base, names, seeds, baseline)
     refuse_unread_objective(compared.runs.values(), options.sets)
     return compared

@@ -99,7 +99,7 @@ def preview(store: Store, run: Run, found: tuple[Remaining, Sources], out: Sessi
 def checked_sources(store: Store, run: Run, out: Session) -> Sources:
     """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
     with phase(out, "checking settings, problems and model"):
-        sources = open_sources(run, reward_codes(store, run))
+        sources = open_sources(run, reward_codes(store, run), begun=bool(store.numbers("rounds")))
         told = cautions(run, sources)
     for caution in told:
         out.say(caution)

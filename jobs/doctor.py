@@ -24,7 +24,9 @@ from pipeline.grader.code import codes_of
 from pipeline.inspection import looked as rows
 from pipeline.inspection.shown import show_prompts
 from pipeline.live.probe import judge_store
+from pipeline.models import fitness
 from pipeline.models.agreement import check_teachers
+from pipeline.models.layers import with_targets
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
@@ -44,6 +46,7 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
     with session(debug) as out:
         store = open_folder(uri) if uri is not None else None
         run = chosen_run(choices, store)
+        known = store is not None and store.exists() and bool(store.numbers("rounds"))
         here = machine.gather(nearest_folder(store))
         findings = tell([*machine.judge(here, machine.requirements()), *judge_folders()], out)
         largest = here
@@ -54,6 +57,7 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
         if choices.config is not None:
             findings += tell(judge("source", lambda: judge_sources(run)), out)
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
+        findings += tell(judge("model", lambda: judge_layers(run, known)), out)
         findings += tell(judge("model", lambda: judge_model(run, largest)), out)
         findings += tell(judge("rewards", lambda: judge_rewards(run)), out)
         findings += tell(judge("teachers", lambda: judge_teachers(run, largest)), out)
@@ -153,6 +157,13 @@ def judge_tokenizer(run: config.Run) -> Line:
     tokenizer = tokenizer_of(run.model)
     check_teachers(run)
     return Line("ok", "tokenizer", f"{len(tokenizer)} tokens, hash {template_hash(tokenizer)}, student and teacher alike")
+
+
+def judge_layers(run: config.Run, known: bool) -> list[Line]:
+    """Whether trainer and engines can use the model, and which layers are trained. known: the run exists. Raises ModelError."""
+    run = with_targets(run, new=not known)
+    notes = fitness.check(run, run.engines.rollout.placement.gpus > 0 or machine.vllm_for_gpus(), known)
+    return [Line("ok", "model", note.removeprefix("note: ")) for note in notes]
 
 
 def judge_rewards(run: config.Run) -> list[Line]:

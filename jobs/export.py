@@ -106,10 +106,9 @@ def _write(store: Store, run: Run, version: int, merge: bool, folder: Path) -> N
     """Write everything that belongs to a policy into a local folder."""
     from actors.inference.startup import inspect_model
     from pipeline.evidence.model_card import Released, facts, model_card
-    from pipeline.models.resolve import resolve_model
     from pipeline.training.release import base_name, write_model
 
-    ends, _ = inspect_model(run.model, resolve_model(run.model.path))
+    ends, _ = inspect_model(run.model)
     with store.local(area("policy", version)) if version else _no_policy() as policy:
         write_model(run, policy, folder, merge, ends)
     released = Released(version, merge, base_name(run.model))

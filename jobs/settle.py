@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.errors import SettingError, SourceError, UserError
+from pipeline.models.layers import with_targets
 from pipeline.overrides import decides, differences, refuse_unread_objective, resolve
 from pipeline.recipes import recipe as named
 from pipeline.store.directory import Store
@@ -51,13 +52,13 @@ def settle(store: Store, choices: Choices) -> Run:
     old = store.load_run() if store.exists() else None
     begun = bool(store.numbers("rounds") or store.numbers("evals"))  # before, no trace depends on the old settings
     if old is None or (recipe is not None and not begun):
-        run = choices.fresh()
+        run = with_targets(choices.fresh())
         refuse_unread_objective([run], sets)
         return run
     document = read_config(choices.config) if choices.config else {}
     if recipe is not None and resolve(named(recipe), sets, document).name != old.name:
         raise SettingError(f"this run was started from recipe '{old.name}'", "--recipe", "Leave it out, or use another --run")
-    run = resolve(old, sets, document)  # run.json holds, even when the recipe has changed since
+    run = with_targets(resolve(old, sets, document), new=False)  # run.json holds, even when the recipe has changed since
     refuse_unread_objective([run], sets)
     changed = [difference for difference in differences(old, run) if decides(difference[0])]
     if begun and changed and not choices.accept_changes:

@@ -28,6 +28,7 @@ from pipeline.inspection.staleness import Staleness, among, look
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.metrics import agreement
 from pipeline.rounds.round import open_rounds
 from pipeline.stages import PLAN, chain_of
 from pipeline.store.directory import Store
@@ -179,6 +180,8 @@ def _lines(seen: Seen) -> list[str]:
         lines.append("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
     lines.append("rejected: " + (", ".join(f"{count} {reason}" for reason, count in seen.rejected.most_common()) or "none"))
     lines.append("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in seen.stored.items() if size) or "nothing"))
+    if (gap := agreement(store.metrics())) is not None:
+        lines.append(f"trainer - engine: {gap}")
     if (damage := store.damaged_policy()) is not None:
         lines.append(f"damaged: {damage}")
     lines.append(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")

@@ -25,11 +25,13 @@ from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.evidence.teachers import sample_teachers
 from pipeline.fit.footprint import check_cache
+from pipeline.fit.machine import vllm_for_gpus
 from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
 from pipeline.inspection.remaining import Remaining
 from pipeline.inspection.staleness import among
 from pipeline.live.lease import Lease
+from pipeline.models import fitness
 from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
@@ -116,10 +118,10 @@ class Sources:
         return {"source": self.rounds} | ({"evaluation.source": self.evals} if self.evals is not None else {})
 
 
-def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
+def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = False) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
-    `codes` has the code of each reward; without it their files are read now.
+    `codes` has the code of each reward; without it their files are read now. begun: whether the run has rounds already.
 
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
     prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
@@ -128,6 +130,7 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     get_ready()
     grader_of(run)
     check_teachers(run)
+    notes: list[str | None] = [*fitness.check(run, run.engines.rollout.placement.gpus > 0 or vllm_for_gpus(), begun)]
     check_cache(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))
@@ -136,7 +139,7 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     evals = (
         open_source(run.evaluation.source, setting="evaluation.source").without_solutions() if run.evaluation.problems else None
     )
-    notes = [refuse_few_imports(rounds, run)] if run.source.response else []
+    notes += [refuse_few_imports(rounds, run)] if run.source.response else []
     if not run.source.chooses:  # else `pipeline.choice.plans.prepare` looks at the first round
         first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
         refuse_unusable(rounds, first, run, "the first round")
@@ -219,7 +222,7 @@ class Driver:
                     for text in sample_teachers(self.store, self.run, self.sources.rounds, self.engines):
                         self.screen.say(text)
             if 0 in remaining.evaluate:
-                self.evaluate(0)
+                self.evaluate(0, trainer)
             for number in remaining.label:
                 self.label(open_round(self.store, self.run, "rounds", number))
             self.add_lost_metrics(remaining)
@@ -306,14 +309,29 @@ class Driver:
         """Profile and label a measured round. The seconds of each stage are added to `spent`."""
         execute(work, LABELS, on_entry=_counting({} if spent is None else spent))
 
-    def evaluate(self, version: int) -> None:
-        """Have policy `version` answer the held-out problems, and grade the answers."""
+    def evaluate(self, version: int, trainer: TrainerHandle | None = None) -> None:
+        """Have policy `version` answer the held-out problems, and grade the answers.
+
+        A `trainer` that works beside it may end meanwhile. Its error is raised at once, and not after the evaluation.
+        """
         assert self.sources.evals is not None
         self._wake()
         source = self.sources.evals
         work = self._planned(evaluation_run(self.run), "evals", version, version, source)
-        answer(work, source, self.engines, partial(self.screen.bar, f"evaluate policy {version}"))
+        bar = partial(self.screen.bar, f"evaluate policy {version}")
+        answer(work, source, self.engines, bar if trainer is None else partial(self._watched, bar, trainer, version + 1))
         refuse_nothing_left(work, EVALUATION)
+
+    def _watched(self, bar: Callable[..., Advance], trainer: TrainerHandle, version: int, total: int, done: int = 0) -> Advance:
+        """A bar that looks at the trainer, too, whenever it moves. Its step raises as `_expect`."""
+        step = bar(total, done)
+
+        def look(note: str = "") -> None:
+            """Move the bar, and raise the error that ended the trainer."""
+            step(note)
+            self._expect(trainer, version)
+
+        return look
 
     def add_lost_metrics(self, remaining: Remaining) -> None:
         """Write the metrics of rounds whose driver died after their policy was published and before it wrote them."""

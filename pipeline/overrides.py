@@ -73,9 +73,8 @@ def refuse_unread_objective(runs: Iterable[Run], overrides: list[str]) -> None:
 def decides(setting: str) -> bool:
     """Whether `setting`, a dotted name, can change a result of the run."""
     asks_a_server = re.fullmatch(r"teachers\.[^.]+\.(timeout_s|tries|concurrency|sample)", setting)
-    return not (
-        setting.startswith("metrics.") or setting.endswith(("stall_timeout_s", "shards_here", "score.fallback")) or asks_a_server
-    )
+    bounds = setting.endswith(("stall_timeout_s", "shards_here", "score.fallback", "logprob_gap", "logprob_gap_max"))
+    return not (setting.startswith("metrics.") or bounds or asks_a_server)
 
 
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:

@@ -6,6 +6,7 @@ Tables that derive from code are written anew by `python -m tests.documents`, wh
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -150,6 +151,16 @@ def verb_table() -> str:
     return markdown(("verb", "what it does", "arguments and options"), rows)
 
 
+def family_table() -> str:
+    """Every family of models with the gap that `make families` measured. Its file of figures is written by that command."""
+    found = json.loads((ROOT / "tests" / "families" / "measured.json").read_text())
+    rows = [
+        (name, *(f"{gap:.0e}" for gap in row["largest"]), f"{row['moved']:.2g}", ", ".join(row["targets"]))
+        for name, row in sorted(found.items())
+    ]
+    return markdown(("family", "gap, policy 0", "gap, policy 1", "moved", "layers that LoRA trains"), rows)
+
+
 def module_table(room: str) -> str:
     """Every module of a folder with the first sentence of its docstring."""
     rows = []
@@ -167,7 +178,7 @@ def tables(name: str) -> list[str]:
         case "pipeline/README.md":
             return [stage_table(), explained_table(), column_table(), metric_table().strip(), module_table("pipeline")]
         case "actors/README.md":
-            return [module_table("actors")]
+            return [family_table(), module_table("actors")]
         case "jobs/README.md":
             return [verb_table(), settings_table(), module_table("jobs")]
     return []

@@ -52,7 +52,7 @@ class Engine:
         self._path = resolve_model(model.path)
         if vllm is None:
             startup.set_environment(pool, score.entropy == "exact")
-        self._stop_ids, self._hidden_size = startup.inspect_model(model, self._path)
+        self._stop_ids, self._hidden_size = startup.inspect_model(model)
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._asleep = False

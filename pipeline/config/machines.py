@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import LATER, Count, Dtype, Positive, Section, Share
+from pipeline.config.section import LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share
 
 
 class Placement(Section):
@@ -118,6 +118,13 @@ class Train(Section):
     grad_clip: Positive = Field(1.0, description="largest norm of the gradient; a larger one is scaled down to it")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         0, description="optimiser steps in which the learning rate grows to its value"
+    )
+    logprob_gap: Annotated[Positive | None, UNCOUNTED] = Field(
+        None,
+        description="largest mean |trainer's - engine's log-prob| of a step in nats, above which the run ends; null: by dtype",
+    )
+    logprob_gap_max: Annotated[Positive | None, UNCOUNTED] = Field(
+        None, description="the same for the largest gap of a step; null: by dtype"
     )
     keep_checkpoints: Annotated[int, Field(ge=2)] = Field(2, description="training states kept; a resume needs the last one")
     checkpoint_every: Annotated[Count, LATER] = Field(

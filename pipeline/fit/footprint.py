@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import Model, Pool, Run, Train
-from pipeline.errors import ModelError, SettingError, first_line
+from pipeline.errors import ModelError, SettingError
 from pipeline.fit.machine import GIB, Facts, Line
-from pipeline.models.resolve import open_model
+from pipeline.models.blueprint import blueprint, settings_of
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USABLE = 0.95  # of a card's memory that a rank may fill
@@ -38,16 +38,12 @@ class Size:
 def measure(model: Model) -> Size:
     """Size of a model, counted on the meta device. Raises ModelError when `model.path` is no causal language model."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = open_model(AutoConfig, model, "configuration")
-    try:
-        with torch.device("meta"):
-            net = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"is no causal language model ({first_line(error)})", model.path, "Use a model that is one") from error
-    text = config.get_text_config()
-    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    config = settings_of(model)
+    net, text = blueprint(model, config), config.get_text_config()
+    layers, heads = text.num_hidden_layers, getattr(text, "num_attention_heads", None)
+    if not heads:
+        raise ModelError("has no attention, and engines serve no such model with LoRA", model.path, "Use another model")
     dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     linear = [
@@ -68,13 +64,11 @@ def measure(model: Model) -> Size:
 
 def check_cache(run: Run) -> None:
     """Raise SettingError when the KV cache of engines on CPU holds no trace of full length. Only the configuration is read."""
-    from transformers import AutoConfig
-
     pools = [(f"engines.{name}", pool) for name, pool in (("rollout", run.engines.rollout), ("score", run.engines.score)) if pool]
     for name, pool in pools:
         if pool.placement.gpus > 0:
             continue
-        text = open_model(AutoConfig, run.model, "configuration").get_text_config()
+        text = settings_of(run.model).get_text_config()
         heads = getattr(text, "num_attention_heads", None)
         if heads is None:  # no attention as vLLM caches it
             return

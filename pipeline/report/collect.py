@@ -73,7 +73,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
 def waiting(runs: list[tuple[Store, Run]], why: str) -> dict[str, Any]:
     """The document of runs that have nothing to show yet."""
     empty: dict[str, Any] = {"warnings": [], "notes": [], "rounds": [], "rejected": [], "evaluations": [], "story": []}
-    empty |= {"change": None, "answers": None, "sweep": None, "settings": "", "window": 0, "waiting": why}
+    empty |= {"change": None, "answers": None, "sweep": None, "audits": [], "settings": "", "window": 0, "waiting": why}
     empty |= {"ledger": _ledger([], 1), "sample": {"traces": {}, "groups": {}, "blocks": [], "rounds": {}}}
     found = [empty | {"run": _identity(store, run)} for store, run in runs]
     return {"runs": found, "against": [None for _ in runs[1:]], "settings": [], "compare": None, "live": False}

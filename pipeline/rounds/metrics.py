@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("weight", "", "mean", "mean factor of the advantage over tokens with a signal; without one, mean token advantage"),
         Metric("divergence", "nats", "mean", "mean divergence from the teacher's most likely tokens, if the objective has one"),
         Metric("delta", "nats", "mean", "mean |teacher log-prob - student log-prob|"),
-        Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|, in the first step of an on-policy round"),
+        Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|, in the first step of a round"),
         Metric("logprob_gap_max", "nats", "max", "the largest of these gaps"),
         Metric("padded_share", "share", "mean", "share of the tokens of forward passes that are padding"),
         Metric("shared_share", "share", "mean", "share of the minibatch's tokens that packing saved, as traces share a prompt"),
@@ -82,6 +83,17 @@ _SUMMARISED = {
     "profile": ["lookahead_entropy", "entropy_mean", *(f"share_{name}" for name in Regime.NAMES)],
     "rollout": ["response_tokens", "rollout_entropy"],
 }
+
+
+def agreement(metrics: Iterable[dict[str, Any]]) -> str | None:
+    """How far trainer and engine are apart, in words: mean and largest gap over all steps that were compared. None without."""
+    compared = [row for row in metrics if "logprob_gap" in row]
+    if not compared:
+        return None
+    tokens = sum(row["tokens"] for row in compared)
+    mean = sum(row["logprob_gap"] * row["tokens"] for row in compared) / max(1, tokens)
+    largest = max(row["logprob_gap_max"] for row in compared)
+    return f"{mean:.2g} nat on average, {largest:.2g} at most, over {len(compared)} steps"
 
 
 def summarise_round(work: Round) -> dict[str, float]:

@@ -17,6 +17,7 @@ from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
 from pipeline.store.directory import Entry, Ready, Store, area, round_of
 from pipeline.store.documents import RESTORE
+from pipeline.store.folders import digest_of
 from pipeline.store.possible import key_of, types_of
 from pipeline.store.shards import check_columns
 
@@ -125,6 +126,19 @@ def shard_tables(store: Store, number: int, ready: Ready, further: tuple[str, ..
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
     for shard, hashes in sorted(ready.shards.items()):
         yield without(training_rows(store, where, shard, hashes, ready.policy, further), ready.left_out.get(shard, []))
+
+
+def is_comparable(store: Store, number: int) -> bool:
+    """Whether the policy that this run has now is the one whose log-probs a committed round holds.
+
+    It is not where earlier rounds were trained again, and this round kept its traces.
+    """
+    ready = store.ready(number)
+    if ready is None:
+        return False
+    expected = digest_of(store, area("policy", ready.policy)) if ready.policy else None
+    entries = (store.entry(area("rounds", number), "score", shard) for shard in ready.shards)
+    return all(entry is not None and entry.inputs.get("policy") == expected for entry in entries)
 
 
 def joined(tables: list[pa.Table]) -> pa.Table:

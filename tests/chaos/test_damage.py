@@ -13,7 +13,7 @@ import pytest
 import trainer_here
 from chaos_run import files, metrics, shards, weights
 
-from actors.fakes import Behaviour, FakeEngine
+from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import distill, export, stage, train
 from jobs.settle import Choices
 from pipeline.errors import UserError
@@ -22,6 +22,7 @@ from pipeline.stages import MEASURE, PLAIN, STAGES
 from pipeline.store.directory import Store
 
 SETS = [
+    *UNWATCHED,
     "rounds=1",
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trainer_here
 
-from actors.fakes import FakeEngine
+from actors.fakes import UNWATCHED, FakeEngine
 from jobs import compare, tables
 from pipeline.errors import SettingError
 from pipeline.evidence import comparison
@@ -15,6 +15,7 @@ from pipeline.recipes import demo
 from pipeline.store.directory import Store
 
 SETS = [
+    *UNWATCHED,
     "rounds=2",
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",

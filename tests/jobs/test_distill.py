@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import trainer_here
 
-from actors.fakes import Behaviour, FakeEngine
+from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import distill, status, train
 from jobs.settle import Choices
 from pipeline.rounds.round import open_rounds
@@ -14,6 +14,7 @@ from pipeline.store.directory import Store
 
 ROUNDS = 4
 SETS = [
+    *UNWATCHED,
     f"rounds={ROUNDS}",
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",

@@ -3,14 +3,21 @@
 import pytest
 from waiting import free_port
 
-from actors.fakes import FakeEngine
+from actors.fakes import UNWATCHED, FakeEngine
 from jobs import distill
 from jobs.settle import Choices
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round
 from pipeline.store.directory import Store
 
-SETS = ["rounds=1", "rollout.prompts_per_round=4", "rollout.group_size=2", "evaluation.problems=0", "grade.advantage=running"]
+SETS = [
+    *UNWATCHED,
+    "rounds=1",
+    "rollout.prompts_per_round=4",
+    "rollout.group_size=2",
+    "evaluation.problems=0",
+    "grade.advantage=running",
+]
 BIG = ["teachers.big.model=tiny-reasoner", "teachers.big.dtype=bfloat16", "teachers.big.prompt=plain", "teachers.big.sample=2"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.fakes import FakeEngine
+from actors.fakes import UNWATCHED, FakeEngine
 from jobs import distill, export, stage, status, verify
 from jobs.settle import Choices
 from pipeline.errors import SettingError
@@ -13,6 +13,7 @@ from pipeline.store.directory import Store
 
 README = (Path(__file__).parents[2] / "jobs" / "README.md").read_text()
 SMALL = [
+    *UNWATCHED,
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",
     "rollout.group_size=4",

@@ -21,10 +21,10 @@ import sys
 sys.path.insert(0, "tests")
 import trainer_here
 from functools import partial
-from actors.fakes import Behaviour, FakeEngine
+from actors.fakes import Behaviour, FakeEngine, UNWATCHED
 from jobs import distill
 from jobs.settle import Choices
-sets = ["rounds=2", "rollout.prompts_per_round=16", "rollout.prompts_per_shard=1", "rollout.group_size=2"]
+sets = [*UNWATCHED, "rounds=2", "rollout.prompts_per_round=16", "rollout.prompts_per_shard=1", "rollout.group_size=2"]
 sets += ["train.batch_traces=16", "grade.advantage=running", "evaluation.problems=0"]
 sets += ["engines.inflight_shards=1", "engines.rollout.max=2"]
 with trainer_here.instead_of_ray_train():

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from in_process import brought, planned
 
+from actors.fakes import UNWATCHED
 from jobs import train
 from jobs.opened import hold_run
 from jobs.terminal import session
@@ -14,7 +15,14 @@ from pipeline.store import replaced
 from pipeline.store.directory import Store
 from pipeline.training import worker
 
-SETS = ("rounds=1", "grade.advantage=running", "train.batch_traces=8", "train.warmup_steps=0", "evaluation.problems=0")
+SETS = (
+    *UNWATCHED,
+    "rounds=1",
+    "grade.advantage=running",
+    "train.batch_traces=8",
+    "train.warmup_steps=0",
+    "evaluation.problems=0",
+)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 from waiting import until
 
+from actors.fakes import UNWATCHED
 from actors.inference import adapters
 from jobs import export, status
 from jobs.distill import distill
@@ -29,6 +30,7 @@ from pipeline.store.folders import NEEDED
 
 ROUNDS, PROMPTS, GROUP = 2, 8, 4
 SETS = [
+    *UNWATCHED,
     f"rounds={ROUNDS}",
     f"rollout.prompts_per_round={PROMPTS}",
     "rollout.prompts_per_shard=4",
