@@ -21,6 +21,7 @@ FIGURES = ("cosine", "batch_cosine", "batch_share")
 NOTES = (
     "cosine: of the expected gradient with the gradient of accuracy; batch cosine: of the gradient of {batch} traces;",
     "signal: share of the expected gradient in the squared norm of that gradient; 95 % intervals over blocks of problems.",
+    "A dash: these traces are too few, or too noisy, to tell a direction.",
     "These figures describe one policy and one round. No training run has shown yet that they predict what helps.",
 )
 

@@ -1,4 +1,4 @@
-"""The server of `egrsd report --serve`: one page on the loopback address, which is made anew when its runs have moved on.
+"""The server of `egrsd report --run RUN --serve`: one page on the loopback address, made anew when its runs have moved on.
 
 Only this machine reaches it, and only who knows the secret part of the address: other users of the machine do not. The server
 answers requests that name it as their host, so that no page of another site can read it under a name of its own.

@@ -114,6 +114,7 @@ def shares_by_class(values: np.ndarray, classes: np.ndarray, problems: np.ndarra
     """Share of each class of tokens in a sum over tokens, on the problems themselves and on bootstrap draws: [1 + R, C].
 
     values [N] per token, such as weight x alignment; classes [N] from 0 (negative: left out of every class); problems [N] from 0.
+    A draw whose sum has another sign than the sum itself is NaN.
     """
     size = int(problems.max(initial=-1)) + 1
     known = classes >= 0
@@ -122,5 +123,6 @@ def shares_by_class(values: np.ndarray, classes: np.ndarray, problems: np.ndarra
     ).reshape(size, num_classes)
     whole = np.bincount(problems, values.astype(np.float64), size)
     taken = choices(size, seed).astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((taken @ cells) / (taken @ whole)[:, None])
+    total = taken @ whole
+    total = np.where(total * total[0] > 0, total, np.nan)  # shares of a sum of the other sign mean nothing
+    return np.asarray((taken @ cells) / total[:, None])

@@ -114,3 +114,10 @@ def test_shares_of_classes_add_up(num_classes, num_problems):
     assert drawn.sum(1) == pytest.approx(np.ones(len(drawn)))
     expected = np.bincount(classes, values, num_classes) / values.sum()
     assert drawn[0] == pytest.approx(expected)
+
+
+def test_shares_of_a_sum_that_changes_its_sign_are_left_out():
+    """Problems with sums 3, -1: drawing the second one twice gives -2."""
+    drawn = directions.shares_by_class(np.array([3.0, -1.0]), np.array([0, 1]), np.array([0, 1]), 2)
+    assert drawn[0] == pytest.approx([1.5, -0.5])
+    assert 0.15 < np.isnan(drawn[1:, 0]).mean() < 0.35
