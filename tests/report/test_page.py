@@ -307,7 +307,7 @@ def test_markup_marks_of_direction_and_broken_letters_stay_text(driver, hostile)
     assert driver.title == "run: egrsd report"
     for item in range(len(driver.find_elements(By.CSS_SELECTOR, ".item"))):
         driver.find_elements(By.CSS_SELECTOR, ".item")[item].click()
-    opened(driver, path, "#groups")
+    opened(driver, path, "#view=groups&group=0")
     soon(driver, "#group", "<script>document.title")
     opened(driver, path)
     assert driver.title == "run: egrsd report"
