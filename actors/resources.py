@@ -87,8 +87,14 @@ def check(demands: list[Demand], nodes: list[Node]) -> None:
             raise ResourceError(
                 f"{asked:g} {name} are asked for ({parts}), the cluster has {total:g}: {asked - total:g} are missing",
                 ", ".join(d.setting for d in demands if name in d.resources),
-                "Add nodes, or lower the numbers of engines and workers or their placement",
+                "Add nodes, or lower the numbers of engines and workers or their placement" + _shares(demands, name),
             )
+
+
+def _shares(demands: list[Demand], name: str) -> str:
+    """The settings with which small actors share CPUs, as they can be pasted. Empty for another resource."""
+    whole = [d.setting for d in demands if name == "CPU" and d.resources.get(name) == 1 and d.setting != "data stages"]
+    return f": --set {' --set '.join(f'{setting}.placement.cpus=0.5' for setting in whole)}" if whole else ""
 
 
 def _one_fits(demand: Demand, nodes: Iterable[Node]) -> None:

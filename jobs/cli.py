@@ -1,105 +1,83 @@
-"""The command line. This module imports only Typer, so that `--help` answers at once; a verb loads what it needs.
+"""The command line. Only Typer is imported, so that `--help` answers at once; a verb loads what it needs.
 
-A verb that uses Ray works in a child process of its keeper.
+A verb that uses Ray works in a child process of its keeper. The verbs that only read stand in reading.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
 from jobs.keeper import keep
-
-
-class Once(TyperCommand):
-    """A verb that refuses an option with one value, and a setting, when it is given twice. Click itself would drop the first."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as Click does, after a look at the options in their order. Raises BadParameter for a repeated one."""
-        values, _, given = self.make_parser(ctx).parse_args(list(args))
-        options = [option for option in given if option.param_type_name == "option" and not getattr(option, "is_flag", False)]
-        twice = _first_twice([option.opts[0] for option in options if not option.multiple])
-        twice = twice or _first_twice([f"--set {text.partition('=')[0].strip()}" for text in values.get("set") or []])
-        if twice:
-            raise typer.BadParameter(f"{twice} is given twice; leave one of them", ctx=ctx)
-        return super().parse_args(ctx, args)
-
-
-def _first_twice(names: list[str]) -> str | None:
-    """The first name that stood before, or that lies in a section that stood before."""
-    for i, name in enumerate(names):
-        if any(name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in names[:i]):
-            return name
-    return None
-
-
-app = typer.Typer(
-    name="egrsd",
-    help="Entropy-guided self-distillation of reasoning models (EGRSD, CL-EGRSD) on Ray.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    add_completion=False,
+from jobs.options import (
+    Address,
+    Config,
+    Csv,
+    Debug,
+    Json,
+    Recipe,
+    RunUri,
+    Sets,
+    Verb,
+    call,
+    note_address,
+    recipes_like,
+    stages_like,
 )
-
-RunUri = Annotated[str, typer.Option("--run", help="Run directory: a local path or a URI.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
-Config = Annotated[str | None, typer.Option("--config", help="YAML file with settings, laid over the recipe.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else one on this machine.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the noise of Ray and vLLM.")]
+from jobs.reading import app
 
 
-@app.command(cls=Once)
+@app.command(cls=Verb)
 def distill(
     run: RunUri,
-    recipe: Annotated[str | None, typer.Option(help="Recipe to start from; a started run needs none.")] = None,
+    recipe: Recipe = None,
     set: Sets = None,
     config: Config = None,
     accept_changes: Annotated[bool, typer.Option(help="Go on with settings that differ from the run's own.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and start and write nothing.")] = False,
     address: Address = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Run or resume rounds: roll out, grade, score, label, train. Nothing happens when all is done."""
-    keep()
+    keep(f"distill {run}")
     from jobs.distill import distill as job
     from jobs.settle import Choices
 
-    job(run, Choices(recipe, set or [], config, accept_changes), address, debug)
+    job(run, Choices(recipe, set or [], config, accept_changes, dry_run), address, debug)
 
 
-@app.command(cls=Once)
+@app.command(cls=Verb)
 def stage(
-    stage: Annotated[str, typer.Argument(help="prompts, rollout, grade, score, profile or label.")],
+    stage: Annotated[str, typer.Argument(autocompletion=stages_like, help="prompts, rollout, grade, ...; several with commas.")],
     run: RunUri,
-    round: Annotated[int | None, typer.Option("--round", help="Round number, from 0; with --diff all rounds without it.")] = None,
+    round: Annotated[
+        str | None, typer.Option("--round", help="Rounds from 0: 3, 0,2 or 0..15. With --diff: default all.")
+    ] = None,
     set: Sets = None,
     force: Annotated[bool, typer.Option("--force", help="Also compute fresh shards again.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Grade: show which verdicts would change; write nothing.")] = False,
     shard: Annotated[list[str] | None, typer.Option(help="Only this shard; may be repeated.")] = None,
     address: Address = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Bring one stage of one round up to date; --set changes the settings of that stage."""
+    """Bring stages of rounds up to date, also with new settings."""
+    if round is None and not diff:
+        raise typer.BadParameter("Missing option '--round'.")
     if not diff:
-        keep()
+        keep(f"stage {stage} of {run}")
     from jobs.regrade import show_changes
     from jobs.stage import Redo, run_stage
 
     if diff:
         show_changes(run, stage, round, set or [], debug)
-    elif round is None:
-        raise typer.BadParameter("Missing option '--round'.")
     else:
-        run_stage(run, Redo(stage, round, set or [], force, shard or []), address, debug)
+        run_stage(run, Redo(stage, round or "", set or [], force, shard or []), address, debug)
 
 
-@app.command(cls=Once)
+@app.command(cls=Verb)
 def train(
     run: RunUri,
     from_round: Annotated[int | None, typer.Option(help="Train this round and the later ones again.")] = None,
@@ -107,16 +85,17 @@ def train(
     out: Annotated[str | None, typer.Option(help="New run for the policies; the rounds are copied there.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace this run's later policies.")] = False,
     address: Address = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train on committed rounds, without engines."""
-    keep()
+    keep(f"train {run}")
     from jobs.train import Target, train_committed
 
     train_committed(run, from_round, set or [], address, debug, Target(replace, out))
 
 
-@app.command(cls=Once)
+@app.command(cls=Verb)
 def evaluate(
     run: RunUri,
     policy: Annotated[str, typer.Option(help="Policies to evaluate: numbers, ranges (0..4) and `last`.")] = "0,last",
@@ -126,17 +105,18 @@ def evaluate(
     config: Config = None,
     set: Sets = None,
     address: Address = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Accuracy and length of policies with intervals, on benchmarks or any problems. Only missing traces are generated."""
-    keep()
+    """Accuracy and length of policies, on benchmarks or any problems. Only missing traces are generated."""
+    keep(f"evaluate {run}")
     from jobs.evaluate import Options
     from jobs.evaluate import evaluate as job
 
     job(run, Options(policy, source or [], k, set or [], recipe, config), address, debug)
 
 
-@app.command(cls=Once)
+@app.command(cls=Verb)
 def compare(
     out: Annotated[str, typer.Option(help="Folder or URI; one run directory per objective and seed below it.")],
     recipe: Annotated[str, typer.Option(help="Recipe that all runs start from.")] = "demo",
@@ -148,161 +128,80 @@ def compare(
     set: Sets = None,
     config: Config = None,
     address: Address = None,
+    csv: Csv = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Train objectives x seeds from one base, and say which differences in accuracy and length are beyond noise."""
-    keep()
+    """Train objectives x seeds; say which differences are no noise."""
+    keep(f"compare {out}")
     from jobs.compare import Options
     from jobs.compare import compare as job
 
-    job(out, Options(recipe, objectives, seeds, baseline, set or [], config), address, debug)
+    job(out, Options(recipe, objectives, seeds, baseline, set or [], config, csv), address, debug)
 
 
-@app.command(cls=Once)
-def status(run: RunUri, debug: Debug = False) -> None:
-    """Rounds x stages: rows, rejected by reason, stale, seconds."""
-    from jobs.status import show
-
-    show(run, debug)
-
-
-@app.command(cls=Once)
-def verify(run: RunUri, debug: Debug = False) -> None:
-    """Read every file of a run and prove it: hashes, counts, values, rows. The exit code is 1 when something is found."""
-    from jobs.verify import verify_run
-
-    verify_run(run, debug)
-
-
-@app.command(cls=Once)
+@app.command(cls=Verb)
 def doctor(
-    recipe: Annotated[str | None, typer.Option(help="Recipe to check; default: that of --run, else demo.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(autocompletion=recipes_like, help="Recipe to check; default: that of --run, else demo.")
+    ] = None,
     run: Annotated[str | None, typer.Option("--run", help="Run directory to check as well: a local path or a URI.")] = None,
     source: Annotated[str | None, typer.Option(help="File, folder or data set to look at instead, without Ray.")] = None,
     set: Sets = None,
     config: Config = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster whose nodes to check.")] = None,
+    address: Annotated[str | None, typer.Option(callback=note_address, help="Ray cluster whose nodes to check.")] = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check machine, versions, model, memory and store before a run, or what a source holds. Code 1 when a check fails."""
+    """Check machine, settings, model and source before a run. The exit code is 1 when a check fails."""
     if source is not None:
         from jobs.doctor import look_at_source
         from jobs.settle import Choices
 
         look_at_source(source, Choices(recipe, set or [], config), run, debug)
         return
-    if set or config:
-        raise typer.BadParameter("--set and --config belong to --source.")
-    keep()
+    keep("doctor")
     from jobs.doctor import doctor as job
+    from jobs.settle import Choices
 
-    job(recipe, run, address, debug)
+    job(Choices(recipe, set or [], config), run, address, debug)
 
 
-@app.command(cls=Once)
+@app.command(cls=Verb)
 def scale(
     run: RunUri,
     sizes: Annotated[list[str] | None, typer.Argument(help="POOL=N or POOL=LEAST..MOST: rollout=4; none: only look.")] = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the engines of a live run, or change their number, from another terminal."""
+    """Show or change the engines of a live run."""
     from jobs.scale import scale as job
 
     job(run, sizes or [], debug)
 
 
-@app.command(cls=Once)
-def export(
+@app.command(cls=Verb)
+def ask(
+    question: Annotated[str, typer.Argument(help="Your question, as one word of the command: put it in quotes.")],
     run: RunUri,
-    out: Annotated[str | None, typer.Option(help="Folder or URI for the Parquet dataset of all traces.")] = None,
-    model: Annotated[str | None, typer.Option(help="Local folder for a policy that other programs open.")] = None,
-    policy: Annotated[str | None, typer.Option(help="With --model: the policy, a number or `last`; default: last.")] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="With --model: whole weights instead of the adapter.")] = False,
-    push: Annotated[str | None, typer.Option(help="With --model: a repository of a hub that gets the folder; HF_TOKEN.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace what an export has written there before.")] = False,
-    debug: Debug = False,
-) -> None:
-    """Write all traces as one Parquet dataset (--out), or a policy as a standard model folder (--model)."""
-    if (out is None) == (model is None):
-        raise typer.BadParameter("give --out for the traces, or --model for a policy")
-    if out is not None and (policy is not None or merge or push is not None):
-        raise typer.BadParameter("--policy, --merge and --push belong to --model.")
-    from jobs.export import ModelFolder, export_model, export_run
-
-    if out is not None:
-        export_run(run, out, debug, replace)
-    elif model is not None:
-        export_model(run, ModelFolder(model, policy or "last", merge, push, replace), debug)
-
-
-@app.command(cls=Once)
-def sweep(
-    run: RunUri,
-    set: Annotated[
-        list[str] | None, typer.Option("--set", help="Axis: label.gamma=0,.1 or objective.name=grpo,opd; repeatable.")
-    ] = None,
-    round: Annotated[list[int] | None, typer.Option("--round", help="Only this round; may be repeated.")] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Traces for the gradient cosine; 0 leaves it out.")] = 96,
-    debug: Debug = False,
-) -> None:
-    """Label stored traces with a grid of settings, without engines, and compare the token weights."""
-    from jobs.sweep import sweep_run
-
-    sweep_run(run, set or [], round, sample, debug)
-
-
-@app.command(cls=Once)
-def audit(
-    run: RunUri,
-    round: Annotated[int, typer.Option("--round", min=0, help="The round whose traces are audited.")] = 0,
-    objectives: Annotated[
-        str, typer.Option(help="Objectives and controls as `compare` names them, comma-separated; the first is compared with.")
-    ] = "rlsd,grpo,egrsd,cl_egrsd,position,opd,cl_egrsd+cl_entropy+inverted,cl_egrsd+cl_entropy+shuffled",
+    policy: Annotated[
+        str, typer.Option(help="Policies that answer, side by side: numbers, ranges (0..4) and `last`.")
+    ] = "0,last",
+    reference: Annotated[str | None, typer.Option(help="A correct solution: the teacher's view of each answer is shown.")] = None,
     set: Sets = None,
-    blocks: Annotated[int, typer.Option(min=6, help="Blocks of problems at most, of a minibatch's traces each.")] = 16,
-    problems: Annotated[int, typer.Option(min=0, help="Problems at most, drawn by the run's seed; 0: all.")] = 0,
-    parameters: Annotated[
-        str, typer.Option(help="weights: all weights of the model; adapter: those that training moves.")
-    ] = "weights",
+    address: Address = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure which objective's gradient points where accuracy rises, on stored traces, without engines."""
-    from jobs.audit import audit_run
+    """Have policies of a run answer your own question, side by side."""
+    keep(f"ask {run}")
+    from jobs.ask import Question
+    from jobs.ask import ask as job
 
-    audit_run(run, round, (objectives, set or [], (blocks, problems, parameters)), debug)
-
-
-@app.command(cls=Once)
-def report(
-    run: Annotated[list[str], typer.Option(help="Run directory: path or URI. Repeat it to compare runs in one page.")],
-    compare: Annotated[str | None, typer.Option(help="Folder with compare.json, for the frontier.")] = None,
-    out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the first run.")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --out.")] = False,
-    serve: Annotated[bool, typer.Option("--serve", help="Serve the page on this machine, and follow the run.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 0,
-    debug: Debug = False,
-) -> None:
-    """Write one self-contained HTML file: the story, groups and traces token by token, policies, rounds, the evidence."""
-    from jobs.report import report_run, serve_run
-
-    if serve:
-        serve_run(run, compare, port, debug)
-    else:
-        report_run(run, compare, out, debug, replace)
+    job(run, Question(question, policy, reference, set or []), address, debug)
 
 
-@app.command(cls=Once)
-def recipes(
-    show: Annotated[str | None, typer.Option("--show", help="Print this recipe's resolved YAML.")] = None,
-    debug: Debug = False,
-) -> None:
-    """List the recipes, or print one."""
-    from jobs.recipes import show_recipes
-
-    show_recipes(show, debug)
-
-
-@app.command(cls=Once, context_settings={"allow_interspersed_args": False})
+@app.command(cls=Verb, context_settings={"allow_interspersed_args": False})
 def submit(
     context: typer.Context,
     verb: Annotated[list[str] | None, typer.Argument(help="The verb with its arguments, as without `submit`.")] = None,
@@ -315,9 +214,10 @@ def submit(
     include: Annotated[list[str] | None, typer.Option(help="File or folder to send as well; may be repeated.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return at once instead of following the job.")] = False,
     stop: Annotated[str | None, typer.Option("--stop", help="End the job with this id instead.")] = None,
+    _json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a verb as a job on a Ray cluster; the same command again follows the job that runs."""
+    """Run a verb as a job on a Ray cluster, or follow it again."""
     from jobs import submit as job
 
     if (stop is None) == (not verb):
@@ -331,16 +231,8 @@ def submit(
 
 
 def main() -> None:
-    """Entry point of `egrsd` and `python -m jobs`. Output that cannot be written, such as that of --help, ends with code 1."""
-    try:
-        sys.exit(app())
-    except OSError as error:
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what Python has not written yet
-        with contextlib.suppress(OSError):
-            os.write(2, f"error: cannot write standard output ({error.strerror})\n".encode())
-        sys.exit(1)
+    """Entry point of `egrsd` and `python -m jobs`."""
+    call(app)
 
 
 if __name__ == "__main__":

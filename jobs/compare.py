@@ -13,9 +13,9 @@ from actors.pool.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, start
-from jobs.progress import open_screen
+from jobs.progress import open_screen, phase
 from jobs.settle import parse_numbers, read_config
-from jobs.tables import of_comparison
+from jobs.tables import of_comparison, write_csv
 from jobs.terminal import Session, session
 from pipeline.choice.plans import prepare
 from pipeline.config.objective import approximation
@@ -24,6 +24,7 @@ from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
 from pipeline.fit.versions import versions
 from pipeline.inspection.remaining import Remaining
+from pipeline.models.layers import with_targets
 from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.recipes import recipe as named
 from pipeline.rounds import origin
@@ -42,7 +43,7 @@ ACCEPT = "Put the old file back, or use another --out"
 class Options:
     """The options of the command line. `recipe`, `sets` and `config` make the base run.
 
-    `baseline` is the objective that the others are compared with; None is the first.
+    `baseline` is the objective that the others are compared with; None is the first. `csv` is a file for the figures.
     """
 
     recipe: str
@@ -51,6 +52,7 @@ class Options:
     baseline: str | None
     sets: list[str]
     config: str | None
+    csv: str | None = None
 
 
 def compare(uri: str, options: Options, address: str | None, debug: bool, engine_class: EngineClass | None = None) -> None:
@@ -70,7 +72,8 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
         out.say(f"{len(compared.runs)} runs of recipe {compared.base.name}: {size}")
         settings = compared.describe(options.recipe, options.sets)
         if left:
-            sources = open_sources(compared.base)
+            with phase(out, "checking settings, problems and model"):
+                sources = open_sources(compared.base)
             assert sources.evals is not None
             check_problems(sources.evals, compared.base.evaluation.problems)
             partly = [note for run in compared.runs.values() for note in approximation(run.objective, run.score)]
@@ -85,12 +88,15 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             start(out, compared.store, address, demands_of(compared.base, needs_engines, trains))
         series, document = {name: Series() for name in compared.objectives}, {}
         with contextlib.ExitStack() as stack:
-            engines = stack.enter_context(open_engines(compared.base, engine_class)) if needs_engines else {}
+            engines = stack.enter_context(open_engines(compared.base, engine_class, say=out.say)) if needs_engines else {}
             for place, key in enumerate(compared.runs, 1):
                 if key in left:
                     out.say(f"{key.objective}, seed {key.seed} ({place} of {len(compared.runs)})")
                     train_one(compared, key, engines, out)
                 document = keep_point(compared, series, key, settings)
+        out.told.result = document
+        if options.csv is not None:
+            write_csv(options.csv, [*document["objectives"], *document["pairs"]])
         show(out, document)
         out.say(compared.store.locate(COMPARE))
 
@@ -100,7 +106,7 @@ def chosen(store: Store, options: Options) -> Comparison:
     names = chosen_objectives(options.objectives)
     baseline = chosen_objectives(options.baseline, "--baseline")[0] if options.baseline else names[0]
     seeds = list(dict.fromkeys(parse_numbers(options.seeds, "--seeds", "0..4 or 0,3,7")))
-    base = resolve(named(options.recipe), options.sets, read_config(options.config) if options.config else {})
+    base = with_targets(resolve(named(options.recipe), options.sets, read_config(options.config) if options.config else {}))
     compared = Comparison.of(store, base, names, seeds, baseline)
     refuse_unread_objective(compared.runs.values(), options.sets)
     return compared

@@ -8,7 +8,7 @@ from actors.pool.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, start
-from jobs.progress import open_screen
+from jobs.progress import open_screen, phase
 from jobs.settle import Choices, settle
 from jobs.summary import summarise
 from jobs.terminal import Session, session
@@ -17,6 +17,7 @@ from pipeline.config import Run
 from pipeline.driver import Driver, Sources, cautions, open_sources
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
+from pipeline.inspection.outlook import departures, outlook
 from pipeline.inspection.remaining import Remaining
 from pipeline.rounds import origin
 from pipeline.rounds.round import reward_codes
@@ -36,7 +37,11 @@ def distill(
         store = open_folder(uri)
         run = settle(store, choices)
         trackers.check(run)
-        sources = None if Remaining.of(store, run).is_empty else checked_sources(store, run, out)
+        remaining = Remaining.of(store, run)
+        sources = None if remaining.is_empty and not choices.dry else checked_sources(store, run, out)
+        if choices.dry and sources is not None:
+            preview(store, run, (remaining, sources), out)
+            return
         holding = hold(out, store)
         run = settle(store, choices)  # read again: another command may have worked on the run before we got the lease
         remaining = Remaining.of(store, run)
@@ -60,7 +65,11 @@ def distill(
             beside = demands_of(run, engines=False, train=bool(remaining.train))
             with contextlib.ExitStack() as stack:
                 stack.enter_context(trackers.feeding(store, run, out.say, holding))
-                engines = stack.enter_context(open_engines(run, engine_class, store, beside)) if remaining.needs_engines else {}
+                engines = (
+                    stack.enter_context(open_engines(run, engine_class, store, beside, out.say))
+                    if remaining.needs_engines
+                    else {}
+                )
                 screen = stack.enter_context(open_screen(out))
                 Driver(store, run, sources, engines, worker.start, screen).bring_to_end(remaining, holding)
         for line in remaining.stale:
@@ -68,9 +77,30 @@ def distill(
         summarise(store, run, out)
 
 
+def preview(store: Store, run: Run, found: tuple[Remaining, Sources], out: Session) -> None:
+    """Print the settings that differ from the defaults, and what would be done. Nothing is written."""
+    remaining, sources = found
+    changed = departures(run)
+    out.say("settings that differ from the defaults:")
+    for name, value in changed.items():
+        out.say(f"    {name}: {value!r}")
+    lines = outlook(store, run, remaining, (sources.rounds, sources.evals))
+    for line in lines:
+        out.say(line)
+    demands = demands_of(run, remaining.needs_engines, bool(remaining.train))
+    asked = "; ".join(
+        f"{one.count} x {one.setting} with {one.placement.cpus:g} CPU, {one.placement.gpus:g} GPU" for one in demands
+    )
+    out.say(f"asked of Ray at one time: {asked}")
+    out.say("Nothing was started or written. The same command without --dry-run does it.")
+    out.told.result = {"settings": run.model_dump(mode="json"), "differs": changed, "would": lines}
+
+
 def checked_sources(store: Store, run: Run, out: Session) -> Sources:
     """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
-    sources = open_sources(run, reward_codes(store, run))
-    for caution in cautions(run, sources):
+    with phase(out, "checking settings, problems and model"):
+        sources = open_sources(run, reward_codes(store, run), begun=bool(store.numbers("rounds")))
+        told = cautions(run, sources)
+    for caution in told:
         out.say(caution)
     return sources

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from actors.folders import judge_folders
@@ -15,28 +17,36 @@ from jobs.opened import look_at, open_folder
 from jobs.settle import Choices, read_config
 from jobs.terminal import Session, divert_output, session
 from pipeline import config
-from pipeline.errors import EgrsdError, UnreachableError
+from pipeline.errors import EgrsdError, UnreachableError, command
 from pipeline.fit import footprint, machine, one_card, pace
 from pipeline.fit.machine import Facts, Line
 from pipeline.grader.code import codes_of
 from pipeline.inspection import looked as rows
+from pipeline.inspection.shown import show_prompts
 from pipeline.live.probe import judge_store
+from pipeline.models import fitness
 from pipeline.models.agreement import check_teachers
+from pipeline.models.layers import with_targets
 from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import resolve
+from pipeline.problems.sources import named as named_source
 from pipeline.problems.sources import open_source
 from pipeline.recipes import recipe as named
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 
 
-def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool) -> None:
-    """Print every finding, and end with exit code 1 when one is an error. Raises SettingError for an unknown recipe."""
+def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) -> None:
+    """Print every finding, and end with exit code 1 when one is an error. Raises SettingError for an unknown recipe.
+
+    With a settings file, the source is looked at too, and three of its prompts are shown as the models will see them.
+    """
     with session(debug) as out:
         store = open_folder(uri) if uri is not None else None
-        run = store.load_run() if store is not None and recipe is None and store.exists() else named(recipe or "demo")
+        run = chosen_run(choices, store)
+        known = store is not None and store.exists() and bool(store.numbers("rounds"))
         here = machine.gather(nearest_folder(store))
         findings = tell([*machine.judge(here, machine.requirements()), *judge_folders()], out)
         largest = here
@@ -44,7 +54,10 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
             nodes = look_at(out, address)
             findings += tell(machine.judge_nodes(nodes, machine.requirements()), out)
             largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
+        if choices.config is not None:
+            findings += tell(judge("source", lambda: judge_sources(run)), out)
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
+        findings += tell(judge("model", lambda: judge_layers(run, known)), out)
         findings += tell(judge("model", lambda: judge_model(run, largest)), out)
         findings += tell(judge("rewards", lambda: judge_rewards(run)), out)
         findings += tell(judge("teachers", lambda: judge_teachers(run, largest)), out)
@@ -52,10 +65,41 @@ def doctor(recipe: str | None, uri: str | None, address: str | None, debug: bool
         findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, address, debug)], "a real engine to start"), out)
         if store is not None:
             findings += tell(judge("store", lambda: judge_store(store)), out)
+        if choices.config is not None:
+            show_real_prompts(run, out)
         errors, warnings = (sum(line.level == level for line in findings) for level in ("error", "warning"))
-        out.say(f"recipe {run.name}: {errors} errors, {warnings} warnings")
+        out.say(f"{'settings' if choices.config else 'recipe'} {run.name}: {errors} errors, {warnings} warnings")
+        out.told.result = (out.told.result or {}) | {"findings": [asdict(line) for line in findings]}
         if errors:
             sys.exit(1)
+        if choices.config is not None:
+            out.say(f"{command('distill', '--config', choices.config, '--run', f'runs/{run.name}')} runs it.")
+
+
+def chosen_run(choices: Choices, store: Store | None) -> config.Run:
+    """The settings to check: those of the file or the recipe, else of the run in `store`, else of the recipe `demo`."""
+    if store is not None and choices.recipe is None and choices.config is None and store.exists():
+        return resolve(store.load_run(), list(choices.sets))
+    return choices.fresh() if choices.config is not None else replace(choices, recipe=choices.recipe or "demo").fresh()
+
+
+def judge_sources(run: config.Run) -> list[Line]:
+    """What the run makes of its problems and of its held-out problems. Raises SourceError."""
+    lines = rows.look(open_source(run.source), run)
+    if run.evaluation.problems:
+        held_out = open_source(run.evaluation.source)
+        said = f"{named_source(run.evaluation.source)}: {len(held_out)} rows, of which {run.evaluation.problems} are asked"
+        lines.append(Line("ok", "held out", said))
+    return lines
+
+
+def show_real_prompts(run: config.Run, out: Session) -> None:
+    """Print three real prompts, ids and text. Nothing is printed where the findings have told why there are none."""
+    with contextlib.suppress(EgrsdError):
+        found = show_prompts(open_source(run.source), run)
+        out.told.result = {"prompts": [one.document() for one in found]}
+        for line in (line for one in found for line in one.lines()):
+            out.say(line)
 
 
 def look_at_source(source: str, choices: Choices, uri: str | None = None, debug: bool = False) -> None:
@@ -72,6 +116,7 @@ def look_at_source(source: str, choices: Choices, uri: str | None = None, debug:
         base = base if whole else base.model_copy(update={"source": config.Source()})
         run = resolve(base, [f"source.uri={source}", *choices.sets], document)
         findings = tell(rows.look(open_source(run.source), run if whole else None), out)
+        out.told.result = {"findings": [asdict(line) for line in findings]}
         if any(line.level == "error" for line in findings):
             sys.exit(1)
 
@@ -112,6 +157,13 @@ def judge_tokenizer(run: config.Run) -> Line:
     tokenizer = tokenizer_of(run.model)
     check_teachers(run)
     return Line("ok", "tokenizer", f"{len(tokenizer)} tokens, hash {template_hash(tokenizer)}, student and teacher alike")
+
+
+def judge_layers(run: config.Run, known: bool) -> list[Line]:
+    """Whether trainer and engines can use the model, and which layers are trained. known: the run exists. Raises ModelError."""
+    run = with_targets(run, new=not known)
+    notes = fitness.check(run, run.engines.rollout.placement.gpus > 0 or machine.vllm_for_gpus(), known)
+    return [Line("ok", "model", note.removeprefix("note: ")) for note in notes]
 
 
 def judge_rewards(run: config.Run) -> list[Line]:

@@ -10,8 +10,8 @@ from actors.pool.member import EngineClass
 from jobs import tables
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, open_run, start
-from jobs.progress import open_screen
-from jobs.settle import parse_numbers, read_config
+from jobs.progress import open_screen, phase
+from jobs.settle import chosen_policies, read_config
 from jobs.terminal import Session, session
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
@@ -51,7 +51,8 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
     with session(debug) as out:
         store, run = begun(uri, options, out)
         numbers = chosen_policies(store, options.policies)
-        asked = [ask(run, source, options.k, options.sets) for source in options.sources or [""]]
+        with phase(out, "reading problems and model"):
+            asked = [ask(run, source, options.k, options.sets) for source in options.sources or [""]]
         if twice := [a.kind for i, a in enumerate(asked) if a.kind in {b.kind for b in asked[:i]}]:
             raise UserError("is given twice with the same settings", f"--source {twice[0].removeprefix('evals/')}")
         notes = [note for one in asked for note in (*one.source.cautions(), check_references(one.source, one.run)) if note]
@@ -67,14 +68,17 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
             hold(out, evals)
             start(out, store, address, held=evals)
             answer(store, asked, numbers, out, engine_class)
+        summaries = {}
         samples = [{number: one.read(store, number) for number in numbers} for one in asked]
         for one, by_policy in zip(asked, samples, strict=True):
             summary = summarise(store, one, by_policy)
             store.write_json(f"{one.kind}/summary.json", summary)
+            summaries[one.kind] = summary
             show(out, one, summary)
             out.say(f"{store.locate(one.kind)}/summary.json")
         if len(asked) > 1:
             out.console.print(tables.of_macro_mean(macro_mean(asked[0], samples)))
+        out.told.result = summaries
 
 
 def begun(uri: str, options: Options, out: Session) -> tuple[Store, Run]:
@@ -98,26 +102,12 @@ def begun(uri: str, options: Options, out: Session) -> tuple[Store, Run]:
     return store, run
 
 
-def chosen_policies(store: Store, text: str) -> list[int]:
-    """The policy versions of a text such as `0,last`, in its order and without repeats.
-
-    Raises SettingError for a malformed text, and UserError for a policy that was never published.
-    """
-    last = store.latest_policy()
-    words = [str(last) if word.strip() == "last" else word for word in text.split(",")]
-    numbers = list(dict.fromkeys(parse_numbers(",".join(words), "--policy", "0,last or 0..3")))
-    for number in numbers:
-        if not store.has_policy(number):
-            raise UserError(f"policy {number} is not published", store.locate("policy"), f"Policies here: 0 to {last}")
-    return numbers
-
-
 def answer(store: Store, asked: list[Asked], numbers: list[int], out: Session, engine_class: EngineClass | None) -> None:
     """Generate and grade the missing traces of every policy on every source, with one pool of engines."""
     run = asked[0].run
     one_pool = run.engines.model_copy(update={"score": None})  # an evaluation scores nothing
     run = run.model_copy(update={"engines": one_pool})
-    with open_engines(run, engine_class) as engines, open_screen(out) as screen:
+    with open_engines(run, engine_class, say=out.say) as engines, open_screen(out) as screen:
         for one in asked:
             for number in numbers:
                 one.answer(store, number, engines, partial(screen.bar, f"{one.name}, policy {number}"))

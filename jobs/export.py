@@ -17,7 +17,7 @@ from jobs.opened import open_run
 from jobs.settle import parse_numbers
 from jobs.terminal import session
 from pipeline.config import Run
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
@@ -52,7 +52,7 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
         store, run = open_run(uri)
         rounds = [work for work in open_rounds(store, run) if Inventory(work).is_whole("rollout")]
         if not rounds:
-            raise UserError("no round has all its traces yet", store.uri, "Run `egrsd distill` first")
+            raise UserError("no round has all its traces yet", store.uri, f"Run {command('distill', '--run', store.uri)} first")
         store.check_policy(store.latest_policy())
         target, rows = Files(out_uri), 0
         there = [name for name in target.names("") if name.startswith("round-") and name.endswith(".parquet")]
@@ -67,6 +67,7 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
                 pq.write_table(table, sink, compression="zstd")
                 target.write(f"round-{work.number:04d}.parquet", sink.getvalue())
                 rows += table.num_rows
+        out.told.result = {"out": out_uri, "rounds": [work.number for work in rounds], "traces": rows}
         out.say(f"{rows} traces of {len(rounds)} rounds in {out_uri}")
 
 
@@ -105,10 +106,9 @@ def _write(store: Store, run: Run, version: int, merge: bool, folder: Path) -> N
     """Write everything that belongs to a policy into a local folder."""
     from actors.inference.startup import inspect_model
     from pipeline.evidence.model_card import Released, facts, model_card
-    from pipeline.models.resolve import resolve_model
     from pipeline.training.release import base_name, write_model
 
-    ends, _ = inspect_model(run.model, resolve_model(run.model.path))
+    ends, _ = inspect_model(run.model)
     with store.local(area("policy", version)) if version else _no_policy() as policy:
         write_model(run, policy, folder, merge, ends)
     released = Released(version, merge, base_name(run.model))

@@ -10,6 +10,7 @@ The child says through a pipe what it holds, one JSON object a line (`tell`):
     {"folder": PATH}                       A temporary folder of this command, to be removed.
     {"joins": ADDRESS}                     It joins a cluster, or starts its own.
     {"told": CODE}                         It has told how it ended, and is ending with this exit code.
+    {"printed": true}                      It has printed its JSON document.
     {"lost": LINE, "code": CODE}           It must be ended now, and this is why.
 """
 
@@ -30,6 +31,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jobs import envelope
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ORDERLY_S = 60.0  # an end that takes longer, after a signal or the last word, is cut off
 LOOK_S = 0.1
@@ -41,12 +44,15 @@ _pipe: int | None = None  # to the keeper, in its child
 _writing = threading.Lock()
 
 
-def keep() -> None:
+def keep(what: str = "") -> None:
     """Go on in a child process. This process waits for it, and exits with its code or with that of its end (README: exit codes).
 
-    Call it while the process has one thread.
+    Call it while the process has one thread. `what` is told at once, since the work itself takes seconds to load.
     """
     global _pipe
+    if what and not envelope.asked.get().json:
+        with contextlib.suppress(OSError):
+            os.write(1, f"egrsd {what}: begins\n".encode())
     mine, theirs = os.pipe()
     keeper = os.getpid()
     _control(_ADOPT_ORPHANS, 1)
@@ -99,6 +105,7 @@ class Keeper:
         self._signals: list[int] = []
         self._deadline = float("inf")
         self._told: int | None = None
+        self._printed = False  # whether the child has printed its JSON document
         self._joins = False  # whether the child has begun to join a cluster, so that Ray may end it
         self._lost: tuple[str, int] | None = None
         self._log: tuple[str, str] | None = None
@@ -179,6 +186,8 @@ class Keeper:
             self._folders.append(said["folder"])
         elif "joins" in said:
             self._joins = True
+        elif "printed" in said:
+            self._printed = True
         elif "told" in said:
             self._told = said["told"]
             self._deadline = min(self._deadline, time.monotonic() + ORDERLY_S)
@@ -211,7 +220,12 @@ class Keeper:
         cursor = "\x1b[?25h\n" if os.isatty(1) else ""  # a progress bar hides it
         log = f"log: {printable(self._log[1])}\n" if self._log is not None else ""
         with contextlib.suppress(OSError):
-            os.write(1, (cursor + text + log).encode(errors="backslashreplace"))
+            os.write(1, cursor.encode())
+            os.write(2, (text + log).encode(errors="backslashreplace"))
+        if envelope.asked.get().json and not self._printed:
+            told = envelope.Told(error=envelope.error_of("Ended", " ".join(line.split())), log=self._log and self._log[1])
+            with contextlib.suppress(OSError):
+                os.write(1, f"{envelope.document(told, code)}\n".encode())
         if self._log is not None:
             with contextlib.suppress(OSError), open(self._log[0], "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} exit code {code}. {text}")

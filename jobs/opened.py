@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from actors.folders import check_folders
 from jobs import keeper
+from jobs.progress import phase
 from jobs.terminal import QUIET, Session
 from pipeline.config import Run
 from pipeline.fit.versions import changed_code
@@ -102,10 +103,12 @@ def start(out: Session, store: Store, address: str | None, asked: Sequence[Deman
 
     begin(out, store)
     names = (*QUIET, "EGRSD_DEBUG")
-    join(out, address, {name: os.environ[name] for name in names if name in os.environ})
-    if not cluster.is_local(address):  # here workers have no other code, and each of them looks before it works
-        cluster.check_nodes()
-    cluster.check_reach(held or store)
+    who = "starting Ray on this machine" if cluster.is_local(address) else f"joining the Ray cluster {address or ''}".rstrip()
+    with phase(out, who):
+        join(out, address, {name: os.environ[name] for name in names if name in os.environ})
+        if not cluster.is_local(address):  # here workers have no other code, and each of them looks before it works
+            cluster.check_nodes()
+        cluster.check_reach(held or store)
     if lacking := cluster.check_room(list(asked)):
         out.say(f"the cluster's autoscaler is asked for nodes: {lacking}.")
 

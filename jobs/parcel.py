@@ -75,7 +75,7 @@ def collect(folder: Path, asked: dict[str, Any], include: Sequence[str]) -> Parc
     """
     parcel = Parcel()
     for name, path in _product(folder):
-        _add(parcel, folder, name, path, _SECRET_CODE)
+        _add(parcel, folder if path.is_relative_to(folder) else code_root(), name, path, _SECRET_CODE)
     for option, text in [*_named(folder, asked), *(("--include", text) for text in include)]:
         _add_named(parcel, folder, option, text)
     if parcel.size > MOST_BYTES:
@@ -89,7 +89,13 @@ def collect(folder: Path, asked: dict[str, Any], include: Sequence[str]) -> Parc
 
 
 def _product(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Name and path of the source code, of the packages' data as pyproject.toml names it, and of pyproject.toml itself."""
+    """Name and path of the source code, of the packages' data as pyproject.toml names it, and of pyproject.toml itself.
+
+    A folder without the project's packages sends those that are installed here, as from a wheel.
+    """
+    if not (folder / PACKAGES[-1] / "parcel.py").is_file():
+        yield from _installed(code_root())
+        return
     project = folder / "pyproject.toml"
     globs: dict[str, list[str]] = {}
     if project.is_file():
@@ -101,6 +107,19 @@ def _product(folder: Path) -> Iterator[tuple[str, Path]]:
             for path in sorted((folder / package).glob(pattern)):
                 if path.is_file() and "__pycache__" not in path.parts:
                     yield path.relative_to(folder).as_posix(), path
+
+
+def code_root() -> Path:
+    """The folder of the packages that run here: a checkout, or the site-packages of an environment."""
+    return Path(__file__).resolve().parents[1]
+
+
+def _installed(root: Path) -> Iterator[tuple[str, Path]]:
+    """Name and path of every file of the packages below `root`."""
+    for package in PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path.relative_to(root).as_posix(), path
 
 
 def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:

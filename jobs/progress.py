@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from jobs.terminal import Session
 from pipeline.driver import Advance
 
+log = logging.getLogger("egrsd")
 EVERY_S = 10.0  # a log gets a line per bar at most this often
 
 
@@ -62,9 +66,12 @@ class TerminalScreen:
         """Show a bar of `total` steps, `done` of them done. The returned function moves it by one step."""
         task = self.bars.add_task(title, total=total, completed=done, note="")
 
+        count = itertools.count(done + 1)
+
         def step(note: str = "") -> None:
-            """Move the bar by one step, with a note beside it."""
+            """Move the bar by one step, with a note beside it. The log gets a line too."""
             self.bars.update(task, advance=1, note=note)
+            log.info("%s", f"{title} {next(count)}/{total} {note}".rstrip())
 
         return step
 
@@ -75,3 +82,16 @@ def open_screen(out: Session) -> Iterator[TerminalScreen]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
     with Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4) as bars:
         yield TerminalScreen(out, bars)
+
+
+@contextlib.contextmanager
+def phase(out: Session, what: str) -> Iterator[None]:
+    """Name a part of the start while it goes on, and tell its seconds at its end. A terminal shows a spinner meanwhile."""
+    begun = time.monotonic()
+    if out.console.is_terminal:
+        with out.console.status(f"{escape(what)} ..."):
+            yield
+    else:
+        out.say(f"{what} ...")
+        yield
+    out.say(f"{what}: {time.monotonic() - begun:.1f} s")

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from jobs.opened import open_run
+from jobs.settle import parse_numbers
 from jobs.tables import aligned
 from jobs.terminal import session
 from pipeline.config import Run
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.grader.verifier import grader_of
 from pipeline.inspection.regrade import Change, regrade
 from pipeline.notices import NOTICE_S, late
@@ -23,22 +24,27 @@ from pipeline.store.names import EVALUATION_FOLDER
 _SHOWN_CHARS = 60
 
 
-def show_changes(uri: str, stage: str, number: int | None, sets: Sequence[str] = (), debug: bool = False) -> None:
-    """Grade the stored traces of a round, or of all rounds and evaluations, and print the verdicts that would change.
+def show_changes(uri: str, stage: str, rounds: str | None, sets: Sequence[str] = (), debug: bool = False) -> None:
+    """Grade the stored traces of some rounds, or of all rounds and evaluations, and print the verdicts that would change.
 
     Raises UserError for another stage than grade, for an unknown round, and for a setting that the stage does not read.
     """
     with session(debug) as out:
         if stage != "grade":
-            raise UserError(f"'{stage}' has no verdicts", "--diff", "Use `egrsd stage grade --run URI --diff`")
+            raise UserError(f"'{stage}' has no verdicts", "--diff", f"Use {command('stage', 'grade', '--run', uri, '--diff')}")
         store, old = open_run(uri)
         run = resolve(old, list(sets))
         if run.grade.verdict_reward is not None:
             what = f"the reward '{run.grade.verdict_reward}' decides the verdicts of this run, and no verifier"
-            raise UserError(what, "--diff", "`egrsd stage reward --run URI --round N --force` runs the rewards again")
+            raise UserError(
+                what,
+                "--diff",
+                f"{command('stage', 'reward', '--run', uri, '--round', rounds or '0', '--force')} runs the rewards again",
+            )
         check_settings(find_stage(stage), (setting for setting, _, _ in differences(old, run)))
         out.exits.enter_context(late("regrade", f"stored answers of {store.uri} have been graded for {NOTICE_S:g} s so far."))
-        works = _all_works(store, run) if number is None else [open_round(store, run, "rounds", number)]
+        numbers = parse_numbers(rounds, "--round", "3 or 0..15") if rounds is not None else []
+        works = _all_works(store, run) if rounds is None else [open_round(store, run, "rounds", number) for number in numbers]
         grader = grader_of(run)
         rows, stale, counts = 0, 0, Counter[tuple[str, str]]()
         table = aligned("", "round", "problem", "gold", "answer's end", "stored", "now")
@@ -54,12 +60,14 @@ def show_changes(uri: str, stage: str, number: int | None, sets: Sequence[str] =
         out.say(f"{counts.total()} of {rows} stored verdicts would change{':' if counts else '.'}")
         for (before, after), count in counts.most_common():
             out.say(f"  {count} {before} -> {after}")
-        if number is None and (others := [name[0] for name in store.named("evals", EVALUATION_FOLDER)]):
+        if rounds is None and (others := [name[0] for name in store.named("evals", EVALUATION_FOLDER)]):
             out.say(f"Left out, because they have grading settings of their own: evals/{', evals/'.join(others)}.")
+        out.told.result = {"rows": rows, "stale": stale, "changes": [[*pair, count] for pair, count in counts.most_common()]}
+        again = command("stage", "grade", "--run", uri, "--round", rounds or "0", "--force")
         if stale:
-            out.say(f"{stale} shards were left out: their traces changed since they were graded. `egrsd status` tells which.")
+            out.say(f"{stale} shards were left out: their traces changed since. {command('status', uri)} tells which.")
         if counts:
-            out.say("Nothing was changed. `egrsd stage grade --run URI --round N --force` grades a round again.")
+            out.say(f"Nothing was changed. {again} grades again.")
 
 
 def _all_works(store: Store, run: Run) -> Iterator[Round]:

@@ -35,6 +35,7 @@ def report_run(uris: list[str], compare: str | None, out_uri: str | None, debug:
             document = collect_all(runs) | {"compare": compared}
             html = page(document)
         target.write(name, html)
+        out.told.result = {"report": target.locate(name), "bytes": len(html), "runs": uris}
         out.say(f"{target.locate(name)}: {len(html) / 1e6:.1f} MB")
         for run in document["runs"]:
             _tell(out, run, f"{run['run']['folder']}: " if len(uris) > 1 else "")

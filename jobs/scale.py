@@ -25,6 +25,7 @@ def scale(uri: str, sizes: list[str], debug: bool) -> None:
         store, run = open_run(uri)
         wanted = parse(sizes, run)
         pools = control.ask(store, {"sizes": wanted})["pools"]
+        out.told.result = pools
         for name, pool in pools.items():
             bounds = str(pool["least"]) if pool["least"] == pool["most"] else f"{pool['least']} to {pool['most']}"
             out.say(f"{name}: {len(pool['engines'])} engines, {bounds} wanted; {pool['queued']} batches wait.")

@@ -1,4 +1,4 @@
-"""The server of `egrsd report --serve`: one page on the loopback address, which is made anew when its runs have moved on.
+"""The server of `egrsd report --run RUN --serve`: one page on the loopback address, made anew when its runs have moved on.
 
 Only this machine reaches it, and only who knows the secret part of the address: other users of the machine do not. The server
 answers requests that name it as their host, so that no page of another site can read it under a name of its own.
@@ -34,6 +34,7 @@ class Watched:
         self._seen: Any = None
         self._lock = threading.Lock()
         self._document: dict[str, Any] = {}
+        self._waits = True
         self.version, self.said = 0, ""
 
     def look(self) -> bool:
@@ -47,13 +48,12 @@ class Watched:
         try:
             runs = [(store, store.load_run()) for store, _ in self._runs]
             document = collect_all(runs)
-        except UserError as error:  # nothing is measured yet
-            document = waiting(self._runs, f"{error.what}. This page shows it once it is there.")
         except EgrsdError as error:
-            if self._document:
+            if self._document and not self._waits:
                 self.said = f"Not read at the last look: {error.what}."
                 return False
-            document = waiting(self._runs, str(error))
+            document = waiting(self._runs, f"{error.what}. This page shows it once it is there.")
+        self._waits = "waiting" in document["runs"][0]
         with self._lock:
             self._seen, self.version, self.said = seen, self.version + 1, f"Live. As of {time.strftime('%H:%M:%S')}."
             self._document = document | {"compare": self._compared, "live": True, "version": self.version}

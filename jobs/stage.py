@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.engines import open_engines
 from jobs.opened import begin, hold_run, start
+from jobs.settle import parse_numbers
 from jobs.terminal import Session, session
+from pipeline.config import Run
 from pipeline.contract import Stage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.fit.versions import versions
+from pipeline.inspection.staleness import tell_stale
 from pipeline.overrides import differences, resolve
 from pipeline.problems.sources import open_source
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.round import Round, open_round, open_rounds, with_engines
+from pipeline.rounds.round import Round, open_round, with_engines
 from pipeline.rounds.schedule import Choice, execute, takes_ray
 from pipeline.stages import PLAN, check_settings, find_stage
 from pipeline.stages.reward import check as check_rewards
@@ -25,10 +29,13 @@ from pipeline.store.directory import Entry
 
 @dataclass(frozen=True)
 class Redo:
-    """The options of the command line. `force` also computes fresh shards; without `shards` all shards are meant."""
+    """The options of the command line. `force` also computes fresh shards; without `shards` all shards are meant.
+
+    stage: one name, or several with commas. rounds: numbers and ranges, such as `3` or `0..15`.
+    """
 
     stage: str
-    round: int
+    rounds: str
     sets: Sequence[str] = ()
     force: bool = False
     shards: Sequence[str] = ()
@@ -37,41 +44,68 @@ class Redo:
 def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = False) -> None:
     """Compute the missing and stale shards of a stage, and with `force` the fresh ones too. It reads only declared columns.
 
-    Changed settings become the run's settings once the shards are committed. Raises UserError for an unknown stage, round or
-    shard, for stale input, and for a setting that the stage does not read.
+    Changed settings become the run's settings once the shards of the first round are committed. Raises UserError for an unknown
+    stage, round or shard, for stale input, and for a setting that no stage reads which is asked for.
     """
     with session(debug) as out:
-        stage = find_stage(asked.stage)
+        chosen = {find_stage(name.strip()) for name in asked.stage.split(",")}
+        stages = [stage for stage in PLAN if stage in chosen]
         store, old, _ = hold_run(out, uri)
         run = resolve(old, list(asked.sets))
-        if not stage.in_run(run):
-            raise UserError("this run has no rewards of its own, so `grade` does all", f"stage {stage.name}", "Set grade.rewards")
-        check_settings(stage, (setting for setting, _, _ in differences(old, run)))
-        work = open_round(store, run, "rounds", asked.round)
-        if unknown := sorted(set(asked.shards) - work.shards.keys()):
-            raise UserError(f"no shard {unknown[0]}", work.area, f"Shards: {', '.join(sorted(work.shards))}")
-        only = frozenset(asked.shards or work.shards)
-        inventory = Inventory(work)
-        for shard in sorted(only):
-            if reason := inventory.stale_input(stage, shard):
-                raise UserError(
-                    f"its input is stale: {reason}", f"{work.area}, shard {shard}", "Run `egrsd stage` for that stage first"
-                )
-        for note in check_rewards(run, work.codes, open_source(run.source)) if stage.name == "reward" else ():
+        numbers = parse_numbers(asked.rounds, "--round", "3 or 0..15")
+        changed = differences(old, run)
+        for stage in stages:
+            _check(stage, run, [name for name, _, _ in changed if not any(other.reads_setting(name) for other in stages)])
+        works = [open_round(store, run, "rounds", number) for number in numbers]
+        _check_input(works[0], stages[0], asked)
+        for note in check_rewards(run, works[0].codes, open_source(run.source)) if stages[0].name == "reward" else ():
             out.say(note)
-        if takes_ray(run, (stage.name,), len(only)):
+        if any(takes_ray(run, (stage.name,), len(asked.shards or work.shards)) for work in works for stage in stages):
             start(out, store, address)
         else:
             begin(out, store)
-        if going := _replaced(inventory, stage, Choice(only, asked.force)):
-            out.say(f"{work.area} {stage.name}: {len(going)} shards are replaced, each once its new one is whole.")
-        computed = _bring_up(work, stage, Choice(only, asked.force), out)
-        for setting, was, now in differences(old, run):
+        told = [_redo(work, stage, asked, out) for work in works for stage in stages]
+        for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         store.save_run(run, versions())  # after the computation, so that settings which failed are not kept
-        rows = sum(entry.rows for entry in computed)
-        out.say(f"{work.area} {stage.name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
-        _tell_stale(work, stage, out)
+        tell_stale(store, run, out.say)
+        out.told.result = {"computed": told}
+
+
+def _check(stage: Stage, run: Run, changed: list[str]) -> None:
+    """Raise UserError for a stage that the run does not have, and SettingError for a changed setting that it does not read."""
+    if not stage.in_run(run):
+        raise UserError("this run has no rewards of its own, so `grade` does all", f"stage {stage.name}", "Set grade.rewards")
+    check_settings(stage, changed)
+
+
+def _check_input(work: Round, stage: Stage, asked: Redo) -> None:
+    """Raise UserError for a shard that is not there, and for one with stale input, with the command that mends the input."""
+    if unknown := sorted(set(asked.shards) - work.shards.keys()):
+        raise UserError(f"no shard {unknown[0]}", work.area, f"Shards: {', '.join(sorted(work.shards))}")
+    inventory = Inventory(work)
+    for shard in sorted(asked.shards or work.shards):
+        if reason := inventory.stale_input(stage, shard):
+            first = command("stage", reason.partition(" ")[0], "--run", work.store.uri, "--round", asked.rounds)
+            raise UserError(f"its input is stale: {reason}", f"{work.area}, shard {shard}", f"Run {first} first")
+
+
+def _redo(work: Round, stage: Stage, asked: Redo, out: Session) -> dict[str, Any]:
+    """Bring the chosen shards of one stage of one round up to date, and say what was done."""
+    _check_input(work, stage, asked)
+    only, inventory = frozenset(asked.shards or work.shards), Inventory(work)
+    if going := _replaced(inventory, stage, Choice(only, asked.force)):
+        out.say(f"{work.area} {stage.name}: {len(going)} shards are replaced, each once its new one is whole.")
+    computed = _bring_up(work, stage, Choice(only, asked.force), out)
+    rows = sum(entry.rows for entry in computed)
+    out.say(f"{work.area} {stage.name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
+    return {
+        "round": work.number,
+        "stage": stage.name,
+        "computed": len(computed),
+        "rows": rows,
+        "fresh": len(only) - len(computed),
+    }
 
 
 def _replaced(inventory: Inventory, stage: Stage, choice: Choice) -> list[str]:
@@ -91,23 +125,9 @@ def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[E
     computed: list[Entry] = []
     with contextlib.ExitStack() as stack:
         if stage.where == "engines" and stage.asks(work.run):
-            work = with_engines(work, stack.enter_context(open_engines(work.run)))
+            work = with_engines(work, stack.enter_context(open_engines(work.run, say=out.say)))
         with out.console.status(f"{work.area} {stage.name}"):
             execute(
                 work, (stage.name,), source, choice=choice, on_entry=lambda entry, new: computed.append(entry) if new else None
             )
     return computed
-
-
-def _tell_stale(work: Round, stage: Stage, out: Session) -> None:
-    """Say which shards of later stages are stale now, and in which rounds this stage has other settings."""
-    inventory = Inventory(work)
-    for other in PLAN[PLAN.index(stage) + 1 :]:
-        reasons = inventory.reasons(other.name)
-        del reasons["missing"]
-        if reasons:
-            count = reasons.total()
-            out.say(f"now stale: {work.area} {other.name}, {count} of {len(work.shards)} shards ({min(reasons)}).")
-    for other_round in open_rounds(work.store, work.run):
-        if other_round.number != work.number and Inventory(other_round).reasons(stage.name)["settings"]:
-            out.say(f"now stale: {other_round.area} {stage.name} (settings).")

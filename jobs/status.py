@@ -1,118 +1,229 @@
-"""`egrsd status`: print a table of rounds x stages, read from the run directory alone."""
+"""`egrsd status`: what a run has learned, its work by round and stage, and what is stale with the command that mends it.
+
+Everything is read from the run directory alone, and no shard is opened.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.filesize import decimal
+from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jobs.opened import open_run
-from jobs.terminal import session
+from jobs.tables import aligned
+from jobs.terminal import Interrupted, Session, printable, session, with_address
 from pipeline.choice.plans import told
 from pipeline.config import Run
+from pipeline.inspection import learning
+from pipeline.inspection.staleness import Staleness, among, look
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.plan import read_plan
-from pipeline.rounds.round import evaluation_run, open_round, open_rounds
-from pipeline.stages import EVALUATION, PLAN, chain_of
+from pipeline.rounds.metrics import agreement
+from pipeline.rounds.round import open_rounds
+from pipeline.stages import PLAN, chain_of
 from pipeline.store.directory import Store
 from pipeline.store.names import EVALUATION_FOLDER
 
+LOOK_S = 2.0
 
-def show(uri: str, debug: bool) -> None:
-    """Print rows, seconds and stale shards of each stage of each round, rejected rows by reason, policies and evaluations."""
+
+@dataclass
+class Seen:
+    """What `status` has read of a run. rows: of the table of work. notes: (kind of note, its text, rounds)."""
+
+    store: Store
+    run: Run
+    figures: dict[str, dict[int, float]]
+    stages: tuple[str, ...]
+    stale: Staleness
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
+    stored: Counter[str] = field(default_factory=Counter)
+    notes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+
+def show(uri: str, debug: bool, watch: bool = False) -> None:
+    """Print what was learned, the work, and what is stale. With `watch` again at each change, until the run is done."""
     with session(debug) as out:
         store, run = open_run(uri)
-        title = f"{run.name}: {len(store.numbers('rounds'))} of {run.rounds} rounds"
-        names = chain_of(run, (stage.name for stage in PLAN))
-        table = Table("round", *names, "trained", title=title, title_justify="left", box=None)
-        rejected: Counter[str] = Counter()
-        stored: Counter[str] = Counter()
-        notes: list[str] = []
+        if watch:
+            _watch(out, store)
+            return
         with late("status", f"the rounds of {store.uri} have been read for {NOTICE_S:g} s so far."):
-            for work in open_rounds(store, run):
-                inventory = Inventory(work)
-                rejected.update(inventory.all_rejected())
-                stored.update({name: sum(entry.bytes for entry in inventory.entries(name).values()) for name in names})
-                stale = {name: inventory.begun_and_stale(name) for name in names}
-                table.add_row(str(work.number), *(_cell(inventory, name, stale[name]) for name in names), _trained(inventory))
-                notes += _notes(inventory, stale)
-        out.console.print(table)
-        out.console.print("rows, seconds of work, -rejected rows, ! stale or missing shards", style="dim")
-        changed = [f"note: {text}." for text in origin.look(store, run)]
-        for note in [*notes, *_stale_evaluations(store, run), *told(store, run), *changed]:
-            out.say(note)
-        if run.source.response:
-            wrote = (
-                "no engine wrote them"
-                if run.only_imports
-                else f"{run.writers.count('import')} of each group of {len(run.writers)}"
-            )
-            out.say(f"traces: imported from {run.source.uri}, column {run.source.response}; {wrote}")
-        if run.teachers:
-            who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
-            out.say("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
-        out.say("rejected: " + (", ".join(f"{count} {reason}" for reason, count in rejected.most_common()) or "none"))
-        out.say("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in stored.items() if size) or "nothing"))
-        if (damage := store.damaged_policy()) is not None:
-            out.say(f"damaged: {damage}")
-        out.say(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
-        for name in store.named("evals", EVALUATION_FOLDER):
-            if policies := store.numbers(f"evals/{name[0]}"):
-                out.say(f"evals/{name[0]}: policies {', '.join(map(str, policies))}")
+            seen = see(store, run)
+        for table in _tables(seen):
+            out.console.print(table)
+        for line in _lines(seen):
+            out.say(line)
+        out.told.result = _document(seen)
 
 
-def _cell(inventory: Inventory, name: str, stale: Counter[str]) -> str:
-    """A cell such as `256 1.2s -3 !`: rows, seconds of work, rejected rows, and a mark for stale or missing shards."""
-    entries = inventory.entries(name)
-    if not entries:
-        return "-"
-    text = f"{sum(e.rows for e in entries.values())} {sum(e.seconds for e in entries.values()):.1f}s"
-    if dropped := inventory.rejected(name).total():
-        text += f" -{dropped}"
-    return f"[yellow]{text} ![/yellow]" if stale else text
+def see(store: Store, run: Run) -> Seen:
+    """Read what is shown of a run."""
+    seen = Seen(store, run, learning.by_round(store), chain_of(run, (stage.name for stage in PLAN)), Staleness(store, run))
+    inventories = []
+    for work in open_rounds(store, run):
+        inventory = Inventory(work)
+        inventories.append(inventory)
+        seen.rejected.update(inventory.all_rejected())
+        seen.rows.append(_row(inventory, seen.stages, Staleness(store, run).add(inventory)))
+        seen.stored.update({name: sum(e.bytes for e in inventory.entries(name).values()) for name in seen.stages})
+        for text in _notes(inventory):
+            seen.notes[text].append(work.number)
+    seen.stale = look(store, run, inventories)
+    return seen
 
 
-def _trained(inventory: Inventory) -> str:
-    """Which policy was trained on a round, and how many rounds the policy that wrote its traces is behind."""
+def _row(inventory: Inventory, stages: tuple[str, ...], stale: bool) -> dict[str, Any]:
+    """The work of one round: rows, seconds and rejected rows of each stage, and what was trained on it."""
     work = inventory.work
-    behind = f", {work.lag} behind" if work.lag else ""
-    as_committed = inventory.as_committed
-    if as_committed is None:
-        return f"-{behind}"
-    if not work.store.has_policy(work.number + 1):
-        return f"committed{behind}"
-    text = f"policy {work.number + 1}"
-    return f"{text if as_committed else f'[yellow]{text} ![/yellow]'}{behind}"
+    cells = {}
+    for name in stages:
+        entries = inventory.entries(name).values()
+        if entries:
+            cells[name] = {
+                "rows": sum(entry.rows for entry in entries),
+                "seconds": sum(entry.seconds for entry in entries),
+                "rejected": inventory.rejected(name).total(),
+            }
+    trained = inventory.as_committed is not None and work.store.has_policy(work.number + 1)
+    state = f"policy {work.number + 1}" if trained else "committed" if inventory.as_committed is not None else "-"
+    return {"round": work.number, "stages": cells, "trained": state, "behind": work.lag, "stale": stale}
 
 
-def _notes(inventory: Inventory, stale: dict[str, Counter[str]]) -> list[str]:
-    """Sentences on what is stale in a round, and on entropies that are not what the run asks for."""
-    work, notes = inventory.work, []
+def _notes(inventory: Inventory) -> Iterator[str]:
+    """Sentences on entropies that are not what the run asks for, and on teachers that fell back, without the round."""
+    work = inventory.work
     if (text := inventory.warning()) is not None:
-        notes.append(f"warning: {text}")
+        yield f"warning: {text.replace(f'{work.area}, ', '', 1)}"
     if fell_back := sum(entry.facts.get("fell_back", 0) for entry in inventory.entries("score").values()):
-        notes.append(f"note: {work.area}: {fell_back} traces had no sibling or verdict, and got teachers.NAME.fallback instead")
-    if inventory.as_committed is False and work.store.has_policy(work.number + 1):
-        redo = f"`egrsd train --from-round {work.number} --replace`"
-        notes.append(f"stale: policy {work.number + 1} was trained on other shards of {work.area}; {redo}")
-    return notes + [
-        f"stale: {work.area} {name}, {count} of {len(work.shards)} shards ({reason})"
-        for name, reasons in stale.items()
-        for reason, count in reasons.items()
-    ]
+        yield f"note: {fell_back} traces had no sibling or verdict, and got teachers.NAME.fallback instead"
 
 
-def _stale_evaluations(store: Store, run: Run) -> list[str]:
-    """Sentences on stale evaluations of the run's own held-out problems."""
-    notes = []
-    for number in store.numbers("evals") if run.evaluation.problems else []:
-        if read_plan(store, "evals", number) is None:  # an empty folder
+# ---- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def _tables(seen: Seen) -> list[RenderableType]:
+    """The table of learning, where there are figures, then that of work."""
+    title = f"{seen.run.name}: {seen.store.latest_policy()} of {seen.run.rounds} rounds trained"
+    known = [(measure, seen.figures[measure[1]]) for measure in learning.MEASURES if seen.figures[measure[1]]]
+    tables: list[RenderableType] = []
+    if known:
+        first, last = min(known[0][1]), max(known[0][1])
+        table = aligned(escape(printable(title)), "learning", f"round {first}", f"round {last}", "by round")
+        for (_, _, label, scale, digits), values in known:
+            ends = (f"{scale * values[number]:.{digits}f}" for number in (min(values), max(values)))
+            table.add_row(label, *ends, learning.sparkline([values[number] for number in sorted(values)]))
+        tables += [table, Text()]
+    return [*tables, _work(seen, "work" if known else title)]
+
+
+def _work(seen: Seen, title: str) -> Table:
+    """Rounds x stages. Neighbouring rounds that are whole and trained share one row."""
+    table = Table("round", *seen.stages, "trained", title=escape(printable(title)), title_justify="left", box=None)
+    whole: list[dict[str, Any]] = []
+    for row in [*seen.rows, None]:
+        if row is not None and not row["stale"] and row["trained"].startswith("policy") and len(seen.rows) > 12:
+            whole.append(row)
             continue
-        inventory = Inventory(open_round(store, evaluation_run(run), "evals", number))
-        stale = {reason for name in chain_of(inventory.work.run, EVALUATION) for reason in inventory.begun_and_stale(name)}
-        where = inventory.work.area
-        notes += [f"stale: {where} ({', '.join(sorted(stale))}); `egrsd distill` evaluates again"] if stale else []
-    return notes
+        if whole:
+            table.add_row(*_together(whole, seen.stages))
+            whole = []
+        if row is not None:
+            behind = f", {row['behind']} behind" if row["behind"] else ""
+            marked = f"[yellow]{row['trained']} ![/yellow]" if row["stale"] else row["trained"]
+            table.add_row(str(row["round"]), *(_cell(row["stages"].get(name)) for name in seen.stages), f"{marked}{behind}")
+    return table
+
+
+def _together(rows: list[dict[str, Any]], stages: tuple[str, ...]) -> list[str]:
+    """One row for several whole rounds, with sums."""
+    sums = {name: Counter[str]() for name in stages}
+    for row in rows:
+        for name, cell in row["stages"].items():
+            sums[name].update(cell)
+    numbers = [row["round"] for row in rows]
+    lag = max(row["behind"] for row in rows)
+    last = f"policy {numbers[-1] + 1}" + (f", {lag} behind" if lag else "")
+    return [among(numbers, "round").partition(" ")[2], *(_cell(sums[name]) for name in stages), last]
+
+
+def _cell(cell: dict[str, Any] | Counter[str] | None) -> str:
+    """A cell such as `256 1.2s -3`: rows, seconds of work, and rejected rows."""
+    if not cell:
+        return "-"
+    return f"{cell['rows']} {cell['seconds']:.1f}s" + (f" -{cell['rejected']}" if cell["rejected"] else "")
+
+
+def _lines(seen: Seen) -> list[str]:
+    """The lines under the tables: notes, what is stale, and where things are."""
+    store, run = seen.store, seen.run
+    lines = ["cells: rows, seconds of work, -rejected rows; ! something in the round is stale"] if seen.rows else []
+    lines += [f"{text} ({among(numbers, 'round')})" for text, numbers in seen.notes.items()]
+    lines += [*told(store, run), *(f"note: {text}." for text in origin.look(store, run))]
+    if run.source.response:
+        some = f"{run.writers.count('import')} of each group of {len(run.writers)}"
+        wrote = "no engine wrote them" if run.only_imports else some
+        lines.append(f"traces: imported from {run.source.uri}, column {run.source.response}; {wrote}")
+    if run.teachers:
+        who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
+        lines.append("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
+    lines.append("rejected: " + (", ".join(f"{count} {reason}" for reason, count in seen.rejected.most_common()) or "none"))
+    lines.append("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in seen.stored.items() if size) or "nothing"))
+    if (gap := agreement(store.metrics())) is not None:
+        lines.append(f"trainer - engine: {gap}")
+    if (damage := store.damaged_policy()) is not None:
+        lines.append(f"damaged: {damage}")
+    lines.append(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
+    for name in store.named("evals", EVALUATION_FOLDER):
+        if policies := store.numbers(f"evals/{name[0]}"):
+            lines.append(f"evals/{name[0]}: policies {', '.join(map(str, policies))}")
+    return [*lines, *seen.stale.lines()]
+
+
+def _document(seen: Seen) -> dict[str, Any]:
+    """What `--json` prints of a run."""
+    return {
+        "run": seen.store.uri,
+        "recipe": seen.run.name,
+        "rounds": seen.run.rounds,
+        "trained": seen.store.latest_policy(),
+        "learning": seen.figures,
+        "work": seen.rows,
+        "rejected": seen.rejected,
+        "stored_bytes": seen.stored,
+        "evaluated": seen.store.numbers("evals"),
+        "stale": [line.removeprefix("stale: ") for line in seen.stale.lines() if line.startswith("stale: ")],
+        "mend": [one.strip("`") for one in seen.stale.remedies()],
+    }
+
+
+def _watch(out: Session, store: Store) -> None:
+    """Show the run again every LOOK_S seconds until it is done. Ctrl-C ends the watch, not the run."""
+
+    def page() -> tuple[RenderableType, bool]:
+        """What is shown now, and whether the run is done."""
+        run = store.load_run()
+        seen = see(store, run)
+        lines = [Text(printable(with_address(line))) for line in _lines(seen)]
+        return Group(*_tables(seen), *lines), store.latest_policy() >= run.rounds
+
+    shown, is_done = page()
+    with Live(shown, console=out.console, auto_refresh=False, transient=False) as live:
+        try:
+            while not is_done:
+                time.sleep(LOOK_S)
+                shown, is_done = page()
+                live.update(shown, refresh=True)
+        except Interrupted:
+            return

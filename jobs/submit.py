@@ -30,7 +30,7 @@ from actors.token import offer_token
 from jobs.parcel import collect
 from jobs.terminal import Session, session
 from pipeline.digest import short
-from pipeline.errors import EgrsdError, SettingError, UserError, first_line
+from pipeline.errors import EgrsdError, SettingError, UserError, command, first_line
 from pipeline.notices import NOTICE_S, late
 
 if TYPE_CHECKING:
@@ -85,11 +85,18 @@ def submit(context: Any, job: Job, address: str | None, debug: bool) -> None:
             out.say(line)
         name, started = start_once(client, job.submission_id or default_id(job.verb), entrypoint, options)
         out.say(f"job {name}: submitted." if started else f"job {name} is running already, with the code of its submission.")
+        out.told.result = {"job": name, "started": started}
+        stop_it = command("submit", "--address", _url(address), "--stop", name)
         if not job.wait:
-            out.say(f"The same command without --no-wait follows it; `egrsd submit --stop {name}` ends it.")
+            out.say(f"The same command without --no-wait follows it; {stop_it} ends it.")
             return
-        _say_if_waiting(client, name, out)
-        sys.exit(_conclude(follow(client, name, out), out))
+        try:
+            _say_if_waiting(client, name, out)
+            ended = follow(client, name, out)
+        except KeyboardInterrupt:
+            out.say(f"job {name} runs on. The same command follows it again; {stop_it} ends it.")
+            raise
+        sys.exit(_conclude(ended, out))
 
 
 def stop(submission_id: str, address: str | None, wait: bool, debug: bool) -> None:

@@ -11,6 +11,7 @@ from jobs.tables import aligned
 from pipeline.choice.plans import told
 from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out, same_problems
 from pipeline.problems.sources import named
+from pipeline.rounds.metrics import agreement
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ def summarise(store: Store, run: Run, out: Session) -> None:
             out.say(f"policies 0 and {versions[1]} answered different held-out problems, which do not pair: no table.")
     rounds = [row for row in store.metrics() if row["writer"] == "round"]
     if rounds:
-        out.console.print(_rounds_table(rounds, run))
+        out.console.print(_rounds_table(rounds, run, agreement(store.metrics())))
     for text in told(store, run):
         out.say(text)
     out.say(f"traces and labels: {store.locate('rounds')}")
+    out.told.result = {"run": store.uri, "policy": versions[1], "rounds": rounds}
     if versions[1]:
         out.say(f"adapter:           {store.locate(area('policy', versions[1]))}")
     out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}")
@@ -55,8 +57,8 @@ def _evaluation_table(before: Samples, after: Samples, version: int, source: str
     return table
 
 
-def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
-    """Sums of verdicts and rejected rows over rounds, and means of regime shares and seconds per round."""
+def _rounds_table(rounds: list[dict[str, float]], run: Run, gap: str | None) -> Table:
+    """Sums of verdicts and rejected rows over rounds, means of regime shares and seconds per round, and the gap in words."""
     title = f"{len(rounds)} training rounds of recipe {run.name} on {named(run.source)}"
     table = aligned(title, "", "", header=False)
     total: Counter[str] = Counter()
@@ -70,6 +72,8 @@ def _rounds_table(rounds: list[dict[str, float]], run: Run) -> Table:
     table.add_row("groups without signal", f"{total['num_groups_without_signal']:.0f} of {total['num_groups']:.0f}")
     shares = {name: sum(row[f"share_{name}"] for row in rounds) / len(rounds) for name in ("lock", "mid", "pivot", "fork")}
     table.add_row("regimes", ", ".join(f"{share:.1%} {name}" for name, share in shares.items()))
+    if gap is not None:
+        table.add_row("trainer - engine", gap)
     mean = {key: value / len(rounds) for key, value in total.items()}
     stages = ", ".join(
         f"{key.removeprefix('seconds_stage_')} {mean[key]:.2f}" for key in mean if key.startswith("seconds_stage_")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from jobs.opened import open_run
-from jobs.tables import aligned
+from jobs.tables import aligned, write_csv
 from jobs.terminal import Session, session
 from pipeline.config import Run
 from pipeline.config.objective import approximation
@@ -39,8 +39,8 @@ NOTES = (
 OBJECTIVE_NOTE = "eff: effective share of tokens (Kish); cosine: of the gradients, mean over rounds"
 
 
-def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, debug: bool) -> None:
-    """Print the figures of every point of the grid on the run's stored traces, and write evidence/sweep.json.
+def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, debug: bool, csv: str | None = None) -> None:
+    """Print the figures of every point of the grid on the run's stored traces, and write evidence/sweep.json, and a CSV file.
 
     `sample` traces of up to three rounds give the gradient cosine against gamma = 0; with 0 it is left out. Axes of `objective.*`
     compare objectives instead, by the gradients that training would take. Raises SettingError
@@ -50,6 +50,8 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         store, run = open_run(uri)
         if objectives.are_swept(sets):
             sweep_objectives(out, store, run, sets, (rounds, sample))
+            if csv is not None:
+                write_csv(csv, out.told.result["points"])
             return
         axes = read_grid(run, sets or list(PAPER))
         points = grid(run, axes)
@@ -68,7 +70,10 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         document = summarise(stored, axes, figures, cosine, clock)
         again = " (in place of those of an earlier sweep)" if store.read_bytes(EVIDENCE) is not None else ""
         write_evidence(store, document)
+        out.told.result = document
         show(document, out)
+        if csv is not None:
+            write_csv(csv, document["points"])
         out.say(f"figures: {store.locate(EVIDENCE)}{again}")
 
 
@@ -83,6 +88,7 @@ def sweep_objectives(out: Session, store: Store, run: Run, sets: list[str], aske
     with late("sweep", f"{len(points)} objectives have been computed from {store.uri} for {NOTICE_S:g} s so far."):
         document = objectives.measure(run, points, chosen, sample)
     store.write_json(objectives.EVIDENCE, document)
+    out.told.result = document
     axes = list(points[0].settings)
     title = f"{len(points)} objectives on {document['tokens']} tokens of {document['traces']} traces; cosines with the first"
     table = aligned(title, *(name.split(".")[1] for name in axes), "eff", "cosine", "by round", gap=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Column, Table
 
+from pipeline.errors import UserError
 from pipeline.evidence.comparison import MEASURES
 from pipeline.evidence.evaluation import FIGURES
 from pipeline.evidence.intervals import Estimate
@@ -50,6 +53,32 @@ def of_macro_mean(macro: dict[str, Any]) -> Table:
     labels = _labels(macro["k"], macro["samples"])
     _add_figures(table, labels, list(macro["policies"].values()), list(macro["differences"].values()))
     return table
+
+
+def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of figures as CSV, one column for each value; nested ones have names with dots. An existing file is replaced.
+
+    Raises UserError when the file cannot be written.
+    """
+    flat = [_flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    try:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(flat)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", f"--csv {path}", "Name a file that you may write") from error
+
+
+def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one level, with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        if isinstance(part, list | tuple):
+            part = dict(enumerate(part))
+        flat |= _flat(part, f"{before}{key}.") if isinstance(part, Mapping) else {f"{before}{key}": part}
+    return flat
 
 
 def of_comparison(document: dict[str, Any]) -> Table:

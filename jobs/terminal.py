@@ -1,4 +1,7 @@
-"""The terminal of a verb: a quiet console, a log file for all other output, and errors as one line with an exit code."""
+"""The terminal of a verb: a quiet console, a log file for all other output, and errors as one line with an exit code.
+
+Results go to standard output and errors to standard error. With `--json` standard output gets one JSON document and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import errno
 import io
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -20,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from jobs import keeper
+from jobs import envelope, keeper
 from pipeline import notices
 from pipeline.errors import GONE, EgrsdError, StoreError
 
@@ -39,6 +44,8 @@ QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+# A command in a message: with a run or a folder, and on a cluster.
+_OFFERED = re.compile(r"(`egrsd (?:distill|stage|train|evaluate|compare|ask|doctor) [^`]*--(?:run|out) (?:(?!--address)[^`])*)`")
 log = logging.getLogger("egrsd")
 
 
@@ -59,10 +66,10 @@ class OutputError(Exception):
 
 
 class Output(io.TextIOWrapper):
-    """Standard output. Once it cannot be written to, the main thread gets OutputError once, and the rest goes nowhere."""
+    """Standard output, or error. Once it cannot be written to, the main thread gets OutputError once; the rest goes nowhere."""
 
-    def __init__(self) -> None:
-        super().__init__(io.FileIO(os.dup(1), "w"), encoding="utf-8", errors="backslashreplace", write_through=True)
+    def __init__(self, number: int = 1) -> None:
+        super().__init__(io.FileIO(os.dup(number), "w"), encoding="utf-8", errors="backslashreplace", write_through=True)
         self._loss: OutputError | None = None
         self._raised = False
 
@@ -93,12 +100,18 @@ class Session:
     log_uri: str | None = None  # the log's place in the run; an object store has it once the verb has ended
     asked: int | None = None  # the signal that asked the verb to end
     held: list[Store] = field(default_factory=list)  # folders whose lease the verb has
-    errors_fd: int = 2  # standard error, also while that goes to the log
+    errors: Console = field(default_factory=lambda: _console(2))  # standard error, also while that goes to the log
+    told: envelope.Told = field(default_factory=envelope.Told)  # what the JSON document will hold
     _lost: EgrsdError | None = None
     _said: list[str] = field(default_factory=list)  # lines from before there was a log
 
     def say(self, text: str) -> None:
-        """Print one line and log it. Markup and control characters, which data may hold, are shown and have no effect."""
+        """Print one line and log it. Markup and control characters, which data may hold, are shown and have no effect.
+
+        A command that the line offers gets the `--address` of this one.
+        """
+        text = with_address(text)
+        self.told.messages.append(text)
         self.console.print(escape(printable(text)), highlight=False, soft_wrap=True)
         if self.log_path is None:
             self._said.append(text)
@@ -116,6 +129,7 @@ class Session:
         else:
             store.write(name, b"")
             self.log_path = store.local_root / name
+        self.told.log = self.log_uri
         keeper.tell(log=str(self.log_path), at=self.log_uri)
         self.exits.enter_context(divert_output(self.log_path))
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
@@ -165,7 +179,7 @@ def session(debug: bool) -> Iterator[Session]:
     else:
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)
     before = {number: signal.getsignal(number) for number in keeper.SIGNALS}
-    with _closing(Console(file=Output(), soft_wrap=True, emoji=False), debug) as out:
+    with _as_document() as told, _closing(told, debug) as out:
         out.exits.callback(_unlisten, before)
         out.listen()
         try:
@@ -178,13 +192,39 @@ def session(debug: bool) -> Iterator[Session]:
 
 
 @contextlib.contextmanager
-def _closing(console: Console, debug: bool) -> Iterator[Session]:
+def _as_document() -> Iterator[envelope.Told]:
+    """What the verb tells within a block, which is printed as JSON at its end where that is wanted."""
+    told, code = envelope.Told(), 1
+    try:
+        yield told
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        raise
+    finally:
+        if envelope.asked.get().json:
+            keeper.tell(printed=True)
+            print(envelope.document(told, code), flush=True)  # noqa: T201 (the one thing on standard output)
+
+
+def _console(number: int, quiet: bool = False) -> Console:
+    """A console on standard output or error. Colours need a terminal; rich leaves them out where NO_COLOR is set."""
+    return Console(file=Output(number), soft_wrap=True, emoji=False, quiet=quiet)
+
+
+def _main_console() -> Console:
+    """The console of results. With `--json` a verb that works shows its progress on standard error; others show nothing."""
+    wanted = envelope.asked.get().json
+    return _console(2 if wanted else 1, quiet=wanted and not (keeper.is_kept() and os.isatty(2)))
+
+
+@contextlib.contextmanager
+def _closing(told: envelope.Told, debug: bool) -> Iterator[Session]:
     """A session with its exits, such as giving its lease back. An error in them is told like any other."""
     out = None
     try:
         with contextlib.ExitStack() as exits:
-            out = Session(console, debug, exits, errors_fd=os.dup(2))
-            exits.callback(os.close, out.errors_fd)
+            out = Session(_main_console(), debug, exits, told=told)
             exits.enter_context(notices.shown(out.say))  # until the end: leaving a run may wait too
             yield out
     except (EgrsdError, OutputError, KeyboardInterrupt) as error:
@@ -215,6 +255,8 @@ def _ended(out: Session, error: BaseException) -> tuple[str, int]:
         return _with_command(str(known)), known.exit_code
     if isinstance(error, EgrsdError):
         return str(error), error.exit_code
+    if (line := envelope.lacking(error)) is not None:
+        return line, 2
     # an error of our own: one line here, its traceback in the log
     return f"Internal error ({type(error).__name__}): {error}. Run again with --debug", 1
 
@@ -243,18 +285,22 @@ def _fail(out: Session, error: BaseException) -> NoReturn:
     keeper.tell(told=code)
     if out.debug and not isinstance(error, KeyboardInterrupt):
         raise error
-    text = printable(" ".join(line.split()))
-    try:
-        if isinstance(error, OutputError):
-            raise error
-        out.console.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
-        if out.log_path is not None and code != 2:
-            out.console.print(f"log: {escape(str(out.log_uri))}", highlight=False, soft_wrap=True)
-    except OutputError as lost:
-        if lost.exit_code == 1:
-            with contextlib.suppress(OSError):
-                os.write(out.errors_fd, f"error: {text}\n".encode(errors="backslashreplace"))
+    text = with_address(printable(" ".join(line.split())))
+    out.told.error = envelope.error_of(type(error).__name__, *(error.args if isinstance(error, EgrsdError) else (text,)))
+    if not (isinstance(error, OutputError) and code != 1):  # a reader that has gone, as after `| head`, is told nothing
+        with contextlib.suppress(OutputError):
+            out.errors.print(f"[red]error:[/red] {escape(text)}", highlight=False, soft_wrap=True)
+            if out.log_path is not None and code != 2:
+                out.errors.print(f"log: {escape(str(out.log_uri))}", highlight=False, soft_wrap=True)
     sys.exit(code)
+
+
+def with_address(text: str) -> str:
+    """A text in which every command that works on a cluster has the `--address` that this command was given."""
+    address = envelope.asked.get().address
+    if address is None:
+        return text
+    return _OFFERED.sub(lambda found: f"{found[1]} --address {shlex.quote(address)}`", text)
 
 
 def _upload(store: Store, name: str, log_path: Path) -> None:

@@ -12,7 +12,7 @@ from jobs.terminal import Session, session
 from pipeline.config import Run
 from pipeline.config.objective import approximation
 from pipeline.driver import until_end
-from pipeline.errors import SettingError, TrainingError, refuse_unread
+from pipeline.errors import SettingError, TrainingError, command, refuse_unread
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.inspection.remaining import trainable_rounds
@@ -83,6 +83,7 @@ def train_committed(
             if not held.store.has_policy(last):
                 what = f"the trainer ended before it published policy {last}"
                 raise TrainingError(what, held.store.uri, "Run the same command again")
+        out.told.result = {"rounds": [first, last - 1], "policy": last, "run": held.store.uri}
         out.say(f"trained rounds {first} to {last - 1}; policy {last} is {held.store.locate(area('policy', last))}")
 
 
@@ -91,7 +92,9 @@ def _new_run(out: Session, old: Held, run: Run, uri: str, first: int) -> Held:
     store = open_folder(uri)
     holding = hold(out, store)
     if store.exists():
-        raise SettingError("a run is there already", f"--out {uri}", f"Go on with `egrsd train --run {uri}`, or name another")
+        raise SettingError(
+            "a run is there already", f"--out {uri}", f"Go on with {command('train', '--run', uri)}, or name another"
+        )
     with out.console.status(f"copying the rounds into {store.uri}"):
         replaced.copy_until(old.store, store, first)
     store.save_run(run, versions())  # last: without it there is no run, and the same command copies again

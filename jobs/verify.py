@@ -32,6 +32,7 @@ def verify_run(uri: str, debug: bool) -> None:
             for read in (read_evidence, read_lease, read_fed, read_kept):
                 with proof.found():
                     read(store)
+        out.told.result = {"run": store.uri, "read": proof.read, "findings": [str(finding) for finding in proof.findings]}
         for finding in proof.findings:
             out.say(f"found: {finding}")
         if proof.findings:

@@ -9,6 +9,7 @@ before answers it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,10 +24,14 @@ from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
 from pipeline.evidence.teachers import sample_teachers
+from pipeline.fit.footprint import check_cache
+from pipeline.fit.machine import vllm_for_gpus
 from pipeline.grader.code import Code, codes_of
 from pipeline.grader.verifier import grader_of
 from pipeline.inspection.remaining import Remaining
+from pipeline.inspection.staleness import among
 from pipeline.live.lease import Lease
+from pipeline.models import fitness
 from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizer import tokenizer_of
@@ -113,10 +118,10 @@ class Sources:
         return {"source": self.rounds} | ({"evaluation.source": self.evals} if self.evals is not None else {})
 
 
-def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
+def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = False) -> Sources:
     """Open the problems of a run, and check before anything starts all that can be checked without an engine.
 
-    `codes` has the code of each reward; without it their files are read now.
+    `codes` has the code of each reward; without it their files are read now. begun: whether the run has rounds already.
 
     Raises SourceError for a source, and ModelError for the model's path, tokenizer or chat template. Raises SettingError for a
     prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
@@ -125,12 +130,16 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None) -> Sources:
     get_ready()
     grader_of(run)
     check_teachers(run)
+    notes: list[str | None] = [*fitness.check(run, run.engines.rollout.placement.gpus > 0 or vllm_for_gpus(), begun)]
+    check_cache(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))
     rounds = open_source(run.source)
     refuse_unknown_teachers(rounds, run)
-    evals = open_source(run.evaluation.source).without_solutions() if run.evaluation.problems else None
-    notes = [refuse_few_imports(rounds, run)] if run.source.response else []
+    evals = (
+        open_source(run.evaluation.source, setting="evaluation.source").without_solutions() if run.evaluation.problems else None
+    )
+    notes += [refuse_few_imports(rounds, run)] if run.source.response else []
     if not run.source.chooses:  # else `pipeline.choice.plans.prepare` looks at the first round
         first = epoch_indices(len(rounds), run.seed, 0, run.rollout.prompts_per_round).tolist()
         refuse_unusable(rounds, first, run, "the first round")
@@ -202,6 +211,7 @@ class Driver:
 
     def __post_init__(self) -> None:
         self._planner = Planner(self.store, self.run, self.sources.rounds)
+        self._warned: dict[str, list[int]] = {}  # rounds by kind of warning
 
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
@@ -212,7 +222,7 @@ class Driver:
                     for text in sample_teachers(self.store, self.run, self.sources.rounds, self.engines):
                         self.screen.say(text)
             if 0 in remaining.evaluate:
-                self.evaluate(0)
+                self.evaluate(0, trainer)
             for number in remaining.label:
                 self.label(open_round(self.store, self.run, "rounds", number))
             self.add_lost_metrics(remaining)
@@ -252,6 +262,9 @@ class Driver:
             ahead.append(self.measure(number))
         for measured in ahead:
             step(self._close(trainer, measured))
+        for kind, rounds in self._warned.items():
+            if len(rounds) > 1:
+                self.screen.say(f"{kind} in {among(rounds, 'round')}.")
 
     def measure(self, number: int) -> _Measured:
         """Bring the measured shards of a round up to date, commit it to the trainer, and label it while the trainer works.
@@ -296,14 +309,29 @@ class Driver:
         """Profile and label a measured round. The seconds of each stage are added to `spent`."""
         execute(work, LABELS, on_entry=_counting({} if spent is None else spent))
 
-    def evaluate(self, version: int) -> None:
-        """Have policy `version` answer the held-out problems, and grade the answers."""
+    def evaluate(self, version: int, trainer: TrainerHandle | None = None) -> None:
+        """Have policy `version` answer the held-out problems, and grade the answers.
+
+        A `trainer` that works beside it may end meanwhile. Its error is raised at once, and not after the evaluation.
+        """
         assert self.sources.evals is not None
         self._wake()
         source = self.sources.evals
         work = self._planned(evaluation_run(self.run), "evals", version, version, source)
-        answer(work, source, self.engines, partial(self.screen.bar, f"evaluate policy {version}"))
+        bar = partial(self.screen.bar, f"evaluate policy {version}")
+        answer(work, source, self.engines, bar if trainer is None else partial(self._watched, bar, trainer, version + 1))
         refuse_nothing_left(work, EVALUATION)
+
+    def _watched(self, bar: Callable[..., Advance], trainer: TrainerHandle, version: int, total: int, done: int = 0) -> Advance:
+        """A bar that looks at the trainer, too, whenever it moves. Its step raises as `_expect`."""
+        step = bar(total, done)
+
+        def look(note: str = "") -> None:
+            """Move the bar, and raise the error that ended the trainer."""
+            step(note)
+            self._expect(trainer, version)
+
+        return look
 
     def add_lost_metrics(self, remaining: Remaining) -> None:
         """Write the metrics of rounds whose driver died after their policy was published and before it wrote them."""
@@ -329,8 +357,17 @@ class Driver:
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
         if (text := warning(summary, self.run.objective.name in USES_ADVANTAGE)) is not None:
-            self.screen.say(f"round {number}: {text}")
+            self._warn(number, text)
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
+
+    def _warn(self, number: int, text: str) -> None:
+        """Show a warning about a round. Further ones of its kind go to the log, and their rounds are told at the end."""
+        kind = text.partition(".")[0]
+        if kind in self._warned:
+            logging.getLogger("egrsd").info("round %d: %s", number, text)
+        else:
+            self.screen.say(f"round {number}: {text}")
+        self._warned.setdefault(kind, []).append(number)
 
     def _expect(self, trainer: TrainerHandle, version: int) -> None:
         """Raise the error that ended the trainer, or TrainingError, when it ended before it published `version`."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import shlex
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 GONE = "the run's folder has gone: it was moved, or its disk has left"
 
@@ -89,6 +92,22 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+def whole_cause(error: BaseException, most: int = 1500) -> str:
+    """An error and what caused it in one line of at most `most` characters: classes, and whole messages.
+
+    An error without a message is told by the line of code that raised it.
+    """
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(parts) < 5:
+        text = " ".join(str(cause).split())
+        if not text and (frames := traceback.extract_tb(cause.__traceback__)):
+            text = f"{frames[-1].line} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+        parts.append(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return ", because of ".join(dict.fromkeys(parts))[:most]
+
+
 def nearest(word: str, known: Iterable[str], otherwise: str, hint: str = "Did you mean '{}'?") -> str:
     """The remedy for an unknown word: `hint`, with the most similar known word in place of `{}`.
 
@@ -106,3 +125,8 @@ def refuse_unread(what: str, settings: Iterable[str], reads: Callable[[str], boo
     for setting in settings:
         if not reads(setting):
             raise SettingError(what, setting, hint(setting))
+
+
+def command(*words: object) -> str:
+    """A command that a message offers, in backticks. Words are quoted where a shell needs it, so the text can be pasted."""
+    return f"`egrsd {shlex.join(str(word) for word in words)}`"

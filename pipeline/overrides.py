@@ -40,7 +40,14 @@ def load(data: dict[str, Any]) -> Run:
         where = ".".join(str(part) for part in first["loc"]) or "configuration"
         explained = first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
         what = first["msg"].removeprefix("Value error, ") + ("" if explained else f" (got {first['input']!r})")
-        raise SettingError(what, where, "See `egrsd recipes --show NAME` for every setting") from None
+        raise SettingError(what, where, _remedy(where)) from None
+
+
+def _remedy(where: str) -> str:
+    """What to do about a value that a setting cannot have."""
+    if where.endswith(".temperature"):
+        return f"Write a number up to 2. For greedy answers set {where.removesuffix('temperature')}top_k=1"
+    return f"`egrsd explain {where}` says which values it takes" if "." in where else "`egrsd explain` lists every setting"
 
 
 def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
@@ -66,9 +73,8 @@ def refuse_unread_objective(runs: Iterable[Run], overrides: list[str]) -> None:
 def decides(setting: str) -> bool:
     """Whether `setting`, a dotted name, can change a result of the run."""
     asks_a_server = re.fullmatch(r"teachers\.[^.]+\.(timeout_s|tries|concurrency|sample)", setting)
-    return not (
-        setting.startswith("metrics.") or setting.endswith(("stall_timeout_s", "shards_here", "score.fallback")) or asks_a_server
-    )
+    bounds = setting.endswith(("stall_timeout_s", "shards_here", "score.fallback", "logprob_gap", "logprob_gap_max"))
+    return not (setting.startswith("metrics.") or bounds or asks_a_server)
 
 
 def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None:

@@ -78,6 +78,21 @@ def smollm2() -> Run:
     )
 
 
+def gemma3_270m() -> Run:
+    """Gemma 3 270M on sums of two one-digit terms: a vocabulary of 262 144 tokens on two CPU cores (`make gemma3`)."""
+    run = smollm2()
+    parts = {
+        "model": Model(path="assets-cache/gemma3-270m", dtype="bfloat16", max_model_len=256, lora_rank=16, lora_alpha=32),
+        "rollout": run.rollout.model_copy(update={"group_size": 4, "max_new_tokens": 16}),
+        "engines": EnginePools(
+            rollout=Pool(placement=Placement(cpus=1), threads=2, max_num_seqs=16, max_batched_tokens=256, kv_cache_gib=0.5)
+        ),
+        "train": run.train.model_copy(update={"batch_traces": 32, "micro_batch_tokens": 1024, "head_chunk_tokens": 64}),
+        "evaluation": run.evaluation.model_copy(update={"problems": 40, "samples": 1, "max_new_tokens": 16}),
+    }
+    return run.model_copy(update={"name": "gemma3_270m", "rounds": 2, **parts})
+
+
 def qwen3_4b() -> Run:
     """The paper's Qwen3-4B setting: CL-EGRSD with gamma 0.3 and W 3, on 8 training GPUs and 8 rollout GPUs."""
     return _paper("qwen3_4b", "Qwen/Qwen3-4B", gamma=0.3, window=3, micro_batch_tokens=24_576)
@@ -169,7 +184,7 @@ def _paper(name: str, model: str, gamma: float, window: int, micro_batch_tokens:
     )
 
 
-_RECIPES = (demo, smollm2, qwen3_1_7b_1gpu, qwen3_4b_8gpu, qwen3_4b, qwen3_8b)
+_RECIPES = (demo, smollm2, gemma3_270m, qwen3_1_7b_1gpu, qwen3_4b_8gpu, qwen3_4b, qwen3_8b)
 
 
 def recipe(name: str) -> Run:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -100,9 +101,22 @@ def _field(model: type[BaseModel], key: str, place: _Place, node: yaml.Node) -> 
     """The type of a setting in a section. Raises SettingError that suggests the nearest name."""
     if key not in model.model_fields:
         where = place.below("{}").name
+        elsewhere = [] if place.name else list(_elsewhere(model, key))
+        if elsewhere:
+            raise place.below(key).error("unknown setting", node, f"Did you mean {' or '.join(map(repr, elsewhere[:4]))}?")
         hint = nearest(key, model.model_fields, f"Known here: {', '.join(model.model_fields)}", f"Did you mean '{where}'?")
         raise place.below(key).error("unknown setting", node, hint)
     return model.model_fields[key].annotation
+
+
+def _elsewhere(model: type[BaseModel], key: str, before: str = "") -> Iterator[str]:
+    """Dotted names of the settings in sections below whose last part is `key`."""
+    for name, field in model.model_fields.items():
+        inner, _ = _bare(field.annotation)
+        if _is_section(inner):
+            if key in inner.model_fields:
+                yield f"{before}{name}.{key}"
+            yield from _elsewhere(inner, key, f"{before}{name}.")
 
 
 def _find(model: type[BaseModel], name: str) -> tuple[list[str], Any]:

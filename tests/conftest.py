@@ -94,7 +94,7 @@ def chatml():
 @pytest.fixture(autouse=True)
 def no_keeper(monkeypatch):
     """Verbs that a test calls in this process stay in it. Tests of the keeper start a process for each command."""
-    monkeypatch.setattr("jobs.cli.keep", lambda: None)
+    monkeypatch.setattr("jobs.cli.keep", lambda *_: None)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Tables that derive from code are written anew by `python -m tests.documents`, wh
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from pipeline import recipes
 from pipeline.config import Reward, Run, Teacher
 from pipeline.contract import COLUMNS
 from pipeline.errors import EgrsdError
+from pipeline.inspection.explained import settings
 from pipeline.overrides import resolve
 from pipeline.rounds.metrics import METRICS
 from pipeline.stages import PLAN
@@ -38,6 +40,7 @@ SHOWN_SETTINGS = (
     *(f"train.{name}" for name in ("strategy", "workers", "batch_traces", "learning_rate")),
     *(f"engines.rollout.{name}" for name in ("min", "max", "threads", "max_num_seqs")),
 )
+REPEATED = ("engines.score.", "evaluation.source.", "teachers.NAME.engines.", "train.placement.")  # settings of other sections
 STANDS_FOR = {"N": "0", "NAME": "demo", "LABEL": "label"}  # placeholders that an option would not take
 EXAMPLES = {"secrets.py", "steps.py", "file.py"}  # names that no file of the project has
 ENTRY = re.compile(r"grade\.rewards\.\w+\.")  # begins a setting of one entry of a list, which a recipe may lack
@@ -129,6 +132,16 @@ def settings_table() -> str:
     return markdown(("setting", "demo", "qwen3_8b"), rows)
 
 
+def explained_table() -> str:
+    """Every setting, but those of sections that have the settings of another section."""
+    rows = [
+        (f"`{one.name}`", one.kind, f"`{one.default[:44]}`" if one.default else "must be given", one.meaning, one.stale)
+        for one in settings().values()
+        if not one.name.startswith(REPEATED)
+    ]
+    return markdown(("setting", "type", "default", "what it does", "what a change makes stale"), rows)
+
+
 def verb_table() -> str:
     """Every verb of the command line with its options."""
     rows = []
@@ -136,6 +149,16 @@ def verb_table() -> str:
         options = [f"`{p.opts[0] if p.opts[0].startswith('-') else p.name.upper()}`" for p in verb.params if p.name != "help"]
         rows.append((f"`{name}`", (verb.help or "").splitlines()[0], " ".join(options)))
     return markdown(("verb", "what it does", "arguments and options"), rows)
+
+
+def family_table() -> str:
+    """Every family of models with the gap that `make families` measured. Its file of figures is written by that command."""
+    found = json.loads((ROOT / "tests" / "families" / "measured.json").read_text())
+    rows = [
+        (name, *(f"{gap:.0e}" for gap in row["largest"]), f"{row['moved']:.2g}", ", ".join(row["targets"]))
+        for name, row in sorted(found.items())
+    ]
+    return markdown(("family", "gap, policy 0", "gap, policy 1", "moved", "layers that LoRA trains"), rows)
 
 
 def module_table(room: str) -> str:
@@ -153,9 +176,9 @@ def tables(name: str) -> list[str]:
     """The tables of a document that derive from code."""
     match name:
         case "pipeline/README.md":
-            return [stage_table(), column_table(), metric_table().strip(), module_table("pipeline")]
+            return [stage_table(), explained_table(), column_table(), metric_table().strip(), module_table("pipeline")]
         case "actors/README.md":
-            return [module_table("actors")]
+            return [family_table(), module_table("actors")]
         case "jobs/README.md":
             return [verb_table(), settings_table(), module_table("jobs")]
     return []

@@ -123,7 +123,7 @@ def test_more_gpus_than_the_cluster_can_ever_have(ray_local, tmp_path, capfd):
     with pytest.raises(SystemExit) as ended:
         distill(str(tmp_path / "run"), Choices("demo", ["engines.rollout.placement.gpus=4"]))
     assert ended.value.code == 2
-    assert "error: engines.rollout.placement: one asks for 1 CPU, 4 GPU; the largest node has" in capfd.readouterr().out
+    assert "error: engines.rollout.placement: one asks for 1 CPU, 4 GPU; the largest node has" in "".join(capfd.readouterr())
 
 
 def test_an_address_that_does_not_answer(tmp_path, capfd, monkeypatch):
@@ -131,4 +131,4 @@ def test_an_address_that_does_not_answer(tmp_path, capfd, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         distill(str(tmp_path / "run"), Choices("demo"), "127.0.0.1:1")
     assert ended.value.code == 2
-    assert "error: 127.0.0.1:1: no Ray cluster answers" in capfd.readouterr().out
+    assert "error: 127.0.0.1:1: no Ray cluster answers" in "".join(capfd.readouterr())

@@ -136,8 +136,8 @@ def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_
     capfd.readouterr()
     status.show(again.uri, False)
     said = capfd.readouterr().out
-    assert "stale: evals/0002 (policy changed)" in said
-    assert "stale: rounds/0001 rollout, 2 of 2 shards (policy changed)" in said
+    assert "stale: evaluation of policy 2 (policy changed)" in said
+    assert "stale: rollout of round 1, 2 of 2 shards (policy changed)" in said
     train.train_committed(again.uri, 0, ["objective.name=cl_egrsd"], None, False, train.Target(replace=True))
     assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
 
@@ -163,10 +163,10 @@ def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_d
 
 def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, capfd):
     old = run_dir.entries(area("rounds", 0), "label")
-    stage.run_stage(run_dir.uri, stage.Redo("label", 0, ["label.gamma=1.0"]))
+    stage.run_stage(run_dir.uri, stage.Redo("label", "0", ["label.gamma=1.0"]))
     said = capfd.readouterr().out
     assert "2 shards computed" in said
-    assert "now stale: rounds/0001 label (settings)" in said
+    assert "now stale: label of round 1, 2 of 2 shards (settings)" in said
     new = run_dir.entries(area("rounds", 0), "label")
     assert {e.sha256 for e in new.values()} != {e.sha256 for e in old.values()}
     run = run_dir.load_run()
@@ -180,7 +180,7 @@ def test_relabelling_touches_no_engine_and_status_says_what_is_stale(run_dir, ca
     }
     assert stale == {(1, "label")}
     status.show(run_dir.uri, False)
-    assert "stale: rounds/0001 label, 2 of 2 shards (settings)" in capfd.readouterr().out
+    assert "stale: label of round 1, 2 of 2 shards (settings)" in capfd.readouterr().out
 
 
 def test_export_is_plain_parquet_with_every_column(run_dir, tmp_path):

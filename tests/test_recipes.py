@@ -18,7 +18,7 @@ NAMES = sorted(recipes.descriptions())
 
 
 def test_the_recipes_are_the_promised_ones():
-    assert NAMES == ["demo", "qwen3_1_7b_1gpu", "qwen3_4b", "qwen3_4b_8gpu", "qwen3_8b", "smollm2"]
+    assert NAMES == ["demo", "gemma3_270m", "qwen3_1_7b_1gpu", "qwen3_4b", "qwen3_4b_8gpu", "qwen3_8b", "smollm2"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,7 +25,7 @@ from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.cluster_utils import Cluster
 
 from actors.cluster import check_reach, connect
-from actors.fakes import Behaviour, FakeEngine
+from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import compare, evaluate
 from jobs.distill import distill
 from jobs.settle import Choices
@@ -36,6 +36,7 @@ from pipeline.errors import UserError
 from pipeline.store.directory import Store
 
 SETS = [
+    *UNWATCHED,
     "rounds=2",
     "shards_here=0",  # tasks of Ray Data compute, and the test sees where
     "rollout.prompts_per_round=10",
@@ -155,7 +156,7 @@ def unreached(watcher, uri):
     more = Choices(sets=["rounds=3"], accept_changes=True)
     verbs = {
         "distill": lambda: distill(uri, more, address, engine_class=FakeEngine),
-        "stage": lambda: run_stage(uri, Redo("label", 0, force=True), address),
+        "stage": lambda: run_stage(uri, Redo("label", "0", force=True), address),
         "train": lambda: train_committed(uri, 0, [], address, False, Target(replace=True)),
         "evaluate": lambda: evaluate.evaluate(uri, asked, address, False, FakeEngine),
         "compare": lambda: compare.compare(f"{uri}-compared", compared, address, False, FakeEngine),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from actors.inference import adapters, self_check, startup, vllm_scoring, vllm_sleep
+from actors.inference import adapters, phase, self_check, startup, vllm_scoring, vllm_sleep
 from actors.inference.stepping import Request, Stepper
 from actors.inference.vllm_scoring import sampling_params
 from pipeline import config
@@ -52,7 +52,7 @@ class Engine:
         self._path = resolve_model(model.path)
         if vllm is None:
             startup.set_environment(pool, score.entropy == "exact")
-        self._stop_ids, self._hidden_size = startup.inspect_model(model, self._path)
+        self._stop_ids, self._hidden_size = startup.inspect_model(model)
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._asleep = False
@@ -225,6 +225,7 @@ class Engine:
         """
         if self._score.entropy == "bounds":
             return replace(self.vllm.facts, entropy_method="bounds", scoring="prompt")
+        phase.enter(phase.CHECKS)
         facts = self_check.settle(lambda request: self._submit([request], None)[0], self.vllm.facts, self._keep)
         if facts.fallback and not self._score.fallback:
             what = f"exact entropies are not available from {facts.engine} ({facts.fallback})"

@@ -1,5 +1,8 @@
 """The self-check of an engine at its start: are its log-probs and entropies those of the full distribution?
 
+An engine whose log-probs depend on how it is asked computes some of them wrong, and ends with EngineError. Wrong entropies beside
+right log-probs are a fault of the hook: bounds take their place.
+
 vLLM's internals may change, so nobody trusts the hook of exact_entropy.py. A request for the whole vocabulary brings every
 log-prob of a position, in the same row as the entropy that the hook wrote. Both come from one forward pass. A second request,
 of the kind that the engine makes in its work, must then give the same numbers. Each request is made alone: vLLM's V2 runner
@@ -17,6 +20,7 @@ import numpy as np
 from actors.inference import vllm_scoring
 from actors.inference.vllm_scoring import WAYS, sampling_params
 from pipeline.contract import EngineFacts, Failure
+from pipeline.errors import EngineError
 
 Ask = Callable[[tuple[list[int], Any]], Any]  # makes one request alone; the answer is vLLM's, or a Failure
 
@@ -29,11 +33,13 @@ _OTHER_FORWARD = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.3}
 def settle(ask: Ask, facts: EngineFacts, keep: int = 0) -> EngineFacts:
     """The facts with the way to score that passes, or with bounds and the reason in `fallback`.
 
-    `facts.scoring` is the first way that is tried. `keep` most likely tokens are asked for at each position, too.
+    `facts.scoring` is the first way that is tried. `keep` most likely tokens are asked for at each position, too. Raises
+    EngineError when log-probs of a generation are not those of the same generation again, or not those of scoring.
     """
     num_tokens = max(1, min(_RESPONSE, facts.max_model_len // 2))
     prompt = [(3 + 2 * place) % facts.vocab_size for place in range(max(1, min(_PROMPT, facts.max_model_len - num_tokens)))]
-    response, wrong = _generation(ask, prompt, num_tokens, facts)
+    response, logprobs, wrong = _generation(ask, prompt, num_tokens, facts)
+    _check_alike(ask, (prompt, response), logprobs, facts)
     for way in WAYS[WAYS.index(facts.scoring) :] if not wrong else ():
         wrong = _scoring(ask, (prompt if way != "prompt" else prompt[-3:], response, way), facts, keep)
         if not wrong:
@@ -41,20 +47,40 @@ def settle(ask: Ask, facts: EngineFacts, keep: int = 0) -> EngineFacts:
     return replace(facts, entropy_method="bounds", scoring="prompt", fallback=wrong)
 
 
-def _generation(ask: Ask, prompt: list[int], num_tokens: int, facts: EngineFacts) -> tuple[list[int], str]:
-    """A greedy response, and what is wrong with its numbers, or ""."""
+def _generation(ask: Ask, prompt: list[int], num_tokens: int, facts: EngineFacts) -> tuple[list[int], np.ndarray, str]:
+    """A greedy response, its log-probs, and what is wrong with its entropies, or "". Raises EngineError for its log-probs."""
     wide, narrow = (
         ask((prompt, sampling_params(max_tokens=num_tokens, temperature=0.0, ignore_eos=True, logprobs=columns)))
         for columns in (facts.vocab_size, 1)
     )
     for answer in (wide, narrow):
         if isinstance(answer, Failure):
-            return [], f"generation: {answer.cause}"
+            return [], np.zeros(0), f"generation: {answer.cause}"
     tokens, again = (np.asarray(answer.outputs[0].token_ids) for answer in (wide, narrow))
     whole, two = (np.asarray(a.outputs[0].logprobs.logprobs, np.float64).reshape(num_tokens, -1) for a in (wide, narrow))
     alike = np.cumprod(tokens == again).astype(bool)  # behind another token the distribution is another
     expected = np.stack((whole[:, 0], whole[:, -1]), 1)[alike]
-    return tokens.tolist(), _wrong("generation", whole[:, 1:], expected, two[alike], facts)
+    _refuse_gap("two generations", expected[:, 0], two[alike][:, 0], facts)
+    return tokens.tolist(), whole[:, 0], _wrong("generation", whole[:, 1:], expected, two[alike], facts)
+
+
+def _check_alike(ask: Ask, one: tuple[list[int], list[int]], logprobs: np.ndarray, facts: EngineFacts) -> None:
+    """Raise EngineError when a response has other log-probs when it is scored than when it was generated, [T] nats."""
+    answer = ask(vllm_scoring.request(*one, "prompt", 1)) if one[1] else None
+    found = None if answer is None or isinstance(answer, Failure) else vllm_scoring.read(answer, len(one[1]), 0)
+    if found is not None:
+        _refuse_gap("generation and scoring", logprobs, found.table[:, 0], facts)
+
+
+def _refuse_gap(what: str, expected: np.ndarray, got: np.ndarray, facts: EngineFacts) -> None:
+    """Raise EngineError when log-probs [T] nats of the same tokens are further apart than rounding explains. NaN is."""
+    gap = float(np.abs(expected - got).max(initial=0.0))
+    if not gap <= _OTHER_FORWARD[facts.dtype]:
+        raise EngineError(
+            f"the self-check failed: {what} give the same tokens log-probs that differ by {gap:.2g} nat",
+            facts.engine,
+            "vLLM computes this model wrong here: use another model, another dtype or another version of vLLM",
+        )
 
 
 def _scoring(ask: Ask, one: tuple[list[int], list[int], str], facts: EngineFacts, keep: int) -> str:

@@ -7,12 +7,17 @@ import os
 import warnings
 from typing import Any
 
+from actors.inference import phase
 from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
-from pipeline.errors import EgrsdError, EngineError, ModelError, first_line
+from pipeline.errors import EgrsdError, EngineError, first_line, whole_cause
 from pipeline.fit.machine import GIB, vllm_for_gpus
-from pipeline.models.resolve import open_model
+from pipeline.models.blueprint import settings_of
+from pipeline.models.fitness import check_window
+from pipeline.models.stops import stop_ids
+
+log = logging.getLogger(__name__)
 
 EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.inference.exact_entropy is installed only where this is "1"
 DEBUG = "EGRSD_DEBUG"  # vLLM's own log is shown where this is set
@@ -46,22 +51,14 @@ def num_threads(pool: config.Pool) -> int:
     return pool.threads or max(1, int(pool.placement.cpus))
 
 
-def inspect_model(model: config.Model, path: str) -> tuple[list[int], int]:
-    """(ids of the tokens that end a trace, hidden size) of the model at `path`, read from its configuration files.
+def inspect_model(model: config.Model) -> tuple[list[int], int]:
+    """(ids of the tokens that end a trace, hidden size) of a model, read from its configuration files and its tokenizer.
 
     Raises ModelError that names the path when the model is missing or its window is below `max_model_len`.
     """
-    from transformers import AutoConfig, GenerationConfig
-
-    settings = open_model(AutoConfig, model, "configuration")
-    window = getattr(settings, "max_position_embeddings", None)
-    if window and model.max_model_len > window:
-        raise ModelError(f"the model's window is {window} tokens", path, f"Lower model.max_model_len {model.max_model_len}")
-    try:
-        generation = GenerationConfig.from_pretrained(path, revision=model.revision or "main").eos_token_id
-    except OSError:  # many models have no generation_config.json
-        generation = None
-    return sorted({*_as_ids(settings.eos_token_id), *_as_ids(generation)}), settings.get_text_config().hidden_size
+    settings = settings_of(model)
+    check_window(model, settings)
+    return stop_ids(model, settings), settings.get_text_config().hidden_size
 
 
 def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = True) -> Any:
@@ -74,6 +71,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = T
     set_num_threads = torch.set_num_threads
     set_num_threads(num_threads(pool))
     try:
+        phase.enter(phase.IMPORTS)
         from vllm import EngineArgs, LLMEngine
 
         from actors.inference import exact_entropy, prompt_arrays, vllm_lora, vllm_sleep
@@ -84,6 +82,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = T
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
         arguments = arguments if lora else {key: value for key, value in arguments.items() if "lora" not in key}
         arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()
+        phase.enter(phase.WEIGHTS)
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         exact_entropy.check_origin()
     finally:
@@ -157,13 +156,17 @@ def start_error(error: BaseException, path: str, pool: config.Pool | None = None
     if isinstance(error, ImportError):
         return EngineError(f"vLLM cannot be imported ({first_line(error)})", path, "Install the extra 'cpu' or 'gpu'")
     remedy = memory_remedy(error, pool) or f"{DEBUG}=1 shows vLLM's log"
-    return EngineError(f"vLLM did not {verb} ({type(error).__name__}: {first_line(error)})", path, remedy)
+    log.error("vLLM did not %s", verb, exc_info=error)
+    return EngineError(f"vLLM did not {verb} ({whole_cause(error)})", path, remedy)
 
 
 def memory_remedy(error: BaseException, pool: config.Pool | None) -> str:
     """The settings to lower after an error about memory, and what the engine asks of its card. "" for another error."""
     if not _is_memory(error):
         return ""
+    if pool is not None and pool.placement.gpus <= 0:
+        cache = f"engines.rollout.kv_cache_gib ({pool.kv_cache_gib:g})"
+        return f"Set {cache} to what `egrsd doctor` finds room for: at least one trace of model.max_model_len tokens must fit"
     remedy = "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
     if pool is None:
         return remedy
@@ -179,11 +182,6 @@ def _card_said(pool: config.Pool) -> str:
         return ""
     free, total = (size / GIB for size in torch.cuda.mem_get_info())
     return f": memory_share {pool.memory_share:g} x {total:.2f} = {pool.memory_share * total:.2f} GiB, and {free:.2f} are free"
-
-
-def _as_ids(eos: int | list[int] | None) -> list[int]:
-    """The end-of-sequence ids of a configuration, which holds one id, a list of ids, or None."""
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 def _is_memory(error: BaseException) -> bool:

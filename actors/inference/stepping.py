@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from actors.inference.startup import memory_remedy, start_error
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure
-from pipeline.errors import EngineError, ModelError, first_line
+from pipeline.errors import EngineError, ModelError, first_line, whole_cause
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -82,7 +82,7 @@ class Stepper:
         """Hand an item to vLLM's thread, and return what it will give. Raises EngineError when vLLM broke or was closed."""
         with self._gate:
             if self._broken is not None:
-                raise EngineError(f"the engine broke: {first_line(self._broken)}", self._path, "Start it again")
+                raise EngineError(f"the engine broke: {whole_cause(self._broken)}", self._path, "Start it again")
             self._inbox.put(item)
         return item.done
 
@@ -149,7 +149,7 @@ class Stepper:
             if batch is not None:
                 batches[id(batch)] = batch
         for batch in batches.values():
-            what, remedy = f"the engine broke: {first_line(broken)}", memory_remedy(broken, self._pool)
+            what, remedy = f"the engine broke: {whole_cause(broken)}", memory_remedy(broken, self._pool)
             batch.done.set_exception(EngineError(what, self._path, remedy))
 
 

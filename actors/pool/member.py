@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.inference import phase
 from actors.pool.probe import Probed, sequence
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
@@ -42,14 +43,16 @@ class EngineStatus:
     tokens_per_s: float  # over the last RATE_S seconds
     silent_s: float = 0.0  # since the engine was asked for a sign of life that has not come
     step_s: float = 0.0  # since its last step, while it has work
+    phase: str = ""  # what it does while it loads
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """A sign of life of an engine: the tickets whose batches it holds, and the steps it has made so far."""
+    """A sign of life of an engine: the tickets whose batches it holds, the steps it has made so far, and its phase."""
 
     tickets: list[str]
     steps: int
+    phase: str = ""  # what a process does whose engine does not serve yet
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Member:
     unseen: dict[str, float] = field(default_factory=dict)  # ticket id -> since when the engine does not know it
     silent_s: float = 0.0  # seconds for which it has owed a sign of life
     steps: int = 0  # at its last sign of life
+    phase: str = ""  # at its last sign of life
     stepped: float = field(default_factory=time.monotonic)  # when it was last seen to have made a step, or to have no work
     held_for: str | None = None  # the ticket that needs this engine without other callers
     rows: int = 0
@@ -151,10 +155,11 @@ class Member:
         rate = sum(tokens for _, tokens in self.answered) / max(1.0, min(RATE_S, self.serving_s(now)))
         counts = (self.name, self.state, self.pid, len(self.tickets), self.rows, self.policy_version)
         stalls = (self.silent_s, now - self.stepped if self.tickets else 0.0)
-        return EngineStatus(*counts, now - self.since, self.busy_s, self.tokens, rate, *stalls)
+        return EngineStatus(*counts, now - self.since, self.busy_s, self.tokens, rate, *stalls, self.phase)
 
     def beat(self, pulse: Pulse) -> None:
         """Note a sign of life. Time in which the engine has no work is no time without a step."""
+        self.phase = pulse.phase
         if pulse.steps != self.steps or not pulse.tickets:
             self.steps, self.stepped = pulse.steps, time.monotonic()
 
@@ -220,7 +225,7 @@ class EngineActor:
     def pulse(self) -> Pulse:
         """A sign of life. A method of its own thread answers, also while the engine loads or makes a long step."""
         with self._lock:
-            return Pulse(list(self._active), getattr(self._engine, "steps", 0))
+            return Pulse(list(self._active), getattr(self._engine, "steps", 0), phase.now())
 
     def close(self) -> None:
         """Stop the engine and free its memory."""

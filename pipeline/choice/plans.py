@@ -13,7 +13,7 @@ from pipeline.choice import rates
 from pipeline.choice.choose import Candidates, PassRates, num_further
 from pipeline.config import Run
 from pipeline.digest import digest
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, command
 from pipeline.problems.sources import ProblemSet
 from pipeline.rounds.plan import Chosen, Filling, Plan, cut, read_plan, write_plan
 from pipeline.rounds.refused import refuse_unusable
@@ -219,7 +219,7 @@ def _told_filling(store: Store, plans: dict[int, Plan]) -> Iterator[str]:
     for number, plan in plans.items():
         assert plan.filling is not None
         if not plan.filling.full:
-            yield f"{area('rounds', number)} is still being filled: `egrsd distill` goes on."
+            yield f"{area('rounds', number)} is still being filled: {command('distill', '--run', store.uri)} goes on."
         elif number in ready and (lacking := _lacking(plan, ready[number].left_out)) > 0:
             yield f"{area('rounds', number)} has {lacking} groups with a signal fewer than the {plan.asked} that it asks for."
 

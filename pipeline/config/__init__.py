@@ -51,9 +51,9 @@ __all__ = [
 class Run(Section):
     """All settings of one run. `egrsd recipes --show NAME` prints one as YAML."""
 
-    name: str
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 20
+    name: str = Field(description="name of the recipe; a run keeps the one that it was started with")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of traces, of the order of problems and of controls")
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)] = Field(20, description="rounds of the run; each ends with a new policy")
     max_staleness: Annotated[int, Field(ge=0, le=8)] = Field(
         0, description="rounds that rollout may be ahead of training; 0: on-policy"
     )

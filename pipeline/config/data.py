@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import CHOOSES, LATER, Count, Dtype, Positive, Section, Share
+from pipeline.config.section import CHOOSES, LATER, Count, Dtype, Positive, Section, Share, Temperature
 
 
 class Source(Section):
@@ -17,8 +17,11 @@ class Source(Section):
     is at its default, is found by looking at the first rows; `egrsd doctor --source` shows what is understood.
     """
 
-    uri: str = "tiny-arithmetic"
-    split: str = "train"
+    uri: str = Field(
+        "tiny-arithmetic",
+        description="where problems come from: a path or URI, datasets:NAME, reasoning-gym:TASK or tiny-arithmetic",
+    )
+    split: str = Field("train", description="split of a folder, a data set or a generated task; a single file has none")
     problem: str = Field("problem", description="column of the problem text")
     solution: str = Field("solution", description="column of the reference solution; may be empty in an evaluation")
     answer: str = Field("answer", description="column of the answer; 'solution' reads its last \\boxed{} or what follows ####")
@@ -36,6 +39,12 @@ class Source(Section):
     )
     options: dict[str, Any] = Field(default_factory=dict, description="settings of a generated task (terms, digits, ...)")
     size: Count = Field(100_000, description="problems of a generated task; for a file, the most rows that are taken")
+    skip: Annotated[int, LATER] = Field(
+        0,
+        ge=0,
+        le=10**12,
+        description="first rows of a file that are passed over, so that one file has training and held-out rows",
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of a generated task")
     pass_rate: Annotated[tuple[Share, Share], CHOOSES] = Field(
         (0.0, 1.0), description="bounds, both included, of the pass rates of problems that rounds take"
@@ -82,14 +91,17 @@ class Model(Section):
     """The base model, which is both the student's base and the frozen teacher."""
 
     path: str = Field("tiny-reasoner", description="a local folder, a hub id, or 'tiny-reasoner' (ships with the project)")
-    revision: str | None = None
-    dtype: Dtype = "float32"
-    max_model_len: Count = 256
-    trust_remote_code: bool = False
-    lora_rank: Count = 16
-    lora_alpha: Positive = 32.0
-    lora_dropout: Share = 0.0
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub's model; null: the newest")
+    dtype: Dtype = Field("float32", description="type of weights and arithmetic in the engines")
+    max_model_len: Count = Field(256, description="window in tokens: prompt and response together")
+    trust_remote_code: bool = Field(False, description="whether code that comes with a model may run")
+    lora_rank: Annotated[int, Field(ge=1, le=512)] = Field(16, description="rank of the adapter that is trained")
+    lora_alpha: Positive = Field(32.0, description="scale of the adapter: its update is multiplied by alpha / rank")
+    lora_dropout: Share = Field(0.0, description="dropout of the adapter's input in training")
+    lora_targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        description="names of the linear layers that get an adapter",
+    )
 
 
 class Prompts(Section):
@@ -99,26 +111,39 @@ class Prompts(Section):
     `teacher` template equal to `student` is a control: a teacher without the reference solution.
     """
 
-    student: str = "{problem}"
-    teacher: str = (
-        "{problem}\n\nA correct solution of this problem, for your eyes only:\n{solution}\n\n"
-        "Work the problem out in your own words, step by step, and reach the answer by your own reasoning."
+    student: str = Field(
+        "{problem}", description="what the student reads, with {problem}; the chat template of the model is put around it"
     )
-    system: str | None = None
-    student_thinking: bool = True
-    teacher_thinking: bool = True
+    teacher: str = Field(
+        (
+            "{problem}\n\nA correct solution of this problem, for your eyes only:\n{solution}\n\n"
+            "Work the problem out in your own words, step by step, and reach the answer by your own reasoning."
+        ),
+        description="what the teacher reads, with {problem} and {solution} or {answer}",
+    )
+    system: str | None = Field(None, description="text of a system turn before both prompts; null: none")
+    student_thinking: bool = Field(
+        True, description="whether the student's template turns on thinking, where it knows `enable_thinking`"
+    )
+    teacher_thinking: bool = Field(
+        True, description="whether the teacher's template turns on thinking, where it knows `enable_thinking`"
+    )
 
 
 class Rollout(Section):
     """How traces are written."""
 
-    prompts_per_round: Count = 32
-    prompts_per_shard: Count = 8
+    prompts_per_round: Count = Field(32, description="problems of one round")
+    prompts_per_shard: Count = Field(8, description="problems of one shard, the smallest piece of work")
     group_size: Count = Field(8, description="G, traces per prompt")
-    temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    temperature: Temperature = Field(
+        1.0, description="temperature of sampling; stored log-probs are those at temperature 1; top_k 1 is greedy"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sampling chooses among the likeliest tokens of this total probability; 1: all"
+    )
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="tokens that sampling may choose from; 0: all")
-    max_new_tokens: Count = 64
+    max_new_tokens: Count = Field(64, description="most tokens of a response; a longer one is truncated")
     teacher_share: Share = Field(0.0, description="share of each group that the privileged teacher writes")
     import_share: Annotated[Annotated[float, Field(gt=0, le=1)], LATER] = Field(
         1.0, description="share of each group that source.response brings, where it is set; others are written"
@@ -132,12 +157,16 @@ class Evaluation(Section):
     """Held-out problems, which the run answers before its first and after its last round."""
 
     source: Source = Source(split="test")
-    problems: Annotated[int, Field(ge=0)] = 512
-    samples: Count = 1
-    temperature: Positive = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
-    max_new_tokens: Count = 64
+    problems: Annotated[int, Field(ge=0)] = Field(
+        512, description="held-out problems that are asked, the first ones of their source; 0: no evaluation"
+    )
+    samples: Count = Field(1, description="answers to each held-out problem")
+    temperature: Temperature = Field(1.0, description="temperature of sampling; top_k 1 is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sampling chooses among the likeliest tokens of this total probability; 1: all"
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="tokens that sampling may choose from; 0: all")
+    max_new_tokens: Count = Field(64, description="most tokens of a response; a longer one is truncated")
 
     @model_validator(mode="after")
     def _takes_all(self) -> Evaluation:

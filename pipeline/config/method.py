@@ -14,7 +14,7 @@ from pipeline.errors import SettingError
 class Grade(Section):
     """Verdicts, rewards and advantages."""
 
-    verifier: Literal["math", "exact"] = "math"
+    verifier: Literal["math", "exact"] = Field("math", description="math: answers are compared as mathematics; exact: as text")
     answer_pattern: str | None = Field(
         None, description="regex: group 1 of its last match is the answer; none: the last \\boxed or the last number"
     )
@@ -32,7 +32,9 @@ class Grade(Section):
         True, description="whether `x < 3` and the interval (-oo, 3) are the same answer"
     )
     beta_length: Annotated[float, Field(ge=0)] = Field(0.5, description="beta_L of the length-shaped reward")
-    advantage: Literal["group", "running"] = "group"
+    advantage: Literal["group", "running"] = Field(
+        "group", description="group: against the mean of the problem's traces; running: against a running mean over rounds"
+    )
     std: Annotated[Literal["population", "sample"], LATER] = Field(
         "population", description="spread of the group estimator: divided by n, or by n - 1 as TRL and verl do"
     )
@@ -53,7 +55,9 @@ class Grade(Section):
 class ScoreSettings(Section):
     """How teacher and student log-probs and entropies are measured."""
 
-    entropy: Literal["exact", "bounds"] = "exact"
+    entropy: Literal["exact", "bounds"] = Field(
+        "exact", description="exact: over the whole vocabulary; bounds: from the top_k likeliest tokens"
+    )
     fallback: Annotated[bool, UNCOUNTED] = Field(
         True,
         description="whether bounds, with a warning, take the place of exact entropies; false: the run ends before it pays",
@@ -92,9 +96,11 @@ class Profile(Section):
 class Weights(Section):
     """Constants of the token weight (2605.13255, Eq. 2, 5 and 6). Labels and objective each have their own values of them."""
 
-    gamma: Annotated[float, Field(ge=0)] = 0.3
-    floor: Share = 0.1
-    epsilon: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    gamma: Annotated[float, Field(ge=0)] = Field(0.3, description="strength of the gate; 0: no gate")
+    floor: Share = Field(0.1, description="least value of the gate")
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="the magnitude is clipped to 1 - epsilon .. 1 + epsilon"
+    )
     min_normaliser: Positive = Field(1.0, description="least value of the gate's maximum M, in nats")
 
 

@@ -67,7 +67,7 @@ class Objective(Weights):
         "eopd",
         "opsd",
         "sft",
-    ] = "cl_egrsd"
+    ] = Field("cl_egrsd", description="what the trainer minimises; pipeline/method/README.md has the equations")
     gate: str = Field(
         "own",
         description="factor of every token: off, entropy, cl_entropy, top_entropy:SHARE; own: cl_entropy in cl_egrsd, entropy in "
@@ -77,12 +77,14 @@ class Objective(Weights):
         "none", description="what is changed in the gate, to test whether it matters; see pipeline/method/README.md"
     )
     entropy: Literal["teacher", "student"] = Field("teacher", description="whose entropy the gate reads; `student` is a control")
-    window: Annotated[int, Field(ge=0)] = 3
-    rlsd_lam: Share = 0.5
-    rlsd_decay_steps: Annotated[int, Field(ge=0)] = 50
-    position_min: Share = 0.25
-    position_tau: float = 0.30
-    position_scale: Positive = 0.10
+    window: Annotated[int, Field(ge=0)] = Field(3, description="W, tokens that the gate of cl_egrsd looks ahead")
+    rlsd_lam: Share = Field(0.5, description="lambda, share of the teacher's factor in rlsd at the first step")
+    rlsd_decay_steps: Annotated[int, Field(ge=0)] = Field(
+        50, description="optimiser steps in which that share falls to 0; 0: it stays"
+    )
+    position_min: Share = Field(0.25, description="least weight of a token in `position`")
+    position_tau: float = Field(0.30, description="place in the trace, as a share of it, where the weight of `position` changes")
+    position_scale: Positive = Field(0.10, description="width of that change, as a share of the trace")
     opd_coefficient: Annotated[Positive, LATER] = Field(1.0, description="weight of log T - log S beside the advantage")
     iw_growth: Annotated[Annotated[float, Field(ge=0)], LATER] = Field(0.5, description="g, by which early tokens weigh more")
     sdar_coefficient: Annotated[Positive, LATER] = Field(0.1, description="weight of the sigmoid beside the advantage")

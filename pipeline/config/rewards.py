@@ -69,10 +69,12 @@ SHIPPED: dict[str, type[Section]] = {
 class Reward(Section):
     """One reward: a function that gives each trace a number, or nothing."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = Field(
+        description="name of the reward: small letters, digits and _; its values stand in column reward_NAME"
+    )
     function: str = Field(description="file.py, file.py:function, module:function, or a shipped one by its name")
-    weight: float = 1.0
-    settings: dict[str, Any] = Field(default_factory=dict)
+    weight: float = Field(1.0, description="factor in the weighted sum; 0: the values are stored only")
+    settings: dict[str, Any] = Field(default_factory=dict, description="further arguments of the function")
     deadline_s: Positive = Field(60.0, description="seconds that one call of the function may take")
     per: Literal["group", "trace"] = Field("group", description="the traces of one call: all of a problem, or a single one")
 

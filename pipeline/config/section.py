@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes no larger one
 Count = Annotated[int, Field(ge=1)]
 LATER = "later"  # marks a setting that is younger than existing runs: its default changes no digest
 UNCOUNTED = "uncounted"  # marks a setting that no result depends on: it counts in no digest

@@ -27,7 +27,7 @@ class Teacher(Section):
     """
 
     model: str = Field("", description="a local folder or a hub id; empty: the student's base")
-    revision: str | None = None
+    revision: str | None = Field(None, description="branch, tag or commit of a hub's model; null: the newest")
     dtype: Dtype | None = Field(None, description="none: model.dtype")
     max_model_len: Count | None = Field(None, description="window of the teacher; none: model.max_model_len")
     prompt: TeacherPrompt = Field("privileged", description="what the teacher sees beside the problem")

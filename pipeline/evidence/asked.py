@@ -139,12 +139,12 @@ def _open(run: Run, spec: str, sets: list[str]) -> ProblemSet:
     if spec and spec != source.uri:
         fresh = {"uri": spec, "split": "test", "problem": "problem", "solution": "", "answer": "answer", "options": {}}
         document = run.model_dump(mode="json")
-        document["evaluation"]["source"] |= fresh | {"size": 100_000, "seed": 0}
+        document["evaluation"]["source"] |= fresh | {"size": 100_000, "skip": 0, "seed": 0}
         source = resolve(load(document), [s for s in sets if s.startswith("evaluation.source")]).evaluation.source
     if source.answer != source.solution:
         source = source.model_copy(update={"solution": ""})
     try:
-        return open_source(source)
+        return open_source(source, setting="evaluation.source")
     except SourceError as error:
         if "is no file, folder" not in error.what:
             raise

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.config import Label, Profile, Run
 from pipeline.contract import Regime
 from pipeline.digest import digest
-from pipeline.errors import SettingError, StoreError, UserError, refuse_unread
+from pipeline.errors import SettingError, StoreError, UserError, command, refuse_unread
 from pipeline.evidence.plain import plain
 from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, select, token_weights
 from pipeline.overrides import resolve
@@ -124,7 +124,9 @@ def choose_rounds(store: Store, run: Run, numbers: list[int] | None) -> list[Rou
     """The rounds `numbers`, or all rounds, that have the stages which labels need. Raises UserError when there is none."""
     whole = {work.number: work for work in open_rounds(store, run) if Inventory(work).is_whole(*MEASURE)}
     if not whole:
-        raise UserError("no round is labelled, nor has the scores for it", store.uri, "Run `egrsd distill` first")
+        raise UserError(
+            "no round is labelled, nor has the scores for it", store.uri, f"Run {command('distill', '--run', store.uri)} first"
+        )
     if missing := sorted(set(numbers or []) - whole.keys()):
         known = ", ".join(map(str, whole))
         raise UserError(f"round {missing[0]} is not there, or not measured yet", store.uri, f"Rounds that can be swept: {known}")
@@ -143,7 +145,9 @@ def read(run: Run, rounds: list[Round]) -> Stored:
     traces = [read_traces(work) for work in rounds]
     lengths = np.concatenate([part.response_tokens.lengths for part in traces])
     if not len(lengths):
-        raise UserError("every trace was rejected", rounds[0].store.uri, "`egrsd status` counts the reasons")
+        raise UserError(
+            "every trace was rejected", rounds[0].store.uri, f"{command('status', rounds[0].store.uri)} counts the reasons"
+        )
     columns = {
         name: np.concatenate([getattr(part, name).take(np.arange(len(part.trace_ids))) for part in traces])
         for name in ("teacher_entropy", "teacher_logprobs", "student_logprobs")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.config import Model, Pool, Run, Train
-from pipeline.errors import ModelError, first_line
+from pipeline.errors import ModelError, SettingError
 from pipeline.fit.machine import GIB, Facts, Line
-from pipeline.models.resolve import open_model
+from pipeline.models.blueprint import blueprint, settings_of
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USABLE = 0.95  # of a card's memory that a rank may fill
@@ -38,16 +38,12 @@ class Size:
 def measure(model: Model) -> Size:
     """Size of a model, counted on the meta device. Raises ModelError when `model.path` is no causal language model."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = open_model(AutoConfig, model, "configuration")
-    try:
-        with torch.device("meta"):
-            net = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"is no causal language model ({first_line(error)})", model.path, "Use a model that is one") from error
-    text = config.get_text_config()
-    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    config = settings_of(model)
+    net, text = blueprint(model, config), config.get_text_config()
+    layers, heads = text.num_hidden_layers, getattr(text, "num_attention_heads", None)
+    if not heads:
+        raise ModelError("has no attention, and engines serve no such model with LoRA", model.path, "Use another model")
     dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     linear = [
@@ -64,6 +60,26 @@ def measure(model: Model) -> Size:
         sum(width for name, width in inner if name in model.lora_targets),
         sum(width for _, width in inner),
     )
+
+
+def check_cache(run: Run) -> None:
+    """Raise SettingError when the KV cache of engines on CPU holds no trace of full length. Only the configuration is read."""
+    pools = [(f"engines.{name}", pool) for name, pool in (("rollout", run.engines.rollout), ("score", run.engines.score)) if pool]
+    for name, pool in pools:
+        if pool.placement.gpus > 0:
+            continue
+        text = settings_of(run.model).get_text_config()
+        heads = getattr(text, "num_attention_heads", None)
+        if heads is None:  # no attention as vLLM caches it
+            return
+        dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        numbers = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * dim
+        trace = numbers * _BYTES[run.model.dtype] * run.model.max_model_len
+        if pool.kv_cache_gib * GIB < trace:
+            what = (
+                f"{pool.kv_cache_gib:g} GiB hold no trace of {run.model.max_model_len} tokens, which takes {trace / GIB:.4g} GiB"
+            )
+            raise SettingError(what, f"{name}.kv_cache_gib", f"Set it to {trace / GIB:.4g} or more, or lower model.max_model_len")
 
 
 def head_chunk(train: Train, vocab: int) -> int:

@@ -63,13 +63,21 @@ class Facts:
 
 
 def requirements() -> list[str]:
-    """The supported versions of packages: from pyproject.toml beside the code, else from the installed package's metadata."""
-    file = _ROOT / "pyproject.toml"
-    if not file.exists():
-        return list(metadata.requires("egrsd") or [])
-    project = tomllib.loads(file.read_text())["project"]
-    extras = project["optional-dependencies"]
-    return [*project["dependencies"], *(f"{line}; extra == '{name}'" for name in ("cpu", "gpu") for line in extras[name])]
+    """The supported versions of packages: from pyproject.toml beside the code, else from the installed package's metadata.
+
+    Those of the extra `whole`, which makes runs, count as plain ones. `cpu` and `gpu` keep their marker.
+    """
+    file, installed = _ROOT / "pyproject.toml", list[str]()
+    if file.exists():
+        project = tomllib.loads(file.read_text())["project"]
+        extras = project["optional-dependencies"]
+        own = [f"{line}; extra == '{name}'" for name in ("cpu", "gpu") for line in extras[name]]
+        lines = [*project["dependencies"], *extras["whole"], *own]
+    else:
+        with suppress(metadata.PackageNotFoundError):  # code that `egrsd submit` has sent from an installed wheel
+            installed = metadata.requires("egrsd") or []
+        lines = [re.sub(r"""\s*;\s*extra == ['"]whole['"]$""", "", line) for line in installed]
+    return [line for line in lines if Requirement(line).name != "egrsd"]
 
 
 def gather(folder: str = ".") -> Facts:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from pipeline.fit import code
+
+
+def own_version() -> str:
+    """The version of this project: that of the checkout, or of the installed package."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if project.exists():
+        return str(tomllib.loads(project.read_text())["project"]["version"])
+    try:
+        return version("egrsd")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def versions() -> dict[str, str]:

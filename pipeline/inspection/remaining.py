@@ -6,7 +6,8 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
+from pipeline.inspection.staleness import among, ranges
 from pipeline.rounds.inventory import POLICY_CHANGED, Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, is_of_others, open_rounds, planned
@@ -24,7 +25,7 @@ class Remaining:
 
     train, label: numbers of rounds.
     evaluate: versions of policies.
-    stale: a line for each stage that is stale in a trained round. `distill` leaves it to `egrsd stage` and `egrsd train`.
+    stale: a line for each stage that is stale in trained rounds, and the commands that mend it: `distill` does not.
     """
 
     train: list[int]
@@ -38,14 +39,13 @@ class Remaining:
 
         evals: the open held-out problems. With them, an evaluation of other problems counts as none.
         """
-        first, stale, label = store.latest_policy(), [], []
+        first, label = store.latest_policy(), []
+        stale: dict[tuple[str, str], list[int]] = {}
         for work in itertools.takewhile(lambda work: work.number < first, open_rounds(store, run)):
             inventory = Inventory(work)
-            stale += [
-                f"stale: {work.area} {name} ({reason}), and trained on. `egrsd stage` and `egrsd train` make both again"
-                for name in chain_of(run, MEASURE)
-                for reason in sorted(inventory.reasons(name))
-            ]
+            for name in chain_of(run, MEASURE):
+                for reason in sorted(inventory.reasons(name)):
+                    stale.setdefault((name, reason), []).append(work.number)
             if not inventory.is_fresh(*LABELS) and not _inputs_stale(inventory):
                 label.append(work.number)
         held_out = evaluation_run(run) if run.evaluation.problems else None
@@ -54,7 +54,7 @@ class Remaining:
         other = [n for n in versions if evals is not None and is_of_others(store, "evals", n, evals)]
         fresh = [n for n, work in works.items() if work is not None and Inventory(work).is_fresh(*chain_of(work.run, EVALUATION))]
         evaluate = [n for n in versions if n in other or n not in fresh]
-        return cls(list(range(first, run.rounds)), label, evaluate, stale)
+        return cls(list(range(first, run.rounds)), label, evaluate, _told(store, stale))
 
     @property
     def is_empty(self) -> bool:
@@ -74,6 +74,17 @@ class Remaining:
         parts += [f"{len(self.label)} rounds to label"] if self.label else []
         parts += [f"{len(self.evaluate)} evaluations"] if self.evaluate else []
         return "resuming: " + ", ".join(parts)
+
+
+def _told(store: Store, stale: dict[tuple[str, str], list[int]]) -> list[str]:
+    """A line for each stage and reason, and one with the commands that make stages and policies again."""
+    if not stale:
+        return []
+    lines = [f"stale: {name} of {among(rounds, 'round')} ({reason}), and trained on" for (name, reason), rounds in stale.items()]
+    numbers = sorted({number for rounds in stale.values() for number in rounds})
+    stages = ",".join(name for name in STAGES if any(name == one for one, _ in stale))
+    again = command("stage", stages, "--run", store.uri, "--round", ranges(numbers))
+    return [*lines, f"mend: {again}, then {command('train', '--run', store.uri, '--from-round', numbers[0], '--replace')}"]
 
 
 def _inputs_stale(inventory: Inventory) -> bool:
@@ -101,7 +112,7 @@ def trainable_rounds(store: Store, run: Run, first: int) -> list[Round]:
             break
         rounds.append(work)
     if not rounds:
-        raise UserError(f"round {first} is not measured", store.uri, "`egrsd status` shows which are; `egrsd distill` makes them")
+        raise UserError(f"round {first} is not measured", store.uri, f"{command('distill', '--run', store.uri)} makes it")
     return rounds
 
 
@@ -120,5 +131,9 @@ def _is_measured(work: Round) -> bool:
         what = f"was rolled out by policy {work.policy_version}, more than max_staleness {work.run.max_staleness} behind"
         raise UserError(what, work.area, f"It was made under max_staleness {work.lag}: set that value again")
     for name, why in reasons.items():
-        raise UserError(f"{name} is stale ({why})", work.area, f"Run `egrsd stage {name} --round {work.number}` first")
+        raise UserError(
+            f"{name} is stale ({why})",
+            work.area,
+            f"Run {command('stage', name, '--run', work.store.uri, '--round', work.number)} first",
+        )
     return True

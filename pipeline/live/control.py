@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from pipeline.errors import EgrsdError, UserError, first_line, from_data, to_data
+from pipeline.errors import EgrsdError, UserError, command, first_line, from_data, to_data
 from pipeline.live.lease import is_dead, read_lease
 from pipeline.store.directory import Store
 from pipeline.store.documents import STRICT
@@ -47,7 +47,7 @@ def ask(store: Store, question: Document, patience_s: float = ANSWER_S) -> Docum
     """
     lease = read_lease(store)
     if lease is None:
-        raise UserError("no command works on this run", store.uri, "Start it with `egrsd distill --run URI`")
+        raise UserError("no command works on this run", store.uri, f"Start it with {command('distill', '--run', store.uri)}")
     if is_dead(lease):
         raise UserError(f"{lease.holder} is dead", store.uri, "Run its command again: it goes on where it was")
     name = f"{FOLDER}/{uuid4().hex}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-from tokenizers import AddedToken, Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from pipeline.models import read_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
 
 
 class LightTokenizer:
@@ -21,6 +23,8 @@ class LightTokenizer:
 
     def __init__(self, facts: dict[str, Any]) -> None:
         """`facts`: what `facts_of` tells of a tokenizer."""
+        from tokenizers import Tokenizer  # a light installation, which only reads runs, does not have it
+
         self._facts, self._core = facts, Tokenizer.from_str(facts["core"])
         self._core.encode_special_tokens = facts["split_special_tokens"]
         self._core.no_truncation()
@@ -82,14 +86,15 @@ class LightTokenizer:
         return str(template["default"])
 
 
-def read_light(path: str, revision: str | None) -> LightTokenizer | None:
-    """The tokenizer at a path or hub id, read in a process of its own.
+def read_light(path: str, revision: str | None, offline: bool = False) -> LightTokenizer | None:
+    """The tokenizer at a path or hub id, read in a process of its own. With `offline` the hub is not asked.
 
     None when it has no light form, or when it cannot be read: transformers in this process then tells why.
     """
     command = [sys.executable, "-P", read_tokenizer.__file__]
     asked = json.dumps({"path": path, "revision": revision})
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    environment = os.environ | ({"HF_HUB_OFFLINE": "1"} if offline else {})
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False, env=environment)
     try:
         facts = json.loads(done.stdout) if done.returncode == 0 else None
         return LightTokenizer(facts) if facts is not None else None

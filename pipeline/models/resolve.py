@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipeline.config import Model
 from pipeline.errors import ModelError, UnreachableError, first_line
 from pipeline.notices import NOTICE_S, late
 
 MODEL_NAME = "tiny-reasoner"
+REACH_S = 5.0
 _MADE = "assets-cache/"  # the folder of models that `make` builds
 _REMEDY = "Set model.path (or teachers.NAME.model) to a folder or hub id; unset HF_HUB_OFFLINE if it must be downloaded"
 
@@ -35,9 +39,9 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     lacks. `part` names in the message what cannot be loaded ("tokenizer", "weights").
     """
     path = resolve_model(model.path)
-    local = path.startswith(("/", ".", "~", _MADE)) or path.count("/") > 1  # no hub id looks like that
-    if local and not os.path.isdir(path):
-        raise ModelError("there is no such folder", path, _REMEDY)
+    check_folder(path)
+    if not (os.path.isdir(path) or hub_answers()):
+        options = options | {"local_files_only": True}  # else each file is asked for again and again, for a minute
     where = "its folder" if os.path.isdir(path) else "the Hugging Face hub or its local copy"
     try:
         with late(f"model {part}", f"waiting for the {part} of {path}, from {where}: for {NOTICE_S:g} s so far."):
@@ -45,6 +49,34 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         kind_of = UnreachableError if _unanswered(error) else ModelError
         raise kind_of(f"no model here: the {part} cannot be loaded ({first_line(error)})", path, _REMEDY) from error
+
+
+def check_folder(path: str) -> None:
+    """Raise ModelError when a path means a local folder, since no hub id looks like it, and there is none.
+
+    `models/tiny` means one where there is a folder `models` beside it.
+    """
+    above = path.partition("/")[0]
+    local = path.startswith(("/", ".", "~", _MADE)) or path.count("/") > 1 or ("/" in path and os.path.isdir(above))
+    if local and not os.path.isdir(path):
+        raise ModelError("there is no such folder", path, _REMEDY)
+
+
+@lru_cache(maxsize=1)
+def hub_answers() -> bool:
+    """Whether the hub may be asked and somebody listens at its address. It is looked at once, for at most REACH_S seconds."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    if any(name.lower() in {"https_proxy", "all_proxy"} for name in os.environ):
+        return True  # the proxy knows
+    address = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        with socket.create_connection(
+            (address.hostname or "", address.port or (80 if address.scheme == "http" else 443)), REACH_S
+        ):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def vocabulary_size(model: Model) -> int:

@@ -12,6 +12,7 @@ import os
 import shutil
 import struct
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,21 +68,31 @@ def dequantise(gguf: Path) -> LlamaForCausalLM:
 
 
 def convert(out: Path, gguf: Path) -> bool:
-    """Write the folder `out` from a GGUF file. Returns False when a converted folder is already there.
+    """Write the folder `out` from a GGUF file, as `place` does."""
 
-    The folder is written under a temporary name and then renamed. Raises ModelError when `out` exists and is something else.
+    def write(folder: Path) -> None:
+        """Write model and tokenizer into a folder."""
+        from transformers import AutoTokenizer
+
+        dequantise(gguf).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+    return place(out, write)
+
+
+def place(out: Path, write: Callable[[Path], None]) -> bool:
+    """Let `write` fill a folder, which then appears as `out`. Returns False when a converted folder is already there.
+
+    Raises ModelError when `out` exists and is something else.
     """
     if _whole(out):
         return False
     if out.exists():
         raise ModelError("exists but is not a converted model", str(out), "Remove it or choose another --out")
-    from transformers import AutoTokenizer
-
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        dequantise(gguf).save_pretrained(unfinished)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(unfinished)
+        write(unfinished)
         unfinished.chmod(0o755)
         os.rename(unfinished, out)
     except OSError:

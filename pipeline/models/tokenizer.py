@@ -12,7 +12,7 @@ from pipeline.digest import digest
 from pipeline.errors import ModelError
 from pipeline.models.light import LightTokenizer, read_light
 from pipeline.models.read_tokenizer import facts_of
-from pipeline.models.resolve import open_model, resolve_model
+from pipeline.models.resolve import check_folder, hub_answers, open_model, resolve_model
 from pipeline.notices import NOTICE_S, late
 
 _LOADING = threading.Lock()  # the threads of a task share one tokenizer
@@ -51,9 +51,10 @@ def _key(model: Model) -> tuple[str, str | None, bool]:
 
 
 def _light(path: str, revision: str | None) -> LightTokenizer | None:
+    check_folder(path)
     where = "its folder" if os.path.isdir(path) else "the Hugging Face hub or its local copy"
     with late("model tokenizer", f"waiting for the tokenizer of {path}, from {where}: for {NOTICE_S:g} s so far."):
-        return read_light(path, revision)
+        return read_light(path, revision, offline=not (os.path.isdir(path) or hub_answers()))
 
 
 def _of_transformers(model: Model) -> Any:

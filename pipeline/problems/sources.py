@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -57,10 +58,15 @@ class ProblemSet:
     """Problems of one source by index.
 
     `fingerprint` is a hash of their content. For a generated task it is a hash of the settings and the first problems.
+    Raises SettingError when `source.skip` leaves no row.
     """
 
     def __init__(self, source: Source, rows: Rows) -> None:
-        self.source, self.size, self.fingerprint = source, min(len(rows), source.size), rows.fingerprint
+        if source.skip >= len(rows) > 0:
+            raise SettingError(
+                f"{source.uri} has {len(rows)} rows, and none is behind the first {source.skip}", "source.skip", "Lower it"
+            )
+        self.source, self.size, self.fingerprint = source, min(len(rows) - source.skip, source.size), rows.fingerprint
         self.total, self.shape, self._rows = rows.total, rows.shape, rows
 
     def __len__(self) -> int:
@@ -74,7 +80,8 @@ class ProblemSet:
         wrong = [i for i in indices if not 0 <= i < self.size]
         if wrong:
             raise IndexError(f"row {wrong[0]} of a source of {self.size}")
-        raw, shape = self._rows.read(indices, others), self.shape if others else replace(self.shape, other=())
+        places = [index + self.source.skip for index in indices] if self.source.skip else indices
+        raw, shape = self._rows.read(places, others), self.shape if others else replace(self.shape, other=())
         return [read_problem(int(index), row, shape, self.source) for index, row in zip(indices, raw, strict=True)]
 
     def without_solutions(self) -> ProblemSet:
@@ -85,7 +92,9 @@ class ProblemSet:
     def cautions(self) -> list[str]:
         """What a person should know about figures on this source: rows that are not used, answers that may differ."""
         notes = []
-        if self.size < self.total:
+        if skip := self.source.skip:
+            notes.append(f"rows {skip} to {skip + self.size - 1} of {self.total} are used, counted from 0 (skip, size)")
+        elif self.size < self.total:
             notes.append(f"the first {self.size} of {self.total} rows are used: set its size to {self.total} for all of them")
         kind, _, task = self.source.uri.partition(":")
         notes += self.shape.found
@@ -95,19 +104,32 @@ class ProblemSet:
         return [f"note: {self.source.uri}: {text}" for text in notes]
 
 
-def open_source(source: Source, look: bool = True) -> ProblemSet:
-    """The problems behind `source.uri`, with every check that needs no model.
+def open_source(source: Source, look: bool = True, setting: str = "source") -> ProblemSet:
+    """The problems behind `source.uri`, with every check that needs no model. `setting` is the section that remedies name.
 
     look: whether a column that is not there may be found by looking at the first rows. Raises SourceError, with file and line,
     for a source that is unreadable, malformed, empty or without a column. Raises SettingError for an option that the kind of
     source does not know.
     """
+    try:
+        return _open(source, look)
+    except (SourceError, SettingError) as error:
+        if setting == "source":
+            raise
+        what, where, remedy = (re.sub(r"(?<![\w.])source\.(?=[a-z])", f"{setting}.", text) for text in error.args)
+        raise type(error)(what, where, remedy) from error
+
+
+def _open(source: Source, look: bool) -> ProblemSet:
+    """The problems behind `source.uri`."""
     for name in ("uri", "problem", "answer"):
         if not getattr(source, name).strip():
             raise SettingError("is empty", f"source.{name}", "Name a file, dataset or task" if name == "uri" else "Name a column")
     kind, _, name = source.uri.partition(":")
     if source.response and (source.uri == "tiny-arithmetic" or kind in _MADE):
         raise SettingError(f"{source.uri} makes problems, and brings no traces", "source.response", "Name a file in source.uri")
+    if source.skip and (source.uri == "tiny-arithmetic" or kind == "reasoning-gym"):
+        raise SettingError(f"{source.uri} makes problems, and has no rows to pass over", "source.skip", "Choose a split instead")
     if source.uri == "tiny-arithmetic":
         _check_options(source, ())
         return _generated(source, partial(tiny.problem, seed=source.seed, split=source.split))
@@ -123,7 +145,8 @@ def open_source(source: Source, look: bool = True) -> ProblemSet:
     _check_options(source, hub.OPTIONS if kind == "datasets" else ())
     words = f"waiting for the problems of {source.uri}: they have been read for {NOTICE_S:g} s so far."
     with late(f"source {source.uri}", words):
-        rows = hub.open_hub(source, name, look) if kind == "datasets" else _open_files(source, look)
+        wide = source.model_copy(update={"size": source.skip + source.size}) if source.skip else source
+        rows = hub.open_hub(wide, name, look) if kind == "datasets" else _open_files(wide, look)
     return ProblemSet(source, rows)
 
 

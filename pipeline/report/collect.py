@@ -7,12 +7,12 @@ from typing import Any
 
 from pipeline.choice.plans import told
 from pipeline.config import Run
-from pipeline.errors import UserError
+from pipeline.errors import UserError, command
 from pipeline.evidence.audit import read_audits
 from pipeline.evidence.comparison import COMPARE, Compared
 from pipeline.evidence.plain import plain
 from pipeline.evidence.sweep import read_evidence
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.vocabulary import token_reader
 from pipeline.overrides import differences
 from pipeline.problems.sources import named
 from pipeline.report import figures, held_out, ledger, sample, story
@@ -63,7 +63,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
         "evaluations": evaluated.figures(),
         "change": evaluated.change(),
         "answers": evaluated.answers(limits.text),
-        "sample": sample.sample([part.labelled for part in measured], tokenizer_of(run.model), limits),
+        "sample": sample.sample([part.labelled for part in measured], token_reader(run.model), limits),
         "sweep": read_evidence(store),
         "audits": read_audits(store, [part.figures["round"] for part in measured]),
     }
@@ -104,7 +104,11 @@ def _measured(store: Store, run: Run) -> list[Measured]:
         metrics.setdefault(int(row["round"]), []).append(row)
     measured = [figures.measure(Inventory(work), metrics.get(work.number, [])) for work in open_rounds(store, run)]
     if not any(part.figures["traces"] for part in measured):
-        raise UserError("nothing to report: no round has graded and scored traces", store.uri, "Run `egrsd distill` first")
+        raise UserError(
+            "nothing to report: no round has graded and scored traces",
+            store.uri,
+            f"Run {command('distill', '--run', store.uri)} first",
+        )
     return measured
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+from pipeline.models.alphabet import bytes_of
+
 _WORD_START = "\u2581"  # SentencePiece's sign for a space; decoding a single token drops this space
 
 
@@ -36,27 +35,9 @@ def _piece(token: str, text: str, special: bool) -> Piece:
     if special:
         return Piece(token, "special")
     if "\ufffd" in text or (not text and token):
-        found = _bytes(token)
+        found = bytes_of(token)
         if found is not None:
             return Piece(found.hex(" ").upper(), "bytes") if found else Piece("", "text")
     if token.startswith(_WORD_START) and not text.startswith(" "):
         text = f" {text}"
     return Piece(text, "text")
-
-
-def _bytes(token: str) -> bytes | None:
-    """The bytes of a vocabulary entry in SentencePiece's or the byte-level alphabet. None when it is in neither alphabet."""
-    if found := _BYTE.fullmatch(token):
-        return bytes.fromhex(found[1])
-    try:
-        return bytes(_alphabet()[character] for character in token)
-    except KeyError:
-        return None
-
-
-@lru_cache(maxsize=1)
-def _alphabet() -> dict[str, int]:
-    """The byte-level alphabet since GPT-2: printable bytes stand for themselves, the others for code points from 256."""
-    kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in kept]
-    return {chr(byte): byte for byte in kept} | {chr(256 + place): byte for place, byte in enumerate(moved)}

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from pipeline.contract import REWARD_PREFIX, Scope, Stage
 from pipeline.digest import digest
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, command
 from pipeline.grader.code import identity
 from pipeline.rounds import seats
 from pipeline.rounds.round import Round, same_problems
@@ -194,9 +194,12 @@ class Inventory:
             return None
         sizes = {entry.fact("vocab_size") for entry in entries.values()}
         if len(sizes) > 1:
+            again = command("stage", "score", "--run", self.work.store.uri, "--round", self.work.number, "--force")
             what = f"facts.vocab_size differs between shards: {', '.join(map(str, sorted(sizes)))}"
             raise StoreError(
-                what, self.work.store.locate(f"{self.work.area}/score"), "`egrsd stage score --force` makes them anew"
+                what,
+                self.work.store.locate(f"{self.work.area}/score"),
+                f"{again} makes them anew",
             )
         return Scope(max(entry.fact("entropy_max") for entry in entries.values()), *sizes)
 

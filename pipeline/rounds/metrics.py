@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +44,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("weight", "", "mean", "mean factor of the advantage over tokens with a signal; without one, mean token advantage"),
         Metric("divergence", "nats", "mean", "mean divergence from the teacher's most likely tokens, if the objective has one"),
         Metric("delta", "nats", "mean", "mean |teacher log-prob - student log-prob|"),
-        Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|, in the first step of an on-policy round"),
+        Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|, in the first step of a round"),
         Metric("logprob_gap_max", "nats", "max", "the largest of these gaps"),
         Metric("padded_share", "share", "mean", "share of the tokens of forward passes that are padding"),
         Metric("shared_share", "share", "mean", "share of the minibatch's tokens that packing saved, as traces share a prompt"),
@@ -59,6 +60,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("accuracy", "share", "mean", "share of correct traces among those that are not rejected"),
         Metric("mean_reward", "", "mean", "mean reward"),
         Metric("mean_length", "tokens", "mean", "mean response length"),
+        Metric("student_entropy", "nats", "mean", "mean entropy of the policy that wrote the traces, over response tokens"),
+        Metric("teacher_entropy", "nats", "mean", "mean entropy of the teacher, over response tokens"),
         Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
         Metric("num_groups", "groups", "sum", "groups, each a prompt with its traces"),
         Metric("num_groups_without_signal", "groups", "sum", "groups whose advantages are all 0"),
@@ -77,9 +80,20 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 
 _SUMMARISED = {
     "grade": ["reject_reason", "verdict", "reward", "advantage"],
-    "profile": ["lookahead_entropy", *(f"share_{name}" for name in Regime.NAMES)],
-    "rollout": ["response_tokens"],
+    "profile": ["lookahead_entropy", "entropy_mean", *(f"share_{name}" for name in Regime.NAMES)],
+    "rollout": ["response_tokens", "rollout_entropy"],
 }
+
+
+def agreement(metrics: Iterable[dict[str, Any]]) -> str | None:
+    """How far trainer and engine are apart, in words: mean and largest gap over all steps that were compared. None without."""
+    compared = [row for row in metrics if "logprob_gap" in row]
+    if not compared:
+        return None
+    tokens = sum(row["tokens"] for row in compared)
+    mean = sum(row["logprob_gap"] * row["tokens"] for row in compared) / max(1, tokens)
+    largest = max(row["logprob_gap_max"] for row in compared)
+    return f"{mean:.2g} nat on average, {largest:.2g} at most, over {len(compared)} steps"
 
 
 def summarise_round(work: Round) -> dict[str, float]:
@@ -99,8 +113,21 @@ def summarise_round(work: Round) -> dict[str, float]:
         **round_summary(grades, lengths, work.run.rollout.group_size),
         **_filling_summary(work),
         **shares,
+        **_entropies(rollouts, profiles, scored),
         **reward_means(inventory),
     }
+
+
+def _entropies(rollouts: list[pa.Table], profiles: list[pa.Table], scored: list[np.ndarray]) -> dict[str, float]:
+    """Mean entropies over response tokens, in nats: the writer's and the teacher's. One that is not known is left out.
+
+    scored: response tokens of the traces of each table of `profiles`.
+    """
+    own = np.concatenate([pc.list_flatten(table["rollout_entropy"]).to_numpy() for table in rollouts])
+    weight = np.concatenate(scored).astype(np.float64)
+    means = np.concatenate([pc.fill_null(table["entropy_mean"], 0.0).to_numpy() for table in profiles]).astype(np.float64)
+    found = {"student_entropy": float(own.mean(dtype=np.float64))} if own.size and np.isfinite(own).all() else {}
+    return found | ({"teacher_entropy": float((means * weight).sum() / weight.sum())} if weight.sum() else {})
 
 
 def _filling_summary(work: Round) -> dict[str, float]:

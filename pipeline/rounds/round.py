@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pipeline.config import Run
 from pipeline.contract import Engines, Scope
 from pipeline.digest import digest
-from pipeline.errors import StoreError, UserError
+from pipeline.errors import StoreError, UserError, command
 from pipeline.grader.code import Code, codes_of
 from pipeline.method.rewards import RunningBaseline
 from pipeline.models.light import LightTokenizer
@@ -101,7 +101,7 @@ def open_round(store: Store, run: Run, kind: str, number: int, baseline: Running
     plan = read_plan(store, kind, number)
     if plan is None:
         known = store.numbers(kind)
-        here = f"Here: {known[0]} to {known[-1]}" if known else "Start the run with `egrsd distill`"
+        here = f"Here: {known[0]} to {known[-1]}" if known else f"Start the run with {command('distill', '--run', store.uri)}"
         raise UserError(f"no {kind.removesuffix('s')} {number}", store.uri, here)
     state = baseline or baseline_at(store, run, kind, number)
     return _with_codes(Round(store, run, kind, number, plan.policy, plan.shards, state, {}))

@@ -10,13 +10,14 @@ import pyarrow.compute as pc
 
 from pipeline.config.objective import USES_ADVANTAGE
 from pipeline.contract import COLUMNS, REWARD_PREFIX, reward_columns
-from pipeline.errors import ContractError, StoreError, UserError
+from pipeline.errors import ContractError, StoreError, UserError, command
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
-from pipeline.store.directory import Entry, Ready, Store, area
+from pipeline.store.directory import Entry, Ready, Store, area, round_of
 from pipeline.store.documents import RESTORE
+from pipeline.store.folders import digest_of
 from pipeline.store.possible import key_of, types_of
 from pipeline.store.shards import check_columns
 
@@ -41,7 +42,9 @@ def read_shard(store: Store, entries: Mapping[str, Entry], columns: Mapping[str,
     for name in entries.keys() - {"prompts"}:
         first = first or name
         if not keys[name].equals(keys[first]):
-            raise StoreError(f"the rows are not those of stage {first}", store.locate(entries[name].path), _again(entries[name]))
+            raise StoreError(
+                f"the rows are not those of stage {first}", store.locate(entries[name].path), _again(store, entries[name])
+            )
     return tables
 
 
@@ -51,11 +54,12 @@ def _check_prompts(store: Store, entry: Entry, indices: pa.ChunkedArray, prompts
     size = rows // prompts if prompts else 0
     if rows != size * prompts or (rows and not np.array_equal(indices.to_numpy(), np.arange(rows) // max(1, size))):
         what = f"column prompt_index: {rows} rows are not equal groups of the {prompts} prompts in their order"
-        raise StoreError(what, store.locate(entry.path), _again(entry))
+        raise StoreError(what, store.locate(entry.path), _again(store, entry))
 
 
-def _again(entry: Entry) -> str:
-    return f"Compute the stages of this shard again, from `egrsd stage {entry.stage}` on with --force"
+def _again(store: Store, entry: Entry) -> str:
+    first = command("stage", entry.stage, "--run", store.uri, "--round", round_of(entry.area), "--shard", entry.shard, "--force")
+    return f"Compute the stages of this shard again: first {first}"
 
 
 def joined_round(work: Round, columns: Collection[str] | None = None) -> pa.Table:
@@ -122,6 +126,19 @@ def shard_tables(store: Store, number: int, ready: Ready, further: tuple[str, ..
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
     for shard, hashes in sorted(ready.shards.items()):
         yield without(training_rows(store, where, shard, hashes, ready.policy, further), ready.left_out.get(shard, []))
+
+
+def is_comparable(store: Store, number: int) -> bool:
+    """Whether the policy that this run has now is the one whose log-probs a committed round holds.
+
+    It is not where earlier rounds were trained again, and this round kept its traces.
+    """
+    ready = store.ready(number)
+    if ready is None:
+        return False
+    expected = digest_of(store, area("policy", ready.policy)) if ready.policy else None
+    entries = (store.entry(area("rounds", number), "score", shard) for shard in ready.shards)
+    return all(entry is not None and entry.inputs.get("policy") == expected for entry in entries)
 
 
 def joined(tables: list[pa.Table]) -> pa.Table:
@@ -204,7 +221,7 @@ def _committed(store: Store, where: str, stage: str, shard: str, digest: str) ->
         raise StoreError(
             "the shard has changed since its round was committed to the trainer",
             store.locate(f"{where}/{stage}/{shard}.json"),
-            "Run `egrsd stage` for the stages that `egrsd status` shows as stale",
+            f"{command('status', store.uri)} names the command that mends it",
         )
     return entry
 
@@ -216,5 +233,5 @@ def _check_vocabulary(store: Store, entries: Mapping[str, Entry], prompts: pa.Ta
         check_columns("prompts", prompts, size)
     except ContractError as error:
         raise StoreError(
-            f"{error.where}: {error.what}", store.locate(entries["prompts"].path), _again(entries["prompts"])
+            f"{error.where}: {error.what}", store.locate(entries["prompts"].path), _again(store, entries["prompts"])
         ) from error

@@ -33,7 +33,7 @@ from pydantic import Field, JsonValue, TypeAdapter
 from pipeline import contract
 from pipeline.config import Run
 from pipeline.digest import digest
-from pipeline.errors import ContractError, SettingError, StoreError, UserError
+from pipeline.errors import ContractError, SettingError, StoreError, UserError, command
 from pipeline.overrides import load
 from pipeline.store.documents import RESTORE, Count, Digest, Document, Number, Sha256, check, parse
 from pipeline.store.files import Files
@@ -102,7 +102,9 @@ class Store(Files):
         document = self.run_file()
         if document is None:
             raise UserError(
-                "no run here: run.json is missing", self.uri, "Start one with `egrsd distill --recipe NAME --run URI`"
+                "no run here: run.json is missing",
+                self.uri,
+                f"Start one with {command('distill', '--recipe', 'demo', '--run', self.uri)}",
             )
         if document.config_digest is not None and digest(document.config) != document.config_digest:
             raise StoreError("config: was changed by hand, since config_digest differs", self.locate("run.json"), EDITED)
@@ -192,7 +194,7 @@ class Store(Files):
         Raises StoreError when the file is missing, has other bytes, or holds what the stage cannot have written.
         """
         data = self.read_bytes(entry.path)
-        where, remedy = self.locate(entry.path), _remedy(entry)
+        where, remedy = self.locate(entry.path), _remedy(self.uri, entry)
         if data is None or hashlib.sha256(data).hexdigest() != entry.sha256:
             what = "the shard is missing" if data is None else "the bytes are not those that were committed (sha256 differs)"
             raise StoreError(what, where, remedy)
@@ -329,8 +331,13 @@ def read_figures(data: bytes, where: str) -> list[dict[str, Any]]:
     return [parse(_FIGURES, line, f"{where}, line {count}") for count, line in enumerate(data.splitlines(), 1)]
 
 
-def _remedy(entry: Entry) -> str:
+def round_of(where: str) -> int:
+    """The number of a round, from its folder such as `rounds/0003`."""
+    return int(where.rpartition("/")[2])
+
+
+def _remedy(uri: str, entry: Entry) -> str:
     if entry.area.startswith("evals"):
         return f"Delete the folder {entry.area} and run `egrsd distill` or `egrsd evaluate` again: it evaluates anew"
-    number = entry.area.rpartition("/")[2].lstrip("0") or "0"
-    return f"Recompute it with `egrsd stage {entry.stage} --round {number} --shard {entry.shard} --force`"
+    again = command("stage", entry.stage, "--run", uri, "--round", round_of(entry.area), "--shard", entry.shard, "--force")
+    return f"Recompute it with {again}"

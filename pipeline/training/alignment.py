@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pipeline.errors import ModelError
+from pipeline.models.head_form import Form
 from pipeline.training.batches import MicroBatch
 from pipeline.training.student import Student
 
@@ -22,12 +24,16 @@ class Directions:
     """One model, and the parameters by which gradients are taken.
 
     space: `weights` are all weights of the base, with the adapter in place as it is; `adapter` are those that training moves.
-    At policy 0 the adapter's B is zero, and so is the gradient of its A.
+    At policy 0 the adapter's B is zero, and so is the gradient of its A. Raises ModelError for a model that scales or caps its
+    logits.
     """
 
     def __init__(self, student: Student, space: Space) -> None:
         self.student = student.eval()
         base: Any = student.model.get_base_model()
+        if student.form != Form():
+            what = f"scales or caps its logits ({student.form}), which these gradients leave out"
+            raise ModelError(what, str(base.config.name_or_path), "Use a model whose logits are the output layer's")
         base.config._attn_implementation = "eager"  # the fused kernels have no forward-mode derivative
         self.decoder: Any = base.get_decoder()
         head = base.get_output_embeddings()

@@ -33,11 +33,17 @@ SIGNALS = ("teacher_logprobs", "student_logprobs", "teacher_entropy")
 
 @dataclass(frozen=True)
 class RoundTable:
-    """A round as the trainer gets it. `table` has one row per trace, and the student log-probs are those of `policy_version`."""
+    """A round as the trainer gets it. `table` has one row per trace, and the student log-probs are those of `policy_version`.
+
+    comparable: whether this run still has the policy that answered. It has not where earlier rounds were trained again since.
+    answered: the adapter of that policy, where the trainer's own is newer.
+    """
 
     number: int
     policy_version: int
     table: pa.Table
+    comparable: bool = True
+    answered: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

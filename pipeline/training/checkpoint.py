@@ -82,7 +82,7 @@ def save(trainer: Trainer, next_round: int, adapter: dict[str, Tensor], folder: 
 
 def distance(folder: Path, other: Path) -> float:
     """The largest difference of a weight between two saved adapters. Raises ModelError for a file that cannot be read."""
-    mine, yours = _tensors(folder / ADAPTER), _tensors(other / ADAPTER)
+    mine, yours = tensors(folder / ADAPTER), tensors(other / ADAPTER)
     if mine.keys() != yours.keys():
         return float("inf")
     return max(float((mine[name].float() - yours[name].float()).abs().max()) for name in mine)
@@ -94,7 +94,7 @@ def load_adapter(student: Student, folder: Path, model: Model) -> None:
     Raises ModelError when rank, alpha, targets or base of the adapter differ from the configuration, or tensors are missing.
     """
     adapter_files.check(folder, model, str(folder))
-    saved = _tensors(folder / ADAPTER)
+    saved = tensors(folder / ADAPTER)
     own = {name.replace(".default", ""): p.shape for name, p in student.model.named_parameters() if "lora_" in name}
     if wrong := [name for name, tensor in saved.items() if name in own and tensor.shape != own[name]]:
         raise ModelError(f"{wrong[0]} has shape {list(saved[wrong[0]].shape)}", str(folder / ADAPTER), adapter_files.REMEDY)
@@ -114,7 +114,7 @@ def load_optimizer(trainer: Trainer, folder: Path) -> int:
     cursor = read_cursor(folder)
     if cursor.seed != trainer.run.seed:
         raise TrainingError(f"was made with seed {cursor.seed}, this run has {trainer.run.seed}", str(folder / CURSOR))
-    saved = _tensors(folder / OPTIMIZER)
+    saved = tensors(folder / OPTIMIZER)
     for name, parameter in trainer.parameters().items() if saved else ():  # nothing is saved before the first step
         try:
             step, *moments = (saved[f"{name}.{key}"] for key in MOMENTS)
@@ -138,7 +138,7 @@ def read_cursor(folder: Path) -> Cursor:
         raise TrainingError(f"cannot be read ({error.strerror})", str(file), STATE_REMEDY) from error
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ModelError when it is none."""
     try:
         return load_file(file)

@@ -30,11 +30,16 @@ CACHED = 2**20  # bytes of logits that stay in a processor's cache while all tha
 
 
 class Head(NamedTuple):
-    """The frozen output layer: weight [V, H], bias [V] or None. At most `chunk` tokens have logits at one time."""
+    """The frozen output layer: weight [V, H], bias [V] or None. At most `chunk` tokens have logits at one time.
+
+    scale and cap: what the model does to its logits (pipeline/models/head_form.py); a cap of 0 is none.
+    """
 
     weight: Tensor
     bias: Tensor | None
     chunk: int
+    scale: float = 1.0
+    cap: float = 0.0
 
 
 class Divergence(NamedTuple):
@@ -71,7 +76,7 @@ def logprobs_of(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     head = _widened(head)
     logprobs = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
     for part in _chunks(len(targets), head):
-        logits = _logits(hidden[part], head)
+        logits, _ = _logits(hidden[part], head)
         chosen = logits.gather(1, targets[part, None])[:, 0]
         logprobs[part] = chosen - logits.logsumexp(dim=-1)
     return logprobs
@@ -136,15 +141,15 @@ def rows(chunk: int, vocab: int, on_cpu: bool) -> int:
 def _chunk(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """log p(target) [n] and coefficient * d log p(target) / d hidden [n, H], computed in place on one [n, V] buffer.
 
-    With p = softmax(z): d log p_y / d z = onehot(y) - p, so the gradient is c * (weight_y - p @ weight).
+    With p = softmax(z): d log p_y / d z = onehot(y) - p, so the gradient is c * (weight_y - p @ weight), times d z / d (W h).
     """
-    logits = _logits(hidden, head)
+    logits, slope = _logits(hidden, head)
     size = len(logits) if logits.is_cuda else max(1, CACHED // (4 * logits.shape[1]))
     logprobs = [
         _slopes_(part, target[:, None], coefficient[:, None])
         for part, target, coefficient in zip(logits.split(size), targets.split(size), coefficients.split(size), strict=True)
     ]
-    return torch.cat(logprobs), logits.to(head.weight.dtype) @ head.weight
+    return torch.cat(logprobs), _through(logits, slope, head)
 
 
 def _slopes_(logits: Tensor, targets: Tensor, coefficients: Tensor) -> Tensor:
@@ -164,9 +169,16 @@ def _divergent_chunk(
 
     The buffer ends with this function, so that two chunks never have one at the same time.
     """
-    logits = _logits(hidden, head)
+    logits, slope = _logits(hidden, head)
     logprobs, values = head_gradient_(logits, targets, coefficients, *divergence)
-    return logprobs, values, logits.to(head.weight.dtype) @ head.weight
+    return logprobs, values, _through(logits, slope, head)
+
+
+def _through(gradient: Tensor, slope: Tensor | float, head: Head) -> Tensor:
+    """A gradient of logits [n, V] as one of hidden states [n, H]. It changes the gradient. slope: d logits / d (W h)."""
+    if isinstance(slope, Tensor) or slope != 1:
+        gradient *= slope
+    return gradient.to(head.weight.dtype) @ head.weight
 
 
 def _widened(head: Head) -> Head:
@@ -174,13 +186,21 @@ def _widened(head: Head) -> Head:
     if head.weight.is_cuda:
         return head
     wide = torch.promote_types(head.weight.dtype, torch.float32)
-    return Head(head.weight.to(wide), head.bias, head.chunk)
+    return head._replace(weight=head.weight.to(wide))
 
 
-def _logits(hidden: Tensor, head: Head) -> Tensor:
-    """Logits float32 [n, V] of hidden states [n, H]."""
+def _logits(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | float]:
+    """Logits float32 [n, V] of hidden states [n, H], and d logits / d (W h): the scale, or [n, V] with a cap."""
     if head.weight.is_cuda and head.weight.dtype in (torch.bfloat16, torch.float16):
         logits = torch.mm(hidden, head.weight.T, out_dtype=torch.float32)
     else:
         logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight).float()
-    return logits if head.bias is None else logits.add_(head.bias)
+    if head.bias is not None:
+        logits.add_(head.bias)
+    if head.scale != 1:
+        logits *= head.scale
+    if not head.cap:
+        return logits, head.scale
+    logits.div_(head.cap).tanh_()
+    slope = (1 - logits.square()).mul_(head.scale)
+    return logits.mul_(head.cap), slope

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,10 +23,11 @@ from torch import distributed as dist
 from pipeline.config import Run
 from pipeline.errors import StoreError, TrainingError
 from pipeline.live.card import Card
-from pipeline.rounds.rows import shard_tables
+from pipeline.rounds.rows import is_comparable, shard_tables
 from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
+from pipeline.store.folders import ADAPTER
 from pipeline.training import checkpoint, memory, offload, student
 from pipeline.training.step import Trainer
 from pipeline.training.stored import StoredRound
@@ -159,7 +161,19 @@ def _round(trainer: Trainer, store: Store, number: int) -> StoredRound:
     if ready is None:
         raise TrainingError("the round was committed and is gone", store.locate(f"rounds/{number:04d}"))
     shards = partial(shard_tables, store, number, ready, trainer.run.objective.columns)
-    return StoredRound(number, ready.policy, shards, store.scratch())
+    data = StoredRound(number, ready.policy, shards, store.scratch(), is_comparable(store, number))
+    if ready.policy == number or not data.comparable:
+        return data
+    answered = _adapter_of(store, ready.policy)
+    return replace(data, comparable=answered is not None, answered=answered)
+
+
+def _adapter_of(store: Store, version: int) -> dict[str, torch.Tensor] | None:
+    """The published adapter of a policy; empty for policy 0, and None where its weights are gone."""
+    if version == 0:
+        return {}
+    with store.local(area("policy", version)) as folder:
+        return checkpoint.tensors(folder / ADAPTER) if folder is not None else None
 
 
 def _write(trainer: Trainer, version: int, policy: Path, state: Path | None) -> None:

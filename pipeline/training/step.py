@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from pipeline.config.objective import SCALES_ADVANTAGE
 from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, packing, student
+from pipeline.training import batches, gap, packing, student
 from pipeline.training.batches import MicroBatch, RoundTable, Traces
 from pipeline.training.head import Divergence
 from pipeline.training.stored import StoredRound, stored
@@ -45,6 +46,13 @@ class Whole:
     num_traces: int
     threshold: Tensor | None = None
     mean_gate: float | None = None
+
+
+class Worst(NamedTuple):
+    """The largest gap between trainer and engine on this rank, a scalar in nats, and the trace that has it."""
+
+    gap: Tensor
+    trace: str
 
 
 class Trainer:
@@ -80,9 +88,11 @@ class Trainer:
         for index, rows in enumerate(parts):
             budget = self.run.train.micro_batch_tokens
             share = batches.share(traces, rows, self.rank, self.ranks, budget, self.packs(traces, rows))
-            on_policy = index == 0 and data.policy_version == data.number
-            metrics = self.train_step(share, f"round {data.number}, step {self.step}", on_policy)
-            yield {"round": data.number, "rejected": traces.num_rejected, **metrics}
+            where, watched = f"round {data.number}, step {self.step}", index == 0 and data.comparable
+            aside = watched and (data.policy_version != data.number or self.run.model.lora_dropout > 0)
+            found = self._probe(share, data, where) if aside else {}
+            metrics = self.train_step(share, where, data.policy_version if watched and not aside else None)
+            yield {"round": data.number, "rejected": traces.num_rejected, **metrics, **found}
 
     def _traces(self, data: RoundTable | StoredRound) -> Traces:
         """The usable traces of a round, whose ids the model knows."""
@@ -100,12 +110,12 @@ class Trainer:
             return self.student.packs
         return packing.pays(traces, rows, batches.padded_tokens(traces.lengths[rows], train.micro_batch_tokens))
 
-    def train_step(self, share: list[MicroBatch], where: str, on_policy: bool = False) -> dict[str, float]:
+    def train_step(self, share: list[MicroBatch], where: str, policy: int | None = None) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.
 
-        With `on_policy` the stored student log-probs come from the weights that are trained. The metric logprob_gap (nats) then
+        `policy` is a version whose log-probs are stored and whose weights are trained now. The metric logprob_gap (nats) then
         measures how far engine and trainer are apart (trap 3). Raises TrainingError, with `where` and the traces, when loss or
-        gradient norm is not finite. The weights then stay unchanged.
+        gradient norm is not finite, or when that gap is too large. The weights then stay unchanged.
         """
         started = time.perf_counter()
         share = [micro.to(self.device) for micro in share]
@@ -115,6 +125,7 @@ class Trainer:
         norm = self._clip()
         total = dict(zip(SUMS, reduce_(sums, dist.ReduceOp.SUM).tolist(), strict=True))
         self._check_finite(total["loss"], norm, where, broken, share)
+        compared = {} if policy is None else self._compared(total["gap"], num_tokens, worst, policy, where)
         metrics = {
             "step": self.step,
             "loss": total["loss"],
@@ -131,10 +142,28 @@ class Trainer:
         if self.run.objective.is_distributional:
             metrics["divergence"] = total["divergence"] / num_tokens
         metrics |= self._passes(share)
-        if on_policy:
-            metrics |= {"logprob_gap": total["gap"] / num_tokens, "logprob_gap_max": float(reduce_(worst, dist.ReduceOp.MAX))}
         seconds = time.perf_counter() - started
-        return metrics | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
+        return metrics | compared | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
+
+    def _probe(self, share: list[MicroBatch], data: RoundTable | StoredRound, where: str) -> dict[str, float]:
+        """The gap to the engine over the first micro-batch of every rank, by a forward pass of its own. Raises as `train_step`.
+
+        The pass has the weights of the policy that answered, and no dropout.
+        """
+        micro = share[0].to(self.device)
+        with gap.as_answered(self.module, self.parameters(), data.answered):
+            zeros = torch.zeros(len(micro.targets), device=self.device)
+            _, logprobs = self.module(micro.tokens, micro.sources, micro.targets, zeros, layout=micro.layout)
+        gaps, worst = _gaps(micro, logprobs)
+        sums = reduce_(torch.stack([gaps.double().sum(), gaps.new_tensor(len(gaps)).double()]), dist.ReduceOp.SUM)
+        return self._compared(float(sums[0]), int(sums[1]), worst, data.policy_version, where)
+
+    def _compared(self, total: float, num_tokens: int, worst: Worst, policy: int, where: str) -> dict[str, float]:
+        """The metrics of the gap to the engine, after they were judged. `worst` is this rank's largest gap, with its trace."""
+        largest = float(reduce_(worst.gap.clone(), dist.ReduceOp.MAX))
+        mean = total / max(1, num_tokens)
+        gap.check(self.run, policy, mean, largest, where, worst.trace if float(worst.gap) == largest else "")
+        return {"logprob_gap": mean, "logprob_gap_max": largest}
 
     def _passes(self, share: list[MicroBatch]) -> dict[str, float]:
         """The padding of a step's forward passes over all ranks, and what shared prompts saved."""
@@ -166,22 +195,22 @@ class Trainer:
             found.append((weights if spread is None else weights + spread)[micro.mask])
         return torch.cat(found)
 
-    def _backward(self, share: list[MicroBatch], whole: Whole) -> tuple[Tensor, Tensor, list[str]]:
+    def _backward(self, share: list[MicroBatch], whole: Whole) -> tuple[Tensor, Worst, list[str]]:
         """Gradients of the loss over the global minibatch.
 
-        Returns this rank's SUMS, its largest log-prob gap in nats, and the ids of its traces whose log-probs are not finite.
+        Returns this rank's SUMS, its largest log-prob gap, and the ids of its traces whose log-probs are not finite.
         """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
-        worst = torch.zeros((), device=self.device)
+        worst = Worst(torch.zeros((), device=self.device), "")
         broken: list[str] = []
         for index, micro in enumerate(share):
             weights, terms = self._terms(micro, whole)
             with student.accumulate(self.module, last=index == len(share) - 1):
                 loss, logprobs, *values = self.module(micro.tokens, micro.sources, micro.targets, *terms, layout=micro.layout)
                 (loss * self.ranks).backward()  # both strategies average over ranks; the mean is already global
-            gaps = (logprobs - micro.student_logprobs[micro.mask]).abs()
+            gaps, found = _gaps(micro, logprobs)
             sums += _sums(micro, weights, gaps, (loss.detach(), *(value.sum() for value in values)), self._scales_advantage())
-            worst = torch.cat([worst[None], gaps]).max()
+            worst = found if found.gap > worst.gap else worst
             broken += _broken(micro, logprobs)
         return sums, worst, broken
 
@@ -310,6 +339,15 @@ def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, terms: tuple[Tensor,
     positive = (micro.advantage > 0).sum()
     parts = (loss, traces, micro.advantage.sum(), positive, factors.sum(), signal.sum(), delta.sum(), gaps.sum())
     return torch.stack([part.double() for part in (*parts, *(divergence or (loss.new_zeros(()),)))])
+
+
+def _gaps(micro: MicroBatch, logprobs: Tensor) -> tuple[Tensor, Worst]:
+    """|trainer's - engine's log-prob| of every response token, [N] nats, and the largest with its trace."""
+    gaps = (logprobs - micro.student_logprobs[micro.mask]).abs()
+    if not len(gaps):
+        return gaps, Worst(logprobs.new_zeros(()), "")
+    largest, place = gaps.max(dim=0)
+    return gaps, Worst(largest, micro.trace_ids[int(micro.mask.nonzero()[place, 0])])
 
 
 def _broken(micro: MicroBatch, logprobs: Tensor) -> list[str]:

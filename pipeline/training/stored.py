@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ from pipeline.store.files import NO_SPACE
 from pipeline.training.batches import SIGNALS, RoundTable, Traces, check_ids, usable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.config import Objective
 
 
@@ -29,12 +31,15 @@ class StoredRound:
     """A committed round whose shards are read one by one. `shards` gives their training rows, in order.
 
     folder: a local folder for the files, which have no name there and end with the process. None: the system's own.
+    comparable, answered: as in RoundTable.
     """
 
     number: int
     policy_version: int
     shards: Callable[[], Iterator[pa.Table]]
     folder: Path | None = None
+    comparable: bool = True
+    answered: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,14 @@ from transformers import AutoModelForCausalLM
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
 from pipeline.method.objective import Surrogate
+from pipeline.models.blueprint import settings_of
+from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
 from pipeline.training import attention, packable
 from pipeline.training.attention import Layout
 from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
 
+_NOISE = ("drop", "jitter")  # parts of the names of settings by which a model in training is another one
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more
 
 
@@ -32,6 +35,7 @@ class Student(nn.Module):
         super().__init__()
         self.model: Any = model
         self.chunk = chunk
+        self.form = form_of(model.get_base_model().config)
         self.packs = False
 
     def forward(
@@ -87,7 +91,7 @@ class Student(nn.Module):
 
     def _head(self) -> Head:
         layer = self.model.get_base_model().get_output_embeddings()
-        return Head(layer.weight, getattr(layer, "bias", None), self.chunk)
+        return Head(layer.weight, getattr(layer, "bias", None), self.chunk, *self.form)
 
 
 def build(run: Run, device: torch.device) -> Student:
@@ -117,7 +121,9 @@ def build(run: Run, device: torch.device) -> Student:
     student.packs = packable.prepare(student, run, device)
     if run.train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return student.train()
+    student.train()
+    _check_dropout(student, run, device)
+    return student
 
 
 def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.device) -> nn.Module:
@@ -148,8 +154,23 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 
 
 def _load(model: Model, train: Train) -> nn.Module:
-    base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, train.dtype))
+    settings = without_dropout(settings_of(model))
+    capped = bool(getattr(settings.get_text_config(), "attn_logit_softcapping", None))  # torch's fused attention ignores it
+    more = {"attn_implementation": "eager"} if capped else {}
+    base = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, train.dtype), config=settings, **more)
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     return base.requires_grad_(False)
+
+
+def without_dropout(settings: Any) -> Any:
+    """A model's configuration, with every dropout and jitter in it set to 0: engines have none, and the base is frozen."""
+    for part in {id(one): one for one in (settings, settings.get_text_config())}.values():
+        for name, value in vars(part).items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and any(sign in name for sign in _NOISE):
+                setattr(part, name, 0.0)
+    return settings
 
 
 def _check_settings(model: Model, train: Train) -> None:
@@ -171,5 +192,23 @@ def _check_head(student: Student, run: Run, device: torch.device) -> None:
         raise ModelError(
             f"its head is not a plain linear one: log-probs differ by {gap:.3g} nat from the model's own",
             run.model.path,
-            "Use a model without logit scaling or capping",
+            "Use a model whose logits are the output layer's, scaled or capped as pipeline/models/head_form.py says",
         )
+
+
+@torch.no_grad()
+def _check_dropout(student: Student, run: Run, device: torch.device) -> None:
+    """Raise ModelError when the base computes otherwise in training than in use, as dropout would make it."""
+    tokens, places = torch.arange(1, 9, device=device)[None], torch.arange(7, device=device)
+    found = []
+    for training in (True, False):
+        student.train(training)
+        for module in student.modules():
+            if isinstance(module, nn.ModuleDict | nn.Dropout):  # LoRA's own dropout is meant
+                module.eval()
+        with student.model.disable_adapter():
+            found.append(student.states(tokens, places))
+    student.train()
+    if not torch.equal(*found):
+        what = "its layers compute otherwise in training than in use"
+        raise ModelError(what, run.model.path, "Set its dropout to 0 in config.json")

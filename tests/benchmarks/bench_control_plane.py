@@ -118,9 +118,12 @@ def _rollouts(engines: int, batches: int, folder: str) -> dict[str, float]:
 
 
 def _run(batches: int, engines: int) -> Run:
+    from actors.fakes import UNWATCHED
+
     return resolve(
         demo(),
         [
+            *UNWATCHED,
             f"rollout.prompts_per_round={batches * PROMPTS_PER_SHARD}",
             f"rollout.prompts_per_shard={PROMPTS_PER_SHARD}",
             f"rollout.group_size={GROUP}",

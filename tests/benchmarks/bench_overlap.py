@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from statistics import mean
 
+from actors.fakes import UNWATCHED
+
 ROUNDS, LEFT_OUT, BATCH_S = 8, 2, 1.2
 DRIVER = """
 import sys
@@ -22,7 +24,14 @@ from jobs.settle import Choices
 engine = partial(FakeEngine, behaviour=Behaviour(batch_s=float(sys.argv[2])))
 distill.distill(sys.argv[1], Choices("demo", sys.argv[3:]), engine_class=engine)
 """
-SETS = [f"rounds={ROUNDS}", "rollout.group_size=16", "grade.advantage=running", "train.batch_traces=128", "evaluation.problems=0"]
+SETS = [
+    *UNWATCHED,
+    f"rounds={ROUNDS}",
+    "rollout.group_size=16",
+    "grade.advantage=running",
+    "train.batch_traces=128",
+    "evaluation.problems=0",
+]
 
 
 def measure() -> dict[str, float]:

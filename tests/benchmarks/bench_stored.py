@@ -1,7 +1,8 @@
 """Memory of the trainer's rows: a round read shard by shard against a round in one table.
 
-`python -m tests.benchmarks.bench_stored`. Traces of 50 and 150 tokens, 256 a step, in shards of 256. Each figure is the growth of the resident set of a process of its own,
-from the first shard to the last step. The slope between two sizes of the round says what every further trace costs.
+`python -m tests.benchmarks.bench_stored`. Traces of 50 and 150 tokens, 256 a step, in shards of 256. Each figure is the growth of
+the resident set of a process of its own, from the first shard to the last step. The slope between two sizes of the round says
+what every further trace costs.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def main() -> None:
     """Run or resume the run."""
     keep()
     from actors import watch
-    from actors.fakes import Behaviour, FakeEngine
+    from actors.fakes import UNWATCHED, Behaviour, FakeEngine
     from jobs.distill import distill
     from jobs.settle import Choices
 
@@ -27,7 +27,7 @@ def main() -> None:
         constant, value = name.removeprefix("watch.").split("=")
         setattr(watch, constant, float(value))
     engine = partial(FakeEngine, behaviour=Behaviour(start_s=float(start_s), batch_s=float(batch_s)))
-    distill(uri, Choices("demo", sets), address, engine_class=engine)
+    distill(uri, Choices("demo", [*UNWATCHED, *sets]), address, engine_class=engine)
 
 
 if __name__ == "__main__":

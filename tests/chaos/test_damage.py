@@ -13,7 +13,7 @@ import pytest
 import trainer_here
 from chaos_run import files, metrics, shards, weights
 
-from actors.fakes import Behaviour, FakeEngine
+from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import distill, export, stage, train
 from jobs.settle import Choices
 from pipeline.errors import UserError
@@ -22,6 +22,7 @@ from pipeline.stages import MEASURE, PLAIN, STAGES
 from pipeline.store.directory import Store
 
 SETS = [
+    *UNWATCHED,
     "rounds=1",
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",
@@ -73,7 +74,7 @@ def error_of(capfd, verb, *arguments) -> str:
     with pytest.raises(SystemExit) as ended:
         verb(*arguments)
     assert ended.value.code in {1, 2}
-    said = capfd.readouterr().out
+    said = "".join(capfd.readouterr())
     assert "Traceback" not in said
     return next(line for line in said.splitlines() if line.startswith("error:"))
 
@@ -107,7 +108,7 @@ def test_a_flipped_bit_is_found_by_every_stage_that_reads_it(untrained, capfd, r
     for name in set(reader.inputs) - {"reward"}:
         path = flip(untrained, name)
         old = untrained.entry("rounds/0000", reader.name, "0000")
-        said = error_of(capfd, stage.run_stage, untrained.uri, stage.Redo(reader.name, 0, force=True, shards=["0000"]))
+        said = error_of(capfd, stage.run_stage, untrained.uri, stage.Redo(reader.name, "0", force=True, shards=["0000"]))
         assert f"{path}: the bytes are not those that were committed" in said
         assert untrained.entry("rounds/0000", reader.name, "0000") == old
         flip(untrained, name)  # the same bit again: whole
@@ -120,7 +121,7 @@ def test_a_flipped_bit_is_found_by_export_and_the_remedy_repairs_it(untrained, f
     assert f"{path}: the bytes are not those that were committed" in said
     assert f"`egrsd stage {name} --round 0 --shard 0000 --force`" in said
     if STAGES[name].where == "CPU":  # the others want an engine, and this test has only fakes
-        stage.run_stage(untrained.uri, stage.Redo(name, 0, force=True, shards=["0000"]))
+        stage.run_stage(untrained.uri, stage.Redo(name, "0", force=True, shards=["0000"]))
         assert shards(untrained.uri) == shards(finished)
 
 
@@ -150,7 +151,7 @@ def test_a_torn_manifest_entry_is_named_by_every_verb_and_made_anew_once_it_is_g
     for verb, *arguments in (
         (run_distill, untrained.uri),
         (train.train_committed, untrained.uri, None, [], None, False),
-        (stage.run_stage, untrained.uri, stage.Redo("label", 0)),
+        (stage.run_stage, untrained.uri, stage.Redo("label", "0")),
         (export.export_run, untrained.uri, str(tmp_path / "out"), False),
     ):
         said = error_of(capfd, verb, *arguments)

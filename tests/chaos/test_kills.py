@@ -228,8 +228,8 @@ def test_a_second_driver_is_refused_and_the_dead_ones_place_is_free(ground, tmp_
         timeout=120,
     )
     assert second.returncode == 2, second.stdout + second.stderr
-    assert f"process {first.process.pid} on " in second.stdout
-    assert "is working on this run" in second.stdout
+    assert f"process {first.process.pid} on " in second.stderr
+    assert "is working on this run" in second.stderr
     assert time.monotonic() - started < 60
     first.process.kill()
     first.process.wait()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import trainer_here
 
-from actors.fakes import FakeEngine
+from actors.fakes import UNWATCHED, FakeEngine
 from jobs import compare, tables
 from pipeline.errors import SettingError
 from pipeline.evidence import comparison
@@ -15,6 +15,7 @@ from pipeline.recipes import demo
 from pipeline.store.directory import Store
 
 SETS = [
+    *UNWATCHED,
     "rounds=2",
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",
@@ -97,7 +98,7 @@ def test_problems_that_tell_nothing_are_refused_before_anything_is_trained(tmp_p
     with pytest.raises(SystemExit) as ended:
         run_it(str(tmp_path / "out"), sets=sets)
     assert ended.value.code == 2
-    said = " ".join(capfd.readouterr().out.split())
+    said = " ".join("".join(capfd.readouterr()).split())
     assert message in said
     assert "held_out.jsonl" in said
 
@@ -106,7 +107,7 @@ def test_other_settings_are_refused(compared, capfd):
     with pytest.raises(SystemExit) as ended:
         run_it(compared.uri, sets=[*SETS, "train.learning_rate=0.1"])
     assert ended.value.code == 2
-    assert "train.learning_rate was 0.001, now 0.1" in capfd.readouterr().out
+    assert "train.learning_rate was 0.001, now 0.1" in "".join(capfd.readouterr())
 
 
 def test_controls_change_one_thing():

@@ -14,7 +14,7 @@ import pytest
 import trainer_here
 from waiting import until
 
-from actors.fakes import FakeEngine
+from actors.fakes import UNWATCHED, FakeEngine
 from jobs import distill, train
 from jobs.settle import Choices, settle
 from pipeline import notices, overrides, recipes
@@ -27,6 +27,7 @@ from pipeline.store.directory import Store
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 ROUNDS = 2
 SETS = [
+    *UNWATCHED,
     f"rounds={ROUNDS}",
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",

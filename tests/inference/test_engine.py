@@ -192,6 +192,24 @@ def test_without_the_hook_bounds_take_over_aloud(engine, traces, monkeypatch, ca
             np.testing.assert_allclose(got.logprobs, known.logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize(("columns", "said"), [(1, "two generations"), (None, "generation and scoring")])
+def test_an_engine_whose_log_probs_depend_on_how_it_is_asked_does_not_start(engine, monkeypatch, columns, said):
+    """Log-probs of a narrow request, or of all generations, are moved by half a nat under a running engine."""
+    from vllm.v1.sample.sampler import Sampler
+
+    known, rows = Sampler.gather_logprobs, []
+
+    def moved(logprobs, num_logprobs, token_ids):
+        found = known(logprobs, num_logprobs, token_ids)
+        rows.append(len(logprobs))
+        narrow = num_logprobs == 1 if columns else len(logprobs) == 1
+        return found._replace(logprobs=found.logprobs + torch.eye(1, found.logprobs.shape[1]) * 0.5) if narrow else found
+
+    monkeypatch.setattr(Sampler, "gather_logprobs", staticmethod(moved))
+    with pytest.raises(EngineError, match=rf"self-check failed: {said} give the same tokens log-probs that differ by 0\.5 nat"):
+        sharing(engine)
+
+
 def test_bounds_on_request_are_not_spoilt_by_a_hook_that_is_there(engine, traces):
     twin = sharing(engine, entropy="bounds", top_k=5, fallback=False)
     assert (twin.facts().entropy_method, twin.facts().fallback) == ("bounds", "")

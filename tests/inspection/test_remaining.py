@@ -45,8 +45,10 @@ def test_a_trained_round_is_labelled_later_and_its_stale_stages_are_only_told(tm
     assert not done.needs_engines
     changed = Remaining.of(work.store, resolve(RUN, ["grade.beta_length=0", "label.gamma=1"]))
     assert changed.label == []  # labels are not made from stale grades
+    uri = work.store.uri
     assert changed.stale == [
-        "stale: rounds/0000 grade (settings), and trained on. `egrsd stage` and `egrsd train` make both again"
+        "stale: grade of round 0 (settings), and trained on",
+        f"mend: `egrsd stage grade --run {uri} --round 0`, then `egrsd train --run {uri} --from-round 0 --replace`",
     ]
 
 
@@ -65,7 +67,7 @@ def test_only_measured_rounds_without_a_gap_are_trained(tmp_path):
 def test_a_stale_round_is_not_trained_and_its_stage_is_named(tmp_path):
     work = trained_once(tmp_path)
     assert [work.number for work in trainable_rounds(work.store, RUN, 0)] == [0]
-    with pytest.raises(UserError, match=r"grade is stale \(settings\).*`egrsd stage grade --round 0` first"):
+    with pytest.raises(UserError, match=r"grade is stale \(settings\).*`egrsd stage grade --run .* --round 0` first"):
         trainable_rounds(work.store, resolve(RUN, ["grade.beta_length=0"]), 0)
     with pytest.raises(UserError, match="round 1 is not measured"):
         trainable_rounds(work.store, RUN, 1)

@@ -113,10 +113,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(empty_run, tmp_path, arguments, m
 def test_what_a_mistake_quotes_cannot_drive_the_terminal(empty_run):
     done = egrsd("stage", "la\x1b[31mbel[red]\u202e", "--run", empty_run.uri, "--round", "0")
     assert done.returncode == 2
-    assert "\\x1b[31m" in done.stdout
-    assert "[red]" in done.stdout
-    assert "\x1b" not in done.stdout
-    assert "\u202e" not in done.stdout
+    assert "\\x1b[31m" in done.stderr
+    assert "[red]" in done.stderr
+    assert "\x1b" not in done.stderr
+    assert "\u202e" not in done.stderr
 
 
 def test_debug_shows_the_traceback():
@@ -128,7 +128,7 @@ def test_debug_shows_the_traceback():
 def test_no_run_is_told(tmp_path):
     done = egrsd("status", "--run", str(tmp_path / "nowhere"))
     assert done.returncode == 2
-    assert "no run here" in done.stdout
+    assert "no run here" in done.stderr
 
 
 def test_a_recipe_is_printed_as_yaml_that_config_reads(tmp_path):

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import trainer_here
 
-from actors.fakes import Behaviour, FakeEngine
+from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import distill, status, train
 from jobs.settle import Choices
 from pipeline.rounds.round import open_rounds
@@ -14,6 +14,7 @@ from pipeline.store.directory import Store
 
 ROUNDS = 4
 SETS = [
+    *UNWATCHED,
     f"rounds={ROUNDS}",
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",
@@ -94,5 +95,5 @@ def test_rounds_that_lag_more_than_the_run_allows_are_not_trained_on(overlapped,
     store.save_run(run.model_copy(update={"max_staleness": 0}), document["versions"])
     with pytest.raises(SystemExit):
         train.train_committed(store.uri, 3, [], None, False, train.Target(replace=True))
-    assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in capfd.readouterr().out
+    assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in "".join(capfd.readouterr())
     assert store.latest_policy() == ROUNDS

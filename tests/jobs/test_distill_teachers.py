@@ -3,14 +3,21 @@
 import pytest
 from waiting import free_port
 
-from actors.fakes import FakeEngine
+from actors.fakes import UNWATCHED, FakeEngine
 from jobs import distill
 from jobs.settle import Choices
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round
 from pipeline.store.directory import Store
 
-SETS = ["rounds=1", "rollout.prompts_per_round=4", "rollout.group_size=2", "evaluation.problems=0", "grade.advantage=running"]
+SETS = [
+    *UNWATCHED,
+    "rounds=1",
+    "rollout.prompts_per_round=4",
+    "rollout.group_size=2",
+    "evaluation.problems=0",
+    "grade.advantage=running",
+]
 BIG = ["teachers.big.model=tiny-reasoner", "teachers.big.dtype=bfloat16", "teachers.big.prompt=plain", "teachers.big.sample=2"]
 
 
@@ -26,7 +33,7 @@ def test_a_teacher_has_a_pool_and_a_server_that_is_down_ends_the_run_in_one_line
     down = [f"teachers.big.server=http://127.0.0.1:{free_port()}", "teachers.big.tries=1"]
     with pytest.raises(SystemExit) as ended:
         distill.distill(str(tmp_path / "served"), Choices("demo", [*SETS, *BIG, *down]), engine_class=FakeEngine)
-    said = capfd.readouterr().out
+    said = "".join(capfd.readouterr())
     assert ended.value.code == 1
     assert "error: teachers.big, http://127.0.0.1" in said
     assert "cannot be reached (ConnectionError), asked once" in said

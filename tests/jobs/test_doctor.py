@@ -103,4 +103,4 @@ def test_the_verb(recipe, code, said):
     command = [sys.executable, "-m", "jobs", "doctor", "--recipe", recipe]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == code, done.stdout + done.stderr
-    assert said in done.stdout
+    assert said in done.stdout + done.stderr

@@ -103,7 +103,7 @@ def test_a_source_of_which_nothing_can_be_asked_is_refused_before_engines_start(
     with pytest.raises(SystemExit) as ended:
         run_it(run_dir, long)
     assert ended.value.code == 2
-    said = capfd.readouterr().out
+    said = "".join(capfd.readouterr())
     assert f"error: {long}: all 300 prompts of the evaluation are rejected, 300 as prompt_too_long: " in said
     assert "Raise model.max_model_len, or lower max_new_tokens" in said
     assert not [name for name in run_dir.names("evals") if name.startswith("long-")]
@@ -114,7 +114,7 @@ def test_one_problem_that_can_be_asked_is_enough(run_dir, tmp_path, monkeypatch,
     rows = [{"problem": "1+" * 100 + str(i), "answer": "1"} for i in range(300)]
     with pytest.raises(SystemExit):
         run_it(run_dir, write(tmp_path / "mixed.jsonl", [*rows, {"problem": "1+1", "answer": "2"}]))
-    assert "error: here it would start" in capfd.readouterr().out
+    assert "error: here it would start" in "".join(capfd.readouterr())
 
 
 def test_an_evaluation_of_rejected_rows_ends_with_the_commonest_reason(run_dir, ray_local, tmp_path, capfd):
@@ -128,7 +128,7 @@ def test_an_evaluation_of_rejected_rows_ends_with_the_commonest_reason(run_dir, 
     with pytest.raises(SystemExit) as ended:
         evaluate.evaluate(run_dir.uri, evaluate.Options("0", [sums], 1, []), None, False, Failing)
     assert ended.value.code == 2
-    assert "all 3 rows were rejected, 3 as engine_error: it is out of tune" in capfd.readouterr().out
+    assert "all 3 rows were rejected, 3 as engine_error: it is out of tune" in "".join(capfd.readouterr())
 
 
 def test_status_still_reads_the_run_also_while_another_evaluation_works_or_was_killed(run_dir, capfd):
@@ -163,4 +163,4 @@ def test_a_recipe_makes_a_run_whose_base_can_be_measured_before_any_round(tmp_pa
     ):
         with pytest.raises(SystemExit):
             begun(recipe, config)
-        assert message in " ".join(capfd.readouterr().out.split())
+        assert message in " ".join("".join(capfd.readouterr()).split())

@@ -98,7 +98,7 @@ def test_a_verb_that_works_on_a_run_holds_it_and_begins_with_the_prologue(verb):
 
 
 def test_the_working_verbs_are_known():
-    assert [verb for verb in VERBS if used(verb) & WORKING] == ["compare", "distill", "evaluate", "stage", "train"]
+    assert [verb for verb in VERBS if used(verb) & WORKING] == ["ask", "compare", "distill", "evaluate", "stage", "train"]
 
 
 def test_a_run_is_read_again_under_its_lease(tmp_path):

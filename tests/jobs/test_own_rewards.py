@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.fakes import FakeEngine
+from actors.fakes import UNWATCHED, FakeEngine
 from jobs import distill, export, stage, status, verify
 from jobs.settle import Choices
 from pipeline.errors import SettingError
@@ -13,6 +13,7 @@ from pipeline.store.directory import Store
 
 README = (Path(__file__).parents[2] / "jobs" / "README.md").read_text()
 SMALL = [
+    *UNWATCHED,
     "rollout.prompts_per_round=4",
     "rollout.prompts_per_shard=2",
     "rollout.group_size=4",
@@ -42,21 +43,21 @@ def test_the_example_trains_and_a_changed_weight_needs_no_engine(example, ray_lo
     assert not store.names("evals/0000/reward")
     (example / "steps.py").rename(example / "gone.py")  # a new weight needs no function
     capfd.readouterr()
-    stage.run_stage("runs/rewards", stage.Redo("grade", 0, ["grade.rewards.steps.weight=0.5"]))
+    stage.run_stage("runs/rewards", stage.Redo("grade", "0", ["grade.rewards.steps.weight=0.5"]))
     said = " ".join(capfd.readouterr().out.split())
     assert "run.json: grade.rewards.steps.weight was 0.2, now 0.5." in said
     assert "rounds/0000 grade: 2 shards computed (16 rows), 0 fresh." in said
     status.show("runs/rewards", False)
     said = " ".join(capfd.readouterr().out.split())
     assert "reward" in said
-    assert "stale: rounds/0001 grade, 2 of 2 shards (settings)" in said
+    assert "stale: grade of round 1, 2 of 2 shards (settings)" in said
     assert "rounds/0000 reward" not in said
     verify.verify_run("runs/rewards", False)
     export.export_run("runs/rewards", "out", False)
     (example / "steps.py").write_text("def steps(completions, most):\n    return [1.0] * len(completions)\n")
     status.show("runs/rewards", False)
     said = " ".join(capfd.readouterr().out.split())
-    assert "stale: rounds/0000 reward, 2 of 2 shards (reward_steps changed)" in said
+    assert "stale: reward of round 0, 2 of 2 shards (reward_steps changed)" in said
 
 
 def test_the_example_without_its_file_is_refused_before_anything_starts(example):

@@ -16,7 +16,7 @@ def project(tmp_path):
     """A folder with a package, settings, data, a model and a place outside it."""
     folder = tmp_path / "project"
     for name in (
-        "jobs/run.py",
+        "jobs/parcel.py",
         "data/a.parquet",
         "data/b.parquet",
         "models/m/config.json",
@@ -66,7 +66,7 @@ def test_what_the_options_name_goes(project, asked, named):
     assert named <= sent
     assert "notes.txt" not in sent
     if "recipe" not in asked:
-        assert sent == named | {"jobs/run.py"}
+        assert sent == named | {"jobs/parcel.py"}
 
 
 @pytest.mark.parametrize("name", ["data/link.parquet", "data/folder", "jobs/link.py"])
@@ -110,3 +110,17 @@ def test_a_secret_is_sent_only_by_its_own_name(project):
     (project / "models/m/api_key.json").write_text("k")
     assert collect(project, {}, ("models/m",)).kept == ["models/m/api_key.json"]
     assert "models/m/api_key.json" in collect(project, {}, ("models/m/api_key.json",)).files
+
+
+def test_a_folder_without_the_project_sends_the_packages_that_run_here(tmp_path):
+    (tmp_path / "mine.yaml").write_text("rounds: 2\n")
+    sent = collect(tmp_path, {"config": "mine.yaml"}, [])
+    assert {
+        "jobs/cli.py",
+        "pipeline/models/tiny_reasoner/model.safetensors",
+        "actors/pool/pool.py",
+        "mine.yaml",
+    } <= sent.files.keys()
+    assert not [name for name in sent.files if "__pycache__" in name or name.startswith(("tests/", "runs/"))]
+    sent.put(tmp_path / "job")
+    assert (tmp_path / "job/jobs/cli.py").is_file()

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
 from jobs import progress
+from jobs.progress import phase
+from jobs.terminal import session
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
@@ -50,3 +52,12 @@ def test_on_a_terminal_nothing_is_written_beside_the_live_bars(written):
     with progress.Bars(*COLUMNS, console=console, auto_refresh=False) as bars:
         bars.advance(bars.add_task("rounds", total=3))
         assert "1/3" not in written.getvalue()
+
+
+def test_a_phase_is_named_before_and_after_with_its_seconds(capfd):
+    with session(debug=False) as out, phase(out, "starting Ray [here]"):
+        out.say("meanwhile")
+    first, middle, last = capfd.readouterr().out.splitlines()
+    assert (first, middle) == ("starting Ray [here] ...", "meanwhile")
+    assert last.startswith("starting Ray [here]: ")
+    assert last.endswith(" s")

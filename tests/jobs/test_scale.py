@@ -21,10 +21,10 @@ import sys
 sys.path.insert(0, "tests")
 import trainer_here
 from functools import partial
-from actors.fakes import Behaviour, FakeEngine
+from actors.fakes import Behaviour, FakeEngine, UNWATCHED
 from jobs import distill
 from jobs.settle import Choices
-sets = ["rounds=2", "rollout.prompts_per_round=16", "rollout.prompts_per_shard=1", "rollout.group_size=2"]
+sets = [*UNWATCHED, "rounds=2", "rollout.prompts_per_round=16", "rollout.prompts_per_shard=1", "rollout.group_size=2"]
 sets += ["train.batch_traces=16", "grade.advantage=running", "evaluation.problems=0"]
 sets += ["engines.inflight_shards=1", "engines.rollout.max=2"]
 with trainer_here.instead_of_ray_train():
@@ -55,8 +55,8 @@ def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
         assert "1 to 2 wanted" in fewer.stdout
         never = egrsd("scale", "--run", store.uri, "rollout=5000")
         assert never.returncode == 2
-        assert "5000 x 1 (engines.rollout) + 1 x 1 (train)" in never.stdout
-        assert len(never.stdout.splitlines()) == 1
+        assert "5000 x 1 (engines.rollout) + 1 x 1 (train)" in never.stderr
+        assert len(never.stderr.splitlines()) == 1
         assert driver.wait(timeout=400) == 0, driver.stdout.read()
     finally:
         driver.kill()
@@ -77,8 +77,8 @@ def test_a_run_that_is_not_alive_says_so(tmp_path):
     store.save_run(Run(name="x"), {})
     done = egrsd("scale", "--run", store.uri, "rollout=4")
     assert done.returncode == 2
-    assert "no command works on this run" in done.stdout
-    assert len(done.stdout.splitlines()) == 1
+    assert "no command works on this run" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     store.write_json(LEASE, {"holder": "process 7 on far", "token": "x", "host": "far", "pid": 7, "beats": 0})
     with pytest.raises(UserError, match="process 7 on far does not answer"):
         control.ask(store, {"sizes": {}}, patience_s=0.5)

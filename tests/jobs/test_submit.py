@@ -117,7 +117,7 @@ def head():
 def cluster(head):
     """The head once it takes jobs."""
     try:
-        until(lambda: "no such job" in head.submit("--stop", "nobody").stdout, 120)
+        until(lambda: "no such job" in head.submit("--stop", "nobody").stderr, 120)
     except AssertionError as error:
         raise AssertionError((head.folder / "head.log").read_text()) from error
     return head
@@ -145,7 +145,7 @@ def test_a_verb_runs_there_and_again_under_a_new_id(cluster):
 
 def test_a_verb_that_fails_gives_back_its_exit_code(cluster):
     done = cluster.submit("--entrypoint-cpus", "1", "--entrypoint-resources", "desk=1", "status", "--run", "/no/such/run")
-    assert "no run here" in done.stdout
+    assert "no run here" in done.stderr
     assert done.returncode == 2
     assert "Traceback" not in done.stdout + done.stderr
 
@@ -172,7 +172,7 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
         assert process.returncode == 130
         assert text.count("FILES") == text.count("ended well") == 1
     assert other.returncode == 2
-    assert f"{name} is the id of another command" in other.stdout
+    assert f"{name} is the id of another command" in other.stderr
     assert f"sends {len(SHIPPED) + 1} files" in running.stdout
     assert "models/small/api_key.json" in running.stdout.partition("stays here")[2]
     travelled = set(re.findall(r"'([^']+)'", log.read_text().partition("FILES")[2]))
@@ -190,9 +190,9 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
 def test_a_token_that_does_not_fit_is_one_line(cluster, shell, message):
     done = cluster.submit("recipes", RAY_AUTH_MODE=None, **shell)
     assert done.returncode == 2
-    assert message in done.stdout
-    assert "Put the cluster's token into RAY_AUTH_TOKEN" in done.stdout
-    assert len(done.stdout.splitlines()) == 1
+    assert message in done.stderr
+    assert "Put the cluster's token into RAY_AUTH_TOKEN" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert "wrong-token" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
@@ -203,7 +203,7 @@ def test_the_token_travels_from_wherever_ray_looks(cluster, tmp_path, way):
     (tmp_path / ".ray" / "auth_token").write_text(TOKEN if way == "home" else "another")
     shell = {"RAY_AUTH_TOKEN": {"RAY_AUTH_TOKEN": TOKEN}, "RAY_AUTH_TOKEN_PATH": {}, "home": {"RAY_AUTH_TOKEN_PATH": None}}[way]
     done = cluster.submit("--stop", "nobody", RAY_AUTH_MODE=None, HOME=str(tmp_path), **shell)
-    assert "no such job" in done.stdout
+    assert "no such job" in done.stderr
 
 
 def test_an_address_that_does_not_answer_is_one_line():
@@ -212,8 +212,8 @@ def test_an_address_that_does_not_answer_is_one_line():
         address = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         done = Head(address, ROOT, dict(os.environ)).submit("recipes", RAY_ADDRESS="http://127.0.0.1:9")
     assert done.returncode == 2
-    assert done.stdout.startswith(f"error: {address}: no Ray job server answers")
-    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr.startswith(f"error: {address}: no Ray job server answers")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ def test_a_mistake_is_told_before_anything_is_sent(arguments, message):
 def test_only_a_plain_http_address_is_taken(address):
     done = Head(address, ROOT, dict(os.environ)).submit("recipes")
     assert done.returncode == 2
-    assert "Give the head's dashboard" in done.stdout
-    assert "pass@" not in done.stdout
+    assert "Give the head's dashboard" in done.stderr
+    assert "pass@" not in done.stderr
 
 
 def test_the_id_depends_on_verb_and_arguments_only():

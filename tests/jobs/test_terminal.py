@@ -64,7 +64,7 @@ def test_a_signal_ends_a_verb_with_one_line_and_128_plus_its_number(name, code, 
     with pytest.raises(SystemExit) as ended:
         verb()
     assert ended.value.code == code
-    assert capfd.readouterr().out == f"error: Interrupted ({name})\n"
+    assert capfd.readouterr().err == f"error: Interrupted ({name})\n"
     assert signal.getsignal(getattr(signal, name)) is before
 
 
@@ -77,7 +77,7 @@ def test_an_end_that_a_thread_has_found_is_the_verbs_error(capfd):
     with pytest.raises(SystemExit) as ended:
         verb()
     assert ended.value.code == 1
-    assert capfd.readouterr().out == "error: lost the cluster: why\n"
+    assert capfd.readouterr().err == "error: lost the cluster: why\n"
 
 
 def test_the_folder_of_a_held_run_that_has_gone_explains_any_error(tmp_path, capfd, run):
@@ -94,5 +94,5 @@ def test_the_folder_of_a_held_run_that_has_gone_explains_any_error(tmp_path, cap
     with pytest.raises(SystemExit) as ended:
         verb()
     assert ended.value.code == 1
-    assert capfd.readouterr().out.startswith(f"error: {run.uri}: the run's folder has gone: it was moved, or its disk has left.")
+    assert capfd.readouterr().err.startswith(f"error: {run.uri}: the run's folder has gone: it was moved, or its disk has left.")
     assert not Path(run.uri).exists()

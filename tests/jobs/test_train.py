@@ -5,6 +5,7 @@ import shutil
 import pytest
 from in_process import brought, planned
 
+from actors.fakes import UNWATCHED
 from jobs import train
 from jobs.opened import hold_run
 from jobs.terminal import session
@@ -14,7 +15,14 @@ from pipeline.store import replaced
 from pipeline.store.directory import Store
 from pipeline.training import worker
 
-SETS = ("rounds=1", "grade.advantage=running", "train.batch_traces=8", "train.warmup_steps=0", "evaluation.problems=0")
+SETS = (
+    *UNWATCHED,
+    "rounds=1",
+    "grade.advantage=running",
+    "train.batch_traces=8",
+    "train.warmup_steps=0",
+    "evaluation.problems=0",
+)
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def test_a_policy_is_not_replaced_without_a_word(trained, capfd):
     with pytest.raises(SystemExit) as ended:
         train.train_committed(trained.uri, 0, ["objective.name=rlsd"], None, False)
     assert ended.value.code == 2
-    said = capfd.readouterr().out
+    said = "".join(capfd.readouterr())
     assert f"would replace policies 1 ({replaced.policy_hash(trained, 1)}) of this run. Train into a new run with --out" in said
     assert content(trained) == before
 
@@ -70,7 +78,7 @@ def test_a_trainer_that_fails_leaves_policies_state_and_settings_as_they_were(tr
     monkeypatch.setattr(worker, "fit", fail)
     with pytest.raises(SystemExit):
         train.train_committed(trained.uri, 0, ["objective.name=rlsd"], None, False, train.Target(replace=True))
-    assert "policies 1 to 1 and the settings are as they were before" in capfd.readouterr().out
+    assert "policies 1 to 1 and the settings are as they were before" in "".join(capfd.readouterr())
     after = content(trained)
     assert {n: d for n, d in after.items() if n != "run.json"} == {n: d for n, d in before.items() if n != "run.json"}
     assert trained.load_run().objective.name == "cl_egrsd"
@@ -154,7 +162,7 @@ def test_out_trains_into_a_new_run_and_leaves_the_old_one_alone(trained, tmp_pat
     assert replaced.policy_hash(new, 1) != replaced.policy_hash(trained, 1)
     with pytest.raises(SystemExit):
         train.train_committed(trained.uri, 0, [], None, False, target)
-    assert "a run is there already" in capfd.readouterr().out
+    assert "a run is there already" in "".join(capfd.readouterr())
 
 
 def test_an_export_and_a_report_do_not_replace_files_unasked(trained, tmp_path, capfd):
@@ -169,7 +177,7 @@ def test_an_export_and_a_report_do_not_replace_files_unasked(trained, tmp_path, 
         with pytest.raises(SystemExit) as ended:
             command()
         assert ended.value.code == 2
-        assert "already" in capfd.readouterr().out
+        assert "already" in "".join(capfd.readouterr())
     assert page.read_text() == "mine"
     export_run(trained.uri, str(out), False, replace=True)
     assert [path.name for path in out.glob("*.parquet")] == ["round-0000.parquet"]

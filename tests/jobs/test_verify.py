@@ -33,8 +33,8 @@ def said(store, capfd):
     try:
         verify_run(store.uri, False)
     except SystemExit as ended:
-        return ended.code, capfd.readouterr().out
-    return 0, capfd.readouterr().out
+        return ended.code, "".join(capfd.readouterr())
+    return 0, "".join(capfd.readouterr())
 
 
 def tear(store):

@@ -108,3 +108,8 @@ def test_a_process_that_needs_a_tokenizer_imports_neither_transformers_nor_torch
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [template_hash(tokenizer_of(Model())), "[]"]
     assert template_hash(read_light(str(asset_path()), None)) == template_hash(build_tokenizer())
+
+
+def test_its_files_are_those_of_transformers(tmp_path):
+    tokenizer_of(Model()).save_pretrained(str(tmp_path))
+    assert template_hash(read_light(str(tmp_path), None)) == template_hash(tokenizer_of(Model()))

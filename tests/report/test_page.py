@@ -6,8 +6,6 @@ import json
 import shutil
 import threading
 from itertools import pairwise
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import browser as browsers
 import numpy as np
@@ -168,7 +166,7 @@ def test_the_teachers_likeliest_tokens_are_told_on_hover_where_they_were_kept(dr
     path, _ = hostile
     opened(driver, path)
     seen = []
-    for place in (0, 3):
+    for place in (0, 2):
         ActionChains(driver).move_to_element(driver.find_elements(By.CSS_SELECTOR, ".tok")[place]).perform()
         rows = [row.text.split() for row in driver.find_elements(By.CSS_SELECTOR, "#inspector .alternatives li")]
         shares = [float(row[-1]) for row in rows]
@@ -185,7 +183,7 @@ def test_the_teachers_likeliest_tokens_are_told_on_hover_where_they_were_kept(dr
 
 
 def test_the_keyboard_reaches_everything(driver, real):
-    opened(driver, real)
+    opened(driver, real, "#view=traces&order=pivots")
     tokens = driver.find_element(By.ID, "tokens")
     driver.execute_script("arguments[0].focus()", tokens)
     tokens.send_keys(Keys.HOME)
@@ -238,7 +236,7 @@ def test_who_turns_by_keyboard_stays_where_they_are(driver, hostile, real):
 
 def test_the_skip_links_address_opens_like_any(driver, real):
     opened(driver, real, "#main")
-    assert driver.find_elements(By.CSS_SELECTOR, ".item")
+    assert "What happened" in text(driver, "#view-run")
 
 
 def test_regimes_are_told_by_line_and_letter_not_by_colour_alone(driver, real):
@@ -388,13 +386,14 @@ def test_a_group_stands_side_by_side_with_its_verdicts_and_partings(driver, real
             assert any(other[: len(mine)] == mine for other in others)
     ActionChains(driver).move_to_element(driver.find_elements(By.CSS_SELECTOR, ".beside .tok")[2]).perform()
     label = stored_run.read(next(iter(stored_run.entries("rounds/0000", "label").values()))).to_pylist()[0]
-    assert f"update {label['token_weight'][2]:+.3f}".replace("-", "\u2212") in text(driver, ".told")
+    said = text(driver, ".told").split("update ")[1].split()[0].replace("\u2212", "-")
+    assert float(said) == pytest.approx(label["token_weight"][2], rel=2e-3, abs=1e-3)
     driver.find_element(By.CSS_SELECTOR, "#group table .link").click()
     soon(driver, "#reader .eyebrow", "sample 0")
 
 
 def test_two_policies_answer_one_problem_sorted_by_what_changed(driver, two_runs):
-    opened(driver, two_runs, "#policies")
+    opened(driver, two_runs, "#view=policies&a=0.0&b=0.2")
     soon(driver, "#pair", "Held-out problem")
     facts = [item.text for item in driver.find_elements(By.CSS_SELECTOR, "#view-policies .facts")]
     assert facts[0].startswith("✓ → ✗")
@@ -464,11 +463,11 @@ def test_keys_move_search_and_help(driver, real):
     press("?")
     assert "next and previous trace" in text(driver, "dialog")
     press(Keys.ESCAPE)
-    assert not driver.find_elements(By.TAG_NAME, "dialog")
+    WebDriverWait(driver, 30).until(lambda d: not d.find_elements(By.TAG_NAME, "dialog"))
     press("/", "j")
     assert driver.execute_script("return document.activeElement.value") == "j"
     press(Keys.ESCAPE, "2")
-    assert text(driver, "nav a[aria-current]") == "Groups"
+    soon(driver, "nav a[aria-current]", "Groups")
 
 
 def test_a_point_of_a_round_opens_its_traces(driver, real):
@@ -562,7 +561,7 @@ def rejected(tmp_path_factory):
 # ---- a page that follows its run -------------------------------------------------------------------------------------------
 
 
-def test_a_served_page_follows_its_run_and_answers_nobody_else(driver, tmp_path):
+def test_a_served_page_follows_its_run_in_place(driver, tmp_path):
     byte_tokenizer(tmp_path / "model")
     store, run = new_run(tmp_path / "run", f"model.path={tmp_path / 'model'}", "rounds=2")
     grow = lambda number: add_round(  # noqa: E731
@@ -578,18 +577,13 @@ def test_a_served_page_follows_its_run_and_answers_nobody_else(driver, tmp_path)
             grow(0)
             soon(driver, "#view-run", "1 round of recipe demo")
             driver.get(f"{served.address}#traces")
-            soon(driver, "#tokens", "AAAAA")
-            address = driver.execute_script("return location.href")
+            soon(driver, "#tokens", "bbbbb")  # id 65 of the byte-level alphabet
+            trace = driver.execute_script("return reader.trace.id")
             grow(1)
             soon(driver, "#view-traces .found", "8 traces")
-            soon(driver, "#tokens", "AAAAA")  # the trace that is read stays open
-            assert driver.execute_script("return location.href") == address
+            assert driver.execute_script("return reader.trace.id") == trace  # what is read stays open
             assert "Live" in text(driver, "#live")
             assert [c for c in complaints(driver) if "favicon" not in c] == []
         finally:
             ended.set()
             watcher.join()
-        for path, headers in (("/", {}), ("/wrong/", {}), ("", {"Host": "evil.example"})):
-            asked = served.address[:-1].rsplit("/", 1)[0] + path if path else served.address
-            with pytest.raises(HTTPError, match="404"):
-                urlopen(Request(asked, headers=headers), timeout=10)

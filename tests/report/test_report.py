@@ -126,7 +126,7 @@ def test_groups_that_a_filled_round_leaves_out_are_told_and_the_ledger_adds_up(t
     store.write_json("rounds/0000/ready.json", ready | {"left_out": {"0000": [0, 1]}})
     with pytest.raises(SystemExit):
         verify_run(store.uri, False)
-    assert "ready.json: left_out: are not the groups that the verdicts leave out" in capfd.readouterr().out
+    assert "ready.json: left_out: are not the groups that the verdicts leave out" in "".join(capfd.readouterr())
 
 
 @pytest.mark.engine

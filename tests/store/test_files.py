@@ -89,7 +89,7 @@ def test_every_verb_says_the_word_before_it_has_shown_anything(silent, monkeypat
     monkeypatch.setattr(notices, "tell", tell)
     with pytest.raises(SystemExit) as ended:
         VERBS[verb]("s3://runs/none")
-    lines = capfd.readouterr().out.splitlines()
+    lines = "".join(capfd.readouterr()).splitlines()
     assert ended.value.code == 2
     assert lines[0].startswith("waiting for the object store: to ")
     assert lines[1].startswith("error: s3://runs/none: no run here")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fuzzed import findings, json_mutations
 
-from actors.fakes import FakeEngine
+from actors.fakes import UNWATCHED, FakeEngine
 from jobs.distill import distill
 from jobs.settle import Choices
 from pipeline.store.directory import Store
@@ -21,6 +21,7 @@ from pipeline.store.directory import Store
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 RESUMES, OF_SWAPS, OF_SHARDS, OF_TENSORS = 20, 4, 4, 3
 SETS = (
+    *UNWATCHED,
     *("rounds=3", "rollout.prompts_per_round=4", "rollout.prompts_per_shard=2", "rollout.group_size=4"),
     *("grade.advantage=running", "grade.running_warmup_steps=1", "grade.answer_pattern=([0-9])"),
     *("train.batch_traces=8", "train.warmup_steps=0", "evaluation.problems=4"),
@@ -101,8 +102,8 @@ def resumed(store, capfd):
     try:
         distill(store.uri, Choices(), engine_class=FakeEngine)
     except SystemExit as ended:
-        return ended.code, capfd.readouterr().out
-    return 0, capfd.readouterr().out
+        return ended.code, "".join(capfd.readouterr())
+    return 0, "".join(capfd.readouterr())
 
 
 def test_a_resume_ends_with_the_same_policies_or_is_refused(whole, ray_local, trained_here, tmp_path, capfd):

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 from waiting import until
 
+from actors.fakes import UNWATCHED
 from actors.inference import adapters
 from jobs import export, status
 from jobs.distill import distill
@@ -29,6 +30,7 @@ from pipeline.store.folders import NEEDED
 
 ROUNDS, PROMPTS, GROUP = 2, 8, 4
 SETS = [
+    *UNWATCHED,
     f"rounds={ROUNDS}",
     f"rollout.prompts_per_round={PROMPTS}",
     "rollout.prompts_per_shard=4",
@@ -52,7 +54,7 @@ with trainer_here.instead_of_ray_train():
     distill(uri, Choices("demo", sets), engine_class=FakeEngine)
     if not sets:
         before = Store(uri).read_json("policy/0002/manifest.json")
-        run_stage(uri, Redo("label", 0, ["label.gamma=1.0"]))
+        run_stage(uri, Redo("label", "0", ["label.gamma=1.0"]))
         train_committed(uri, 0, [], None, False, Target(replace=True))
 if not sets:
     print("trained alike:", Store(uri).read_json("policy/0002/manifest.json") == before)
@@ -220,7 +222,7 @@ def test_a_run_whose_driver_is_killed_goes_on_and_every_verb_reads_it(store, s3,
 
     status.show(store.uri, False)
     assert "2 of 2 rounds" in (table := capfd.readouterr().out)
-    assert "stale: rounds/0001 label, 2 of 2 shards (settings)" in table
+    assert "stale: label of round 1, 2 of 2 shards (settings)" in table
     export.export_run(store.uri, f"{store.uri}-out", False)
     assert f"{ROUNDS * PROMPTS * GROUP} traces of 2 rounds" in capfd.readouterr().out
     assert len(Store(f"{store.uri}-out").names("")) == ROUNDS
@@ -247,7 +249,7 @@ def test_a_bucket_that_is_not_there_is_named(s3, capfd):
     with pytest.raises(SystemExit) as ended:
         distill("s3://nowhere/run", Choices("demo"))
     assert ended.value.code == 2
-    assert "error: s3://nowhere/run/lease.json: cannot write" in (said := capfd.readouterr().out)
+    assert "error: s3://nowhere/run/lease.json: cannot write" in (said := "".join(capfd.readouterr()))
     assert "Create the bucket" in said
 
 
@@ -255,7 +257,7 @@ def test_a_store_that_may_be_read_but_not_written_is_named(store, s3, capfd):
     with denied(s3, "s3:PutObject", "*"), pytest.raises(SystemExit) as ended:
         distill(store.uri, Choices("demo"))
     assert ended.value.code == 2
-    assert "lease.json: cannot write" in (said := capfd.readouterr().out)
+    assert "lease.json: cannot write" in (said := "".join(capfd.readouterr()))
     assert "Give these credentials the right to" in said
 
 
@@ -263,7 +265,7 @@ def test_a_run_that_another_holds_is_refused(store, capfd):
     with lease.held(store), pytest.raises(SystemExit) as ended:
         distill(store.uri, Choices("demo"))
     assert ended.value.code == 2
-    assert f"{store.uri}: process {os.getpid()} on" in capfd.readouterr().out
+    assert f"{store.uri}: process {os.getpid()} on" in "".join(capfd.readouterr())
 
 
 def test_an_endpoint_that_does_not_answer_is_named(monkeypatch, capfd):
@@ -271,7 +273,7 @@ def test_an_endpoint_that_does_not_answer_is_named(monkeypatch, capfd):
     with pytest.raises(SystemExit) as ended:
         distill("s3://runs/none", Choices("demo"))
     assert ended.value.code == 2
-    assert "Check AWS_ENDPOINT_URL and the network" in capfd.readouterr().out
+    assert "Check AWS_ENDPOINT_URL and the network" in "".join(capfd.readouterr())
 
 
 def test_problems_in_a_bucket_are_read_and_a_refusal_is_told(s3):

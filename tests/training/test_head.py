@@ -35,6 +35,25 @@ def test_value_and_gradient_are_those_of_full_logits(chunk: int, bias: bool) -> 
     torch.testing.assert_close(found, hidden.grad, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("scale", "cap"), [(0.25, 0.0), (1.0, 2.0), (3.0, 5.0)])
+def test_scaled_and_capped_logits_have_the_gradient_of_the_model_s_own(scale: float, cap: float) -> None:
+    hidden, weight, offset, targets, coefficients = draw(True)
+    kept = Kept(torch.randint(V, (N, 1)), torch.full((N, 1), -1.0), torch.rand(N))
+    divergence = Divergence(kept, forward_kl, "tail")
+    shaped = Head(weight, offset, 7, scale, cap)
+    total, logprobs, values = with_divergence(hidden, shaped, targets, coefficients, divergence)
+    total.backward()
+    found, hidden.grad = hidden.grad, None
+    logits = scale * torch.nn.functional.linear(hidden, weight, offset)
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    plain = Head(torch.eye(V, dtype=torch.float64), None, 7)  # the same head, of the model's own logits
+    expected, *others = with_divergence(logits, plain, targets, coefficients, divergence)
+    expected.backward()
+    torch.testing.assert_close(logprobs_of(hidden, shaped, targets), others[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close((logprobs, values), tuple(others), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, hidden.grad, atol=1e-5, rtol=1e-5)
+
+
 def test_far_logits_stay_finite() -> None:
     hidden, head, _, targets, coefficients = draw(dtype=torch.float32)
     total, logprobs = weighted_logprob(hidden * 1e4, Head(head, None, 8), targets, coefficients)
@@ -128,7 +147,7 @@ def test_the_logits_of_one_chunk_are_gone_before_those_of_the_next_are_made(dive
     def watched(*arguments):
         assert not made or made[-1]() is None
         logits = plain(*arguments)
-        made.append(weakref.ref(logits))
+        made.append(weakref.ref(logits[0]))
         return logits
 
     monkeypatch.setattr(head, "_logits", watched)

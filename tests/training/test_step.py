@@ -18,7 +18,7 @@ from pipeline.config.objective import OBJECTIVES
 from pipeline.contract import TOPK
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, student
+from pipeline.training import batches, gap, student
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 
@@ -191,6 +191,63 @@ def test_the_gap_to_the_engine_is_measured_on_the_first_step_of_a_round() -> Non
     assert not any("logprob_gap" in row for row in others)
     exact, *_ = trainer(run).train_round(make_round(student_logprobs=engine))
     assert exact["logprob_gap_max"] < 2e-5
+
+
+def engine_logprobs(made: Trainer, data: RoundTable) -> list[list[float]]:
+    """What an engine with the trainer's weights would store."""
+    traces, found = batches.usable(data, 0), []
+    for row in range(len(traces.trace_ids)):
+        micro = batches.micro_batch(traces, np.array([row]))
+        with torch.no_grad():
+            found.append(made.student(micro.tokens, micro.sources, micro.targets, torch.zeros(len(micro.targets)))[1].tolist())
+    return found
+
+
+WATCHED = ("train.logprob_gap=null", "train.logprob_gap_max=null")
+
+
+def test_a_gap_above_the_tolerance_ends_the_run_with_likely_causes_and_changes_no_weight() -> None:
+    run = tiny_run(*WATCHED)
+    made, known = trainer(run), engine_logprobs(trainer(run), make_round())
+    wrong = [[*known[0][:-1], known[0][-1] - 0.5], *known[1:]]
+    before = {name: p.detach().clone() for name, p in made.parameters().items()}
+    with pytest.raises(
+        TrainingError, match=r"round 0, step 0: trainer and engine disagree about policy 0: .* by 0\.5 at most.*r0-"
+    ):
+        list(made.train_round(make_round(student_logprobs=wrong)))
+    assert all(torch.equal(before[name], p) for name, p in made.parameters().items())
+    later = make_round(1)
+    with pytest.raises(TrainingError, match=r"policy 1.*Take that layer out of model\.lora_targets"):
+        list(trainer(run).train_round(later))
+    another = replace(later, comparable=False)  # earlier rounds were trained again: nobody has the weights of these log-probs
+    assert not any("logprob_gap" in row for row in trainer(run).train_round(another))
+    accepted = tiny_run("train.logprob_gap=0.6", "train.logprob_gap_max=0.6")
+    assert len(list(trainer(accepted).train_round(make_round(student_logprobs=wrong)))) == 2
+
+
+@pytest.mark.parametrize("settings", [(), ("model.lora_dropout=0.5",)])
+def test_a_stale_round_is_compared_under_the_policy_that_answered(settings: tuple[str, ...]) -> None:
+    run = tiny_run(*WATCHED, "max_staleness=1", *settings)
+    made, data = trainer(run), make_round()
+    made.student.eval()
+    known = engine_logprobs(made, data)
+    made.student.train()
+    answered = {name.replace(".default.", "."): p.detach().clone() for name, p in made.parameters().items()}
+    list(made.train_round(make_round(student_logprobs=known)))
+    own = {name: p.detach().clone() for name, p in made.parameters().items()}
+    stale = replace(make_round(student_logprobs=known), number=1, policy_version=0)
+    with pytest.raises(TrainingError, match="disagree about policy 0"):
+        list(made.train_round(replace(stale, answered={})))  # policy 0 as it would be without training: another one
+    assert all(torch.equal(own[name], p) for name, p in made.parameters().items())
+    first, *others = made.train_round(replace(stale, answered=answered))
+    assert first["logprob_gap_max"] < 2e-5
+    assert not any("logprob_gap" in row for row in others)
+
+
+def test_the_tolerance_is_that_of_the_coarser_dtype() -> None:
+    assert gap.tolerance(tiny_run(*WATCHED)) == gap.TOLERANCES["float32"]
+    assert gap.tolerance(tiny_run(*WATCHED, "model.dtype=bfloat16")) == gap.TOLERANCES["bfloat16"]
+    assert gap.tolerance(tiny_run(*WATCHED, "train.dtype=bfloat16", "train.logprob_gap=1")) == (1.0, 2.5)
 
 
 def test_a_round_without_signal_moves_nothing_and_says_so() -> None:

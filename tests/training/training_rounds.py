@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from actors.fakes import UNWATCHED
 from pipeline import contract
 from pipeline.config import Run
 from pipeline.contract import TOPK
@@ -14,7 +15,7 @@ from pipeline.store.directory import Store, area
 from pipeline.store.manifest import Origin
 from pipeline.training.batches import RoundTable
 
-TINY = Run(name="test", seed=3)
+TINY = resolve(Run(name="test", seed=3), list(UNWATCHED))
 
 
 def tiny_run(*overrides: str) -> Run:

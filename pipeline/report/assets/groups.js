@@ -52,7 +52,7 @@ function updateGroups(root) {
     .sort((GROUPED[at.grouped] ?? GROUPED.spread)[1]);
   const group = DATA.groups[Number(at.group || NaN)] ?? rows[0];
   at.group = group ? String(group.index) : "";
-  root.list.fill(rows, "group", at.q && !DATA.searched ? "; reading all texts …" : "");
+  root.list.fill(rows, "group", searching());
   if (group) return drawGroup(group);
 }
 

@@ -24,7 +24,7 @@ function route() {
     at.view = hash;
     history.replaceState(null, "", writeAddress());
   }
-  if (!(at.view in shownViews())) at.view = DOC.runs.length > 1 ? "runs" : "run";
+  if (!(at.view in shownViews())) at.view = "run";
   const run = DOC.runs[Number(at.run)] ?? DOC.runs[0];
   if (run !== DATA) {
     DATA = run;
@@ -90,7 +90,7 @@ function start() {
   return route();
 }
 
-Object.assign(at, DEFAULTS);
+Object.assign(at, DEFAULTS, { view: DOC.runs.length > 1 ? "runs" : "run" });
 window.addEventListener("hashchange", route);
 start().then(() => performance.mark("report-ready"));
 if (DOC.live) follow(DOC.version);

@@ -30,15 +30,17 @@ const roundChoices = (rows) => [
   ...[...new Set(rows.map((row) => row.round))].sort((a, b) => a - b).map((round) => [String(round), String(round)]),
 ];
 
-function searchField(label = "Search") {
-  const read = async (event) => {
-    go({ q: event.target.value });
-    if (!at.q || DATA.searched) return;
-    await readTexts(DATA);
-    route();
-  };
+function searchField() {
+  const read = (event) => go({ q: event.target.value });
   const input = el("input", { type: "search", placeholder: "text or id", value: at.q, "data-name": "q", oninput: read });
-  return el("label", { class: "field wide" }, el("span", {}, label), input);
+  return el("label", { class: "field wide" }, el("span", {}, "Search"), input);
+}
+
+// A search reads the texts of all traces once. Returns what is said meanwhile.
+function searching() {
+  if (!at.q || DATA.searched) return "";
+  readTexts(DATA).then(route);
+  return "; reading all texts …";
 }
 
 // A view without traces says why there are none.
@@ -88,7 +90,7 @@ function updateTraces(root) {
   const rows = filteredTraces();
   const trace = DATA.traces.find((t) => t.id === at.trace) ?? rows[0];
   at.trace = trace?.id ?? "";
-  root.list.fill(rows, "trace", at.q && !DATA.searched ? "; reading all texts …" : "");
+  root.list.fill(rows, "trace", searching());
   if (trace) return openTrace(trace, /^\d+$/.test(at.token || "") ? Number(at.token) : null);
 }
 

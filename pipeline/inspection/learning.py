@@ -1,0 +1,116 @@
+"""What a run has learned, round by round, read from its metrics alone. And all runs below a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+
+from pipeline.errors import EgrsdError
+from pipeline.live.lease import is_dead, read_lease
+from pipeline.store.directory import Store
+
+# (writer, name of the metric, what it is called, factor, digits) of every line, in order
+MEASURES = (
+    ("round", "accuracy", "accuracy, %", 100.0, 1),
+    ("round", "mean_length", "length, tokens", 1.0, 1),
+    ("round", "mean_reward", "reward", 1.0, 3),
+    ("round", "student_entropy", "entropy of the student, nats", 1.0, 3),
+    ("round", "teacher_entropy", "entropy of the teacher, nats", 1.0, 3),
+    ("train", "logprob_gap", "gap of engine and trainer, nats", 1.0, 4),
+)
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_WIDEST = 32  # blocks of a sparkline
+_DEEPEST = 4  # folders below the one that is listed
+
+
+def by_round(store: Store) -> dict[str, dict[int, float]]:
+    """Value of each measure by round, by the name of its metric. Of several steps of a round the first one with a value counts.
+
+    A measure that the run does not have is empty. Raises StoreError for damaged metrics.
+    """
+    found: dict[str, dict[int, float]] = {name: {} for _, name, *_ in MEASURES}
+    for row in store.metrics():
+        for writer, name, *_ in MEASURES:
+            value = row.get(name)
+            if row["writer"] == writer and isinstance(value, int | float):
+                found[name].setdefault(int(row["round"]), float(value))
+    return found
+
+
+def sparkline(values: list[float]) -> str:
+    """Values as blocks of eight heights, from the least to the largest. Long lists become means of neighbours."""
+    if len(values) > _WIDEST:
+        size = len(values) / _WIDEST
+        parts = [values[int(place * size) : max(int((place + 1) * size), int(place * size) + 1)] for place in range(_WIDEST)]
+        values = [sum(part) / len(part) for part in parts]
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    span = high - low
+    return "".join(_BLOCKS[round((value - low) / span * 7) if span else 3] for value in values)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One run of a list. accuracy, length: of the traces of its last round with figures. when: of the last change, UTC."""
+
+    uri: str
+    recipe: str
+    rounds: int
+    of: int
+    accuracy: float | None
+    length: float | None
+    when: str
+    state: str
+
+
+def listed(uri: str) -> Iterator[Listed]:
+    """The runs in a folder and below it, in the order of their paths. Folders inside a run are not looked into."""
+    for found in _runs(Store(uri), 0):
+        yield _listed(found)
+
+
+def _runs(folder: Store, depth: int) -> Iterator[Store]:
+    filesystem, root = folder.opened
+    infos = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
+    if any(info.base_name == "run.json" and info.is_file for info in infos):
+        yield folder
+        return
+    below = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+    for name in below if depth < _DEEPEST else []:
+        if not name.startswith("."):
+            yield from _runs(Store(folder.locate(name)), depth + 1)
+
+
+def _listed(store: Store) -> Listed:
+    """What a list shows of one run. A damaged run says what is wrong in the place of its state."""
+    try:
+        run = store.load_run()
+        figures, trained = by_round(store), store.latest_policy()
+        last = max(figures["accuracy"], default=None)
+        accuracy, length = (figures[name].get(last) if last is not None else None for name in ("accuracy", "mean_length"))
+        return Listed(
+            store.uri, run.name, trained, run.rounds, accuracy, length, _changed(store), _state(store, trained >= run.rounds)
+        )
+    except EgrsdError as error:
+        return Listed(store.uri, "", 0, 0, None, None, _changed(store), f"damaged: {error.what}")
+
+
+def _state(store: Store, is_done: bool) -> str:
+    lease = read_lease(store)
+    if lease is not None and not is_dead(lease):
+        return f"at work: {lease.holder}"
+    return "done" if is_done else "begun" if store.numbers("rounds") else "new"
+
+
+def _changed(store: Store) -> str:
+    """When the run's newest policy or metrics were written, as a date; "" where nobody knows."""
+    filesystem, root = store.opened
+    with contextlib.suppress(OSError):
+        infos = filesystem.get_file_info([f"{root}/{name}" for name in ("run.json", "policy", "metrics", "rounds")])
+        times = [info.mtime for info in infos if info.mtime is not None]
+        if times:
+            return max(times).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M")
+    return ""

@@ -1,0 +1,95 @@
+"""Can this run train and serve its model, and will both sides compute the same? Everything is asked before anything is paid for.
+
+Weights are not needed: the configuration, the tokenizer and the modules without weights tell it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from pipeline.config import Model, Run
+from pipeline.errors import ModelError
+from pipeline.models import head_form, layers
+from pipeline.models.blueprint import blueprint, has_experts, settings_of
+from pipeline.models.resolve import MODEL_NAME, asset_path
+from pipeline.models.stops import stop_ids
+
+LONG = ("longrope", "dynamic")  # ways to scale positions that depend on the length of the whole batch
+_SAME = 1e-4  # relative difference of logits
+
+
+def check(run: Run, on_gpu: bool, begun: bool = False) -> list[str]:
+    """What the person who starts the run should know about its model. Raises ModelError or SettingError for one that does not do.
+
+    on_gpu: whether engines have a GPU, or vLLM's build for GPUs. The model that ships is known to do.
+    """
+    if run.model.path == MODEL_NAME and run.model.lora_targets == layers.DEFAULT:
+        window = json.loads((asset_path() / "config.json").read_text())["max_position_embeddings"]
+        _check_fits(run.model, window)  # without transformers, whose import takes seconds
+        return []
+    settings = settings_of(run.model)
+    check_window(run.model, settings)
+    _check_parts(run.model, settings)
+    stop_ids(run.model, settings)
+    net = blueprint(run.model, settings)
+    if has_experts(net) and not on_gpu:
+        what = "is a mixture of experts, which vLLM's build for CPUs cannot serve with LoRA (it calls Triton)"
+        raise ModelError(what, run.model.path, "Use a dense model, or engines on GPUs")
+    if not (hasattr(net, "get_decoder") and net.get_decoder() is not net and net.get_output_embeddings() is not None):
+        raise ModelError("has no decoder and output layer that can be taken apart", run.model.path, "Use another model")
+    said = layers.check(run.model, net, begun)
+    _check_head(run.model, net, head_form.form_of(settings))
+    usual = run.model.lora_targets == layers.DEFAULT and "; not" not in said
+    return [] if usual else [f"note: {run.model.path}: {said} (model.lora_targets)"]
+
+
+def check_window(model: Model, settings: Any) -> None:
+    """Raise ModelError when `max_model_len` exceeds the model's window, or the window up to which positions are the same."""
+    text = settings.get_text_config()
+    _check_fits(model, getattr(text, "max_position_embeddings", None))
+    for kind, original in _scaled(text):
+        if kind in LONG and original and model.max_model_len >= original:  # an engine has room for one token more
+            raise ModelError(
+                f"positions are scaled by '{kind}' from {original} tokens on, where a trace's log-probs depend on its batch",
+                model.path,
+                f"Lower model.max_model_len {model.max_model_len} to {original - 1} or less",
+            )
+
+
+def _check_fits(model: Model, window: int | None) -> None:
+    if window and model.max_model_len > window:
+        raise ModelError(f"the model's window is {window} tokens", model.path, f"Lower model.max_model_len {model.max_model_len}")
+
+
+def _scaled(text: Any) -> Iterator[tuple[str, int | None]]:
+    """(kind, original window) of each way in which a model scales positions. Some models have one for each kind of layer."""
+    found = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    for one in [found, *found.values()]:
+        if isinstance(one, dict) and (kind := one.get("rope_type", one.get("type"))):
+            original = one.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+            yield kind, original or getattr(text, "max_position_embeddings", None)
+
+
+def _check_parts(model: Model, settings: Any) -> None:
+    """Raise ModelError for a model that also reads images or sound, where the packages for them are not installed."""
+    others = [name for name in ("vision_config", "audio_config") if getattr(settings, name, None) is not None]
+    if others and find_spec("torchvision") is None:
+        raise ModelError(
+            f"also reads {', '.join(name.removesuffix('_config') for name in others)}: vLLM needs the package torchvision for it",
+            model.path,
+            "Take the text part of this model, as a folder of its own",
+        )
+
+
+def _check_head(model: Model, net: Any, form: head_form.Form) -> None:
+    """Raise ModelError when a model makes its logits in a way that the trainer's head does not know."""
+    gap = head_form.gap(net, form)
+    if gap > _SAME:
+        raise ModelError(
+            f"does something unknown to its logits: they differ by {gap:.2g} (relative) from {form}",
+            model.path,
+            "Use a model whose logits are the output layer's, scaled or capped as pipeline/models/head_form.py says",
+        )

@@ -1,0 +1,42 @@
+"""The tokens that end a trace: those that the tokenizer, the model and its generation settings name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Model
+from pipeline.errors import ModelError
+from pipeline.models.resolve import resolve_model
+from pipeline.models.tokenizer import tokenizer_of
+
+
+def stop_ids(model: Model, settings: Any) -> list[int]:
+    """Ids of the tokens that end a trace. `settings` is the configuration of the model.
+
+    Raises ModelError when nobody names a token, since every trace would then be cut off.
+    """
+    named = {*_as_ids(getattr(settings.get_text_config(), "eos_token_id", None)), *_as_ids(_generation(model))}
+    named |= {*_as_ids(getattr(settings, "eos_token_id", None)), *_as_ids(tokenizer_of(model).eos_token_id)}
+    if not named:
+        raise ModelError(
+            "neither the tokenizer nor the model names a token that ends a trace: all traces would be cut off",
+            model.path,
+            "Set eos_token in its tokenizer_config.json",
+        )
+    return sorted(named)
+
+
+def _generation(model: Model) -> Any:
+    """eos_token_id of generation_config.json, or None. Many models have no such file."""
+    from transformers import GenerationConfig
+
+    try:
+        path, revision = resolve_model(model.path), model.revision or "main"
+        return GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+    except OSError:
+        return None
+
+
+def _as_ids(eos: int | list[int] | None) -> list[int]:
+    """The end-of-sequence ids of a configuration, which holds one id, a list of ids, or None."""
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

@@ -1,0 +1,48 @@
+"""Engine and trainer agree about a model of each family, or the run is refused. `make families` runs all, `make test` a sample.
+
+All families of a test run are measured by one process, since importing vLLM takes longer than a tiny model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from families.models import FAMILIES, LOOSE, SAMPLE
+
+ROUNDS = Path(__file__).parent / "rounds.py"
+PROMISE = 1e-4  # nats, in float32
+NAMES = [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.families) for name in FAMILIES]
+
+
+@pytest.fixture(scope="module")
+def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What rounds.py found for each family that this test run asks for."""
+    asked = [item.callspec.params["name"] for item in request.session.items if "measured" in getattr(item, "fixturenames", ())]
+    paths = [str(ROUNDS.parents[2]), str(ROUNDS.parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, str(ROUNDS), str(tmp_path_factory.mktemp("families")), *dict.fromkeys(asked)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    found = {row["family"]: row for row in map(json.loads, done.stdout.splitlines())}
+    if target := os.environ.get("EGRSD_FAMILIES"):
+        Path(target).write_text(json.dumps(found, indent=1))
+    found["error"] = done.stderr[-2000:]
+    return found
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", NAMES)
+def test_engine_and_trainer_agree(name: str, measured: dict[str, Any]) -> None:
+    found = measured.get(name, measured["error"])
+    assert "largest" in found, found
+    base, adapted = found["largest"]
+    assert max(base, adapted) <= LOOSE.get(name, PROMISE)
+    assert found["entropies"] == "exact"
+    assert found["moved"] > 0.05  # nats by which the adapter of round 1 moved log-probs, so that its faults would show

@@ -1,0 +1,70 @@
+"""A settings file for somebody's own problems and model: what was found stands in it, and it is a whole configuration."""
+
+import json
+
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.fit.machine import GIB, Facts
+from pipeline.inspection.draft import check, draft
+from pipeline.problems.sources import open_source
+
+ROWS = [{"q": f"{i}+{i}", "work": f"{i} and {i} are {2 * i}", "target": 2 * i, "level": "easy"} for i in range(40)]
+NAMED = ["source.problem=q", "source.solution=work", "source.answer=target"]
+
+
+def facts(*gpus):
+    return Facts("3.11", {}, 2, frozenset({"avx2"}), 16 * GIB, 100 * GIB, GIB, gpus, {}, cards=("NVIDIA H100",) * len(gpus))
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def test_a_file_for_a_cpu_holds_out_rows_and_is_a_whole_configuration(source):
+    made = draft("mine", "tiny-reasoner", source, NAMED, facts())
+    text = made.text(["head"])
+    run = check(text, "mine.yaml")
+    assert (run.source.problem, run.source.solution, run.source.answer) == ("q", "work", "target")
+    assert (run.source.size, run.evaluation.source.skip, run.evaluation.problems) == (32, 32, 8)
+    train, held_out = open_source(run.source), open_source(run.evaluation.source)
+    assert [row.problem for row in train.rows([0, 31])] == ["0+0", "31+31"]
+    assert [row.problem for row in held_out.rows([0, 7])] == ["32+32", "39+39"]
+    assert run.engines.rollout.placement.gpus == 0
+    assert "{solution}" in run.prompts.teacher
+    assert run.grade.verifier == "math"
+    assert "# such as '0+0'" in text
+
+
+def test_columns_that_are_not_clear_are_shown_with_an_example_each(source):
+    with pytest.raises(SourceError, match="not clear") as refused:
+        draft("mine", "tiny-reasoner", source, [], facts())
+    for part in ("q ('0+0')", "target ('0')", "level ('easy')"):
+        assert part in refused.value.what
+    assert "--set source.problem=COLUMN" in refused.value.remedy
+
+
+@pytest.mark.parametrize(("cards", "engines", "ranks", "shared"), [(1, 1, 1, True), (2, 1, 1, False), (8, 4, 4, False)])
+def test_a_file_for_gpus_shares_them_between_engines_and_ranks(source, cards, engines, ranks, shared):
+    made = draft("mine", "tiny-reasoner", source, NAMED, facts(*[80 * GIB] * cards))
+    run = check(made.text([]), "mine.yaml")
+    assert (run.engines.rollout.max, run.train.workers, run.engines.rollout.colocate) == (engines, ranks, shared)
+
+
+def test_answers_alone_make_a_teacher_that_sees_the_answer(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i}+1", "answer": str(i + 1)}) + "\n" for i in range(12)))
+    made = draft("a", "tiny-reasoner", str(path), [], facts())
+    run = check(made.text([]), "a.yaml")
+    assert run.source.solution == ""
+    assert "{answer}" in run.prompts.teacher
+    assert "{solution}" not in run.prompts.teacher
+
+
+def test_what_is_set_decides(source):
+    made = draft("mine", "tiny-reasoner", source, [*NAMED, "rounds=2", "rollout.max_new_tokens=17"], facts())
+    run = check(made.text([]), "mine.yaml")
+    assert (run.rounds, run.rollout.max_new_tokens) == (2, 17)

@@ -1,0 +1,74 @@
+"""Every setting is explained, by its own name, its last part or its section, and the explanation is what the code does."""
+
+import pytest
+
+from pipeline.config import Run
+from pipeline.errors import SettingError
+from pipeline.inspection.explained import explain, settings
+from pipeline.stages import PLAN
+
+
+def test_every_setting_has_one_line_a_type_and_what_it_makes_stale():
+    for name, one in settings().items():
+        assert one.meaning, f"{name} has no description (pipeline/config)"
+        assert "\n" not in one.meaning
+        assert one.kind, name
+        assert one.stale, name
+
+
+def test_every_setting_of_a_run_is_there():
+    def leaves(data, before=""):
+        for key, value in data.items():
+            if isinstance(value, dict) and value:
+                yield from leaves(value, f"{before}{key}.")
+            else:
+                yield f"{before}{key}"
+
+    assert set(leaves(Run(name="x").model_dump(mode="json"))) <= settings().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "default", "stale"),
+    [
+        ("rollout.temperature", "number, above 0, at most 2", "1", "rollout and what follows"),
+        ("label.gamma", "number, at least 0", "0.3", "label"),
+        ("train.learning_rate", "number, above 0", "0.001", "no stage; `egrsd train` trains again"),
+        ("engines.rollout.max", "whole number, at least 1", "1", "nothing"),
+        ("evaluation.source.split", "text", "test", "evaluations"),
+        ("model.revision", "text or null", "null", "prompts, rollout, score and what follows"),
+        ("source.pass_rate", "list of 2: number", "0,1", "nothing; later rounds are planned with it"),
+    ],
+)
+def test_a_setting_is_explained(name, kind, default, stale):
+    [one] = explain(name)
+    assert (one.kind, one.default, one.stale) == (kind, default, stale)
+
+
+def test_the_stages_that_are_named_are_those_whose_shards_a_change_makes_stale():
+    run = Run(name="x")
+    changed = run.model_copy(update={"rollout": run.rollout.model_copy(update={"temperature": 0.5})})
+    stale = [stage.name for stage in PLAN if run.digest(stage.settings) != changed.digest(stage.settings)]
+    assert stale == ["rollout"]
+    assert explain("rollout.temperature")[0].stale.startswith("rollout")
+
+
+def test_a_section_lists_its_settings_and_names_of_teachers_are_free():
+    assert [one.name for one in explain("label")] == [
+        f"label.{n}" for n in ("gamma", "floor", "epsilon", "min_normaliser", "lookahead")
+    ]
+    assert explain("teachers.big.prompt")[0].name == "teachers.NAME.prompt"
+    assert explain("grade.rewards.steps.weight")[0].stale.startswith("grade")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("temperature", "'rollout.temperature' or 'evaluation.temperature'"),
+        ("label.gama", "'label.gamma'"),
+        ("zzz", "`egrsd explain`"),
+    ],
+)
+def test_an_unknown_setting_suggests_the_nearest(name, hint):
+    with pytest.raises(SettingError, match="unknown setting") as refused:
+        explain(name)
+    assert hint in refused.value.remedy

@@ -1,0 +1,65 @@
+"""`egrsd status`: learning first, then work, then what is stale with one command; `--watch` ends with the run."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from jobs import status
+from pipeline.inspection.staleness import Staleness
+from pipeline.overrides import resolve
+from pipeline.recipes import demo
+from pipeline.store.directory import Store
+
+STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A run of two rounds that earlier code has made."""
+    with tarfile.open(STORED) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return Store(str(tmp_path / "group"))
+
+
+def test_learning_comes_first_then_work_then_what_is_stale_with_the_command_that_mends_it(store, capfd):
+    store.save_run(resolve(store.load_run(), ["label.gamma=1"]), {})
+    status.show(store.uri, False)
+    said = capfd.readouterr().out
+    places = [
+        said.index(part) for part in ("2 of 2 rounds trained", "accuracy, %", "\nwork", "rejected:", "stale: label of", "mend: ")
+    ]
+    assert places == sorted(places)
+    line = next(line for line in said.splitlines() if line.startswith("accuracy, %"))
+    assert line.split()[2:] == ["37.5", "62.5", "▁█"]
+    assert f"mend: `egrsd stage label --run {store.uri} --round 0..1`" in said
+
+
+def test_rounds_that_are_whole_and_trained_share_a_row(store):
+    cell = {"rows": 16, "seconds": 1.5, "rejected": 1}
+    rows = [
+        {"round": n, "stages": {"rollout": cell}, "trained": f"policy {n + 1}", "behind": 0, "stale": n == 20} for n in range(30)
+    ]
+    seen = status.Seen(store, demo(), {}, ("rollout",), Staleness(store, demo()), rows)
+    table = status._work(seen, "work")
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["0 to 19", "20", "21 to 29"]
+    assert cells[1] == ["320 30.0s -20", "16 1.5s -1", "144 13.5s -9"]
+    assert cells[2] == ["policy 20", "[yellow]policy 21 ![/yellow]", "policy 30"]
+
+
+def test_a_watch_ends_when_the_run_is_done(store, tmp_path, capfd, monkeypatch):
+    last, aside = Path(store.uri) / "policy/0002", tmp_path / "aside"
+    last.rename(aside)
+    slept = []
+
+    def sleep(seconds):
+        """What happens meanwhile: the trainer publishes its last policy."""
+        slept.append(seconds)
+        aside.rename(last)
+
+    monkeypatch.setattr(status.time, "sleep", sleep)
+    status.show(store.uri, False, watch=True)
+    said = capfd.readouterr().out
+    assert slept == [status.LOOK_S]
+    assert "2 of 2 rounds trained" in said
