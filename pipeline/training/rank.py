@@ -164,9 +164,7 @@ def _round(trainer: Trainer, store: Store, number: int) -> StoredRound:
     data = StoredRound(number, ready.policy, shards, store.scratch(), is_comparable(store, number))
     if ready.policy == number or not data.comparable:
         return data
-    answered = (
-        None if trainer.student.trains_all else _adapter_of(store, ready.policy)
-    )  # no room for two
+    answered = None if trainer.student.trains_all else _adapter_of(store, ready.policy)  # no room for two
     return replace(data, comparable=answered is not None, answered=answered)
 
 
