@@ -100,7 +100,7 @@ def whole_cause(error: BaseException, most: int = 1500) -> str:
     parts: list[str] = []
     cause: BaseException | None = error
     while cause is not None and len(parts) < 5:
-        text = " ".join(str(cause).split())
+        text = " ".join(str(cause).partition("\nTraceback ")[0].split())  # some messages of vLLM end in a traceback
         if not text and (frames := traceback.extract_tb(cause.__traceback__)):
             text = f"{frames[-1].line} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
         parts.append(f"{type(cause).__name__}: {text}" if text else type(cause).__name__)

@@ -337,7 +337,7 @@ def test_the_mode_is_asked_for_where_vllm_has_it_and_the_card_is_shared():
 def test_an_engine_without_memory_names_its_share_of_the_card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 2**30, 24 * 2**30))
-    pool = config.Pool(colocate=True, memory_share=0.7)
+    pool = config.Pool(colocate=True, memory_share=0.7, placement=config.Placement(gpus=1))
     error = startup.start_error(RuntimeError("CUDA Error: out of memory at cumem"), "m", pool, "wake up")
     assert str(error) == (
         "m: vLLM did not wake up (RuntimeError: CUDA Error: out of memory at cumem). Lower memory_share, max_num_seqs, "

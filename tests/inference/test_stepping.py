@@ -139,9 +139,11 @@ def test_a_step_without_memory_names_what_to_lower():
         def step(self):
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    stepper = Stepper(lambda: (Full(), FACTS), "path", config.Pool())
-    with pytest.raises(EngineError, match=r"path: the engine broke: RuntimeError: CUDA out of memory.* Lower memory_share"):
-        stepper.submit([([5], None)], None)
+    card = config.Pool(placement=config.Placement(gpus=1))
+    for pool, remedy in ((card, "Lower memory_share"), (config.Pool(), r"Set engines\.rollout\.kv_cache_gib \(")):
+        stepper = Stepper(lambda: (Full(), FACTS), "path", pool)
+        with pytest.raises(EngineError, match=rf"path: the engine broke: RuntimeError: CUDA out of memory.* {remedy}"):
+            stepper.submit([([5], None)], None)
 
 
 def test_work_on_vllm_itself_is_done_alone_and_its_error_is_its_callers():
