@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run, large_run, traces_of
 
+from actors.fakes import UNWATCHED
 from jobs import status
 from jobs.export import export_run
 from jobs.report import report_run
@@ -105,7 +106,7 @@ def test_a_real_run_adds_up_and_a_lost_trace_is_told(stored_run, tmp_path):
 
 def test_groups_that_a_filled_round_leaves_out_are_told_and_the_ledger_adds_up(tmp_path, capfd):
     """Every trace is stored, graded and scored; training, `sweep`, `export` and `verify` see the same groups."""
-    store, run = run_at(tmp_path / "run", "rollout.fill_groups=30", "rounds=1")
+    store, run = run_at(tmp_path / "run", "rollout.fill_groups=30", "rounds=1", *UNWATCHED)
     planner, trainer = planner_of(store, run), rank.resume(store, run, torch.device("cpu"))
     work = measured(planner, planner.plan(0, 0))
     commit_round(work, left_out(work))
