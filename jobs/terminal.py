@@ -132,7 +132,8 @@ class Session:
         self.told.log = self.log_uri
         keeper.tell(log=str(self.log_path), at=self.log_uri)
         self.exits.enter_context(divert_output(self.log_path))
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True)
+        line = "%(asctime)s %(levelname)s %(name)s %(message)s"
+        logging.basicConfig(filename=self.log_path, level=logging.INFO, format=line, force=True)
         for text in self._said:  # the log tells what the person at the terminal read, from the first line on
             log.info(text)
 

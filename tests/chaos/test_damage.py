@@ -87,7 +87,7 @@ def test_a_flipped_bit_is_found_by_train_and_by_distill_before_it_is_trained_on(
         error_of(capfd, run_distill, untrained.uri),
     ):
         assert f"{path}: the bytes are not those that were committed" in said
-        assert f"`egrsd stage {name} --round 0 --shard 0000 --force`" in said
+        assert f"`egrsd stage {name} --run {untrained.uri} --round 0 --shard 0000 --force`" in said
     assert untrained.latest_policy() == 0
     assert untrained.names("metrics") == []
 
@@ -98,7 +98,7 @@ def test_a_flipped_bit_that_a_rank_finds_reaches_the_user_through_ray_train(untr
     path = flip(untrained, "score")
     said = error_of(capfd, train.train_committed, untrained.uri, None, [], None, False)
     assert f"{path}: the bytes are not those that were committed" in said
-    assert "`egrsd stage score --round 0 --shard 0000 --force`" in said
+    assert f"`egrsd stage score --run {untrained.uri} --round 0 --shard 0000 --force`" in said
     assert untrained.latest_policy() == 0
     assert untrained.names("metrics") == []
 
@@ -119,7 +119,7 @@ def test_a_flipped_bit_is_found_by_export_and_the_remedy_repairs_it(untrained, f
     path = flip(untrained, name)
     said = error_of(capfd, export.export_run, untrained.uri, str(tmp_path / "out"), False)
     assert f"{path}: the bytes are not those that were committed" in said
-    assert f"`egrsd stage {name} --round 0 --shard 0000 --force`" in said
+    assert f"`egrsd stage {name} --run {untrained.uri} --round 0 --shard 0000 --force`" in said
     if STAGES[name].where == "CPU":  # the others want an engine, and this test has only fakes
         stage.run_stage(untrained.uri, stage.Redo(name, "0", force=True, shards=["0000"]))
         assert shards(untrained.uri) == shards(finished)

@@ -298,5 +298,5 @@ def test_a_folder_that_may_be_read_but_not_written_is_named(short_folder):
     assert ended.returncode == 2, ended.stderr
     assert (
         f"error: {folder}/lease.json: cannot write (Permission denied). Get the right to do this, or use another place"
-        in ended.stdout
+        in ended.stderr
     )
