@@ -93,7 +93,7 @@ def _product(folder: Path) -> Iterator[tuple[str, Path]]:
 
     A folder without the project's packages sends those that are installed here, as from a wheel.
     """
-    if not (folder / PACKAGES[-1] / "parcel.py").is_file():
+    if not any((folder / PACKAGES[-1]).glob("*.py")):
         yield from _installed(code_root())
         return
     project = folder / "pyproject.toml"
