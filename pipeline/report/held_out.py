@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Run
+from pipeline.errors import StoreError
 from pipeline.evidence.evaluation import (
     MEANS,
     Samples,
@@ -27,7 +28,7 @@ from pipeline.report.traces import asked
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.rounds.rows import read_shard
-from pipeline.store.directory import Store
+from pipeline.store.directory import Store, area
 
 MOST_PROBLEMS = 4_000  # of one run, in the order of its evaluation
 BLOCK_PROBLEMS = 256
@@ -88,6 +89,9 @@ class Evaluations:
         for version, samples in self.samples.items():
             order = [f"{key}#{count}" for key, count in samples.keys]
             asked_, answered = _answers(self.store, self.run, version)
+            if len(answered) != len(order):
+                what = f"has {len(answered)} problems, and its samples are of {len(order)}"
+                raise StoreError(what, area("evals", version), f"`egrsd verify --run {self.store.uri}` names the damaged file")
             texts |= dict(zip(order, asked_, strict=True))
             said[version] = dict(zip(order, answered, strict=True))
         whole = [texts[key] | {"answers": [said[version][key] for version in said]} for key in keys]

@@ -21,7 +21,7 @@ class Solver(FakeEngine):
     """An engine that answers `#6` to every problem."""
 
     def generate(self, requests, policy, sampling):
-        ids = [*tokenizer_of(self._model)("#6").input_ids, 2]
+        ids = [*tokenizer_of(self._model)("#6")["input_ids"], 2]
         numbers = np.full(len(ids), 0.1, np.float32)
         return [Generation(np.array(ids, np.int32), -numbers, numbers, 0.0, "stop", policy.version) for _ in requests]
 

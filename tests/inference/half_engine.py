@@ -46,11 +46,12 @@ def main(folder, path):
 def enlarged(folder):
     """The tiny reasoner with a larger last norm, saved in half precision."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32)
     model.model.norm.weight.data *= SCALE
     model.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(asset_path()).save_pretrained(folder)
     return folder
 
 

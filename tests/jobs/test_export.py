@@ -35,7 +35,7 @@ def export(capfd, *arguments):
         code = 0
     except SystemExit as ended:
         code = ended.code
-    return code, " ".join(capfd.readouterr().out.split())
+    return code, " ".join("".join(capfd.readouterr()).split())
 
 
 def test_a_policy_goes_out_with_card_and_record(stored, tmp_path, capfd):
@@ -181,7 +181,7 @@ def test_a_policy_is_pushed_to_a_private_repository_in_one_commit(stored, hub, t
 )
 def test_a_push_that_cannot_work_is_refused_before_anything_is_written(stored, hub, tmp_path, environment, said):
     code, told, stderr = pushed(hub, stored.uri, tmp_path / "out", **environment)
-    assert (code, said in told) == (2, True), told + stderr
+    assert (code, said in stderr) == (2, True), told + stderr
     assert "Traceback" not in told + stderr
     assert not (tmp_path / "out").exists()
     assert not hasattr(hub, "made")

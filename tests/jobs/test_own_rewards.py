@@ -57,7 +57,7 @@ def test_the_example_trains_and_a_changed_weight_needs_no_engine(example, ray_lo
     (example / "steps.py").write_text("def steps(completions, most):\n    return [1.0] * len(completions)\n")
     status.show("runs/rewards", False)
     said = " ".join(capfd.readouterr().out.split())
-    assert "stale: reward of round 0, 2 of 2 shards (reward_steps changed)" in said
+    assert "stale: reward of rounds 0 to 1, 4 of 4 shards (reward_steps changed)" in said
 
 
 def test_the_example_without_its_file_is_refused_before_anything_starts(example):

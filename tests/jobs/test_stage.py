@@ -13,7 +13,7 @@ STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
 CODE = """
 import sys
 from jobs.stage import Redo, run_stage
-run_stage(sys.argv[1], Redo(sys.argv[2], 0, sys.argv[3:], force=True))
+run_stage(sys.argv[1], Redo(sys.argv[2], '0', sys.argv[3:], force=True))
 print("imported:", sorted({"ray", "torch", "transformers", "vllm"} & set(sys.modules)))
 """
 

@@ -68,7 +68,7 @@ def test_a_flipped_bit_is_refused_with_the_way_out(run_dir):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(StoreError, match=r"sha256 differs.*egrsd stage score --round 0 --shard 0000 --force"):
+    with pytest.raises(StoreError, match=r"sha256 differs.*egrsd stage score --run .* --round 0 --shard 0000 --force"):
         run_dir.read(entry)
 
 

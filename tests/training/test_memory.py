@@ -32,7 +32,15 @@ def test_memory_that_torch_does_not_get_is_told_with_the_arithmetic_of_a_rank() 
     [
         (["train.micro_batch_tokens=64"], r"Lower model\.max_model_len \(now 256; a micro-batch holds a whole trace\), or set"),
         (["train.head_chunk_tokens=1000000", "train.placement.gpus=1"], r"Lower train\.head_chunk_tokens \(now 1000000\)"),
-        (["model.lora_rank=4096"], r"Lower model\.lora_rank \(now 4096\)"),
+        (
+            [
+                "model.lora_rank=512",
+                "train.micro_batch_tokens=256",
+                "train.gradient_checkpointing=true",
+                "train.head_chunk_tokens=1",
+            ],
+            r"Lower model\.lora_rank \(now 512\)",
+        ),
         (
             ["train.gradient_checkpointing=true", "train.micro_batch_tokens=9000"],
             r"Lower train\.micro_batch_tokens \(now 9000\)$",
