@@ -49,9 +49,11 @@ def stream(
         """Take items until none waits."""
         while not ended.is_set():
             try:
-                done.put(through(waiting.popleft()))
+                item = waiting.popleft()
             except IndexError:
                 return
+            try:
+                done.put(through(item))
             except BaseException as error:  # the caller's thread raises it
                 done.put(error)
 
