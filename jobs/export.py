@@ -74,8 +74,8 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
 def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
     """Write a policy with tokenizer, generation configuration and model card into a new local folder, and push it where asked.
 
-    The folder appears as a whole. Raises UserError for a policy that is not published, a folder that is there, a token or
-    repository that the hub refuses, and StoreError for damaged or dropped weights.
+    The folder appears as a whole. Raises UserError for a policy that is not published, a folder that is there, and
+    a token or repository that the hub refuses. Raises StoreError for damaged or dropped weights.
     """
     with session(debug) as out:
         store, run = open_run(uri)

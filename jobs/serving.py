@@ -1,7 +1,7 @@
 """The server of `egrsd report --run RUN --serve`: one page on the loopback address, made anew when its runs have moved on.
 
 Only this machine reaches it, and only who knows the secret part of the address: other users of the machine do not. The server
-answers requests that name it as their host, so that no page of another site can read it under a name of its own.
+answers only requests that name it as their host. A page of another site can therefore not read it under its own name.
 """
 
 from __future__ import annotations

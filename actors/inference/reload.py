@@ -4,7 +4,7 @@ vLLM reads them in place, which takes less than a second for a small model, and 
 keep a packed copy of their weight. vLLM does not renew the copy of a head that shares its weight with the embedding; here it is.
 
 No answer counts before a probe has passed. The policy's probe.json has the trainer's log-probs of a fixed sequence. The gap to
-them must be as small as the gap under the base was, which says how far the numerics of engine and trainer are apart.
+them must be as small as the gap under the base was. That one says how far the numerics of engine and trainer are apart.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ def partings(traces: list[np.ndarray]) -> tuple[int, list[int]]:
     """(common, apart) of G traces, each [T] token ids.
 
     common: tokens that all traces begin with. apart [G]: for each trace the first token that no sibling has after the same
-    beginning, which is its length when a sibling has the whole of it. With one trace both are 0.
+    beginning. It is the length of the trace when a sibling has the whole of it. With one trace both are 0.
     """
     if len(traces) < 2:
         return 0, [0] * len(traces)

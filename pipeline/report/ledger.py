@@ -24,7 +24,7 @@ class Counts:
 
     unused, unused_tokens: of traces that are fit, but whose groups a filled round leaves out (rollout.fill_groups).
     complete: all shards up to `score` are there. trained: the trainer has reported metrics. current: no shard was computed again
-    since the round was committed to the trainer, so that what is stored now can be compared with what was trained on.
+    since the round was committed to the trainer. Only then can the stored rows be compared with those that were trained on.
     """
 
     planned: int = 0
