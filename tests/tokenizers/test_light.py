@@ -103,7 +103,8 @@ def test_what_cannot_be_read_has_no_light_form(tmp_path):
 
 
 def test_a_process_that_needs_a_tokenizer_imports_neither_transformers_nor_torch():
-    code = "import sys; from pipeline.config import Model; from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of\n"
+    code = "import sys\nfrom pipeline.config import Model\n"
+    code += "from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of\n"
     code += "print(template_hash(tokenizer_of(Model())), sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [template_hash(tokenizer_of(Model())), "[]"]
