@@ -1,8 +1,8 @@
 """Every column: its name, type, shape, unit and writer. And the codes that columns hold.
 
 Arrow schemas, the tables of pipeline/README.md and the checks at every commit derive from COLUMNS. Shape legend: `T` response
-tokens, `P` prompt tokens, `Q` privileged prompt tokens, `K` kept tokens of a distribution, `S` spans, `R` traces that the source
-brings for a problem. Entropies and log-probs are in nats, at temperature 1, over the full vocabulary.
+tokens, `P` prompt tokens, `Q` privileged prompt tokens, `K` kept tokens of a distribution, `S` spans. `R` is the number of traces
+that the source brings for a problem. Entropies and log-probs are in nats, at temperature 1, over the full vocabulary.
 """
 
 from __future__ import annotations

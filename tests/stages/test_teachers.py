@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
+from committed import round_table
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import Refusing, brought, planned, stale
@@ -22,7 +23,7 @@ from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.refused import refuse_unknown_teachers
 from pipeline.rounds.round import with_engines
-from pipeline.rounds.rows import joined_round, round_table
+from pipeline.rounds.rows import joined_round
 from pipeline.stages.prompts import prompts
 from pipeline.stages.score import AGREE, check_facts
 from pipeline.stages.teachers import choose_sibling, contexts, feedback, refuse_degenerate
