@@ -14,8 +14,8 @@ from actors.inference.engine import judge_entropy
 from actors.resources import placement_of
 from actors.served import Served
 from jobs.opened import look_at, open_folder
+from jobs.screen.terminal import Session, divert_output, session
 from jobs.settle import Choices, read_config
-from jobs.terminal import Session, divert_output, session
 from pipeline import config
 from pipeline.errors import EgrsdError, UnreachableError, command
 from pipeline.fit import footprint, machine, one_card, pace
@@ -25,10 +25,10 @@ from pipeline.inspection import looked as rows
 from pipeline.inspection.shown import show_prompts
 from pipeline.live.probe import judge_store
 from pipeline.models import fitness
-from pipeline.models.agreement import check_teachers
 from pipeline.models.layers import with_targets
 from pipeline.models.resolve import has_weights
-from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.models.tokenizers.agreement import check_teachers
+from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import resolve
 from pipeline.problems.sources import named as named_source
