@@ -264,7 +264,7 @@ def check_round(asked: argparse.Namespace, size: Size) -> Iterator[Row]:
 
 
 def rounds_done(asked: argparse.Namespace, size: Size, count: int, name: str, more: tuple[str, ...]) -> tuple[str, str]:
-    """Figure and remark of `count` rounds with the settings `more`. Raises RuntimeError with the last line of a run that fails."""
+    """Figure and remark of `count` rounds with the settings `more`. Raises RuntimeError with a failed run's last line."""
     from pipeline.store.directory import Store
 
     run = str(Path(asked.folder, name))
