@@ -15,7 +15,7 @@ from pipeline.config import Run, Teacher
 from pipeline.contract import Engines, Failure, Generate, Policy, Sampling, Verdict
 from pipeline.digest import digest
 from pipeline.grader.verifier import grader_of
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.problems.sources import ProblemSet, epoch_indices
 from pipeline.rounds.round import Round
 from pipeline.rounds.seats import seats_of

@@ -10,7 +10,7 @@ from actors.fakes import FakeEngine
 from pipeline.contract import Generation, Score
 from pipeline.errors import UserError
 from pipeline.evidence.teachers import FILE, sample_teachers, sentence
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.rounds.refused import refuse_wide_bounds

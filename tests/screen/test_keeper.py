@@ -10,12 +10,12 @@ import psutil
 import pytest
 from waiting import until
 
-from jobs import keeper
+from jobs.screen import keeper
 from pipeline.live import lease
 from pipeline.store.directory import Store
 
 ROOT = Path(__file__).parents[2]
-BEGIN = "import os, signal, subprocess, sys, time\nfrom jobs import keeper\nkeeper.keep()\n"
+BEGIN = "import os, signal, subprocess, sys, time\nfrom jobs.screen import keeper\nkeeper.keep()\n"
 AGAIN = "The same command goes on where this one stopped: -c RUN"
 
 

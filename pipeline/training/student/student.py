@@ -24,10 +24,11 @@ from pipeline.method.objective import Surrogate
 from pipeline.models.blueprint import settings_of
 from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
-from pipeline.training import attention, packable, whole
-from pipeline.training.attention import Layout
-from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
-from pipeline.training.trained_head import trained
+from pipeline.training.packing import attention, packable
+from pipeline.training.packing.attention import Layout
+from pipeline.training.student import whole
+from pipeline.training.student.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
+from pipeline.training.student.trained_head import trained
 
 _NOISE = ("drop", "jitter")  # parts of the names of settings by which a model in training is another one
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packed_round import GROUPS, shared_traces
 
-from pipeline.training import batches, packing
+from pipeline.training import batches
+from pipeline.training.packing import layout
 
 ALL = np.arange(sum(GROUPS))
 
@@ -56,13 +57,13 @@ def test_ranks_share_a_packed_minibatch_in_equally_many_micro_batches(ranks: int
 def test_blocks_hold_every_token_once_and_little_padding(drawn: list[int]) -> None:
     lengths = np.sort(np.array(drawn))[::-1].copy()
     at = 0
-    for block in packing.blocks(lengths):
+    for block in layout.blocks(lengths):
         rows, size = len(block.cells) // block.width, len(block.taken)
         mine = lengths[at : at + rows]
         assert block.width == mine[0]
         assert block.cells[block.taken].tolist() == list(range(size))
         assert size == mine.sum()
-        assert len(block.cells) <= max(packing.FEW, packing.SQUARE * size)
+        assert len(block.cells) <= max(layout.FEW, layout.SQUARE * size)
         at += rows
     assert at == len(lengths)
 
@@ -71,15 +72,15 @@ def test_packing_pays_where_prompts_repeat_or_padding_is_much_and_traces_are_not
     short, long = shared_traces(), shared_traces(prompt=(80, 90))
     apart = shared_traces(groups=(1,) * 12, prompt=(80, 81))
     area = {id(t): batches.padded_tokens(t.lengths, 400) for t in (short, long, apart)}
-    assert not packing.pays(short, ALL, area[id(short)])
-    assert packing.pays(long, ALL, area[id(long)])
-    assert not packing.pays(apart, ALL, int(apart.lengths.sum()))
-    assert packing.pays(apart, ALL, int(apart.lengths.sum() * 1.1))
+    assert not layout.pays(short, ALL, area[id(short)])
+    assert layout.pays(long, ALL, area[id(long)])
+    assert not layout.pays(apart, ALL, int(apart.lengths.sum()))
+    assert layout.pays(apart, ALL, int(apart.lengths.sum() * 1.1))
 
 
 def test_prompts_of_8000_tokens_leave_no_padding() -> None:
     """The aim is at most 5 % on traces of 100 to 8 000 tokens; a stream has none, and its blocks in attention little."""
     lengths = np.sort(np.exp(np.random.default_rng(0).uniform(np.log(100), np.log(8000), 64)).astype(int))[::-1].copy()
-    found = packing.blocks(lengths)
+    found = layout.blocks(lengths)
     assert sum(len(block.taken) for block in found) == lengths.sum()
-    assert sum(len(block.cells) for block in found) <= packing.SQUARE * lengths.sum()
+    assert sum(len(block.cells) for block in found) <= layout.SQUARE * lengths.sum()

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Model
-from pipeline.models.light import LightTokenizer, read_light
-from pipeline.models.read_tokenizer import facts_of
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.models.tokenizers.light import LightTokenizer, read_light
+from pipeline.models.tokenizers.read_tokenizer import facts_of
+from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.report.tokens import pieces
 from pipeline.stages.chat import controls, response_ids, student_prompt
@@ -103,7 +103,8 @@ def test_what_cannot_be_read_has_no_light_form(tmp_path):
 
 
 def test_a_process_that_needs_a_tokenizer_imports_neither_transformers_nor_torch():
-    code = "import sys; from pipeline.config import Model; from pipeline.models.tokenizer import template_hash, tokenizer_of\n"
+    code = "import sys\nfrom pipeline.config import Model\n"
+    code += "from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of\n"
     code += "print(template_hash(tokenizer_of(Model())), sorted({'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [template_hash(tokenizer_of(Model())), "[]"]

@@ -10,9 +10,9 @@ from typing import Any
 from pipeline.config import Model
 from pipeline.digest import digest
 from pipeline.errors import ModelError
-from pipeline.models.light import LightTokenizer, read_light
-from pipeline.models.read_tokenizer import facts_of
 from pipeline.models.resolve import check_folder, hub_answers, open_model, resolve_model
+from pipeline.models.tokenizers.light import LightTokenizer, read_light
+from pipeline.models.tokenizers.read_tokenizer import facts_of
 from pipeline.notices import NOTICE_S, late
 
 _LOADING = threading.Lock()  # the threads of a task share one tokenizer

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Model
-from pipeline.models.alphabet import bytes_of
 from pipeline.models.resolve import resolve_model
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.alphabet import bytes_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 
 class Vocabulary:

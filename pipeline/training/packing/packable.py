@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pipeline.config import Run
 from pipeline.errors import ModelError
-from pipeline.training import attention
 from pipeline.training.batches import MicroBatch, RaggedColumn, Traces, share
+from pipeline.training.packing import attention
 
 if TYPE_CHECKING:
-    from pipeline.training.student import Student
+    from pipeline.training.student.student import Student
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from jobs import envelope, keeper
+from jobs.screen import envelope, keeper
 from pipeline import notices
 from pipeline.errors import GONE, EgrsdError, StoreError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.terminal import session
+from jobs.screen.terminal import session
 from pipeline import errors
 from pipeline.recipes import demo
 from pipeline.store.directory import Store

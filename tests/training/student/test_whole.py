@@ -19,9 +19,10 @@ from pipeline.models.resolve import resolve_model
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store, area
 from pipeline.store.folders import is_weights, read_manifest
-from pipeline.training import batches, checkpoint, head, rank, student, whole
+from pipeline.training import batches, checkpoint, rank
 from pipeline.training.step import Trainer
-from pipeline.training.trained_head import trained
+from pipeline.training.student import head, student, whole
+from pipeline.training.student.trained_head import trained
 
 CPU = torch.device("cpu")
 FULL = ("model.tuning=full", "train.learning_rate=0.0001", "train.batch_traces=13")

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from jobs import progress
-from jobs.progress import phase
-from jobs.terminal import session
+from jobs.screen import progress
+from jobs.screen.progress import phase
+from jobs.screen.terminal import session
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 

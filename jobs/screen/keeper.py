@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs import envelope
+from jobs.screen import envelope
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ORDERLY_S = 60.0  # an end that takes longer, after a signal or the last word, is cut off
@@ -214,7 +214,7 @@ class Keeper:
 
     def _say(self, line: str, code: int) -> None:
         """Write the last line to the terminal and to the log. Either may be gone."""
-        from jobs.terminal import printable
+        from jobs.screen.terminal import printable
 
         text = f"error: {printable(' '.join(line.split()))}\n"
         cursor = "\x1b[?25h\n" if os.isatty(1) else ""  # a progress bar hides it

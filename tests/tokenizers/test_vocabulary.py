@@ -3,8 +3,8 @@
 import json
 
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import tokenizer_of
-from pipeline.models.vocabulary import Vocabulary, token_reader
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.vocabulary import Vocabulary, token_reader
 from pipeline.recipes import demo
 from pipeline.report.tokens import pieces
 

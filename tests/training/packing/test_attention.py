@@ -11,9 +11,10 @@ import transformers
 from packed_round import shared_traces
 from torch import Tensor
 
-from pipeline.training import attention, batches
+from pipeline.training import batches
 from pipeline.training.batches import Traces
-from pipeline.training.student import Student
+from pipeline.training.packing import attention
+from pipeline.training.student.student import Student
 
 SIZE = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4}
 GROUPED = SIZE | {"num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 0}

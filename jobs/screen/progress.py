@@ -13,7 +13,7 @@ from typing import Any
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from jobs.terminal import Session
+from jobs.screen.terminal import Session
 from pipeline.driver import Advance
 
 log = logging.getLogger("egrsd")

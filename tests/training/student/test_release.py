@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipeline.errors import ModelError, UserError
 from pipeline.models.resolve import resolve_model
-from pipeline.models.tokenizer import template_hash, tokenizer_of
-from pipeline.training import checkpoint, release, student
+from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
+from pipeline.training import checkpoint
 from pipeline.training.step import Trainer
+from pipeline.training.student import release, student
 
 CPU = torch.device("cpu")
 TOKENS = torch.arange(4, 24)[None]

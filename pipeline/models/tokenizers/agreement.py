@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import Model, Run
 from pipeline.errors import ModelError
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 _REMEDY = "Take a teacher of the student's family: response ids go to it as they are"
 

@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.method.objective import Kept, forward_kl
-from pipeline.training import head
-from pipeline.training.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
+from pipeline.training.student import head
+from pipeline.training.student.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
 
 N, H, V = 23, 8, 50
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.method.objective import head_gradient_, weighted_sum
-from pipeline.training.head import Divergence, Head, chunks, logits_of, slopes_, through, widened
+from pipeline.training.student.head import Divergence, Head, chunks, logits_of, slopes_, through, widened
 
 
 def trained(

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import Model
 from pipeline.errors import ModelError
-from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.stages.chat import student_prompt
 

@@ -19,9 +19,10 @@ from transformers import GenerationConfig
 from pipeline.config import Model, Run
 from pipeline.errors import ModelError, UserError
 from pipeline.models.resolve import resolve_model
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, CONFIG, is_weights
-from pipeline.training import checkpoint, student
+from pipeline.training import checkpoint
+from pipeline.training.student import student
 
 MERGE_TOLERANCE = 1e-3  # nats between adapter and merged weights in float32; an adapter that is lost differs by more
 _INDEX = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models import read_tokenizer
+from pipeline.models.tokenizers import read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class LightTokenizer:
     """A tokenizer of transformers as the project uses it. Ids and texts are the same; the tests compare them.
 
-    The attributes that `pipeline.models.read_tokenizer.facts_of` names are attributes here too.
+    The attributes that `pipeline.models.tokenizers.read_tokenizer.facts_of` names are attributes here too.
     """
 
     def __init__(self, facts: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from test_attention import FAMILIES, MIXED, model
 from training_rounds import tiny_run
 
 from pipeline.errors import ModelError, SettingError
-from pipeline.training import packable
+from pipeline.training.packing import packable
 
 CPU = torch.device("cpu")
 

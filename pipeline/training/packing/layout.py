@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.training.attention import Block, Layout, Part
+from pipeline.training.packing.attention import Block, Layout, Part
 
 if TYPE_CHECKING:
     from pipeline.training.batches import Traces

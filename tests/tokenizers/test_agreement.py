@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.models.agreement import check_teachers, difference, shared_size
 from pipeline.models.resolve import asset_path
+from pipeline.models.tokenizers.agreement import check_teachers, difference, shared_size
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
