@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pipeline.answers.texts import last_boxed
+from pipeline.answers.responses import last_boxed
 from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.errors import SettingError, SourceError
