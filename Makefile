@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
 
 test: install gym
-	@$(MAKE) --no-print-directory -j3 style types contracts
+	@$(MAKE) --no-print-directory -j3 -O style types contracts
 	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel and not peers and not families"
 
 style: install
