@@ -19,8 +19,8 @@ from actors.server import Refused, Server
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError, ModelError, SettingError
-from pipeline.models.agreement import shared_size
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.agreement import shared_size
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 
 T = TypeVar("T")

@@ -11,10 +11,10 @@ from rich.table import Column
 from actors.pool.member import EngineClass
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, open_run, start
-from jobs.progress import phase
+from jobs.screen.progress import phase
+from jobs.screen.tables import aligned
+from jobs.screen.terminal import Session, printable, session
 from jobs.settle import chosen_policies
-from jobs.tables import aligned
-from jobs.terminal import Session, printable, session
 from pipeline.errors import SettingError, refuse_unread
 from pipeline.evidence.question import Answered, answers, prompt_of, reference_prompt
 from pipeline.overrides import differences, resolve

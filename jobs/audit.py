@@ -7,8 +7,8 @@ from typing import Any, cast, get_args
 from rich.table import Table
 
 from jobs.opened import open_run
-from jobs.tables import aligned
-from jobs.terminal import Session, session
+from jobs.screen.tables import aligned
+from jobs.screen.terminal import Session, session
 from pipeline.errors import SettingError
 from pipeline.evidence import audit
 from pipeline.evidence.comparison import chosen_objectives

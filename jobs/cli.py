@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from jobs.keeper import keep
 from jobs.options import (
     Address,
     Config,
@@ -26,6 +25,7 @@ from jobs.options import (
     stages_like,
 )
 from jobs.reading import app
+from jobs.screen.keeper import keep
 
 
 @app.command(cls=Verb)

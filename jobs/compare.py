@@ -13,10 +13,10 @@ from actors.pool.member import EngineClass
 from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, start
-from jobs.progress import open_screen, phase
+from jobs.screen.progress import open_screen, phase
+from jobs.screen.tables import of_comparison, write_csv
+from jobs.screen.terminal import Session, session
 from jobs.settle import parse_numbers, read_config
-from jobs.tables import of_comparison, write_csv
-from jobs.terminal import Session, session
 from pipeline.choice.plans import prepare
 from pipeline.config.objective import approximation
 from pipeline.driver import Driver, cautions, open_sources

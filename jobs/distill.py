@@ -9,10 +9,10 @@ from actors.resources import demands_of
 from actors.served import check_servers
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, start
-from jobs.progress import open_screen, phase
+from jobs.screen.progress import open_screen, phase
+from jobs.screen.terminal import Session, session
 from jobs.settle import Choices, settle
 from jobs.summary import summarise
-from jobs.terminal import Session, session
 from pipeline.choice.plans import prepare
 from pipeline.config import Run
 from pipeline.driver import Driver, Sources, cautions, open_sources

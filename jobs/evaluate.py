@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from actors.pool.member import EngineClass
-from jobs import tables
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, open_run, start
-from jobs.progress import open_screen, phase
+from jobs.screen import tables
+from jobs.screen.progress import open_screen, phase
+from jobs.screen.terminal import Session, session
 from jobs.settle import chosen_policies, read_config
-from jobs.terminal import Session, session
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise

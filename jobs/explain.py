@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from jobs.terminal import session
+from jobs.screen.terminal import session
 from pipeline.inspection.explained import explain
 
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.opened import open_run
+from jobs.screen.terminal import session
 from jobs.settle import parse_numbers
-from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import UserError, command
 from pipeline.notices import NOTICE_S, late
@@ -106,7 +106,7 @@ def _write(store: Store, run: Run, version: int, merge: bool, folder: Path) -> N
     """Write everything that belongs to a policy into a local folder."""
     from actors.inference.startup import inspect_model
     from pipeline.evidence.model_card import Released, facts, model_card
-    from pipeline.training.release import base_name, write_model
+    from pipeline.training.student.release import base_name, write_model
 
     ends, _ = inspect_model(run.model)
     with store.local(area("policy", version)) if version else _no_policy() as policy:

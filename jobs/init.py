@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from jobs.terminal import session
+from jobs.screen.terminal import session
 from pipeline.errors import SettingError, UserError, command
 from pipeline.fit import machine
 from pipeline.inspection import draft

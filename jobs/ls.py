@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from rich.markup import escape
 
-from jobs.tables import aligned
-from jobs.terminal import printable, session
+from jobs.screen.tables import aligned
+from jobs.screen.terminal import printable, session
 from pipeline.inspection.learning import listed
 from pipeline.notices import NOTICE_S, late
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from actors.folders import check_folders
-from jobs import keeper
-from jobs.progress import phase
-from jobs.terminal import QUIET, Session
+from jobs.screen import keeper
+from jobs.screen.progress import phase
+from jobs.screen.terminal import QUIET, Session
 from pipeline.config import Run
 from pipeline.fit.versions import changed_code
 from pipeline.live import lease

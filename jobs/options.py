@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from jobs import envelope
+from jobs.screen import envelope
 
 UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer's own copy of Click has no public name for it
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from jobs.screen.terminal import session
 from jobs.settle import Choices
-from jobs.terminal import session
 from pipeline.recipes import descriptions
 
 

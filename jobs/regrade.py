@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from jobs.opened import open_run
+from jobs.screen.tables import aligned
+from jobs.screen.terminal import session
 from jobs.settle import parse_numbers
-from jobs.tables import aligned
-from jobs.terminal import session
 from pipeline.config import Run
 from pipeline.errors import UserError, command
 from pipeline.grader.verifier import grader_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jobs.opened import open_folder, open_run
-from jobs.terminal import session
+from jobs.screen.terminal import session
 from pipeline.errors import UserError
 from pipeline.notices import NOTICE_S, late
 from pipeline.report.collect import collect_all, read_comparison
@@ -13,7 +13,7 @@ from pipeline.report.page import page
 from pipeline.store.directory import Store
 
 if TYPE_CHECKING:
-    from jobs.terminal import Session
+    from jobs.screen.terminal import Session
 
 REPORT = "report.html"
 

@@ -7,7 +7,7 @@ import re
 from rich.table import Column, Table
 
 from jobs.opened import open_run
-from jobs.terminal import session
+from jobs.screen.terminal import session
 from pipeline.config import Run
 from pipeline.errors import SettingError, nearest
 from pipeline.live import control

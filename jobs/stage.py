@@ -9,8 +9,8 @@ from typing import Any
 
 from jobs.engines import open_engines
 from jobs.opened import begin, hold_run, start
+from jobs.screen.terminal import Session, session
 from jobs.settle import parse_numbers
-from jobs.terminal import Session, session
 from pipeline.config import Run
 from pipeline.contract import Stage
 from pipeline.errors import UserError, command

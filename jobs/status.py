@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.opened import open_run
-from jobs.tables import aligned
-from jobs.terminal import Interrupted, Session, printable, session, with_address
+from jobs.screen.tables import aligned
+from jobs.screen.terminal import Interrupted, Session, printable, session, with_address
 from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.inspection import learning

@@ -28,7 +28,7 @@ import requests
 
 from actors.token import offer_token
 from jobs.parcel import collect
-from jobs.terminal import Session, session
+from jobs.screen.terminal import Session, session
 from pipeline.digest import short
 from pipeline.errors import EgrsdError, SettingError, UserError, command, first_line
 from pipeline.notices import NOTICE_S, late

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from jobs.tables import aligned
+from jobs.screen.tables import aligned
 from pipeline.choice.plans import told
 from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out, same_problems
 from pipeline.problems.sources import named
@@ -15,7 +15,7 @@ from pipeline.rounds.metrics import agreement
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
-    from jobs.terminal import Session
+    from jobs.screen.terminal import Session
     from pipeline.config import Run
 
 

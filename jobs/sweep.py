@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from jobs.opened import open_run
-from jobs.tables import aligned, write_csv
-from jobs.terminal import Session, session
+from jobs.screen.tables import aligned, write_csv
+from jobs.screen.terminal import Session, session
 from pipeline.config import Run
 from pipeline.config.objective import approximation
 from pipeline.evidence import objectives

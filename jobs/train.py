@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from actors.resources import Demand
 from jobs.opened import Held, hold, hold_run, open_folder, start
-from jobs.terminal import Session, session
+from jobs.screen.terminal import Session, session
 from pipeline.config import Run
 from pipeline.config.objective import approximation
 from pipeline.driver import until_end

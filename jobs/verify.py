@@ -6,7 +6,7 @@ import contextlib
 import sys
 
 from jobs.opened import open_folder, open_run
-from jobs.terminal import session
+from jobs.screen.terminal import session
 from pipeline.choice.rates import read_kept
 from pipeline.errors import StoreError
 from pipeline.evidence.sweep import read_evidence

@@ -32,9 +32,9 @@ from pipeline.inspection.remaining import Remaining
 from pipeline.inspection.staleness import among
 from pipeline.live.lease import Lease
 from pipeline.models import fitness
-from pipeline.models.agreement import check_teachers
 from pipeline.models.resolve import vocabulary_size
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.agreement import check_teachers
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
 from pipeline.problems.survey import compared, is_generated, survey

@@ -18,7 +18,7 @@ from typing import Any
 import typer.main
 
 from jobs.cli import app
-from jobs.keeper import SIGNALS
+from jobs.screen.keeper import SIGNALS
 from pipeline import contract, errors, recipes
 from pipeline.config import Run
 from pipeline.problems.benchmarks import BENCHMARKS

@@ -28,9 +28,9 @@ from actors.cluster import check_reach, connect
 from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import compare, evaluate
 from jobs.distill import distill
+from jobs.screen.terminal import divert_output
 from jobs.settle import Choices
 from jobs.stage import Redo, run_stage
-from jobs.terminal import divert_output
 from jobs.train import Target, train_committed
 from pipeline.errors import UserError
 from pipeline.store.directory import Store

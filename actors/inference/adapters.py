@@ -19,7 +19,7 @@ from pipeline.errors import ModelError, StoreError
 from pipeline.store.files import Files
 from pipeline.store.folders import ADAPTER, MANIFEST, POLICY_REMEDY, Manifest, digest_of_manifest, fetch_folder, read_manifest
 from pipeline.store.private import private_folder
-from pipeline.training import adapter
+from pipeline.training.student import adapter
 
 _KEPT = 32  # copies of a run's policies that stay on a machine; engines hold fewer at once
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from actors.inference import adapters, vllm_scoring
 from pipeline.errors import EngineError
-from pipeline.training import whole
-from pipeline.training.whole import Probe
+from pipeline.training.student import whole
+from pipeline.training.student.whole import Probe
 
 log = logging.getLogger(__name__)
 

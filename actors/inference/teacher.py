@@ -18,8 +18,8 @@ from actors.served import Served
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EngineError
-from pipeline.models.agreement import shared_size
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.agreement import shared_size
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 
 def teacher_engine(name: str, teacher: config.Teacher, engine_class: EngineClass | None = None) -> EngineClass:

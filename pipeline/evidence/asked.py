@@ -18,7 +18,7 @@ from pipeline.evidence.evaluation import Samples, StartBar, answer, engine_facts
 from pipeline.evidence.evaluation import differences as paired
 from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
-from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.overrides import differences, load, resolve
 from pipeline.overrides import named as settings_in
 from pipeline.problems.benchmarks import benchmark, near, open_benchmark

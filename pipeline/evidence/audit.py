@@ -79,9 +79,9 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
     """
     import torch
 
-    from pipeline.training import student
     from pipeline.training.alignment import Directions
     from pipeline.training.step import Trainer
+    from pipeline.training.student import student
 
     run, clock = work.run, [time.perf_counter()]
     if not work.store.has_policy(work.policy_version):

@@ -24,7 +24,7 @@ from pipeline.evidence.evaluation import engine_facts, figures, per_problem, rea
 from pipeline.evidence.intervals import holm, over_seeds
 from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
-from pipeline.models.tokenizer import template_hash, tokenizer_of
+from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.overrides import differences, load
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan

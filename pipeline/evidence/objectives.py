@@ -84,8 +84,8 @@ def measure(run: Run, points: list[Point], rounds: list[Round], sample: int) -> 
     """
     import torch
 
-    from pipeline.training import student
     from pipeline.training.step import Trainer
+    from pipeline.training.student import student
 
     places = spaced([place for place, work in enumerate(rounds) if work.store.has_policy(work.policy_version)])
     if not places:

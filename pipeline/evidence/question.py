@@ -12,7 +12,7 @@ from pipeline.config import Run
 from pipeline.contract import Engines, Failure, Generate, Policy, Sampling, Score
 from pipeline.contract import Sequence as Scored
 from pipeline.errors import EngineError, UserError
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.stages.chat import context_prompt, fits, student_prompt, turns_before
 from pipeline.store.directory import Store
 

@@ -196,7 +196,7 @@ def gradient_cosines(stored: Stored, points: list[Point], sample: int) -> dict[s
     """
     import torch
 
-    from pipeline.training import student
+    from pipeline.training.student import student
 
     run, places = stored.run, _gradient_rounds(stored)
     if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down

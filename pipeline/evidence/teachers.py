@@ -18,7 +18,7 @@ from pipeline.contract import Sequence as Asked
 from pipeline.digest import digest
 from pipeline.errors import EngineError
 from pipeline.grader.verifier import grader_of
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.problems.sources import ProblemSet, epoch_indices
 from pipeline.rounds.round import Round
 from pipeline.rounds.seats import seats_of

@@ -64,7 +64,19 @@ def _computed(number: Any) -> Any:
     from sympy import Integral, N
 
     check_size(number)
-    return N(number, 20) if number.has(Integral) else number.doit()
+    return N(number, 20) if number.has(Integral) else real_roots(number).doit()
+
+
+def real_roots(form: Any) -> Any:
+    """A form whose odd roots of negative numbers are real, as at school: the cube root of -8 is -2."""
+    from sympy import Abs, I, Pow, sign
+
+    roots = {
+        power: sign(power.base) ** power.exp.p * Abs(power.base) ** power.exp
+        for power in form.atoms(Pow)
+        if power.exp.is_Rational and power.exp.q % 2 == 1 and power.exp.q > 1 and not power.base.has(I)
+    }
+    return form.xreplace(roots) if roots else form
 
 
 def check_size(form: Any) -> float:
@@ -93,12 +105,21 @@ def _check_terms(form: Any) -> None:
             raise TooLarge(f"more than {_MOST_TERMS} terms")
 
 
+def _open_sums(form: Any) -> Any:
+    """A form with its sums and products up to a variable in closed form, since these have values between whole numbers too."""
+    from sympy import Product, Sum
+
+    opened = {part: part.doit() for part in form.atoms(Sum, Product) if part.free_symbols}
+    return form.xreplace(opened) if opened else form
+
+
 def values(gold: Any, given: Any, sign: int = 1) -> list[tuple[complex, complex]]:
     """The values of two formulas at the points where both are finite. `sign` -1 makes every second variable negative."""
     from math_verify.grader import unwrap_fcs
 
     gold, given = unwrap_fcs(gold), unwrap_fcs(given)
     check_size(gold), check_size(given)
+    gold, given = _open_sums(real_roots(gold)), _open_sums(real_roots(given))
     names = sorted(gold.free_symbols | given.free_symbols, key=str)
     found = []
     for shift in range(len(_POINTS)):

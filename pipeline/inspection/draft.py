@@ -18,7 +18,7 @@ from pipeline.errors import EgrsdError, SourceError
 from pipeline.fit import footprint
 from pipeline.fit.machine import GIB, Facts
 from pipeline.models.resolve import open_model
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.stages.grade import check_references

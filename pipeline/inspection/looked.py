@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.config import Run
 from pipeline.contract import Place
 from pipeline.fit.machine import Line
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.problems.problem import Problem
 from pipeline.problems.sources import ProblemSet, named
 from pipeline.stages.prompts import prompts

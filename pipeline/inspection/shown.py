@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import Run
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.problems.problem import Problem
 from pipeline.problems.sources import ProblemSet
 from pipeline.stages.prompts import prompts

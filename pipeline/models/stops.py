@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import Model
 from pipeline.errors import ModelError
 from pipeline.models.resolve import resolve_model
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 
 def stop_ids(model: Model, settings: Any) -> list[int]:

@@ -12,7 +12,7 @@ from pipeline.evidence.audit import read_audits
 from pipeline.evidence.comparison import COMPARE, Compared
 from pipeline.evidence.plain import plain
 from pipeline.evidence.sweep import read_evidence
-from pipeline.models.vocabulary import token_reader
+from pipeline.models.tokenizers.vocabulary import token_reader
 from pipeline.overrides import differences
 from pipeline.problems.sources import named
 from pipeline.report import figures, held_out, ledger, sample, story

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from pipeline.models.alphabet import bytes_of
+from pipeline.models.tokenizers.alphabet import bytes_of
 
 _WORD_START = "\u2581"  # SentencePiece's sign for a space; decoding a single token drops this space
 

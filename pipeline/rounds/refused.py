@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipeline.config import Objective, Run
 from pipeline.contract import Place, Reject
 from pipeline.errors import SettingError, UserError
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet
 from pipeline.rounds.inventory import Inventory

@@ -11,7 +11,7 @@ from pipeline.digest import digest
 from pipeline.errors import StoreError, UserError, command
 from pipeline.grader.code import Code, codes_of
 from pipeline.method.rewards import RunningBaseline
-from pipeline.models.light import LightTokenizer
+from pipeline.models.tokenizers.light import LightTokenizer
 from pipeline.problems.sources import Problem, ProblemSet, epoch_indices
 from pipeline.rounds.baseline import baseline_at, baselines
 from pipeline.rounds.plan import Filling, Plan, cut, read_plan, write_plan

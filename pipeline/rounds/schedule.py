@@ -25,7 +25,7 @@ from pipeline.contract import PooledEngines, Usage
 from pipeline.errors import EgrsdError, from_data, to_data
 from pipeline.fit import builds
 from pipeline.fit.machine import processors
-from pipeline.models.tokenizer import keep_tokenizer, loaded_tokenizer
+from pipeline.models.tokenizers.tokenizer import keep_tokenizer, loaded_tokenizer
 from pipeline.problems.sources import ProblemSet
 from pipeline.rounds import frozen, in_process, seats
 from pipeline.rounds.inventory import Inventory

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pipeline.errors import SettingError
-from pipeline.models.tokenizer import check_template
+from pipeline.models.tokenizers.tokenizer import check_template
 from pipeline.stages.template import render
 
 _FIELD = re.compile(r"(\{problem\}|\{solution\}|(?<!\\boxed)\{answer\}|\{feedback\})")  # \boxed{answer} is LaTeX for a person

@@ -11,7 +11,7 @@ from pipeline.config import Run
 from pipeline.contract import Reject, ShardInputs, ShardResult, Stage, schema
 from pipeline.digest import digest
 from pipeline.errors import ModelError, StoreError
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.problems.problem import Problem
 from pipeline.stages.chat import context_prompt, fits, student_prompt, turns_before
 from pipeline.stages.teachers import problem_prompt, teacher_of

@@ -28,7 +28,7 @@ from pipeline.contract import (
 )
 from pipeline.digest import digest
 from pipeline.errors import EngineError
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.stages.chat import response_ids
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, clean

@@ -20,7 +20,7 @@ from pipeline.config.teachers import template_of
 from pipeline.contract import EngineFacts, Reject, Score, Seat, Verdict
 from pipeline.digest import digest
 from pipeline.errors import EngineError, SourceError, nearest
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.stages.chat import context_prompt, student_prompt, turns_before
 from pipeline.stages.tables import Draft
 

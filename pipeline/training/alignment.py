@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.models.head_form import Form
 from pipeline.training.batches import MicroBatch
-from pipeline.training.student import Student
+from pipeline.training.student.student import Student
 
 Space = Literal["weights", "adapter"]
 

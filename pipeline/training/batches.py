@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
-from pipeline.training import packing
-from pipeline.training.attention import Layout
+from pipeline.training.packing import layout
+from pipeline.training.packing.attention import Layout
 
 if TYPE_CHECKING:
     from pipeline.config import Objective
@@ -225,7 +225,7 @@ def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int, 
     traces gets idle micro-batches, of one token without a response.
     """
     if packed:
-        streams = packing.dealt(traces, rows, ranks, budget)
+        streams = layout.dealt(traces, rows, ranks, budget)
         most, batches = max(map(len, streams)), [packed_batch(traces, parts) for parts in streams[rank]]
     else:
         dealt = deal(traces.lengths[rows], ranks, rows)
@@ -274,10 +274,10 @@ def micro_batch(traces: Traces, rows: np.ndarray) -> MicroBatch:
 
 
 def packed_batch(traces: Traces, parts: list[np.ndarray]) -> MicroBatch:
-    """The stream of pieces of traces, each of one prompt (packing.py)."""
-    rows, tokens, sources, layout = packing.stream(traces, parts)
+    """The stream of pieces of traces, each of one prompt (layout.py)."""
+    rows, tokens, sources, packed = layout.stream(traces, parts)
     saved = int(traces.lengths[rows].sum()) - len(tokens)
-    return _batch(traces, rows, tokens[None], sources, layout=layout, num_tokens=len(tokens), num_shared=saved)
+    return _batch(traces, rows, tokens[None], sources, layout=packed, num_tokens=len(tokens), num_shared=saved)
 
 
 def _batch(traces: Traces, rows: np.ndarray, tokens: np.ndarray, sources: np.ndarray, **more: Any) -> MicroBatch:

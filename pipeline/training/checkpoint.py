@@ -26,10 +26,10 @@ from pipeline.errors import ModelError, TrainingError, first_line
 from pipeline.models.resolve import open_model
 from pipeline.store.documents import Document, Number, parse
 from pipeline.store.folders import ADAPTER, CONFIG, CURSOR, OPTIMIZER, POLICY_REMEDY, STATE_REMEDY, WEIGHTS
-from pipeline.training import adapter as adapter_files
-from pipeline.training import whole
 from pipeline.training.step import Trainer
-from pipeline.training.student import Student, answers
+from pipeline.training.student import adapter as adapter_files
+from pipeline.training.student import whole
+from pipeline.training.student.student import Student, answers
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of a parameter
 

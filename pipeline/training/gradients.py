@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.method.objective import coefficients
 from pipeline.training.batches import Traces, micro_batch, pack
-from pipeline.training.student import Student
+from pipeline.training.student.student import Student
 
 
 def gradients(student: Student, traces: Traces, rows: np.ndarray, weights: Sequence[np.ndarray], budget: int) -> Tensor:

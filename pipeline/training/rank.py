@@ -28,9 +28,10 @@ from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
 from pipeline.store.folders import ADAPTER
-from pipeline.training import checkpoint, memory, offload, student, whole
+from pipeline.training import checkpoint, memory, offload
 from pipeline.training.step import Trainer
 from pipeline.training.stored import StoredRound
+from pipeline.training.student import student, whole
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -24,10 +24,12 @@ from pipeline.config.objective import SCALES_ADVANTAGE
 from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, gap, packing, student
+from pipeline.training import batches, gap
 from pipeline.training.batches import MicroBatch, RoundTable, Traces
-from pipeline.training.head import Divergence
+from pipeline.training.packing import layout
 from pipeline.training.stored import StoredRound, stored
+from pipeline.training.student import student
+from pipeline.training.student.head import Divergence
 
 # Each rank adds these up over its share of the minibatch. The sums of all ranks together make the metrics of the step.
 SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap", "divergence")
@@ -108,7 +110,7 @@ class Trainer:
         train = self.run.train
         if train.packing != "auto" or not self.student.packs:
             return self.student.packs
-        return packing.pays(traces, rows, batches.padded_tokens(traces.lengths[rows], train.micro_batch_tokens))
+        return layout.pays(traces, rows, batches.padded_tokens(traces.lengths[rows], train.micro_batch_tokens))
 
     def train_step(self, share: list[MicroBatch], where: str, policy: int | None = None) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.

@@ -22,7 +22,7 @@ from pipeline import config
 from pipeline.contract import Failure, Generate, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError, ModelError, SettingError, UserError
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 VOCAB = 57
 TINY = config.Model()

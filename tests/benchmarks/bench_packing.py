@@ -22,9 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.config import Run
 from pipeline.overrides import resolve
-from pipeline.training import batches, student
+from pipeline.training import batches
 from pipeline.training.batches import RoundTable, Traces
 from pipeline.training.step import Trainer
+from pipeline.training.student import student
 
 VOCAB = 49_152
 CPU = torch.device("cpu")

@@ -26,9 +26,10 @@ from pipeline.config import Objective, Run
 from pipeline.contract import TOPK
 from pipeline.method.objective import weighted_sum
 from pipeline.overrides import resolve
-from pipeline.training import batches, student
+from pipeline.training import batches
 from pipeline.training.batches import MicroBatch
 from pipeline.training.step import Trainer
+from pipeline.training.student import student
 
 VOCAB, HIDDEN, LAYERS = 49_152, 576, 6
 TRACES, PROMPT, RESPONSE = 16, 16, 112

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from jobs.keeper import keep
+from jobs.screen.keeper import keep
 
 
 def main() -> None:

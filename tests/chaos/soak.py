@@ -184,6 +184,7 @@ def tell(felt: list[Felt], last: int) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background ignores it, and the run then would too
     soak(
         float(os.environ.get("SOAK_S", "600")),
         int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(10_000)),

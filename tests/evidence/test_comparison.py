@@ -7,7 +7,8 @@ import pytest
 import trainer_here
 
 from actors.fakes import UNWATCHED, FakeEngine
-from jobs import compare, tables
+from jobs import compare
+from jobs.screen import tables
 from pipeline.errors import SettingError
 from pipeline.evidence import comparison
 from pipeline.overrides import differences, resolve

@@ -5,7 +5,7 @@ import pytest
 from actors.fakes import FakeEngine
 from pipeline.errors import StoreError, UserError
 from pipeline.evidence.question import answers, prompt_of, reference_prompt
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.recipes import demo
 from pipeline.stages.chat import student_prompt, teacher_prompt
 from pipeline.store.directory import Store

@@ -11,7 +11,7 @@ from actors.fakes import FakeEngine
 from pipeline.contract import Failure, Generation, Score
 from pipeline.errors import EngineError, UserError
 from pipeline.evidence.teachers import FILE, probe_teachers, sample_teachers, sentence
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo

@@ -25,7 +25,7 @@ SMALL = (
 # a worker of a run that was started in a folder full of rivals: what it imports, its entropy hook, and what listens meanwhile
 PROBE = """
 import json, os, sys
-from jobs.terminal import QUIET
+from jobs.screen.terminal import QUIET
 os.environ.update(QUIET)
 from jobs import opened
 opened._stay_at_home(None)

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from whole_engine import ONE
 
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.recipes import demo
-from pipeline.training import whole
+from pipeline.training.student import whole
 
 
 @torch.no_grad()

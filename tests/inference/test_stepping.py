@@ -11,7 +11,7 @@ from actors.inference.stepping import Stepper
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure
 from pipeline.errors import EngineError, ModelError
-from pipeline.training.whole import Probe
+from pipeline.training.student.whole import Probe
 
 FACTS = EngineFacts("exact", "raw_logprobs", "float32", "vllm of a test", 256, 57)
 

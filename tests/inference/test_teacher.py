@@ -15,7 +15,7 @@ def test_padded_ids_have_no_part_in_the_numbers_of_a_teacher(tmp_path):
     from transformers import AutoModelForCausalLM
 
     from pipeline.models.resolve import asset_path
-    from pipeline.models.tokenizer import tokenizer_of
+    from pipeline.models.tokenizers.tokenizer import tokenizer_of
     from pipeline.recipes import demo
 
     model = AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32)

@@ -1,7 +1,7 @@
 """Three real prompts, as the models will see them: the ids of the stage that a run has, and their text."""
 
 from pipeline.inspection.shown import show_prompts
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo

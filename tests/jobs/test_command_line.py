@@ -11,10 +11,10 @@ import pytest
 import typer.main
 from in_process import brought, planned
 
-from jobs import envelope
 from jobs.cli import app
-from jobs.tables import write_csv
-from jobs.terminal import session, with_address
+from jobs.screen import envelope
+from jobs.screen.tables import write_csv
+from jobs.screen.terminal import session, with_address
 from pipeline.errors import SettingError
 
 ROOT = Path(__file__).parents[2]

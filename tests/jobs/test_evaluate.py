@@ -6,7 +6,8 @@ import re
 import pytest
 
 from actors.fakes import FakeEngine
-from jobs import evaluate, status, terminal
+from jobs import evaluate, status
+from jobs.screen import terminal
 from pipeline import recipes
 from pipeline.contract import Failure
 from pipeline.errors import UserError

@@ -7,6 +7,8 @@ import gzip
 import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import typer.main
@@ -38,6 +40,14 @@ def pasted(text):
         verb, *words = shlex.split(offered)
         found.append((verb, typer.main.get_command(app).commands[verb].make_context(verb, words).params))
     return found
+
+
+def run_as_pasted(text):
+    """Run the one command of a message in a process of its own, word for word."""
+    [offered] = re.findall(r"`egrsd ([^`]*)`", text)
+    done = subprocess.run([sys.executable, "-m", "jobs", *shlex.split(offered)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def told(call, *arguments):
@@ -155,6 +165,21 @@ def test_a_stale_round_cannot_be_trained_on_and_says_what_to_run(work):
     changed = resolve(work.run, ["grade.beta_length=0"])
     [(verb, given)] = pasted(told(trainable_rounds, work.store, changed, 0))
     assert (verb, given["stage"], given["round"]) == ("stage", "grade", "0")
+
+
+def test_the_command_that_mends_what_is_stale_mends_it(work):
+    run = resolve(work.run, ["grade.beta_length=0"])
+    work.store.save_run(run, {})
+    assert "2 shards computed" in run_as_pasted("; ".join(look(work.store, run).lines()))
+    assert not any("grade" in line for line in look(work.store, run).lines())
+
+
+def test_the_command_that_makes_a_damaged_shard_again_makes_the_same_bytes(work):
+    entry = next(iter(work.store.entries(work.area, "grade").values()))
+    whole = work.store.read_bytes(entry.path)
+    work.store.write(entry.path, b"x")
+    run_as_pasted(told(joined_round, open_round(work.store, work.run, "rounds", 0)))
+    assert work.store.read_bytes(work.store.entry(work.area, "grade", entry.shard).path) == whole
 
 
 def test_a_run_that_is_not_there_names_the_command_that_begins_one(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import jobs
 from jobs.cli import app
 from jobs.opened import hold_run
-from jobs.terminal import session
+from jobs.screen.terminal import session
 from pipeline.errors import UserError
 from pipeline.live import lease
 from pipeline.recipes import demo

@@ -8,7 +8,7 @@ from in_process import brought, planned
 from actors.fakes import UNWATCHED
 from jobs import train
 from jobs.opened import hold_run
-from jobs.terminal import session
+from jobs.screen.terminal import session
 from pipeline.errors import TrainingError
 from pipeline.overrides import resolve
 from pipeline.store import replaced

@@ -26,7 +26,7 @@ from pipeline.config import Model
 from pipeline.errors import StoreError, UserError
 from pipeline.evidence.sweep import read_traces
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.report import blocks, collect, drawn, figures, ledger, page, room, sample, tokens
 from pipeline.rounds.inventory import Inventory, commit_round
 from pipeline.rounds.round import open_rounds

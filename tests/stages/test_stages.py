@@ -17,7 +17,7 @@ from pipeline.errors import ContractError, EngineError
 from pipeline.grader.verifier import Grader
 from pipeline.method.rewards import RunningBaseline
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
 from pipeline.problems.problem import Problem
 from pipeline.problems.tiny import ANSWER_PATTERN

@@ -18,7 +18,7 @@ from pipeline.contract import COLUMNS, EngineFacts, Score
 from pipeline.errors import EngineError, SourceError
 from pipeline.grader.code import codes_of
 from pipeline.models.resolve import asset_path
-from pipeline.models.tokenizer import tokenizer_of
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from jobs import status
-from jobs.terminal import Session
+from jobs.screen.terminal import Session
 from pipeline.config import Source
 from pipeline.errors import EgrsdError
 from pipeline.evidence import sweep

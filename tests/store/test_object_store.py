@@ -290,7 +290,7 @@ def test_a_folder_that_may_be_read_but_not_written_is_named(short_folder):
     folder = Path(short_folder())
     folder.chmod(0o555)
     other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"] if os.getuid() == 0 else []
-    code = "import sys\nfrom jobs.terminal import session\n"
+    code = "import sys\nfrom jobs.screen.terminal import session\n"
     code += "from pipeline.live import lease\nfrom pipeline.store.directory import Store\n"
     code += f"with session(False), lease.held(Store({str(folder)!r})): pass"
     environment = {**os.environ, "HOME": str(folder), "PYTHONPATH": os.getcwd(), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.training import batches, student
+from pipeline.training import batches
 from pipeline.training.alignment import Directions
+from pipeline.training.student import student
 from tests.training.training_rounds import make_round, tiny_run
 
 

@@ -14,8 +14,9 @@ from pipeline.config import Run
 from pipeline.errors import ModelError, TrainingError
 from pipeline.models.resolve import resolve_model
 from pipeline.store import folders
-from pipeline.training import checkpoint, student
+from pipeline.training import checkpoint
 from pipeline.training.step import Trainer
+from pipeline.training.student import student
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from training_rounds import make_round, tiny_run
 
-from pipeline.training import batches, gradients, student
+from pipeline.training import batches, gradients
+from pipeline.training.student import student
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from pipeline.config.objective import OBJECTIVES
 from pipeline.contract import TOPK
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, gap, student
+from pipeline.training import batches, gap
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
+from pipeline.training.student import student
 
 CPU = torch.device("cpu")
 

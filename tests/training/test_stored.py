@@ -16,11 +16,12 @@ from training_rounds import make_round, tiny_run
 from pipeline.config import Run
 from pipeline.contract import TOPK
 from pipeline.errors import StoreError, TrainingError
-from pipeline.training import batches, student
+from pipeline.training import batches
 from pipeline.training import stored as stored_rounds
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 from pipeline.training.stored import StoredRound, stored
+from pipeline.training.student import student
 
 FKL = ("objective.name=fkl", "score.keep_topk=20")
 

@@ -1,6 +1,6 @@
 """Objectives on padded minibatches, in torch: what each token weighs, and what the loss and its gradient are made of.
 
-    Signals -> token_weights, divergence_weights -> coefficients -> the chunked head (training/head.py)
+    Signals -> token_weights, divergence_weights -> coefficients -> the chunked head (training/student/head.py)
 
 signals.py has what was stored, and gates.py the factor of every token. sampled.py has the objectives on sampled tokens,
 divergence.py those on the teacher's most likely tokens. ratio.py has clips and corrections. weights.py joins all into a loss.

@@ -1,0 +1,97 @@
+"""Progress bars for terminals and logs, and the screen that a run's driver writes to."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from jobs.screen.terminal import Session
+from pipeline.driver import Advance
+
+log = logging.getLogger("egrsd")
+EVERY_S = 10.0  # a log gets a line per bar at most this often
+
+
+class Bars(Progress):
+    """rich's progress bars, which here also write to logs: a bar that moved is printed as a new line.
+
+    rich itself writes nothing to a file or pipe until the end. This class prints a bar at most every `EVERY_S` seconds, and
+    when it is full. The log of a Ray job thus stays short, and has no control characters.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.live.transient = not self.console.is_terminal  # otherwise rich writes every bar once more at the end of a log
+        self._due: dict[TaskID, float] = {}
+
+    def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
+        """Change a bar as rich does, and write it to a log."""
+        super().update(task_id, *args, **kwargs)
+        self._write(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Move a bar as rich does, and write it to a log."""
+        super().advance(task_id, advance)
+        self._write(task_id)
+
+    def _write(self, task_id: TaskID) -> None:
+        if self.console.is_terminal:
+            return
+        moved = next(task for task in self.tasks if task.id == task_id)
+        if moved.finished or time.monotonic() >= self._due.get(task_id, 0.0):
+            self._due[task_id] = time.monotonic() + EVERY_S
+            self.console.print(self.make_tasks_table([moved]))
+
+
+@dataclass(frozen=True)
+class TerminalScreen:
+    """The driver's screen (pipeline.driver.Screen) on a terminal or in a log."""
+
+    out: Session
+    bars: Bars
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        self.out.say(text)
+
+    def bar(self, title: str, total: int, done: int = 0) -> Advance:
+        """Show a bar of `total` steps, `done` of them done. The returned function moves it by one step."""
+        task = self.bars.add_task(title, total=total, completed=done, note="")
+
+        count = itertools.count(done + 1)
+
+        def step(note: str = "") -> None:
+            """Move the bar by one step, with a note beside it. The log gets a line too."""
+            self.bars.update(task, advance=1, note=note)
+            log.info("%s", f"{title} {next(count)}/{total} {note}".rstrip())
+
+        return step
+
+
+@contextlib.contextmanager
+def open_screen(out: Session) -> Iterator[TerminalScreen]:
+    """A screen with bars on the verb's terminal, for the length of a block."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4) as bars:
+        yield TerminalScreen(out, bars)
+
+
+@contextlib.contextmanager
+def phase(out: Session, what: str) -> Iterator[None]:
+    """Name a part of the start while it goes on, and tell its seconds at its end. A terminal shows a spinner meanwhile."""
+    begun = time.monotonic()
+    if out.console.is_terminal:
+        with out.console.status(f"{escape(what)} ..."):
+            yield
+    else:
+        out.say(f"{what} ...")
+        yield
+    out.say(f"{what}: {time.monotonic() - begun:.1f} s")

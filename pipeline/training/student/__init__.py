@@ -1,0 +1,1 @@
+"""The student in the trainer: its weights or its adapter, its output head, and the folder that leaves."""

@@ -1,0 +1,107 @@
+"""A policy as a folder that other programs open: its weights, its tokenizer, and how to sample from it.
+
+    adapter   adapter_model.safetensors, adapter_config.json    for peft and transformers, and for vLLM beside the base model
+    merged    config.json, model*.safetensors                   for every program that opens a model
+
+The base is opened in float32, so that a merge rounds once: to `model.dtype`, in which engines compute.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from pipeline.config import Model, Run
+from pipeline.errors import ModelError, UserError
+from pipeline.models.resolve import resolve_model
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
+from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, CONFIG, is_weights
+from pipeline.training import checkpoint
+from pipeline.training.student import student
+
+MERGE_TOLERANCE = 1e-3  # nats between adapter and merged weights in float32; an adapter that is lost differs by more
+_INDEX = "model.safetensors.index.json"
+SHARD = "5GB"  # largest file of merged weights
+
+
+def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: list[int]) -> None:
+    """Write a policy into the local folder `out`: its adapter, or with `merge` its whole weights, and what belongs to both.
+
+    Where all weights are trained (model.tuning full), every policy has whole weights, and `merge` changes nothing.
+    policy: a local folder of the policy; None for policy 0, which is the base. ends: ids of the tokens that end a trace. Raises
+    UserError for the adapter of policy 0, which has none, and ModelError for an adapter that does not fit the run.
+    """
+    if run.model.tuning == "full" and policy is not None:
+        for file in policy.iterdir():
+            if is_weights(file.name) or file.name in (CONFIG, _INDEX):
+                shutil.copyfile(file, out / file.name)
+    elif merge or run.model.tuning == "full":
+        merged(run, policy).save_pretrained(out, max_shard_size=SHARD)
+    elif policy is None:
+        raise UserError("policy 0 is the base model, which has no adapter", "--policy 0", "Add --merge, or name a later policy")
+    else:
+        _write_adapter(run.model, policy, out)
+    tokenizer_of(run.model).save_pretrained(out)
+    generation(run, ends).save_pretrained(out)
+
+
+def merged(run: Run, policy: Path | None) -> Any:
+    """The base model with the adapter of a policy added to its weights, in `model.dtype`, on the CPU.
+
+    Raises ModelError when the merged weights do not answer as the adapter does.
+    """
+    wide = run.train.model_copy(update={"dtype": "float32", "gradient_checkpointing": False, "packing": "padded"})
+    made = student.build(run.model_copy(update={"train": wide}), torch.device("cpu"))
+    if policy is not None:
+        checkpoint.load_policy(made, policy, run.model)
+    made.eval()
+    if made.trains_all:
+        return made.model.to(getattr(torch, run.model.dtype))
+    expected = _logprobs(made.model)
+    whole = made.model.merge_and_unload()
+    gap = float((_logprobs(whole) - expected).abs().max())
+    if not gap <= MERGE_TOLERANCE:
+        what = f"the merged weights answer otherwise than the adapter: log-probs differ by {gap:.3g} nat"
+        raise ModelError(what, str(policy or run.model.path), "Leave out --merge: the adapter itself is right")
+    return whole.to(getattr(torch, run.model.dtype))
+
+
+def generation(run: Run, ends: list[int]) -> GenerationConfig:
+    """The base's generation configuration, with the sampling of the run's evaluation and the tokens that end a trace."""
+    path, sampling = resolve_model(run.model.path), run.evaluation
+    try:
+        config = GenerationConfig.from_pretrained(path, revision=run.model.revision or "main")
+    except OSError:  # many models have no generation_config.json
+        config = GenerationConfig()
+    config.update(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+    if ends:
+        config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    config._from_model_config = False  # else transformers may make it anew from config.json
+    return config
+
+
+def base_name(model: Model) -> str:
+    """The base as other programs find it: a hub id as it is, and a folder by its whole path on this machine."""
+    path = resolve_model(model.path)
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
+
+
+def _write_adapter(model: Model, policy: Path, out: Path) -> None:
+    """Copy an adapter, and name its base as other programs find it."""
+    shutil.copyfile(policy / ADAPTER, out / ADAPTER)
+    settings = json.loads((policy / ADAPTER_CONFIG).read_text())
+    settings |= {"base_model_name_or_path": base_name(model), "revision": model.revision}
+    (out / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+@torch.no_grad()
+def _logprobs(model: Any) -> torch.Tensor:
+    """Log-probs of a few tokens under a model."""
+    tokens = torch.arange(1, 9)[None]
+    found: torch.Tensor = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+    return found

@@ -1,0 +1,149 @@
+"""The keeper tells what its child cannot, frees what it held, and ends what it has started. No Ray is needed for that."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from waiting import until
+
+from jobs.screen import keeper
+from pipeline.live import lease
+from pipeline.store.directory import Store
+
+ROOT = Path(__file__).parents[2]
+BEGIN = "import os, signal, subprocess, sys, time\nfrom jobs.screen import keeper\nkeeper.keep()\n"
+AGAIN = "The same command goes on where this one stopped: -c RUN"
+
+
+@pytest.fixture
+def kept():
+    """Starts a program whose code works for a keeper, with an argument, and reads its first line."""
+    started = []
+
+    def start(code, argument="RUN", wait=False):
+        command = [sys.executable, "-c", BEGIN + code, argument]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+        started.append(process)
+        return process, process.stdout.readline().strip() if wait else ""
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "ended", "line"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(2)", 2, ""),
+        ("keeper.tell(told=1); sys.exit(1)", 1, ""),
+        ("os._exit(1)", 1, ""),
+        (
+            "keeper.tell(joins='local'); os._exit(1)",
+            1,
+            "error: lost the cluster: Ray ended the command, as it does when a part ",
+        ),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "error: the command was ended by SIGKILL"),
+        ("os.abort()", 134, "error: the command was ended by SIGABRT"),
+        ("keeper.tell(lost='why', code=1); time.sleep(60)", 1, "error: why"),
+    ],
+)
+def test_an_end_is_told_once_with_its_exit_code(kept, code, ended, line):
+    process, _ = kept(code)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == ended
+    assert said.startswith(line)
+    assert len(said.splitlines()) == (1 if line else 0)
+    if line and "why" not in line:
+        assert AGAIN in said
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_second_signal_ends_at_once_what_does_not_hear_the_first(kept, name, code):
+    deaf = "for n in keeper.SIGNALS: signal.signal(n, lambda *_: print('heard', flush=True))\nprint('ready', flush=True)\n"
+    process, _ = kept(deaf + "while True: time.sleep(0.1)", wait=True)
+    process.send_signal(getattr(signal, name))
+    assert process.stdout.readline() == "heard\n"
+    if name == "SIGHUP":  # a closing terminal may send it twice
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+    else:
+        process.send_signal(getattr(signal, name))
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == code
+    assert said.endswith(f"error: Interrupted ({name}). {AGAIN}\n")
+
+
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_good_end_that_takes_too_long_is_cut_off_and_stays_good(kept):
+    code = "keeper.tell(told=0)\nprint('ready', flush=True)\ntime.sleep(60)"
+    process, _ = kept("signal.signal(signal.SIGTERM, lambda *_: None)\n" + code, wait=True)
+    process.terminate()
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert process.returncode == 0  # it had told a good end
+
+
+def test_what_a_command_has_started_ends_with_it_also_an_orphan(kept):
+    orphan = "subprocess.Popen(['sleep', '300'], start_new_session=True).pid"
+    middle = f"import subprocess; print({orphan}, flush=True)"
+    process, pid = kept(f"subprocess.run([sys.executable, '-c', {middle!r}])\ntime.sleep(0.5)\nos._exit(1)", wait=True)
+    process.communicate(timeout=60)
+    assert not psutil.pid_exists(int(pid))
+
+
+def test_a_killed_keeper_takes_its_child_along(kept):
+    process, pid = kept("print(os.getpid(), flush=True)\ntime.sleep(60)", wait=True)
+    process.kill()
+    ended = until(lambda: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE, 30)
+    assert ended
+    assert process.wait(30) == -signal.SIGKILL
+
+
+def test_the_lease_log_and_temporary_folder_of_a_child_that_dies_are_taken_care_of(kept, tmp_path):
+    store, log, folder = Store(str(tmp_path / "run")), tmp_path / "run.log", tmp_path / "egrsd-x"
+    folder.mkdir()
+    code = f"""
+keeper.tell(holds={store.uri!r}); keeper.tell(log={str(log)!r}, at='run/logs/x.log'); keeper.tell(folder={str(folder)!r})
+from pipeline.live import lease
+from pipeline.store.directory import Store
+with lease.held(Store({store.uri!r}), pid=keeper.main_pid()):
+    Store({store.uri!r}).request_stop()
+    print('held', flush=True)
+    time.sleep(60)
+"""
+    process, _ = kept(code, wait=True)
+    assert store.read_json(lease.LEASE)["pid"] == process.pid  # the process that a person would stop
+    psutil.Process(process.pid).children()[0].kill()
+    said = process.communicate(timeout=60)[0]
+    assert "log: run/logs/x.log" in said
+    assert "exit code 137. error: the command was ended by SIGKILL" in log.read_text()
+    assert store.read_json(lease.LEASE) is None
+    assert not store.stop_requested()
+    assert not folder.exists()
+
+
+def test_nohup_is_respected(kept):
+    command = [sys.executable, "-c", BEGIN + "print('ready', flush=True)\ntime.sleep(1)\nprint('done')"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=60)[0] == "done\n"
+    assert process.returncode == 0
+
+
+def test_without_a_keeper_nothing_is_told():
+    assert not keeper.is_kept()
+    assert keeper.main_pid() == os.getpid()
+    keeper.tell(told=1)

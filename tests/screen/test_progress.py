@@ -1,0 +1,63 @@
+"""Bars in a log: lines while it goes on, few of them, no control characters; on a terminal they are rich's."""
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+from jobs.screen import progress
+from jobs.screen.progress import phase
+from jobs.screen.terminal import session
+
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+
+
+@pytest.fixture
+def written():
+    """What a file gets: a console that is no terminal."""
+    return io.StringIO()
+
+
+def lines(written):
+    return [line for line in written.getvalue().splitlines() if line.strip()]
+
+
+def test_a_bar_in_a_log_is_seen_before_the_end_and_not_at_every_step(written, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.Bars(*COLUMNS, console=Console(file=written, width=80)) as bars:
+        task = bars.add_task("rounds", total=100)
+        for _ in range(60):
+            bars.advance(task)
+        seen = lines(written)
+    assert seen
+    assert seen[0].endswith("1/100")
+    assert len(seen) < 20
+    assert "\x1b" not in written.getvalue()
+    assert "\r" not in written.getvalue()
+    assert lines(written) == seen
+
+
+def test_a_full_bar_is_always_written(written):
+    with progress.Bars(*COLUMNS, console=Console(file=written, width=80)) as bars:
+        task = bars.add_task("rounds", total=3)
+        for done in (1, 2, 3):
+            bars.update(task, completed=done)
+    assert [line.split()[-1] for line in lines(written)] == ["1/3", "3/3"]
+
+
+def test_on_a_terminal_nothing_is_written_beside_the_live_bars(written):
+    console = Console(file=written, width=80, force_terminal=True)
+    with progress.Bars(*COLUMNS, console=console, auto_refresh=False) as bars:
+        bars.advance(bars.add_task("rounds", total=3))
+        assert "1/3" not in written.getvalue()
+
+
+def test_a_phase_is_named_before_and_after_with_its_seconds(capfd):
+    with session(debug=False) as out, phase(out, "starting Ray [here]"):
+        out.say("meanwhile")
+    first, middle, last = capfd.readouterr().out.splitlines()
+    assert (first, middle) == ("starting Ray [here] ...", "meanwhile")
+    assert last.startswith("starting Ray [here]: ")
+    assert last.endswith(" s")

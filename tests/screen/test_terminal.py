@@ -1,0 +1,98 @@
+"""The terminal of a verb: signals, and an output that is gone."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.screen.terminal import session
+from pipeline import errors
+from pipeline.recipes import demo
+from pipeline.store.directory import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+def egrsd(shell):
+    """A line of bash with $EGRSD as the command. Its exit code is that of the first command of a pipe."""
+    environment = os.environ | {"EGRSD": f"{sys.executable} -m jobs"}
+    line = ["bash", "-c", shell + "; exit ${PIPESTATUS[0]}"]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def run(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    store.save_run(demo(), {})
+    return store
+
+
+@pytest.mark.parametrize("command", ["--help", "recipes", "status --run RUN"])
+def test_a_full_output_is_one_line(command, run):
+    done = egrsd(f"$EGRSD {command.replace('RUN', run.uri)} >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "error: cannot write standard output (No space left on device)\n"
+
+
+def test_a_mistake_is_told_on_standard_error_when_the_output_is_full(run, tmp_path):
+    done = egrsd(f"$EGRSD export --run {run.uri} --out {tmp_path}/out >/dev/full")
+    assert done.returncode == 2
+    assert "no round has all its traces yet" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["recipes --show demo", "status --run RUN"])
+def test_an_output_that_nobody_reads_ends_the_verb_without_a_word(command, run):
+    """As `| head -1` does. The reader has gone before the verb writes."""
+    done = egrsd(f"$EGRSD {command.replace('RUN', run.uri)} | true")
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_signal_ends_a_verb_with_one_line_and_128_plus_its_number(name, code, capfd):
+    before = signal.getsignal(getattr(signal, name))
+
+    def verb():
+        with session(debug=False):
+            os.kill(os.getpid(), getattr(signal, name))
+            signal.pause()
+
+    with pytest.raises(SystemExit) as ended:
+        verb()
+    assert ended.value.code == code
+    assert capfd.readouterr().err == f"error: Interrupted ({name})\n"
+    assert signal.getsignal(getattr(signal, name)) is before
+
+
+def test_an_end_that_a_thread_has_found_is_the_verbs_error(capfd):
+    def verb():
+        with session(debug=False) as out:
+            out.end(errors.ClusterError("lost the cluster: why"))
+            signal.pause()
+
+    with pytest.raises(SystemExit) as ended:
+        verb()
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == "error: lost the cluster: why\n"
+
+
+def test_the_folder_of_a_held_run_that_has_gone_explains_any_error(tmp_path, capfd, run):
+    from jobs.opened import hold_run
+
+    moved = tmp_path / "moved"
+
+    def verb():
+        with session(debug=False) as out:
+            hold_run(out, run.uri)
+            Path(run.uri).rename(moved)
+            raise errors.StoreError("policy 1 is not published", run.uri, "Policies here: 0 to 0")
+
+    with pytest.raises(SystemExit) as ended:
+        verb()
+    assert ended.value.code == 1
+    assert capfd.readouterr().err.startswith(f"error: {run.uri}: the run's folder has gone: it was moved, or its disk has left.")
+    assert not Path(run.uri).exists()

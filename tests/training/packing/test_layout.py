@@ -1,0 +1,86 @@
+"""Which traces are packed together: pieces, ranks, streams and blocks, and when packing pays."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packed_round import GROUPS, shared_traces
+
+from pipeline.training import batches
+from pipeline.training.packing import layout
+
+ALL = np.arange(sum(GROUPS))
+
+
+def test_a_stream_has_each_prompt_once_and_no_padding() -> None:
+    traces = shared_traces()
+    (micro,) = batches.share(traces, ALL, 0, 1, 10_000, packed=True)
+    firsts = np.cumsum(GROUPS) - GROUPS
+    once = int(traces.prompt_tokens.lengths[firsts].sum() + traces.response_tokens.lengths.sum())
+    assert micro.tokens.shape == (1, once)
+    assert (micro.num_tokens, micro.num_shared) == (once, int(traces.lengths.sum()) - once)
+    assert sum(micro.layout.sizes) == once
+
+
+@pytest.mark.parametrize("budget", [1, 60, 90, 10_000])
+def test_every_response_token_is_predicted_from_the_token_before_it(budget: int) -> None:
+    traces = shared_traces()
+    place = {name: row for row, name in enumerate(traces.trace_ids)}
+    for micro in batches.share(traces, ALL, 0, 1, budget, packed=True):
+        tokens, positions = micro.tokens[0].numpy(), micro.layout.positions[0].numpy()
+        starts = np.cumsum(micro.mask.sum(1).numpy())[:-1]
+        for name, sources, targets in zip(
+            micro.trace_ids, np.split(micro.sources, starts), np.split(micro.targets, starts), strict=True
+        ):
+            prompt, response = traces.prompt_tokens.row(place[name]), traces.response_tokens.row(place[name])
+            assert targets.tolist() == response.tolist()
+            assert tokens[sources].tolist() == [prompt[-1], *response[:-1]]
+            assert positions[sources].tolist() == list(range(len(prompt) - 1, len(prompt) + len(response) - 1))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("budget", [1, 40, 90, 10_000])
+def test_ranks_share_a_packed_minibatch_in_equally_many_micro_batches(ranks: int, budget: int) -> None:
+    traces = shared_traces()
+    shares = [batches.share(traces, ALL, rank, ranks, budget, packed=True) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(chain(*(micro.trace_ids for share in shares for micro in share))) == sorted(traces.trace_ids)
+    for micro in chain(*shares):
+        assert micro.tokens.numel() <= budget or len(micro.trace_ids) == 1
+
+
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=40))
+def test_blocks_hold_every_token_once_and_little_padding(drawn: list[int]) -> None:
+    lengths = np.sort(np.array(drawn))[::-1].copy()
+    at = 0
+    for block in layout.blocks(lengths):
+        rows, size = len(block.cells) // block.width, len(block.taken)
+        mine = lengths[at : at + rows]
+        assert block.width == mine[0]
+        assert block.cells[block.taken].tolist() == list(range(size))
+        assert size == mine.sum()
+        assert len(block.cells) <= max(layout.FEW, layout.SQUARE * size)
+        at += rows
+    assert at == len(lengths)
+
+
+def test_packing_pays_where_prompts_repeat_or_padding_is_much_and_traces_are_not_short() -> None:
+    short, long = shared_traces(), shared_traces(prompt=(80, 90))
+    apart = shared_traces(groups=(1,) * 12, prompt=(80, 81))
+    area = {id(t): batches.padded_tokens(t.lengths, 400) for t in (short, long, apart)}
+    assert not layout.pays(short, ALL, area[id(short)])
+    assert layout.pays(long, ALL, area[id(long)])
+    assert not layout.pays(apart, ALL, int(apart.lengths.sum()))
+    assert layout.pays(apart, ALL, int(apart.lengths.sum() * 1.1))
+
+
+def test_prompts_of_8000_tokens_leave_no_padding() -> None:
+    """The aim is at most 5 % on traces of 100 to 8 000 tokens; a stream has none, and its blocks in attention little."""
+    lengths = np.sort(np.exp(np.random.default_rng(0).uniform(np.log(100), np.log(8000), 64)).astype(int))[::-1].copy()
+    found = layout.blocks(lengths)
+    assert sum(len(block.taken) for block in found) == lengths.sum()
+    assert sum(len(block.cells) for block in found) <= layout.SQUARE * lengths.sum()

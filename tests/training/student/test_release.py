@@ -1,0 +1,107 @@
+"""An exported policy answers as its adapter does, in every form that other programs open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from training_rounds import make_round, tiny_run
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from pipeline.errors import ModelError, UserError
+from pipeline.models.resolve import resolve_model
+from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
+from pipeline.training import checkpoint
+from pipeline.training.step import Trainer
+from pipeline.training.student import release, student
+
+CPU = torch.device("cpu")
+TOKENS = torch.arange(4, 24)[None]
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """A trained adapter, and the logits of the student that has it."""
+    folder = tmp_path_factory.mktemp("policy")
+    made = Trainer(tiny_run(), student.build(tiny_run(), CPU), CPU)
+    list(made.train_round(make_round(0)))
+    checkpoint.save_policy(made, checkpoint.gather(made), folder)
+    return folder, logits(made.student.model.eval())
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model(input_ids=TOKENS, use_cache=False).logits
+
+
+def write(policy: Path | None, out: Path, *overrides: str, merge: bool) -> Path:
+    release.write_model(tiny_run(*overrides), policy, out, merge, [2])
+    return out
+
+
+def test_merged_weights_open_without_peft_and_answer_as_the_adapter(policy, tmp_path: Path) -> None:
+    folder = write(policy[0], tmp_path, merge=True)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    assert not (folder / "adapter_config.json").exists()
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny-reasoner"), dtype=torch.float32)
+    assert (logits(model) - policy[1]).abs().max() < 1e-4 < (logits(base) - policy[1]).abs().max()
+
+
+def test_an_adapter_opens_with_peft_and_with_transformers(policy, tmp_path: Path) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    folder = write(policy[0], tmp_path, merge=False)
+    for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
+        model = kind.from_pretrained(folder, dtype=torch.float32)
+        assert (logits(model) - policy[1]).abs().max() < 1e-4, kind.__name__
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_tokenizer_and_generation_configuration_go_along(policy, tmp_path: Path, merge: bool) -> None:
+    folder = write(policy[0], tmp_path, "evaluation.temperature=0.7", "evaluation.top_p=0.9", merge=merge)
+    assert template_hash(AutoTokenizer.from_pretrained(folder)) == template_hash(tokenizer_of(tiny_run().model))
+    found = GenerationConfig.from_pretrained(folder)
+    assert (found.do_sample, found.temperature, found.top_p, found.top_k, found.eos_token_id) == (True, 0.7, 0.9, 0, 2)
+
+
+def test_merged_weights_have_the_dtype_of_engines(policy, tmp_path: Path) -> None:
+    folder = write(policy[0], tmp_path, "model.dtype=bfloat16", merge=True)
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert 0 < (logits(model) - policy[1]).abs().max() < 0.5
+
+
+def test_policy_0_is_the_base_and_has_no_adapter(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="policy 0 is the base model, which has no adapter"):
+        write(None, tmp_path / "adapter", merge=False)
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny-reasoner"), dtype=torch.float32)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(write(None, tmp_path, merge=True))), logits(base))
+
+
+def test_an_adapter_that_is_lost_in_the_merge_is_noticed(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import PeftModel
+
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
+    with pytest.raises(ModelError, match="the merged weights answer otherwise than the adapter"):
+        write(policy[0], tmp_path, merge=True)
+
+
+def test_an_adapter_of_other_settings_is_refused(policy, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="the adapter's r is 4, the run asks for 8"):
+        write(policy[0], tmp_path, "model.lora_rank=8", merge=True)
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_whole_weights_go_out_as_they_are(tmp_path: Path, version: int) -> None:
+    run = tiny_run("model.tuning=full", "train.learning_rate=0.0001")
+    made = Trainer(run, student.build(run, CPU), CPU)
+    list(made.train_round(make_round(0)) if version else ())
+    checkpoint.save_policy(made, checkpoint.gather(made), tmp_path / "policy")
+    (tmp_path / "out").mkdir()
+    release.write_model(run, tmp_path / "policy" if version else None, tmp_path / "out", False, [2])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(logits(model), logits(made.student.model.eval()))
+    assert {"tokenizer.json", "generation_config.json", "config.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
