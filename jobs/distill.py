@@ -23,7 +23,6 @@ from pipeline.inspection.remaining import Remaining
 from pipeline.rounds import origin
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
-from pipeline.training import worker
 
 
 def distill(
@@ -61,6 +60,8 @@ def distill(
                 out.say(text)
             out.say(f"run {store.uri}: {remaining.describe(run)}")
             start(out, store, address, demands_of(run, remaining.needs_engines, bool(remaining.train)))
+            from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
+
             store.save_run(run, versions())
             origin.keep(store, sources.opened)
             beside = demands_of(run, engines=False, train=bool(remaining.train))
