@@ -30,9 +30,12 @@ def told(script, path, *arguments):
 
 
 @pytest.fixture(scope="module")
-def two(adapters, tmp_path_factory):
+def two(vllm_forks, adapters, tmp_path_factory):
     """What an engine of two processes answered under two policies, base and adapter."""
-    return told("two_processes.py", tmp_path_factory.mktemp("two") / "told.json", adapters[0])
+    path = tmp_path_factory.mktemp("two") / "told.json"
+    ended = vllm_forks.script(Path(__file__).with_name("two_processes.py"), adapters[0], str(path))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
