@@ -22,6 +22,7 @@ from pipeline.errors import EngineError, ModelError, SettingError
 from pipeline.method.bounds import bounds
 from pipeline.models.tokenizers.agreement import shared_size
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
+from pipeline.notices import NOTICE_S, late
 
 T = TypeVar("T")
 _SAMPLE = 48  # ids of the handshake
@@ -35,6 +36,14 @@ class Position(NamedTuple):
     tokens: list[int]
     logprobs: list[float]
     entropy: float | None
+
+
+def check_servers(run: config.Run) -> None:
+    """Ask the server of every served teacher from this process, before anything starts. Raises what `Served` raises."""
+    for name, teacher in run.teachers.items():
+        if teacher.server:
+            with late(f"server of {name}", f"waiting for {teacher.server}, which is teacher {name}, for {NOTICE_S:g} s so far."):
+                Served(name, teacher, run.model_of(teacher), run.pool_of(teacher), run.score).close()
 
 
 class Served:

@@ -6,6 +6,7 @@ import contextlib
 
 from actors.pool.member import EngineClass
 from actors.resources import demands_of
+from actors.served import check_servers
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, start
 from jobs.screen.progress import open_screen, phase
@@ -37,7 +38,7 @@ def distill(
         run = settle(store, choices)
         trackers.check(run)
         remaining = Remaining.of(store, run)
-        sources = None if remaining.is_empty and not choices.dry else checked_sources(store, run, out)
+        sources = None if remaining.is_empty and not choices.dry else checked_sources(store, run, out, bool(remaining.train))
         if choices.dry and sources is not None:
             preview(store, run, (remaining, sources), out)
             return
@@ -51,7 +52,7 @@ def distill(
             for text in origin.look(store, run):
                 out.say(f"note: {text}.")
         else:
-            sources = sources or checked_sources(store, run, out)
+            sources = sources or checked_sources(store, run, out, bool(remaining.train))
             for text in origin.refuse_changes(store, sources.opened, choices.accept_changes):
                 out.say(text)
             remaining = Remaining.of(store, run, sources.evals)
@@ -97,11 +98,16 @@ def preview(store: Store, run: Run, found: tuple[Remaining, Sources], out: Sessi
     out.told.result = {"settings": run.model_dump(mode="json"), "differs": changed, "would": lines}
 
 
-def checked_sources(store: Store, run: Run, out: Session) -> Sources:
-    """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
+def checked_sources(store: Store, run: Run, out: Session, trains: bool) -> Sources:
+    """The open sources of a run, after their cautions are shown. A run that `trains` needs the servers of its teachers too.
+
+    Raises what `open_sources` and `check_servers` raise.
+    """
     with phase(out, "checking settings, problems and model"):
         sources = open_sources(run, reward_codes(store, run), begun=bool(store.numbers("rounds")))
         told = cautions(run, sources)
+        if trains:
+            check_servers(run)
     for caution in told:
         out.say(caution)
     return sources

@@ -200,6 +200,7 @@ def test_evaluations_and_metadata_are_there(run_dir):
     assert {"ray", "torch", "pyarrow"} <= json.loads((run_dir.local_root / "run.json").read_text())["versions"].keys()
 
 
+@pytest.mark.chaos
 def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_local):
     """Round 0 again on a pool of two real engines, all prompts in one batch and one by one."""
     from actors.pool.pool import EnginePool

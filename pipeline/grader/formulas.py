@@ -9,7 +9,7 @@ from typing import Any
 from math_verify import parse
 from math_verify.grader import is_equation, take_last_relation, unwrap_fcs
 from math_verify.parser import LatexExtractionConfig
-from sympy import Eq, Expr, I, Intersection, MatrixBase, Set, Symbol, Tuple, Union
+from sympy import Eq, Expr, I, Intersection, MatAdd, MatMul, MatrixBase, Mul, Rational, Set, Symbol, Tuple, UnevaluatedExpr, Union
 
 from pipeline.answers.quantities import UNITS
 from pipeline.grader.numeric import equal_numbers, is_number, values
@@ -25,6 +25,7 @@ _GRID = re.compile(
     re.DOTALL,
 )
 _CASES = re.compile(r"\\begin\{(?:cases|aligned|gathered)\}(.*?)\\end\{(?:cases|aligned|gathered)\}", re.DOTALL)
+_PERCENT = re.compile(r"([^=+<>%,]*[^\d=+<>%,\s\\])\s*\\?%")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*\\text\{degrees\}\s*[)}]?")
 _LAST_LETTERS = re.compile(r"(?<=[\d}\s)])(?<!\\)([a-zA-Z]{1,8})$")
 
@@ -74,14 +75,23 @@ def _parse(text: str) -> Any:
     parts = [part for part in _JOINT.split(text) if part.strip()]
     if len(parts) > 1 and all(map(_RELATION_SIGN.search, parts)) and (joined := _joined(text, parts)) is not None:
         return joined
-    text = _LAST_LETTERS.sub(lambda tail: "".join(letter if letter == "i" else f"{{{letter}}}" for letter in tail[1]), text)
+    if (part := _PERCENT.fullmatch(text)) and (form := _parse(part[1])) is not None:
+        return _hundredths(form)
+    if "\\int" not in text:  # `dx` ends an integral
+        text = _LAST_LETTERS.sub(lambda tail: "".join(letter if letter == "i" else f"{{{letter}}}" for letter in tail[1]), text)
     text = re.sub(r"(?<=\d)i(?![a-zA-Z])", " i", text)
     forms = parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)
-    return _imaginary(forms[0]) if forms and not isinstance(forms[0], str) else None
+    return _usual(forms[0]) if forms and not isinstance(forms[0], str) else None
 
 
-def _imaginary(form: Any) -> Any:
-    """A form with the imaginary unit in place of the variable i, which math-verify reads."""
+def _hundredths(form: Any) -> Any:
+    """A percentage in math-verify's form, which it reads of plain numbers only. None when the form is no expression."""
+    return Mul(form, UnevaluatedExpr(Rational(1, 100)), evaluate=False) if isinstance(form, Expr) else None
+
+
+def _usual(form: Any) -> Any:
+    """A form with the imaginary unit in place of the variable i, which math-verify reads, and with sums of matrices computed."""
+    form = form.doit() if isinstance(form, (MatAdd, MatMul)) else form
     return form.xreplace({symbol: I for symbol in form.free_symbols if symbol.name == "i"})
 
 

@@ -106,6 +106,7 @@ def _same_parts(gold: Any, given: Any, set_relations: bool) -> bool:
     mine, yours = _parts(gold), _parts(given)
     if mine is not None and yours is not None:
         unordered = isinstance(gold, FiniteSet)
+        yours = yours if unordered else _by_name(yours)
         return _in_any_order(mine, yours, set_relations) if unordered else _in_order(mine, yours, set_relations)
     if isinstance(gold, Tuple) or isinstance(given, (Tuple, MatrixBase)) or isinstance(gold, MatrixBase):
         return False
@@ -121,6 +122,12 @@ def _parts(form: Any) -> tuple[Any, ...] | None:
     if isinstance(form, FiniteSet):
         return tuple(getattr(form, "_unsorted_args", form.args))
     return None if isinstance(form, Set) else form.args if isinstance(form, Tuple) else (form,)
+
+
+def _by_name(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """`y = 4, x = 3` in the order of its variables. Other parts as they are."""
+    named = all(isinstance(part, Eq) and isinstance(part.lhs, Symbol) for part in parts)
+    return tuple(sorted(parts, key=lambda part: str(part.lhs))) if named else parts
 
 
 def _in_order(mine: Any, yours: Any, set_relations: bool) -> bool:

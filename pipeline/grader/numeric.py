@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from math_verify.grader import unwrap_fcs
-from sympy import Expr, Float, Integer, Integral, N, Pow, Product, Rational, Sum, binomial, factorial
+from sympy import Abs, Expr, Float, I, Integer, Integral, N, Pow, Product, Rational, Sum, binomial, factorial, sign
 
 _DIGITS = 40
 _TOLERANCE, _PLACES = 1.0001e-6, 6  # a decimal is right to six digits, or to six places as far as these are not all zeros
@@ -59,7 +59,17 @@ def _is_decimal(number: Any) -> bool:
 def _computed(number: Any) -> Any:
     """A number with its powers and sums computed. Raises TooLarge for one that has too many digits or terms."""
     check_size(number)
-    return N(number, 20) if number.has(Integral) else number.doit()
+    return N(number, 20) if number.has(Integral) else real_roots(number).doit()
+
+
+def real_roots(form: Any) -> Any:
+    """A form whose odd roots of negative numbers are real, as at school: the cube root of -8 is -2."""
+    roots = {
+        power: sign(power.base) ** power.exp.p * Abs(power.base) ** power.exp
+        for power in form.atoms(Pow)
+        if power.exp.is_Rational and power.exp.q % 2 == 1 and power.exp.q > 1 and not power.base.has(I)
+    }
+    return form.xreplace(roots) if roots else form
 
 
 def check_size(form: Any) -> float:
@@ -86,10 +96,17 @@ def _check_terms(form: Any) -> None:
             raise TooLarge(f"more than {_MOST_TERMS} terms")
 
 
+def _open_sums(form: Any) -> Any:
+    """A form with its sums and products up to a variable in closed form, since these have values between whole numbers too."""
+    opened = {part: part.doit() for part in form.atoms(Sum, Product) if part.free_symbols}
+    return form.xreplace(opened) if opened else form
+
+
 def values(gold: Any, given: Any, sign: int = 1) -> list[tuple[complex, complex]]:
     """The values of two formulas at the points where both are finite. `sign` -1 makes every second variable negative."""
     gold, given = unwrap_fcs(gold), unwrap_fcs(given)
     check_size(gold), check_size(given)
+    gold, given = _open_sums(real_roots(gold)), _open_sums(real_roots(given))
     names = sorted(gold.free_symbols | given.free_symbols, key=str)
     found = []
     for shift in range(len(_POINTS)):

@@ -13,7 +13,8 @@ from functools import lru_cache
 import regex
 
 from pipeline import config
-from pipeline.answers.texts import decide, final_answer, spoken_part, stated_answer
+from pipeline.answers.responses import final_answer, spoken_part, stated_answer
+from pipeline.answers.texts import decide
 from pipeline.errors import SettingError
 from pipeline.fit.machine import processors
 from pipeline.grader.children import OVERRAN, STALL_S, Children, Outcome

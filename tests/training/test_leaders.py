@@ -13,12 +13,14 @@ from waiting import until
 from pipeline import notices
 from pipeline.training import leaders
 
-BUSY = "import time\nwhile True:\n    sum(range(20_000))\n    time.sleep(0.01)"
+BUSY = (
+    "import time\nwhile True:\n    sum(range(400_000))\n    time.sleep(0.01)"  # some ticks of 10 ms a look, on a full machine too
+)
 
 
 @pytest.fixture
 def process():
-    """A process that works a little all the time."""
+    """A process that works half of the time."""
     started = subprocess.Popen([sys.executable, "-c", BUSY])
     yield psutil.Process(started.pid)
     started.kill()
@@ -58,13 +60,13 @@ def test_a_process_that_took_the_id_of_another_is_not_ended(process):
 
 def test_a_leader_that_works_is_left_alone(process, monkeypatch):
     said, looks = [], []
-    monkeypatch.setattr(leaders, "NOTICE_S", 0.4)
+    monkeypatch.setattr(leaders, "NOTICE_S", 1.0)
 
     def find():
         looks.append(1)
         return leaders.here({process.pid: "TrainController"})
 
-    with notices.shown(said.append), leaders.Watch(1.0, find):
+    with notices.shown(said.append), leaders.Watch(2.0, find):
         until(lambda: len(looks) >= 12, 60, "three times the deadline")
     assert process.is_running()
     assert said == []

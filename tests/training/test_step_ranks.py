@@ -11,7 +11,9 @@ from steps import CONTROLS, EVERY, same, trained, trainer
 from torch import multiprocessing
 from training_rounds import make_round, tiny_run
 
-RANKED = {case: EVERY[case] for case in ("opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
+from pipeline.config.objective import OBJECTIVES
+
+RANKED = {case: EVERY[case] for case in (*OBJECTIVES, "opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
 RANKED |= {control: (f"objective.control={control}",) for control in CONTROLS}
 RANKED |= {f"packed {s}": ("train.packing=packed", f"train.strategy={s}") for s in ("ddp", "fsdp2")}
 
