@@ -28,7 +28,7 @@ CHATML = (
 # Files that take minutes begin first (LONGEST).
 ENGINE = (
     *("test_engine", "test_tensor_parallel", "test_sweep", "test_report", "test_page"),
-    *("test_reload", "test_teacher", "test_half_precision", "test_families"),
+    *("test_reload", "test_teacher", "test_half_precision", "test_families", "test_doctor"),
 )
 LONGEST = (
     *("test_cluster", *ENGINE, "test_end_to_end", "test_damage", "test_object_store", "test_pool", "test_worker", "test_submit"),
