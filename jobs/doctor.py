@@ -56,6 +56,8 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
             largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
         if choices.config is not None:
             findings += tell(judge("source", lambda: judge_sources(run)), out)
+        elif run.source.uri.startswith("reasoning-gym:"):  # an extra brings it
+            findings += tell(judge("source", lambda: [judge_extra(run)]), out)
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
         findings += tell(judge("model", lambda: judge_layers(run, known)), out)
         findings += tell(judge("model", lambda: judge_model(run, largest)), out)
@@ -91,6 +93,11 @@ def judge_sources(run: config.Run) -> list[Line]:
         said = f"{named_source(run.evaluation.source)}: {len(held_out)} rows, of which {run.evaluation.problems} are asked"
         lines.append(Line("ok", "held out", said))
     return lines
+
+
+def judge_extra(run: config.Run) -> Line:
+    """Whether the package that makes the problems of a recipe is here. Raises SourceError."""
+    return Line("ok", "source", f"{named_source(run.source)}: {len(open_source(run.source))} problems")
 
 
 def show_real_prompts(run: config.Run, out: Session) -> None:

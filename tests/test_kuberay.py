@@ -83,6 +83,13 @@ def test_its_versions_are_those_of_the_lock():
     assert f"rayproject/ray:{locked['ray']}-py311-gpu" in (ROOT / "kuberay.yaml").read_text()
 
 
+def test_the_image_can_be_built_by_its_own_user():
+    """pip builds inside the folder, and the image's user is ray: files of COPY are root's without --chown."""
+    text = (ROOT / "kuberay.yaml").read_text()
+    assert "#   COPY --chown=ray:users . /home/ray/egrsd\n" in text
+    assert '#   RUN pip install "/home/ray/egrsd[gpu,gym]"\n' in text
+
+
 COMMANDS = [
     command
     for key, commands in yaml.safe_load((ROOT / "cluster.yaml").read_text()).items()

@@ -28,6 +28,12 @@ def test_engines_on_gpus_have_time_to_download_and_compile(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_bounds_may_take_the_place_of_exact_entropies_where_a_recipe_may_run_anywhere(name):
+    run = recipes.recipe(name)
+    assert (run.score.entropy, run.score.fallback) == ("exact", run.engines.rollout.placement.gpus == 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_prints_as_yaml_that_loads_to_itself(name):
     run = recipes.recipe(name)
     assert run.name == name

@@ -30,6 +30,8 @@ _TABLE: dict[str, list[tuple[str, str]]] = {
     "volume": [("1/1000", "ml milliliter millilitre"), ("1", "l L liter litre"), ("3785411784/1000000000", "gal gallon")],
     "money": [("1/100", "cent"), ("1", "dollar buck usd USD")],
     "angle": [("1", "degree deg")],
+    "morning": [("1", "am")],
+    "afternoon": [("1", "pm")],
     "speed": [("1", "mph"), ("1", "kmh kph")],
 }
 UNITS: dict[str, tuple[str, Fraction]] = {
@@ -79,6 +81,14 @@ _TAIL = re.compile(
     r"\s*(?:\\text\s*\{(?P<macro>[^{}]*)\}|(?<=[\s\d})/\-])(?<![_^\\])(?P<word>[a-zA-Z]{2,})\.?)(?P<power>\s*\^\s*(?:\{-?\d\}|-?\d))?$"
 )
 _BRACKETED = re.compile(r"(?<=\d)\s*\(\s*(?:in )?(?:\\text\{)?([a-zA-Z]{2,}|m)\}?\s*\)$")
+_CLOCK = re.compile(r"(?<=\d)\s*(?:\\text\s*\{)?\s*([ap])\.?\s?m\.?\s*\}?$", re.IGNORECASE)
+_UNIT_FRACTION = re.compile(
+    r"(?<=[\d}\s])\s*\\frac\{\s*(?:\\text\{)?\s*([a-zA-Z]+)\s*\}?\s*\}\{\s*(?:\\text\{)?\s*([a-zA-Z]+)\s*\}?(?:\s*\^\s*\{?\d\}?)?\s*\}$"
+)
+_SYMBOL = re.compile(r"(?<=[\d}])\s*(?:\\(mu) ?(?:\\text\{)?([mgsLCFA])\}?|\\(?:text\{ ?k ?\})?(Omega)(?![a-zA-Z]))$")
+_RATE = re.compile(
+    r"(?<=[\d}]) (km|cm|mm|m|mi|ft|g|kg|mol|N|J) ?(?:/|\\cdot|(?= )) ?(s|h|hr|min|kg|m|L|mol|K)(?: ?\^ ?(?:\{-?\d\}|-?\d))?$"
+)
 _OPEN_END = re.compile(
     r"(?:[,;=:+<>]|\\(?:approx|cdot|times|leq|geq|neq|in|pm|cup))\s*$|\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*[\d.]+\s*$"
 )
@@ -89,9 +99,12 @@ _PART = re.compile(
     r"\s*(?:,|and|\\text\{\s*and\s*\})?\s*(\d[\d,]*(?:\.\d+)?(?:/\d+)?)\s*(?:\\text\{\s*([a-zA-Z]+)\s*\}|([a-zA-Z]+))\.?",
     re.ASCII,
 )
+_RESIDUE = re.compile(
+    r"(?:[a-zA-Z]\s*\\equiv\s*)?(-?\d{1,30})\s*\(?\s*(?:\\[pb]?mod|\\text\{\s*\(?mod\s*\}|mod)\s*\{?\s*(\d{1,30})\s*\}?\s*(?:\)|\\text\{\)\})?"
+)
 _BASED = re.compile(
     r"\(?([0-9A-Fa-f]+(?:\.[0-9A-Fa-f]+)?)\)?\s*(?:_\s*\{?\s*(?:\\text\{)?\s*\(?([a-z]+|\d+)\)?\s*\}*|"
-    r"\s*(?:\\text\{)?\s*(?:in )?base[ -]?(\d+|[a-z]+)\s*\}?)"
+    r"\s*(?:\\text\{)?\s*(?:in )?base\s*\}?[ -]?(\d+|[a-z]+)\s*\}?)"
 )
 _BASES = dict(
     zip(
@@ -101,37 +114,6 @@ _BASES = dict(
     )
 )
 _BASES["sixteen"] = "16"
-_SMALL = {
-    word: value
-    for value, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-        ]
-    )
-}
-_TENS = {
-    word: 10 * value
-    for value, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
-}
 
 
 @dataclass(frozen=True)
@@ -146,6 +128,10 @@ class Quantity:
 def quantity(text: str) -> Quantity:
     """A plain answer as value and unit. Words that join or deny, and letters that may be variables, stay in the value."""
     text = _BRACKETED.sub(r" \\text{\1}", _PERCENT.sub(r"\\%", text))
+    text = _SYMBOL.sub(lambda sign: f" \\text{{{sign[1] or sign[3]}{sign[2] or ''}}}", text)
+    text = _CLOCK.sub(lambda half: f" \\text{{{half[1].lower()}m}}", _RATE.sub(r" \\text{\1/\2}", text))
+    if (rate := _UNIT_FRACTION.search(text)) and rate[1] in UNITS and rate[2] in UNITS:
+        text = f"{text[: rate.start()]} \\text{{{rate[1]}/{rate[2]}}}"
     words: list[str] = []
     value = text
     while tail := _TAIL.search(value):
@@ -191,15 +177,10 @@ def based(text: str) -> tuple[str, str] | None:
     return (found[1].upper(), base) if found and base and base.isdigit() else None
 
 
-def spoken(text: str) -> str | None:
-    """A number that is written as a word, `twenty-one`, in digits. None for another text."""
-    words = re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", text).strip().lower().replace("-", " ").split()
-    if len(words) == 1:
-        value = _SMALL.get(words[0], _TENS.get(words[0]))
-        return None if value is None else str(value)
-    if len(words) == 2 and words[0] in _TENS and 0 < _SMALL.get(words[1], 0) < 10:
-        return str(_TENS[words[0]] + _SMALL[words[1]])
-    return None
+def residue(text: str) -> tuple[str, str] | None:
+    """The least residue and the modulus of `x \\equiv 5 \\pmod{7}` or `5 mod 7`. None for another text."""
+    found = _RESIDUE.fullmatch(text)
+    return (str(int(found[1]) % int(found[2])), found[2]) if found and int(found[2]) else None
 
 
 def conflict(one: Quantity, other: Quantity) -> bool:
@@ -222,7 +203,7 @@ def is_number(text: str) -> bool:
 
 def _is_unit(word: str, bare: bool, apart: bool, rest: str) -> bool:
     parts = word.lower().split()
-    if set(parts) & _LINKING or _OPEN_END.search(rest) or (parts and re.search(r"[^a-zA-Z .'/°-]", word)):
+    if set(parts) & _LINKING or _OPEN_END.search(rest) or (parts and re.search(r"[^a-zA-Z .'/°()-]", word)):
         return False
     if re.search(r"\\text\s*\{", rest) and not re.search(r"(?:/|\}|\d|\s)\s*$", rest):
         return False

@@ -42,7 +42,7 @@ _SIGNS = {
     "ℕ": r"\mathbb{N}",
     "ℚ": r"\mathbb{Q}",
     "∖": r" \setminus ",
-    "°": r"^\circ ",
+    **dict.fromkeys("°º˚", r"^\circ "),
     "∨": r" \text{ or } ",
     "⟨": r"\langle ",
     "⟩": r"\rangle ",
@@ -80,13 +80,15 @@ _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[a-zA-Z]))")
 _HIDDEN = re.compile(r"\\(?:[hv]?phantom|[bx]?cancel|sout|label|tag|hspace|vspace|color|href)\*?\s*" + _GROUP)
 _FONT = re.compile(
-    r"\\(?:math(?:bf|it|sf|tt|normal)|boldsymbol|bm|pmb|textcolor\s*\{[^{}]*\}|underline|ensuremath|displaylines)\s*" + _GROUP
+    r"\\(?:math(?:bf|it|sf|tt|normal)|boldsymbol|bm|pmb|(?:text|f)?color(?:box)?\s*\{[^{}]*\}|underline|ensuremath|displaylines)\s*"
+    + _GROUP
 )
 _WORDS = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal|sc)?|mathrm|mbox|hbox|emph|operatorname\*?)\s*" + _GROUP)
 _LAYOUT = re.compile(
-    r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|boxed|fbox)(?![a-zA-Z])"
+    r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|nolimits|boxed|fbox|"
+    r"bf|it|rm|sf|tt|bfseries|tiny|(?:script|footnote|normal)size|small|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])"
 )
-_MONEY = re.compile(r"\\\$|\$|\\[()\[\]]|\\(?:pounds|euro|textdollar|textsterling)(?![a-zA-Z])")
+_MONEY = re.compile(r"\\[$#]|\$|\\[()\[\]]|\\(?:pounds|euro|textdollar|textsterling)(?![a-zA-Z])")
 _DIGIT_SPACE = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}\s*|~|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))")
 _SPACE = re.compile(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|thinspace|medspace|enspace|hfill|nobreak)(?![a-zA-Z])|~|\s+")
 _ROW_END = re.compile(r"\\\\\s*\[[^\]]*\]")
@@ -96,7 +98,24 @@ _TEN_POWER = re.compile(
     r"(?<=[\d}])\s*(?:[xX*]|\\ast|\\cdot|\\times)\s*10\s*(?:\^|\*\*)\s*(?:\{([-+]?\d+)\}|\(([-+]?\d+)\)|([-+]?\d+))"
 )
 _POWER = re.compile(r"(?:\^|\*\*)\s*(?:([-+]?\d{2,}|-\d)|\(([^()]*)\))")
-_REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))")
+_REPEATING = re.compile(r"(-?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d{1,9})\)(?![\d.(^]))")
+_OVER = re.compile(r"\{([^{}]*?)\\over(?![a-zA-Z])([^{}]*)\}|^([^{}]*?)\\over(?![a-zA-Z])([^{}]*)$")
+_MIXED_FRACTION = re.compile(
+    r"(?<![\d./^{_a-zA-Z}\\])(?<!\d[ ,])(\d{1,12}) ?\\frac\{(\d{1,12})\}\{(\d{1,12})\}(?! ?(?:[\d{(^!]|\\(?!text|%|pi|sqrt)))"
+)
+_CUT = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?:\.{2,}| ?\\[lc]?dots[a-z]?(?![a-zA-Z]))", re.ASCII)
+_PERIOD = re.compile(r"(\d{0,12}?)(?:(\d)\2{2,}|(\d{2,9}?)\3+)|()(\d)\5+")
+_TRANSPOSED = re.compile(r"\[([^\[\]]*)\] ?\^ ?\{?(?:T|\\top|\\intercal)\}?")
+_AXES = re.compile(r"\\(?:mathbf|hat|vec|boldsymbol|bm)\s*\{\s*(?:\\mathbf\s*\{)?\\?([ijk])(?:math)?\s*\}?\s*\}")
+_CURRENCY = re.compile(
+    r"^(?:\\text\s*\{\s*)?(?:US|USD|EUR|GBP|CNY|RMB|INR|JPY|AUD|CAD|Rs\.?)\s*\}?\s*(?=[-\d.])|(?<=\d)\s?[元円圆个個枚人本只张米岁天页]+$"
+)
+_PROPORTION = re.compile(r"(\d+) ?(?:\\text\{ ?)?(to|in|out of) ?\}? ?(\d+)", re.ASCII)
+_ORDINAL = re.compile(r"^(\d+) ?(?:\^ ?\{? ?)?(?:\\text\{ ?)?(?:st|nd|rd|th)(?: ?\}){0,2}$", re.ASCII)
+_PHRASES = {
+    "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "the real numbers": r"\mathbb{R}",
+    "infinity": r"\infty", "positive infinity": r"\infty", "negative infinity": r"-\infty", "-infinity": r"-\infty",
+}  # fmt: skip
 _MIXED = re.compile(r"(?<![\d./^{])(\d+) (\d+)/(\d+)(?![\d/])", re.ASCII)
 _GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", re.ASCII)
 _PLAIN_WORDS = {"pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "theta": r"\theta"}
@@ -107,6 +126,12 @@ _RELATIONS = [(re.compile(p), r) for p, r in (
     (r"<=|=<|\\(?:leqslant|leqq|le)(?![a-zA-Z])", r"\\leq "),
     (r"!=|\\not\s*=|\\ne(?![a-zA-Z])", r"\\neq "),
     (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-zA-Z]))", r"\\ln "),
+    (r"\\lg(?![a-zA-Z])", r"\\log"),
+    (r"\\lnot(?![a-zA-Z])", r"\\neg"),
+    (r"\\wedge(?![a-zA-Z])", r"\\land"),
+    (r"\\vee(?![a-zA-Z])", r"\\lor"),
+    (r"\\(?:overline|bar)\s*\{([A-Z]{2})\}", r"\1"),
+    (r"(?:\{\})?[_^]\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?|(?<![\w\\])C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1\3}{\2\4}"),
     (r"\\gt(?![a-zA-Z])", ">"),
     (r"\\lt(?![a-zA-Z])", "<"),
     (r"\\(?:simeq|doteq|thickapprox|cong)(?![a-zA-Z])|~=", r"\\approx "),
@@ -118,19 +143,39 @@ _RELATIONS = [(re.compile(p), r) for p, r in (
     (r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\(?:mathbf|Bbb)\s*\{?R\}?(?![a-zA-Z])", r"\\mathbb{R}"),
 )]  # fmt: skip
-_DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z]))")
+_DEGREES = re.compile(
+    r"\s*(?:\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z]))(?:\s*(?:\\text\{\s*)?([CF])(?:\s*\})?(?![a-zA-Z]))?"
+)
+_FUNCTIONS = frozenset(
+    ["sin", "cos", "tan", "cot", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "exp"]
+)
 
 
 def plain(answer: str) -> str:
     """An answer in one LaTeX spelling. Texts with one spelling are one answer; the spelling is for reading, not for print."""
+    if len(set(_AXES.findall(answer))) > 1:  # i alone may be the imaginary unit
+        answer = _AXES.sub(r"\\vec{\1}", answer)
     text = _visible(answer.translate(_UNICODE) if not answer.isascii() else answer)
     for pattern, sign in _RELATIONS:
         text = pattern.sub(sign, text)
     text = _FONT.sub(r"\1", _FONT.sub(r"\1", text))
     text = _WORDS.sub(_unified, text)
-    text = _DEGREES.sub(r" \\text{degrees}", text)
+    text = _DEGREES.sub(lambda sign: f" \\text{{degrees{' ' + sign[1] if sign[1] else ''}}}", text)
     text = " ".join(_numbers(_fractions(text)).split()).strip(" ;").removesuffix(".").rstrip(" \\")
+    if phrase := _PHRASES.get(re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip().lower()):
+        return phrase
+    if proportion := _PROPORTION.fullmatch(text):
+        return f"{proportion[1]}:{proportion[3]}" if proportion[2] == "to" else f"\\frac{{{proportion[1]}}}{{{proportion[3]}}}"
+    text = _ORDINAL.sub(r"\1", text)
+    text = _CURRENCY.sub("", _TRANSPOSED.sub(r"(\1)", _open_ended(text)))
     return text.replace(" ", "") if _GROUPS.fullmatch(text) else text
+
+
+def _open_ended(text: str) -> str:
+    """`]2,5[`, as some countries write an open interval, as `(2,5)`."""
+    if not re.fullmatch(r"[\[\](][^\[\]()]*,[^\[\]()]*[\[\])]", text) or not (text[0] == "]" or text[-1] == "["):
+        return text
+    return ("(" if text[0] == "]" else text[0]) + text[1:-1] + (")" if text[-1] == "[" else text[-1])
 
 
 def _visible(text: str) -> str:
@@ -150,6 +195,8 @@ def _unified(words: re.Match[str]) -> str:
     content = words[1].strip()
     if re.search(r"\d", content):
         return words[1]
+    if content in _FUNCTIONS:
+        return f"\\{content} "
     if len(content) == 1 and not words[0].startswith(("\\text", "\\mbox")):
         return content
     return f"\\text{{{words[1]}}}" if content else " "
@@ -157,8 +204,9 @@ def _unified(words: re.Match[str]) -> str:
 
 def _fractions(text: str) -> str:
     """Fractions and roots with their braces: `\\dfrac12` is `\\frac{1}{2}`, `sqrt(2)` is `\\sqrt{2}`."""
-    text = _SQRT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", text)
-    return _LOOSE_FRACTION.sub(_braced, re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text))
+    text = _SQRT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", re.sub(r"\\surd(?![a-zA-Z])", "sqrt", text))
+    text = _OVER.sub(lambda over: f"\\frac{{{over[1] or over[3]}}}{{{over[2] or over[4]}}}", text)
+    return _LOOSE_FRACTION.sub(_braced, re.sub(r"\\(?:[dtcsx]|nice|flat)frac(?![a-zA-Z])", r"\\frac", text))
 
 
 def _braced(fraction: re.Match[str]) -> str:
@@ -169,7 +217,8 @@ def _braced(fraction: re.Match[str]) -> str:
 
 def _numbers(text: str) -> str:
     """Numbers as LaTeX: powers of ten for e-notation, a fraction for a repeating decimal, braces around long exponents."""
-    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+    text = _MIXED_FRACTION.sub(_improper, _MIXED.sub(r"\1\\frac{\2}{\3}", text))
+    text = _CUT.sub(_endless, text)
     text = _TEN_POWER.sub(lambda power: f" \\times 10^{{{power[1] or power[2] or power[3]}}}", text)
     text = _E_NOTATION.sub(lambda power: f"{power[1]} \\times 10^{{{int(power[2]) if len(power[2]) < 10 else power[2]}}}", text)
     text = _POWER.sub(lambda power: f"^{{{power[1] or power[2] or ''}}}", text)
@@ -177,9 +226,23 @@ def _numbers(text: str) -> str:
     return _REPEATING.sub(_fraction_of, text)
 
 
+def _improper(mixed: re.Match[str]) -> str:
+    """`2\\frac{1}{3}` as `\\frac{7}{3}`. A fraction above 1 is a factor, and stays one."""
+    whole, top, bottom = (int(number) for number in mixed.groups())
+    return f"\\frac{{{whole * bottom + top}}}{{{bottom}}}" if top < bottom else mixed[0]
+
+
+def _endless(decimal: re.Match[str]) -> str:
+    """`0.1666...` as `0.1\\overline{6}`, and `3.14159...` as the decimal that it begins with. Fewer places stay open."""
+    period = _PERIOD.fullmatch(decimal[2])
+    if period is None:
+        return decimal[0] if len(decimal[2]) < 4 else f"{decimal[1]}.{decimal[2]}"
+    return f"{decimal[1]}.{period[1] or ''}\\overline{{{period[2] or period[3] or period[5]}}}"
+
+
 def _fraction_of(decimal: re.Match[str]) -> str:
     """`0.1\\overline{6}` as `\\frac{1}{6}`."""
-    sign, whole, fixed, period = decimal[1], decimal[2], decimal[3], decimal[4] or decimal[5]
+    sign, whole, fixed, period = decimal[1], decimal[2], decimal[3], decimal[4] or decimal[5] or decimal[6]
     if len(fixed + period) > 60:
         return decimal[0]
     value = Fraction(

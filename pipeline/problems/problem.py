@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.answers.texts import stated_answer
+from pipeline.answers.responses import stated_answer
 from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.problems.shape import Shape, is_conversation, is_parts, value_at, written_text

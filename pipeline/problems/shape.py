@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.answers.texts import stated_answer
+from pipeline.answers.responses import stated_answer
 from pipeline.config import Source
 from pipeline.errors import SourceError, nearest
 

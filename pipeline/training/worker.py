@@ -11,6 +11,12 @@ import os
 import threading
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
+from ray.train import TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
+
 from pipeline.config import Run
 from pipeline.errors import EgrsdError, TrainingError
 from pipeline.fit import builds
@@ -89,10 +95,6 @@ def fit(store: Store, run: Run) -> None:
     makes progress may therefore lose any number of machines. Ray Train's own FailureConfig would also retry after an EgrsdError,
     so the retry loop is here. Raises the EgrsdError of a rank, or TrainingError.
     """
-    import ray
-    from ray.exceptions import RayActorError
-    from ray.train import TrainingFailedError
-
     deaths, reached = 0, store.latest_policy()
     while True:
         try:
@@ -135,9 +137,6 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 def _trainer(store: Store, run: Run) -> Any:
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
-
     place = run.train.placement
     shared = card.name_here() if run.engines.rollout.colocate else None
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.train.stall_timeout_s)  # a thread of its own answers

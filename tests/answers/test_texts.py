@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.answers.texts import compare_texts, decide, final_answer, last_boxed, normal_form
+from pipeline.answers.responses import final_answer, last_boxed
+from pipeline.answers.texts import compare_texts, decide, normal_form
 
 
 @pytest.mark.parametrize(

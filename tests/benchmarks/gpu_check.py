@@ -48,7 +48,7 @@ SMALL = ("torch", "transformers", "peft", "pydantic", "pyarrow")
 PARTS = {
     "trainer": Part(work.check_trainer, work.trainer_rows, SMALL, 60.0),
     "engine": Part(work.check_engine, work.engine_rows, (*SMALL, "vllm"), 150.0),
-    "round": Part(work.check_round, work.round_rows, (*SMALL, "vllm", "ray"), 90.0),
+    "round": Part(work.check_round, work.round_rows, (*SMALL, "vllm", "ray"), 150.0),
 }
 
 

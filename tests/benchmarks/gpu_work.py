@@ -244,30 +244,42 @@ def gap(found: Any, expected: Any) -> float:
 # ---- a round
 
 
+APART, TURNS = "one round, engine on the card, rank on the CPU", "two rounds, engine and rank in turns on one card"
+
+
 def round_rows(_: Size) -> list[str]:
-    """Names of the rows of a round."""
-    return ["one round, engines to policy 1"]
+    """Names of the rows of rounds."""
+    return [APART, TURNS]
 
 
 def check_round(asked: argparse.Namespace, size: Size) -> Iterator[Row]:
-    """One round of a recipe by `egrsd distill`: all stages, and the first policy."""
+    """Rounds of a recipe by `egrsd distill`, as it ships, and with engine and trainer in turns on the card.
+
+    The second round of turns finds an engine that slept, or took the place of one. It is probed before its answers count.
+    """
+    yield Row(APART, *rounds_done(asked, size, 1, "apart", ()))
+    half = ("engines.rollout.placement.gpus=0.5", "train.placement.gpus=0.5", "engines.rollout.memory_share=0.5")
+    turns = ("engines.rollout.colocate=true", "train.offload=all", *(() if size is TINY else half))
+    yield Row(TURNS, *rounds_done(asked, size, 2, "turns", turns))
+
+
+def rounds_done(asked: argparse.Namespace, size: Size, count: int, name: str, more: tuple[str, ...]) -> tuple[str, str]:
+    """Figure and remark of `count` rounds with the settings `more`. Raises RuntimeError with a failed run's last line."""
     from pipeline.store.directory import Store
 
-    run = str(Path(asked.folder, "run"))
-    sets = ["rounds=1", "evaluation.problems=0"]
+    run = str(Path(asked.folder, name))
+    sets = [f"rounds={count}", "evaluation.problems=0", *more]
     sets += ["rollout.prompts_per_round=4", "rollout.prompts_per_shard=2"] if size is TINY else []
     command = [sys.executable, "-m", "jobs", "distill", "--recipe", asked.recipe, "--run", run]
-    begun = time.perf_counter()
     command += [word for text in sets for word in ("--set", text)]
+    begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begun
-    if done.returncode or Store(run).latest_policy() != 1:
+    if done.returncode or Store(run).latest_policy() != count:
         raise RuntimeError(last_line(done.stderr) or last_line(done.stdout))
     gaps = [row["logprob_gap"] for row in Store(run).metrics() if "logprob_gap" in row]
-    remark = (
-        f"recipe {asked.recipe}; engine and trainer differ by {gaps[0]:.1e} nat a token" if gaps else f"recipe {asked.recipe}"
-    )
-    yield Row("one round, engines to policy 1", f"{seconds:.0f} s", f"{remark}; the starts of Ray and the engine included")
+    apart = f"; engine and trainer differ by {max(gaps):.1e} nat a token" if gaps else ""
+    return f"{seconds:.0f} s", f"recipe {asked.recipe}{apart}; the starts of Ray and the engine included"
 
 
 # ---- the model

@@ -62,6 +62,29 @@ def test_a_driver_that_cuda_cannot_use_is_an_error_where_engines_need_it(facts, 
     assert line in machine.judge(facts, ["ray>=2.60,<2.61"])
 
 
+def test_a_card_without_a_c_compiler_is_an_error_since_triton_builds_its_launchers(monkeypatch, tmp_path):
+    card = replace(GOOD, gpus=(80 * 2**30,), cards=("NVIDIA H100 PCIe",))
+    assert "C compiler" not in levels(replace(GOOD, no_build="no C compiler is here"))
+    assert "C compiler" not in levels(card)
+    assert levels(replace(card, no_build="no C compiler is here"))["C compiler"] == "error"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "")
+    assert machine._build_lack() == "no C compiler is here"
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    monkeypatch.setattr(machine.sysconfig, "get_path", lambda name: str(tmp_path))
+    assert machine._build_lack() == "Python's headers are not here"
+    (tmp_path / "Python.h").touch()
+    assert machine._build_lack() == ""
+
+
+def test_the_package_of_an_extra_may_be_missing_and_not_too_old():
+    window = [*WINDOW, "reasoning-gym>=0.1.25; extra == 'gym'"]
+    for there, level in (({}, []), ({"reasoning-gym": "0.1.2"}, ["error"]), ({"reasoning-gym": "0.1.25"}, ["ok"])):
+        lines = machine.judge_versions(replace(GOOD, versions=GOOD.versions | there), window)
+        assert [line.level for line in lines if line.topic == "reasoning-gym"] == level
+
+
 def test_the_driver_is_found_by_its_tool_its_file_or_its_devices(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(machine, "_DRIVER", tmp_path / "version")

@@ -82,6 +82,13 @@ HOSTILE = {
     "both signs": r"\boxed{\pm (GOLD)}",
     "millions": r"\boxed{GOLD \text{ million}}",
     "another answer in the tag": "The answer is GOLD. <answer>OTHER</answer>",
+    "a list of formulas": "The candidates are $OTHER$ and $GOLD$.",
+    "a list that goes on": r"\boxed{GOLD, \ldots}",
+    "an ending left out": r"\boxed{GOLD \ldots}",
+    "a count of something else": r"\boxed{\text{two times } GOLD}",
+    "out of": r"\boxed{GOLD \text{ out of } 97}",
+    "a cube root of another": r"\boxed{\sqrt[3]{OTHER}}",
+    "a residue": r"\boxed{OTHER \pmod{97}}",
 }
 
 

@@ -1,9 +1,9 @@
 """Where Ray puts an engine of two GPUs. The GPUs are numbers that Ray counts; no machine has them.
 
-    python tests/inference/gpu_nodes.py FILE
+    python tests/inference/gpu_nodes.py [eight] FILE
 
 The process writes to FILE, as JSON, what it saw on a machine with one GPU, which an engine and a rank share. Then come two nodes
-with one GPU each, and a third with two.
+with one GPU each, and a third with two. With `eight` there is one machine with eight GPUs instead.
 """
 
 import json
@@ -14,10 +14,10 @@ import ray
 from ray.cluster_utils import Cluster
 from waiting import until
 
-from actors.cluster import check_room
+from actors.cluster import check_room, local_node
 from actors.fakes import FakeEngine
 from actors.pool.pool import EnginePool
-from actors.resources import demands_of
+from actors.resources import demands_of, options, placement_of
 from pipeline import config, recipes
 from pipeline.errors import ResourceError
 from pipeline.store.directory import Store
@@ -73,6 +73,28 @@ def free_cards():
     return ray.available_resources().get("GPU", 0.0)
 
 
+def on_eight_cards():
+    """The cards of the four engines and of the four ranks of the recipe for one machine with eight."""
+    run = recipes.recipe("qwen3_4b_8gpu")
+    here = local_node(8).resources
+    ray.init(address="local", num_cpus=here["CPU"], num_gpus=here["GPU"], include_dashboard=False, log_to_driver=False)
+    check_room(demands_of(run))
+    settings = run.engines.rollout
+    asked = worker._trainer(Store("unused"), run).scaling_config
+    place = {"num_cpus": asked.resources_per_worker["CPU"], "num_gpus": asked.resources_per_worker["GPU"]}
+    engines = [Rank.options(**options(placement_of(settings))).remote() for _ in range(settings.min)]
+    ranks = [Rank.options(**place).remote() for _ in range(asked.num_workers)]
+    told = [ray.get([actor.cards.remote() for actor in part]) for part in (engines, ranks)]
+    ray.shutdown()
+    return told
+
+
+def only_eight(path):
+    """Write the cards of the recipe for one machine with eight."""
+    with open(path, "w") as file:
+        json.dump(on_eight_cards(), file)
+
+
 def main(path):
     """Ask for engines while the cluster grows: one card on the head, one on a node, two on another."""
     head = {"num_cpus": 8, "num_gpus": 1, "include_dashboard": False, "_system_config": QUICK}
@@ -98,4 +120,4 @@ def main(path):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    only_eight(sys.argv[2]) if sys.argv[1] == "eight" else main(sys.argv[1])

@@ -39,6 +39,11 @@ def test_the_self_check_finds_exact_entropies_and_the_short_way_to_score(answers
     assert (facts["entropy_method"], facts["scoring"], facts["fallback"]) == ("exact", "shared", "")
 
 
+def test_tritons_kernels_multiply_float32_in_float32(answers):
+    """The interpreter does so anyway. A card would round to TF32, and the self-check or the trainer would end the run."""
+    assert answers["float32"] == "ieee"
+
+
 @pytest.mark.parametrize("version", [0, 1])
 def test_base_and_adapter_in_one_batch_agree_with_a_plain_forward(answers, plain_forward, version):
     """Prefill comes in chunks, and the numbers are those at temperature 1, although the traces are drawn at 1.1."""

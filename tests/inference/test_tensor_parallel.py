@@ -82,6 +82,13 @@ def test_a_pool_replaces_an_engine_whose_process_was_killed(ray_local, one, adap
     pool.close()
 
 
+@pytest.mark.chaos
+def test_engines_and_ranks_of_the_recipe_for_one_machine_have_a_card_each(tmp_path):
+    engines, ranks = told("gpu_nodes.py", tmp_path / "told.json", "eight")
+    assert sorted(engines + ranks) == [str(card) for card in range(8)]
+    assert (len(engines), len(ranks)) == (4, 4)
+
+
 def test_the_gpus_of_an_engine_are_on_one_node_and_one_card_holds_engine_and_rank(tmp_path):
     seen = told("gpu_nodes.py", tmp_path / "told.json")
     assert "one asks for 0.1 CPU, 2 GPU; the largest node has" in seen["refused"]

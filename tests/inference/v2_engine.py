@@ -52,6 +52,7 @@ def main(adapter, path):
     scored = [*together([lambda p=policy: keeping.score(sequences, p) for policy in policies])]
     kept = [*scored, on_the_other_way(keeping, sequences[:2])]
     answers = {
+        "float32": sys.modules["triton"].knobs.language.fp32_default,
         "keeping": vars(keeping.facts()),
         "kept": [[[*row(score), score.topk_tokens.tolist(), score.topk_logprobs.tolist()] for score in part] for part in kept],
         "facts": vars(engine.facts()),
@@ -74,6 +75,7 @@ def main(adapter, path):
 def as_on_a_gpu():
     """Let vLLM take its runner and LoRA wrapper of GPUs, and leave out a kernel that the interpreter cannot run."""
     startup.set_environment(POOL, exact=True)
+    import triton
     import triton.backends
 
     active = SimpleNamespace(is_active=lambda: True)  # vLLM asks for a backend that reports itself active

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import pytest
 
-from pipeline.answers.texts import last_boxed
+from pipeline.answers.responses import last_boxed
 from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.errors import SettingError, SourceError
@@ -29,6 +30,12 @@ def test_chain_sum_is_worked_from_left_to_right():
         assert all(eval(left) == int(right) for left, right in (step.split(" = ") for step in steps))
         assert steps[-1].endswith(f"= {eval(expression)}")
         assert last_boxed(row.solution) == row.answer == str(eval(expression))
+
+
+def test_without_the_library_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(SourceError, match=r"^source\.uri: reasoning-gym cannot be imported .*pip install 'egrsd\[gym\]'"):
+        open_source(source("chain_sum"))
 
 
 @pytest.mark.parametrize(("task", "told"), [("chain_sum", False), ("letter_counting", False), ("countdown", True)])

@@ -445,7 +445,7 @@ def test_short_traces_are_padded_and_long_shared_prompts_are_not() -> None:
 # ---- ranks ---------------------------------------------------------------------------------------------------------
 
 
-RANKED = {case: EVERY[case] for case in ("opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
+RANKED = {case: EVERY[case] for case in (*OBJECTIVES, "opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
 RANKED |= {control: (f"objective.control={control}",) for control in CONTROLS}
 RANKED |= {f"packed {s}": ("train.packing=packed", f"train.strategy={s}") for s in ("ddp", "fsdp2")}
 

@@ -1,0 +1,228 @@
+"""Responses: the answer that a solution states, and the one that a response ends with.
+
+A response states its answer by a mark: `\\boxed{...}`, `#### x`, `<answer>x</answer>` or "the answer is x". Where the prompt asks
+for no mark, the last formula or number may stand in for it. What lies inside a thought is no answer. What is denied is none.
+"""
+
+from __future__ import annotations
+
+import re
+
+_BOXED = re.compile(r"(\\(?:boxed|fbox|framebox)\s*\{)|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"\\boxed\s+([^\s{}$\\]+)|\\boxed([^\s{}$\\a-zA-Z])")
+_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_thought\|>|◁/think▷")
+_OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>|◁think▷")
+_OPEN_TAG, _CLOSE_TAG = "<answer>", "</answer>"
+_FINAL = re.compile(r"####[ \t]*([^\n]+)")
+_HEADING = re.compile(
+    r"\**(?:step|part|case|solution|verif|check|conclu|approach|method|given|explan|final|summary|analy|calcul|answer\W*$)", re.I
+)
+_STATED = re.compile(
+    r"\b(?:answers?|(?:correct|right|best)[^\S\n]+(?:choice|option))\b[^\S\n]*"
+    r"(?:\([^()\n]{0,30}\)[^\S\n]*)?(?:to (?:the|this) \w+[^\S\n]*)?"
+    r"(?:(?:is|are|was|equals|be|becomes)\b(?:[^\S\n]*(?:therefore|thus|simply|then|just|exactly|equal to|now)\b,?)?"
+    r"[^\S\n]*:?|[:=])(?:[^\S\n]|\*)*"
+    r"(?:\n\s*)?",
+    re.I,
+)
+_STATEMENT_END = re.compile(
+    r"\.(?=\s|$|\*)|[!?](?=\s|$)|,?\s+(?:because|since|so that|as required|which is|where)\b|,\s*(?:not|but)\b|"
+    r"\s*\((?:since|because|as|which|where|i\.e\.)|\s+I hope\b", re.I
+)  # fmt: skip
+_FORMULA = re.compile(
+    r"\$\$([^$]+)\$\$|(?<![\\\d])\$((?:\\\$|[^$\n])+)\$"
+    # no formula begins inside another of its kind, and `\\[2pt]` begins none: so each text is read once
+    r"|(?<!\\)\\\[((?:[^\\]|\\[^\[\]])+)\\\]|(?<!\\)\\\(((?:[^\\]|\\[^()])+)\\\)",
+    re.DOTALL,
+)
+_MACRO_RUN = re.compile(
+    r"[-+]?\d{0,12}\s{0,3}\\(?:[dtc]?frac|sqrt)(?:\[[^\]\n]{0,20}\])?(?:\{(?:[^{}\n]|\{[^{}\n]*\}){1,200}\}){1,2}"
+)
+_LAST_NUMBER = re.compile(r"(?<![\d.])[-+]?\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:/\d+|[eE][-+]?\d+(?!\w))?", re.ASCII)
+_LAST_TUPLE = re.compile(r"[(\[](?:\s*[-+]?\d[\d./]*\s*,){1,9}\s*[-+]?\d[\d./]*\s*[)\]]", re.ASCII)
+_JOIN = re.compile(r"\s*(?:,|and|or|,\s*(?:and|or))\s*")
+_CHOSEN = re.compile(
+    r"\b(?:I (?:choose|pick|select|would choose)|[Oo]ption(?= \(?[A-J]\)? is (?:the )?(?:correct|right)))"
+    r"\s+(?:option |choice |answer )?\(?([A-J])\b\)?(?! (?:or|and)\b)(?![^.\n]*\?)"
+)
+_MENTION = re.compile(r"\b(?:page|chapter|question|problem|exercise|equation|line|step|part|case|no\.)\s*#?$", re.I)
+DENIAL = re.compile(
+    r"\b(?:not|cannot|never|neither|nor|wrong|incorrect|false|impossible|unsure|unknown|guess|except|instead of|rather than|"
+    r"no longer|rule[sd]? out|reject\w*|exclud\w+|unlikely|disagree)\b|n['’]t\b|n't\b|\?\s*$",
+    re.I,
+)
+_DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|never|neither|nor|cannot|unlike|than|instead of)|n['’]t)"
+    r"\s*(?:be|equal|equal to|the answer|simply|just|exactly|quite|is)?\W*$",
+    re.I,
+)
+_DENIED_AFTER = re.compile(
+    r"^\W*(?:(?:is|was|are|would be|seems?|looks?|must be|has to be)\s+(?:\w+ly\s+|all\s+)?"
+    r"(?:not(?!\s+[$\d])|wrong|incorrect|false|impossible|too)\b|(?:isn|wasn|can|doesn|won)['’]?t\b|cannot\b|"
+    r"does not\b|\?|\.?\s*(?:No[,.:!]|Wrong\b|Not (?:quite|right|correct)|Incorrect\b))", re.I
+)  # fmt: skip
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s,;/|&.!$]|\\[()\[\],; ]|\\quad|\\text\{|\}|"
+    r"\b(?:and|or|also|maybe|perhaps|possibly|alternatively|else|even|it|could|be|may|either)\b"
+    r"|[a-zA-Z]\w?\s*=|\\\\|\?)*", re.I,
+)  # fmt: skip
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_MACRO = re.compile(r"\\(?:begin|end)\{[a-z]*\}|\\[a-zA-Z]+")
+_READ_CHARS = 20_000  # the end of a response in which an unmarked answer is looked for
+
+
+def stated_answer(text: str) -> str | None:
+    """The answer that a worked solution states: its last \\boxed{...} (MATH, Minerva), else what follows `####` (GSM8K).
+
+    Boxes that follow one another are one answer.
+    """
+    boxed = _last_boxes(text)
+    _, mark, stated = text.rpartition("####")
+    return (boxed if boxed is not None else stated if mark else "").strip() or None
+
+
+def final_answer(text: str, fallback: bool = True) -> str | None:
+    """The answer a response ends with, read from the text after its thought, or None.
+
+    A mark decides: the last box, else `<answer>...</answer>`, `#### x`, or the last "the answer is x". With `fallback` a response
+    without a mark gives itself when it is only an answer, else its last formula or number.
+    """
+    after = spoken_part(text)
+    if (tagged := _last_tagged(after)) is not None:
+        inside = _last_boxes(tagged)
+        return (inside if inside is not None else tagged).strip() or None
+    boxed = _last_boxes(after)
+    if boxed is not None:
+        return boxed.strip() or None
+    after = after[-_READ_CHARS:]
+    for match in reversed(list(_FINAL.finditer(after))):
+        if match[1].strip() and not (_HEADING.match(match[1]) and not _LAST_NUMBER.fullmatch(match[1].strip())):
+            return match[1].strip()
+    return _statement(after) or (_unmarked(after) if fallback else None)
+
+
+def spoken_part(text: str) -> str:
+    """A response without its thought: the text after the last `</think>`, up to a thought that is not closed."""
+    closed = _last(_THOUGHT, text) if "<" in text or "◁" in text else None
+    after = text[closed.end() :] if closed else text
+    opened = _OPENED.search(after)
+    return after[: opened.start()] if opened else after
+
+
+def last_boxed(text: str) -> str | None:
+    """Content of the last \\boxed{...} whose braces balance, or None. Takes one pass over the text at any depth of nesting."""
+    boxes = _boxes(text)
+    return text[boxes[-1][1] : boxes[-1][2]] if boxes else None
+
+
+def _last_tagged(text: str) -> str | None:
+    """The content of the last `<answer>...</answer>`. None without one, or when a box follows it. Takes one pass."""
+    start = end = after = -1
+    while (opened := text.find(_OPEN_TAG, after + 1)) >= 0 and (closed := text.find(_CLOSE_TAG, opened)) >= 0:
+        start, end, after = opened + len(_OPEN_TAG), closed, closed + len(_CLOSE_TAG) - 1
+    return None if start < 0 or text.find("\\boxed", after + 1) >= 0 else text[start:end]
+
+
+def _boxes(text: str) -> list[tuple[int, int, int, int]]:
+    """Every box that has no box inside, in order: where it begins, its content's start and end, and where it ends."""
+    if "\\boxed" not in text and "\\fbox" not in text and "\\framebox" not in text:
+        return []
+    found: list[tuple[int, int, int, int]] = []
+    opened: list[tuple[int, int]] = []  # where each open brace begins and its content starts; (-1, -1): not a box
+    for token in _BOXED.finditer(text):
+        if token[1]:
+            opened.append((token.start(), token.end()))
+        elif token[0] == "{":
+            opened.append((-1, -1))
+        elif token[0] == "}" and opened:
+            begin, start = opened.pop()
+            if start >= 0 and not (found and found[-1][0] > begin):
+                found.append((begin, start, token.start(), token.end()))
+    return found
+
+
+def _last_boxes(text: str) -> str | None:
+    """The content of the last box, with the boxes that stand next to it, joined by commas. A box that is denied is no answer."""
+    boxes = [box for box in _boxes(text) if not _denied(text, box[0], box[3])]
+    if not boxes and "\\\\boxed" in text:  # a text whose backslashes were escaped twice
+        return _last_boxes(text.replace("\\\\", "\\"))
+    if not boxes:
+        bare = _last(_BARE_BOX, text) if "\\boxed" in text else None
+        return (bare[1] or bare[2]) if bare else None
+    chosen = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        if not _BETWEEN_BOXES.fullmatch(text[box[3] : chosen[0][0]][:200]) or chosen[0][0] - box[3] > 200:
+            break
+        chosen.insert(0, box)
+    contents = [text[start:end].strip() for _, start, end, _ in chosen]
+    return ",".join(dict.fromkeys(contents))
+
+
+def _denied(text: str, begin: int, end: int) -> bool:
+    before, after = text[max(0, begin - 60) : begin], text[end : end + 60]
+    return bool(_DENIED_BEFORE.search(before.rstrip("$ \\([")) or _DENIED_AFTER.match(after.lstrip("$ \\)]")))
+
+
+def _statement(text: str) -> str | None:
+    """What the last "the answer is x" or "Answer: x" states. None without one, and where it is denied."""
+    for found in reversed(list(_STATED.finditer(text))):
+        said = text[found.end() :].lstrip("*: \n")
+        formula = _FORMULA.match(said)
+        said = said[: formula.end()] + said[formula.end() :].partition("\n")[0] if formula else said.partition("\n")[0].strip()
+        rest = said[formula.end() :] if formula else said
+        end = _STATEMENT_END.search(rest)
+        said = said[: (formula.end() if formula else 0) + (end.start() if end else len(rest))].strip(" *")
+        sentence = text[max(text.rfind("\n", 0, found.start()), text.rfind(". ", 0, found.start())) + 1 : found.start()]
+        if said and not DENIAL.search(said) and not DENIAL.search(sentence):
+            return said
+        if said:
+            return None
+    chosen = _last(_CHOSEN, text)
+    return chosen[1] if chosen and not _doubted(text, chosen) else None
+
+
+def _unmarked(text: str) -> str | None:
+    """The answer of a response without a mark: the whole of it when it is no prose, else its last formula or number."""
+    whole = text.strip()
+    words = re.findall(r"[^\W\d_]{2,}", _MACRO.sub(" ", whole))
+    if whole and "\n" not in whole and len(whole) <= 200 and (set(words) <= {"or", "and"} or whole == words[0]):
+        return whole
+    formulas = [formula for formula in _FORMULA.finditer(text) if not _is_prose(formula)]
+    formula = formulas[-1] if formulas else None
+    number, run, listed = (_last(pattern, text) for pattern in (_LAST_NUMBER, _MACRO_RUN, _LAST_TUPLE))
+    found = max((m for m in (formula, run, number, listed) if m), key=lambda m: (m.end(), -m.start()), default=None)
+    if found is not None and formula and formula.start() <= found.start() < formula.end():
+        found = formula
+    if found is None or _doubted(text, found):
+        return None
+    return (_joined(text, formulas) if found is formula else found[0].strip()) or None
+
+
+def _joined(text: str, formulas: list[re.Match[str]]) -> str:
+    """The last formula, with those before it in a list such as `$1$ and $2$`."""
+    contents: list[str] = []
+    for formula, after in zip(reversed(formulas), [None, *reversed(formulas)], strict=False):
+        if after is not None and not _JOIN.fullmatch(text[formula.end() : after.start()][:20]):
+            break
+        contents.insert(0, next((group for group in formula.groups() if group), "").strip())
+    return ",".join(contents)
+
+
+def _is_prose(formula: re.Match[str]) -> bool:
+    """Whether two money signs only look like the ends of a formula: `$5 and then $7`."""
+    inside = next((group for group in formula.groups() if group), "")
+    return len(re.findall(r"[a-zA-Z]{3,}", _MACRO.sub(" ", _TEXT.sub(" ", inside)))) > 1
+
+
+def _doubted(text: str, found: re.Match[str]) -> bool:
+    """Whether the sentence of an unmarked answer denies it, asks it, or only points to a place."""
+    start = max(text.rfind(mark, 0, found.start()) for mark in ("\n", ". ", "! ", "? "))
+    end = min((place for mark in ("\n", ". ", "! ") if (place := text.find(mark, found.end())) >= 0), default=len(text))
+    return bool(DENIAL.search(text[start + 1 : end]) or _MENTION.search(text[start + 1 : found.start()].rstrip()))
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    last = None
+    for last in pattern.finditer(text):  # noqa: B007 - the last match is what is wanted
+        pass
+    return last
