@@ -28,7 +28,7 @@ CHATML = (
 # Files that take minutes begin first (LONGEST).
 ENGINE = (
     *("test_engine", "test_tensor_parallel", "test_sweep", "test_report", "test_page"),
-    *("test_reload", "test_teacher", "test_half_precision", "test_families"),
+    *("test_reload", "test_teacher", "test_half_precision", "test_families", "test_doctor"),
 )
 LONGEST = (
     *("test_cluster", *ENGINE, "test_end_to_end", "test_damage", "test_object_store", "test_pool", "test_worker", "test_submit"),
@@ -61,11 +61,19 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """A local Ray. Its logical CPUs exceed the cores, because with two of them stages and actors wait for each other forever."""
-    import ray
+    """A local Ray. Its logical CPUs exceed the cores, because with two of them stages and actors wait for each other forever.
 
-    quick = {"prestart_worker_first_driver": False}
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _system_config=quick)
+    It has none of Ray's processes that nobody asks here: one looks through all logs, another would start machines, and others
+    gather figures. They take 3 % of a core for as long as Ray lives.
+    """
+    import ray
+    from ray._private.node import Node
+
+    quick = {"prestart_worker_first_driver": False, "enable_metrics_collection": False}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("start_log_monitor", "start_monitor"):
+            patch.setattr(Node, name, lambda _: None)
+        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _system_config=quick)
     yield ray
     ray.shutdown()
 
