@@ -157,7 +157,9 @@ def test_a_controller_that_is_ended_for_memory_is_replaced_and_told_in_one_short
     monkeypatch.setattr(worker, "_trainer", lambda store, run: ended)
     with notices.shown(said.append):
         worker.fit(Store(str(tmp_path)), tiny_run())
-    assert said == ["training: a worker group ended (memory ran out, and Ray ended Ray Train's controller). It goes on from policy 0."]
+    assert said == [
+        "training: a worker group ended (memory ran out, and Ray ended Ray Train's controller). It goes on from policy 0."
+    ]
     ended.pages = [page] * 2
     with pytest.raises(TrainingError, match="memory ran out") as told:
         worker.fit(Store(str(tmp_path)), tiny_run("train.max_failures=1"))
