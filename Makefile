@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test families chaos soak wheel bench peers gpu-check smollm2 gemma3 install gym format clean
+.PHONY: demo test style types contracts families chaos soak wheel bench peers gpu-check smollm2 gemma3 install gym format clean
 
 # The demo needs no reasoning-gym, so a machine without a C compiler goes on.
 demo: install
@@ -19,11 +19,18 @@ demo: install
 	$(BIN)/egrsd distill --recipe demo --run $(RUN)
 
 test: install gym
+	@$(MAKE) --no-print-directory -j3 -O style types contracts
+	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel and not peers and not families"
+
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/mypy
+
+contracts: install
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n $(PROCESSES) -m "not benchmark and not chaos and not wheel and not peers and not families"
 
 # Engine and trainer are compared on a tiny model of each family.
 families: install gym
@@ -64,12 +71,13 @@ TORCH_NEEDS := from importlib.metadata import requires; \
 install: $(VENV)/.installed
 
 # The lock lists every package, so pip gets --no-deps. Without it pip would add torchvision, whose wheel does not fit this torch
-# and makes transformers fail.
+# and makes transformers fail. pip unpacks and compiles in one process, so each core has a pip with a part of the lock. They begin
+# with the large packages (vllm, torch), which stand at its end.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing about 200 pinned packages into $(VENV): some minutes"
-	$(BIN)/python -m pip install -qq --no-deps -r requirements.lock
+	sort -r requirements.lock | xargs -P $$(nproc) -n 16 $(BIN)/python -m pip install -qq --no-deps
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'import torch' 2> /dev/null || { \
 		echo "pip took torch's build for CUDA, whose libraries come now (3 GB). Set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels to save them."; \

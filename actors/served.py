@@ -19,8 +19,10 @@ from actors.server import Refused, Server
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError, ModelError, SettingError
+from pipeline.method.bounds import bounds
 from pipeline.models.tokenizers.agreement import shared_size
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
+from pipeline.notices import NOTICE_S, late
 
 T = TypeVar("T")
 _SAMPLE = 48  # ids of the handshake
@@ -34,6 +36,14 @@ class Position(NamedTuple):
     tokens: list[int]
     logprobs: list[float]
     entropy: float | None
+
+
+def check_servers(run: config.Run) -> None:
+    """Ask the server of every served teacher from this process, before anything starts. Raises what `Served` raises."""
+    for name, teacher in run.teachers.items():
+        if teacher.server:
+            with late(f"server of {name}", f"waiting for {teacher.server}, which is teacher {name}, for {NOTICE_S:g} s so far."):
+                Served(name, teacher, run.model_of(teacher), run.pool_of(teacher), run.score).close()
 
 
 class Served:
@@ -151,7 +161,6 @@ class Served:
         return Position(own, [key for _, key, _ in ranked], [value for _, _, value in ranked], entropy)
 
     def _to_score(self, positions: list[Position], response: list[int]) -> Score:
-        from pipeline.method.entropy import bounds  # torch takes seconds to import
 
         logprobs = np.array([position.logprob for position in positions], np.float32)
         best = min(len(position.tokens) for position in positions)
@@ -229,7 +238,6 @@ class Served:
                 raise ModelError(what, self._server.where, "Let the server serve the model of the settings, or change the model")
 
     def _check_entropies(self, positions: list[Position]) -> None:
-        from pipeline.method.entropy import bounds
 
         lower, upper = bounds(np.array([position.logprobs for position in positions]), self._vocab)
         exact = np.array([np.nan if position.entropy is None else position.entropy for position in positions])

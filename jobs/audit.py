@@ -12,6 +12,7 @@ from jobs.screen.terminal import Session, session
 from pipeline.errors import SettingError
 from pipeline.evidence import audit
 from pipeline.evidence.comparison import chosen_objectives
+from pipeline.evidence.documents import path_of, write_audit
 from pipeline.evidence.sweep import choose_rounds, stale_note
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import resolve
@@ -44,9 +45,9 @@ def audit_run(uri: str, number: int, asked: tuple[str, list[str], tuple[int, int
             out.say(note)
         with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
             document, table = audit.measure(work, plan)
-        audit.write(store, number, document, table)
+        write_audit(store, number, document, table)
         show(document, out, run.train.batch_traces)
-        out.say(f"figures: {store.locate(audit.path_of(number, 'json'))}; alignment of every token: ...{number:04d}.parquet")
+        out.say(f"figures: {store.locate(path_of(number, 'json'))}; alignment of every token: ...{number:04d}.parquet")
 
 
 def show(document: dict[str, Any], out: Session, batch: int) -> None:

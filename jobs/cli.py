@@ -42,10 +42,9 @@ def distill(
 ) -> None:
     """Run or resume rounds: roll out, grade, score, label, train. Nothing happens when all is done."""
     keep(f"distill {run}")
-    from jobs.distill import distill as job
-    from jobs.settle import Choices
+    from jobs import distill as job
 
-    job(run, Choices(recipe, set or [], config, accept_changes, dry_run), address, debug)
+    job.distill(run, job.Choices(recipe, set or [], config, accept_changes, dry_run), address, debug)
 
 
 @app.command(cls=Verb)
@@ -90,9 +89,9 @@ def train(
 ) -> None:
     """Train on committed rounds, without engines."""
     keep(f"train {run}")
-    from jobs.train import Target, train_committed
+    from jobs import train as job
 
-    train_committed(run, from_round, set or [], address, debug, Target(replace, out))
+    job.train_committed(run, from_round, set or [], address, debug, job.Target(replace, out))
 
 
 @app.command(cls=Verb)
@@ -110,10 +109,9 @@ def evaluate(
 ) -> None:
     """Accuracy and length of policies, on benchmarks or any problems. Only missing traces are generated."""
     keep(f"evaluate {run}")
-    from jobs.evaluate import Options
-    from jobs.evaluate import evaluate as job
+    from jobs import evaluate as job
 
-    job(run, Options(policy, source or [], k, set or [], recipe, config), address, debug)
+    job.evaluate(run, job.Options(policy, source or [], k, set or [], recipe, config), address, debug)
 
 
 @app.command(cls=Verb)
@@ -134,10 +132,9 @@ def compare(
 ) -> None:
     """Train objectives x seeds; say which differences are no noise."""
     keep(f"compare {out}")
-    from jobs.compare import Options
-    from jobs.compare import compare as job
+    from jobs import compare as job
 
-    job(out, Options(recipe, objectives, seeds, baseline, set or [], config, csv), address, debug)
+    job.compare(out, job.Options(recipe, objectives, seeds, baseline, set or [], config, csv), address, debug)
 
 
 @app.command(cls=Verb)
@@ -154,17 +151,15 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Check machine, settings, model and source before a run. The exit code is 1 when a check fails."""
-    if source is not None:
-        from jobs.doctor import look_at_source
-        from jobs.settle import Choices
+    if source is None:
+        keep("doctor")
+    from jobs import doctor as job
 
-        look_at_source(source, Choices(recipe, set or [], config), run, debug)
-        return
-    keep("doctor")
-    from jobs.doctor import doctor as job
-    from jobs.settle import Choices
-
-    job(Choices(recipe, set or [], config), run, address, debug)
+    choices = job.Choices(recipe, set or [], config)
+    if source is None:
+        job.doctor(choices, run, address, debug)
+    else:
+        job.look_at_source(source, choices, run, debug)
 
 
 @app.command(cls=Verb)
@@ -195,10 +190,9 @@ def ask(
 ) -> None:
     """Have policies of a run answer your own question, side by side."""
     keep(f"ask {run}")
-    from jobs.ask import Question
-    from jobs.ask import ask as job
+    from jobs import ask as job
 
-    job(run, Question(question, policy, reference, set or []), address, debug)
+    job.ask(run, job.Question(question, policy, reference, set or []), address, debug)
 
 
 @app.command(cls=Verb, context_settings={"allow_interspersed_args": False})

@@ -30,7 +30,6 @@ from pipeline.recipes import recipe as named
 from pipeline.rounds import origin
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
-from pipeline.training import worker
 
 if TYPE_CHECKING:
     from actors.pool.pool import EnginePool
@@ -114,6 +113,8 @@ def chosen(store: Store, options: Options) -> Comparison:
 
 def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], out: Session) -> None:
     """Bring one run of the comparison to its end, on engines that are up."""
+    from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
+
     store, run = compared.folder(key), compared.runs[key]
     compared.share(key)
     sources = open_sources(run, reward_codes(store, run))

@@ -6,6 +6,7 @@ import contextlib
 
 from actors.pool.member import EngineClass
 from actors.resources import demands_of
+from actors.served import check_servers
 from jobs.engines import open_engines
 from jobs.opened import hold, open_folder, start
 from jobs.screen.progress import open_screen, phase
@@ -22,7 +23,6 @@ from pipeline.inspection.remaining import Remaining
 from pipeline.rounds import origin
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
-from pipeline.training import worker
 
 
 def distill(
@@ -38,7 +38,7 @@ def distill(
         run = settle(store, choices)
         trackers.check(run)
         remaining = Remaining.of(store, run)
-        sources = None if remaining.is_empty and not choices.dry else checked_sources(store, run, out)
+        sources = None if remaining.is_empty and not choices.dry else checked_sources(store, run, out, bool(remaining.train))
         if choices.dry and sources is not None:
             preview(store, run, (remaining, sources), out)
             return
@@ -52,7 +52,7 @@ def distill(
             for text in origin.look(store, run):
                 out.say(f"note: {text}.")
         else:
-            sources = sources or checked_sources(store, run, out)
+            sources = sources or checked_sources(store, run, out, bool(remaining.train))
             for text in origin.refuse_changes(store, sources.opened, choices.accept_changes):
                 out.say(text)
             remaining = Remaining.of(store, run, sources.evals)
@@ -60,6 +60,8 @@ def distill(
                 out.say(text)
             out.say(f"run {store.uri}: {remaining.describe(run)}")
             start(out, store, address, demands_of(run, remaining.needs_engines, bool(remaining.train)))
+            from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
+
             store.save_run(run, versions())
             origin.keep(store, sources.opened)
             beside = demands_of(run, engines=False, train=bool(remaining.train))
@@ -96,11 +98,16 @@ def preview(store: Store, run: Run, found: tuple[Remaining, Sources], out: Sessi
     out.told.result = {"settings": run.model_dump(mode="json"), "differs": changed, "would": lines}
 
 
-def checked_sources(store: Store, run: Run, out: Session) -> Sources:
-    """The open sources of a run, after their cautions are shown. Raises what `open_sources` raises."""
+def checked_sources(store: Store, run: Run, out: Session, trains: bool) -> Sources:
+    """The open sources of a run, after their cautions are shown. A run that `trains` needs the servers of its teachers too.
+
+    Raises what `open_sources` and `check_servers` raise.
+    """
     with phase(out, "checking settings, problems and model"):
         sources = open_sources(run, reward_codes(store, run), begun=bool(store.numbers("rounds")))
         told = cautions(run, sources)
+        if trains:
+            check_servers(run)
     for caution in told:
         out.say(caution)
     return sources

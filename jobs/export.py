@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,13 +15,12 @@ import pyarrow.parquet as pq
 from jobs.opened import open_run
 from jobs.screen.terminal import session
 from jobs.settle import parse_numbers
-from pipeline.config import Run
 from pipeline.errors import UserError, command
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round
-from pipeline.store.directory import Store, area
+from pipeline.store.directory import Store
 from pipeline.store.files import Files
 
 RECORD = "egrsd.json"  # in every exported model folder: it tells which run and policy it is
@@ -81,14 +79,15 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
         store, run = open_run(uri)
         version = _version(store, asked.policy)
         target = _free(asked)
-        from pipeline.models.push import check_push, push
+        from jobs import model_folder  # torch and the hub's client take seconds to import
 
-        token = check_push(asked.push) if asked.push else ""
+        token = model_folder.check_push(asked.push) if asked.push else ""
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             with late("export", f"policy {version} has been written for {NOTICE_S:g} s so far."):
-                _write(store, run, version, asked.merge, unfinished)
+                record = model_folder.write(store, run, version, asked.merge, unfinished)
+            (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             unfinished.chmod(0o755)
             for file in unfinished.iterdir():
                 file.chmod(0o644)
@@ -99,25 +98,7 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
         out.say(f"policy {version} of {store.uri} in {target}")
         if asked.push:
-            out.say(f"pushed to {push(asked.push, target, token, f'Policy {version} of recipe {run.name}')}")
-
-
-def _write(store: Store, run: Run, version: int, merge: bool, folder: Path) -> None:
-    """Write everything that belongs to a policy into a local folder."""
-    from actors.inference.startup import inspect_model
-    from pipeline.evidence.model_card import Released, facts, model_card
-    from pipeline.training.student.release import base_name, write_model
-
-    ends, _ = inspect_model(run.model)
-    with store.local(area("policy", version)) if version else _no_policy() as policy:
-        write_model(run, policy, folder, merge, ends)
-    released = Released(version, merge or run.model.tuning == "full", base_name(run.model))
-    (folder / "README.md").write_text(model_card(store, run, released), encoding="utf-8")
-    (folder / RECORD).write_text(json.dumps(facts(store, run, released), indent=1) + "\n")
-
-
-def _no_policy() -> contextlib.nullcontext[None]:
-    return contextlib.nullcontext()
+            out.say(f"pushed to {model_folder.push(asked.push, target, token, f'Policy {version} of recipe {run.name}')}")
 
 
 def _version(store: Store, text: str) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.opened import open_folder, open_run
 from jobs.screen.terminal import session
+from jobs.serving import Watched, serve
 from pipeline.errors import UserError
 from pipeline.notices import NOTICE_S, late
 from pipeline.report.collect import collect_all, read_comparison
@@ -46,8 +47,6 @@ def serve_run(uris: list[str], compare: str | None, port: int, debug: bool) -> N
 
     Raises UserError when there is no run, or when the port is taken.
     """
-    from jobs.serving import Watched, serve
-
     with session(debug) as out:
         runs = [open_run(uri) for uri in uris]
         compared = read_comparison(open_folder(compare)) if compare else None

@@ -13,8 +13,8 @@ from jobs.screen.terminal import Session, session
 from pipeline.config import Run
 from pipeline.config.objective import approximation
 from pipeline.evidence import objectives
+from pipeline.evidence.documents import EVIDENCE, write_evidence
 from pipeline.evidence.sweep import (
-    EVIDENCE,
     PAPER,
     choose_rounds,
     gradient_cosines,
@@ -23,7 +23,6 @@ from pipeline.evidence.sweep import (
     read_grid,
     stale_note,
     summarise,
-    write_evidence,
 )
 from pipeline.method.relabel import sweep
 from pipeline.notices import NOTICE_S, late

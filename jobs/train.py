@@ -23,7 +23,6 @@ from pipeline.rounds.refused import refuse_wide_bounds
 from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
 from pipeline.store.directory import Store, area
-from pipeline.training import worker
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ def train_committed(
             out.say(note)
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
+        from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
+
         with _replacing(held, run, first, out):
             for work in rounds:
                 refuse_wide_bounds(work)

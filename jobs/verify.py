@@ -9,7 +9,7 @@ from jobs.opened import open_folder, open_run
 from jobs.screen.terminal import session
 from pipeline.choice.rates import read_kept
 from pipeline.errors import StoreError
-from pipeline.evidence.sweep import read_evidence
+from pipeline.evidence.documents import read_evidence
 from pipeline.evidence.trackers import read_fed
 from pipeline.inspection.proof import prove
 from pipeline.live.lease import LeaseFile, is_dead, read_lease

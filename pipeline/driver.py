@@ -23,7 +23,7 @@ from pipeline.config.objective import USES_ADVANTAGE, approximation
 from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
-from pipeline.evidence.teachers import sample_teachers
+from pipeline.evidence.teachers import probe_teachers, sample_teachers
 from pipeline.fit.footprint import check_cache
 from pipeline.fit.machine import vllm_for_gpus
 from pipeline.grader.code import Code, codes_of
@@ -219,6 +219,7 @@ class Driver:
             if remaining.train and self.run.teachers:
                 self._wake()
                 with late("teachers", f"teachers and base have answered the sampled problems for {NOTICE_S:g} s so far."):
+                    probe_teachers(self.run, self.sources.rounds, self.engines)
                     for text in sample_teachers(self.store, self.run, self.sources.rounds, self.engines):
                         self.screen.say(text)
             if 0 in remaining.evaluate:

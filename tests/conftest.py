@@ -24,13 +24,17 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"
 )
 
-# A process of pytest-xdist takes one test file at a time, or all files that load vLLM into the process (ENGINE). Files that take
-# minutes begin first (LONGEST).
-ENGINE = ("test_engine", "test_tensor_parallel", "test_sweep", "test_report", "test_page")
+# A process of pytest-xdist takes one test file at a time, or all files that share one vLLM or forks of it (ENGINE).
+# Files that take minutes begin first (LONGEST).
+ENGINE = (
+    *("test_engine", "test_tensor_parallel", "test_sweep", "test_report", "test_page"),
+    *("test_reload", "test_teacher", "test_half_precision", "test_families", "test_doctor"),
+)
 LONGEST = (
     *("test_cluster", *ENGINE, "test_end_to_end", "test_damage", "test_object_store", "test_pool", "test_worker", "test_submit"),
-    *("test_gpu_runner", "test_half_precision", "test_trackers", "test_distill", "test_comparison", "test_evaluate"),
-    *("test_scale", "test_code", "test_doctor", "test_fuzz"),
+    *("test_gpu_runner", "test_trackers", "test_distill", "test_comparison", "test_evaluate"),
+    *("test_scale", "test_code", "test_fuzz", "test_schedule", "test_step", "test_driver", "test_cli", "test_nodes"),
+    *("test_children", "test_distill_teachers", "test_imported", "test_whole", "test_keeper", "test_verifier"),
 )
 
 
@@ -57,11 +61,19 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def ray_local():
-    """A local Ray. Its logical CPUs exceed the cores, because with two of them stages and actors wait for each other forever."""
-    import ray
+    """A local Ray. Its logical CPUs exceed the cores, because with two of them stages and actors wait for each other forever.
 
-    quick = {"prestart_worker_first_driver": False}
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _system_config=quick)
+    It has none of Ray's processes that nobody asks here: one looks through all logs, another would start machines, and others
+    gather figures. They take 3 % of a core for as long as Ray lives.
+    """
+    import ray
+    from ray._private.node import Node
+
+    quick = {"prestart_worker_first_driver": False, "enable_metrics_collection": False}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("start_log_monitor", "start_monitor"):
+            patch.setattr(Node, name, lambda _: None)
+        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, _system_config=quick)
     yield ray
     ray.shutdown()
 
@@ -75,6 +87,26 @@ def engine():
     engine = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings())
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def vllm_forks():
+    """Runs scripts in forks of a process that has imported vLLM. The import takes 9 s of a processor, so all scripts share it."""
+    from forks import Forks
+
+    forks = Forks("vllm")
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def egrsd():
+    """Runs a command of the project to its end, as its user does: egrsd(*arguments, env=None) -> subprocess.CompletedProcess."""
+    from forks import Forks
+
+    forks = Forks("verbs")
+    yield forks.egrsd
+    forks.close()
 
 
 @pytest.fixture(scope="session")

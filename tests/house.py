@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import inspect
 import io
 import json
 import re
@@ -29,7 +30,7 @@ from typing import Any
 
 PRODUCT = ("pipeline", "actors", "jobs")
 ENTRIES = ("execute", "Engine", "EnginePool", "train_loop")
-MOST_LINES, MOST_PARAMETERS, MOST_FILE_LINES = 80, 6, 400
+MOST_LINES, MOST_PARAMETERS, MOST_FILE_LINES, MOST_WORDS = 80, 6, 400, 25
 _QUIET = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
@@ -85,6 +86,9 @@ def house(root: Path, constant: str = "floor") -> dict[str, Any]:
         "docstring lines per code line": round(sum(module.docstring for module in modules.values()) / code, 3),
         "comments per code line": round(sum(module.comment for module in modules.values()) / code, 3),
         f"files over {MOST_FILE_LINES} lines": [f"{m.path} {m.lines}" for m in modules.values() if m.lines > MOST_FILE_LINES],
+        f"sentences over {MOST_WORDS} words": [
+            f"{module.path}:{found}" for module in modules.values() for found in long_sentences(_text(root / module.path))
+        ],
         "README lines": len(readme.splitlines()),
         "README words": len(readme.split()),
         "layers in pyproject": layers(_text(root / "pyproject.toml")),
@@ -115,6 +119,44 @@ def read(path: Path, root: Path) -> Module:
     module.local_imports = len({node.lineno for node in inside if isinstance(node, ast.Import | ast.ImportFrom)})
     module.names = {found for node in ast.walk(tree) for found in _identifiers(node)}
     return module
+
+
+def long_sentences(text: str) -> list[str]:
+    """`line: sentence` of each sentence of more than MOST_WORDS words, in docstrings, comments, messages and other texts."""
+    found = []
+    for line, prose in _texts(text):
+        for paragraph in re.split(r"\n\s*\n|\n(?=\s*[-*|] )", prose):
+            for sentence in re.split(r"(?<=[.!?:;])\s+", paragraph.replace("\n", " ")):
+                if sum(bool(re.search(r"\w", word)) for word in sentence.split()) > MOST_WORDS:
+                    found.append(f"{line}: {sentence.strip()}")
+    return found
+
+
+def _texts(text: str) -> Iterator[tuple[int, str]]:
+    """Every text of a file with its line: strings, in which a value is one word, and comments."""
+    tree = ast.parse(text)
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    parts = {id(part) for node in joined for part in ast.walk(node) if part is not node}
+    for node in joined:
+        if id(node) not in parts:
+            yield node.lineno, "".join(str(v.value) if isinstance(v, ast.Constant) else "value" for v in node.values)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield node.lineno, inspect.cleandoc(node.value)
+    yield from _comments(text)
+
+
+def _comments(text: str) -> Iterator[tuple[int, str]]:
+    """Each comment and its line. Comments on neighbouring lines are one when no code stands before them."""
+    lines, last = text.splitlines(), (0, "")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            number, comment = token.start[0], token.string.lstrip("# ")
+            goes_on = number == last[0] + 1 and all(lines[n - 1].lstrip().startswith("#") for n in (number - 1, number))
+            if not goes_on:
+                yield last
+            last = number, f"{last[1]} {comment}" if goes_on else comment
+    yield last
 
 
 def reach(graph: dict[str, set[str]], starts: list[str]) -> set[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,6 @@ from pipeline import contract, recipes, stages
 from pipeline.config import Run
 from pipeline.contract import TOPK
 from pipeline.overrides import resolve
-from pipeline.report import blocks
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store, area
 from pipeline.store.manifest import Origin
@@ -132,7 +134,7 @@ def add_round(
             facts |= {"entropy_method": "bounds", "fallback": fallback}
         store.commit(where, STAGES[name], "0000", table, Origin(seconds=0.5, facts=facts))
     train = {"round": number, "step": number, "loss": 0.1, "traces": float(live.sum()), "tokens": int(lengths[live].sum())}
-    store.write_metrics("train", number, [train | {"rejected": 0, "seconds": 1.0, "logprob_gap": 1e-6}])
+    store.write_metrics("train", number, [train | {"rejected": 0, "seconds": 1.0, "logprob_gap": 1e-6, "logprob_gap_max": 1e-5}])
     store.write_metrics("round", number, [{"round": number, "seconds_round": 3.0, "seconds_stage_rollout": 1.0}])
 
 
@@ -206,7 +208,7 @@ def large_run(folder: Path, num_traces: int, per_round: int = 1000) -> Store:
 
 def traces_of(sample: dict[str, Any]) -> list[dict[str, Any]]:
     """The traces of a sample as the page opens them: index, texts and arrays together."""
-    names, opened = list(sample["traces"]), [blocks.unpack(block) for block in sample["blocks"]]
+    names, opened = list(sample["traces"]), [unpack(block) for block in sample["blocks"]]
     found = []
     for values in zip(*sample["traces"].values(), strict=True):
         row = dict(zip(names, values, strict=True))
@@ -234,3 +236,16 @@ def _table(name: str, columns: dict[str, Any]) -> pa.Table:
     return pa.table({f.name: pa.array([None] * rows, f.type) if f.name not in columns else columns[f.name] for f in schema}).cast(
         schema
     )
+
+
+def unpack(block: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The head and the sections of a block, as the page opens it."""
+    whole = gzip.decompress(base64.b64decode(block))
+    start = 4 + int.from_bytes(whole[:4], "little")
+    head, found = json.loads(whole[4:start]), {}
+    for name, kind, size in head.pop("sections"):
+        width = np.dtype(f"<{kind}").itemsize
+        planes = np.frombuffer(whole, np.uint8, size * width, start).reshape(width, size)
+        found[name] = np.ascontiguousarray(planes.T).view(f"<{kind}").ravel()
+        start += size * width
+    return head, found

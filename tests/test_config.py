@@ -39,6 +39,12 @@ BASE = Run(name="t")
         ("teachers.a.policy=ema:1", "'ema:1' is no policy"),
         ("teachers.a.template=No field", "teachers.a.template lacks {problem}"),
         ("teachers.a={prompt: feedback, template: '{problem}'}", "teachers.a.template lacks {feedback}"),
+        ("teachers.a.template={problem} {reference}", "teachers.a.template lacks {solution} or {answer}"),
+        (r"teachers.a.template={problem} \boxed{answer}", "teachers.a.template lacks {solution} or {answer}"),
+        (
+            "teachers.a={prompt: plain, template: '{problem} {answer}'}",
+            "a plain teacher does not see: set teachers.a",
+        ),
         ("teachers.a.server=http://key@host:1", "a token stands in the environment, never in the address"),
         ("teachers.a.server=http://host:1", "server needs model"),
         ("teachers.a.revision=main", "revision is that of model, which is empty"),

@@ -1,12 +1,13 @@
 """The driver with a fake pool and a fake trainer, handed in through the same door as the real ones."""
 
+import numpy as np
 import pytest
-from in_process import bring_up_to_date
+from in_process import Refusing, bring_up_to_date
 
 from actors.fakes import FakeEngine
-from pipeline.contract import Failure
+from pipeline.contract import Failure, Score
 from pipeline.driver import Driver, open_sources
-from pipeline.errors import SettingError, SourceError, StoreError, TrainingError, UserError
+from pipeline.errors import EngineError, SettingError, SourceError, StoreError, TrainingError, UserError
 from pipeline.inspection.remaining import Remaining
 from pipeline.live.lease import Lease
 from pipeline.overrides import resolve
@@ -97,6 +98,24 @@ def test_a_run_is_brought_to_its_end(finished):
     assert [text.split(".")[0] for text in driver.screen.said] == ["round 0: no signal", "no signal in rounds 0 to 1"]
     rows = [row for row in driver.store.metrics() if row["writer"] == "round"]
     assert [(row["round"], row["num_rows"], row["seconds_engines"]) for row in rows] == [(0, 8, 0.0), (1, 8, 0.0)]
+    assert len(trainer.stopped) == 1
+
+
+class Flat(FakeEngine):
+    """A teacher that gives every token the same log-prob."""
+
+    def score(self, sequences, policy):
+        return [Score(s.tokens, np.full_like(s.logprobs, -2.5), s.entropy, 0.0) for s in super().score(sequences, policy)]
+
+
+@pytest.mark.parametrize("prompt", ["plain", "sibling"])
+def test_a_broken_teacher_is_found_before_an_evaluation_or_a_rollout_is_paid(tmp_path, prompt):
+    teacher = [f"teachers.big.prompt={prompt}", "teachers.big.dtype=bfloat16", "teachers.big.sample=0"]
+    driver, trainer = made(tmp_path, "evaluation.problems=4", *teacher, engine=Refusing)
+    own = Flat(driver.run.model, driver.run.engines.rollout, driver.run.score)
+    driver.engines = driver.engines | {"teachers.big": own}
+    with pytest.raises(EngineError, match=r"teachers\.big: its log-prob is constant: -2\.5 nat"):
+        brought_to_end(driver)
     assert len(trainer.stopped) == 1
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from committed import round_table
 from safetensors.torch import load_file
 from waiting import until
 
@@ -19,7 +20,7 @@ from pipeline.evidence.evaluation import held_out
 from pipeline.models.resolve import asset_path
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
-from pipeline.rounds.rows import joined_round, round_table
+from pipeline.rounds.rows import joined_round
 from pipeline.stages import PLAIN
 from pipeline.store.directory import Store, area
 from pipeline.store.folders import ADAPTER
@@ -199,6 +200,7 @@ def test_evaluations_and_metadata_are_there(run_dir):
     assert {"ray", "torch", "pyarrow"} <= json.loads((run_dir.local_root / "run.json").read_text())["versions"].keys()
 
 
+@pytest.mark.chaos
 def test_two_engines_and_other_shards_write_the_very_same_traces(run_dir, ray_local):
     """Round 0 again on a pool of two real engines, all prompts in one batch and one by one."""
     from actors.pool.pool import EnginePool

@@ -131,6 +131,21 @@ def test_this_repository_is_measured_from_the_command_line():
     assert "pipeline/contract/columns.py" in figures["files on a row's way, names"]
 
 
+def test_a_sentence_is_found_wherever_it_stands():
+    words = "w " * 25
+    assert house.long_sentences(f'"""{words}end."""\n') == [f"1: {words}end."]
+    assert house.long_sentences(f'"""{words.strip()}. {words.strip()}"""\n') == []
+    assert house.long_sentences(f'raise ValueError(f"{words}{{x}}")\n') == [f"1: {words}value"]
+    assert house.long_sentences(f"# {words.strip()}\n# end.\nx = 1  # {words}\n") == [f"2: {words}end."]
+
+
+def test_no_sentence_of_the_product_is_longer_than_a_reader_holds():
+    """Docstrings, comments and messages are for strangers who read English as a second language."""
+    root = Path(house.__file__).parent.parent
+    files = [path for folder in house.PRODUCT for path in (root / folder).rglob("*.py")]
+    assert [f"{path}:{found}" for path in files for found in house.long_sentences(path.read_text())] == []
+
+
 def test_every_package_that_is_imported_is_asked_for():
     """Another package that happens to bring it along may stop doing so."""
     root = Path(house.__file__).parent.parent

@@ -68,6 +68,12 @@ def test_the_example_of_the_readme_learns_from_imported_traces(ray_local, traine
             r"'student' needs rollout\.teacher_share 0 and no source\.response",
         ),
         (["objective.name=iw_opd"], r"'iw_opd' needs the writer's log-probs, and imported traces have none"),
+        (
+            ["objective.name=eopd", "score.keep_topk=16"],
+            r"'ppo', which objective 'eopd' has by itself, .*: set objective\.clip=none",
+        ),
+        (["objective.name=opd", "objective.clip=gspo"], r"clip 'gspo' is a ratio to the policy .*: set objective\.clip=none"),
+        (["objective.correction=token"], r"correction 'token' is a ratio .* nobody knows .*: set objective\.correction=off"),
         (["evaluation.source.response=x"], r"evaluation\.source\.response: an evaluation asks the model"),
     ],
 )
@@ -83,11 +89,23 @@ def test_a_source_without_enough_usable_traces_is_refused_before_anything_starts
         open_sources(resolve(run, ["source.uri=tiny-arithmetic"]))
     with pytest.raises(SettingError, match=r"group_size: asks for 8 of each row, .+ at most 1 trace each.+Set it to 1, with"):
         open_sources(resolve(run, ["rollout.group_size=8"]))
-    with pytest.raises(UserError, match=r"all 32 traces of the first round are rejected, 32 as response_too_long"):
+    with pytest.raises(UserError, match=r"all 32 imported traces of the first round are rejected, 32 as response_too_long"):
         open_sources(resolve(run, ["rollout.max_new_tokens=4"]))
     several = traces(tmp_path / "b.jsonl", lambda row: row | {"messages": row["messages"][:1], "t": [row["solution"]] * 3})
     [note] = open_sources(resolve(run, [f"source.uri={several}", "source.response=t", "rollout.group_size=2"])).notes
     assert "rows bring up to 3 traces, and the first 2 of each are used" in note
+
+
+def test_a_share_of_imported_traces_of_which_none_can_be_used_is_refused(tmp_path):
+    mixed = ["rollout.group_size=2", "rollout.import_share=0.5", "source.response=t", "evaluation.problems=0"]
+    for text, said in (("", "48 as empty_response"), ("1" * 90, "response_too_long"), ("1+1=2\u00e9", "unknown_tokens")):
+        uri = traces(tmp_path / "a.jsonl", lambda row, text=text: row | {"messages": row["messages"][:1], "t": text})
+        run = resolve(demo(), [f"source.uri={uri}", *mixed, "rollout.prompts_per_round=48"])
+        with pytest.raises(UserError, match="all 48 imported traces of the first round are rejected") as refused:
+            open_sources(run)
+        assert said in str(refused.value)
+    uri = traces(tmp_path / "b.jsonl", lambda row: row | {"messages": row["messages"][:1], "t": row["solution"]})
+    assert open_sources(resolve(demo(), [f"source.uri={uri}", *mixed])).notes == ()
 
 
 def test_training_problems_without_solutions_are_refused_in_one_line(tmp_path):

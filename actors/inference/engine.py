@@ -30,6 +30,7 @@ from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError
 from pipeline.fit.machine import Line
+from pipeline.method.bounds import bounds
 from pipeline.models.resolve import resolve_model
 from pipeline.stages.chat import splice
 from pipeline.stages.score import bounds_instead
@@ -200,7 +201,6 @@ class Engine:
         """
         if self._facts.entropy_method == "exact":
             return table[:, 0].copy(), np.maximum(table[:, -1], 0.0), 0.0
-        from pipeline.method.entropy import bounds
 
         lower, upper = bounds(table[:, 1 : 1 + self._best], self._facts.vocab_size)
         return table[:, 0].copy(), ((lower + upper) / 2).astype(np.float32), float(((upper - lower) / 2).max(initial=0.0))

@@ -21,6 +21,7 @@ from actors.inference import vllm_scoring
 from actors.inference.vllm_scoring import WAYS, sampling_params
 from pipeline.contract import EngineFacts, Failure
 from pipeline.errors import EngineError
+from pipeline.method.bounds import bounds
 
 Ask = Callable[[tuple[list[int], Any]], Any]  # makes one request alone; the answer is vLLM's, or a Failure
 
@@ -129,7 +130,6 @@ def _wrong(what: str, rows: np.ndarray, expected: np.ndarray, got: np.ndarray, f
 
     rows [N, V]: the log-probs of all tokens but one, then the entropy. expected and got [n, 2]: log-prob and entropy.
     """
-    from pipeline.method.entropy import bounds  # imports torch, which must find the environment that the engine sets
 
     own = float(np.abs(rows[:, -1] - bounds(rows[:, :-1], facts.vocab_size)[1]).max())  # a single token is left out: no bound
     other = float(np.abs(expected - got).max(initial=0.0))

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import Any
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +23,23 @@ from torch import Tensor
 from actors.inference.exact_entropy import on_gpu_runner
 from actors.inference.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
+
+
+class Loaded(NamedTuple):
+    """The matrices of all slots for one layer, slice by slice of its output, as vLLM hands them to `add_lora_linear`.
+
+    a: one [slots, 1, r, in] for each slice. b: one [slots, 1, width, r] for each slice. widths: columns of each slice.
+    """
+
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+    scale: float
+    widths: tuple[int, ...]
+
+    def slices(self, y: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """A and B of each slice, with the columns of y [N, out] that are its own."""
+        ends = accumulate(self.widths)
+        return zip(self.a, self.b, [y[:, end - width : end] for width, end in zip(self.widths, ends, strict=True)], strict=True)
 
 
 def install() -> None:
@@ -71,7 +90,7 @@ def _install_gpu() -> None:
         """vLLM's kernel for half precision, and `_add_lora_masked` for float32."""
         if x.dtype != torch.float32:
             return original(self, y, x, *args, **kwargs)
-        return _add_lora_masked(self._token_lora_indices[: len(x)], y, x, *args)
+        return _add_lora_masked(self._token_lora_indices[: len(x)], y, x, Loaded(*args))
 
     add_lora_linear.takes_float32 = True  # type: ignore[attr-defined]
     Wrapper.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
@@ -85,44 +104,22 @@ def group_by_slot(indices: Tensor) -> list[tuple[int, Tensor | None]]:
     return [(slot, (indices == slot).nonzero()[:, 0]) for slot in slots if slot >= 0]
 
 
-def _add_lora_linear(
-    self: Any,
-    y: Tensor,
-    x: Tensor,
-    lora_a_stacked: tuple[Tensor, ...],
-    lora_b_stacked: tuple[Tensor, ...],
-    scale: float,
-    output_slices: tuple[int, ...],
-    **_: Any,
-) -> None:
-    """y[rows of slot] += scale * x A^T B^T, slice by slice. x [N, in], y [N, out], A [slots, 1, r, in], B [slots, 1, out, r]."""
+def _add_lora_linear(self: Any, y: Tensor, x: Tensor, *args: Any, **_: Any) -> None:
+    """y[rows of slot] += scale * x A^T B^T, slice by slice. x [N, in], y [N, out]. `args` are those of `Loaded`."""
+    loaded = Loaded(*args)
     for slot, rows in self.slot_rows:
         inputs = x if rows is None else x[rows]
-        start = 0
-        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            part = y[:, start : start + width]
+        for a, b, part in loaded.slices(y):
             inner = inputs @ a[slot, 0].T
             if rows is None:
-                part.addmm_(inner, b[slot, 0].T, alpha=scale)
+                part.addmm_(inner, b[slot, 0].T, alpha=loaded.scale)
             else:
-                part.index_add_(0, rows, torch.mm(inner, b[slot, 0].T), alpha=scale)
-            start += width
+                part.index_add_(0, rows, torch.mm(inner, b[slot, 0].T), alpha=loaded.scale)
 
 
-def _add_lora_masked(
-    slots: Tensor,
-    y: Tensor,
-    x: Tensor,
-    lora_a_stacked: tuple[Tensor, ...],
-    lora_b_stacked: tuple[Tensor, ...],
-    scale: float,
-    output_slices: tuple[int, ...],
-) -> None:
+def _add_lora_masked(slots: Tensor, y: Tensor, x: Tensor, loaded: Loaded) -> None:
     """As `_add_lora_linear`, with the slot of every row in slots [N]; -1 is none. It neither branches on data nor indexes."""
-    for slot in range(len(lora_a_stacked[0])):
+    for slot in range(len(loaded.a[0])):
         own = (slots == slot)[:, None]
-        start = 0
-        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            part = y[:, start : start + width]
-            part += torch.where(own, (x @ a[slot, 0].T) @ b[slot, 0].T * scale, 0.0)
-            start += width
+        for a, b, part in loaded.slices(y):
+            part += torch.where(own, (x @ a[slot, 0].T) @ b[slot, 0].T * loaded.scale, 0.0)

@@ -184,9 +184,9 @@ class Dispatcher:
         self._sizing = sizing.resize(self._sizing, batches, self._inflight, self._bounds, self._pace, time.monotonic())
         self._fill()
         self._ready.shrink(len(self._members))
-        staying = [m for m in self._members.values() if m.state != "draining"]
-        staying.sort(key=lambda m: (m.state == "serving", m.load))
-        for member in staying[: max(0, len(staying) - self._sizing.target)]:
+        staying = (m for m in self._members.values() if m.state != "draining")
+        idle_first = sorted(staying, key=lambda m: (m.state == "serving", m.load))
+        for member in idle_first[: max(0, len(idle_first) - self._sizing.target)]:
             member.state = "draining"
             self._drop(member, set())
 
@@ -230,7 +230,6 @@ class Dispatcher:
             member.serving_since = time.monotonic()
             if member.state == "loading":
                 member.state = "serving"
-            self._ready.offer(member)
             self._drop(member, set())
             self._callers.notify()
 
@@ -381,10 +380,11 @@ class Dispatcher:
         if not alone:
             return self._ready.least()
         serving = [m for m in self._members.values() if m.state == "serving" and m.held_for in (None, ticket)]
-        chosen = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load"), default=None))
-        if chosen is not None:
-            chosen.held_for = ticket
-        return chosen if chosen is not None and not chosen.tickets else None
+        if not serving:
+            return None
+        chosen = next((m for m in serving if m.held_for == ticket), min(serving, key=attrgetter("load")))
+        chosen.held_for = ticket
+        return None if chosen.tickets else chosen
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Start a task, and keep a reference so that asyncio does not drop it."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT = 1  # of the document: it grows by one when a key changes its meaning or goes
-HEAVY = ("ray", "torch", "vllm", "transformers", "peft", "datasets", "safetensors", "tokenizers")  # what a light install lacks
+# what a light install lacks
+HEAVY = ("ray", "torch", "vllm", "transformers", "peft", "datasets", "safetensors", "tokenizers", "huggingface_hub")
 
 
 @dataclass(frozen=True)

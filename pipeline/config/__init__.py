@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import reduce
 from typing import Annotated, Any
 
@@ -192,6 +193,11 @@ class Run(Section):
         wanted = {"sibling": "{solution}", "feedback": "{feedback}"}.get(teacher.prompt)
         if "{problem}" not in template or (wanted and wanted not in template):
             raise ValueError(f"{where}.template lacks {'{problem}' if '{problem}' not in template else wanted}: it must have it")
+        sees = bool(re.search(r"\{solution\}|(?<!\\boxed)\{answer\}", template))
+        if teacher.template and teacher.prompt == "privileged" and not sees:
+            raise ValueError(f"{where}.template lacks {{solution}} or {{answer}}: write one of them, or set {where}.prompt plain")
+        if teacher.template and teacher.prompt == "plain" and sees:
+            raise ValueError(f"{where}.template names what a plain teacher does not see: set {where}.prompt privileged")
         if teacher.prompt == "sibling" and self.rollout.group_size < 2:
             raise ValueError(f"{where}.prompt sibling needs rollout.group_size of at least 2: a trace alone has no sibling")
         if self.rollout.teacher_share and not teacher.before_grading:

@@ -46,6 +46,11 @@ class Grade(Section):
         None, description="reward that decides the verdict in the verifier's place: a value of 1 or more is correct"
     )
 
+    @property
+    def tests_decide(self) -> bool:
+        """Whether the tests of a problem decide the verdict of a trace."""
+        return any(one.function == "python_tests" and one.name == self.verdict_reward for one in self.rewards)
+
     @model_validator(mode="after")
     def _rewards_agree(self) -> Grade:
         check_rewards(self.rewards, self.verdict_reward)

@@ -259,7 +259,18 @@ def refuse_missing(objective: Objective, score: ScoreSettings, others: set[str])
     if name == "sft" and not others:
         raise ValueError("objective 'sft' learns from traces of others: set source.response, or rollout.teacher_share above 0")
     if "import" in others and "import" not in objective.sources:
-        raise ValueError(f"objective '{name}' needs the writer's log-probs, and imported traces have none: choose another one")
+        raise ValueError(_without_writer(objective))
+
+
+def _without_writer(objective: Objective) -> str:
+    """Why an objective cannot learn from imported traces, and the setting that is in the way."""
+    if objective.name == "iw_opd":
+        return "objective 'iw_opd' needs the writer's log-probs, and imported traces have none: choose another objective"
+    setting, none = ("clip", "none") if objective.ratio_kind != "none" else ("correction", "off")
+    kind = objective.ratio_kind if setting == "clip" else objective.correction
+    own = f", which objective '{objective.name}' has by itself," if setting == "clip" and objective.clip == "own" else ""
+    what = f"objective.{setting} '{kind}'{own} is a ratio to the policy that wrote a trace"
+    return f"{what}, and nobody knows who wrote imported ones: set objective.{setting}={none}"
 
 
 def approximation(objective: Objective, score: ScoreSettings) -> list[str]:

@@ -87,11 +87,6 @@ class Teacher(Section):
         return self
 
     @property
-    def is_students(self) -> bool:
-        """Whether the student's weights answer: the base or a policy of it, in the student's dtype or another."""
-        return not self.model and not self.server
-
-    @property
     def before_grading(self) -> bool:
         """Whether what the teacher sees is known before a trace is written."""
         return self.prompt in ("privileged", "plain")

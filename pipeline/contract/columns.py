@@ -1,8 +1,8 @@
 """Every column: its name, type, shape, unit and writer. And the codes that columns hold.
 
 Arrow schemas, the tables of pipeline/README.md and the checks at every commit derive from COLUMNS. Shape legend: `T` response
-tokens, `P` prompt tokens, `Q` privileged prompt tokens, `K` kept tokens of a distribution, `S` spans, `R` traces that the source
-brings for a problem. Entropies and log-probs are in nats, at temperature 1, over the full vocabulary.
+tokens, `P` prompt tokens, `Q` privileged prompt tokens, `K` kept tokens of a distribution, `S` spans. `R` is the number of traces
+that the source brings for a problem. Entropies and log-probs are in nats, at temperature 1, over the full vocabulary.
 """
 
 from __future__ import annotations
@@ -172,6 +172,14 @@ COLUMNS: dict[str, Column] = {
         Column("seed", pa.int64(), "rollout", doc="sampling seed of this trace", unknown_for="import"),
         Column("judged_verdict", _TEXT, "reward", doc="verdict of the verifier or of grade.verdict_reward; `grade` stores it"),
         Column("judged_answer", _TEXT, "reward", doc="answer that the verifier read from the response", nullable=True),
+        Column(
+            "judged_said",
+            _TEXT,
+            "reward",
+            doc="what the tests of the problem said of the trace, where they decide the verdict",
+            nullable=True,
+            optional=True,
+        ),
         Column("verdict", _TEXT, "grade", doc="correct, wrong, unparsable, truncated, timeout"),
         Column("extracted_answer", _TEXT, "grade", doc="answer that the grader read from the response", nullable=True),
         Column(

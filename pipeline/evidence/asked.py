@@ -14,9 +14,9 @@ from typing import Any
 from pipeline.config import Run
 from pipeline.contract import PooledEngines
 from pipeline.errors import SettingError, SourceError, UserError, refuse_unread
+from pipeline.evidence.documents import plain
 from pipeline.evidence.evaluation import Samples, StartBar, answer, engine_facts, figures, macro, read
 from pipeline.evidence.evaluation import differences as paired
-from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.overrides import differences, load, resolve

@@ -9,41 +9,35 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 
 from pipeline.config import Run
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.audit_tokens import Tokens, read_tokens
 from pipeline.evidence.comparison import variant
+from pipeline.evidence.documents import DIGITS, plain
 from pipeline.evidence.intervals import Estimate, estimate
-from pipeline.evidence.plain import plain
-from pipeline.evidence.sweep import DIGITS, load_policy
+from pipeline.evidence.sweep import load_policy
 from pipeline.method import directions as maths
 from pipeline.method import regimes
 from pipeline.problems import worlds
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
-from pipeline.store.directory import Store
-from pipeline.store.documents import Count, Document, Number, Text
-
-if TYPE_CHECKING:
-    from pipeline.training.alignment import Directions, Space
+from pipeline.training import batches
+from pipeline.training.alignment import Directions, Space
+from pipeline.training.step import Trainer
+from pipeline.training.student import student
 
 REFERENCE = "reinforce"
 ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
 DECILES = 10
 MOST_BYTES = 2 << 30  # of the gradients of all blocks
 LEAST_BLOCKS = 6
-
-
-def path_of(number: int, kind: str) -> str:
-    """Where the audit of a round is kept, `json` or `parquet`."""
-    return f"evidence/audit-{number:04d}.{kind}"
 
 
 @dataclass(frozen=True)
@@ -77,12 +71,6 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
 
     Raises UserError when its policy is not stored, or when too few problems have both right and wrong traces.
     """
-    import torch
-
-    from pipeline.training.alignment import Directions
-    from pipeline.training.step import Trainer
-    from pipeline.training.student import student
-
     run, clock = work.run, [time.perf_counter()]
     if not work.store.has_policy(work.policy_version):
         raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
@@ -125,56 +113,6 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
     return plain(document, DIGITS), _table(tokens, alignment, half)
 
 
-def write(store: Store, number: int, document: dict[str, Any], table: pa.Table) -> None:
-    """Keep an audit in the run, in place of an earlier one of the same round."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    store.write(path_of(number, "parquet"), sink.getvalue().to_pybytes())
-    store.write_json(path_of(number, "json"), document)
-
-
-class Classes(Document):
-    """Shares by regime: of the tokens, and by name of each weighting with an interval."""
-
-    regimes: list[Text]
-    regime: dict[Text, list[Any]]
-
-
-Shown = dict[Text, Number | float | None] | None
-
-
-class Point(Document):
-    """Figures of one weighting, as the page shows them."""
-
-    name: Text
-    cosine: Shown
-    batch_cosine: Shown
-    batch_share: Shown
-    difference: dict[Text, Shown]
-
-
-class Audit(Document):
-    """evidence/audit-NNNN.json, as far as the page shows it."""
-
-    round: Number
-    policy: Number
-    traces: Count
-    problems: Count
-    blocks: Count
-    points: list[Point]
-    classes: Classes
-
-
-def read_audits(store: Store, rounds: list[int]) -> list[dict[str, Any]]:
-    """The audits of these rounds that are stored. Raises StoreError for a file that holds no audit."""
-    found = []
-    for number in rounds:
-        document = store.read_document(path_of(number, "json"), Audit, "Delete the file and run `egrsd audit` again")
-        if document is not None:
-            found.append(document.model_dump())
-    return found
-
-
 # ---- blocks and gradients ----------------------------------------------------------------------------------------------
 
 
@@ -198,10 +136,6 @@ def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np
 
 def _of_block(space: Directions, tokens: Tokens, rows: np.ndarray, budget: int, only: int | None = None) -> np.ndarray:
     """Gradients of some traces under every weighting, divided by the number of traces, float32 [K, P]."""
-    import torch
-
-    from pipeline.training import batches
-
     sets = tokens.weights if only is None else [tokens.weights[only]]
     total = torch.zeros(len(sets), space.size)
     for group in batches.pack(tokens.traces.lengths[tokens.rows[rows]], budget):
@@ -216,10 +150,6 @@ def _alignment(space: Directions, tokens: Tokens, budget: int, seed: int) -> tup
 
     So no trace's own noise is in its direction. -> float32 [tokens], half of each trace [N]. r is divided by its norm.
     """
-    import torch
-
-    from pipeline.training import batches
-
     size = int(tokens.problems.max()) + 1
     order = np.random.default_rng([seed, 2]).permutation(size)
     half = np.isin(tokens.problems, order[: size // 2]).astype(np.int8)

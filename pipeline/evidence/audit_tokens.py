@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,10 +17,9 @@ from pipeline.problems import worlds
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.rounds.rows import read_shard
-
-if TYPE_CHECKING:
-    from pipeline.training.batches import Traces
-    from pipeline.training.step import Trainer
+from pipeline.training import batches
+from pipeline.training.batches import Traces
+from pipeline.training.step import Trainer
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +58,6 @@ def read_tokens(work: Round, trainer: Trainer, named: dict[str, Run], most: int)
 
     M of the gate is the largest entropy of these traces, as if they were one minibatch.
     """
-    from pipeline.training import batches
-
     columns = tuple(dict.fromkeys(name for run in named.values() for name in run.objective.columns))
     data = read_round(work, columns)
     usable = [batches.usable(data, work.number), *(batches.usable(data, work.number, run.objective) for run in named.values())]

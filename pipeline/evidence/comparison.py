@@ -20,9 +20,9 @@ from pipeline.config import Run
 from pipeline.config.objective import CONTROLS as OF_GATE
 from pipeline.config.objective import GATES, OBJECTIVES, Objective
 from pipeline.errors import SettingError, UserError, nearest
+from pipeline.evidence.documents import plain
 from pipeline.evidence.evaluation import engine_facts, figures, per_problem, read
 from pipeline.evidence.intervals import holm, over_seeds
-from pipeline.evidence.plain import plain
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.overrides import differences, load

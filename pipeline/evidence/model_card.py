@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from pydantic import Field
 
 from pipeline.config import Run
@@ -86,8 +87,6 @@ def facts(store: Store, run: Run, released: Released) -> dict[str, Any]:
 
 
 def _metadata(run: Run, released: Released) -> str:
-    from huggingface_hub import ModelCardData
-
     local = released.base.startswith("/") or run.model.path == MODEL_NAME
     data = ModelCardData(
         base_model=None if local else released.base,

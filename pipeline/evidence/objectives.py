@@ -10,20 +10,21 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
-from pipeline.evidence.plain import plain
-from pipeline.evidence.sweep import DIGITS, load_policy, read_round, spaced
+from pipeline.evidence.documents import DIGITS, plain
+from pipeline.evidence.sweep import load_policy, read_round, spaced
 from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.rounds.round import Round
-
-if TYPE_CHECKING:
-    from pipeline.training.batches import Traces
-    from pipeline.training.step import Trainer
+from pipeline.training import batches
+from pipeline.training.batches import Traces
+from pipeline.training.step import Trainer
+from pipeline.training.student import student
 
 EVIDENCE = "evidence/objectives.json"
 MOST_POINTS = 64
@@ -82,11 +83,6 @@ def measure(run: Run, points: list[Point], rounds: list[Round], sample: int) -> 
     About `sample` traces in all are taken from up to three rounds whose policy is stored, the same for every objective. Raises
     UserError when there is no such round.
     """
-    import torch
-
-    from pipeline.training.step import Trainer
-    from pipeline.training.student import student
-
     places = spaced([place for place, work in enumerate(rounds) if work.store.has_policy(work.policy_version)])
     if not places:
         raise UserError(
@@ -113,8 +109,6 @@ def measure(run: Run, points: list[Point], rounds: list[Round], sample: int) -> 
 
 def _of_round(trainer: Trainer, points: list[Point], work: Round, count: int) -> dict[str, Any]:
     """Cosines [points, points] between the gradients of a round's sample, and the strengths of its tokens by point."""
-    from pipeline.training import batches
-
     columns = tuple(dict.fromkeys(name for point in points for name in point.run.objective.columns))
     data = read_round(work, columns)
     usable = [batches.usable(data, work.number, point.run.objective) for point in points]

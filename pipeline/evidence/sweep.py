@@ -6,18 +6,17 @@ A sweep generates nothing and does not change the run. Its figures are kept in e
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.config import Label, Profile, Run
 from pipeline.contract import Regime
-from pipeline.digest import digest
-from pipeline.errors import SettingError, StoreError, UserError, command, refuse_unread
-from pipeline.evidence.plain import plain
+from pipeline.errors import SettingError, UserError, command, refuse_unread
+from pipeline.evidence.documents import DIGITS, mean_of, plain
 from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, select, token_weights
 from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
@@ -25,21 +24,16 @@ from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import joined, left_out, training_rows, without
 from pipeline.stages import MEASURE, chain_of
 from pipeline.store.directory import Store, area
-from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
+from pipeline.training import batches, checkpoint, gradients
+from pipeline.training.batches import RoundTable, Traces
+from pipeline.training.student import student
 
-if TYPE_CHECKING:
-    from pipeline.training.batches import RoundTable, Traces
-
-EVIDENCE = "evidence/sweep.json"
 PAPER = ("label.gamma=0,.1,.3,1", "label.window=0,1,3,5,7")  # the axes when no `--set` names one
 SETTINGS = (*(f"label.{name}" for name in Label.model_fields), *(f"profile.{name}" for name in Profile.model_fields))
 VARIES = f"A sweep varies: {', '.join(sorted(SETTINGS))}"
 ALIASES = {"label.window": "profile.window"}  # labels look ahead as far as the profile does
 MOST_POINTS = 1000
 GRADIENT_ROUNDS = 3
-DIGITS = 6  # significant digits of the figures in the file
-REMEDY = "Delete the file and run `egrsd sweep` again"
-Figure = int | float | None
 
 
 # ---- the grid ----------------------------------------------------------------------------------------------------------
@@ -168,21 +162,17 @@ def read(run: Run, rounds: list[Round]) -> Stored:
 
 def read_traces(work: Round) -> Traces:
     """The traces of a round that may be trained on, as they are stored now."""
-    from pipeline.training import batches
-
     return batches.usable(read_round(work), max_staleness=work.number)
 
 
 def read_round(work: Round, further: tuple[str, ...] = ()) -> RoundTable:
     """The rows of a round as they are stored now, with the columns `further` that only some objectives read."""
-    from pipeline.training import batches
-
     hashes, version, left = Inventory(work).hashes(MEASURE), work.policy_version, left_out(work)
     tables = [
         without(training_rows(work.store, work.area, shard, hashes[shard], version, further), left.get(shard, []))
         for shard in sorted(work.shards)
     ]
-    return batches.RoundTable(work.number, version, joined(tables))
+    return RoundTable(work.number, version, joined(tables))
 
 
 # ---- gradients ---------------------------------------------------------------------------------------------------------
@@ -194,10 +184,6 @@ def gradient_cosines(stored: Stored, points: list[Point], sample: int) -> dict[s
     The student has the adapter of the policy that wrote the round. The run's seed chooses about `sample` traces in all, among
     those with an advantage. A round whose policy is no longer stored is left out.
     """
-    import torch
-
-    from pipeline.training.student import student
-
     run, places = stored.run, _gradient_rounds(stored)
     if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down
         torch.set_num_threads(run.train.threads)
@@ -231,8 +217,6 @@ def spaced(places: list[int]) -> list[int]:
 
 def load_policy(model: Any, work: Round) -> None:
     """Give a student the adapter of the policy that wrote a round. Raises StoreError when the policy is not published."""
-    from pipeline.training import checkpoint
-
     work.store.policy(work.policy_version)
     with work.store.local(area("policy", work.policy_version)) as folder:
         if folder is not None:  # policy 0 is the base: the fresh adapter
@@ -241,8 +225,6 @@ def load_policy(model: Any, work: Round) -> None:
 
 def _cosines(model: Any, stored: Stored, place: int, rows: np.ndarray, points: list[Point]) -> np.ndarray:
     """One cosine for each point, float64 [number of points], on some rows of one round."""
-    from pipeline.training import gradients
-
     run, work, chosen = stored.run, stored.rounds[place], select(stored.signals, place, rows)
     weights = token_weights(chosen, points)
     reference = token_weights(chosen, [point.ungated() for point in points])
@@ -264,7 +246,7 @@ def summarise(
     points = []
     for index, (point, values) in enumerate(figures.items()):
         cosine = [part["cosine"][index] for part in gradient.values()]
-        shown = plain({"cosine": cosine, "cosine_mean": _mean(cosine)}, DIGITS)
+        shown = plain({"cosine": cosine, "cosine_mean": mean_of(cosine)}, DIGITS)
         points.append({"settings": _settings(point), **plain(values, DIGITS), **shown})
     return {
         "run": stored.run.name,
@@ -280,66 +262,3 @@ def summarise(
         "gradient": plain(gradient, DIGITS),
         "seconds": {name: round(seconds, 3) for name, seconds in clock.items()},
     }
-
-
-class Deciles(Document):
-    """Figures by decile of the teacher's entropy."""
-
-    tokens: list[Count]
-    entropy: list[Figure]
-    delta: list[Figure]
-
-
-class SweptPoint(Document):
-    """Figures of one point of the grid, as the page and the tables show them."""
-
-    settings: dict[Text, bool | Figure | Text]
-    cosine: list[Figure]
-    cosine_mean: Figure = None
-    factors: list[Figure]
-    restored: list[Figure]
-    shares: list[Figure]
-    gates: list[Figure]
-    decile_gates: list[Figure]
-    decile_factors: list[Figure]
-    kept: Figure
-    effective_share: Figure
-    effective_tokens: Figure
-    correlation: Figure
-
-
-class Evidence(Document):
-    """evidence/sweep.json. `digest` is the hash of all the rest; earlier versions wrote none."""
-
-    digest: Digest | None = None
-    axes: dict[Text, list[bool | Figure | Text]]
-    points: list[SweptPoint]
-    deciles: Deciles
-    regimes: list[Text]
-    rounds: list[Number]
-    tokens: Count
-    traces: Count
-
-
-def write_evidence(store: Store, document: dict[str, Any]) -> None:
-    """Store the figures of a sweep, with their hash."""
-    store.write_json(EVIDENCE, document | {"digest": digest(json.loads(json.dumps(document)))})
-
-
-def read_evidence(store: Store) -> dict[str, Any] | None:
-    """The document evidence/sweep.json of a run, or None. A file of an earlier version gets the means that it lacks."""
-    data = store.read_bytes(EVIDENCE)
-    if data is None:
-        return None
-    found = parse(Evidence, data, store.locate(EVIDENCE), REMEDY)
-    if found.digest is not None and found.digest != digest({k: v for k, v in json.loads(data).items() if k != "digest"}):
-        raise StoreError("digest: is not that of the figures, which were changed", store.locate(EVIDENCE), REMEDY)
-    document = found.model_dump(exclude_unset=True)
-    points = [{"cosine_mean": plain(_mean(point["cosine"]), DIGITS)} | point for point in document["points"]]
-    return document | {"points": points}
-
-
-def _mean(cosines: list[float | None]) -> float:
-    """Mean of the cosines that are numbers. NaN when there is none."""
-    known = [value for value in cosines if value is not None and math.isfinite(value)]
-    return sum(known) / len(known) if known else math.nan

@@ -1,6 +1,7 @@
-"""Whether a teacher is better than the student that it will teach: both answer a few problems before the run pays for more.
+"""Whether a teacher answers, and whether it is better than the student that it will teach, before the run pays for more.
 
-The answers are graded like any trace and stored in `evidence/teachers.json`. They train nothing.
+A teacher on engines of its own, or at a server, first scores a few prompts. Then teacher and base answer a few problems. These
+answers are graded like any trace and stored in `evidence/teachers.json`. They train nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import pyarrow as pa
 from pydantic import JsonValue
 
 from pipeline.config import Run, Teacher
-from pipeline.contract import Engines, Failure, Generate, Policy, Sampling, Verdict
+from pipeline.contract import Engines, Failure, Generate, Policy, Sampling, Score, Verdict
+from pipeline.contract import Sequence as Asked
 from pipeline.digest import digest
+from pipeline.errors import EngineError
 from pipeline.grader.verifier import grader_of
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.problems.sources import ProblemSet, epoch_indices
@@ -21,12 +24,14 @@ from pipeline.rounds.round import Round
 from pipeline.rounds.seats import seats_of
 from pipeline.stages.prompts import prompts
 from pipeline.stages.rollout import WRITERS
-from pipeline.stages.teachers import PROBLEM, prompts_before
+from pipeline.stages.teachers import PROBLEM, prompts_before, refuse_degenerate
 from pipeline.store.directory import Store
 from pipeline.store.documents import Document
 
 FILE = "evidence/teachers.json"
 _LOOKED_AT = 8  # problems per sampled one, among which those of a teacher are looked for
+_PROBED = 8  # problems whose prompts a teacher scores first
+_PROBED_IDS = 65  # most ids of such a prompt
 
 
 class Sampled(Document):
@@ -34,6 +39,25 @@ class Sampled(Document):
 
     made_of: str
     teachers: dict[str, list[dict[str, JsonValue]]]
+
+
+def probe_teachers(run: Run, source: ProblemSet, engines: Mapping[str, Engines]) -> None:
+    """Have each teacher with engines or a server of its own score a few prompts of the source.
+
+    Raises EngineError for a teacher that scores none of them, or that gives the same number to every token. A pool that cannot
+    start raises its own error here too. Without this a broken teacher would be found after an evaluation and a whole rollout.
+    """
+    own = {name: engines[f"teachers.{name}"] for name in run.teachers if f"teachers.{name}" in engines}
+    indices = epoch_indices(len(source), run.seed, 0, min(len(source), _PROBED)).tolist()
+    made = prompts(source.rows(indices), run, tokenizer_of(run.model))["prompt_tokens"].to_pylist() if own else []
+    asked = [Asked(ids[:1], ids[1:_PROBED_IDS]) for ids in made if ids is not None and len(ids) > 1]
+    for name, pool in own.items():
+        answers = pool.score(asked, Policy(0)) if asked else []
+        failed = [answer.cause for answer in answers if isinstance(answer, Failure)]
+        if failed and len(failed) == len(answers):
+            what = f"it scores none of {len(failed)} prompts: {failed[0]}"
+            raise EngineError(what, f"teachers.{name}", "Check its model, its window (max_model_len), its server and its log")
+        refuse_degenerate(name, [answer for answer in answers if isinstance(answer, Score)], pool.facts())
 
 
 def sample_teachers(store: Store, run: Run, source: ProblemSet, engines: Mapping[str, Engines]) -> list[str]:

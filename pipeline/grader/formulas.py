@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
+
+from math_verify import parse
+from math_verify.grader import is_equation, take_last_relation, unwrap_fcs
+from math_verify.parser import LatexExtractionConfig
+from sympy import Eq, Expr, I, Intersection, MatAdd, MatMul, MatrixBase, Mul, Rational, Set, Symbol, Tuple, UnevaluatedExpr, Union
 
 from pipeline.answers.quantities import UNITS
 from pipeline.grader.numeric import equal_numbers, is_number, values
@@ -73,41 +77,26 @@ def _parse(text: str) -> Any:
         return joined
     if (part := _PERCENT.fullmatch(text)) and (form := _parse(part[1])) is not None:
         return _hundredths(form)
-    from math_verify import parse
-
     if "\\int" not in text:  # `dx` ends an integral
         text = _LAST_LETTERS.sub(lambda tail: "".join(letter if letter == "i" else f"{{{letter}}}" for letter in tail[1]), text)
     text = re.sub(r"(?<=\d)i(?![a-zA-Z])", " i", text)
-    forms = parse(f"${text}$", _latex_only(), "no_fallback", parsing_timeout=None)
+    forms = parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)
     return _usual(forms[0]) if forms and not isinstance(forms[0], str) else None
 
 
 def _hundredths(form: Any) -> Any:
     """A percentage in math-verify's form, which it reads of plain numbers only. None when the form is no expression."""
-    from sympy import Expr, Mul, Rational, UnevaluatedExpr
-
     return Mul(form, UnevaluatedExpr(Rational(1, 100)), evaluate=False) if isinstance(form, Expr) else None
 
 
 def _usual(form: Any) -> Any:
     """A form with the imaginary unit in place of the variable i, which math-verify reads, and with sums of matrices computed."""
-    from sympy import I, MatAdd, MatMul
-
     form = form.doit() if isinstance(form, (MatAdd, MatMul)) else form
     return form.xreplace({symbol: I for symbol in form.free_symbols if symbol.name == "i"})
 
 
-@lru_cache(maxsize=1)
-def _latex_only() -> list[Any]:
-    from math_verify.parser import LatexExtractionConfig
-
-    return [LatexExtractionConfig()]
-
-
 def _joined(text: str, parts: list[str]) -> Any:
     """The set of `x < 1 or x > 2` (union) or of `x > 1 and x < 2` (intersection). None when a part is no such relation."""
-    from sympy import Intersection, Union
-
     sets = [as_set(_parse(part)) for part in parts]
     if any(one is None for one in sets):
         return None
@@ -117,9 +106,6 @@ def _joined(text: str, parts: list[str]) -> Any:
 
 def as_set(relation: Any) -> Any:
     """The real numbers for which a relation in one variable holds. None when it has none or several."""
-    from math_verify.grader import unwrap_fcs
-    from sympy import Set
-
     if isinstance(relation, Set):
         return relation
     try:
@@ -130,7 +116,6 @@ def as_set(relation: Any) -> Any:
 
 def _is_false(form: Any) -> bool:
     """Whether a form is an equation that cannot hold: `7 = 5`, `x = 2 + 3 = 6`, or a number and a matrix."""
-    from sympy import Eq, Expr, MatrixBase, Set, Symbol, Tuple
 
     def differ(lhs: Any, rhs: Any) -> bool:
         """Whether two sides cannot be equal."""
@@ -144,8 +129,6 @@ def _is_false(form: Any) -> bool:
 
 def _near(one: Any, other: Any) -> bool:
     """Whether two sides of `\\approx` can both be meant: they differ by a hundredth at most, or a formula stands for a number."""
-    from sympy import Expr
-
     if not (isinstance(one, Expr) and isinstance(other, Expr)):
         return False
     if is_number(one) and is_number(other):
@@ -157,6 +140,4 @@ def _near(one: Any, other: Any) -> bool:
 
 def last(form: Any) -> Any:
     """What an equation ends with; another form as it is."""
-    from math_verify.grader import is_equation, take_last_relation
-
     return take_last_relation(form).rhs if is_equation(form) else form

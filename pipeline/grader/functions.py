@@ -93,6 +93,8 @@ def _answer(function: Callable[..., Any], job: Job, call: Call) -> tuple[str, An
     if call.known is not None:
         return FINE, ""
     result = function(**arguments)
+    if not job.code.place:
+        return VALUES, result
     if inspect.isawaitable(result):
         result = asyncio.run(_waited(result))
     return VALUES, _values(result, call.rows)

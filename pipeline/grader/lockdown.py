@@ -12,6 +12,7 @@ Three locks of the kernel are tried, and the report says which of them hold:
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import platform
@@ -278,8 +279,6 @@ def _become(program: dict[str, str], plan: dict[str, Any], locks: dict[str, bool
 
 
 def _above(fd: int) -> int:
-    import fcntl
-
     return fcntl.fcntl(fd, fcntl.F_DUPFD, 100)
 
 

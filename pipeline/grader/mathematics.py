@@ -1,4 +1,4 @@
-"""Whether two answers in LaTeX are the same by mathematics. It runs in a child process: a hostile answer may take for ever.
+"""Whether two answers in LaTeX are the same by mathematics. A hostile answer may take for ever, so `judging.py` asks in a child.
 
 Numbers and formulas are compared by their values. Sets, tuples, matrices and intervals are compared part by part. math-verify
 decides what is left, such as equations.
@@ -6,54 +6,29 @@ decides what is left, such as equations.
 
 from __future__ import annotations
 
-import logging
-import resource
-from multiprocessing.connection import Connection
 from typing import Any
 
-from pipeline.grader.children import allow, done, note
+from math_verify import verify
+from math_verify.grader import get_pct_val, is_assignment_relation, is_equation, is_relation, take_last_relation
+from sympy import (
+    Eq,
+    Expr,
+    FiniteSet,
+    Float,
+    Interval,
+    MatrixBase,
+    Poly,
+    PolynomialError,
+    Set,
+    Symbol,
+    Tuple,
+    Union,
+    numer,
+    together,
+)
+
 from pipeline.grader.formulas import as_set, last, read
 from pipeline.grader.numeric import check_size, equal_numbers, is_number, values
-
-CHILD_MEMORY_BYTES = 4 << 30  # an answer such as 9**9**9 must not take the memory of the machine
-GOLD_READ = "gold read"
-
-
-def serve(pipe: Connection) -> None:
-    """The loop of a child: pairs (answer, reference, set_relations, processor seconds) come in, verdicts go out.
-
-    A verdict is (word, detail): correct, wrong, unparsable, `unreadable` when the reference is not mathematics, or `failed`.
-    """
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    resource.setrlimit(resource.RLIMIT_AS, (CHILD_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    read("1")  # loads math-verify before the first deadline runs
-    while True:
-        try:
-            answer, reference, set_relations, processor_s = pipe.recv()
-        except (EOFError, OSError):
-            return
-        allow(processor_s)
-        try:
-            verdict = _judge(pipe, answer, reference, set_relations, processor_s)
-        except Exception as error:  # the reference alone failed
-            verdict = ("failed", f"{type(error).__name__}: {error}"[:300])
-        allow(0)
-        done(pipe, verdict)
-
-
-def _judge(pipe: Connection, answer: str, reference: str, set_relations: bool, processor_s: float) -> tuple[str, str]:
-    gold = read(reference)
-    if not gold:
-        return "unreadable", "the reference answer is not mathematics that can be read"
-    note(pipe, GOLD_READ)
-    allow(processor_s)
-    try:
-        given = read(answer)
-        if given is None:
-            return "unparsable", ""
-        return ("correct" if same(gold, given, set_relations) else "wrong"), ""
-    except Exception as error:  # sympy may raise anything on a hostile answer, and the reference alone is fine
-        return "wrong", f"{type(error).__name__}: {error}"[:300]
 
 
 def judge(answer: str, reference: str, set_relations: bool = True) -> str:
@@ -74,8 +49,6 @@ def same(gold: list[Any], given: list[Any], set_relations: bool = True) -> bool:
 
 def _same_percent(gold: Any, given: Any, set_relations: bool) -> bool:
     """50 % is the same as 50 and as 0.5, but 0.5 % is not the same as 50."""
-    from math_verify.grader import get_pct_val
-
     mine, yours = get_pct_val(gold), get_pct_val(last(given))
     if (mine is None) == (yours is None):
         return _same(gold if mine is None else mine, given if yours is None else yours, set_relations)
@@ -85,9 +58,6 @@ def _same_percent(gold: Any, given: Any, set_relations: bool) -> bool:
 
 
 def _same(gold: Any, given: Any, set_relations: bool) -> bool:
-    from math_verify.grader import is_equation, is_relation
-    from sympy import Eq, MatrixBase, Set, Symbol, Tuple
-
     gold, given = _answers(gold, given)
     if isinstance(gold, Set) != isinstance(given, Set) and set_relations:
         gold = as_set(gold) or gold if is_relation(gold) else gold
@@ -115,9 +85,6 @@ def _same(gold: Any, given: Any, set_relations: bool) -> bool:
 
 def _answers(gold: Any, given: Any) -> tuple[Any, Any]:
     """Both without the `x =` that only one of them has."""
-    from math_verify.grader import is_assignment_relation, is_equation, take_last_relation
-    from sympy import Eq, Symbol
-
     if is_equation(given) and not is_equation(gold):
         last = take_last_relation(given)
         turned = isinstance(given, Eq) and isinstance(last.rhs, Symbol) and is_number(last.lhs)
@@ -129,8 +96,6 @@ def _answers(gold: Any, given: Any) -> tuple[Any, Any]:
 
 def _same_parts(gold: Any, given: Any, set_relations: bool) -> bool:
     """Sets, tuples, intervals and matrices, part by part."""
-    from sympy import FiniteSet, Interval, MatrixBase, Tuple, Union
-
     if isinstance(gold, Interval) and isinstance(given, Interval):
         sides = gold.left_open == given.left_open and gold.right_open == given.right_open
         return sides and _same(gold.start, given.start, set_relations) and _same(gold.end, given.end, set_relations)
@@ -150,8 +115,6 @@ def _same_parts(gold: Any, given: Any, set_relations: bool) -> bool:
 
 def _parts(form: Any) -> tuple[Any, ...] | None:
     """The parts of a tuple, a list, a column, or of `(1,2)`, which reads as an interval. None when there are none."""
-    from sympy import FiniteSet, Interval, MatrixBase, Set, Tuple
-
     if isinstance(form, Interval):
         return (form.start, form.end) if form.left_open and form.right_open else None
     if isinstance(form, MatrixBase):
@@ -163,8 +126,6 @@ def _parts(form: Any) -> tuple[Any, ...] | None:
 
 def _by_name(parts: tuple[Any, ...]) -> tuple[Any, ...]:
     """`y = 4, x = 3` in the order of its variables. Other parts as they are."""
-    from sympy import Eq, Symbol
-
     named = all(isinstance(part, Eq) and isinstance(part.lhs, Symbol) for part in parts)
     return tuple(sorted(parts, key=lambda part: str(part.lhs))) if named else parts
 
@@ -196,8 +157,6 @@ def _same_equation(gold: Any, given: Any) -> bool:
 
 def _is_simple(*equations: Any) -> bool:
     """Whether math-verify solves the equations in a moment: polynomials or their quotients of low degree, sets, tuples."""
-    from sympy import Expr, Poly, PolynomialError, numer, together
-
     for equation in equations:
         if not (isinstance(equation.lhs, Expr) and isinstance(equation.rhs, Expr)):
             continue
@@ -216,8 +175,6 @@ def _equal_formulas(gold: Any, given: Any) -> bool | None:
     Formulas that differ where all variables are positive are different. Those that agree there and differ elsewhere, such as
     sqrt(ab) and sqrt(a) sqrt(b), are left to algebra.
     """
-    from sympy import Expr, Float
-
     if not (isinstance(gold, Expr) and isinstance(given, Expr)):
         return None
     exact = not (gold.has(Float) or given.has(Float))
@@ -235,7 +192,5 @@ def _equal_formulas(gold: Any, given: Any) -> bool | None:
 
 
 def _by_math_verify(gold: Any, given: Any, set_relations: bool) -> bool:
-    from math_verify import verify
-
     check_size(gold), check_size(given)
     return bool(verify([gold], [given], timeout_seconds=None, raise_on_error=True, allow_set_relation_comp=set_relations))

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from math_verify.grader import unwrap_fcs
+from sympy import Abs, Expr, Float, I, Integer, Integral, N, Pow, Product, Rational, Sum, binomial, factorial, sign
+
 _DIGITS = 40
 _TOLERANCE, _PLACES = 1.0001e-6, 6  # a decimal is right to six digits, or to six places as far as these are not all zeros
 _POINTS = (0.7310585, 1.9142135, 2.7390341, 0.2718281, 3.6055512)
@@ -20,15 +23,11 @@ class TooLarge(ArithmeticError):
 
 def is_number(form: Any) -> bool:
     """Whether a form is a number: an expression without variables."""
-    from sympy import Expr
-
     return isinstance(form, Expr) and bool(form.is_number) and not form.free_symbols
 
 
 def equal_numbers(gold: Any, given: Any, tolerance: float = _TOLERANCE) -> bool:
     """Whether two numbers are the same: exactly when both are exact, else to six digits or six places."""
-    from sympy import Float, N, Rational
-
     gold, given = _computed(gold), _computed(given)
     if isinstance(gold, Rational) and isinstance(given, Rational) and tolerance == _TOLERANCE:
         return bool(gold == given)
@@ -48,8 +47,6 @@ def equal_numbers(gold: Any, given: Any, tolerance: float = _TOLERANCE) -> bool:
 
 def _is_decimal(number: Any) -> bool:
     """Whether a number ends after some places when it is written as a decimal."""
-    from sympy import Float, Rational
-
     if isinstance(number, Rational):
         rest = int(number.q)
         for prime in (2, 5):
@@ -61,16 +58,12 @@ def _is_decimal(number: Any) -> bool:
 
 def _computed(number: Any) -> Any:
     """A number with its powers and sums computed. Raises TooLarge for one that has too many digits or terms."""
-    from sympy import Integral, N
-
     check_size(number)
     return N(number, 20) if number.has(Integral) else real_roots(number).doit()
 
 
 def real_roots(form: Any) -> Any:
     """A form whose odd roots of negative numbers are real, as at school: the cube root of -8 is -2."""
-    from sympy import Abs, I, Pow, sign
-
     roots = {
         power: sign(power.base) ** power.exp.p * Abs(power.base) ** power.exp
         for power in form.atoms(Pow)
@@ -81,8 +74,6 @@ def real_roots(form: Any) -> Any:
 
 def check_size(form: Any) -> float:
     """About how many digits the numbers of a form have. Raises TooLarge above _MOST_DIGITS, as for 9^{9^9} or (10^9)!."""
-    from sympy import Integer, Pow, Product, Sum, binomial, factorial
-
     if isinstance(form, (Sum, Product)):
         _check_terms(form)
     args = [check_size(arg) for arg in getattr(form, "args", ())]
@@ -107,16 +98,12 @@ def _check_terms(form: Any) -> None:
 
 def _open_sums(form: Any) -> Any:
     """A form with its sums and products up to a variable in closed form, since these have values between whole numbers too."""
-    from sympy import Product, Sum
-
     opened = {part: part.doit() for part in form.atoms(Sum, Product) if part.free_symbols}
     return form.xreplace(opened) if opened else form
 
 
 def values(gold: Any, given: Any, sign: int = 1) -> list[tuple[complex, complex]]:
     """The values of two formulas at the points where both are finite. `sign` -1 makes every second variable negative."""
-    from math_verify.grader import unwrap_fcs
-
     gold, given = unwrap_fcs(gold), unwrap_fcs(given)
     check_size(gold), check_size(given)
     gold, given = _open_sums(real_roots(gold)), _open_sums(real_roots(given))

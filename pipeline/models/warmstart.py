@@ -65,6 +65,7 @@ class Kind:
     """A model to make: its sizes, and the habits of the traces that it learns from, without and with the reference.
 
     world: the world of its problems, whose habits are then the world's. None: the tiny arithmetic task.
+    pieces: parts of a batch, by length, that are computed one after the other; more of them have less padding.
     """
 
     hidden: int
@@ -74,6 +75,7 @@ class Kind:
     unaided: tiny.Habits
     aided: tiny.Habits
     world: worlds.World | None = None
+    pieces: int = 1
 
     @property
     def answer_pattern(self) -> str:
@@ -92,7 +94,7 @@ class Kind:
 
 
 STUDENT = Kind(128, 384, 4, 2, tiny.UNAIDED, tiny.AIDED)
-TEACHER = Kind(256, 768, 8, 4, tiny.CAREFUL, tiny.CAREFUL)
+TEACHER = Kind(256, 768, 8, 4, tiny.CAREFUL, tiny.CAREFUL, pieces=4)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -161,6 +163,24 @@ def training_batch(
     return pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id), pad(labels, batch_first=True, padding_value=-100)
 
 
+def gradients(model: Qwen3ForCausalLM, ids: Tensor, labels: Tensor, pieces: int) -> float:
+    """Add the gradients of the mean loss over all labelled tokens, in `pieces` parts by length. Returns the loss in nats.
+
+    ids, labels int64 [B, P + T], padded on the right. The parts give the gradients of the whole batch, up to rounding.
+    """
+    if pieces == 1:
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        return loss.item()
+    lengths, total, whole = (labels != -100).long().cumsum(1).argmax(1) + 1, int((labels != -100).sum()), 0.0
+    for rows in lengths.argsort().chunk(pieces):
+        part = labels[rows, : int(lengths[rows].max())]
+        loss = model(input_ids=ids[rows, : part.shape[1]], labels=part).loss * ((part != -100).sum() / total)
+        loss.backward()
+        whole += loss.item()
+    return whole
+
+
 def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = None, kind: Kind = STUDENT) -> list[float]:
     """Train in place for `steps` optimiser steps, or for the first `stop` of them. Returns the loss of each step in nats.
 
@@ -173,13 +193,11 @@ def train(model: Qwen3ForCausalLM, steps: int, seed: int, stop: int | None = Non
     model.train()
     for _ in track(range(stop or steps), description="warm start"):
         ids, labels = training_batch(tokenizer, rng, BATCH, kind)
-        loss = model(input_ids=ids, labels=labels).loss
-        loss.backward()
+        losses.append(gradients(model, ids, labels, kind.pieces))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
     return losses
 
 

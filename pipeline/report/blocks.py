@@ -46,16 +46,3 @@ def pack(head: dict[str, Any], sections: Iterable[tuple[str, str, np.ndarray]]) 
     begin = text.encode("utf-8", "replace")
     whole = len(begin).to_bytes(4, "little") + begin + b"".join(parts)
     return base64.b64encode(gzip.compress(whole, 6, mtime=0)).decode()
-
-
-def unpack(block: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The head and the sections of a block, as the page opens it."""
-    whole = gzip.decompress(base64.b64decode(block))
-    start = 4 + int.from_bytes(whole[:4], "little")
-    head, found = json.loads(whole[4:start]), {}
-    for name, kind, size in head.pop("sections"):
-        width = np.dtype(f"<{kind}").itemsize
-        planes = np.frombuffer(whole, np.uint8, size * width, start).reshape(width, size)
-        found[name] = np.ascontiguousarray(planes.T).view(f"<{kind}").ravel()
-        start += size * width
-    return head, found

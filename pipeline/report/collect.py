@@ -8,10 +8,8 @@ from typing import Any
 from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.errors import UserError, command
-from pipeline.evidence.audit import read_audits
 from pipeline.evidence.comparison import COMPARE, Compared
-from pipeline.evidence.plain import plain
-from pipeline.evidence.sweep import read_evidence
+from pipeline.evidence.documents import plain, read_audits, read_evidence
 from pipeline.models.tokenizers.vocabulary import token_reader
 from pipeline.overrides import differences
 from pipeline.problems.sources import named

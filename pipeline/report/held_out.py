@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.config import Run
 from pipeline.errors import StoreError
+from pipeline.evidence.documents import plain
 from pipeline.evidence.evaluation import (
     MEANS,
     Samples,
@@ -20,7 +21,6 @@ from pipeline.evidence.evaluation import (
     per_problem,
     same_problems,
 )
-from pipeline.evidence.plain import plain
 from pipeline.problems.sources import named
 from pipeline.report.blocks import pack
 from pipeline.report.room import LINE, room

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.notices import NOTICE_S, tell
 
@@ -125,8 +127,6 @@ class Watch:
 
 def _everywhere(title: str) -> dict[Place, float]:
     """What `here` sees on every machine of the cluster that runs data tasks."""
-    import ray
-
     session = ray.get_runtime_context().get_session_name()
     found = here(title, session)
     task = ray.remote(num_cpus=0, max_retries=0)(here)
@@ -139,8 +139,6 @@ def _everywhere(title: str) -> dict[Place, float]:
 
 def _end_there(place: Place, title: str) -> None:
     """End a process on the machine that `place` names."""
-    import ray
-
     session = ray.get_runtime_context().get_session_name()
     end_here(place, title, session)
     task = ray.remote(num_cpus=0, max_retries=0)(end_here)
@@ -151,8 +149,6 @@ def _end_there(place: Place, title: str) -> None:
 
 def _others() -> Iterable[dict[str, Any]]:
     """The living nodes on other machines, but for those of engines and ranks, which run no data task."""
-    import ray
-
     own = socket.gethostname()
     for node in ray.nodes():
         runs_tasks = node.get("Labels", {}).get("egrsd-role") not in {"rollout", "train"}
@@ -162,6 +158,4 @@ def _others() -> Iterable[dict[str, Any]]:
 
 def on(node_id: str, task: Any) -> Any:
     """A Ray task that runs on one node."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))

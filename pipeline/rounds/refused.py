@@ -28,7 +28,7 @@ REMEDIES = {
     Reject.EXTRA_TOO_LARGE: "Raise source.carry_bytes, or leave the column out of source.carry",
     Reject.RESPONSE_TOO_LONG: "Raise rollout.max_new_tokens, or leave such traces out",
     Reject.UNKNOWN_TOKENS: "Use a model whose tokenizer knows the texts, or leave such traces out",
-    Reject.PROMPT_TOO_LONG: "Raise model.max_model_len, or lower max_new_tokens",
+    Reject.PROMPT_TOO_LONG: "Raise the window (max_model_len), or lower max_new_tokens",
     Reject.ENGINE_ERROR: "The log names what the engine could not do. After that is mended: `egrsd stage rollout --force`",
     Reject.EMPTY_RESPONSE: "Check chat template and prompts: the model ends at once. Imported: source.response has empty cells",
     Reject.NON_FINITE: "The model gives no finite numbers: try model.dtype float32, or check its weights",
@@ -61,13 +61,15 @@ def refuse_few_imports(source: ProblemSet, run: Run) -> str | None:
 def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose: str) -> None:
     """Raise UserError when all problems `indices` of a source are rejected before an engine is asked. `whose` names them.
 
+    Where the source brings traces (`source.response`), these must be usable too: one of them ends the search.
+
     It ends at the first problems of which one can be asked, so it takes long only where it ends with the error.
     """
-    reasons, details, tokenizer = Counter[str](), dict[str, str](), tokenizer_of(run.model)
+    reasons, details, tokenizer, brings = Counter[str](), dict[str, str](), tokenizer_of(run.model), "import" in run.writers
     with late("prompts", f"prompts of {source.source.uri} have been made for {NOTICE_S:g} s so far: none fits yet."):
         for start in range(0, len(indices), _AT_ONCE):
             asked = prompts(source.rows(indices[start : start + _AT_ONCE]), run, tokenizer)
-            if run.only_imports:
+            if brings:
                 asked = imported(asked, run, Place(""))
             for reason, detail in zip(asked["reject_reason"].to_pylist(), asked["reject_detail"].to_pylist(), strict=True):
                 if reason is None:
@@ -76,7 +78,7 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
                 details.setdefault(reason, detail)
     if reasons:
         reason, count = reasons.most_common(1)[0]
-        things = "traces" if run.only_imports else "prompts"
+        things = "imported traces" if brings else "prompts"
         what = f"all {reasons.total()} {things} of {whose} are rejected, {count} as {reason}: {details[reason]}"
         raise UserError(what, source.source.uri, REMEDIES[Reject(reason)])
 

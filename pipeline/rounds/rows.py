@@ -108,19 +108,13 @@ def _wanted(columns: Collection[str]) -> dict[str, list[str]]:
     return {stage: [*(n for n in of if of[n] == stage), *rest.get(stage, ()), *_REASONS] for stage in sorted(stages)}
 
 
-def round_table(store: Store, number: int, further: tuple[str, ...] = ()) -> pa.Table | None:
-    """Training rows of a committed round, one per trace in shard order. None while the round is not committed.
+def shard_tables(store: Store, number: int, ready: Ready, further: tuple[str, ...] = ()) -> Iterator[pa.Table]:
+    """Training rows of a committed round, one per trace, shard by shard. `ready` says which shards were committed.
 
     The columns are those of rollout, grade and score that training reads, prompt_tokens, and the row's first reject_reason.
     `further` names columns that only some objectives read; one that a shard does not have is left out.
     Raises StoreError when a shard is no longer the one that was committed.
     """
-    ready = store.ready(number)
-    return None if ready is None else joined(list(shard_tables(store, number, ready, further)))
-
-
-def shard_tables(store: Store, number: int, ready: Ready, further: tuple[str, ...] = ()) -> Iterator[pa.Table]:
-    """The rows of `round_table` shard by shard, in order. `ready` says which shards were committed."""
     where = area("rounds", number)
     if not ready.shards:
         raise StoreError("shards: names none", store.locate(f"{where}/ready.json"), RESTORE)
@@ -150,7 +144,7 @@ def joined(tables: list[pa.Table]) -> pa.Table:
 def training_rows(
     store: Store, where: str, shard: str, hashes: dict[str, str], policy: int, further: tuple[str, ...] = ()
 ) -> pa.Table:
-    """Training rows of one shard, as in `round_table`. `hashes` has the sha256 of each stage's shard.
+    """Training rows of one shard, as in `shard_tables`. `hashes` has the sha256 of each stage's shard.
 
     `policy` is the version that had to answer. Raises StoreError when a stage has other bytes by now.
     """

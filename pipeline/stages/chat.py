@@ -93,20 +93,12 @@ def student_prompt(
     return _chat_ids(tokenizer, fill(template, problem), system, thinking)
 
 
-def teacher_prompt(
-    tokenizer: Any, problem: str, solution: str, template: str, system: str | Sequence[Turn] | None = None, thinking: bool = True
-) -> list[int]:
-    """Prompt ids [Q] of the teacher, who sees the problem and its reference solution (2605.13255, section 3: p_T(. | x, s*)).
-
-    Raises SettingError for a template that lacks {problem} or {solution}, ModelError for an unusable chat template.
-    """
-    return context_prompt(tokenizer, {"problem": problem, "solution": solution}, template, system, thinking)
-
-
 def context_prompt(
     tokenizer: Any, values: Mapping[str, str], template: str, system: str | Sequence[Turn] | None = None, thinking: bool = True
 ) -> list[int]:
-    """Prompt ids [Q] of a teacher, who sees the problem and something beside it. `values` holds a text for each field.
+    """Prompt ids [Q] of a teacher, who sees the problem and something beside it (2605.13255, section 3: p_T(. | x, s*)).
+
+    values: a text for each field of the template.
 
     Raises SettingError for a template that lacks {problem}, or that has no other field. Raises ModelError for an unusable chat
     template.

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.config import Run
 from pipeline.contract import COLUMNS, REWARD_PREFIX, ShardInputs, ShardResult, Stage
 from pipeline.grader.code import Code, check_codes
+from pipeline.grader.python_tests import Judged
 from pipeline.grader.rewards import Failed, Traces, Value, check_functions, values_of
 from pipeline.grader.verifier import CORRECT, TRUNCATED, UNPARSABLE, WRONG, Graded, grader_of
 from pipeline.problems.sources import Problem, ProblemSet
@@ -41,6 +42,7 @@ def judge(prompts: pa.Table, rollout: pa.Table, run: Run, codes: dict[str, Code]
         if reward.name == run.grade.verdict_reward:
             _decide(draft, live, found, rollout.take(live)["finish_reason"].to_pylist())
     columns = [f"{REWARD_PREFIX}{reward.name}" for reward in run.grade.rewards]
+    columns += ["judged_said"] if run.grade.tests_decide else []
     return ShardResult(draft.table(columns), {"gave_up": gave_up} if gave_up else {})
 
 
@@ -69,8 +71,10 @@ def _decide(draft: Draft, rows: list[int], values: list[Value], finished: list[s
         elif value is None:
             graded = UNPARSABLE
         else:
-            graded = CORRECT if not isinstance(value, Failed) and value >= 1 else WRONG
+            graded = CORRECT if not isinstance(value, Failed) and _number(value) >= 1 else WRONG
         _store(draft, row, graded)
+        if isinstance(value, Judged):
+            draft.values[row]["judged_said"] = clean(value.said)
 
 
 def _take(draft: Draft, row: int, column: str, value: Value) -> None:
@@ -78,7 +82,11 @@ def _take(draft: Draft, row: int, column: str, value: Value) -> None:
     if isinstance(value, Failed):
         draft.reject(row, value.reason, value.detail)
     else:
-        draft.values[row][column] = value
+        draft.values[row][column] = None if value is None else _number(value)
+
+
+def _number(value: float | Judged) -> float:
+    return value.value if isinstance(value, Judged) else value
 
 
 def _traces(prompts: pa.Table, rollout: pa.Table, live: list[int], verdicts: list[Any]) -> Traces:

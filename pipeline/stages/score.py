@@ -207,7 +207,10 @@ def _more_reads(run: Run) -> tuple[str, ...]:
     """The columns that the prompts of named teachers are made from."""
     if not run.teachers:
         return ()
-    return (*PROBLEM, *(() if all(teacher.before_grading for teacher in run.teachers.values()) else GRADED))
+    if all(teacher.before_grading for teacher in run.teachers.values()):
+        return PROBLEM
+    said = run.grade.tests_decide and any(teacher.prompt == "feedback" for teacher in run.teachers.values())
+    return (*PROBLEM, *GRADED, *(("judged_said",) if said else ()))
 
 
 STAGE = Stage(

@@ -28,6 +28,11 @@ COLUMNS = ("teacher_name", "teacher_context", "teacher_context_tokens", "teacher
 PROBLEM = ("problem", "solution", "answer", "messages", "problem_teacher")  # columns that a teacher's prompt is made from
 GRADED = ("response_text", "verdict", "extracted_answer")  # and those for sibling and feedback
 _FEW = 8  # tokens of a shard that tell nothing about a teacher
+_FOUND = {  # where a reward decided, which reads no answer
+    Verdict.CORRECT: "It was found correct.",
+    Verdict.WRONG: "It was found wrong.",
+    Verdict.UNPARSABLE: "It was not judged: the reward that decides gave no value.",
+}
 _SAID = {
     Verdict.CORRECT: "The verifier read the answer {read} and found it correct.",
     Verdict.WRONG: "The verifier read the answer {read}, which is wrong.",
@@ -132,7 +137,7 @@ def contexts(tables: Mapping[str, pa.Table], run: Run, rows: Sequence[int]) -> d
     """(teacher, what it sees) of the traces `rows` of a shard. The second is None for one without context and fallback."""
     rollout = tables["rollout"]
     problems, places = list(_rows(tables["prompts"], PROBLEM)), rollout["prompt_index"].to_pylist()
-    graded = _graded(tables)
+    graded = _graded(tables, run.grade.verdict_reward is not None)
 
     @cache
     def of_problem(place: int, kind: str) -> list[int]:
@@ -158,8 +163,11 @@ def contexts(tables: Mapping[str, pa.Table], run: Run, rows: Sequence[int]) -> d
 
 
 def feedback(graded: Mapping[str, Any]) -> str:
-    """What the verifier said of a trace, as a sentence for a teacher."""
-    return _SAID[Verdict(graded["verdict"])].replace("{read}", str(graded["extracted_answer"] or "(none)"))
+    """What the verifier, or the tests of the problem, said of a trace, in words for a teacher."""
+    verdict = Verdict(graded["verdict"])
+    if graded["extracted_answer"] is None and verdict in _FOUND and graded.get("by_reward"):
+        return f"{_FOUND[verdict]} {graded.get('judged_said') or ''}".rstrip()
+    return _SAID[verdict].replace("{read}", str(graded["extracted_answer"] or "(none)"))
 
 
 def choose_sibling(seed: int, key: str, others: Sequence[str]) -> str | None:
@@ -195,14 +203,21 @@ def _sibling(
     return Context("sibling", problem_prompt(run, teacher, problem, solution=by_key[chosen]["response_text"]), chosen)
 
 
-def _graded(tables: Mapping[str, pa.Table]) -> dict[int, dict[str, Any]]:
-    """Key, text and verdict of the traces that were graded, by row. Empty when no teacher needs verdicts."""
+def _graded(tables: Mapping[str, pa.Table], by_reward: bool) -> dict[int, dict[str, Any]]:
+    """Key, text and verdict of the traces that were graded, by row, and what tests said. Empty when no teacher needs verdicts.
+
+    by_reward: whether a reward decided the verdicts.
+    """
     if "grade" not in tables:
         return {}
     grades = _rows(tables["grade"], ("trace_id", "reject_reason", "verdict", "extracted_answer"))
     texts = tables["rollout"]["response_text"].to_pylist()
-    pairs = enumerate(zip(grades, texts, strict=True))
-    return {row: grade | {"response_text": text} for row, (grade, text) in pairs if grade["reject_reason"] is None}
+    told = _rows(tables["reward"], ("trace_id", "judged_said")) if "reward" in tables else [{} for _ in texts]
+    parts = enumerate(zip(grades, texts, told, strict=True))
+    more = {"by_reward": by_reward}
+    return {
+        row: grade | said | more | {"response_text": text} for row, (grade, text, said) in parts if grade["reject_reason"] is None
+    }
 
 
 def _rows(table: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:

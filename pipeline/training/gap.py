@@ -23,8 +23,8 @@ from pipeline.errors import TrainingError
 # that agrees, and far below every fault that was found.
 TOLERANCES = {"float32": (1e-4, 1e-2), "bfloat16": (0.05, 2.5), "float16": (0.05, 2.5)}
 _BASE = (
-    "Likely: model.max_model_len reaches past the window for which positions were scaled, a weight that one side does not load, "
-    "or another copy of the model on a node"
+    "Likely: model.max_model_len reaches past the window for which positions were scaled. "
+    "Or one side does not load a weight, or a node has another copy of the model"
 )
 _ADAPTER = (
     "Likely: the engine does not apply the adapter to a layer as peft does, since policy 0 agreed. "

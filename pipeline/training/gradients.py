@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.method.objective import coefficients
 from pipeline.training.batches import Traces, micro_batch, pack
+from pipeline.training.student.head import Terms
 from pipeline.training.student.student import Student
 
 
@@ -64,5 +65,5 @@ def cosines(
 def _slopes(student: Student, hidden: Tensor, targets: Tensor) -> Tensor:
     """d log p_n / d h_n, [N, H]."""
     leaf = hidden.detach().requires_grad_()
-    total, _ = student.head(leaf, targets, torch.ones(len(targets), device=hidden.device))
+    total, _ = student.head(leaf, Terms(targets, torch.ones(len(targets), device=hidden.device)))
     return torch.autograd.grad(total, leaf)[0]

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import psutil
+import ray
+from ray._private.state import actors
 
 from pipeline.notices import NOTICE_S, tell
 from pipeline.rounds.frozen import ANSWER_S, LOOK_S, Frozen, Place, on, used
@@ -77,8 +79,6 @@ def here(classes: dict[int, str]) -> Seen:
 
 def everywhere() -> Seen:
     """What Ray Train's actors of this driver have used: leaders on this machine, and ranks on every machine."""
-    import ray
-
     own, classes = ray.get_runtime_context().get_node_id(), defaultdict[str, dict[int, str]](dict)
     for actor in _alive():
         node, name = actor["Address"]["NodeID"], actor["ActorClassName"]
@@ -98,8 +98,6 @@ def _end(place: Place) -> None:
     if place[0] == socket.gethostname():
         end_here(place)
         return
-    import ray
-
     task = ray.remote(num_cpus=0, max_retries=0)(end_here)
     for node in ray.nodes():
         if node["Alive"] and node["NodeManagerHostname"] == place[0]:
@@ -122,8 +120,6 @@ def end_left() -> None:
 
 def leaders() -> dict[psutil.Process, str]:
     """The processes of Ray Train's leaders of this driver on its node, with the class of each."""
-    import ray
-
     own = ray.get_runtime_context().get_node_id()
     mine = (actor for actor in _alive() if actor["Address"]["NodeID"] == own)
     return {psutil.Process(actor["Pid"]): actor["ActorClassName"] for actor in mine if actor["ActorClassName"] in CLASSES}
@@ -131,8 +127,5 @@ def leaders() -> dict[psutil.Process, str]:
 
 def _alive() -> Iterable[dict[str, Any]]:
     """The living actors of this driver, as Ray's state API has them."""
-    import ray
-    from ray._private.state import actors
-
     job = ray.get_runtime_context().get_job_id()
     return actors(job_id=ray.JobID.from_hex(job), actor_state_name="ALIVE").values()  # type: ignore[no-any-return]

@@ -29,7 +29,7 @@ from pipeline.training.batches import MicroBatch, RoundTable, Traces
 from pipeline.training.packing import layout
 from pipeline.training.stored import StoredRound, stored
 from pipeline.training.student import student
-from pipeline.training.student.head import Divergence
+from pipeline.training.student.head import Divergence, Terms
 
 # Each rank adds these up over its share of the minibatch. The sums of all ranks together make the metrics of the step.
 SUMS = ("loss", "traces", "advantage", "positive", "weight", "weighted", "delta", "gap", "divergence")
@@ -154,8 +154,8 @@ class Trainer:
         """
         micro = share[0].to(self.device)
         with gap.as_answered(self.module, self.parameters(), data.answered):
-            zeros = torch.zeros(len(micro.targets), device=self.device)
-            _, logprobs = self.module(micro.tokens, micro.sources, micro.targets, zeros, layout=micro.layout)
+            terms = Terms(micro.targets, torch.zeros(len(micro.targets), device=self.device))
+            _, logprobs = self.module(micro.tokens, micro.sources, terms, layout=micro.layout)
         gaps, worst = _gaps(micro, logprobs)
         sums = reduce_(torch.stack([gaps.double().sum(), gaps.new_tensor(len(gaps)).double()]), dist.ReduceOp.SUM)
         return self._compared(float(sums[0]), int(sums[1]), worst, data.policy_version, where)
@@ -208,7 +208,7 @@ class Trainer:
         for index, micro in enumerate(share):
             weights, terms = self._terms(micro, whole)
             with student.accumulate(self.module, last=index == len(share) - 1):
-                loss, logprobs, *values = self.module(micro.tokens, micro.sources, micro.targets, *terms, layout=micro.layout)
+                loss, logprobs, *values = self.module(micro.tokens, micro.sources, terms, layout=micro.layout)
                 (loss * self.ranks).backward()  # both strategies average over ranks; the mean is already global
             gaps, found = _gaps(micro, logprobs)
             sums += _sums(micro, weights, gaps, (loss.detach(), *(value.sum() for value in values)), self._scales_advantage())
@@ -216,8 +216,8 @@ class Trainer:
             broken += _broken(micro, logprobs)
         return sums, worst, broken
 
-    def _terms(self, micro: MicroBatch, whole: Whole) -> tuple[Tensor, tuple[object, ...]]:
-        """Token weights [B, T] of a micro-batch, and what the student's forward pass takes after the targets."""
+    def _terms(self, micro: MicroBatch, whole: Whole) -> tuple[Tensor, Terms]:
+        """Token weights [B, T] of a micro-batch, and the terms of its loss."""
         run, mask = self.run, micro.mask
         signals, constants = self._signals(micro, whole), run.objective
         weights = objective.token_weights(signals, constants)
@@ -227,7 +227,7 @@ class Trainer:
         divergence = self._divergence(micro, objective.divergence_weights(signals, constants), denominators)
         if not constants.reads_logprobs:
             coefficients = objective.coefficients(weights[mask], denominators)
-            return weights, (coefficients,) if divergence is None else (coefficients, divergence)
+            return weights, Terms(micro.targets, coefficients, divergence)
         optional = {name: values[mask] for name, values in micro.extra.items() if name not in TOPK}
         stored = objective.Ratios(
             weights[mask],
@@ -237,7 +237,7 @@ class Trainer:
             optional.get("base_logprobs"),
         )
         surrogate = partial(objective.surrogate, stored=stored, constants=constants)
-        return weights, (torch.ones_like(stored.weights) / denominators, divergence, surrogate)
+        return weights, Terms(micro.targets, torch.ones_like(stored.weights) / denominators, divergence, surrogate)
 
     def _divergence(self, micro: MicroBatch, weights: Tensor | None, denominators: float | Tensor) -> Divergence | None:
         """The divergence from the teacher's most likely tokens, for an objective that learns from them."""

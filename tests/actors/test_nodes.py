@@ -105,6 +105,7 @@ def test_a_node_that_starts_no_engine_in_time_is_a_warning(ray_local, monkeypatc
     assert (line.level, line.text) == ("warning", "not checked: no engine was up within start_timeout_s 0.5")
 
 
+@pytest.mark.chaos
 @pytest.mark.engine
 def test_the_check_of_entropies_starts_a_real_engine_on_its_node(ray_local):
     [node] = [node["NodeManagerAddress"] for node in ray_local.nodes() if node["Alive"]]

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 from chaos_ground import Ground, title
+from committed import round_table
 from waiting import until
 
 from pipeline.rounds.round import open_rounds
-from pipeline.rounds.rows import round_table
 from pipeline.stages import PLAN
 from pipeline.store.directory import Store, area
 

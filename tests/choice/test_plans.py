@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from committed import round_table
 from filled_runs import Killed, bytes_of, measured, planner_of, run_at
 from in_process import brought, planned
 
@@ -16,7 +17,7 @@ from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.metrics import summarise_round, warning
 from pipeline.rounds.plan import Filling, Further, Plan, read_plan, write_plan
 from pipeline.rounds.round import open_round
-from pipeline.rounds.rows import left_out, round_table, signals
+from pipeline.rounds.rows import left_out, signals
 from pipeline.stages import LABELS
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import audit as job
 from pipeline.errors import SettingError, UserError
-from pipeline.evidence import audit
+from pipeline.evidence import audit, documents
 from pipeline.store.directory import Store
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
@@ -34,11 +34,11 @@ def test_a_round_of_few_problems_is_refused(stored):
 def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, monkeypatch):
     monkeypatch.setattr(audit, "LEAST_BLOCKS", 4)
     job.audit_run(stored.uri, 0, (NAMES, [], (6, 0, "adapter")), True)
-    document = stored.read_json(audit.path_of(0, "json"))
+    document = stored.read_json(documents.path_of(0, "json"))
     assert [point["name"] for point in document["points"]] == ["reinforce", *NAMES.split(",")]
     assert document["points"][0]["cosine"] is None  # four problems do not tell a direction, and nothing is made up
     assert document["points"][2]["difference"].keys() == {"cosine", "minibatch", "share", "batch_share", "batch_cosine"}
-    table = pq.read_table(Path(stored.uri) / audit.path_of(0, "parquet"))
+    table = pq.read_table(Path(stored.uri) / documents.path_of(0, "parquet"))
     assert table.num_rows == document["traces"]
     lengths = table["alignment"].combine_chunks().value_lengths().to_numpy()
     assert lengths.sum() == document["tokens"]
@@ -51,7 +51,7 @@ def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, mo
     for aligned, advantage, half in rows:
         sums[half] += advantage * sum(aligned)
     assert sums[0] * sums[1] > 0
-    [shown] = audit.read_audits(stored, [0, 1])
+    [shown] = documents.read_audits(stored, [0, 1])
     assert (shown["round"], len(shown["points"])) == (0, 5)
     assert "No training run has shown yet" in capfd.readouterr().out
 

@@ -1,18 +1,20 @@
 """The small graded sample that says whether a teacher is better than its student, and gates that refuse wide bounds."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
-from in_process import brought, planned
+from in_process import Refusing, brought, planned
 
 from actors.fakes import FakeEngine
-from pipeline.contract import Generation, Score
-from pipeline.errors import UserError
-from pipeline.evidence.teachers import FILE, sample_teachers, sentence
+from pipeline.contract import Failure, Generation, Score
+from pipeline.errors import EngineError, UserError
+from pipeline.evidence.teachers import FILE, probe_teachers, sample_teachers, sentence
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
+from pipeline.recipes import demo
 from pipeline.rounds.refused import refuse_wide_bounds
 from pipeline.rounds.round import with_engines
 
@@ -45,6 +47,37 @@ def test_a_teacher_is_compared_with_the_base_once_and_the_answers_are_stored(tmp
     assert sample_teachers(work.store, run, source, {}) == said  # no engine is asked again
     alike = sample_teachers(work.store, resolve(run, ["seed=1"]), source, pools | {"teachers.big": fakes[0]})
     assert alike[0].startswith("warning: teacher big: solves 0 of 4 sampled problems, the base 0: it is no better")
+
+
+class Flat(FakeEngine):
+    """An engine that gives every token the same log-prob."""
+
+    def score(self, sequences, policy):
+        return [Score(s.tokens, np.full_like(s.logprobs, -2.5), s.entropy, 0.0) for s in super().score(sequences, policy)]
+
+
+class Deaf(FakeEngine):
+    """An engine that can score nothing."""
+
+    def score(self, sequences, policy):
+        return [Failure("no room") for _ in sequences]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Flat, r"teachers\.big: its log-prob is constant: -2\.5 nat on each of \d+ tokens"),
+        (Deaf, r"teachers\.big: it scores none of 8 prompts: no room\. Check its model"),
+        (FakeEngine, None),
+    ],
+)
+def test_a_teacher_scores_a_few_prompts_before_anything_is_asked_of_it(kind, said):
+    run = resolve(demo(), ["teachers.big.prompt=sibling", "teachers.big.dtype=bfloat16"])
+    student, own = (engine(run.model, run.engines.rollout, run.score) for engine in (Refusing, kind))
+    with contextlib.nullcontext() if said is None else pytest.raises(EngineError, match=said):
+        probe_teachers(run, open_source(run.source), {"rollout": student, "score": student, "teachers.big": own})
+    alone = resolve(demo(), ["teachers.big.prompt=plain"])  # on the student's engines, which need no probe
+    probe_teachers(alone, open_source(alone.source), {"rollout": student, "score": student})
 
 
 class Wide(FakeEngine):

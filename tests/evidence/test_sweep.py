@@ -9,7 +9,7 @@ import pytest
 
 from jobs import sweep as job
 from pipeline.contract import Regime
-from pipeline.evidence import sweep
+from pipeline.evidence import documents, sweep
 from pipeline.method import relabel
 from pipeline.method.relabel import Relabel
 from pipeline.rounds.round import open_round
@@ -20,7 +20,7 @@ from pipeline.store.directory import Store
 def swept(store, *sets, rounds=None, sample=0):
     """The evidence of a sweep."""
     job.sweep_run(store.uri, list(sets), rounds, sample, True)
-    return store.read_json(sweep.EVIDENCE)
+    return store.read_json(documents.EVIDENCE)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +95,10 @@ def test_rounds_can_be_chosen_and_one_that_is_not_there_is_told(stored):
 
 def test_evidence_of_earlier_code_gets_the_mean_cosine_that_it_lacks(tmp_path):
     store = Store(str(tmp_path))
-    assert sweep.read_evidence(store) is None
+    assert documents.read_evidence(store) is None
     lists = {name: [0.5] for name in ("factors", "restored", "shares", "gates", "decile_gates", "decile_factors")}
     figures = {"settings": {}, "kept": 1, "correlation": None, "effective_share": 0.5, "effective_tokens": 9.0, **lists}
     points = [figures | {"cosine": [0.5, None, 1.0]}, figures | {"cosine": []}, figures | {"cosine": [0.5], "cosine_mean": 0.25}]
     document = {"points": points, "axes": {}, "regimes": [], "rounds": [0], "tokens": 9, "traces": 2}
-    store.write_json(sweep.EVIDENCE, document | {"deciles": {"tokens": [1], "entropy": [0.1], "delta": [None]}})
-    assert [point["cosine_mean"] for point in sweep.read_evidence(store)["points"]] == [0.75, None, 0.25]
+    store.write_json(documents.EVIDENCE, document | {"deciles": {"tokens": [1], "entropy": [0.1], "delta": [None]}})
+    assert [point["cosine_mean"] for point in documents.read_evidence(store)["points"]] == [0.75, None, 0.25]

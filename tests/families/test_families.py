@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 
 from families.models import FAMILIES, LOOSE, SAMPLE
 
@@ -22,13 +21,10 @@ NAMES = [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.famili
 
 
 @pytest.fixture(scope="module")
-def measured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def measured(request: pytest.FixtureRequest, vllm_forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What rounds.py found for each family that this test run asks for."""
     asked = [item.callspec.params["name"] for item in request.session.items if "measured" in getattr(item, "fixturenames", ())]
-    paths = [str(ROUNDS.parents[2]), str(ROUNDS.parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, str(ROUNDS), str(tmp_path_factory.mktemp("families")), *dict.fromkeys(asked)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = vllm_forks.script(ROUNDS, str(tmp_path_factory.mktemp("families")), *dict.fromkeys(asked))
     found = {row["family"]: row for row in map(json.loads, done.stdout.splitlines())}
     if target := os.environ.get("EGRSD_FAMILIES"):
         Path(target).write_text(json.dumps(found, indent=1))

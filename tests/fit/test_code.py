@@ -119,7 +119,7 @@ def test_every_kind_of_worker_refuses_other_code(elsewhere):
 
 
 def test_a_data_task_that_has_other_code_says_so_in_its_item(elsewhere):
-    from pipeline.rounds.schedule import _bring_item_up_to_date
+    from pipeline.rounds.in_tasks import _bring_item_up_to_date
 
     told = _bring_item_up_to_date(None, "grade", None, False, {"error": None, "indices": [], "shard": "0000"})
     assert told["error"][0] == "UserError"

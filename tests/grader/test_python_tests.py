@@ -28,13 +28,38 @@ HUMANEVAL = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert 
     ],
 )
 def test_the_value_is_1_when_all_tests_pass_or_the_share_of_passed_ones(answer, tests, more, value):
-    assert python_tests([answer], more, tests=[tests]) == [value]
+    assert [one.value for one in python_tests([answer], more, tests=[tests])] == [value]
+
+
+@pytest.mark.parametrize(
+    ("answer", "tests", "said"),
+    [
+        (ADD, ["assert add(1, 2) == 3"], "It passed 1 of 1 tests."),
+        (
+            ADD,
+            ["assert add(1, 2) == 3", "assert add(2, 2) == 5", "assert add(0, 0) == 1"],
+            "It passed 1 of 3 tests. The first test that failed was 'assert add(2, 2) == 5': the program ended with an error, "
+            "which a wrong assertion is too.",
+        ),
+        (
+            DOUBLE,
+            {"inputs": ["4\n"], "outputs": ["9\n"]},
+            "It passed 0 of 1 tests. The first test that failed was with the input '4' and the output '9': the program printed "
+            "'8'.",
+        ),
+        ("while True: pass", ["assert True"], "was ended at a limit of its time or memory."),
+        ("raise SystemExit", ["assert True"], "the program ended before the test did."),
+    ],
+)
+def test_what_the_tests_said_is_told_in_words(answer, tests, said):
+    [found] = python_tests([answer], {"time_s": 0.5}, tests=[tests])
+    assert found.said.endswith(said)
 
 
 def test_a_check_function_is_called_with_the_entry_point():
-    assert python_tests(
-        [ADD, "```python\ndef add(a, b):\n    return 3\n```"], {}, tests=[HUMANEVAL] * 2, entry_point=["add"] * 2
-    ) == [1.0, 0.0]
+    answers = [ADD, "```python\ndef add(a, b):\n    return 3\n```"]
+    found = python_tests(answers, {}, tests=[HUMANEVAL] * 2, entry_point=["add"] * 2)
+    assert [one.value for one in found] == [1.0, 0.0]
 
 
 def test_the_last_fenced_block_is_the_answer():

@@ -17,7 +17,7 @@ from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError, ModelError, SettingError
-from pipeline.method.entropy import bounds
+from pipeline.method.bounds import bounds
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
 from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG

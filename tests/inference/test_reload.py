@@ -1,8 +1,6 @@
 """Whole weights in a running engine: after each load it answers as transformers does, and a load that does nothing is noticed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,24 +51,16 @@ def untied(folder):
     tokenizer_of(demo().model).save_pretrained(folder)
 
 
-def asked(model, tmp_path, policies, dtype="float32"):
+def asked(forks, model, tmp_path, policies, dtype="float32"):
     file = tmp_path / "told.json"
-    command = [
-        sys.executable,
-        str(Path(__file__).with_name("whole_engine.py")),
-        str(model),
-        dtype,
-        str(file),
-        *map(str, policies),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    done = forks.script(Path(__file__).with_name("whole_engine.py"), str(model), dtype, str(file), *map(str, policies))
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(file.read_text())
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("kind", ["tied", "untied", "tied, bfloat16"])
-def test_each_policy_answers_as_transformers_in_any_order_and_together(tmp_path, kind):
+def test_each_policy_answers_as_transformers_in_any_order_and_together(vllm_forks, tmp_path, kind):
     path = asset_path() if kind.startswith("tied") else tmp_path / "untied"
     if kind == "untied":
         untied(path)
@@ -79,7 +69,7 @@ def test_each_policy_answers_as_transformers_in_any_order_and_together(tmp_path,
     models = [base, *(published(base, tmp_path / str(n), n, torch.bfloat16 if half else torch.float32) for n in (1, 2))]
     expected = [logprobs(model, ONE.prompt + ONE.response)[-len(ONE.response) :].numpy() for model in models]
     assert np.abs(expected[1] - expected[2]).max() > 0.3
-    told = asked(path, tmp_path, [tmp_path / "1", tmp_path / "2"], "bfloat16" if half else "float32")
+    told = asked(vllm_forks, path, tmp_path, [tmp_path / "1", tmp_path / "2"], "bfloat16" if half else "float32")
     assert "error" not in told, told
     most = 0.3 if half else 1e-4
     for found in told["orders"]:
@@ -94,9 +84,9 @@ def test_each_policy_answers_as_transformers_in_any_order_and_together(tmp_path,
 
 
 @pytest.mark.engine
-def test_weights_that_do_not_answer_are_noticed(tmp_path):
+def test_weights_that_do_not_answer_are_noticed(vllm_forks, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(asset_path(), dtype=torch.float32).eval()
     published(base, tmp_path / "1", 1)
     base.save_pretrained(tmp_path / "1")  # the weights of another policy than probe.json tells
-    told = asked(asset_path(), tmp_path, [tmp_path / "1"])
+    told = asked(vllm_forks, asset_path(), tmp_path, [tmp_path / "1"])
     assert "policy 1 was loaded and does not answer" in told["error"]

@@ -1,8 +1,6 @@
 """The engine of another model: its numbers are over the ids of its tokenizer, whatever its vocabulary is padded to."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 
 
 @pytest.mark.engine
-def test_padded_ids_have_no_part_in_the_numbers_of_a_teacher(tmp_path):
+def test_padded_ids_have_no_part_in_the_numbers_of_a_teacher(vllm_forks, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -23,8 +21,7 @@ def test_padded_ids_have_no_part_in_the_numbers_of_a_teacher(tmp_path):
     model.get_input_embeddings().weight.data[57:] = 2 * model.get_input_embeddings().weight.data[8]  # padding with much mass
     model.save_pretrained(tmp_path)
     tokenizer_of(demo().model).save_pretrained(tmp_path)
-    command = [sys.executable, str(Path(__file__).with_name("padded_engine.py")), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = vllm_forks.script(Path(__file__).with_name("padded_engine.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["vocab_size"], told["entropy_method"], told["fallback"]) == (57, "exact", "")

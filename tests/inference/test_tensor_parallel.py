@@ -23,16 +23,19 @@ def told(script, path, *arguments):
     """The JSON document that a script of this folder writes in a process of its own."""
     command = [sys.executable, str(ROOT / "tests/inference" / script), *arguments, str(path)]
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # an engine here set it
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
-def two(adapters, tmp_path_factory):
+def two(vllm_forks, adapters, tmp_path_factory):
     """What an engine of two processes answered under two policies, base and adapter."""
-    return told("two_processes.py", tmp_path_factory.mktemp("two") / "told.json", adapters[0])
+    path = tmp_path_factory.mktemp("two") / "told.json"
+    ended = vllm_forks.script(Path(__file__).with_name("two_processes.py"), adapters[0], str(path))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,13 @@ def test_a_pool_replaces_an_engine_whose_process_was_killed(ray_local, one, adap
     assert [trace.tokens.tolist() for trace in traces] == one[1]
     assert [name for name, *_ in pool.overview().gone] == [first.name]
     pool.close()
+
+
+@pytest.mark.chaos
+def test_engines_and_ranks_of_the_recipe_for_one_machine_have_a_card_each(tmp_path):
+    engines, ranks = told("gpu_nodes.py", tmp_path / "told.json", "eight")
+    assert sorted(engines + ranks) == [str(card) for card in range(8)]
+    assert (len(engines), len(ranks)) == (4, 4)
 
 
 def test_the_gpus_of_an_engine_are_on_one_node_and_one_card_holds_engine_and_rank(tmp_path):

@@ -28,7 +28,7 @@ def test_every_token_gets_the_adapter_of_its_slot_or_none(slots, seed):
     wrapper, masked = SimpleNamespace(slot_rows=vllm_lora.group_by_slot(torch.tensor(slots))), y.clone()
     vllm_lora._add_lora_linear(wrapper, y, x, a, b, 0.5, widths, buffer=None)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
-    vllm_lora._add_lora_masked(torch.tensor(slots), masked, x, a, b, 0.5, widths)
+    vllm_lora._add_lora_masked(torch.tensor(slots), masked, x, vllm_lora.Loaded(a, b, 0.5, widths))
     torch.testing.assert_close(masked, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -12,11 +12,6 @@ from pipeline.store.directory import Store
 HEAVY = ("ray", "torch", "vllm", "transformers", "pydantic", "pyarrow", "numpy")
 
 
-def egrsd(*arguments):
-    """The command as a user runs it."""
-    return subprocess.run([sys.executable, "-m", "jobs", *arguments], capture_output=True, text=True, timeout=120, check=False)
-
-
 @pytest.fixture
 def empty_run(tmp_path):
     """A run whose first round is planned and nothing more."""
@@ -35,7 +30,7 @@ def test_help_and_verbs_that_only_read_import_nothing_heavy(modules, heavy):
     assert done.stdout.strip() == "[]"
 
 
-def test_help_lists_every_verb():
+def test_help_lists_every_verb(egrsd):
     done = egrsd("--help")
     assert done.returncode == 0
     for verb in ("distill", "stage", "train", "evaluate", "compare", "sweep", "report", "status", "export", "recipes"):
@@ -101,7 +96,7 @@ def test_help_lists_every_verb():
         (("compare", "--out", "OUT", "--objectives", "shuffled", "--set", "objective.name=grpo"), "'grpo' has no gate"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(empty_run, tmp_path, arguments, message):
+def test_a_mistake_is_one_line_and_exit_code_2(egrsd, empty_run, tmp_path, arguments, message):
     named = {"RUN": empty_run.uri, "NEW": str(tmp_path / "new"), "OUT": str(tmp_path / "out")}
     done = egrsd(*(named.get(argument, argument) for argument in arguments))
     said = " ".join((done.stdout + done.stderr).split())
@@ -110,7 +105,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(empty_run, tmp_path, arguments, m
     assert done.returncode == 2
 
 
-def test_what_a_mistake_quotes_cannot_drive_the_terminal(empty_run):
+def test_what_a_mistake_quotes_cannot_drive_the_terminal(egrsd, empty_run):
     done = egrsd("stage", "la\x1b[31mbel[red]\u202e", "--run", empty_run.uri, "--round", "0")
     assert done.returncode == 2
     assert "\\x1b[31m" in done.stderr
@@ -119,19 +114,19 @@ def test_what_a_mistake_quotes_cannot_drive_the_terminal(empty_run):
     assert "\u202e" not in done.stderr
 
 
-def test_debug_shows_the_traceback():
+def test_debug_shows_the_traceback(egrsd):
     done = egrsd("recipes", "--show", "dem", "--debug")
     assert done.returncode != 0
     assert "Traceback" in done.stderr
 
 
-def test_no_run_is_told(tmp_path):
+def test_no_run_is_told(egrsd, tmp_path):
     done = egrsd("status", "--run", str(tmp_path / "nowhere"))
     assert done.returncode == 2
     assert "no run here" in done.stderr
 
 
-def test_a_recipe_is_printed_as_yaml_that_config_reads(tmp_path):
+def test_a_recipe_is_printed_as_yaml_that_config_reads(egrsd):
     import yaml
 
     shown = egrsd("recipes", "--show", "smollm2").stdout

@@ -21,18 +21,6 @@ ROOT = Path(__file__).parents[2]
 ENVELOPE = {"format", "verb", "exit_code", "result", "messages", "error", "log"}
 
 
-def egrsd(*arguments, **variables):
-    """The command as a user runs it."""
-    return subprocess.run(
-        [sys.executable, "-m", "jobs", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=os.environ | variables,
-    )
-
-
 @pytest.fixture
 def run(tmp_path):
     """A run with one round of fake answers."""
@@ -48,18 +36,19 @@ def given(*words):
     return typer.main.get_command(app).commands[verb].make_context(verb, rest).params
 
 
-def test_version_short_help_and_no_cut_line():
+def test_version_short_help_and_no_cut_line(egrsd):
     assert egrsd("--version").stdout == "egrsd 0.1.0\n"
-    whole = egrsd("-h", COLUMNS="80").stdout
-    assert whole == egrsd("--help", COLUMNS="80").stdout
+    narrow = os.environ | {"COLUMNS": "80"}
+    whole = egrsd("-h", env=narrow).stdout
+    assert whole == egrsd("--help", env=narrow).stdout
     assert "..." not in whole.replace("[ARGS]...", "")
     assert egrsd("status", "-h").stdout.startswith("Usage: egrsd status [OPTIONS] [RUN]")
 
 
-def test_completion_knows_verbs_recipes_and_settings():
+def test_completion_knows_verbs_recipes_and_settings(egrsd):
     def completed(words):
         variables = {"_EGRSD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
-        return egrsd(**variables).stdout.split()
+        return egrsd(env=os.environ | variables).stdout.split()
 
     assert {"distill", "doctor"} <= set(completed("egrsd d"))
     assert completed("egrsd distill --recipe smol") == ["smollm2"]
@@ -112,7 +101,7 @@ def test_every_verb_takes_json_but_none_twice():
         (("explain", "label.gama"), 2),
     ],
 )
-def test_json_is_one_document_of_one_form(run, words, code):
+def test_json_is_one_document_of_one_form(egrsd, run, words, code):
     folder = str(Path(run.uri).parent)
     done = egrsd(*(word.replace("RUN", run.uri).replace("FOLDER", folder) for word in words), "--json")
     document = json.loads(done.stdout)
@@ -125,7 +114,7 @@ def test_json_is_one_document_of_one_form(run, words, code):
         assert done.stderr.strip()
 
 
-def test_the_results_in_json_are_those_of_the_run(run):
+def test_the_results_in_json_are_those_of_the_run(egrsd, run):
     listed = json.loads(egrsd("ls", str(Path(run.uri).parent), "--json").stdout)["result"]
     assert [(one["uri"], one["recipe"], one["rounds"], one["of"]) for one in listed] == [(run.uri, "demo", 0, 16)]
     seen = json.loads(egrsd("status", run.uri, "--json").stdout)["result"]
@@ -133,13 +122,13 @@ def test_the_results_in_json_are_those_of_the_run(run):
     assert seen["stale"] == seen["mend"] == []
 
 
-def test_an_error_goes_to_standard_error_and_the_output_stays_empty(tmp_path):
+def test_an_error_goes_to_standard_error_and_the_output_stays_empty(egrsd, tmp_path):
     done = egrsd("status", str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {tmp_path}: no run here")
 
 
-def test_no_colours_without_a_terminal_or_with_no_color(run):
+def test_no_colours_without_a_terminal_or_with_no_color(egrsd, run):
     assert "\x1b" not in egrsd("status", run.uri).stdout
     code = (
         "import os, pty, sys\n"

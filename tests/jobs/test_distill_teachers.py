@@ -38,3 +38,4 @@ def test_a_teacher_has_a_pool_and_a_server_that_is_down_ends_the_run_in_one_line
     assert "error: teachers.big, http://127.0.0.1" in said
     assert "cannot be reached (ConnectionError), asked once" in said
     assert "Traceback" not in said
+    assert not Store(str(tmp_path / "served")).exists()  # it was asked before anything started

@@ -1,8 +1,5 @@
 """The doctor as a user runs it."""
 
-import subprocess
-import sys
-
 import pytest
 from waiting import until
 
@@ -99,8 +96,7 @@ def test_a_check_that_takes_long_names_who_is_waited_for(monkeypatch):
 @pytest.mark.parametrize(
     ("recipe", "code", "said"), [("nope", 2, "unknown recipe"), ("qwen3_8b", 1, "error    resources"), ("demo", 0, "0 errors")]
 )
-def test_the_verb(recipe, code, said):
-    command = [sys.executable, "-m", "jobs", "doctor", "--recipe", recipe]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+def test_the_verb(vllm_forks, recipe, code, said):
+    done = vllm_forks.egrsd("doctor", "--recipe", recipe)
     assert done.returncode == code, done.stdout + done.stderr
     assert said in done.stdout + done.stderr

@@ -32,22 +32,23 @@ with trainer_here.instead_of_ray_train():
 """
 
 
-def egrsd(*arguments):
-    """The command as its user runs it, from another terminal."""
-    return subprocess.run(
-        [sys.executable, "-m", "jobs", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
-    )
+def serving(store):
+    """Engines that serve, as the driver answers whoever asks. A new command for each look takes longer than an engine's start."""
+    engines = control.ask(store, {"sizes": {}})["pools"]["rollout"]["engines"]
+    return [engine["state"] for engine in engines].count("serving")
 
 
 @pytest.mark.timeout(1200)
-def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
+def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(egrsd, tmp_path):
     store = Store(str(tmp_path / "run"))
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, store.uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         until(lambda: store.entries("rounds/0000", "rollout"), 400, "the first shard")
         more = egrsd("scale", "--run", store.uri, "rollout=4")
         assert "rollout: 4 engines, 4 wanted" in more.stdout, more.stdout + more.stderr
-        shown = until(lambda: text if (text := egrsd("scale", "--run", store.uri).stdout).count("serving") == 4 else None, 200)
+        until(lambda: serving(store) == 4, 200, "four engines serve")
+        shown = egrsd("scale", "--run", store.uri).stdout
+        assert shown.count("serving") == 4
         assert "batches wait" in shown
         for column in ("engine", "state", "batches", "policy", "tokens/s"):
             assert column in shown
@@ -72,7 +73,7 @@ def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(tmp_path):
     assert store.names("control") == []
 
 
-def test_a_run_that_is_not_alive_says_so(tmp_path):
+def test_a_run_that_is_not_alive_says_so(egrsd, tmp_path):
     store = Store(str(tmp_path / "run"))
     store.save_run(Run(name="x"), {})
     done = egrsd("scale", "--run", store.uri, "rollout=4")

@@ -3,7 +3,9 @@
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from report_runs import GROUP, add_round, new_run
 
 from jobs import status
 from pipeline.inspection.staleness import Staleness
@@ -33,6 +35,15 @@ def test_learning_comes_first_then_work_then_what_is_stale_with_the_command_that
     line = next(line for line in said.splitlines() if line.startswith("accuracy, %"))
     assert line.split()[2:] == ["37.5", "62.5", "▁█"]
     assert f"mend: `egrsd stage label --run {store.uri} --round 0..1`" in said
+
+
+def test_bounds_in_the_place_of_exact_entropies_are_a_warning(tmp_path, capfd):
+    store, run = new_run(tmp_path / "run")
+    add_round(store, run, 0, [np.arange(3)] * GROUP, ["1+1"] * GROUP, ["1+1"], fallback="the hook is gone")
+    status.show(store.uri, False)
+    assert "warning: 1 of 1 shards: entropies are bounds and not exact (the hook is gone)." in " ".join(
+        capfd.readouterr().out.split()
+    )
 
 
 def test_rounds_that_are_whole_and_trained_share_a_row(store):

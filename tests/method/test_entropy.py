@@ -12,6 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.method import entropy
+from pipeline.method.bounds import bounds
 
 
 def exactly(p: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ def top(p: np.ndarray, k: int) -> np.ndarray:
 @settings(max_examples=150, deadline=None)
 def test_bounds_enclose_the_entropy(p: np.ndarray, k: int) -> None:
     k = min(k, p.shape[1])
-    lower, upper = entropy.bounds(top(p, k), p.shape[1])
+    lower, upper = bounds(top(p, k), p.shape[1])
     exact = exactly(p)
     assert (lower <= exact + 1e-9).all()
     assert (exact <= upper + 1e-9).all()
@@ -56,34 +57,34 @@ def test_bounds_enclose_the_entropy(p: np.ndarray, k: int) -> None:
 @given(distributions())
 @settings(max_examples=50, deadline=None)
 def test_bounds_tighten_with_k_and_meet_at_the_vocabulary(p: np.ndarray) -> None:
-    widths = [upper - lower for lower, upper in (entropy.bounds(top(p, k), p.shape[1]) for k in range(1, p.shape[1] + 1))]
+    widths = [upper - lower for lower, upper in (bounds(top(p, k), p.shape[1]) for k in range(1, p.shape[1] + 1))]
     assert all((after <= before + 1e-9).all() for before, after in pairwise(widths))
     np.testing.assert_allclose(widths[-1], 0, atol=1e-9)
 
 
 def test_bounds_by_hand() -> None:
     # kept .5 and .2, tail .3 over three tokens: at least one atom of .2 and one of .1, at most three of .1
-    lower, upper = entropy.bounds(np.log([[0.2, 0.5]]), 5)
+    lower, upper = bounds(np.log([[0.2, 0.5]]), 5)
     assert lower[0] == pytest.approx(exactly(np.array([0.5, 0.2, 0.2, 0.1])))
     assert upper[0] == pytest.approx(exactly(np.array([0.5, 0.2, 0.1, 0.1, 0.1])))
-    order = entropy.bounds(np.log([[0.5, 0.2]]), 5)
+    order = bounds(np.log([[0.5, 0.2]]), 5)
     assert (order[0][0], order[1][0]) == (lower[0], upper[0])
 
 
 def test_bounds_of_single_precision_log_probs_may_sum_beyond_one() -> None:
     kept = np.full((1, 4), np.log(0.25) + 1e-6, np.float32)
-    lower, upper = entropy.bounds(kept, 50_000)
+    lower, upper = bounds(kept, 50_000)
     assert lower[0] == pytest.approx(math.log(4), abs=1e-4)
     assert lower[0] <= upper[0]
-    certain = entropy.bounds(np.array([[0.0, -np.inf]], np.float32), 50_000)
+    certain = bounds(np.array([[0.0, -np.inf]], np.float32), 50_000)
     assert certain[0][0] == certain[1][0] == 0
 
 
 def test_bounds_take_no_rows_and_refuse_other_shapes() -> None:
-    assert entropy.bounds(np.empty((0, 3)), 9)[0].shape == (0,)
+    assert bounds(np.empty((0, 3)), 9)[0].shape == (0,)
     for bad in (np.zeros(3), np.zeros((2, 0)), np.zeros((2, 10))):
         with pytest.raises(ValueError, match="top_logprobs"):
-            entropy.bounds(bad, 9)
+            bounds(bad, 9)
 
 
 @settings(max_examples=40, deadline=None)
@@ -121,7 +122,7 @@ def test_bounds_that_lack_one_token_are_the_entropy(p: np.ndarray) -> None:
     assume(p.shape[1] > 1)
     with np.errstate(divide="ignore"):
         kept = np.log(np.sort(p, axis=1)[:, 1:])
-    np.testing.assert_allclose(entropy.bounds(kept, p.shape[1])[1], exactly(p), atol=1e-9)
+    np.testing.assert_allclose(bounds(kept, p.shape[1])[1], exactly(p), atol=1e-9)
 
 
 def test_entropy_of_a_real_vocabulary() -> None:

@@ -92,3 +92,14 @@ def test_a_teacher_is_a_larger_model_of_the_same_vocabulary_on_careful_traces():
     assert teacher.config.vocab_size == student.config.vocab_size
     losses = warmstart.train(teacher, 40, 0, stop=3, kind=warmstart.TEACHER)
     assert losses[-1] < losses[0]
+
+
+def test_a_batch_in_pieces_has_the_loss_and_the_gradients_of_the_whole():
+    ids, labels = warmstart.training_batch(build_tokenizer(), random.Random(4), 10)
+    found = []
+    for pieces in (1, 3):
+        model = warmstart.build_model(1)
+        loss = warmstart.gradients(model, ids, labels, pieces)
+        found.append((loss, torch.cat([weight.grad.flatten() for weight in model.parameters()])))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-4)

@@ -14,7 +14,7 @@ import torch
 from filled_runs import measured, planner_of, run_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run, large_run, traces_of
+from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run, large_run, traces_of, unpack
 
 from actors.fakes import UNWATCHED
 from jobs import status
@@ -27,7 +27,7 @@ from pipeline.errors import StoreError, UserError
 from pipeline.evidence.sweep import read_traces
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.report import blocks, collect, drawn, figures, ledger, page, room, sample, tokens
+from pipeline.report import collect, drawn, figures, ledger, page, room, sample, tokens
 from pipeline.rounds.inventory import Inventory, commit_round
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import left_out
@@ -221,7 +221,7 @@ def test_prompts_are_shown_as_the_models_saw_them(stored_run):
     tokenizer = tokenizer_of(stored_run.load_run().model)
     seen = 0
     for block in found["blocks"]:
-        head, numbers = blocks.unpack(block)
+        head, numbers = unpack(block)
         for group in head["groups"]:
             if group["problem"] not in stored:
                 continue
@@ -269,7 +269,7 @@ def test_nothing_a_model_wrote_can_end_the_data_or_be_markup(hostile):
     [document] = json.loads(found[1])["runs"]
     held = re.findall(r'<script type="text/plain" id="block-0-\d+">([A-Za-z0-9+/=]*)</script>', html)
     assert len(held) == document["sample"]["blocks"]
-    by_text = {trace["text"] for block in held for trace in blocks.unpack(block)[0]["traces"]}
+    by_text = {trace["text"] for block in held for trace in unpack(block)[0]["traces"]}
     assert by_text == {text[: room.MOST_TEXT] for text in texts[:7]}  # the eighth was rejected
     assert document["rejected"][0]["detail"] == f"died on {SCRIPT}"
     assert html.count("<script") == html.count("</script>") == 2 + len(held)

@@ -6,6 +6,7 @@ import pytest
 from in_process import SETS, Refusing, brought, planned, stale
 
 from actors.fakes import Behaviour, FakeEngine
+from pipeline.config.objective import DISTRIBUTIONAL, OBJECTIVES
 from pipeline.contract import Scope
 from pipeline.digest import digest
 from pipeline.method.rewards import RunningBaseline
@@ -34,6 +35,16 @@ def test_a_setting_makes_exactly_its_stages_stale(tmp_path):
     }.items():
         run = resolve(demo(), [*SETS, setting])
         assert stale(open_round(Store(str(tmp_path)), run, "rounds", 0)) == expected, setting
+
+
+def test_another_objective_makes_nothing_stale_but_scores_that_lack_its_column(tmp_path):
+    brought(planned(tmp_path))
+    for name in OBJECTIVES:
+        more = {"sft": "rollout.teacher_share=0.5"}.get(name, "score.keep_topk=16" if name in DISTRIBUTIONAL else "rounds=2")
+        asked = [f"objective.name={name}", "objective.gate=entropy", "objective.control=uniform", "objective.normalise=sequence"]
+        run = resolve(demo(), [*SETS, *asked, more])
+        stages = {stage for stage, _ in stale(open_round(Store(str(tmp_path)), run, "rounds", 0))}
+        assert stages == {"sft": {"rollout"}}.get(name, {"score"} if name in DISTRIBUTIONAL else set()), name
 
 
 def test_a_recomputed_input_with_the_same_bytes_makes_nothing_stale(tmp_path):

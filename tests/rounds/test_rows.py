@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from committed import round_table
 from in_process import bring_up_to_date, brought, planned
 
 from pipeline.contract import TOPK
 from pipeline.errors import StoreError
 from pipeline.problems.sources import open_source
 from pipeline.rounds import inventory
-from pipeline.rounds.rows import joined_round, round_table
+from pipeline.rounds.rows import joined_round
 from pipeline.stages import LABELS, MEASURE, PLAIN, STAGES
 
 

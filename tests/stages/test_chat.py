@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from pipeline.errors import ModelError, SettingError
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.problems import tiny
-from pipeline.stages.chat import controls, fill, fits, response_ids, splice, student_prompt, teacher_prompt, turns_before
+from pipeline.stages.chat import context_prompt, controls, fill, fits, response_ids, splice, student_prompt, turns_before
 
 TEACHER = "{problem} || {solution}"
+
+
+def teacher_prompt(tokenizer, problem, solution, template, system=None):
+    return context_prompt(tokenizer, {"problem": problem, "solution": solution}, template, system)
 
 
 def test_the_tiny_reasoners_prompts_are_what_its_warm_start_saw():

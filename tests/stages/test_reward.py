@@ -248,6 +248,8 @@ def test_code_is_judged_by_its_tests_and_no_end_of_it_is_a_way_out():
     assert [row["reject_reason"] for row in rows] == [None] * 4 + ["reward_error"]
     assert rows[4]["reject_detail"].startswith("reward 'tests': raised NoTests: the tests of a problem are no list")
     assert check_table(STAGES["reward"], shard.table) == 0
+    assert [row["judged_said"] for row in rows][:2] == ["It passed 1 of 1 tests.", rows[1]["judged_said"]]
+    assert "The first test that failed was 'assert add(1, 2) == 3': the program ended with an error" in rows[1]["judged_said"]
 
 
 def test_a_call_that_hangs_or_ends_its_process_rejects_its_own_row(file):

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from committed import round_table
 from hypothesis import given
 from hypothesis import strategies as st
 from in_process import Refusing, brought, planned, stale
@@ -15,6 +17,7 @@ from actors.fakes import Behaviour, FakeEngine, token_evidence
 from pipeline.config import Teacher
 from pipeline.contract import COLUMNS, EngineFacts, Score
 from pipeline.errors import EngineError, SourceError
+from pipeline.grader.code import codes_of
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
@@ -22,7 +25,8 @@ from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.refused import refuse_unknown_teachers
 from pipeline.rounds.round import with_engines
-from pipeline.rounds.rows import joined_round, round_table
+from pipeline.rounds.rows import joined_round
+from pipeline.stages import MEASURE, chain_of
 from pipeline.stages.prompts import prompts
 from pipeline.stages.score import AGREE, check_facts
 from pipeline.stages.teachers import choose_sibling, contexts, feedback, refuse_degenerate
@@ -219,6 +223,29 @@ def test_feedback_is_what_the_verifier_said_of_this_trace():
     assert "he verifier read the answer 7 and found it correct." in told[0]
     assert "which is wrong." in told[1]
     assert "(none)" in feedback({"verdict": "wrong", "extracted_answer": None})
+
+
+def test_feedback_is_what_the_tests_said_where_they_decide_the_verdict(tmp_path):
+    path = tmp_path / "code.jsonl"
+    row = {"problem": "1+1", "solution": "2", "answer": "2", "tests": ["assert True"]}
+    path.write_text((json.dumps(row) + "\n") * 4)
+    rewards = "grade.rewards=[{name: tests, function: python_tests, settings: {locks: available}}]"
+    sets = [f"source.uri={path}", rewards, "grade.verdict_reward=tests", "teachers.a.prompt=feedback", "evaluation.problems=0"]
+    work = planned(tmp_path / "run", *sets, "rollout.prompts_per_round=2", "rollout.max_new_tokens=12")
+    work = replace(work, codes=codes_of(work.run))
+    brought(work, *chain_of(work.run, MEASURE))
+    rows = joined_round(work)
+    for row in rows.to_pylist():
+        told = tokenizer_of(work.run.model).decode(row["teacher_context_tokens"])
+        assert row["teacher_context"] == "feedback"
+        if row["verdict"] == "wrong":
+            assert "t was found wrong." in told
+            assert "t passed 0 of 1 tests." in told
+            assert "verifier" not in told
+        else:
+            assert "t was cut off" in told or ("t was found correct." in told and "t passed 1 of 1 tests." in told)
+    assert "wrong" in rows["verdict"].to_pylist()
+    assert set(stale(work).values()) == {"missing"}  # labels, which were not asked for
 
 
 def test_traces_without_a_context_are_counted_and_a_regrade_makes_the_scores_stale(tmp_path):

@@ -13,13 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from committed import round_table
 from rich.console import Console
 
 from jobs import status
 from jobs.screen.terminal import Session
 from pipeline.config import Source
 from pipeline.errors import EgrsdError
-from pipeline.evidence import sweep
+from pipeline.evidence import documents, sweep
 from pipeline.inspection.proof import prove
 from pipeline.inspection.remaining import Remaining
 from pipeline.live.lease import read_lease
@@ -28,7 +29,7 @@ from pipeline.report.collect import collect
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
-from pipeline.rounds.rows import joined_round, round_table
+from pipeline.rounds.rows import joined_round
 from pipeline.stages import PLAIN
 from pipeline.store.directory import Store
 from pipeline.store.folders import put_folder
@@ -64,7 +65,7 @@ def complete_run(folder):
             if file.name != "manifest.json":
                 (content / file.name).write_bytes(file.read_bytes())
         put_folder(made, name, content)
-    sweep.write_evidence(made, EVIDENCE)
+    documents.write_evidence(made, EVIDENCE)
     held = folder / "held.jsonl"
     held.write_text('{"problem": "1+1", "solution": "2", "answer": "2"}\n')
     opened = {"source": open_source(made.load_run().source), "evaluation.source": open_source(Source(uri=str(held)))}
@@ -138,7 +139,7 @@ def findings(store):
     """What `egrsd verify` finds."""
     try:
         found = prove(store, store.load_run())
-        for read in (sweep.read_evidence, read_lease):
+        for read in (documents.read_evidence, read_lease):
             with found.found():
                 read(store)
     except EgrsdError as error:

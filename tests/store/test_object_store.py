@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from committed import round_table
 from waiting import until
 
 from actors.fakes import UNWATCHED
@@ -24,7 +25,6 @@ from pipeline.config import Source
 from pipeline.errors import SourceError, UserError
 from pipeline.live import lease
 from pipeline.problems.sources import open_source
-from pipeline.rounds.rows import round_table
 from pipeline.store.directory import Store, area
 from pipeline.store.folders import NEEDED
 

@@ -9,6 +9,7 @@ from training_rounds import make_round, tiny_run
 
 from pipeline.training import batches, gradients
 from pipeline.training.student import student
+from pipeline.training.student.head import Terms
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def one_by_one(model, traces, rows, weights):
     for row in rows:
         micro = batches.micro_batch(traces, np.array([row]))
         end = start + len(micro.targets)
-        loss, _ = model(micro.tokens, micro.sources, micro.targets, torch.from_numpy(-weights[start:end]))
+        loss, _ = model(micro.tokens, micro.sources, Terms(micro.targets, torch.from_numpy(-weights[start:end])))
         total += torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
         start = end
     return total

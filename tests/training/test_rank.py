@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from training_rounds import commit_round, make_round, tiny_run
 
+from pipeline.config.objective import DISTRIBUTIONAL, OBJECTIVES
 from pipeline.contract import TOPK
 from pipeline.errors import StoreError, TrainingError
 from pipeline.store.directory import Store, area
@@ -55,6 +56,9 @@ def test_a_policy_without_its_state_is_not_trained_on(tmp_path: Path) -> None:
         rank.resume(store, run, torch.device("cpu"))
 
 
+MORE = dict.fromkeys(DISTRIBUTIONAL, ("score.keep_topk=20",)) | {"sft": ("rollout.teacher_share=0.5",)}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -62,6 +66,7 @@ def test_a_policy_without_its_state_is_not_trained_on(tmp_path: Path) -> None:
         ("objective.name=gkd", "score.keep_topk=20", "objective.correction=token", "objective.normalise=sequence"),
         ("objective.name=iw_opd", "objective.clip=gspo", "objective.kl=0.1", "score.base_logprobs=true"),
         ("objective.name=minillm", "objective.gate=top_entropy:0.3", "objective.control=shuffled"),
+        *(pytest.param((f"objective.name={name}", *MORE.get(name, ())), marks=pytest.mark.chaos) for name in OBJECTIVES),
     ],
 )
 def test_an_objective_with_further_columns_trains_from_shards_and_resumes_to_the_same_bits(tmp_path: Path, settings) -> None:

@@ -1,4 +1,4 @@
-"""The optimiser step: its gradient is the paper's, and ranks, strategies, micro-batches and padding change nothing."""
+"""The optimiser step: its gradient is the paper's, and micro-batches change nothing. What it refuses, it names."""
 
 from __future__ import annotations
 
@@ -9,53 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from packed_round import shared_round
-from torch import multiprocessing
+from steps import CONTROLS, CPU, gradient_of, same, trained, trainer
 from training_rounds import make_round, tiny_run
 
-from pipeline.config import Objective, Run
-from pipeline.config.objective import OBJECTIVES
-from pipeline.contract import TOPK
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.method import objective
 from pipeline.training import batches, gap
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 from pipeline.training.student import student
-
-CPU = torch.device("cpu")
-
-
-def trainer(run: Run) -> Trainer:
-    """A trainer whose adapter is not the identity, so that every gradient is alive."""
-    model = student.build(run, CPU)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    return Trainer(run, model, CPU)
-
-
-def trained(run: Run, data: RoundTable) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    made = trainer(run)
-    return list(made.train_round(data)), {name: p.detach().clone() for name, p in made.parameters().items()}
-
-
-def gradient(run: Run, data: RoundTable) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Metrics and clipped gradient of a round of one step, read back from Adam's first moment. Weights would not compare: Adam
-    turns the rounding of a gradient near zero into a whole step."""
-    made = trainer(run)
-    (metrics,) = made.train_round(data)
-    moments = {name: made.optimizer.state[p]["exp_avg"] / (1 - run.train.betas[0]) for name, p in made.parameters().items()}
-    return metrics, moments
-
-
-def same(metrics: dict[str, float], others: dict[str, float], tolerance: float) -> None:
-    """All but the clock, and what was computed of padding."""
-    assert metrics.keys() == others.keys()
-    for name in metrics.keys() - {"seconds", "tokens_per_s", "padded_share", "shared_share"}:
-        assert metrics[name] == pytest.approx(others[name], rel=tolerance, abs=tolerance), name
+from pipeline.training.student.head import Terms
 
 
 def left_padded_logprobs(model, rows: list[dict], width: int) -> torch.Tensor:
@@ -76,8 +39,6 @@ def padded(rows: list[dict], name: str) -> torch.Tensor:
 
 
 KINDS = [(name, "entropy") for name in ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")]
-CONTROLS = ("shuffled", "uniform", "inverted")
-ONE_STEP = ("train.batch_traces=12", "train.micro_batch_tokens=90")
 
 
 @pytest.mark.parametrize(("name", "gate"), KINDS + [("cl_egrsd", gate) for gate in CONTROLS])
@@ -119,8 +80,8 @@ def test_the_gradient_is_that_of_the_plain_loss(name: str, gate: str) -> None:
 @pytest.mark.parametrize(("budget", "gate"), [(1, "entropy"), (60, "entropy"), (150, "entropy"), *((60, g) for g in CONTROLS)])
 def test_accumulation_equals_one_batch(budget: int, gate: str) -> None:
     data, settings = make_round(), ("train.batch_traces=12", f"objective.gate={gate}")
-    once, one = gradient(tiny_run(*settings, "train.micro_batch_tokens=100000"), data)
-    many, other = gradient(tiny_run(*settings, f"train.micro_batch_tokens={budget}"), data)
+    once, one = gradient_of(tiny_run(*settings, "train.micro_batch_tokens=100000"), data)
+    many, other = gradient_of(tiny_run(*settings, f"train.micro_batch_tokens={budget}"), data)
     same(once, many, 1e-5)
     torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
 
@@ -184,7 +145,9 @@ def test_the_gap_to_the_engine_is_measured_on_the_first_step_of_a_round() -> Non
     for row in range(12):  # one trace at a time: batch size changes nothing either
         micro = batches.micro_batch(traces, np.array([row]))
         with torch.no_grad():
-            engine.append(made.student(micro.tokens, micro.sources, micro.targets, torch.zeros(len(micro.targets)))[1].tolist())
+            engine.append(
+                made.student(micro.tokens, micro.sources, Terms(micro.targets, torch.zeros(len(micro.targets))))[1].tolist()
+            )
     off = [[*engine[0][:-1], engine[0][-1] - 0.5], *engine[1:]]
     first, *others = made.train_round(make_round(student_logprobs=off))
     assert first["logprob_gap_max"] <= 0.5 + 1e-4
@@ -200,7 +163,9 @@ def engine_logprobs(made: Trainer, data: RoundTable) -> list[list[float]]:
     for row in range(len(traces.trace_ids)):
         micro = batches.micro_batch(traces, np.array([row]))
         with torch.no_grad():
-            found.append(made.student(micro.tokens, micro.sources, micro.targets, torch.zeros(len(micro.targets)))[1].tolist())
+            found.append(
+                made.student(micro.tokens, micro.sources, Terms(micro.targets, torch.zeros(len(micro.targets))))[1].tolist()
+            )
     return found
 
 
@@ -293,223 +258,3 @@ def test_a_head_that_scales_its_logits_is_refused() -> None:
     head.register_forward_hook(lambda module, inputs, output: output * 0.5)
     with pytest.raises(ModelError, match="not a plain linear one"):
         student._check_head(made, tiny_run(), CPU)
-
-
-# ---- every objective -----------------------------------------------------------------------------------------------
-
-KEPT = "score.keep_topk=20"
-EVERY = {name: (f"objective.name={name}", KEPT) for name in OBJECTIVES if name != "sft"}
-EVERY["sft"] = ("objective.name=sft", "rollout.teacher_share=0.5")
-EVERY |= {
-    f"gkd {beta} {s}": (*EVERY["gkd"], f"objective.gkd_beta={beta}", f"objective.support={s}")
-    for beta, s in ((0, "truncated"), (1, "renormalised"))
-}
-EVERY |= {f"opd {gate}": ("objective.name=opd", f"objective.gate={gate}") for gate in ("entropy", "top_entropy:0.3")}
-EVERY |= {f"fkl {c}": (*EVERY["fkl"], "objective.gate=cl_entropy", f"objective.control={c}") for c in ("shuffled", "uniform")}
-EVERY["top inverted"] = ("objective.name=grpo", "objective.gate=top_entropy:0.4", "objective.control=inverted")
-EVERY |= {clip: ("objective.name=egrsd", f"objective.clip={clip}") for clip in ("ppo", "gspo", "cispo")}
-EVERY |= {c: (*EVERY["fkl"], f"objective.correction={c}") for c in ("token", "sequence")}
-EVERY["kl"] = ("objective.kl=0.3", "score.base_logprobs=true")
-EVERY |= {f"norm {norm}": (*EVERY["eopd"], f"objective.normalise={norm}") for norm in ("sequence", "constant")}
-
-
-def full_loss(made: Trainer, run: Run, data: RoundTable) -> torch.Tensor:
-    """The loss of a whole minibatch from full logits: each term with autograd alone, in the plainest way.
-
-    Slopes of ratios come from `surrogate`, which has tests of its own.
-    """
-    traces = batches.usable(data, 0, run.objective)
-    micro = batches.micro_batch(traces, np.arange(len(traces.trace_ids)))
-    rows = [row for row in data.table.to_pylist() if row["trace_id"] in set(micro.trace_ids)]
-    whole, mask, constants = made.whole([micro]), micro.mask, run.objective
-    signals = made._signals(micro, whole)
-    weights, spread = objective.token_weights(signals, constants)[mask], objective.divergence_weights(signals, constants)
-    lengths = mask.sum(1, keepdim=True).expand(mask.shape)[mask]
-    size = {"token": len(weights), "sequence": len(rows) * lengths, "constant": len(rows) * run.rollout.max_new_tokens}
-    logits = made.student.model(input_ids=micro.tokens, use_cache=False).logits.flatten(0, 1)[micro.sources]
-    logprobs = logits.log_softmax(-1).gather(1, micro.targets[:, None])[:, 0]
-    terms, trust = -weights * logprobs, torch.ones_like(weights)
-    if constants.reads_logprobs:
-        extra = {name: values[mask] for name, values in micro.extra.items() if name not in TOPK}
-        stored = objective.Ratios(
-            weights, micro.student_logprobs[mask], mask.nonzero()[:, 0], extra.get("rollout_logprobs"), extra.get("base_logprobs")
-        )
-        found = objective.surrogate(logprobs.detach(), stored, constants)
-        trust, terms = found.trust, found.values + found.slopes * (logprobs - logprobs.detach())
-    if spread is not None:
-        ids, kept = (micro.extra[name][:, : constants.kept or None] for name in TOPK)
-        student = logits.log_softmax(-1)
-        tail = student.scatter(1, ids, -math.inf).logsumexp(1)
-        measure = objective.measure_of(constants, ids.shape[1])
-        values = objective.divergence(kept, student.gather(1, ids), tail, measure, constants.support).values
-        terms = terms + spread[mask] * trust * values
-    return (terms / size[constants.normalise]).sum()
-
-
-@pytest.mark.parametrize("case", EVERY)
-def test_every_objective_has_the_loss_and_the_gradient_of_full_logits(case: str) -> None:
-    run = tiny_run(*EVERY[case], "train.batch_traces=12", "train.grad_clip=1e9", "train.micro_batch_tokens=90")
-    data = make_round()
-    made = trainer(run)
-    expected_loss = full_loss(made, run, data)
-    expected = torch.autograd.grad(expected_loss, list(made.parameters().values()))
-    traces = batches.usable(data, 0, run.objective)
-    share = batches.share(traces, np.arange(len(traces.trace_ids)), 0, 1, 90)
-    assert len(share) > 1
-    sums, _, broken = made._backward(share, made.whole(share))
-    assert not broken
-    assert float(sums[0]) == pytest.approx(expected_loss.item(), abs=1e-5, rel=1e-5)
-    least = 1e-10 if case == "sequence" else 1e-5  # ratios of whole traces are tiny here: no engine measured these log-probs
-    assert max(float(gradient.abs().max()) for gradient in expected) > least
-    for (name, parameter), gradient in zip(made.parameters().items(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def test_sft_learns_from_traces_of_others_alone() -> None:
-    (metrics,) = trained(tiny_run(*EVERY["sft"], "train.batch_traces=12"), make_round())[0]
-    assert metrics["traces"] == 6
-
-
-def test_a_column_that_is_not_there_names_the_stage_to_redo() -> None:
-    data = make_round()
-    without = RoundTable(0, 0, data.table.drop_columns(list(TOPK)))
-    with pytest.raises(TrainingError, match=r"no column teacher_topk_tokens.* Run `egrsd stage score --set score.keep_topk=16`"):
-        trained(tiny_run(*EVERY["fkl"]), without)
-    with pytest.raises(TrainingError, match=r"no column base_logprobs.* --set score.base_logprobs=true"):
-        trained(tiny_run(*EVERY["kl"]), RoundTable(0, 0, data.table.drop_columns(["base_logprobs"])))
-
-
-def test_a_token_of_the_teacher_that_the_student_does_not_know_is_refused() -> None:
-    ids = make_round().table[TOPK[0]].to_pylist()
-    ids[3][0][1] = 999
-    with pytest.raises(TrainingError, match=r"trace r0-3: teacher_topk_tokens has id 999.* redo score of round 0"):
-        trained(tiny_run(*EVERY["fkl"]), make_round(**{TOPK[0]: ids}))
-
-
-def test_the_five_objectives_of_earlier_versions_train_as_they_did(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The formulas of before are written out here. Weights are the same bit for bit, and so is all that comes of them."""
-
-    def before(signals: objective.Signals, constants: Objective) -> torch.Tensor:
-        """`token_weights` as it was: each objective with its gate inside."""
-        delta, advantage = signals.teacher_logprobs - signals.student_logprobs, signals.advantage[:, None]
-        factor = torch.exp(signals.advantage.sign()[:, None] * delta).clamp(1 - constants.epsilon, 1 + constants.epsilon)
-        weights = advantage.expand(signals.mask.shape)
-        if constants.name == "rlsd":
-            weights = weights * ((1 - lam(signals)) + lam(signals) * factor)
-        if constants.name == "position":
-            weights = weights * factor * objective.position_weight(signals.mask, 0.25, 0.3, 0.1)
-        if constants.name in ("egrsd", "cl_egrsd"):
-            entropy = signals.teacher_entropy
-            if constants.name == "cl_egrsd":
-                entropy = objective.lookahead_min(entropy, signals.mask, constants.window)
-            omega = (1 - constants.gamma * (entropy / signals.normaliser)).clamp(constants.floor, 1)
-            weights = weights * factor * omega
-        return weights.masked_fill(~signals.mask, 0)
-
-    def lam(signals: objective.Signals) -> float:
-        return 0.5 * max(0.0, 1 - signals.step / 50)
-
-    names = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")
-    now = {name: trained(tiny_run(f"objective.name={name}"), make_round()) for name in names}
-    monkeypatch.setattr(objective, "token_weights", before)
-    for name in names:
-        metrics, weights = trained(tiny_run(f"objective.name={name}"), make_round())
-        assert [row["loss"] for row in metrics] == [row["loss"] for row in now[name][0]]
-        assert all(torch.equal(weights[key], now[name][1][key]) for key in weights), name
-
-
-# ---- packing -------------------------------------------------------------------------------------------------------
-
-
-PACKED = ("egrsd", "eopd", "gspo", "kl", "norm sequence", "fkl shuffled", "top inverted")
-
-
-@pytest.mark.parametrize("budget", [60, 100_000])
-@pytest.mark.parametrize("case", PACKED)
-def test_a_packed_step_has_the_gradient_of_a_padded_one(case: str, budget: int) -> None:
-    settings = (*EVERY[case], *ONE_STEP, f"train.micro_batch_tokens={budget}")
-    padded, one = gradient(tiny_run(*settings, "train.packing=padded"), shared_round())
-    packed, other = gradient(tiny_run(*settings, "train.packing=packed"), shared_round())
-    same(padded, packed, 1e-4)
-    torch.testing.assert_close(one, other, atol=1e-6, rtol=2e-3)
-    assert padded["padded_share"] > packed["padded_share"] == padded["shared_share"] == 0.0 < packed["shared_share"]
-
-
-def test_short_traces_are_padded_and_long_shared_prompts_are_not() -> None:
-    run = tiny_run(*ONE_STEP, "train.micro_batch_tokens=600")
-    (short,), (long,) = (trained(run, shared_round(prompt=prompt))[0] for prompt in ((3, 14), (80, 90)))
-    assert (short["shared_share"], long["padded_share"]) == (0.0, 0.0)
-    assert long["shared_share"] > 0.4
-
-
-# ---- ranks ---------------------------------------------------------------------------------------------------------
-
-
-RANKED = {case: EVERY[case] for case in ("opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
-RANKED |= {control: (f"objective.control={control}",) for control in CONTROLS}
-RANKED |= {f"packed {s}": ("train.packing=packed", f"train.strategy={s}") for s in ("ddp", "fsdp2")}
-
-
-def rank_main(rank: int, ranks: int, folder: str) -> None:
-    """Train one round with DDP and one with FSDP2 and leave what came out in `folder`."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    from pipeline.training import checkpoint
-
-    for strategy in ("ddp", "fsdp2"):
-        for dtype in ("float32", "bfloat16"):
-            made = trainer(tiny_run("train.batch_traces=13", f"train.strategy={strategy}", f"train.dtype={dtype}"))
-            metrics = list(made.train_round(make_round(num_traces=13)))
-            checkpoint.save(made, 1, checkpoint.gather(made), Path(folder, strategy, dtype))
-            metrics += made.train_round(make_round(1, num_traces=13))
-            if rank == 0:
-                torch.save(metrics, Path(folder, strategy, dtype, "metrics.pt"))
-    for case, settings in RANKED.items():
-        data = shared_round() if "packed" in case else make_round(num_traces=13)
-        metrics = list(trainer(tiny_run("train.batch_traces=13", *settings)).train_round(data))
-        if rank == 0:
-            torch.save(metrics, Path(folder, f"{case}.pt"))
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(rank_main, (2, str(folder)), nprocs=2)
-    return folder
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_equal_one(two_ranks: Path, strategy: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    from pipeline.training import checkpoint
-
-    alone = trainer(tiny_run("train.batch_traces=13"))
-    metrics = list(alone.train_round(make_round(num_traces=13)))
-    checkpoint.save(alone, 1, checkpoint.gather(alone), tmp_path)
-    metrics += alone.train_round(make_round(1, num_traces=13))
-    for a, b in zip(metrics, torch.load(two_ranks / strategy / "float32" / "metrics.pt"), strict=True):
-        same(a, b, 1e-3)
-    one, two = (load_file(folder / checkpoint.OPTIMIZER) for folder in (tmp_path, two_ranks / strategy / "float32"))
-    assert one.keys() == two.keys()
-    for name in [name for name in one if name.endswith("exp_avg")]:
-        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-3)
-    adapters = [load_file(folder / checkpoint.ADAPTER) for folder in (tmp_path, two_ranks / strategy / "float32")]
-    assert {n: t.shape for n, t in adapters[0].items()} == {n: t.shape for n, t in adapters[1].items()}
-
-
-@pytest.mark.parametrize("case", RANKED)
-def test_objectives_and_controls_are_the_same_on_two_ranks(two_ranks: Path, case: str) -> None:
-    data = shared_round() if "packed" in case else make_round(num_traces=13)
-    alone, _ = trained(tiny_run("train.batch_traces=13", *RANKED[case]), data)
-    together = torch.load(two_ranks / f"{case}.pt")
-    assert len(alone) == len(together) > 0
-    for a, b in zip(alone, together, strict=True):
-        same(a, b, 1e-3)
-
-
-def test_a_bfloat16_base_trains_sharded_as_replicated(two_ranks: Path) -> None:
-    ddp, sharded = (torch.load(two_ranks / strategy / "bfloat16" / "metrics.pt") for strategy in ("ddp", "fsdp2"))
-    for a, b in zip(ddp, sharded, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=0.05, abs=0.05)

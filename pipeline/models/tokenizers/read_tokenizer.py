@@ -19,8 +19,8 @@ _OWN = ("__call__", "_encode_plus", "decode", "batch_decode", "_decode", "get_vo
 def facts_of(tokenizer: Any, revision: str | None = None) -> dict[str, Any] | None:
     """What a LightTokenizer needs of a tokenizer of transformers, as plain JSON. `revision`: where it was loaded from.
 
-    None when only transformers itself can stand for it: one that is written in Python, one whose class reads or writes text in a
-    way of its own, and one that changes spaces after decoding.
+    None when only transformers itself can stand for it. It then is written in Python, or its class reads or writes text in a
+    way of its own, or it changes spaces after decoding.
     """
     from transformers.tokenization_utils_tokenizers import TokenizersBackend
 

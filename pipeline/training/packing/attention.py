@@ -148,9 +148,9 @@ def _packed_mask(make: Callable[..., Tensor | None]) -> Callable[..., Any]:
 def _packed_attention(own: Callable[..., Any] | None) -> Callable[..., Any]:
     """The attention function of an implementation, which takes packed micro-batches too. None: the eager one of each model."""
 
-    def packed(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **settings: Any
-    ) -> tuple[Tensor, Any]:
+    def packed(module: Any, *states: Any, **settings: Any) -> tuple[Tensor, Any]:
+        """`states`: query, key and value, the mask, and what some models give by position after it."""
+        query, key, value, attention_mask, *args = states
         attend = own or sys.modules[type(module).__module__].eager_attention_forward
         if isinstance(attention_mask, Masks):
             if settings.get("position_bias") is not None:

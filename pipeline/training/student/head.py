@@ -15,7 +15,7 @@ of cut-cross-entropy and Liger do not run on a CPU. tests/benchmarks/bench_step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.fit.footprint import CPU_LOGITS
-from pipeline.method.objective import Kept, head_gradient_, weighted_sum
+from pipeline.method.objective import Kept, Surrogate, head_gradient_, weighted_sum
 from pipeline.method.objective.divergence import Measure
 
 CACHED = 2**20  # bytes of logits that stay in a processor's cache while all that follows the product is computed
@@ -48,6 +48,19 @@ class Divergence(NamedTuple):
     kept: Kept
     measure: Measure
     support: str
+
+
+class Terms(NamedTuple):
+    """What is summed over N tokens: coefficients [N] * log p(targets [N]), and the weighted divergence where there is one.
+
+    With `surrogate` the log-probs decide the slopes. `coefficients` is then one over the denominators of the loss, and the sum is
+    that of the surrogate's values.
+    """
+
+    targets: Tensor
+    coefficients: Tensor
+    divergence: Divergence | None = None
+    surrogate: Callable[[Tensor], Surrogate] | None = None
 
 
 def weighted_logprob(hidden: Tensor, head: Head, targets: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:

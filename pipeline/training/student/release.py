@@ -27,6 +27,7 @@ from pipeline.training.student import student
 MERGE_TOLERANCE = 1e-3  # nats between adapter and merged weights in float32; an adapter that is lost differs by more
 _INDEX = "model.safetensors.index.json"
 SHARD = "5GB"  # largest file of merged weights
+_PROBE = "1+2=3; so 3+4=7, and 7-2=5."  # text: special tokens, some never trained, blow rounding up to .01 nat in SmolLM2
 
 
 def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: list[int]) -> None:
@@ -62,9 +63,10 @@ def merged(run: Run, policy: Path | None) -> Any:
     made.eval()
     if made.trains_all:
         return made.model.to(getattr(torch, run.model.dtype))
-    expected = _logprobs(made.model)
+    tokens = probe_ids(run.model)
+    expected = _logprobs(made.model, tokens)
     whole = made.model.merge_and_unload()
-    gap = float((_logprobs(whole) - expected).abs().max())
+    gap = float((_logprobs(whole, tokens) - expected).abs().max())
     if not gap <= MERGE_TOLERANCE:
         what = f"the merged weights answer otherwise than the adapter: log-probs differ by {gap:.3g} nat"
         raise ModelError(what, str(policy or run.model.path), "Leave out --merge: the adapter itself is right")
@@ -99,9 +101,14 @@ def _write_adapter(model: Model, policy: Path, out: Path) -> None:
     (out / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def probe_ids(model: Model) -> list[int]:
+    """Ids of a plain text, on which adapter and merged weights are compared. They hold no special token."""
+    return list(tokenizer_of(model)(_PROBE, add_special_tokens=False)["input_ids"])
+
+
 @torch.no_grad()
-def _logprobs(model: Any) -> torch.Tensor:
-    """Log-probs of a few tokens under a model."""
-    tokens = torch.arange(1, 9)[None]
+def _logprobs(model: Any, ids: list[int]) -> torch.Tensor:
+    """Log-probs of all tokens behind each of some ids, under a model."""
+    tokens = torch.tensor([ids])
     found: torch.Tensor = model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
     return found

@@ -6,7 +6,6 @@ autocast multiplies in bfloat16 copies of them. The engine gets the weights in m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -20,14 +19,13 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
-from pipeline.method.objective import Surrogate
 from pipeline.models.blueprint import settings_of
 from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
 from pipeline.training.packing import attention, packable
 from pipeline.training.packing.attention import Layout
 from pipeline.training.student import whole
-from pipeline.training.student.head import Divergence, Head, logprobs_of, weighted_logprob, with_divergence
+from pipeline.training.student.head import Head, Terms, logprobs_of, weighted_logprob, with_divergence
 from pipeline.training.student.trained_head import trained
 
 _NOISE = ("drop", "jitter")  # parts of the names of settings by which a model in training is another one
@@ -55,35 +53,25 @@ class Student(nn.Module):
         """The model of transformers, without peft around it."""
         return self.model if self.trains_all else self.model.get_base_model()
 
-    def forward(
-        self,
-        tokens: Tensor,
-        sources: Tensor,
-        targets: Tensor,
-        coefficients: Tensor,
-        divergence: Divergence | None = None,
-        surrogate: Callable[[Tensor], Surrogate] | None = None,
-        layout: Layout | None = None,
-    ) -> tuple[Tensor, ...]:
-        """tokens [B, L], sources [N] flat positions in them, targets [N], coefficients [N] -> sum_n c_n log p_n, log p [N] nats.
+    def forward(self, tokens: Tensor, sources: Tensor, terms: Terms, layout: Layout | None = None) -> tuple[Tensor, ...]:
+        """tokens [B, L], sources [N] flat positions in them, terms of N tokens -> sum_n c_n log p_n, log p [N] nats.
 
         Only the positions that predict a response token reach the head. The sum depends on the hidden states even when N = 0,
         because every rank must have a backward pass.
 
-        With `divergence` its weighted sum is added, and its values [N] come third. With `surrogate` the head runs twice: log p is
-        made first, without a gradient, and decides the slopes. `coefficients` is then one over the denominators of the loss, and
-        the sum is that of the surrogate's values.
+        With a divergence its weighted sum is added, and its values [N] come third. With a surrogate the head runs twice: log p is
+        made first, without a gradient, and decides the slopes.
         """
         hidden = self.states(tokens, sources, layout)
-        if surrogate is None:
-            return self.head(hidden, targets, coefficients, divergence)
-        made = surrogate(logprobs_of(hidden, self._head(), targets))
+        if terms.surrogate is None:
+            return self.head(hidden, terms)
+        made, divergence = terms.surrogate(logprobs_of(hidden, self._head(), terms.targets)), terms.divergence
         if divergence is not None:
             kept = divergence.kept
             divergence = divergence._replace(kept=kept._replace(weights=kept.weights * made.trust))
-        slopes = made.slopes * coefficients
-        total, logprobs, *values = self.head(hidden, targets, slopes, divergence)
-        offset = (made.values * coefficients).sum() - (slopes * logprobs).sum()
+        slopes = made.slopes * terms.coefficients
+        total, logprobs, *values = self.head(hidden, Terms(terms.targets, slopes, divergence))
+        offset = (made.values * terms.coefficients).sum() - (slopes * logprobs).sum()
         return total + offset, logprobs, *values
 
     @property
@@ -98,17 +86,15 @@ class Student(nn.Module):
             hidden: Tensor = decoder(input_ids=tokens, use_cache=False, **more).last_hidden_state
         return hidden.flatten(0, 1)[sources]
 
-    def head(
-        self, hidden: Tensor, targets: Tensor, coefficients: Tensor, divergence: Divergence | None = None
-    ) -> tuple[Tensor, ...]:
-        """sum_n c_n log p_n and log p [N] nats of hidden states [N, H], targets [N] and coefficients [N]; see `forward`."""
+    def head(self, hidden: Tensor, terms: Terms) -> tuple[Tensor, ...]:
+        """sum_n c_n log p_n and log p [N] nats of hidden states [N, H]; see `forward`. `terms` has no surrogate."""
         if self.trains_all:
             layer = self.base.get_output_embeddings()
             own = layer.weight, getattr(layer, "bias", None)
-            return trained(hidden, own, self._head(), targets, (coefficients, divergence))
-        if divergence is None:
-            return weighted_logprob(hidden, self._head(), targets, coefficients)
-        return with_divergence(hidden, self._head(), targets, coefficients, divergence)
+            return trained(hidden, own, self._head(), terms)
+        if terms.divergence is None:
+            return weighted_logprob(hidden, self._head(), terms.targets, terms.coefficients)
+        return with_divergence(hidden, self._head(), terms.targets, terms.coefficients, terms.divergence)
 
     def _head(self) -> Head:
         layer = self.base.get_output_embeddings()
@@ -219,7 +205,7 @@ def _check_settings(model: Model, train: Train) -> None:
 def answers(module: nn.Module, device: torch.device, tokens: list[int]) -> tuple[float, ...]:
     """Log-probs in nats of all but the first of these tokens, by a student or by what spreads it. Every rank must call this."""
     ids, places = torch.tensor(tokens, device=device), torch.arange(len(tokens) - 1, device=device)
-    _, logprobs, *_ = module(ids[None], places, ids[1:], torch.zeros(len(places), device=device))
+    _, logprobs, *_ = module(ids[None], places, Terms(ids[1:], torch.zeros(len(places), device=device)))
     return tuple(logprobs.tolist())
 
 
@@ -229,7 +215,7 @@ def _check_head(student: Student, run: Run, device: torch.device) -> None:
     tokens = torch.arange(1, 9, device=device)[None]
     logits = student.model(input_ids=tokens, use_cache=False).logits.float()
     expected = logits.log_softmax(-1)[0, :-1].gather(1, tokens[0, 1:, None])[:, 0]
-    _, found = student(tokens, torch.arange(7, device=device), tokens[0, 1:], torch.zeros(7, device=device))
+    _, found = student(tokens, torch.arange(7, device=device), Terms(tokens[0, 1:], torch.zeros(7, device=device)))
     gap = float((found - expected).abs().max())
     if not gap <= HEAD_TOLERANCE[run.train.dtype]:
         raise ModelError(

@@ -13,34 +13,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.method.objective import head_gradient_, weighted_sum
-from pipeline.training.student.head import Divergence, Head, chunks, logits_of, slopes_, through, widened
+from pipeline.training.student.head import Head, Terms, chunks, logits_of, slopes_, through, widened
 
 
-def trained(
-    hidden: Tensor, layer: tuple[Tensor, Tensor | None], head: Head, targets: Tensor, terms: tuple[Tensor, Divergence | None]
-) -> tuple[Tensor, ...]:
+def trained(hidden: Tensor, layer: tuple[Tensor, Tensor | None], head: Head, terms: Terms) -> tuple[Tensor, ...]:
     """As head.weighted_logprob or, with a divergence, head.with_divergence; the sum also carries the gradient to the layer.
 
     layer: weight float32 [V, H] and bias of the head, which are trained. head: the same in the dtype of the product.
-    terms: the coefficients [N], and the divergence or None.
     """
-    total, logprobs, values = _Trained.apply(hidden, *layer, head, targets, *terms)
-    return (total, logprobs) if terms[1] is None else (total, logprobs, values)
+    total, logprobs, values = _Trained.apply(hidden, *layer, head, terms)
+    return (total, logprobs) if terms.divergence is None else (total, logprobs, values)
 
 
 class _Trained(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        targets: Tensor,
-        coefficients: Tensor,
-        divergence: Divergence | None,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, terms: Terms
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Computes `trained`, and keeps the gradients that it makes while the logits of a chunk exist."""
+        targets, coefficients, divergence, _ = terms
         logprobs, values = (torch.zeros(len(targets), dtype=torch.float32, device=hidden.device) for _ in range(2))
         of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         of_bias = None if bias is None else torch.zeros_like(bias)
@@ -50,8 +41,8 @@ class _Trained(torch.autograd.Function):
             if divergence is None:
                 logprobs[part] = slopes_(logits, targets[part], coefficients[part])
             else:
-                terms = targets[part], coefficients[part], divergence.kept.part(part)
-                logprobs[part], values[part] = head_gradient_(logits, *terms, divergence.measure, divergence.support)
+                some = targets[part], coefficients[part], divergence.kept.part(part)
+                logprobs[part], values[part] = head_gradient_(logits, *some, divergence.measure, divergence.support)
             of_hidden[part] = through(logits, slope, head).to(hidden.dtype)  # from here on logits are times the slope
             of_weight.addmm_(logits.T.to(weight.dtype), hidden[part].to(weight.dtype))
             if of_bias is not None:
@@ -68,4 +59,4 @@ class _Trained(torch.autograd.Function):
         """The kept gradients times the gradient of the sum."""
         of_hidden, of_weight, of_bias = ctx.saved_tensors
         scaled = (None if kept is None else kept * grad_total.to(kept.dtype) for kept in (of_hidden, of_weight, of_bias))
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None)

@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.method.objective import Kept, forward_kl
@@ -104,6 +105,19 @@ def test_large_logits_in_half_precision_are_those_of_a_head_in_double_precision(
     assert (logprobs - expected).abs().max() < 0.005
     rounded = torch.nn.functional.linear(hidden, weight).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
     assert (rounded - expected).abs().max() > 0.03
+
+
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_on_a_card_logits_come_in_float32_without_a_copy_of_the_weight(dtype: torch.dtype, cap: float) -> None:
+    """A fake card: the types are those of a real one, and there are no numbers."""
+    with FakeTensorMode(), torch.no_grad():
+        weight = torch.empty(500, 32, device="cuda", dtype=dtype)
+        wide = head.widened(Head(weight, None, 16, cap=cap))
+        logits, slope = head.logits_of(torch.empty(16, 32, device="cuda", dtype=dtype), wide)
+        assert wide.weight is weight
+        assert (logits.dtype, logits.device.type, tuple(logits.shape)) == (torch.float32, "cuda", (16, 500))
+        assert head.through(logits, slope, wide).dtype == dtype
 
 
 # ---- a divergence beside the sampled tokens

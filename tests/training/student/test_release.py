@@ -89,6 +89,13 @@ def test_an_adapter_that_is_lost_in_the_merge_is_noticed(policy, tmp_path: Path,
         write(policy[0], tmp_path, merge=True)
 
 
+def test_adapter_and_merged_weights_are_compared_on_plain_text() -> None:
+    model = tiny_run().model
+    tokenizer, ids = tokenizer_of(model), release.probe_ids(model)
+    assert len(ids) > 8
+    assert not set(ids) & set(tokenizer.all_special_ids)  # in SmolLM2 they blow float32's rounding up to .01 nat
+
+
 def test_an_adapter_of_other_settings_is_refused(policy, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the adapter's r is 4, the run asks for 8"):
         write(policy[0], tmp_path, "model.lora_rank=8", merge=True)

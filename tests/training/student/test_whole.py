@@ -52,9 +52,9 @@ def test_the_chunked_head_gives_the_gradients_of_full_logits(tied: bool, bias: b
     leaves = [leaf for leaf in (embedding, None if tied else weight, offset) if leaf is not None]
     expected = torch.autograd.grad((coefficients * logprobs).sum() * 0.7, leaves)
     hidden = embedding[tokens].tanh()
-    terms = (coefficients, None)
+    terms = head.Terms(targets, coefficients)
     plain = head.Head(weight.detach(), None if offset is None else offset.detach(), chunk=4)
-    total, found = trained(hidden, (weight, offset), plain, targets, terms)
+    total, found = trained(hidden, (weight, offset), plain, terms)
     assert (found - logprobs).abs().max() < 1e-5
     for got, wanted in zip(torch.autograd.grad(total * 0.7, leaves), expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
@@ -69,7 +69,7 @@ def test_a_step_has_the_gradient_of_the_plain_loss_on_every_weight() -> None:
     loss = torch.zeros(())
     whole_batch = made.whole(share)
     for micro in share:
-        _, (coefficients,) = made._terms(micro, whole_batch)
+        coefficients = made._terms(micro, whole_batch)[1].coefficients
         logits = made.student.model(input_ids=micro.tokens, use_cache=False).logits.flatten(0, 1)[micro.sources]
         loss = loss + (coefficients * logits.log_softmax(-1).gather(1, micro.targets[:, None])[:, 0]).sum()
     expected = torch.autograd.grad(loss, list(made.parameters().values()))

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
+from pipeline.evidence.documents import plain
 from pipeline.evidence.intervals import Estimate
-from pipeline.evidence.plain import plain
 
 
 def test_what_is_not_finite_becomes_null_and_arrays_become_lists():

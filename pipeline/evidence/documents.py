@@ -1,0 +1,166 @@
+"""The figures of sweeps and audits as a run keeps them: plain JSON, which the report reads without a trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.digest import digest
+from pipeline.errors import StoreError
+from pipeline.store.directory import Store
+from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
+
+EVIDENCE = "evidence/sweep.json"
+DIGITS = 6  # significant digits of the figures in the file
+REMEDY = "Delete the file and run `egrsd sweep` again"
+Figure = int | float | None
+
+
+def plain(value: Any, digits: int | None = None) -> Any:
+    """`value` as plain JSON data. A number that is not finite becomes null, an array a list, and a record an object.
+
+    With `digits`, every float is rounded to that many significant digits.
+    """
+    if is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, dict):
+        return {str(key): plain(part, digits) for key, part in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(part, digits) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
+    return value
+
+
+# ---- sweeps ------------------------------------------------------------------------------------------------------------
+
+
+class Deciles(Document):
+    """Figures by decile of the teacher's entropy."""
+
+    tokens: list[Count]
+    entropy: list[Figure]
+    delta: list[Figure]
+
+
+class SweptPoint(Document):
+    """Figures of one point of the grid, as the page and the tables show them."""
+
+    settings: dict[Text, bool | Figure | Text]
+    cosine: list[Figure]
+    cosine_mean: Figure = None
+    factors: list[Figure]
+    restored: list[Figure]
+    shares: list[Figure]
+    gates: list[Figure]
+    decile_gates: list[Figure]
+    decile_factors: list[Figure]
+    kept: Figure
+    effective_share: Figure
+    effective_tokens: Figure
+    correlation: Figure
+
+
+class Evidence(Document):
+    """evidence/sweep.json. `digest` is the hash of all the rest; earlier versions wrote none."""
+
+    digest: Digest | None = None
+    axes: dict[Text, list[bool | Figure | Text]]
+    points: list[SweptPoint]
+    deciles: Deciles
+    regimes: list[Text]
+    rounds: list[Number]
+    tokens: Count
+    traces: Count
+
+
+def write_evidence(store: Store, document: dict[str, Any]) -> None:
+    """Store the figures of a sweep, with their hash."""
+    store.write_json(EVIDENCE, document | {"digest": digest(json.loads(json.dumps(document)))})
+
+
+def read_evidence(store: Store) -> dict[str, Any] | None:
+    """The document evidence/sweep.json of a run, or None. A file of an earlier version gets the means that it lacks."""
+    data = store.read_bytes(EVIDENCE)
+    if data is None:
+        return None
+    found = parse(Evidence, data, store.locate(EVIDENCE), REMEDY)
+    if found.digest is not None and found.digest != digest({k: v for k, v in json.loads(data).items() if k != "digest"}):
+        raise StoreError("digest: is not that of the figures, which were changed", store.locate(EVIDENCE), REMEDY)
+    document = found.model_dump(exclude_unset=True)
+    points = [{"cosine_mean": plain(mean_of(point["cosine"]), DIGITS)} | point for point in document["points"]]
+    return document | {"points": points}
+
+
+def mean_of(cosines: list[float | None]) -> float:
+    """Mean of the cosines that are numbers. NaN when there is none."""
+    known = [value for value in cosines if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+# ---- audits ------------------------------------------------------------------------------------------------------------
+
+
+def path_of(number: int, kind: str) -> str:
+    """Where the audit of a round is kept, `json` or `parquet`."""
+    return f"evidence/audit-{number:04d}.{kind}"
+
+
+class Classes(Document):
+    """Shares by regime: of the tokens, and by name of each weighting with an interval."""
+
+    regimes: list[Text]
+    regime: dict[Text, list[Any]]
+
+
+Shown = dict[Text, Number | float | None] | None
+
+
+class Weighting(Document):
+    """Figures of one weighting, as the page shows them."""
+
+    name: Text
+    cosine: Shown
+    batch_cosine: Shown
+    batch_share: Shown
+    difference: dict[Text, Shown]
+
+
+class Audit(Document):
+    """evidence/audit-NNNN.json, as far as the page shows it."""
+
+    round: Number
+    policy: Number
+    traces: Count
+    problems: Count
+    blocks: Count
+    points: list[Weighting]
+    classes: Classes
+
+
+def read_audits(store: Store, rounds: list[int]) -> list[dict[str, Any]]:
+    """The audits of these rounds that are stored. Raises StoreError for a file that holds no audit."""
+    found = []
+    for number in rounds:
+        document = store.read_document(path_of(number, "json"), Audit, "Delete the file and run `egrsd audit` again")
+        if document is not None:
+            found.append(document.model_dump())
+    return found
+
+
+def write_audit(store: Store, number: int, document: dict[str, Any], table: pa.Table) -> None:
+    """Keep an audit in the run, in place of an earlier one of the same round."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    store.write(path_of(number, "parquet"), sink.getvalue().to_pybytes())
+    store.write_json(path_of(number, "json"), document)

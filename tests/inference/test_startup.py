@@ -1,0 +1,36 @@
+"""What an engine sets before vLLM and torch are imported, read from a copy of the environment."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from actors.inference import startup
+from pipeline import config
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """The variables that an engine's process had from Ray, card 3 among them, and then has."""
+    found = {"CUDA_VISIBLE_DEVICES": "3"}
+    monkeypatch.setattr(startup, "os", SimpleNamespace(environ=found))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("gpus", "gpu_build", "seen"),
+    [(0, False, ""), (0, True, "3"), (1, False, "3"), (0.5, True, "3")],
+    ids=["the CPU build sees no card", "the GPU build has asked for one", "a card was asked for", "a shared card"],
+)
+def test_an_engine_sees_the_cards_that_ray_gave_it_and_no_other(environment, monkeypatch, gpus, gpu_build, seen):
+    """Ray leaves all cards of a machine visible to an actor that asked for none."""
+    monkeypatch.setattr(startup, "vllm_for_gpus", lambda: gpu_build)
+    startup.set_environment(config.Pool(placement=config.Placement(gpus=gpus)), exact=True)
+    assert environment["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_float32_stays_float32_in_tritons_kernels_unless_the_user_says_otherwise(environment):
+    startup.set_environment(config.Pool(), exact=True)
+    assert environment["TRITON_F32_DEFAULT"] == "ieee"
+    environment["TRITON_F32_DEFAULT"] = "tf32"
+    startup.set_environment(config.Pool(), exact=True)
+    assert environment["TRITON_F32_DEFAULT"] == "tf32"

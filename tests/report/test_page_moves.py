@@ -1,0 +1,173 @@
+"""The report in headless Chromium: addresses, keys, small screens and paper, and a page that follows its run."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from pages import chosen, complaints, opened, soon, text
+from report_runs import add_round, byte_tokenizer, new_run
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from jobs import report, serving
+
+pytestmark = pytest.mark.timeout(600)
+
+# ---- addresses, keys, screens and paper ---------------------------------------------------------------------------
+
+
+def test_filters_order_and_colour_are_in_the_address(driver, real):
+    opened(driver, real)
+    chosen(driver, verdict="wrong", order="longest", colour="gate")
+    driver.find_element(By.CSS_SELECTOR, "#view-traces input[type=search]").send_keys("=")
+    WebDriverWait(driver, 30).until(lambda d: d.execute_script("return DATA.searched"))
+    address = driver.execute_script("return location.hash")
+    seen = "return [document.querySelector('#view-traces .found').textContent, reader.trace.id]"
+    before = driver.execute_script(seen)
+    opened(driver, real, address)
+    WebDriverWait(driver, 30).until(lambda d: d.execute_script(seen) == before)
+    for name, value in (("verdict", "wrong"), ("order", "longest"), ("colour", "gate")):
+        assert driver.find_element(By.CSS_SELECTOR, f"#view-traces [data-name={name}]").get_attribute("value") == value
+    driver.find_element(By.CSS_SELECTOR, "nav a[href='#groups']").click()
+    driver.back()
+    assert driver.find_element(By.CSS_SELECTOR, "#view-traces [data-name=order]").get_attribute("value") == "longest"
+
+
+def test_keys_move_search_and_help(driver, real):
+    opened(driver, real)
+    press = lambda *keys: ActionChains(driver).send_keys(*keys).perform()  # noqa: E731
+    rows = driver.execute_script("return document.getElementById('view-traces').list.rows.map(t => t.id)")
+    for keys, place in (("j", 1), ("j", 2), ("k", 1)):
+        press(keys)
+        WebDriverWait(driver, 30).until(lambda d, p=place: d.execute_script("return reader.trace.id") == rows[p])
+    press("?")
+    assert "next and previous trace" in text(driver, "dialog")
+    press(Keys.ESCAPE)
+    WebDriverWait(driver, 30).until(lambda d: not d.find_elements(By.TAG_NAME, "dialog"))
+    press("/", "j")
+    assert driver.execute_script("return document.activeElement.value") == "j"
+    press(Keys.ESCAPE, "2")
+    soon(driver, "nav a[aria-current]", "Groups")
+
+
+def test_a_point_of_a_round_opens_its_traces(driver, real):
+    opened(driver, real, "#run")
+    plot = driver.find_element(By.CSS_SELECTOR, ".plot")
+    plot.send_keys(Keys.HOME, Keys.ARROW_RIGHT, Keys.ENTER)
+    soon(driver, "#reader .eyebrow", "Round 1")
+    assert {
+        t.split()[1] for t in driver.execute_script("return [...document.querySelectorAll('.facts')].map(f => f.textContent)")
+    } == {"1"}
+
+
+def test_the_page_ends_where_its_content_ends_and_tab_reaches_the_text_soon(driver, real):
+    opened(driver, real)
+    bottom = (
+        "return [document.documentElement.scrollHeight, document.getElementById('foot').getBoundingClientRect().bottom + scrollY]"
+    )
+    height, foot = driver.execute_script(bottom)
+    assert height <= max(foot, 1000) + 2
+    stops = """const all = [...document.querySelectorAll('a[href], button, select, input, [tabindex]')]
+        .filter(e => e.offsetParent && e.tabIndex >= 0 && !e.disabled);
+        return all.findIndex(e => e.id === 'tokens')"""
+    assert driver.execute_script(stops) <= 16
+    table = "document.querySelectorAll('.below').forEach(d => { d.open = true; })"
+    driver.execute_script(table)
+    WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".below .scroll table"))
+    room = "return [...document.querySelectorAll('#reader .below .scroll')].map(e => e.scrollWidth - e.clientWidth)"
+    assert max(driver.execute_script(room)) <= 0  # the token table is not cut at the right
+
+
+def test_a_trace_that_is_tapped_on_a_phone_comes_into_view(driver, real):
+    opened(driver, real, "#traces", 390, 844)
+    driver.find_elements(By.CSS_SELECTOR, ".item")[2].click()
+    top = "return document.getElementById('reader').getBoundingClientRect().top"
+    WebDriverWait(driver, 30).until(lambda d: -5 < d.execute_script(top) < 300)
+
+
+def test_print_has_the_whole_width_and_no_fields(driver, real):
+    opened(driver, real, "#traces", 760, 1100)
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    width = "return document.querySelector('.card.trace').getBoundingClientRect().width / document.body.clientWidth"
+    assert driver.execute_script(width) > 0.9
+    assert not driver.find_element(By.CSS_SELECTOR, ".side").is_displayed()
+    assert not driver.find_element(By.TAG_NAME, "nav").is_displayed()
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_grey_tells_right_from_wrong_and_mid_from_pivot(driver, real):
+    """Lightness of neighbours in a stack of bars, as WCAG measures contrast; and a deep log-prob and its axis are marked."""
+    for scheme in ("light", "dark"):
+        opened(driver, real, "#run", scheme=scheme)
+        script = """const light = c => { const x = document.createElement('canvas').getContext('2d');
+            x.fillStyle = c; x.fillRect(0, 0, 1, 1);
+            return [...x.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
+                .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+                .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0); };
+            const of = n => light(getComputedStyle(document.documentElement).getPropertyValue('--f-' + n).trim());
+            return Object.fromEntries(arguments[0].map(n => [n, of(n)]))"""
+        names = ["correct", "wrong", "truncated", "lock", "mid", "pivot", "fork"]
+        shade = driver.execute_script(script, names)
+        for one, other in (("correct", "wrong"), ("wrong", "truncated"), ("lock", "mid"), ("mid", "pivot"), ("pivot", "fork")):
+            dark, bright = sorted([shade[one], shade[other]])
+            assert (bright + 0.05) / (dark + 0.05) > 1.25, (scheme, one, other)
+
+
+def test_a_deep_log_prob_is_marked_and_the_axis_has_values(driver, real):
+    opened(driver, real)
+    driver.execute_script("reader.signals.teacher[1] = -13; drawReader(reader.trace, 0)")
+    assert "−13" in driver.execute_script("return document.querySelector('.strip text.beyond').textContent")
+    assert driver.execute_script("return document.querySelectorAll('.yaxis text').length") == 9
+
+
+def test_why_there_are_no_traces_is_told(driver, rejected):
+    opened(driver, rejected)
+    assert "Every trace was rejected" in text(driver, "#view-traces")
+    assert "verifier error 8" in text(driver, "#view-traces")
+
+
+@pytest.fixture(scope="module")
+def rejected(tmp_path_factory):
+    """The report of a run whose rows were all rejected."""
+    folder = tmp_path_factory.mktemp("rejected")
+    byte_tokenizer(folder / "model")
+    store, run = new_run(folder / "run", f"model.path={folder / 'model'}")
+    responses = [np.arange(4) for _ in range(8)]
+    add_round(store, run, 0, responses, ["a"] * 8, ["one", "two"], dict.fromkeys(range(8), "died"))
+    report.report_run([store.uri], None, None, True)
+    return f"{store.uri}/report.html"
+
+
+# ---- a page that follows its run -------------------------------------------------------------------------------------------
+
+
+def test_a_served_page_follows_its_run_in_place(driver, tmp_path):
+    byte_tokenizer(tmp_path / "model")
+    store, run = new_run(tmp_path / "run", f"model.path={tmp_path / 'model'}", "rounds=2")
+    grow = lambda number: add_round(  # noqa: E731
+        store, run, number, [np.full(5, 65 + number) for _ in range(4)], ["x"] * 4, [f"problem {number}"]
+    )
+    with serving.serve(serving.Watched([(store, run)], None), 0) as served:
+        ended = threading.Event()
+        watcher = threading.Thread(target=served.watch, args=(lambda _: None, ended))
+        watcher.start()
+        try:
+            driver.get(served.address)
+            soon(driver, "main", "Waiting for the first round")
+            grow(0)
+            soon(driver, "#view-run", "1 round of recipe demo")
+            driver.get(f"{served.address}#traces")
+            soon(driver, "#tokens", "bbbbb")  # id 65 of the byte-level alphabet
+            trace = driver.execute_script("return reader.trace.id")
+            grow(1)
+            soon(driver, "#view-traces .found", "8 traces")
+            assert driver.execute_script("return reader.trace.id") == trace  # what is read stays open
+            assert "Live" in text(driver, "#live")
+            assert [c for c in complaints(driver) if "favicon" not in c] == []
+        finally:
+            ended.set()
+            watcher.join()
