@@ -204,7 +204,10 @@ def _joined(text: str, formulas: list[re.Match[str]]) -> str:
     for formula, after in zip(reversed(formulas), [None, *reversed(formulas)], strict=False):
         if after is not None and not _JOIN.fullmatch(text[formula.end() : after.start()][:20]):
             break
-        contents.insert(0, next((group for group in formula.groups() if group), "").strip())
+        content = next((group for group in formula.groups() if group), "").strip()
+        if after is not None and len(content) == 1 and content.islower():  # a name is no value
+            break
+        contents.insert(0, content)
     return ",".join(contents)
 
 
