@@ -71,8 +71,8 @@ def test_columns_that_are_too_large_for_rewards_are_said_and_looked_at_in_the_fi
     monkeypatch.setattr(rows, "MOST_OTHERS", 2)
     monkeypatch.setattr(rows, "_AT_ONCE", 2)
     path = tmp_path / "a.jsonl"
-    row = {"problem": "p", "solution": "s", "answer": "1", "story": "x" * 100, "level": 3}
-    path.write_text((json.dumps(row) + "\n") * 5)
+    row = {"solution": "s", "answer": "1", "story": "x" * 100, "level": 3}
+    path.write_text("".join(json.dumps(row | {"problem": f"p{i}"}) + "\n" for i in range(5)))
     found = survey(open_source(Source(uri=str(path), carry_bytes=50)), None)
     assert (found.rows, dict(found.left_out)) == (5, {"story": 2})
     [said] = found.notes()
