@@ -319,7 +319,7 @@ class Driver:
         self._wake()
         source = self.sources.evals
         work = self._planned(evaluation_run(self.run), "evals", version, version, source)
-        bar = partial(self.screen.bar, f"evaluate policy {version}")
+        bar = partial(self.screen.bar, f"evaluate policy {version}: steps")
         answer(work, source, self.engines, bar if trainer is None else partial(self._watched, bar, trainer, version + 1))
         refuse_nothing_left(work, EVALUATION)
 

@@ -94,7 +94,7 @@ def test_a_run_is_brought_to_its_end(finished):
     driver, trainer = finished
     assert Remaining.of(driver.store, driver.run).is_empty
     assert [work.policy_version for work in open_rounds(driver.store, driver.run)] == [0, 1]
-    assert driver.screen.bars == {"evaluate policy 0": [3, 3], "rounds": [2, 2], "evaluate policy 2": [3, 3]}
+    assert driver.screen.bars == {"evaluate policy 0: steps": [3, 3], "rounds": [2, 2], "evaluate policy 2: steps": [3, 3]}
     assert [text.split(".")[0] for text in driver.screen.said] == ["round 0: no signal", "no signal in rounds 0 to 1"]
     rows = [row for row in driver.store.metrics() if row["writer"] == "round"]
     assert [(row["round"], row["num_rows"], row["seconds_engines"]) for row in rows] == [(0, 8, 0.0), (1, 8, 0.0)]
