@@ -36,7 +36,7 @@ from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizers.agreement import check_teachers
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
-from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
+from pipeline.problems.sources import ProblemSet, epoch_indices, look_for, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
@@ -127,6 +127,9 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = F
     prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
     of the evaluation, can be answered.
     """
+    look_for(run.source)
+    if run.evaluation.problems:
+        look_for(run.evaluation.source, "evaluation.source")
     get_ready()
     grader_of(run)
     check_teachers(run)

@@ -154,8 +154,10 @@ def test_a_driver_that_lost_its_run_ends_and_leaves_the_trainer_to_the_other(tmp
 
 
 def test_what_is_wrong_with_the_sources_is_known_before_anything_starts():
-    with pytest.raises(SourceError):
-        open_sources(resolve(demo(), ["source.uri=/nowhere.jsonl"]))
+    with pytest.raises(SourceError, match=r"^/nowhere\.jsonl: does not exist\. Check source\.uri$"):
+        open_sources(resolve(demo(), ["source.uri=/nowhere.jsonl", "model.path=/no/model"]))  # the cheap look comes first
+    with pytest.raises(SourceError, match=r"^/nowhere\.jsonl: does not exist\. Check evaluation\.source\.uri$"):
+        open_sources(resolve(demo(), ["evaluation.source.uri=/nowhere.jsonl", "model.path=/no/model"]))
     with pytest.raises(SettingError, match=r"score\.keep_topk: 58 is more than the 57 tokens of the teacher's vocabulary"):
         open_sources(resolve(demo(), ["score.keep_topk=58"]))
     with pytest.raises(SettingError, match="answer_pattern"):
