@@ -67,13 +67,9 @@ class Released:
 
 def model_card(store: Store, run: Run, released: Released) -> str:
     """README.md of a model folder: metadata of the hub's kind, and the text."""
-    parts = (
-        _metadata(run, released),
-        _title(run, released),
-        _data(run),
-        _recipe(run, released.version),
-        _measured(store, run, released.version),
-    )
+    version = released.version
+    made = (_metadata(run, released), _title(run, released), _data(run), _recipe(run, version))
+    parts = (*made, _measured(store, run, version))
     rank = next((rank for rank in _VLLM_RANKS if rank >= run.model.lora_rank), run.model.lora_rank)
     use = _USE[released.whole].format(base=released.base, rank=rank)
     return "\n\n".join((*parts, f"## How to open it\n\n{use}", _made_by(store), _settings(run))) + "\n"

@@ -140,14 +140,14 @@ def _opened(source: Source) -> ProblemSet:
 def _unclear(source: Source, any_column: str) -> list[str]:
     """Which of problem and answer neither a setting nor a look finds. Each is tried with `any_column` in the other's place."""
 
-    def is_found(role: str, other: str) -> bool:
+    def is_found_without(other: str) -> bool:
         asked = source if other in source.model_fields_set else source.model_copy(update={other: any_column})
         with contextlib.suppress(SourceError):
             open_source(asked)
             return True
         return False
 
-    unclear = [role for role, other in (("problem", "answer"), ("answer", "problem")) if not is_found(role, other)]
+    unclear = [role for role, other in (("problem", "answer"), ("answer", "problem")) if not is_found_without(other)]
     return unclear or ["problem", "answer"]
 
 

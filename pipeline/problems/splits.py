@@ -93,9 +93,9 @@ def files_below(source: Source, filesystem: FileSystem, path: str) -> list[str]:
         if info.is_file:
             return [path] if path.endswith(_PARQUET) or jsonl.is_named(path) else []
         folder = info.type == FileType.Directory
-        if info.type == FileType.NotFound and (jsonl.is_named(path) or path.endswith(_PARQUET) or "/" in source.uri):
-            if not any(sign in path for sign in _SIGNS):
-                raise _absent(source)
+        names_a_file = "/" in source.uri or jsonl.is_named(path) or path.endswith(_PARQUET)
+        if info.type == FileType.NotFound and names_a_file and not any(sign in path for sign in _SIGNS):
+            raise _absent(source)
         if not folder and not any(sign in path for sign in _SIGNS):
             return [path] if jsonl.is_named(path) else []  # to open it says why it cannot be read
         base, pattern = (path.rstrip("/"), "*") if folder else _literal_base(filesystem, path)
