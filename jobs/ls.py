@@ -36,10 +36,13 @@ def list_runs(folder: str, debug: bool) -> None:
         table = aligned("", name, "recipe", "rounds", "accuracy, %", "length", "changed (UTC)", "state")
         for shown, one in zip(names, found, strict=True):
             accuracy = "-" if one.accuracy is None else f"{100 * one.accuracy:.1f}"
+            accuracy = accuracy if one.base is None else f"base {100 * one.base:.1f}"
             length = "-" if one.length is None else f"{one.length:.1f}"
             cells = (shown, one.recipe, f"{one.rounds}/{one.of}", accuracy, length, one.when, one.state)
             table.add_row(*(escape(printable(cell)) for cell in cells))
         out.console.print(table)
+        of_base = "; base: held-out problems before it" if any(one.base is not None for one in found) else ""
         if names[0] != found[0].uri:
             out.console.print(f"runs are named from {folder}", style="dim", markup=False, highlight=False)
-        out.console.print("accuracy and length: training traces of the last round with figures", style="dim", highlight=False)
+        measured = f"training traces of the last round with figures{of_base}"
+        out.console.print(f"accuracy and length: {measured}", style="dim", highlight=False)

@@ -50,6 +50,7 @@ from pipeline.rounds.refused import (
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.rows import left_out
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
+from pipeline.rounds.tally import told
 from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
@@ -325,6 +326,9 @@ class Driver:
         bar = partial(self.screen.bar, f"evaluate policy {version}: steps")
         answer(work, source, self.engines, bar if trainer is None else partial(self._watched, bar, trainer, version + 1))
         refuse_nothing_left(work, EVALUATION)
+        teaches = version == 0 and self.run.objective.name in USES_ADVANTAGE and not self.run.only_imports
+        for text in told(work, teaches):
+            self.screen.say(text)
 
     def _watched(self, bar: Callable[..., Advance], trainer: TrainerHandle, version: int, total: int, done: int = 0) -> Advance:
         """A bar that looks at the trainer, too, whenever it moves. Its step raises as `_expect`."""
