@@ -22,9 +22,8 @@ def store(tmp_path):
 
 
 def test_a_line_names_what_is_neither_right_nor_wrong():
-    assert (
-        Tally(0, {"truncated": 13, "unparsable": 5, "wrong": 2}, 0).line() == "policy 0: 0.0 % of 20 (5 unparsable, 13 truncated)"
-    )
+    few = Tally(0, {"unparsable": 5, "truncated": 13, "wrong": 2}, 0)
+    assert few.line() == "policy 0: 0.0 % of 20 (13 truncated, 5 unparsable)"
     assert Tally(3, {"correct": 1, "wrong": 1}, 0).line() == "policy 3: 50.0 % of 2"
     assert Tally(0, {}, 4).line() == "policy 0: 0.0 % of 0 (4 rejected)"
 
