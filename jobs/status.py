@@ -191,7 +191,9 @@ def _lines(seen: Seen) -> list[str]:
         lines.append(f"trainer - engine: {gap}")
     if (damage := store.damaged_policy()) is not None:
         lines.append(f"damaged: {damage}")
-    lines.append(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
+    policies = f"0 to {store.latest_policy()}" if store.latest_policy() else "policy 0 alone, the base"
+    evaluated = ", ".join(f"policy {one.policy}" for one in seen.evaluated) or "none yet"
+    lines.append(f"policies: {policies}. Evaluated: {evaluated}.")
     lines += [f"held-out problems, {one.line()}" for one in seen.evaluated]
     for name in store.named("evals", EVALUATION_FOLDER):
         if policies := store.numbers(f"evals/{name[0]}"):
