@@ -54,10 +54,15 @@ def ask(uri: str, asked: Question, address: str | None, debug: bool, engine_clas
         hold(out, evals)
         start(out, store, address, held=evals)
         one_pool = run.model_copy(update={"engines": run.engines.model_copy(update={"score": None}), "teachers": {}})
-        with open_engines(one_pool, engine_class, say=out.say) as engines, phase(out, f"{len(numbers)} policies answer"):
+        with open_engines(one_pool, engine_class, say=out.say) as engines, phase(out, answering(numbers)):
             found = answers(store, run, numbers, prompts, engines["rollout"])
         show(out, asked, found)
         out.told.result = {"question": asked.text, "reference": asked.reference, "answers": [asdict(one) for one in found]}
+
+
+def answering(numbers: list[int]) -> str:
+    """What goes on meanwhile, such as `policy 0 answers` or `policies 0, 2 answer`."""
+    return f"policy {numbers[0]} answers" if len(numbers) == 1 else f"policies {', '.join(map(str, numbers))} answer"
 
 
 def show(out: Session, asked: Question, found: list[Answered]) -> None:

@@ -110,7 +110,7 @@ def answer(store: Store, asked: list[Asked], numbers: list[int], out: Session, e
     with open_engines(run, engine_class, say=out.say) as engines, open_screen(out) as screen:
         for one in asked:
             for number in numbers:
-                one.answer(store, number, engines, partial(screen.bar, f"{one.name}, policy {number}"))
+                one.answer(store, number, engines, partial(screen.bar, f"{one.name}, policy {number}: steps"))
 
 
 def show(out: Session, one: Asked, summary: dict[str, Any]) -> None:

@@ -25,4 +25,4 @@ def explain_settings(name: str, debug: bool) -> None:
         out.say(f"{one.name}: {one.meaning}.")
         out.say(f"type     {one.kind}")
         out.say(f"default  {one.default or 'none: it must be given'}")
-        out.say(f"stale    {one.stale}, when it changes")
+        out.say(f"stale    after a change: {one.stale}")

@@ -97,6 +97,8 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         out.say(f"policy {version} of {store.uri} in {target}")
+        if not version:
+            out.say(f"note: {model_folder.UNTRAINED}")
         if asked.push:
             out.say(f"pushed to {model_folder.push(asked.push, target, token, f'Policy {version} of recipe {run.name}')}")
 

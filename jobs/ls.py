@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from rich.markup import escape
+from rich.table import Column
 
 from jobs.screen.tables import aligned
 from jobs.screen.terminal import printable, session
 from pipeline.inspection.learning import listed
 from pipeline.notices import NOTICE_S, late
+from pipeline.store.directory import Store
+
+
+def below(folder: str, uri: str) -> str:
+    """The name of a run from a folder: `a/demo`, or its own last name when it is that folder."""
+    root = Store(folder).uri.rstrip("/")
+    return uri.removeprefix(f"{root}/") if uri != root else uri.rpartition("/")[2]
 
 
 def list_runs(folder: str, debug: bool) -> None:
@@ -21,11 +29,20 @@ def list_runs(folder: str, debug: bool) -> None:
         if not found:
             out.say(f"no run under {folder}. `egrsd distill --recipe demo --run {folder.rstrip('/')}/demo` begins one.")
             return
-        table = aligned("", "run", "recipe", "rounds", "accuracy, %", "length", "changed (UTC)", "state")
-        for one in found:
+        names = [one.uri for one in found]
+        if max(map(len, names)) > out.console.width // 2:
+            names = [below(folder, name) for name in names]
+        name = Column("run", overflow="fold", min_width=max(map(len, names)))  # the name tells runs apart: it is never cut
+        table = aligned("", name, "recipe", "rounds", "accuracy, %", "length", "changed (UTC)", "state")
+        for shown, one in zip(names, found, strict=True):
             accuracy = "-" if one.accuracy is None else f"{100 * one.accuracy:.1f}"
+            accuracy = accuracy if one.base is None else f"base {100 * one.base:.1f}"
             length = "-" if one.length is None else f"{one.length:.1f}"
-            cells = (one.uri, one.recipe, f"{one.rounds}/{one.of}", accuracy, length, one.when, one.state)
+            cells = (shown, one.recipe, f"{one.rounds}/{one.of}", accuracy, length, one.when, one.state)
             table.add_row(*(escape(printable(cell)) for cell in cells))
         out.console.print(table)
-        out.console.print("accuracy and length: training traces of the last round with figures", style="dim", highlight=False)
+        of_base = "; base: held-out problems before it" if any(one.base is not None for one in found) else ""
+        if names[0] != found[0].uri:
+            out.console.print(f"runs are named from {folder}", style="dim", markup=False, highlight=False)
+        measured = f"training traces of the last round with figures{of_base}"
+        out.console.print(f"accuracy and length: {measured}", style="dim", highlight=False)

@@ -8,12 +8,12 @@ from typing import Any
 
 from actors.inference.startup import inspect_model
 from pipeline.config import Run
-from pipeline.evidence.model_card import Released, facts, model_card
+from pipeline.evidence.model_card import UNTRAINED, Released, facts, model_card
 from pipeline.models.push import check_push, push
 from pipeline.store.directory import Store, area
 from pipeline.training.student.release import base_name, write_model
 
-__all__ = ["check_push", "push", "write"]
+__all__ = ["UNTRAINED", "check_push", "push", "write"]
 
 
 def write(store: Store, run: Run, version: int, merge: bool, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """`egrsd status`: what a run has learned, its work by round and stage, and what is stale with the command that mends it.
 
-Everything is read from the run directory alone, and no shard is opened.
+Everything is read from the run directory alone. Of the shards only the verdicts of evaluations are opened.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -23,6 +23,7 @@ from jobs.screen.tables import aligned
 from jobs.screen.terminal import Interrupted, Session, printable, session, with_address
 from pipeline.choice.plans import told
 from pipeline.config import Run
+from pipeline.errors import StoreError
 from pipeline.inspection import learning
 from pipeline.inspection.staleness import Staleness, among, look
 from pipeline.notices import NOTICE_S, late
@@ -30,6 +31,7 @@ from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.metrics import agreement
 from pipeline.rounds.round import open_rounds
+from pipeline.rounds.tally import Tally, tallies
 from pipeline.stages import PLAN, chain_of
 from pipeline.store.directory import Store
 from pipeline.store.names import EVALUATION_FOLDER
@@ -50,6 +52,7 @@ class Seen:
     rejected: Counter[str] = field(default_factory=Counter)
     stored: Counter[str] = field(default_factory=Counter)
     notes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    evaluated: list[Tally] = field(default_factory=list)
 
 
 def show(uri: str, debug: bool, watch: bool = False) -> None:
@@ -81,6 +84,10 @@ def see(store: Store, run: Run) -> Seen:
         for text in _notes(inventory):
             seen.notes[text].append(work.number)
     seen.stale = look(store, run, inventories)
+    try:
+        seen.evaluated += tallies(store, run)
+    except StoreError as error:
+        seen.notes[f"damaged: {error}"] = []
     return seen
 
 
@@ -169,7 +176,7 @@ def _lines(seen: Seen) -> list[str]:
     """The lines under the tables: notes, what is stale, and where things are."""
     store, run = seen.store, seen.run
     lines = ["cells: rows, seconds of work, -rejected rows; ! something in the round is stale"] if seen.rows else []
-    lines += [f"{text} ({among(numbers, 'round')})" for text, numbers in seen.notes.items()]
+    lines += [f"{text} ({among(numbers, 'round')})" if numbers else text for text, numbers in seen.notes.items()]
     lines += [*told(store, run), *(f"note: {text}." for text in origin.look(store, run))]
     if run.source.response:
         some = f"{run.writers.count('import')} of each group of {len(run.writers)}"
@@ -184,7 +191,10 @@ def _lines(seen: Seen) -> list[str]:
         lines.append(f"trainer - engine: {gap}")
     if (damage := store.damaged_policy()) is not None:
         lines.append(f"damaged: {damage}")
-    lines.append(f"policies: 0 to {store.latest_policy()}. Evaluated: {', '.join(map(str, store.numbers('evals'))) or 'none'}.")
+    policies = f"0 to {store.latest_policy()}" if store.latest_policy() else "policy 0 alone, the base"
+    evaluated = ", ".join(f"policy {one.policy}" for one in seen.evaluated) or "none yet"
+    lines.append(f"policies: {policies}. Evaluated: {evaluated}.")
+    lines += [f"held-out problems, {one.line()}" for one in seen.evaluated]
     for name in store.named("evals", EVALUATION_FOLDER):
         if policies := store.numbers(f"evals/{name[0]}"):
             lines.append(f"evals/{name[0]}: policies {', '.join(map(str, policies))}")
@@ -203,6 +213,7 @@ def _document(seen: Seen) -> dict[str, Any]:
         "rejected": seen.rejected,
         "stored_bytes": seen.stored,
         "evaluated": seen.store.numbers("evals"),
+        "evaluations": [{"accuracy": one.accuracy, "answers": one.answers} | asdict(one) for one in seen.evaluated],
         "stale": [line.removeprefix("stale: ") for line in seen.stale.lines() if line.startswith("stale: ")],
         "mend": [one.strip("`") for one in seen.stale.remedies()],
     }

@@ -40,7 +40,7 @@ def verify_run(uri: str, debug: bool) -> None:
             for holder in live:
                 out.say(f"note: {holder} was working on this run. A file that it was writing may be found. {AGAIN}.")
             sys.exit(1)
-        out.say(f"{store.uri} is whole: {proof.read} rounds, shards, policies and files were read, and nothing was found.")
+        out.say(f"{store.uri} is whole: {proof.read} parts (shards, policies, files) were read, and nothing was found.")
 
 
 def _lease(store: Store) -> LeaseFile | None:

@@ -36,7 +36,7 @@ from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizers.agreement import check_teachers
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
-from pipeline.problems.sources import ProblemSet, epoch_indices, open_source
+from pipeline.problems.sources import ProblemSet, epoch_indices, look_for, open_source
 from pipeline.problems.survey import compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
@@ -50,6 +50,7 @@ from pipeline.rounds.refused import (
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.rows import left_out
 from pipeline.rounds.schedule import execute, inflight, pools_of, usage
+from pipeline.rounds.tally import told
 from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
 from pipeline.stages.grade import check_references
@@ -127,6 +128,9 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = F
     prompt template, the answer pattern, score.keep_topk or a reward. Raises UserError when no prompt of the first round, or none
     of the evaluation, can be answered.
     """
+    look_for(run.source)
+    if run.evaluation.problems:
+        look_for(run.evaluation.source, "evaluation.source")
     get_ready()
     grader_of(run)
     check_teachers(run)
@@ -322,9 +326,12 @@ class Driver:
         self._wake()
         source = self.sources.evals
         work = self._planned(evaluation_run(self.run), "evals", version, version, source)
-        bar = partial(self.screen.bar, f"evaluate policy {version}")
+        bar = partial(self.screen.bar, f"evaluate policy {version}: steps")
         answer(work, source, self.engines, bar if trainer is None else partial(self._watched, bar, trainer, version + 1))
         refuse_nothing_left(work, EVALUATION)
+        teaches = version == 0 and self.run.objective.name in USES_ADVANTAGE and not self.run.only_imports
+        for text in told(work, teaches):
+            self.screen.say(text)
 
     def _watched(self, bar: Callable[..., Advance], trainer: TrainerHandle, version: int, total: int, done: int = 0) -> Advance:
         """A bar that looks at the trainer, too, whenever it moves. Its step raises as `_expect`."""

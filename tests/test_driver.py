@@ -94,8 +94,14 @@ def test_a_run_is_brought_to_its_end(finished):
     driver, trainer = finished
     assert Remaining.of(driver.store, driver.run).is_empty
     assert [work.policy_version for work in open_rounds(driver.store, driver.run)] == [0, 1]
-    assert driver.screen.bars == {"evaluate policy 0": [3, 3], "rounds": [2, 2], "evaluate policy 2": [3, 3]}
-    assert [text.split(".")[0] for text in driver.screen.said] == ["round 0: no signal", "no signal in rounds 0 to 1"]
+    assert driver.screen.bars == {"evaluate policy 0: steps": [3, 3], "rounds": [2, 2], "evaluate policy 2: steps": [3, 3]}
+    said = [text.split(".")[0] for text in driver.screen.said]
+    assert said[1] == "warning: 0 of 4 answers of policy 0 are right"
+    assert [said[2], said[3]] == ["round 0: no signal", "no signal in rounds 0 to 1"]
+    assert [driver.screen.said[0].partition(" of")[0], driver.screen.said[4].partition(" of")[0]] == [
+        "policy 0: 0.0 %",
+        "policy 2: 0.0 %",
+    ]
     rows = [row for row in driver.store.metrics() if row["writer"] == "round"]
     assert [(row["round"], row["num_rows"], row["seconds_engines"]) for row in rows] == [(0, 8, 0.0), (1, 8, 0.0)]
     assert len(trainer.stopped) == 1
@@ -154,8 +160,10 @@ def test_a_driver_that_lost_its_run_ends_and_leaves_the_trainer_to_the_other(tmp
 
 
 def test_what_is_wrong_with_the_sources_is_known_before_anything_starts():
-    with pytest.raises(SourceError):
-        open_sources(resolve(demo(), ["source.uri=/nowhere.jsonl"]))
+    with pytest.raises(SourceError, match=r"^/nowhere\.jsonl: does not exist\. Check source\.uri$"):
+        open_sources(resolve(demo(), ["source.uri=/nowhere.jsonl", "model.path=/no/model"]))  # the cheap look comes first
+    with pytest.raises(SourceError, match=r"^/nowhere\.jsonl: does not exist\. Check evaluation\.source\.uri$"):
+        open_sources(resolve(demo(), ["evaluation.source.uri=/nowhere.jsonl", "model.path=/no/model"]))
     with pytest.raises(SettingError, match=r"score\.keep_topk: 58 is more than the 57 tokens of the teacher's vocabulary"):
         open_sources(resolve(demo(), ["score.keep_topk=58"]))
     with pytest.raises(SettingError, match="answer_pattern"):

@@ -165,7 +165,7 @@ def test_the_verbs_read_it(spoilt, tmp_path, capfd):
     said = egrsd(capfd, "status", "--run", store.uri)
     assert "demo: 2 of 2 rounds" in said
     assert "stale:" not in said
-    assert "policies: 0 to 2. Evaluated: 0, 2." in said
+    assert "policies: 0 to 2. Evaluated: policy 0, policy 2." in said
     assert "Nothing to do: all 2 rounds" in egrsd(capfd, "distill", "--run", store.uri)
     assert f"{TRACES[name]} traces of 2 rounds" in egrsd(capfd, "export", "--run", store.uri, "--out", str(tmp_path / "out"))
     table = pq.read_table(tmp_path / "out")

@@ -21,7 +21,7 @@ EVERY_S = 10.0  # a log gets a line per bar at most this often
 
 
 class Bars(Progress):
-    """rich's progress bars, which here also write to logs: a bar that moved is printed as a new line.
+    """rich's progress bars, which here also write to logs: a bar that moved is printed as a new line, and no other.
 
     rich itself writes nothing to a file or pipe until the end. This class prints a bar at most every `EVERY_S` seconds, and
     when it is full. The log of a Ray job thus stays short, and has no control characters.
@@ -31,6 +31,7 @@ class Bars(Progress):
         super().__init__(*args, **kwargs)
         self.live.transient = not self.console.is_terminal  # otherwise rich writes every bar once more at the end of a log
         self._due: dict[TaskID, float] = {}
+        self._shown: dict[TaskID, tuple[float, Any]] = {}  # steps and note of the last line of each bar
 
     def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
         """Change a bar as rich does, and write it to a log."""
@@ -46,8 +47,9 @@ class Bars(Progress):
         if self.console.is_terminal:
             return
         moved = next(task for task in self.tasks if task.id == task_id)
-        if moved.finished or time.monotonic() >= self._due.get(task_id, 0.0):
-            self._due[task_id] = time.monotonic() + EVERY_S
+        now = moved.completed, moved.fields.get("note")
+        if now != self._shown.get(task_id) and (moved.finished or time.monotonic() >= self._due.get(task_id, 0.0)):
+            self._due[task_id], self._shown[task_id] = time.monotonic() + EVERY_S, now
             self.console.print(self.make_tasks_table([moved]))
 
 

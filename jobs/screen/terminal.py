@@ -247,7 +247,8 @@ def _unlisten(before: dict[signal.Signals, Any]) -> None:
 def _ended(out: Session, error: BaseException) -> tuple[str, int]:
     """What is said of an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
-        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        # Ray raises a bare KeyboardInterrupt in the place of ours when a signal comes while it waits
+        number = error.number if isinstance(error, Interrupted) else signal.Signals(out.asked or signal.SIGINT)
         name = f"Interrupted ({number.name})"
         return _with_command(name) if keeper.is_kept() else name, 128 + number
     if isinstance(error, OutputError):

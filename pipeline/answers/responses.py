@@ -20,7 +20,8 @@ _HEADING = re.compile(
 _STATED = re.compile(
     r"\b(?:answers?|(?:correct|right|best)[^\S\n]+(?:choice|option))\b[^\S\n]*"
     r"(?:\([^()\n]{0,30}\)[^\S\n]*)?(?:to (?:the|this) \w+[^\S\n]*)?"
-    r"(?:(?:is|are|was|equals|be|becomes)\b(?:[^\S\n]*(?:therefore|thus|simply|then|just|exactly|equal to|now|indeed|actually|clearly|also)\b,?)?"
+    r"(?:(?:is|are|was|equals|be|becomes)\b(?:[^\S\n]*(?:therefore|thus|simply|then|just|exactly|equal to|now|indeed|"
+    r"actually|clearly|also)\b,?)?"
     r"[^\S\n]*:?|[:=])(?:[^\S\n]|\*)*"
     r"(?:\n\s*)?",
     re.I,

@@ -19,6 +19,7 @@ from pipeline.store.documents import Count, Document
 from pipeline.store.names import EVALUATION_FOLDER
 
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that a vLLM server allocates for
+UNTRAINED = "No round was trained for policy 0: these are the base's weights, and nothing was learned."
 _LABELS = {"avg": ("accuracy, %", 100.0), "length": ("length, tokens", 1.0)}
 _USE = {
     True: """\
@@ -66,7 +67,9 @@ class Released:
 
 def model_card(store: Store, run: Run, released: Released) -> str:
     """README.md of a model folder: metadata of the hub's kind, and the text."""
-    parts = (_metadata(run, released), _title(run, released), _data(run), _recipe(run), _measured(store, run, released.version))
+    version = released.version
+    made = (_metadata(run, released), _title(run, released), _data(run), _recipe(run, version))
+    parts = (*made, _measured(store, run, version))
     rank = next((rank for rank in _VLLM_RANKS if rank >= run.model.lora_rank), run.model.lora_rank)
     use = _USE[released.whole].format(base=released.base, rank=rank)
     return "\n\n".join((*parts, f"## How to open it\n\n{use}", _made_by(store), _settings(run))) + "\n"
@@ -99,10 +102,11 @@ def _metadata(run: Run, released: Released) -> str:
 
 def _title(run: Run, released: Released) -> str:
     kind = "whole weights" if released.whole else "LoRA adapter"
+    how = "by entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))"
+    learned = f"The model learned from its own answers {how}." if released.version else f"{UNTRAINED} Later policies learn {how}."
     return (
         f"# Policy {released.version} of recipe {run.name}: {kind}\n\n"
-        f"The base model is `{released.base}`. Its licence applies to these weights too. The model learned from its own answers "
-        "by entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))."
+        f"The base model is `{released.base}`. Its licence applies to these weights too. {learned}"
     )
 
 
@@ -116,12 +120,13 @@ def _data(run: Run) -> str:
     )
 
 
-def _recipe(run: Run) -> str:
+def _recipe(run: Run, version: int) -> str:
     train, model = run.train, run.model
     adapter = f"LoRA rank {model.lora_rank}, alpha {model.lora_alpha:g} on {', '.join(model.lora_targets)}"
     adapter = "All weights were trained" if model.tuning == "full" else adapter
+    planned = "" if version else "None of this was trained for policy 0. The recipe of later policies:\n\n"
     return (
-        f"## Recipe\n\nObjective `{run.objective.name}`, {run.rounds} rounds, seed {run.seed}. AdamW, learning rate "
+        f"## Recipe\n\n{planned}Objective `{run.objective.name}`, {run.rounds} rounds, seed {run.seed}. AdamW, learning rate "
         f"{train.learning_rate:g}, {train.batch_traces} traces a step. {adapter}. Every setting stands at the end."
     )
 

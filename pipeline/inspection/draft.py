@@ -20,6 +20,7 @@ from pipeline.fit.machine import GIB, Facts
 from pipeline.models.resolve import open_model
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
+from pipeline.problems.shape import ROLES
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.stages.grade import check_references
 from pipeline.stages.prompts import prompts
@@ -123,12 +124,31 @@ def _opened(source: Source) -> ProblemSet:
         return open_source(source)
     except SourceError as error:
         names = error.what.partition("there are: ")[2].split(", ")
-        if not names[0]:
+        set_wrongly = any(f"no column '{getattr(source, role)}'" in error.what for role in source.model_fields_set & {*ROLES})
+        if not names[0] or set_wrongly:
             raise
         shown = ", ".join(f"{name} ({_example(source, name)})" for name in names[:_MOST_COLUMNS])
-        what = f"which columns hold problem and answer is not clear. There are: {shown}"
-        remedy = "Say it with --set source.problem=COLUMN --set source.answer=COLUMN, and source.solution=COLUMN if there is one"
+        unclear = _unclear(source, names[0])
+        holds = "columns hold problem and answer" if len(unclear) > 1 else f"column holds the {unclear[0]}"
+        what = f"which {holds} is not clear. There are: {shown}"
+        remedy = f"Say it with {' '.join(f'--set source.{role}=COLUMN' for role in unclear)}"
+        if "solution" not in source.model_fields_set:
+            remedy += ", and source.solution=COLUMN if there is one"
         raise SourceError(what, error.where, remedy) from error
+
+
+def _unclear(source: Source, any_column: str) -> list[str]:
+    """Which of problem and answer neither a setting nor a look finds. Each is tried with `any_column` in the other's place."""
+
+    def is_found_without(other: str) -> bool:
+        asked = source if other in source.model_fields_set else source.model_copy(update={other: any_column})
+        with contextlib.suppress(SourceError):
+            open_source(asked)
+            return True
+        return False
+
+    unclear = [role for role, other in (("problem", "answer"), ("answer", "problem")) if not is_found_without(other)]
+    return unclear or ["problem", "answer"]
 
 
 def _example(source: Source, name: str) -> str:

@@ -187,7 +187,7 @@ def stale(name: str, field: FieldInfo | None = None) -> str:
     if name.startswith("evaluation."):
         return "evaluations"
     if name.startswith(("objective.", "train.")):
-        return "no stage; `egrsd train` trains again"
+        return "no stage; policies stay as they are until you run `egrsd train`"
     return "nothing"
 
 

@@ -11,6 +11,7 @@ import pyarrow.fs as pafs
 
 from pipeline.errors import EgrsdError
 from pipeline.live.lease import is_dead, read_lease
+from pipeline.rounds.tally import tally_of
 from pipeline.store.directory import Store
 
 # (writer, name of the metric, what it is called, factor, digits) of every line, in order
@@ -54,7 +55,10 @@ def sparkline(values: list[float]) -> str:
 
 @dataclass(frozen=True)
 class Listed:
-    """One run of a list. accuracy, length: of the traces of its last round with figures. when: of the last change, UTC."""
+    """One run of a list. accuracy, length: of the traces of its last round with figures. when: of the last change, UTC.
+
+    base: accuracy of the base on the held-out problems, where no round has figures yet.
+    """
 
     uri: str
     recipe: str
@@ -64,6 +68,7 @@ class Listed:
     length: float | None
     when: str
     state: str
+    base: float | None = None
 
 
 def listed(uri: str) -> Iterator[Listed]:
@@ -91,9 +96,10 @@ def _listed(store: Store) -> Listed:
         figures, trained = by_round(store), store.latest_policy()
         last = max(figures["accuracy"], default=None)
         accuracy, length = (figures[name].get(last) if last is not None else None for name in ("accuracy", "mean_length"))
-        return Listed(
-            store.uri, run.name, trained, run.rounds, accuracy, length, _changed(store), _state(store, trained >= run.rounds)
-        )
+        base = tally_of(store, run, 0) if last is None else None
+        state = _state(store, trained >= run.rounds)
+        shown = base.accuracy if base is not None else None
+        return Listed(store.uri, run.name, trained, run.rounds, accuracy, length, _changed(store), state, shown)
     except EgrsdError as error:
         return Listed(store.uri, "", 0, 0, None, None, _changed(store), f"damaged: {error.what}")
 
@@ -102,7 +108,7 @@ def _state(store: Store, is_done: bool) -> str:
     lease = read_lease(store)
     if lease is not None and not is_dead(lease):
         return f"at work: {lease.holder}"
-    return "done" if is_done else "begun" if store.numbers("rounds") else "new"
+    return "done" if is_done else "begun" if store.numbers("rounds") or store.numbers("evals") else "new"
 
 
 def _changed(store: Store) -> str:

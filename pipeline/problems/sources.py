@@ -6,10 +6,11 @@ only the rows that are asked for. A source can be pickled, so that each Ray task
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -116,8 +117,22 @@ def open_source(source: Source, look: bool = True, setting: str = "source") -> P
     for a source that is unreadable, malformed, empty or without a column. Raises SettingError for an option that the kind of
     source does not know.
     """
-    try:
+    with _told_of(setting):
         return _open(source, look)
+
+
+def look_for(source: Source, setting: str = "source") -> None:
+    """Look for the files of a source, which takes no time, and read none. Raises SourceError when there is none."""
+    with _told_of(setting):
+        if source.uri.strip():
+            stamps(source)
+
+
+@contextlib.contextmanager
+def _told_of(setting: str) -> Iterator[None]:
+    """Errors of a block name the settings of section `setting` in the place of those of `source`."""
+    try:
+        yield
     except (SourceError, SettingError) as error:
         if setting == "source":
             raise

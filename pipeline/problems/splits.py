@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -92,6 +93,9 @@ def files_below(source: Source, filesystem: FileSystem, path: str) -> list[str]:
         if info.is_file:
             return [path] if path.endswith(_PARQUET) or jsonl.is_named(path) else []
         folder = info.type == FileType.Directory
+        names_a_file = "/" in source.uri or jsonl.is_named(path) or path.endswith(_PARQUET)
+        if info.type == FileType.NotFound and names_a_file and not any(sign in path for sign in _SIGNS):
+            raise _absent(source)
         if not folder and not any(sign in path for sign in _SIGNS):
             return [path] if jsonl.is_named(path) else []  # to open it says why it cannot be read
         base, pattern = (path.rstrip("/"), "*") if folder else _literal_base(filesystem, path)
@@ -105,6 +109,13 @@ def files_below(source: Source, filesystem: FileSystem, path: str) -> list[str]:
     if packed and lines and not folder:
         raise SourceError("matches Parquet and JSONL files", source.uri, "Give one kind of files")
     return files_of_split(source, base, packed or lines, chosen=not folder)
+
+
+def _absent(source: Source) -> SourceError:
+    """The error of a path at which nothing is. A relative path is told with the folder that it is read from."""
+    local = "://" not in source.uri and not os.path.isabs(os.path.expanduser(source.uri))
+    where = f" (relative to the folder {os.getcwd()})" if local else ""
+    return SourceError(f"does not exist{where}", source.uri, "Check source.uri")
 
 
 def _literal_base(filesystem: FileSystem, path: str) -> tuple[str, str]:

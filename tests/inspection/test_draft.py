@@ -47,6 +47,22 @@ def test_columns_that_are_not_clear_are_shown_with_an_example_each(source):
     assert "--set source.problem=COLUMN" in refused.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("sets", "what", "remedy"),
+    [
+        (["source.answer=target"], "which column holds the problem is not clear", "source.problem=COLUMN, and source.solution"),
+        (["source.problem=q"], "which column holds the answer is not clear", "source.answer=COLUMN, and source.solution"),
+        (["source.problem=q", "source.solution=work"], "which column holds the answer is not clear", "source.answer=COLUMN"),
+        (["source.problem=qq"], "has no column 'qq'; there are: level, q, target, work", "Set source.problem"),
+    ],
+)
+def test_only_the_column_that_is_not_clear_is_asked_for(source, sets, what, remedy):
+    with pytest.raises(SourceError) as refused:
+        draft("mine", "tiny-reasoner", source, sets, facts())
+    assert refused.value.what.startswith(what)
+    assert refused.value.remedy.removeprefix("Say it with --set ").startswith(remedy)
+
+
 @pytest.mark.parametrize(("cards", "engines", "ranks", "shared"), [(1, 1, 1, True), (2, 1, 1, False), (8, 4, 4, False)])
 def test_a_file_for_gpus_shares_them_between_engines_and_ranks(source, cards, engines, ranks, shared):
     made = draft("mine", "tiny-reasoner", source, NAMED, facts(*[80 * GIB] * cards))

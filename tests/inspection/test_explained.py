@@ -32,7 +32,7 @@ def test_every_setting_of_a_run_is_there():
     [
         ("rollout.temperature", "number, above 0, at most 2", "1", "rollout and what follows"),
         ("label.gamma", "number, at least 0", "0.3", "label"),
-        ("train.learning_rate", "number, above 0", "0.001", "no stage; `egrsd train` trains again"),
+        ("train.learning_rate", "number, above 0", "0.001", "no stage; policies stay as they are until you run `egrsd train`"),
         ("engines.rollout.max", "whole number, at least 1", "1", "nothing"),
         ("evaluation.source.split", "text", "test", "evaluations"),
         ("model.revision", "text or null", "null", "prompts, rollout, score and what follows"),

@@ -52,6 +52,15 @@ def test_a_policy_goes_out_with_card_and_record(stored, tmp_path, capfd):
     assert (record["policy"], record["weights"], record["versions"]["code"]) == (2, "adapter", "31aa128")
 
 
+def test_an_untrained_policy_is_told_as_the_base_on_the_terminal_and_on_its_card(stored, tmp_path, capfd):
+    code, said = export(capfd, "--run", stored.uri, "--model", tmp_path / "out", "--policy", "0", "--merge")
+    assert (code, "note: No round was trained for policy 0: these are the base's weights" in said) == (0, True)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "No round was trained for policy 0: these are the base's weights, and nothing was learned." in card
+    assert "None of this was trained for policy 0." in card
+    assert "The model learned" not in card
+
+
 def test_an_earlier_policy_without_evaluation_says_so(stored, tmp_path, capfd):
     assert export(capfd, "--run", stored.uri, "--model", tmp_path / "out", "--policy", "1")[0] == 0
     assert "This policy has answered no held-out problems." in (tmp_path / "out" / "README.md").read_text()

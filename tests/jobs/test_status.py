@@ -74,3 +74,15 @@ def test_a_watch_ends_when_the_run_is_done(store, tmp_path, capfd, monkeypatch):
     said = capfd.readouterr().out
     assert slept == [status.LOOK_S]
     assert "2 of 2 rounds trained" in said
+
+
+def test_an_evaluation_counts_once_it_is_graded_and_policies_are_named(store, capfd):
+    status.show(store.uri, False)
+    said = capfd.readouterr().out
+    assert "policies: 0 to 2. Evaluated: policy 0, policy 2." in said
+    assert "held-out problems, policy 0: " in said
+    for number in (0, 2):
+        store.delete(f"evals/{number:04d}/grade")
+    store.delete("policy")
+    status.show(store.uri, False)
+    assert "policies: policy 0 alone, the base. Evaluated: none yet." in capfd.readouterr().out

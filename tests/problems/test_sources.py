@@ -196,11 +196,11 @@ def test_other_unreadable_sources_are_the_users_mistake(tmp_path, monkeypatch):
     pq.write_table(pa.table({name: pa.array([], pa.string()) for name in ROWS[0]}), tmp_path / "empty.parquet")
     (tmp_path / "bare").mkdir()
     for name, message in {
-        f"{tmp_path}/none.jsonl": "cannot be read",
-        f"{tmp_path}/none.parquet": "no file, folder or kind",
+        f"{tmp_path}/none.jsonl": "does not exist",
+        f"{tmp_path}/none.parquet": "does not exist",
         f"{tmp_path}/none-*.parquet": "no file, folder or kind",
         f"{tmp_path}/bare": "no file, folder or kind",
-        f"{tmp_path}/bare.jsonl.gz": "cannot be read",
+        f"{tmp_path}/bare.jsonl.gz": "does not exist",
         f"{tmp_path}/no.parquet": "not a readable Parquet file",
         f"{tmp_path}/cut.parquet": "not a readable Parquet file",
         f"{tmp_path}/columns.parquet": r"no column 'solution'.+source\.solution=solutions\?",

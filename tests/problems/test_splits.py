@@ -135,3 +135,11 @@ def test_files_of_another_shape_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=message):
         open_source(Source(uri=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("uri", ["data/none.jsonl", "none.parquet", "data/none"])
+def test_a_relative_path_that_is_not_there_is_told_with_its_folder(tmp_path, monkeypatch, uri):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="does not exist") as refused:
+        open_source(Source(uri=uri))
+    assert str(refused.value) == f"{uri}: does not exist (relative to the folder {tmp_path}). Check source.uri"

@@ -47,6 +47,16 @@ def test_a_full_bar_is_always_written(written):
     assert [line.split()[-1] for line in lines(written)] == ["1/3", "3/3"]
 
 
+def test_a_bar_that_shows_what_it_showed_before_is_not_written_again(written):
+    with progress.Bars(*COLUMNS, console=Console(file=written, width=80)) as bars:
+        task = bars.add_task("rounds", total=1, note="")
+        bars.advance(task)
+        bars.update(task)
+        bars.update(task, note="")
+        bars.update(task, note="accuracy 0.50")
+    assert [line.split()[-1] for line in lines(written)] == ["1/1", "1/1"]  # the second one has another note
+
+
 def test_on_a_terminal_nothing_is_written_beside_the_live_bars(written):
     console = Console(file=written, width=80, force_terminal=True)
     with progress.Bars(*COLUMNS, console=console, auto_refresh=False) as bars:

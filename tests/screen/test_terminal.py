@@ -68,6 +68,22 @@ def test_a_signal_ends_a_verb_with_one_line_and_128_plus_its_number(name, code, 
     assert signal.getsignal(getattr(signal, name)) is before
 
 
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_signal_keeps_its_name_when_a_library_raises_its_own_interrupt_instead(capfd):
+    def verb():
+        with session(debug=False):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt from None  # as Ray does while it waits for an answer
+
+    with pytest.raises(SystemExit) as ended:
+        verb()
+    assert ended.value.code == 143
+    assert capfd.readouterr().err == "error: Interrupted (SIGTERM)\n"
+
+
 def test_an_end_that_a_thread_has_found_is_the_verbs_error(capfd):
     def verb():
         with session(debug=False) as out:
