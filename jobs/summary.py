@@ -11,7 +11,9 @@ from jobs.screen.tables import aligned
 from pipeline.choice.plans import told
 from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out, same_problems
 from pipeline.problems.sources import named
+from pipeline.rounds.inventory import Inventory, warning_over
 from pipeline.rounds.metrics import agreement
+from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store, area
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     rounds = [row for row in store.metrics() if row["writer"] == "round"]
     if rounds:
         out.console.print(_rounds_table(rounds, run, agreement(store.metrics())))
+    if (warning := warning_over(Inventory(work) for work in open_rounds(store, run))) is not None:
+        out.say(f"warning: {warning}")
     for text in told(store, run):
         out.say(text)
     out.say(f"traces and labels: {store.locate('rounds')}")

@@ -7,6 +7,7 @@ import re
 
 import pytest
 from benchmarks import gpu_check
+from benchmarks import gpu_work as work
 from benchmarks.gpu_check import PARTS, TINY, Row
 
 
@@ -43,6 +44,11 @@ def test_every_row_is_there_with_the_reason_when_a_part_does_not_get_to_it():
     assert [row.what for row in broken] == PARTS["round"].rows(TINY)
     assert broken[0].figure.startswith("failed: ")
     assert "--no-such-option" in broken[0].figure
+
+
+def test_the_row_of_a_run_that_fails_has_its_error_and_not_the_name_of_its_log():
+    assert work.reason("begins\nerror: runs/a: no room\nlog: runs/a/logs/1.log\n") == "error: runs/a: no room"
+    assert work.reason("Killed\n\n") == "Killed"
 
 
 def test_a_check_in_which_nothing_ran_or_something_failed_ends_with_1(monkeypatch, capsys):

@@ -17,7 +17,7 @@ from pipeline.report import figures, held_out, ledger, sample, story
 from pipeline.report.drawn import Limits
 from pipeline.report.figures import Measured
 from pipeline.report.held_out import Evaluations
-from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.inventory import Inventory, warning_over
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
 
@@ -51,7 +51,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
     evaluated = evaluated or Evaluations.of(store, run)
     document = {
         "run": _identity(store, run),
-        "warnings": [text for part in measured if (text := part.labelled.seen.warning()) is not None],
+        "warnings": [text] if (text := warning_over(part.labelled.seen for part in measured)) is not None else [],
         "notes": told(store, run),
         "settings": run.to_yaml(),
         "window": run.profile.window,

@@ -153,17 +153,20 @@ class Inventory:
         """The same as `reasons`, but empty for a stage that has no shard at all."""
         return self.reasons(name) if self.entries(name) else Counter()
 
-    def warning(self) -> str | None:
-        """The sentences that tell of scored shards with bounds although the run asks for exact entropies, or None."""
+    def fallbacks(self) -> list[str | None]:
+        """Why entropies are bounds although the run asks for exact ones: a cause, or None, for each such shard."""
+        if self.work.run.score.entropy == "bounds":
+            return []
         scored = self.entries("score").values()
         fell_back = [entry.facts.get("fallback") for entry in scored if entry.facts.get("entropy_method") == "bounds"]
         for entry in scored:
             named: dict[str, dict[str, str]] = entry.facts.get("teachers", {})  # type: ignore[assignment]
             fell_back += list({facts["fallback"] for facts in named.values() if facts.get("fallback")})[:1]
-        if not fell_back or self.work.run.score.entropy == "bounds":
-            return None
-        causes = sorted({cause or "the self-check of their engine failed" for cause in fell_back})
-        return f"{self.work.area}, {len(fell_back)} of {len(scored)} shards: {bounds_instead('; '.join(causes))}"
+        return fell_back
+
+    def warning(self) -> str | None:
+        """The sentences that tell of scored shards with bounds although the run asks for exact entropies, or None."""
+        return warning_over([self])
 
     @cached_property
     def as_committed(self) -> bool | None:
@@ -251,3 +254,16 @@ def withdraw_rounds(store: Store, numbers: Iterable[int]) -> None:
     """Take committed rounds back from the trainer. Numbers of rounds that do not exist are ignored."""
     for number in sorted(set(numbers) & set(store.numbers("rounds"))):
         store.delete(f"{area('rounds', number)}/ready.json")
+
+
+def warning_over(inventories: Iterable[Inventory]) -> str | None:
+    """One warning for all rounds that have bounds although the run asks for exact entropies, or None."""
+    fell_back = [(seen, found) for seen in inventories if (found := seen.fallbacks())]
+    if not fell_back:
+        return None
+    areas = [seen.work.area for seen, _ in fell_back]
+    where = areas[0] if len(areas) == 1 else f"{areas[0]} to {areas[-1]}"
+    causes = sorted({cause or "the self-check of their engine failed" for _, found in fell_back for cause in found})
+    scored = sum(len(seen.entries("score")) for seen, _ in fell_back)
+    count = sum(len(found) for _, found in fell_back)
+    return f"{where}, {count} of {scored} shards: {bounds_instead('; '.join(causes))}"

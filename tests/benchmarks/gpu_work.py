@@ -276,7 +276,7 @@ def rounds_done(asked: argparse.Namespace, size: Size, count: int, name: str, mo
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begun
     if done.returncode or Store(run).latest_policy() != count:
-        raise RuntimeError(last_line(done.stderr) or last_line(done.stdout))
+        raise RuntimeError(reason(done.stderr) or last_line(done.stdout))
     gaps = [row["logprob_gap"] for row in Store(run).metrics() if "logprob_gap" in row]
     apart = f"; engine and trainer differ by {max(gaps):.1e} nat a token" if gaps else ""
     return f"{seconds:.0f} s", f"recipe {asked.recipe}{apart}; the starts of Ray and the engine included"
@@ -303,6 +303,11 @@ def save_model(folder: Path) -> None:
     folder.with_suffix(".part").rename(folder)  # a process that was ended in between leaves no half model
     del model
     torch.cuda.empty_cache()  # the engine measures what is free
+
+
+def reason(text: str) -> str:
+    """The last error that a command told on standard error, where the name of its log comes behind it, or the last line."""
+    return last_line("\n".join(line for line in text.splitlines() if line.startswith("error:"))) or last_line(text)
 
 
 def last_line(text: str) -> str:

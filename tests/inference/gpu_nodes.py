@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 from waiting import until
 
-from actors.cluster import check_room, local_node
+from actors.cluster import check_room
 from actors.fakes import FakeEngine
 from actors.pool.pool import EnginePool
 from actors.resources import demands_of, options, placement_of
@@ -76,8 +76,7 @@ def free_cards():
 def on_eight_cards():
     """The cards of the four engines and of the four ranks of the recipe for one machine with eight."""
     run = recipes.recipe("qwen3_4b_8gpu")
-    here = local_node(8).resources
-    ray.init(address="local", num_cpus=here["CPU"], num_gpus=here["GPU"], include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=32, num_gpus=8, include_dashboard=False, log_to_driver=False)
     check_room(demands_of(run))
     settings = run.engines.rollout
     asked = worker._trainer(Store("unused"), run).scaling_config

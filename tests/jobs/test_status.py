@@ -1,5 +1,6 @@
 """`egrsd status`: learning first, then work, then what is stale with one command; `--watch` ends with the run."""
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 from report_runs import GROUP, add_round, new_run
 
-from jobs import status
+from jobs import status, summary
+from jobs.screen.terminal import session
 from pipeline.inspection.staleness import Staleness
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
@@ -44,6 +46,19 @@ def test_bounds_in_the_place_of_exact_entropies_are_a_warning(tmp_path, capfd):
     assert "warning: 1 of 1 shards: entropies are bounds and not exact (the hook is gone)." in " ".join(
         capfd.readouterr().out.split()
     )
+
+
+def test_the_end_of_a_run_tells_bounds_of_all_rounds_once(tmp_path, capfd):
+    """Whoever comes back after hours sees the last screen only."""
+    store, run = new_run(tmp_path / "run", "rounds=2")
+    for number in (0, 1):
+        add_round(store, run, number, [np.arange(3)] * GROUP, ["1+1"] * GROUP, ["1+1"], fallback="the hook is gone")
+    shutil.rmtree(tmp_path / "run" / "metrics")  # rounds made here have few of the figures that the table sums
+    with session(False) as out:
+        summary.summarise(store, run, out)
+    said = " ".join(capfd.readouterr().out.split())
+    assert said.count("the hook is gone") == 1
+    assert "warning: rounds/0000 to rounds/0001, 2 of 2 shards: entropies are bounds and not exact (the hook is gone)." in said
 
 
 def test_rounds_that_are_whole_and_trained_share_a_row(store):

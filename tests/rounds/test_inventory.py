@@ -13,7 +13,7 @@ from pipeline.method.rewards import RunningBaseline
 from pipeline.overrides import resolve
 from pipeline.problems.problem import Problem
 from pipeline.recipes import demo
-from pipeline.rounds.inventory import Inventory, commit_round
+from pipeline.rounds.inventory import Inventory, commit_round, warning_over
 from pipeline.rounds.round import open_round, problems_digest, same_problems
 from pipeline.stages import LABELS, MEASURE, PLAIN, STAGES
 from pipeline.store.directory import Store
@@ -83,6 +83,9 @@ def test_bounds_where_exact_entropies_were_asked_for_are_a_warning(tmp_path):
     brought(work, *MEASURE)
     told = Inventory(work).warning()
     assert told.startswith("rounds/0000, 2 of 2 shards: entropies are bounds and not exact (the fake was told so).")
+    both = warning_over([Inventory(work)] * 3)
+    assert both.startswith("rounds/0000 to rounds/0000, 6 of 6 shards: ")
+    assert both.endswith(told.partition(" shards: ")[2])
     asked = planned(tmp_path / "asked", "score.entropy=bounds", engine=fell_back)
     brought(asked, *MEASURE)
     exact = planned(tmp_path / "exact")
