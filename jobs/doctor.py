@@ -33,6 +33,7 @@ from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import resolve
 from pipeline.problems.sources import named as named_source
 from pipeline.problems.sources import open_source
+from pipeline.problems.survey import overlap, survey
 from pipeline.recipes import recipe as named
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
@@ -87,11 +88,17 @@ def chosen_run(choices: Choices, store: Store | None) -> config.Run:
 
 def judge_sources(run: config.Run) -> list[Line]:
     """What the run makes of its problems and of its held-out problems. Raises SourceError."""
-    lines = rows.look(open_source(run.source), run)
+    training = open_source(run.source)
+    lines = rows.look(training, run)
+    counted = survey(training, None, solutions=run.reads_solutions)
+    lines += [Line("warning", "rows", said)] if (said := counted.repeats()) else []
     if run.evaluation.problems:
         held_out = open_source(run.evaluation.source)
-        said = f"{named_source(run.evaluation.source)}: {len(held_out)} rows, of which {run.evaluation.problems} are asked"
-        lines.append(Line("ok", "held out", said))
+        asked = survey(held_out, None, run.evaluation.problems)
+        usable = asked.rows - asked.rejected.total()
+        size = f"{len(held_out)} rows, of which {asked.rows} are asked and {usable} can be used"
+        lines.append(Line("ok" if usable else "error", "held out", f"{named_source(run.evaluation.source)}: {size}"))
+        lines += [Line("warning", "held out", said) for said in (asked.lacks(), overlap(counted, asked)) if said]
     return lines
 
 

@@ -67,6 +67,8 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         told = [_redo(work, stage, asked, out) for work in works for stage in stages]
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
+        if "label" in {stage.name for stage in stages} and (apart := run.label.differs_from(run.objective)):
+            out.say(f"note: {apart}.")
         store.save_run(run, versions())  # after the computation, so that settings which failed are not kept
         tell_stale(store, run, out.say)
         out.told.result = {"computed": told}

@@ -165,7 +165,10 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     pattern = controls(tokenizer_of(run.model))
     training = survey(sources.rounds, pattern, solutions=run.reads_solutions)
     training.check()
-    notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(), *training.notes(), *sources.notes]
+    held_out_rows = run.evaluation.source if sources.evals is not None else None
+    notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(held_out_rows), *training.notes(), *sources.notes]
+    if apart := run.label.differs_from(run.objective):
+        notes.append(f"note: {apart}")
     if sources.evals is not None:
         held_out = survey(sources.evals, pattern, run.evaluation.problems)
         held_out.check()

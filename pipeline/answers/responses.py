@@ -20,7 +20,8 @@ _HEADING = re.compile(
 _STATED = re.compile(
     r"\b(?:answers?|(?:correct|right|best)[^\S\n]+(?:choice|option))\b[^\S\n]*"
     r"(?:\([^()\n]{0,30}\)[^\S\n]*)?(?:to (?:the|this) \w+[^\S\n]*)?"
-    r"(?:(?:is|are|was|equals|be|becomes)\b(?:[^\S\n]*(?:therefore|thus|simply|then|just|exactly|equal to|now)\b,?)?"
+    r"(?:(?:is|are|was|equals|be|becomes)\b(?:[^\S\n]*(?:therefore|thus|simply|then|just|exactly|equal to|now|indeed|"
+    r"actually|clearly|also)\b,?)?"
     r"[^\S\n]*:?|[:=])(?:[^\S\n]|\*)*"
     r"(?:\n\s*)?",
     re.I,
@@ -204,7 +205,10 @@ def _joined(text: str, formulas: list[re.Match[str]]) -> str:
     for formula, after in zip(reversed(formulas), [None, *reversed(formulas)], strict=False):
         if after is not None and not _JOIN.fullmatch(text[formula.end() : after.start()][:20]):
             break
-        contents.insert(0, next((group for group in formula.groups() if group), "").strip())
+        content = next((group for group in formula.groups() if group), "").strip()
+        if after is not None and len(content) == 1 and content.islower():  # a name is no value
+            break
+        contents.insert(0, content)
     return ",".join(contents)
 
 

@@ -144,7 +144,8 @@ def _same_words(ours: str, theirs: str, reference: str) -> bool | None:
         return True
     if yours in {"yes", "no", "true", "false"}:
         said = _TRUTH.match(ours)
-        return said is not None and _same_meaning(said[1].casefold(), yours)
+        only = said is not None and not {"yes", "no", "true", "false", "but", "or"} & set(mine.split()[1:])
+        return only and said is not None and _same_meaning(said[1].casefold(), yours)
     listed = [text.casefold().rstrip(".").removeprefix("\\{").removesuffix("\\}") for text in (ours, theirs)]
     lists = [sorted(_ARTICLE.sub("", part) for part in _LIST_JOINT.split(text)) for text in listed]
     if lists[0] == lists[1] and _PLAIN_TEXT.search(theirs):

@@ -187,7 +187,9 @@ def _put_source(made: Draft, problems: ProblemSet, on_gpu: bool) -> Source | Non
         made.notes.append("too few rows to hold some out: there is no evaluation before and after the run")
         return None
     made.put(
-        "source.size", size - held, f"the last {held} rows are held out for the evaluation; sort or shuffle the file as you like"
+        "source.size",
+        size - held,
+        f"the last {held} rows are held out for the evaluation: shuffle a sorted file before the first run",
     )
     shaped = {"problem": shape.problem, "solution": shape.solution, "answer": shape.answer}
     return source.model_copy(update={"skip": size - held, "size": held} | shaped)

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.config import CHOOSES, UNCOUNTED, Reward, Run
+from pipeline.config.method import Weights
 from pipeline.errors import SettingError, nearest
 from pipeline.stages import PLAN
 
@@ -69,9 +70,18 @@ def _walk(section: type[BaseModel], before: str, values: BaseModel | None) -> It
         value = getattr(values, key) if values is not None else field.get_default(call_default_factory=True)
         if not kinds or get_origin(_bare(field.annotation)) in (dict, tuple) or type(None) in get_args(field.annotation):
             default = "" if field.is_required() else _written(value)
-            yield Setting(name, " ".join((field.description or "").split()), _kind(field), default, stale(name, field))
+            meaning = " ".join((field.description or "").split()) + _whose(name)
+            yield Setting(name, meaning, _kind(field), default, stale(name, field))
         for kind in kinds:
             yield from _walk(kind, f"{_FREE.get(key, name)}.", value if isinstance(value, kind) else None)
+
+
+def _whose(name: str) -> str:
+    """Where a constant of the token weight is read. Labels and training have the same ones under two names."""
+    section, _, key = name.partition(".")
+    if key not in Weights.model_fields or section not in ("label", "objective"):
+        return ""
+    return f". Stored labels and report read it; training reads objective.{key}" if section == "label" else ". Training reads it"
 
 
 def _bare(kind: Any) -> Any:

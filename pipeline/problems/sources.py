@@ -90,13 +90,18 @@ class ProblemSet:
         self.shape = replace(self.shape, lacks="")
         return self
 
-    def cautions(self) -> list[str]:
-        """What a person should know about figures on this source: rows that are not used, answers that may differ."""
+    def cautions(self, held_out: Source | None = None) -> list[str]:
+        """What a person should know about figures on this source: rows that are not used, answers that may differ.
+
+        held_out: the source of the evaluation. Rows that it takes from the same file are no rows to train on.
+        """
         notes = []
         if skip := self.source.skip:
             notes.append(f"rows {skip} to {skip + self.size - 1} of {self.total} are used, counted from 0 (skip, size)")
         elif self.size < self.total:
-            notes.append(f"the first {self.size} of {self.total} rows are used: set its size to {self.total} for all of them")
+            others = held_out is not None and held_out.uri == self.source.uri and held_out.skip
+            more = "the evaluation asks later ones" if others else f"set its size to {self.total} for all of them"
+            notes.append(f"the first {self.size} of {self.total} rows are used: {more}")
         kind, _, task = self.source.uri.partition(":")
         notes += self.shape.found
         first = self.rows(range(min(8, self.size))) if kind == "reasoning-gym" else []

@@ -24,6 +24,7 @@ class Survey:
     solutions: whether a row needs a reference solution. rejected: rows that cannot be used, by what they lack. controls: how
     often each control token is spelled, and `spelling` the rows that spell one. problems: how often each problem text stands
     there, by the hash of its normalised form. left_out: rows of which a column was too large to be carried, by its name.
+    generated: whether a task makes the problems, which may then come again.
     """
 
     uri: str
@@ -34,6 +35,7 @@ class Survey:
     spelling: int = 0
     problems: Counter[int] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
+    generated: bool = False
 
     def count(self, row: Problem, controls: re.Pattern[str] | None) -> None:
         """Count one row. `controls` finds control tokens."""
@@ -51,9 +53,7 @@ class Survey:
     def notes(self) -> list[str]:
         """What the person who starts the run should know."""
         notes = []
-        if self.rejected:
-            listed = ", ".join(f"{count} ({detail})" for detail, count in self.rejected.most_common(3))
-            notes.append(f"note: {self.uri}: {self.rejected.total()} of {self.rows} rows cannot be used: {listed}")
+        notes += [f"note: {said}" for said in (self.lacks(), self.repeats()) if said]
         if self.controls:
             listed = ", ".join(f"{count} {token}" for token, count in self.controls.most_common(4))
             notes.append(f"note: {self.uri}: {self.spelling} of {self.rows} rows spell control tokens, read as text: {listed}")
@@ -62,6 +62,16 @@ class Survey:
             first = f"among the first {min(self.rows, MOST_OTHERS)} rows"
             notes.append(f"note: {self.uri}: columns too large to be kept for rewards (source.carry_bytes), {first}: {listed}")
         return notes
+
+    def lacks(self) -> str:
+        """How many rows cannot be used, and why, in words; "" for none."""
+        listed = ", ".join(f"{count} ({detail})" for detail, count in self.rejected.most_common(3))
+        return f"{self.uri}: {self.rejected.total()} of {self.rows} rows cannot be used: {listed}" if listed else ""
+
+    def repeats(self) -> str:
+        """How many rows have a problem that an earlier row has, in words; "" for none, and for problems that a task makes."""
+        again = 0 if self.generated else sum(count - 1 for count in self.problems.values())
+        return f"{self.uri}: {again} of {self.rows} rows repeat the problem of an earlier row" if again else ""
 
     def check(self) -> None:
         """Raise SourceError, with what is lacking most often, when no row can be used."""
@@ -75,7 +85,7 @@ def survey(problems: ProblemSet, controls: re.Pattern[str] | None, most: int | N
 
     `solutions`: whether a row needs a reference solution. `controls` finds what a tokenizer takes for control tokens.
     """
-    found = Survey(problems.source.uri, solutions)
+    found = Survey(problems.source.uri, solutions, generated=is_generated(problems))
     size = min(len(problems), MOST_GENERATED if is_generated(problems) else len(problems), most or len(problems))
     with late(f"survey {found.uri}", f"the {size} rows of {found.uri} have been counted for {NOTICE_S:g} s so far."):
         for start in range(0, size, _AT_ONCE):
@@ -100,6 +110,12 @@ def compared(training: Survey, held_out: Survey) -> list[str]:
     if training.uri != held_out.uri:
         where = f"training problems are from {training.uri}, held-out problems from {held_out.uri}"
         notes.append(f"note: {where} (evaluation.source)")
-    if shared := sum(count for key, count in held_out.problems.items() if key in training.problems):
-        notes.append(f"note: {shared} of {held_out.rows} held-out problems of {held_out.uri} are training problems too")
+    if shared := overlap(training, held_out):
+        notes.append(f"note: {shared}")
     return notes
+
+
+def overlap(training: Survey, held_out: Survey) -> str:
+    """How many held-out problems are training problems too, in words; "" for none."""
+    shared = sum(count for key, count in held_out.problems.items() if key in training.problems)
+    return f"{shared} of {held_out.rows} held-out problems of {held_out.uri} are training problems too" if shared else ""

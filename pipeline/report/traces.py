@@ -43,11 +43,15 @@ def of_labels(seen: Inventory) -> dict[str, Any]:
     """What a reader must know of the labels of a round: the M of Eq. 5 that they are shown with, and whether they are stale."""
     peak, reasons = seen.scope.peak if seen.scope else 0.0, seen.reasons("label")
     del reasons["missing"]
-    note = (
+    run = seen.work.run
+    stale = (
         f"The labels of this round are stale ({', '.join(sorted(reasons))}). Regime, gate and weight are as stored. "
         "Magnitude, restored weight and M are computed with the settings of now."
     )
-    return {"normaliser": float(regimes.normaliser(peak, seen.work.run.label)), "note": note if reasons else None}
+    apart = run.label.differs_from(run.objective)
+    notes = [stale] if reasons else []
+    notes += [f"{apart[0].upper()}{apart[1:]}."] if apart else []
+    return {"normaliser": float(regimes.normaliser(peak, run.label)), "note": " ".join(notes) or None}
 
 
 def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[str, Any]]:

@@ -12,13 +12,13 @@ import threading
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
 
 from pipeline.config import Run
-from pipeline.errors import EgrsdError, TrainingError
+from pipeline.errors import EgrsdError, TrainingError, first_line
 from pipeline.fit import builds
 from pipeline.live import card
 from pipeline.notices import tell
@@ -27,6 +27,8 @@ from pipeline.store.directory import Store
 from pipeline.store.files import SCRATCH
 from pipeline.training import leaders
 
+_CONTROLLER_DIED = (RayActorError, OutOfMemoryError)  # Ray's memory monitor raises an error of its own kind
+MOST_SAID = 300  # characters of an error of Ray, which may be a page in one line
 RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train demands a folder that all nodes see; the run keeps nothing in it
 
 
@@ -70,7 +72,7 @@ class Handle:
         except EgrsdError as error:
             self._error = error
         except Exception as error:
-            self._error = TrainingError(f"Ray Train could not run ({type(error).__name__}: {error})")
+            self._error = TrainingError(f"Ray Train could not run ({type(error).__name__}: {first_line(error)[:MOST_SAID]})")
             self._error.__cause__ = error
         finally:
             store.delete(RAY_FOLDER)
@@ -101,14 +103,14 @@ def fit(store: Store, run: Run) -> None:
             with leaders.Watch(run.train.stall_timeout_s):
                 _trainer(store, run).fit()
             return
-        except (TrainingFailedError, RayActorError) as error:  # a rank failed, or Ray Train's controller died
+        except (TrainingFailedError, *_CONTROLLER_DIED) as error:  # a rank failed, or Ray Train's controller died
             if (understood := _understood(error)) is not None:
                 raise understood from None
             if store.stop_requested() or not ray.is_initialized():
                 return
             before, reached = reached, store.latest_policy()
             deaths = 1 if reached > before else deaths + 1
-            if isinstance(error, RayActorError):
+            if isinstance(error, _CONTROLLER_DIED):
                 leaders.end_left()
             if deaths > run.train.max_failures:
                 raise TrainingError(
@@ -173,6 +175,8 @@ def _understood(error: Exception) -> EgrsdError | None:
 def _reason(error: Exception) -> str:
     if "health check has been hanging" in str(error):
         return "a rank gave no sign of life"
-    if type(error).__name__ in ("RayActorError", "ActorDiedError"):
+    if isinstance(error, OutOfMemoryError):
+        return "memory ran out, and Ray ended Ray Train's controller"
+    if isinstance(error, RayActorError):
         return "Ray Train's controller died"
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:MOST_SAID]

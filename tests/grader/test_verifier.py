@@ -27,7 +27,7 @@ def settings_of(**grade) -> Run:
     return Run(name="x", grade=Grade(deadline_s=3.0, **grade))
 
 
-HANGS = r"\boxed{\int_0^1 x^{x^x} dx}"
+HANGS = r"\boxed{\sum_{n=1}^{\infty} \frac{\sin(n^2)}{n \ln(n+1)}}"
 TOO_LARGE = r"\boxed{9^{9^{9^{9}}}}"
 
 
@@ -214,7 +214,7 @@ def main():
     grader.grade([r"\boxed{\frac12}"], ["0.5"], ["stop"])
     print(*(child.pid for child in active_children()), flush=True)
     threading.Timer(0.5, os._exit, (9,)).start()
-    grader.grade([r"\boxed{\int_0^1 x^{x^x} dx}"], ["0.5"], ["stop"])
+    grader.grade([r"\boxed{\sum_{n=1}^{\infty} \frac{\sin(n^2)}{n \ln(n+1)}}"], ["0.5"], ["stop"])
 if __name__ == "__main__":
     main()
 """

@@ -44,6 +44,15 @@ def test_a_setting_is_explained(name, kind, default, stale):
     assert (one.kind, one.default, one.stale) == (kind, default, stale)
 
 
+def test_the_gate_of_labels_and_that_of_training_are_told_apart():
+    assert explain("label.gamma")[0].meaning.endswith("Stored labels and report read it; training reads objective.gamma")
+    assert explain("objective.gamma")[0].meaning.endswith("Training reads it")
+    run = Run(name="x")
+    assert run.label.differs_from(run.objective) == ""
+    changed = run.label.model_copy(update={"gamma": 1.0, "floor": 0.2})
+    assert "label.gamma 1 (training: 0.3), label.floor 0.2 (training: 0.1)" in changed.differs_from(run.objective)
+
+
 def test_the_stages_that_are_named_are_those_whose_shards_a_change_makes_stale():
     run = Run(name="x")
     changed = run.model_copy(update={"rollout": run.rollout.model_copy(update={"temperature": 0.5})})

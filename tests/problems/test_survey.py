@@ -44,6 +44,21 @@ def test_rows_beyond_the_cap_are_said(tmp_path):
     assert said.endswith("the first 2 of 3 rows are used: set its size to 3 for all of them")
 
 
+def test_no_advice_takes_the_rows_that_are_held_out(tmp_path):
+    source = opened(tmp_path / "a.jsonl", ["1", "2", "3"], size=2)
+    held_out = source.source.model_copy(update={"skip": 2, "size": None})
+    [said] = source.cautions(held_out)
+    assert said.endswith("the first 2 of 3 rows are used: the evaluation asks later ones")
+    [said] = source.cautions(held_out.model_copy(update={"uri": "elsewhere.jsonl"}))
+    assert "set its size to 3" in said
+
+
+def test_problems_that_stand_twice_are_counted(tmp_path):
+    found = survey(opened(tmp_path / "a.jsonl", ["One?", "one? ", "2", "2", "2"]), None)
+    [said] = found.notes()
+    assert said.endswith("3 of 5 rows repeat the problem of an earlier row")
+
+
 def test_held_out_problems_that_are_trained_on_are_counted(tmp_path):
     training = survey(opened(tmp_path / "a.jsonl", ["One and  one?", "2+2", "3"]), None)
     held_out = survey(opened(tmp_path / "b.jsonl", ["one and one? ", "2+2", "4"]), None, most=3)
@@ -56,8 +71,8 @@ def test_columns_that_are_too_large_for_rewards_are_said_and_looked_at_in_the_fi
     monkeypatch.setattr(rows, "MOST_OTHERS", 2)
     monkeypatch.setattr(rows, "_AT_ONCE", 2)
     path = tmp_path / "a.jsonl"
-    row = {"problem": "p", "solution": "s", "answer": "1", "story": "x" * 100, "level": 3}
-    path.write_text((json.dumps(row) + "\n") * 5)
+    row = {"solution": "s", "answer": "1", "story": "x" * 100, "level": 3}
+    path.write_text("".join(json.dumps(row | {"problem": f"p{i}"}) + "\n" for i in range(5)))
     found = survey(open_source(Source(uri=str(path), carry_bytes=50)), None)
     assert (found.rows, dict(found.left_out)) == (5, {"story": 2})
     [said] = found.notes()

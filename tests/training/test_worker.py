@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ray.exceptions import OutOfMemoryError
 from training_rounds import commit_round, make_round, tiny_run
 
 from pipeline import notices
@@ -133,6 +134,36 @@ def test_a_trainer_without_room_is_given_up_and_does_not_try_for_ever(tmp_path: 
     assert not handle.running()
     assert handle.stop(timeout=1) is True
     assert not store.stop_requested()
+
+
+class EndedForMemory:
+    """Stands for Ray Train, whose controller Ray's memory monitor ends with an error of its own kind."""
+
+    def __init__(self, *pages: str) -> None:
+        self.pages = list(pages)
+
+    def fit(self) -> None:
+        """Raise the next error, until none is left."""
+        if self.pages:
+            raise OutOfMemoryError(self.pages.pop(0))
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_controller_that_is_ended_for_memory_is_replaced_and_told_in_one_short_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, said = "7 worker(s) were killed. " + "statistics, " * 500, []
+    ended = EndedForMemory(page)
+    monkeypatch.setattr(worker, "_trainer", lambda store, run: ended)
+    with notices.shown(said.append):
+        worker.fit(Store(str(tmp_path)), tiny_run())
+    assert said == [
+        "training: a worker group ended (memory ran out, and Ray ended Ray Train's controller). It goes on from policy 0."
+    ]
+    ended.pages = [page] * 2
+    with pytest.raises(TrainingError, match="memory ran out") as told:
+        worker.fit(Store(str(tmp_path)), tiny_run("train.max_failures=1"))
+    assert len(str(told.value)) < 400
 
 
 @pytest.mark.chaos
