@@ -189,14 +189,16 @@ def _lines(seen: Seen) -> list[str]:
         who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
         lines.append("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
     lines.append("rejected: " + (", ".join(f"{count} {reason}" for reason, count in seen.rejected.most_common()) or "none"))
-    lines.append("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in seen.stored.items() if size) or "nothing"))
+    lines.append(
+        "stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in seen.stored.items() if size) or "no shard of a round")
+    )
     if (gap := agreement(store.metrics())) is not None:
         lines.append(f"trainer - engine: {gap}")
     if (damage := store.damaged_policy()) is not None:
         lines.append(f"damaged: {damage}")
-    policies = f"0 to {store.latest_policy()}" if store.latest_policy() else "policy 0 alone, the base"
+    range_of = f"0 to {store.latest_policy()}" if store.latest_policy() else "policy 0 alone, the base"
     evaluated = ", ".join(f"policy {one.policy}" for one in seen.evaluated) or "none yet"
-    lines.append(f"policies: {policies}. Evaluated: {evaluated}.")
+    lines.append(f"policies: {range_of}. Evaluated: {evaluated}.")
     lines += [f"held-out problems, {one.line()}" for one in seen.evaluated]
     for name in store.named("evals", EVALUATION_FOLDER):
         if policies := store.numbers(f"evals/{name[0]}"):
