@@ -189,9 +189,7 @@ def _lines(seen: Seen) -> list[str]:
         who = {name: teacher.server or teacher.model or f"policy {teacher.policy}" for name, teacher in run.teachers.items()}
         lines.append("teachers: " + ", ".join(f"{name} ({where}, {run.teachers[name].prompt})" for name, where in who.items()))
     lines.append("rejected: " + (", ".join(f"{count} {reason}" for reason, count in seen.rejected.most_common()) or "none"))
-    lines.append(
-        "stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in seen.stored.items() if size) or "no shard of a round")
-    )
+    lines.append("stored: " + (", ".join(f"{name} {decimal(size)}" for name, size in seen.stored.items() if size) or "nothing"))
     if (gap := agreement(store.metrics())) is not None:
         lines.append(f"trainer - engine: {gap}")
     if (damage := store.damaged_policy()) is not None:
