@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -23,8 +24,9 @@ from jobs.screen.tables import aligned
 from jobs.screen.terminal import Interrupted, Session, printable, session, with_address
 from pipeline.choice.plans import told
 from pipeline.config import Run
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, command
 from pipeline.inspection import learning
+from pipeline.inspection.ended import last_error
 from pipeline.inspection.staleness import Staleness, among, look
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds import origin
@@ -37,6 +39,7 @@ from pipeline.store.directory import Store
 from pipeline.store.names import EVALUATION_FOLDER
 
 LOOK_S = 2.0
+_WIDEST_ERROR = 400  # characters
 
 
 @dataclass
@@ -191,14 +194,22 @@ def _lines(seen: Seen) -> list[str]:
         lines.append(f"trainer - engine: {gap}")
     if (damage := store.damaged_policy()) is not None:
         lines.append(f"damaged: {damage}")
-    policies = f"0 to {store.latest_policy()}" if store.latest_policy() else "policy 0 alone, the base"
+    range_of = f"0 to {store.latest_policy()}" if store.latest_policy() else "policy 0 alone, the base"
     evaluated = ", ".join(f"policy {one.policy}" for one in seen.evaluated) or "none yet"
-    lines.append(f"policies: {policies}. Evaluated: {evaluated}.")
+    lines.append(f"policies: {range_of}. Evaluated: {evaluated}.")
     lines += [f"held-out problems, {one.line()}" for one in seen.evaluated]
     for name in store.named("evals", EVALUATION_FOLDER):
         if policies := store.numbers(f"evals/{name[0]}"):
             lines.append(f"evals/{name[0]}: policies {', '.join(map(str, policies))}")
-    return [*lines, *seen.stale.lines()]
+    return [*lines, *seen.stale.lines(), *_ending(store, run)]
+
+
+def _ending(store: Store, run: Run) -> Iterator[str]:
+    """Why the last command on a run with rounds to train ended, and the command that goes on."""
+    error = last_error(store) if store.latest_policy() < run.rounds else None
+    if error is not None:
+        yield f"the last command ended: {shorten(error, _WIDEST_ERROR, placeholder=' ...')}"
+        yield f"{command('distill', '--run', store.uri)} goes on."
 
 
 def _document(seen: Seen) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+LAST_WORD = "exit code %d. error: %s"  # how the log of a command that failed ends
 GONE = "the run's folder has gone: it was moved, or its disk has left"
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.screen import envelope
+from pipeline.errors import LAST_WORD
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ORDERLY_S = 60.0  # an end that takes longer, after a signal or the last word, is cut off
@@ -228,7 +229,7 @@ class Keeper:
                 os.write(1, f"{envelope.document(told, code)}\n".encode())
         if self._log is not None:
             with contextlib.suppress(OSError), open(self._log[0], "a") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} exit code {code}. {text}")
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {LAST_WORD % (code, text.removeprefix('error: '))}")
 
     def _free(self) -> None:
         """Give the child's leases back, and remove its temporary folders."""

@@ -27,7 +27,7 @@ from rich.markup import escape
 
 from jobs.screen import envelope, keeper
 from pipeline import notices
-from pipeline.errors import GONE, EgrsdError, StoreError
+from pipeline.errors import GONE, LAST_WORD, EgrsdError, StoreError
 
 if TYPE_CHECKING:
     from pipeline.store.directory import Store
@@ -288,6 +288,7 @@ def _fail(out: Session, error: BaseException) -> NoReturn:
     if out.debug and not isinstance(error, KeyboardInterrupt):
         raise error
     text = with_address(printable(" ".join(line.split())))
+    log.error(LAST_WORD, code, text)
     out.told.error = envelope.error_of(type(error).__name__, *(error.args if isinstance(error, EgrsdError) else (text,)))
     if not (isinstance(error, OutputError) and code != 1):  # a reader that has gone, as after `| head`, is told nothing
         with contextlib.suppress(OutputError):

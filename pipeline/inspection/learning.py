@@ -6,10 +6,12 @@ import contextlib
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import shorten
 
 import pyarrow.fs as pafs
 
 from pipeline.errors import EgrsdError
+from pipeline.inspection.ended import last_error
 from pipeline.live.lease import is_dead, read_lease
 from pipeline.rounds.tally import tally_of
 from pipeline.store.directory import Store
@@ -25,6 +27,7 @@ MEASURES = (
 )
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDEST = 32  # blocks of a sparkline
+_WIDEST_ERROR = 72  # characters of the reason why a command ended
 _DEEPEST = 4  # folders below the one that is listed
 
 
@@ -108,7 +111,11 @@ def _state(store: Store, is_done: bool) -> str:
     lease = read_lease(store)
     if lease is not None and not is_dead(lease):
         return f"at work: {lease.holder}"
-    return "done" if is_done else "begun" if store.numbers("rounds") or store.numbers("evals") else "new"
+    if is_done:
+        return "done"
+    begun = "begun" if store.numbers("rounds") or store.numbers("evals") else "new"
+    error = last_error(store)
+    return begun if error is None else f"{begun}; ended: {shorten(error, _WIDEST_ERROR, placeholder=' ...')}"
 
 
 def _changed(store: Store) -> str:

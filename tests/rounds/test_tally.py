@@ -30,9 +30,7 @@ def test_a_line_names_what_is_neither_right_nor_wrong():
 
 def test_a_base_that_answers_nearly_nothing_right_is_a_warning_that_says_what_to_change():
     warned = Tally(0, {"truncated": 13, "wrong": 7}, 0).warning()
-    assert warned.startswith(
-        "warning: none of 20 answers of policy 0 is right. A group without a right answer carries no signal."
-    )
+    assert warned.startswith("warning: 0 of 20 answers of policy 0 are right. A group without a right answer carries no signal.")
     for setting in ("prompts.student", "rollout.max_new_tokens", "easier source"):
         assert setting in warned
     assert Tally(0, {"correct": 1, "wrong": 63}, 0).warning().startswith("warning: 1 of 64 answers of policy 0 is right.")
