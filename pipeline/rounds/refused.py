@@ -28,7 +28,7 @@ REMEDIES = {
     Reject.EXTRA_TOO_LARGE: "Raise source.carry_bytes, or leave the column out of source.carry",
     Reject.RESPONSE_TOO_LONG: "Raise rollout.max_new_tokens, or leave such traces out",
     Reject.UNKNOWN_TOKENS: "Use a model whose tokenizer knows the texts, or leave such traces out",
-    Reject.PROMPT_TOO_LONG: "Raise the window (max_model_len), or lower max_new_tokens",
+    Reject.PROMPT_TOO_LONG: "Raise model.max_model_len (or that of the teacher whose prompt it is), or lower max_new_tokens",
     Reject.ENGINE_ERROR: "The log names what the engine could not do. After that is mended: `egrsd stage rollout --force`",
     Reject.EMPTY_RESPONSE: "Check chat template and prompts: the model ends at once. Imported: source.response has empty cells",
     Reject.NON_FINITE: "The model gives no finite numbers: try model.dtype float32, or check its weights",

@@ -106,7 +106,7 @@ def test_a_source_of_which_nothing_can_be_asked_is_refused_before_engines_start(
     assert ended.value.code == 2
     said = "".join(capfd.readouterr())
     assert f"error: {long}: all 300 prompts of the evaluation are rejected, 300 as prompt_too_long: " in said
-    assert "Raise the window (max_model_len), or lower max_new_tokens" in said
+    assert "Raise model.max_model_len (or that of the teacher whose prompt it is), or lower max_new_tokens" in said
     assert not [name for name in run_dir.names("evals") if name.startswith("long-")]
 
 
