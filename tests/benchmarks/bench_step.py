@@ -84,11 +84,11 @@ def trainer(run: Run, full: bool = False, device: str = "cpu") -> Trainer:
 class FullLogits(student.Student):
     """The usual way: float32 logits of every position, log-softmax, gather."""
 
-    def forward(self, tokens, sources, targets, coefficients, layout=None):
-        """As `Student.forward`."""
+    def forward(self, tokens, sources, terms, layout=None):
+        """As `Student.forward`, of coefficients alone."""
         logits = self.model(input_ids=tokens, use_cache=False).logits.float()
-        logprobs = logits.flatten(0, 1).log_softmax(-1)[sources, targets]
-        return weighted_sum(logprobs, coefficients), logprobs.detach()
+        logprobs = logits.flatten(0, 1).log_softmax(-1)[sources, terms.targets]
+        return weighted_sum(logprobs, terms.coefficients), logprobs.detach()
 
 
 def minibatch(

@@ -7,7 +7,7 @@ from pipeline.errors import StoreError, UserError
 from pipeline.evidence.question import answers, prompt_of, reference_prompt
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.recipes import demo
-from pipeline.stages.chat import student_prompt, teacher_prompt
+from pipeline.stages.chat import context_prompt, student_prompt
 from pipeline.store.directory import Store
 
 
@@ -21,7 +21,7 @@ def test_the_prompts_are_those_of_training():
     run = demo()
     tokenizer = tokenizer_of(run.model)
     assert prompt_of(run, "1+2") == student_prompt(tokenizer, "1+2", run.prompts.student)
-    assert reference_prompt(run, "1+2", "3") == teacher_prompt(tokenizer, "1+2", "3", run.prompts.teacher)
+    assert reference_prompt(run, "1+2", "3") == context_prompt(tokenizer, {"problem": "1+2", "solution": "3"}, run.prompts.teacher)
 
 
 def test_each_policy_answers_and_the_teacher_scores_the_answer(tmp_path, engine):
