@@ -10,6 +10,7 @@ from pathlib import Path
 
 import house
 import pytest
+from mutations import MUTATIONS, ROOT
 
 FILES = {
     "pipeline/__init__.py": '"""A row\'s journey."""\n',
@@ -159,3 +160,10 @@ def test_every_package_that_is_imported_is_asked_for():
     assert not [
         name for name in sorted(foreign) if not asked & {found.lower().replace("_", "-") for found in known.get(name, [name])}
     ]
+
+
+def test_every_mend_that_can_be_undone_stands_where_the_script_looks_for_it():
+    lost = [m.row for m in MUTATIONS if (ROOT / m.path).read_text(encoding="utf-8").count(m.old) != 1]
+    assert not lost
+    paths = {test.partition("::")[0] for m in MUTATIONS for test in m.tests}
+    assert not [path for path in paths if not (ROOT / path).exists()]

@@ -21,7 +21,9 @@ def test_the_prompts_are_those_of_training():
     run = demo()
     tokenizer = tokenizer_of(run.model)
     assert prompt_of(run, "1+2") == student_prompt(tokenizer, "1+2", run.prompts.student)
-    assert reference_prompt(run, "1+2", "3") == context_prompt(tokenizer, {"problem": "1+2", "solution": "3"}, run.prompts.teacher)
+    assert reference_prompt(run, "1+2", "3") == context_prompt(
+        tokenizer, {"problem": "1+2", "solution": "3"}, run.prompts.teacher
+    )
 
 
 def test_each_policy_answers_and_the_teacher_scores_the_answer(tmp_path, engine):
