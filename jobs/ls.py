@@ -7,16 +7,16 @@ from dataclasses import asdict
 from rich.markup import escape
 from rich.table import Column
 
+from jobs.opened import open_folder
 from jobs.screen.tables import aligned
 from jobs.screen.terminal import printable, session
 from pipeline.inspection.learning import listed
 from pipeline.notices import NOTICE_S, late
-from pipeline.store.directory import Store
 
 
 def below(folder: str, uri: str) -> str:
     """The name of a run from a folder: `a/demo`, or its own last name when it is that folder."""
-    root = Store(folder).uri.rstrip("/")
+    root = open_folder(folder).uri.rstrip("/")
     return uri.removeprefix(f"{root}/") if uri != root else uri.rpartition("/")[2]
 
 

@@ -111,11 +111,15 @@ def files_below(source: Source, filesystem: FileSystem, path: str) -> list[str]:
     return files_of_split(source, base, packed or lines, chosen=not folder)
 
 
-def _absent(source: Source) -> SourceError:
+class AbsentError(SourceError):
+    """Nothing is at the path of a source."""
+
+
+def _absent(source: Source) -> AbsentError:
     """The error of a path at which nothing is. A relative path is told with the folder that it is read from."""
     local = "://" not in source.uri and not os.path.isabs(os.path.expanduser(source.uri))
     where = f" (relative to the folder {os.getcwd()})" if local else ""
-    return SourceError(f"does not exist{where}", source.uri, "Check source.uri")
+    return AbsentError(f"does not exist{where}", source.uri, "Check source.uri")
 
 
 def _literal_base(filesystem: FileSystem, path: str) -> tuple[str, str]:

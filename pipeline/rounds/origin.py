@@ -14,6 +14,7 @@ from pydantic import Field, JsonValue, TypeAdapter
 from pipeline.config import Run, Source
 from pipeline.errors import SourceError
 from pipeline.problems.sources import ProblemSet, stamps
+from pipeline.problems.splits import AbsentError
 from pipeline.rounds.plan import read_plan
 from pipeline.store.directory import Store
 from pipeline.store.documents import Count, Document, Text
@@ -89,6 +90,8 @@ def look(store: Store, run: Run) -> list[str]:
             continue
         try:
             now = stamps(source)
+        except AbsentError:
+            now = {}
         except SourceError as error:
             found.append(f"{name} cannot be compared with what it was ({error.where}: {error.what})")
             continue
