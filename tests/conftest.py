@@ -129,7 +129,7 @@ def no_keeper(monkeypatch):
     monkeypatch.setattr("jobs.cli.keep", lambda *_: None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def signals_are_heard():
     """A suite that was started with `nohup` ignores SIGHUP, and one that a script put into the background ignores SIGINT.
 

@@ -80,7 +80,7 @@ class Head:
 
 
 @pytest.fixture(scope="module")
-def head():
+def head(signals_are_heard):
     """A head with a job server and token authentication, in folders of its own (short: Ray's sockets lie there)."""
     folder = Path(tempfile.mkdtemp(prefix="egrsd"))
     (folder / "token").write_text(TOKEN)
