@@ -112,10 +112,10 @@ class Weights(Section):
 class Label(Weights):
     """Gate and token weight that are stored as data. Their maximum M is the round's. Training does not read them."""
 
+    lookahead: bool = Field(True, description="whether the gate reads the lookahead entropy (CL-EGRSD) or the plain one (EGRSD)")
+
     def differs_from(self, trained: Weights) -> str:
         """What to know of constants that labels and report show otherwise than training has them; "" when they are the same."""
         apart = [name for name in Weights.model_fields if getattr(self, name) != getattr(trained, name)]
         listed = ", ".join(f"label.{name} {getattr(self, name):g} (training: {getattr(trained, name):g})" for name in apart)
         return f"labels and report show weights that training does not use: {listed}. Training reads objective.*" if apart else ""
-
-    lookahead: bool = Field(True, description="whether the gate reads the lookahead entropy (CL-EGRSD) or the plain one (EGRSD)")

@@ -141,6 +141,7 @@ def _unclear(source: Source, any_column: str) -> list[str]:
     """Which of problem and answer neither a setting nor a look finds. Each is tried with `any_column` in the other's place."""
 
     def is_found_without(other: str) -> bool:
+        """Whether the source opens when the role `other` is given, so that the role in question is found by itself."""
         asked = source if other in source.model_fields_set else source.model_copy(update={other: any_column})
         with contextlib.suppress(SourceError):
             open_source(asked)

@@ -99,8 +99,8 @@ class ProblemSet:
         if skip := self.source.skip:
             notes.append(f"rows {skip} to {skip + self.size - 1} of {self.total} are used, counted from 0 (skip, size)")
         elif self.size < self.total:
-            others = held_out is not None and held_out.uri == self.source.uri and held_out.skip
-            more = "the evaluation asks later ones" if others else f"set its size to {self.total} for all of them"
+            apart = held_out.skip if held_out is not None and held_out.uri == self.source.uri else 0
+            more = f"the evaluation asks rows from {apart} on" if apart else f"set its size to {self.total} for all of them"
             notes.append(f"the first {self.size} of {self.total} rows are used: {more}")
         kind, _, task = self.source.uri.partition(":")
         notes += self.shape.found

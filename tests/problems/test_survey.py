@@ -48,7 +48,7 @@ def test_no_advice_takes_the_rows_that_are_held_out(tmp_path):
     source = opened(tmp_path / "a.jsonl", ["1", "2", "3"], size=2)
     held_out = source.source.model_copy(update={"skip": 2, "size": None})
     [said] = source.cautions(held_out)
-    assert said.endswith("the first 2 of 3 rows are used: the evaluation asks later ones")
+    assert said.endswith("the first 2 of 3 rows are used: the evaluation asks rows from 2 on")
     [said] = source.cautions(held_out.model_copy(update={"uri": "elsewhere.jsonl"}))
     assert "set its size to 3" in said
 
