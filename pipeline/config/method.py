@@ -118,4 +118,8 @@ class Label(Weights):
         """What to know of constants that labels and report show otherwise than training has them; "" when they are the same."""
         apart = [name for name in Weights.model_fields if getattr(self, name) != getattr(trained, name)]
         listed = ", ".join(f"label.{name} {getattr(self, name):g} (training: {getattr(trained, name):g})" for name in apart)
-        return f"labels and report show weights that training does not use: {listed}. Training reads objective.*" if apart else ""
+        return (
+            f"labels and report show weights that training does not use: {listed}. Training reads those of the section objective"
+            if apart
+            else ""
+        )
