@@ -81,6 +81,9 @@ class TrainerHandle(Protocol):
         ...
 
 
+StartTrainer = Callable[[str, Run], TrainerHandle]
+
+
 class Advance(Protocol):
     """Moves a progress bar forward by one."""
 
@@ -213,7 +216,7 @@ class Driver:
     run: Run
     sources: Sources
     engines: Mapping[str, PooledEngines]
-    start_trainer: Callable[[str, Run], TrainerHandle]
+    start_trainer: StartTrainer
     screen: Screen
 
     def __post_init__(self) -> None:

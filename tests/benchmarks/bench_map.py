@@ -1,10 +1,12 @@
 """When does the gate help? The map over nine tiny worlds, as MAP.md fixed it before anything ran.
 
     python -m tests.benchmarks.bench_map --out runs/map [--worlds 9] [--seeds 8]
+    python -m tests.benchmarks.bench_map --out runs/map --only 1,3,5,7      # makes these worlds, and concludes nothing
     python -m tests.benchmarks.bench_map --power
 
 Every step that is done is left alone, so the same command goes on after an interruption. Each world is one `egrsd compare`, whose
-runs share engines. map.json has the results.
+runs share engines. Their trainer is a thread of that process: Ray Train would start for longer than it trains. map.json has the
+results.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from pipeline.config import Run
+from pipeline.driver import TrainerHandle
 from pipeline.evidence.comparison import Key, Series, add_point, variant
 from pipeline.evidence.intervals import Tested, holm, over_seeds
 from pipeline.overrides import resolve
@@ -25,11 +30,13 @@ from pipeline.recipes import demo
 from pipeline.store.directory import Store
 
 FORKS, PIVOTS, STYLES = (0, 2, 4), (0, 1, 3), (0.0, 0.5, 1.0)
-WORLDS = [World(FORKS[i], PIVOTS[j], 3, STYLES[(i + j) % 3]) for i in range(3) for j in range(3)]
+ORDER = ((0, 0), (2, 2), (1, 1), (2, 0), (0, 2), (1, 2), (2, 1), (1, 0), (0, 1))  # any first part of it spans the dials
+WORLDS = [World(FORKS[i], PIVOTS[j], 3, STYLES[(i + j) % 3]) for i, j in ORDER]
 OBJECTIVES = "rlsd,grpo,egrsd,cl_egrsd,position,grpo+top_entropy:0.2,inverted,shuffled,no_reference"
 AUDITED = "rlsd,grpo,egrsd,cl_egrsd,position,grpo+top_entropy:0.2,inverted,shuffled"
 FIGURES = ("cosine", "batch_cosine", "batch_share")
-STEPS, ROUNDS, PROBLEMS, SEEDS = 300, 10, 256, 8
+STEPS, ROUNDS, PROBLEMS, SEEDS = 300, 6, 256, 8
+AUDITED_SEEDS = 4  # of each world; their figures are averaged
 PERMUTATIONS = 10_000
 
 
@@ -101,12 +108,30 @@ def make(out: Path, place: int, world: World, seeds: int) -> None:
     if not (model / "warmstart.json").exists():
         run(["pipeline.models.warmstart", "--out", str(model), "--steps", str(STEPS), "--world", dials(world)])
     sets = [part for text in settings(world, str(model)) for part in ("--set", text)]
-    options = ["--objectives", OBJECTIVES, "--seeds", f"0..{seeds - 1}", "--out", str(folder)]
-    run(["jobs", "compare", "--recipe", "demo", *options, *sets])
-    for number in (0, ROUNDS // 2):
-        if not (folder / f"rlsd-s0/evidence/audit-{number:04d}.json").exists():
-            audited = ["--round", str(number), "--objectives", AUDITED]
-            run(["jobs", "audit", "--run", str(folder / "rlsd-s0"), *audited])
+    run(["tests.benchmarks.bench_map", "--train", str(folder), "--seeds", str(seeds), *sets])
+    for file in audits(out, place, 0) + audits(out, place, ROUNDS // 2):
+        if not file.exists():
+            audited = ["--round", str(int(file.stem[-4:])), "--objectives", AUDITED]
+            run(["jobs", "audit", "--run", str(file.parent.parent), *audited])
+
+
+def audits(out: Path, place: int, number: int) -> list[Path]:
+    """The files of a world's audits of one round."""
+    return [out / f"world-{place}/rlsd-s{seed}/evidence/audit-{number:04d}.json" for seed in range(AUDITED_SEEDS)]
+
+
+def train(folder: str, seeds: int, sets: list[str]) -> None:
+    """One comparison, as `egrsd compare` makes it, with a trainer in a thread of this process."""
+    from jobs.compare import Options, compare
+
+    def start(uri: str, run: Run) -> TrainerHandle:
+        """A trainer of one rank on this CPU."""
+        from pipeline.training import rank, worker  # imports Ray, which reads the environment that `compare` has set
+
+        return worker.start(uri, run, lambda store, run: rank.train(store, run, torch.device("cpu")))
+
+    options = Options("demo", OBJECTIVES, f"0..{seeds - 1}", None, sets, None)
+    compare(folder, options, None, debug=True, start_trainer=start)
 
 
 def accuracy(out: Path, place: int, world: World, name: str, seeds: int) -> np.ndarray:
@@ -128,11 +153,10 @@ def conclude(out: Path, worlds: list[World], seeds: int) -> dict[str, object]:
     raised = holm([part.p or 0.0 for part in tested])
     predicted = {}
     for number in (0, ROUNDS // 2):
-        files = [out / f"world-{place}/rlsd-s0/evidence/audit-{number:04d}.json" for place in range(len(worlds))]
-        audits = [json.loads(file.read_text()) for file in files]
+        read = [[json.loads(file.read_text()) for file in audits(out, place, number)] for place in range(len(worlds))]
         trained = np.stack([(found[n] - found["rlsd"]).mean((1, 2)) for n in names[1:]], axis=1)
         for figure in FIGURES:
-            seen = np.array([[_gap(audit, name, figure) for name in names[1:]] for audit in audits])
+            seen = np.array([[np.mean([_gap(audit, name, figure) for audit in one]) for name in names[1:]] for one in read])
             predicted[f"round {number}, {figure}"] = rank_correlation(seen, trained)
     return {
         "H1": {**vars(tested[0]), "p_holm": raised[0]},
@@ -155,14 +179,23 @@ def main() -> None:
     parser.add_argument("--worlds", type=int, default=len(WORLDS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--power", action="store_true")
+    parser.add_argument("--only", type=lambda text: [int(place) for place in text.split(",")])
+    parser.add_argument("--train", help=argparse.SUPPRESS)  # the process of one comparison
+    parser.add_argument("--set", action="append", default=[], help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.train:
+        train(asked.train, asked.seeds, asked.set)
+        return
     worlds = WORLDS[: asked.worlds]
     if asked.power or asked.out is None:
         for slope in (0.25, 0.5, 1.0, 1.5):
             print(f"{slope} points for each fork x style: kept in {100 * power(slope, worlds, asked.seeds):.0f} %")
         return
     for place, world in enumerate(worlds):
-        make(asked.out, place, world, asked.seeds)
+        if asked.only is None or place in asked.only:
+            make(asked.out, place, world, asked.seeds)
+    if asked.only is not None:
+        return
     result = conclude(asked.out, worlds, asked.seeds)
     (asked.out / "map.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
