@@ -1,6 +1,6 @@
 """What the verbs of the command line share: the class of a verb, and the options that several of them have.
 
-Only Typer is imported, so that `--help` answers at once.
+No dear package is imported, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from jobs.screen import envelope
+from pipeline.fit.versions import own_version
 
 UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer's own copy of Click has no public name for it
 
@@ -138,8 +139,6 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the no
 def _version(asked: bool) -> None:
     """Print the version and end."""
     if asked:
-        from pipeline.fit.versions import own_version
-
         typer.echo(f"egrsd {own_version()}")
         raise typer.Exit
 

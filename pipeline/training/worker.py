@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import TrainingFailedError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
 
 from pipeline.config import Run
@@ -131,7 +131,6 @@ def train_loop(config: dict[str, Any]) -> None:
     `config` has `store`, the settings `run` as plain JSON, and the name of the `card` that an engine shares, or None.
     """
     import torch
-    from ray.train.torch import get_device
 
     from pipeline.training import rank
 
