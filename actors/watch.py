@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import select
 import shutil
 import signal
@@ -17,6 +18,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -31,19 +33,24 @@ WORD_S, GIVE_UP_S, HURRY_S = 30.0, 120.0, 5.0
 ASK_S, LOOK_S = 5.0, 2.0
 _PARTS = ("gcs_server", "raylet")  # without one of them a driver cannot go on
 _FULL_BYTES = 1 << 20
+_MOST_READ = 1 << 20  # bytes of a log at a time
+_FOR_MEMORY = re.compile(rb"\(raylet\).*?(\d+) Workers \(tasks / actors\) killed due to memory pressure.*?IP: ([\w.:]+)")
 
 log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def watching(say: Callable[[str], None], end: Callable[[ClusterError], None], is_hurried: Callable[[], bool]) -> Iterator[None]:
+def watching(
+    say: Callable[[str], None], end: Callable[[ClusterError], None], is_hurried: Callable[[], bool], log_path: Path | None = None
+) -> Iterator[None]:
     """Watch the cluster that this process has joined, for the length of a block.
 
-    After WORD_S seconds without an answer `say` gets a line. After GIVE_UP_S seconds `end` gets the reason, after HURRY_S when
-    somebody waits for the end already (`is_hurried`). When a part of Ray dies on this machine, `end` gets it at once.
+    `say` also hears of processes that Ray ended for memory, when Ray writes so to the log at `log_path`. After WORD_S seconds
+    without an answer `say` gets a line. After GIVE_UP_S seconds `end` gets the reason, after HURRY_S when somebody waits for the
+    end already (`is_hurried`). When a part of Ray dies on this machine, `end` gets it at once.
     """
     stop = threading.Event()
-    watch = Watch(own_parts(), _asking(), say, end, is_hurried)
+    watch = Watch(own_parts(), _asking(), say, end, is_hurried, Overheard(log_path) if log_path else None)
     thread = threading.Thread(target=watch.run, args=(stop,), name="egrsd-watch", daemon=True)
     thread.start()
     try:
@@ -63,8 +70,9 @@ class Watch:
         say: Callable[[str], None],
         end: Callable[[ClusterError], None],
         is_hurried: Callable[[], bool],
+        overheard: Overheard | None = None,
     ) -> None:
-        self._parts, self._ask = parts, ask
+        self._parts, self._ask, self._overheard = parts, ask, overheard
         self._say, self._end, self._is_hurried = say, end, is_hurried
         self._silent_s, self._told = 0.0, False
 
@@ -75,6 +83,8 @@ class Watch:
             lost = self._dead() or self._quiet(self._stopped() or self._ask(), begun)
             if stop.is_set():
                 return
+            if self._overheard is not None and (text := self._overheard.word()) is not None:
+                self._say(text)
             if lost is not None:
                 self._end(ClusterError(f"lost the cluster: {lost}"))
                 return
@@ -123,6 +133,32 @@ class Watch:
                 stack.callback(os.close, handle)
                 poll.register(handle, select.POLLIN)
             poll.poll(seconds * 1000)
+
+
+class Overheard:
+    """The log of a verb, where Ray says what it tells nobody: that it ended processes because memory ran out on a node."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, path.stat().st_size
+        self._told: set[str] = set()
+
+    def word(self) -> str | None:
+        """A line about the nodes that the log names since the last question, each once. None when it names no new one."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._read)
+                new = file.read(_MOST_READ)
+        except OSError:  # the run's folder has gone, which ends the command with words of its own
+            return None
+        lines = new if len(new) == _MOST_READ else new[: new.rfind(b"\n") + 1]
+        self._read += len(lines)
+        found = {node.decode(): int(count) for count, node in _FOR_MEMORY.findall(lines)}
+        places = [f"{count} on node {node}" for node, count in found.items() if node not in self._told]
+        self._told |= set(found)
+        if not places:
+            return None
+        remedy = "Free memory there, or ask for fewer engines (engines.rollout.max)"
+        return f"memory ran out, and Ray ended processes: {', '.join(places)}. The run replaces its own. {remedy}."
 
 
 def own_parts() -> dict[str, subprocess.Popen[bytes]]:

@@ -132,7 +132,7 @@ def join(out: Session, address: str | None, environment: dict[str, str]) -> None
         if (folder := watch.session_folder()) is not None and not out.debug:
             keeper.tell(folder=folder)
         out.exits.callback(watch.leave)
-        out.exits.enter_context(watch.watching(out.say, out.end, lambda: out.asked is not None))
+        out.exits.enter_context(watch.watching(out.say, out.end, lambda: out.asked is not None, out.log_path))
 
 
 def _stay_at_home(address: str | None) -> None:

@@ -16,7 +16,7 @@ from pipeline.contract import Stage
 from pipeline.errors import UserError, command
 from pipeline.fit.versions import versions
 from pipeline.inspection.staleness import tell_stale
-from pipeline.overrides import differences, resolve
+from pipeline.overrides import differences, resolve, undoing
 from pipeline.problems.sources import open_source
 from pipeline.rounds import origin
 from pipeline.rounds.inventory import Inventory
@@ -67,6 +67,8 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         told = [_redo(work, stage, asked, out) for work in works for stage in stages]
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
+        if back := undoing(changed):
+            out.say(f"The way back: {command('stage', asked.stage, '--run', store.uri, '--round', asked.rounds, *back)}.")
         if "label" in {stage.name for stage in stages} and (apart := run.label.differs_from(run.objective)):
             out.say(f"note: {apart}.")
         store.save_run(run, versions())  # after the computation, so that settings which failed are not kept

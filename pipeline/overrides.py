@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -54,6 +55,14 @@ def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
     """The settings that differ between two runs, as (dotted name, old value, new value)."""
     a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def undoing(changed: list[tuple[str, Any, Any]]) -> list[str]:
+    """The words `--set a.b=value` that give changed settings their old values. Empty where one of them is no single value."""
+    old = [(name, was) for name, was, _ in changed]
+    if not all(was is None or isinstance(was, str | int | float) for _, was in old):
+        return []
+    return [word for name, was in old for word in ("--set", f"{name}={was if isinstance(was, str) else json.dumps(was)}")]
 
 
 def named(overrides: list[str]) -> set[str]:

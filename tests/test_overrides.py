@@ -5,7 +5,7 @@ import yaml
 
 from pipeline.config import Run
 from pipeline.errors import SettingError
-from pipeline.overrides import differences, load, resolve
+from pipeline.overrides import differences, load, resolve, undoing
 
 BASE = Run(name="t")
 
@@ -57,6 +57,26 @@ def test_yaml_round_trip():
 
 def test_differences_name_both_values():
     assert differences(BASE, resolve(BASE, ["label.gamma=1.0"])) == [("label.gamma", 0.3, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["label.gamma=1.0", "label.floor=0.5"],
+        ["grade.answer_pattern=# (.+)", "train.threads=2", "score.fallback=false"],
+        ["prompts.student=A problem:\n{problem}", "source.uri=true.jsonl"],
+    ],
+)
+def test_undoing_words_bring_every_old_value_back(sets):
+    run = resolve(BASE, sets)
+    words = undoing(differences(BASE, run))
+    assert len(words) == 2 * len(sets)
+    assert words[::2] == ["--set"] * len(sets)
+    assert resolve(run, words[1::2]) == BASE
+
+
+def test_undoing_offers_nothing_for_a_value_of_several_parts():
+    assert undoing([("label.gamma", 0.3, 1.0), ("rollout.stop", ["a", "b"], [])]) == []
 
 
 REWARDS = "grade.rewards=[{name: a, function: x.py, settings: {most: 1}}, {name: b, function: format, settings: {pattern: z}}]"

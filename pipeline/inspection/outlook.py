@@ -8,6 +8,7 @@ from pipeline.config import Run
 from pipeline.inspection.remaining import Remaining
 from pipeline.overrides import differences
 from pipeline.problems.sources import ProblemSet, named
+from pipeline.problems.survey import is_generated
 from pipeline.stages import LABELS, MEASURE, chain_of
 from pipeline.store.directory import Store
 
@@ -23,7 +24,8 @@ def outlook(store: Store, run: Run, remaining: Remaining, sources: tuple[Problem
         lines.append(_evaluation(run, 0, held_out))
     if rounds := remaining.train:
         traces = rollout.prompts_per_round * rollout.group_size
-        asked = f"{rollout.prompts_per_round} of {len(problems)} problems of {named(run.source)} x {rollout.group_size} traces"
+        kind = "problems" if is_generated(problems) else "rows"  # some rows may be rejected, which a note says
+        asked = f"{rollout.prompts_per_round} of {len(problems)} {kind} of {named(run.source)} x {rollout.group_size} traces"
         lines.append(f"each of {len(rounds)} rounds: {asked} = {traces} traces of at most {rollout.max_new_tokens} tokens")
         chain = ", ".join(chain_of(run, (*MEASURE, *LABELS)))
         shards = -(-rollout.prompts_per_round // rollout.prompts_per_shard)

@@ -10,7 +10,7 @@ from ray import exceptions
 from waiting import until
 
 from actors import watch
-from actors.watch import Watch, explain
+from actors.watch import Overheard, Watch, explain
 
 
 @pytest.fixture
@@ -42,6 +42,33 @@ def watched(monkeypatch):
     stop.set()
     for thread in threads:
         thread.join()
+
+
+RAYLET = (
+    "\x1b[33m(raylet)\x1b[0m [2026-11-29 06:39:43,831 E 30092 30092] (raylet) node_manager.cc:3517: 7 Workers (tasks / actors) "
+    "killed due to memory pressure (OOM), 0 Workers crashed due to other reasons at node (ID: 14871fe2, IP: 127.0.0.1) over the "
+    "last time period. To see more information about the Workers killed on this node, use `ray logs raylet.out -ip 127.0.0.1`\n"
+)
+
+
+def test_processes_that_ray_ended_for_memory_are_told_once_a_node(tmp_path):
+    """The line is Ray's, of a run of 2026-11-29, after which nothing was said for ten minutes."""
+    log = tmp_path / "run.log"
+    log.write_text(RAYLET.replace("7 W", "3 W"))  # of an earlier command
+    heard = Overheard(log)
+    assert heard.word() is None
+    with open(log, "a") as file:
+        file.write("a word\n" + RAYLET[:40])
+        file.flush()
+        assert heard.word() is None
+        file.write(RAYLET[40:] + RAYLET.replace("127.0.0.1", "10.0.0.2"))
+        file.flush()
+        text = heard.word()
+        assert text.startswith("memory ran out, and Ray ended processes: 7 on node 127.0.0.1, 7 on node 10.0.0.2. ")
+        assert "engines.rollout.max" in text
+        file.write(RAYLET)
+        file.flush()
+        assert heard.word() is None
 
 
 def test_a_part_that_dies_ends_the_command_with_its_name_and_signal(watched, part):

@@ -34,3 +34,4 @@ def test_a_stage_of_few_shards_imports_neither_ray_nor_torch_and_writes_the_same
     assert "imported: []" in done.stdout
     after = {shard: entry.sha256 for shard, entry in store.entries("rounds/0000", stage).items()}
     assert (after == before) == (not sets)
+    assert ("--set label.gamma=0.3`." in done.stdout) == bool(sets)
