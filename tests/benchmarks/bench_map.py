@@ -106,7 +106,7 @@ def make(out: Path, place: int, world: World, seeds: int) -> None:
     """Warm-start the reasoner of a world, train everything, and audit two rounds. What is there already is left alone."""
     model, folder = out / f"model-{place}", out / f"world-{place}"
     if not (model / "warmstart.json").exists():
-        run(["pipeline.models.warmstart", "--out", str(model), "--steps", str(STEPS), "--world", dials(world)])
+        run(["pipeline.models.warmstart", "--out", str(model), "--steps", str(STEPS), "--threads", "1", "--world", dials(world)])
     sets = [part for text in settings(world, str(model)) for part in ("--set", text)]
     run(["tests.benchmarks.bench_map", "--train", str(folder), "--seeds", str(seeds), *sets])
     for file in audits(out, place, 0) + audits(out, place, ROUNDS // 2):
