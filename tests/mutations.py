@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+HANGS_S = 180  # a test without its mend may wait for ever
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def _row(row: str, path: str, old: str, new: str, *tests: str) -> Mutation:
 
 
 SPLITS, SURVEY = "tests/problems/test_splits.py", "tests/problems/test_survey.py"
+KINDS, KEEPER = "tests/grader/test_answers_by_kind.py::test_", "tests/screen/test_keeper.py::test_"
 VERIFIER, FUZZ = "tests/grader/test_verifier.py::test_", "tests/store/test_fuzz.py::test_"
 MUTATIONS = [
     _row(
@@ -92,6 +94,87 @@ MUTATIONS = [
     ),
     _row("D references", "pipeline/stages/grade.py", "    if not unread:\n", "    if True:\n", "tests/stages/test_grade.py"),
     _row(
+        "A1",
+        "pipeline/fit/code.py",
+        "REMEDY) if differs else None",
+        "REMEDY) if False else None",
+        "tests/fit/test_code.py::test_every_kind_of_worker_refuses_other_code",
+    ),
+    _row("A6", "pipeline/problems/sources.py", "elif self.size < self.total:", "elif False:", SURVEY),
+    _row("A9", "pipeline/problems/sources.py", 'raise SettingError("is empty", f"source.', 'print("is empty", f"source.', SPLITS),
+    _row(
+        "A12",
+        "jobs/train.py",
+        "if target is None or not target.replace:",
+        "if False:",
+        "tests/jobs/test_train.py::test_a_policy_is_not_replaced_without_a_word",
+    ),
+    _row(
+        "D money",
+        "pipeline/answers/spelling.py",
+        r'_MONEY = re.compile(r"\\[$#]|',
+        '_MONEY = re.compile(r"',
+        f"{KINDS}every_answer_has_its_verdict",
+    ),
+    _row(
+        "D denied",
+        "pipeline/answers/responses.py",
+        "return bool(_DENIED_BEFORE.search",
+        "return False and bool(_DENIED_BEFORE.search",
+        f"{KINDS}no_hostile_answer_is_accepted",
+    ),
+    _row(
+        "D processor seconds",
+        "pipeline/grader/children.py",
+        "signal.setitimer(signal.ITIMER_PROF, processor_s)",
+        "signal.setitimer(signal.ITIMER_REAL, processor_s)",
+        "tests/grader/test_children.py::test_the_deadline_counts_processor_seconds_and_no_time_in_which_a_question_is_stopped",
+    ),
+    _row(
+        "D stopped",
+        "pipeline/grader/children.py",
+        'if outcome.ended not in ("", OVERRAN, LATE)]',
+        "if False]",
+        f"{VERIFIER}a_stopped_child_is_replaced_and_its_row_tried_again",
+    ),
+    _row(
+        "D old verdicts",
+        "pipeline/inspection/regrade.py",
+        "if row[3] != row[4]",
+        "if False",
+        "tests/inspection/test_regrade.py",
+    ),
+    _row(
+        "E1",
+        "actors/pool/asking.py",
+        "if member.silent_s >= stall_timeout_s or gone():",
+        "if gone():",
+        "tests/pool/test_pool.py::test_a_stopped_engine_is_replaced_and_its_batch_asked_again",
+    ),
+    _row("E1 word", "pipeline/notices.py", "    timer.start()\n", "", "tests/test_notices.py"),
+    _row(
+        "E2",
+        "actors/watch.py",
+        "            if _is_stopped(process.pid):\n",
+        "            if False:\n",
+        "tests/actors/test_watch.py::test_a_part_that_is_stopped_gets_a_word_and_then_ends_the_command",
+    ),
+    _row(
+        "E3",
+        "jobs/screen/keeper.py",
+        'return 128 - self._status, f"the command',
+        'return 128 - self._status, "" and f"the command',
+        f"{KEEPER}an_end_is_told_once_with_its_exit_code",
+    ),
+    _row(
+        "E4",
+        "jobs/screen/keeper.py",
+        "                    process.kill()\n",
+        "                    pass\n",
+        f"{KEEPER}what_a_command_has_started_ends_with_it_also_an_orphan",
+    ),
+    _row("E5", "actors/folders.py", "if free < ROOM_BYTES:", "if False:", "tests/actors/test_folders.py"),
+    _row(
         "E6",
         "pipeline/store/names.py",
         'if name in ("", ".", "..")',
@@ -105,8 +188,11 @@ MUTATIONS = [
         "False",
         "tests/inference/test_adapters.py",
     ),
+    _row("E8", "pipeline/store/private.py", 'f"e-{os.geteuid()}"', '"e"', "tests/inference/test_adapters.py"),
     _row("E9", "pipeline/stages/template.py", "        allow(cpu_s)\n", "        allow(0)\n", "tests/stages/test_template.py"),
+    _row("E10", "jobs/parcel.py", "|token(?!iz)|secret|", "|", "tests/jobs/test_parcel.py"),
     _row("E11", "jobs/parcel.py", "if not real.is_relative_to(folder.resolve()):", "if False:", "tests/jobs/test_parcel.py"),
+    _row("E12", "actors/cluster.py", "if path.stat().st_mode & 0o077:", "if False:", "tests/actors/test_cluster_start.py"),
     _row(
         "E13",
         "pipeline/store/names.py",
@@ -114,6 +200,7 @@ MUTATIONS = [
         r'ENTRY = re.compile(r"\\W*(?P',
         f"{FUZZ}what_does_not_belong_is_passed_over_in_every_folder",
     ),
+    _row("E14", "pipeline/store/files.py", "        if self.is_gone():\n", "        if False:\n", "tests/live/test_lease.py"),
     _row(
         "E15",
         "pipeline/store/possible.py",
@@ -127,6 +214,21 @@ MUTATIONS = [
         '"id": (0.0, size - 1.0)',
         '"id": (0.0, math.inf)',
         f"{FUZZ}a_forged_shard_with_right_hashes_is_found_where_it_breaks_an_invariant",
+    ),
+    _row(
+        "E17",
+        "pipeline/store/directory.py",
+        "found = cut_short(self, folder)",
+        "found = None",
+        f"{FUZZ}an_extra_shard_and_a_cut_adapter_are_said",
+    ),
+    _row("E18", "pipeline/rounds/baseline.py", " or not _is_whole(kept, keep):", ":", "tests/rounds/test_baseline.py"),
+    _row(
+        "E19",
+        "pipeline/store/owner.py",
+        'return _start(int(owner["pid"])) != int(owner["start"])',
+        "return True",
+        "tests/store/test_directory.py::test_who_writes_while_another_sweeps_writes_all_the_same",
     ),
 ]
 
@@ -143,7 +245,7 @@ def dies(mutation: Mutation) -> bool:
         if text.count(mutation.old) != 1:
             raise ValueError(f"{mutation.row}: {mutation.old!r} stands {text.count(mutation.old)} times in {mutation.path}")
         target.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", *mutation.tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", f"--timeout={HANGS_S}", *mutation.tests]
         ended = subprocess.run(command, cwd=tree, env=os.environ | {"PYTHONPATH": folder}, capture_output=True, text=True)
     if ended.returncode not in (0, 1):
         raise ValueError(f"{mutation.row}: pytest ended with {ended.returncode}: {ended.stdout[-500:]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from contextlib import closing, suppress
 from multiprocessing import active_children, forkserver
 
@@ -31,6 +32,17 @@ def spin(pipe) -> None:
             while allowed:
                 pass
             done(pipe, allowed)
+
+
+def pause(pipe) -> None:
+    """The loop of a child that may use one processor second, and stops itself before it answers. It answers how it ended."""
+    with suppress(EOFError):
+        while True:
+            pipe.recv()
+            allow(1.0)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            allow(0)
+            done(pipe, "went on")
 
 
 def server() -> int:
@@ -140,3 +152,27 @@ def test_abandoned_children_end_without_a_new_thread(monkeypatch):
     monkeypatch.undo()
     until(lambda: not handle.is_running() or handle.status() == psutil.STATUS_ZOMBIE, what="the end of the child")
     children.close()
+
+
+def wake_up(woken: list[int], over: threading.Event) -> None:
+    """Let each child that has stopped itself go on after two seconds, until it is `over`."""
+    while not over.wait(0.05):
+        for child in active_children():
+            with suppress(psutil.Error):
+                if psutil.Process(child.pid).status() == psutil.STATUS_STOPPED:
+                    time.sleep(2)
+                    woken.append(child.pid)
+                    os.kill(child.pid, signal.SIGCONT)
+
+
+def test_the_deadline_counts_processor_seconds_and_no_time_in_which_a_question_is_stopped():
+    woken: list[int] = []
+    over = threading.Event()
+    waker = threading.Thread(target=wake_up, args=(woken, over))
+    waker.start()
+    with closing(Children(pause, 1)) as paused:
+        outcomes = asked(paused, [1])
+    over.set()
+    waker.join()
+    assert outcomes == [Outcome("went on")]
+    assert len(woken) == 1  # a child that is ended has its question asked again, by another
