@@ -19,7 +19,7 @@ from jobs.screen.terminal import Session, session
 from jobs.settle import parse_numbers, read_config
 from pipeline.choice.plans import prepare
 from pipeline.config.objective import approximation
-from pipeline.driver import Driver, StartTrainer, cautions, open_sources
+from pipeline.driver import Driver, cautions, open_sources
 from pipeline.evidence.asked import check_problems
 from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chosen_objectives, keep_point
 from pipeline.fit.versions import versions
@@ -54,18 +54,10 @@ class Options:
     csv: str | None = None
 
 
-def compare(
-    uri: str,
-    options: Options,
-    address: str | None,
-    debug: bool,
-    engine_class: EngineClass | None = None,
-    start_trainer: StartTrainer | None = None,
-) -> None:
+def compare(uri: str, options: Options, address: str | None, debug: bool, engine_class: EngineClass | None = None) -> None:
     """Train every objective with every seed, evaluate each on the same problems, and say which differences are beyond noise.
 
     A run that is done is not touched, and a run that was cut off goes on. `engine_class` answers instead of vLLM in tests.
-    `start_trainer` trains instead of Ray Train, where a benchmark has hundreds of short runs.
     Raises UserError or SettingError for mistaken options, and what `jobs.opened.start` raises.
     """
     with session(debug) as out:
@@ -99,7 +91,7 @@ def compare(
             for place, key in enumerate(compared.runs, 1):
                 if key in left:
                     out.say(f"{key.objective}, seed {key.seed} ({place} of {len(compared.runs)})")
-                    train_one(compared, key, engines, out, start_trainer)
+                    train_one(compared, key, engines, out)
                 document = keep_point(compared, series, key, settings)
         out.told.result = document
         if options.csv is not None:
@@ -119,10 +111,8 @@ def chosen(store: Store, options: Options) -> Comparison:
     return compared
 
 
-def train_one(
-    compared: Comparison, key: Key, engines: dict[str, EnginePool], out: Session, start_trainer: StartTrainer | None = None
-) -> None:
-    """Bring one run of the comparison to its end, on engines that are up. The trainer is Ray Train, or what is handed in."""
+def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], out: Session) -> None:
+    """Bring one run of the comparison to its end, on engines that are up."""
     from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
 
     store, run = compared.folder(key), compared.runs[key]
@@ -131,8 +121,7 @@ def train_one(
     with holding_for(out, store) as holding, open_screen(out) as screen:
         store.save_run(run, versions())
         origin.keep(store, sources.opened)
-        driver = Driver(store, run, sources, engines, start_trainer or worker.start, screen)
-        driver.bring_to_end(Remaining.of(store, run), holding)
+        Driver(store, run, sources, engines, worker.start, screen).bring_to_end(Remaining.of(store, run), holding)
 
 
 def show(out: Session, document: dict[str, Any]) -> None:

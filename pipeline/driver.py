@@ -81,9 +81,6 @@ class TrainerHandle(Protocol):
         ...
 
 
-StartTrainer = Callable[[str, Run], TrainerHandle]
-
-
 class Advance(Protocol):
     """Moves a progress bar forward by one."""
 
@@ -216,7 +213,7 @@ class Driver:
     run: Run
     sources: Sources
     engines: Mapping[str, PooledEngines]
-    start_trainer: StartTrainer
+    start_trainer: Callable[[str, Run], TrainerHandle]
     screen: Screen
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from committed import round_table
 from safetensors.torch import load_file
 from waiting import until
 
+from actors.fakes import FakeEngine
 from jobs import distill, export, stage, status, train
 from jobs.settle import Choices
 from pipeline import contract
@@ -143,18 +144,23 @@ def test_another_objective_gives_another_policy_and_its_evaluation_is_stale(run_
     assert again.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
 
 
-def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_dir, trained_here, copy_of):
+@pytest.mark.parametrize("evaluated", [True, pytest.param(False, marks=pytest.mark.chaos)])
+def test_a_run_that_was_cut_off_resumes_where_it_stopped_and_ends_the_same(run_dir, trained_here, copy_of, evaluated):
     """As after a kill while round 1 was graded: one shard, the policy and everything behind it are missing.
+
+    An engine is asked for the policy's evaluation alone. Where that is there, a fake engine would spoil what it were asked for.
 
     A grade is exact; a shard scored again may differ in the last bits, with what shared its batches.
     """
     cut = copy_of(run_dir)
-    for path in ("policy/0002", "train/0002", "evals/0002", "rounds/0001/profile", "rounds/0001/label", "rounds/0001/ready.json"):
+    for path in ("policy/0002", "train/0002", "rounds/0001/profile", "rounds/0001/label", "rounds/0001/ready.json"):
         cut.delete(path)
+    if not evaluated:
+        cut.delete("evals/0002")
     cut.delete("rounds/0001/grade/0001.json")
     cut.delete("metrics/0001-train.jsonl")
     kept = {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
-    distill.distill(cut.uri, Choices())
+    distill.distill(cut.uri, Choices(), engine_class=FakeEngine if evaluated else None)
     assert kept == {path: path.stat().st_mtime_ns for path in cut.local_root.glob("rounds/000*/rollout/*")}
     assert cut.read_json("policy/0002/manifest.json") == run_dir.read_json("policy/0002/manifest.json")
     for plan_stage in PLAIN:

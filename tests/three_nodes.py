@@ -50,6 +50,8 @@ SETS = [
     "engines.rollout.placement.resources={rollout: 1}",
     "train.placement.resources={train: 1}",
 ]
+# no node starts workers that nobody asked for, or gathers figures
+QUICK = {"prestart_worker_first_driver": False, "enable_metrics_collection": False}
 
 
 class Watcher(threading.Thread):
@@ -180,6 +182,7 @@ def said(verb):
 
 def main(uri, path):
     head = {"num_cpus": 4, "labels": {"egrsd-role": "head"}, "include_dashboard": False, "object_store_memory": 150 * 2**20}
+    head["_system_config"] = QUICK
     os.environ["RAY_NODE_TYPE_NAME"] = "head"  # `ray up` and KubeRay set this too; it makes Ray expect an autoscaler
     cluster = Cluster(initialize_head=True, head_node_args=head)
     del os.environ["RAY_NODE_TYPE_NAME"]

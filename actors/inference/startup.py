@@ -78,6 +78,8 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = T
 
         from actors.inference import exact_entropy, prompt_arrays, vllm_lora, vllm_sleep
 
+        if not torch.cuda.is_available():
+            _look_at_classes_here()
         exact_entropy.install()
         prompt_arrays.install()
         vllm_lora.install()
@@ -92,6 +94,17 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = T
     if engine.model_config.logprobs_mode != LOGPROBS_MODE:
         raise EngineError(f"log-probs come as {engine.model_config.logprobs_mode}, not {LOGPROBS_MODE}", path)
     return engine
+
+
+def _look_at_classes_here() -> None:
+    """Let vLLM read the facts of a model's class in this process.
+
+    By itself vLLM starts another process for a class that this machine has not met, so that CUDA stays unused in this one. That
+    process imports vLLM once more, which takes about 9 s.
+    """
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda look: look()
 
 
 def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool, gpu_runner: bool) -> dict[str, Any]:

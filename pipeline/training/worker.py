@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -36,9 +35,8 @@ RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train demands a folder that all nodes see; 
 class Handle:
     """A trainer that runs in a thread of the driver's process, while its ranks are Ray workers."""
 
-    def __init__(self, store: Store, run: Run, work: Callable[[Store, Run], None]) -> None:
+    def __init__(self, store: Store, run: Run) -> None:
         self._store = store
-        self._train = work
         self._error: EgrsdError | None = None
         self._thread = threading.Thread(target=self._work, args=(store, run), name="egrsd-trainer", daemon=True)
         self._thread.start()
@@ -70,7 +68,7 @@ class Handle:
 
     def _work(self, store: Store, run: Run) -> None:
         try:
-            self._train(store, run)
+            fit(store, run)
         except EgrsdError as error:
             self._error = error
         except Exception as error:
@@ -80,10 +78,8 @@ class Handle:
             store.delete(RAY_FOLDER)
 
 
-def start(store_uri: str, run: Run, work: Callable[[Store, Run], None] | None = None) -> Handle:
+def start(store_uri: str, run: Run) -> Handle:
     """Start to train the rounds of a run in Ray workers, from its latest policy on. Returns at once.
-
-    `work` trains instead of `fit`, which has Ray's workers. It blocks, too.
 
     The trainer ends after round `run.rounds - 1`, on `store.request_stop()`, or with an error that the handle reports. An older
     request to stop was meant for another trainer, so it is removed.
@@ -91,7 +87,7 @@ def start(store_uri: str, run: Run, work: Callable[[Store, Run], None] | None = 
     store = Store(store_uri)
     store.exists()  # from here on nothing is written when the run's folder has gone
     store.request_stop(False)
-    return Handle(store, run, work or fit)
+    return Handle(store, run)
 
 
 def fit(store: Store, run: Run) -> None:

@@ -18,16 +18,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from pipeline.config import Run
-from pipeline.driver import TrainerHandle
+from jobs import compare
 from pipeline.evidence.comparison import Key, Series, add_point, variant
 from pipeline.evidence.intervals import Tested, holm, over_seeds
 from pipeline.overrides import resolve
 from pipeline.problems.worlds import ANSWER_PATTERN, World
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
+from tests import trainer_here
 
 FORKS, PIVOTS, STYLES = (0, 2, 4), (0, 1, 3), (0.0, 0.5, 1.0)
 ORDER = ((0, 0), (2, 2), (1, 1), (2, 0), (0, 2), (1, 2), (2, 1), (1, 0), (0, 1))  # any first part of it spans the dials
@@ -122,16 +121,8 @@ def audits(out: Path, place: int, number: int) -> list[Path]:
 
 def train(folder: str, seeds: int, sets: list[str]) -> None:
     """One comparison, as `egrsd compare` makes it, with a trainer in a thread of this process."""
-    from jobs.compare import Options, compare
-
-    def start(uri: str, run: Run) -> TrainerHandle:
-        """A trainer of one rank on this CPU."""
-        from pipeline.training import rank, worker  # imports Ray, which reads the environment that `compare` has set
-
-        return worker.start(uri, run, lambda store, run: rank.train(store, run, torch.device("cpu")))
-
-    options = Options("demo", OBJECTIVES, f"0..{seeds - 1}", None, sets, None)
-    compare(folder, options, None, debug=True, start_trainer=start)
+    with trainer_here.instead_of_ray_train():
+        compare.compare(folder, compare.Options("demo", OBJECTIVES, f"0..{seeds - 1}", None, sets, None), None, debug=True)
 
 
 def accuracy(out: Path, place: int, world: World, name: str, seeds: int) -> np.ndarray:

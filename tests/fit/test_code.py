@@ -56,6 +56,15 @@ print("FOUND", json.dumps({"here": code.here(), "place": place, "found": found, 
                            "listening": listening, "session": session}))
 """
 
+# `egrsd distill` of the chaos harness, whose rounds are trained by a thread of it
+TRAINED_HERE = f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import trainer_here
+with trainer_here.instead_of_ray_train():
+    runpy.run_path({str(ROOT / "tests/chaos/driver.py")!r}, run_name="__main__")
+"""
+
 
 def run(folder, script, *arguments):
     """A script that lies elsewhere, as a console script does, run in `folder` with this code on its path."""
@@ -88,12 +97,14 @@ def test_workers_their_children_and_the_entropy_hook_are_the_drivers_and_listen_
 
 
 @pytest.mark.timeout(600)
-def test_a_run_beside_rivals_ends_and_its_code_stands_in_run_json(tmp_path):
-    home = tmp_path / "home"
+@pytest.mark.parametrize("ranks", [False, pytest.param(True, marks=pytest.mark.chaos)])
+def test_a_run_beside_rivals_ends_and_its_code_stands_in_run_json(tmp_path, ranks):
+    home, here = tmp_path / "home", tmp_path / "trained_here.py"
+    here.write_text(TRAINED_HERE)
     for name in code.PACKAGES:
         (home / name).mkdir(parents=True)
         (home / name / "__init__.py").write_text(RIVAL)
-    done = run(home, ROOT / "tests/chaos/driver.py", str(home / "run"), "local", "0", "0", *SMALL)
+    done = run(home, ROOT / "tests/chaos/driver.py" if ranks else here, str(home / "run"), "local", "0", "0", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((home / "run/run.json").read_text())["versions"]["fingerprint"] == code.fingerprint()
     token = (home / ".ray/auth_token").read_text()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -292,6 +293,13 @@ def test_a_start_that_fails_is_one_clear_line():
         "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
     )
     assert startup.start_error(error, "elsewhere") is error
+
+
+def test_a_cpu_engine_looks_at_the_class_of_its_model_in_its_own_process(engine):
+    """By itself vLLM asks a process that imports vLLM once more, for each class that a machine has not met."""
+    from vllm.model_executor.models import registry
+
+    assert registry._run_in_subprocess(os.getpid) == os.getpid()
 
 
 def test_gpu_engines_may_split_prompts_and_cpu_engines_may_not():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
@@ -59,28 +60,22 @@ class Head:
     address: str
     folder: Path
     environment: dict[str, str] = field(repr=False)
+    egrsd: Callable[..., subprocess.CompletedProcess] = field(repr=False)
 
-    def command(self, *arguments, address=None):
-        return [sys.executable, "-m", "jobs", "submit", "--address", address or self.address, *arguments]
+    def command(self, *arguments):
+        """The command in words, for one that runs beside another."""
+        return [sys.executable, "-m", "jobs", "submit", "--address", self.address, *arguments]
 
     def submit(self, *arguments, address=None, **environment):
         """The command as its user runs it."""
         shell = {name: value for name, value in {**self.environment, **environment}.items() if value is not None}
-        done = subprocess.run(
-            self.command(*arguments, address=address),
-            env=shell,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = self.egrsd("submit", "--address", address or self.address, *arguments, env=shell)
         assert TOKEN not in done.stdout + done.stderr
         return done
 
 
 @pytest.fixture(scope="module")
-def head(signals_are_heard):
+def head(egrsd, signals_are_heard):
     """A head with a job server and token authentication, in folders of its own (short: Ray's sockets lie there)."""
     folder = Path(tempfile.mkdtemp(prefix="egrsd"))
     (folder / "token").write_text(TOKEN)
@@ -97,7 +92,7 @@ def head(signals_are_heard):
     with open(folder / "head.log", "w") as log:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *options]
         process = subprocess.Popen(command, env=mine, stdout=log, stderr=log, cwd=folder)
-    started = Head(f"http://127.0.0.1:{dashboard}", folder, mine)
+    started = Head(f"http://127.0.0.1:{dashboard}", folder, mine, egrsd)
     try:
         yield started
     finally:
@@ -206,11 +201,11 @@ def test_the_token_travels_from_wherever_ray_looks(cluster, tmp_path, way):
     assert "no such job" in done.stderr
 
 
-def test_an_address_that_does_not_answer_is_one_line():
+def test_an_address_that_does_not_answer_is_one_line(egrsd):
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))  # bound, not listening: refused at once
         address = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        done = Head(address, ROOT, dict(os.environ)).submit("recipes", RAY_ADDRESS="http://127.0.0.1:9")
+        done = Head(address, ROOT, dict(os.environ), egrsd).submit("recipes", RAY_ADDRESS="http://127.0.0.1:9")
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {address}: no Ray job server answers")
     assert len(done.stderr.splitlines()) == 1
@@ -231,16 +226,16 @@ def test_an_address_that_does_not_answer_is_one_line():
         (("--entrypoint-resources", "desk=many", "recipes"), "Write NAME=AMOUNT"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_sent(arguments, message):
-    done = Head("http://127.0.0.1:9", ROOT, dict(os.environ)).submit(*arguments)
+def test_a_mistake_is_told_before_anything_is_sent(egrsd, arguments, message):
+    done = Head("http://127.0.0.1:9", ROOT, dict(os.environ), egrsd).submit(*arguments)
     assert done.returncode == 2
     assert message in " ".join((done.stdout + done.stderr).split())
     assert "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://head:10001", "http://user:pass@head:8265"])
-def test_only_a_plain_http_address_is_taken(address):
-    done = Head(address, ROOT, dict(os.environ)).submit("recipes")
+def test_only_a_plain_http_address_is_taken(egrsd, address):
+    done = Head(address, ROOT, dict(os.environ), egrsd).submit("recipes")
     assert done.returncode == 2
     assert "Give the head's dashboard" in done.stderr
     assert "pass@" not in done.stderr
