@@ -30,7 +30,7 @@ _RATES = "source.pass_rates"
 _SECTIONS = tuple(sorted({name.partition(".")[0] for name in (*_PLACES, _REWARDS, "teachers")}))
 MOST_BYTES = 100 * 2**20  # the job server of Ray 2.60 takes no larger request
 _SECRET = re.compile(
-    r"^\.|^id_(rsa|dsa|ecdsa|ed25519)|^_netrc|^kubeconfig|~$|\.(pem|key|p12|pfx|p8|ppk|jks|kdbx|tfvars|tfstate|env|bak)(\.|$)"
+    r"^\.|^id_(rsa|dsa|ecdsa|ed25519)|^_netrc|^kubeconfig|^rclone\.conf|^keys?\.|[-_]sa\.json|~$|\.(pem|key|p12|pfx|p8|ppk|jks|kdbx|tfvars|tfstate|env|bak)(\.|$)"
     r"|token(?!iz)|secret|passw|credential|(api|private|deploy|access|root)[-_]?keys?\b|service.?account",
     re.IGNORECASE,
 )

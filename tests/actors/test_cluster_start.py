@@ -49,6 +49,20 @@ def test_a_token_that_a_person_names_is_offered_to_a_cluster_that_is_joined(home
     monkeypatch.delenv("RAY_AUTH_MODE")
 
 
+@pytest.mark.parametrize("earlier", [None, 0o644, 0o600])
+def test_the_token_of_a_ray_that_starts_here_is_its_users_alone(home, earlier):
+    """An earlier Ray made the file readable for everybody. What stands in it stays."""
+    token = home / ".ray" / "auth_token"
+    if earlier is not None:
+        token.parent.mkdir()
+        token.write_text("x" * 64)
+        token.chmod(earlier)
+    cluster._keep_token_private()
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert len(token.read_text()) == 64
+    assert earlier is None or token.read_text() == "x" * 64
+
+
 @pytest.mark.parametrize(
     ("address", "who"), [(None, "Ray to start on this machine"), ("10.0.0.1:6379", "the Ray cluster at 10.0.0.1:6379")]
 )

@@ -1,5 +1,6 @@
 """What `submit` sends: the product, and what the settings name, from inside the folder."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,29 @@ def test_a_secret_is_sent_only_by_its_own_name(project):
     (project / "models/m/api_key.json").write_text("k")
     assert collect(project, {}, ("models/m",)).kept == ["models/m/api_key.json"]
     assert "models/m/api_key.json" in collect(project, {}, ("models/m/api_key.json",)).files
+
+
+SECRETS = re.findall(
+    r"\S+",
+    """.env .env~ backup.env.old id_rsa id_ed25519.pub server.pem key.pem.bak a.key a.ppk a.p8 a.p12 .netrc _netrc hf_token.txt
+    client_secret.json passwords.txt credentials.json wandb_api_key.txt api_key.json apikey.txt deploy_key rootkey.csv
+    accessKeys.csv gcp-sa.json service-account.json key.json .s3cfg .boto rclone.conf .dockercfg .dockerconfigjson .vault_pass
+    terraform.tfvars kubeconfig store.kdbx""",
+)
+A_MODEL = re.findall(
+    r"\S+",
+    """config.json generation_config.json model.safetensors model.safetensors.index.json tokenizer.json tokenizer_config.json
+    special_tokens_map.json added_tokens.json vocab.json merges.txt chat_template.jinja keyed.json monkey.json""",
+)
+
+
+def test_names_of_secrets_stay_inside_a_named_folder_and_a_model_goes_whole(project):
+    """Names that were sent, or kept, by mistake before."""
+    for name in (*SECRETS, *A_MODEL):
+        (project / "models/m" / name).write_text("x")
+    found = collect(project, {"set": ["model.path=models/m"]}, ())
+    assert {name.removeprefix("models/m/") for name in found.kept} == set(SECRETS)
+    assert {name for name in found.files if name.startswith("models/")} == {f"models/m/{name}" for name in A_MODEL}
 
 
 def test_a_folder_without_the_project_sends_the_packages_that_run_here(tmp_path):
