@@ -106,7 +106,7 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
         "accuracy": float(tokens.correct.mean()),
         "blocks": len(groups),
         "traces_in_block": in_block,
-        "points": _figures(names, products, (in_block, run.train.batch_traces)),
+        "points": _figures(names, products, (in_block, run.train.batch_traces), run.train.betas[0]),
         "classes": _classes(work, tokens, names, alignment),
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
     }
@@ -170,13 +170,18 @@ def _alignment(space: Directions, tokens: Tokens, budget: int, seed: int) -> tup
 # ---- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _figures(names: list[str], products: maths.Products, sizes: tuple[float, int]) -> list[dict[str, Any]]:
-    """Figures of each weighting with 95 % intervals over blocks, and their differences from the first audited objective."""
+def _figures(names: list[str], products: maths.Products, sizes: tuple[float, int], beta: float) -> list[dict[str, Any]]:
+    """Figures of each weighting with 95 % intervals over blocks, and their differences from the first audited objective.
+
+    averaged_cosine: of the first moment of AdamW. With `beta` it has the noise of (1 + beta) / (1 - beta) minibatches' mean.
+    """
     drawn = maths.estimates(products, maths.choices(products.own.shape[1]))
     in_block, batch = sizes
     share = maths.in_minibatch(drawn.share, int(in_block), batch)
     shown = {"cosine": drawn.cosine, "minibatch": drawn.minibatch, "share": drawn.share}
+    averaged = maths.in_minibatch(drawn.share, int(in_block), batch * (1 + beta) / (1 - beta))
     shown |= {"batch_share": share, "batch_cosine": drawn.cosine * np.sqrt(share)}
+    shown |= {"averaged_cosine": drawn.cosine * np.sqrt(averaged)}
     found = []
     for place, name in enumerate(names):
         figures: dict[str, Estimate | None] = {key: estimate(values[:, place]) for key, values in shown.items()}

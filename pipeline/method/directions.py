@@ -101,7 +101,7 @@ def estimates(products: Products, taken: np.ndarray) -> Estimates:
         return Estimates(product / np.sqrt(square * reference), minibatch, square / mean_norm, product / reference)
 
 
-def in_minibatch(share: np.ndarray, measured: int, wanted: int) -> np.ndarray:
+def in_minibatch(share: np.ndarray, measured: float, wanted: float) -> np.ndarray:
     """The signal's share in the squared norm of a gradient of `wanted` traces, from that of `measured` traces.
 
     The noise of a mean falls as 1 / n: with s the share, 1 / (1 + (1 / s - 1) measured / wanted).

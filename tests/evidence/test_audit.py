@@ -12,6 +12,7 @@ import pytest
 from jobs import audit as job
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence import audit, documents
+from pipeline.method import directions
 from pipeline.store.directory import Store
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
@@ -37,7 +38,8 @@ def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, mo
     document = stored.read_json(documents.path_of(0, "json"))
     assert [point["name"] for point in document["points"]] == ["reinforce", *NAMES.split(",")]
     assert document["points"][0]["cosine"] is None  # four problems do not tell a direction, and nothing is made up
-    assert document["points"][2]["difference"].keys() == {"cosine", "minibatch", "share", "batch_share", "batch_cosine"}
+    figures = {"cosine", "minibatch", "share", "batch_share", "batch_cosine", "averaged_cosine"}
+    assert document["points"][2]["difference"].keys() == figures
     table = pq.read_table(Path(stored.uri) / documents.path_of(0, "parquet"))
     assert table.num_rows == document["traces"]
     lengths = table["alignment"].combine_chunks().value_lengths().to_numpy()
@@ -54,6 +56,18 @@ def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, mo
     [shown] = documents.read_audits(stored, [0, 1])
     assert (shown["round"], len(shown["points"])) == (0, 5)
     assert "No training run has shown yet" in capfd.readouterr().out
+
+
+def test_adamws_first_moment_has_the_noise_of_nineteen_minibatches():
+    """With beta .9: (1 + .9) / (1 - .9) = 19. Noise is as large as the signal in a block, of as many traces as a minibatch."""
+    rng = np.random.default_rng(0)
+    flows = np.eye(2, 50)[:, None] + 0.1 * rng.standard_normal((2, 400, 50)) / np.sqrt(0.5)
+    [_, point] = audit._figures(["reinforce", "x"], directions.Products.of(flows + np.eye(1, 50)), (8.0, 8), 0.9)
+    cosine, share = point["cosine"].value, point["share"].value
+    assert share == pytest.approx(point["batch_share"].value)
+    assert point["batch_cosine"].value == pytest.approx(cosine * np.sqrt(share))
+    assert point["averaged_cosine"].value == pytest.approx(cosine * np.sqrt(1 / (1 + (1 / share - 1) / 19)))
+    assert point["batch_cosine"].value + 0.05 < point["averaged_cosine"].value < cosine
 
 
 @pytest.mark.parametrize(
