@@ -99,7 +99,7 @@ _SPACE = re.compile(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|thinspace|medspace|enspac
 _ROW_END = re.compile(r"\\\\\s*\[[^\]]*\]")
 _LOOSE_FRACTION = re.compile(r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*\{|" + _GROUP + r"\s*(\d|[a-zA-Z]))")
 _E_NOTATION = re.compile(
-    r"(?<![\w.\\{^])(?<!\d,)([-+]?(?:\d{1,3}(?:,\d{3})+|\d+\.?\d*|\.\d+))\s?[eE]\s?([-+]?\d+)(?![\w.])", re.ASCII
+    r"(?<![\w.\\{^])(?<!\d,)([-+]?(?:\d{1,3}(?:,\d{3})+|\d++\.?\d*+|\.\d++))\s?[eE]\s?([-+]?\d+)(?![\w.])", re.ASCII
 )
 _TEN_POWER = re.compile(
     r"(?<=[\d}])\s*(?:[xX*]|\\ast|\\cdot|\\times)\s*10\s*(?:\^|\*\*)\s*(?:\{([-+]?\d+)\}|\(([-+]?\d+)\)|([-+]?\d+))"
