@@ -12,6 +12,7 @@ from pipeline.answers.quantities import MAGNITUDES, is_number
 _LETTERS = {"K": "thousand", "k": "thousand", "M": "million", "B": "billion", "bn": "billion"}
 _MAGNITUDE = re.compile(r"([-+]?[\d,]{0,20}\.?\d{1,20})(K|k|M|B|bn)", re.ASCII)
 _CHOICES = re.compile(r"(?<![\w\\])(?:C ?\((\d{1,4}), ?(\d{1,4})\)|(\d{1,4})C(\d{1,4})(?![\w{]))", re.ASCII)
+_BARE = re.compile(r"\d{1,4}C\d{1,4}", re.ASCII)  # two of them may be numbers with the base 16
 _PAIR = re.compile(r"\([^()]*,[^()]*\)")
 _COMMA = re.compile(r"([-+]?)(\d{1,3}(?:\.\d{3})+|\d+),(\d+)", re.ASCII)
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+", re.ASCII)
@@ -47,9 +48,15 @@ def _written(text: str, other: str) -> str:
     short = _MAGNITUDE.fullmatch(text)
     if short and (is_number(other) or _MAGNITUDE.fullmatch(other) or any(word in other for word in MAGNITUDES)):
         return f"{short[1]} \\text{{{_LETTERS[short[2]]}}}"
-    if _PAIR.fullmatch(other):
+    if _PAIR.fullmatch(other) or (_BARE.fullmatch(text) and _BARE.fullmatch(other)):
         return text
-    return _CHOICES.sub(lambda found: f"\\binom{{{found[1] or found[3]}}}{{{found[2] or found[4]}}}", text)
+    return _CHOICES.sub(_binomial, text)
+
+
+def _binomial(found: re.Match[str]) -> str:
+    """`C(5,2)` as a binomial. With more below than above it is no count, and stays as it is."""
+    above, below = found[1] or found[3], found[2] or found[4]
+    return f"\\binom{{{above}}}{{{below}}}" if int(below) <= int(above) else found[0]
 
 
 def _decimal(text: str, other: str, reference: bool = False) -> str:
