@@ -43,13 +43,13 @@ def same_choice(ours: str, theirs: str) -> bool | None:
 
 
 def _same_option(ours: str, theirs: str) -> bool | None:
-    """The same for a reference with letter and text, `(B) 5`: its letter decides."""
-    reference = re.fullmatch(r"\(([A-J])\) ?(\S.*)", theirs)
+    """The same for a reference with letter and text, `(B) 5` or `B. 5`: its letter decides."""
+    reference = re.fullmatch(r"(?:\(([A-J])\)|([A-J])[.:)](?=\s)) ?(\S.*)", theirs)
     given = reference and (_CHOICE.fullmatch(ours) or _LETTER.fullmatch(ours))
     if not reference or not given or ours[:1] not in "([ABCDEFGHIJ":
         return None
     letters = [group for group in given.groups()[:3] if group]
-    return bool(letters) and letters[0].upper() == reference[1]
+    return bool(letters) and letters[0].upper() == (reference[1] or reference[2])
 
 
 def _letters(text: str) -> set[str] | None:

@@ -21,13 +21,14 @@ _STATED = re.compile(
     r"\b(?:answers?|(?:correct|right|best)[^\S\n]+(?:choice|option))\b[^\S\n]*"
     r"(?:\([^()\n]{0,30}\)[^\S\n]*)?(?:to (?:the|this) \w+[^\S\n]*)?"
     r"(?:(?:is|are|was|equals|be|becomes)\b(?:[^\S\n]*(?:therefore|thus|simply|then|just|exactly|equal to|now|indeed|"
-    r"actually|clearly|also)\b,?)?"
+    r"actually|clearly|also|definitely|certainly|for sure)\b,?)?"
     r"[^\S\n]*:?|[:=])(?:[^\S\n]|\*)*"
     r"(?:\n\s*)?",
     re.I,
 )
 _STATEMENT_END = re.compile(
-    r"\.(?=\s|$|\*)|[!?](?=\s|$)|,?\s+(?:because|since|so that|as required|which is|where)\b|,\s*(?:not|but)\b|"
+    r"\.(?=\s|$|\*)|[!?](?=\s|$)|,?\s+(?:because|since|so that|as required|which is|where)\b|"
+    r",\s*(?:not|but|it can(?:['’]t|not) be (?=\(?[A-J]\b))\b|"
     r"\s*\((?:since|because|as|which|where|i\.e\.)|\s+I hope\b", re.I
 )  # fmt: skip
 _FORMULA = re.compile(
@@ -64,10 +65,15 @@ _DENIED_AFTER = re.compile(
 )  # fmt: skip
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s,;/|&.!$]|\\[()\[\],; ]|\\quad|\\text\{|\}|"
+    r"\b(?:for )?(?:part|case) \(?[a-h1-9]\)?|"
     r"\b(?:and|or|also|maybe|perhaps|possibly|alternatively|else|even|it|could|be|may|either)\b"
-    r"|[a-zA-Z]\w?\s*=|\\\\|\?)*", re.I,
+    r"|[a-zA-Z](?:_\{?\w{1,2}\}?|\w)?\s*=|\\\\|\?)*", re.I,
 )  # fmt: skip
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_VALUE = re.compile(r"(?:\$[^$]{1,200}\$|[-+]?\$?\d[\d,./]{0,30}%?)(?:\s[a-zA-Z]{2,20}){0,2}", re.ASCII)
+_VERB = re.compile(r"\b(?:is|are|was|were|equals)\s+")
+# what a formula without a backslash may have
+_NAMES = frozenset(("or", "and", "sqrt", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp"))
 _MACRO = re.compile(r"\\(?:begin|end)\{[a-z]*\}|\\[a-zA-Z]+")
 _READ_CHARS = 20_000  # the end of a response in which an unmarked answer is looked for
 
@@ -144,7 +150,9 @@ def _boxes(text: str) -> list[tuple[int, int, int, int]]:
 
 def _last_boxes(text: str) -> str | None:
     """The content of the last box, with the boxes that stand next to it, joined by commas. A box that is denied is no answer."""
-    boxes = [box for box in _boxes(text) if not _denied(text, box[0], box[3])]
+    every = _boxes(text)
+    filled = [box for box in every if text[box[1] : box[2]].strip()]  # a box without content may repeat the task
+    boxes = [box for box in filled or every if not _denied(text, box[0], box[3])]
     if not boxes and "\\\\boxed" in text:  # a text whose backslashes were escaped twice
         return _last_boxes(text.replace("\\\\", "\\"))
     if not boxes:
@@ -167,26 +175,32 @@ def _denied(text: str, begin: int, end: int) -> bool:
 def _statement(text: str) -> str | None:
     """What the last "the answer is x" or "Answer: x" states. None without one, and where it is denied."""
     for found in reversed(list(_STATED.finditer(text))):
-        said = text[found.end() :].lstrip("*: \n")
+        said = text[found.end() :].lstrip("*_: \n")
         formula = _FORMULA.match(said)
         said = said[: formula.end()] + said[formula.end() :].partition("\n")[0] if formula else said.partition("\n")[0].strip()
         rest = said[formula.end() :] if formula else said
         end = _STATEMENT_END.search(rest)
-        said = said[: (formula.end() if formula else 0) + (end.start() if end else len(rest))].strip(" *")
+        said = said[: (formula.end() if formula else 0) + (end.start() if end else len(rest))].strip(" *_")
         sentence = text[max(text.rfind("\n", 0, found.start()), text.rfind(". ", 0, found.start())) + 1 : found.start()]
         if said and not DENIAL.search(said) and not DENIAL.search(sentence):
-            return said
+            return _value_of(said)
         if said:
             return None
     chosen = _last(_CHOSEN, text)
     return chosen[1] if chosen and not _doubted(text, chosen) else None
 
 
+def _value_of(said: str) -> str:
+    """What a sentence with one number ends with, as in "Answer: the largest n is 34". Another text as it is."""
+    *before, value = _VERB.split(said)
+    return value if before and _VALUE.fullmatch(value) and not re.search(r"\d", " ".join(before)) else said
+
+
 def _unmarked(text: str) -> str | None:
     """The answer of a response without a mark: the whole of it when it is no prose, else its last formula or number."""
     whole = text.strip()
     words = re.findall(r"[^\W\d_]{2,}", _MACRO.sub(" ", whole))
-    if whole and "\n" not in whole and len(whole) <= 200 and (set(words) <= {"or", "and"} or whole == words[0]):
+    if whole and "\n" not in whole and len(whole) <= 200 and (set(words) <= _NAMES or whole == words[0]):
         return whole
     formulas = [formula for formula in _FORMULA.finditer(text) if not _is_prose(formula)]
     formula = formulas[-1] if formulas else None

@@ -20,6 +20,9 @@ _SIGNS = {
     **dict.fromkeys("‘’′", "'"),
     **dict.fromkeys("“”", '"'),
     **dict.fromkeys("£€¥₹₽₩", ""),
+    "⁄": "/",
+    "。": ".",
+    "又": " ",  # Chinese writes a mixed number as 3又1/2
     "×": r" \times ",
     "✕": r" \times ",
     "÷": r" \div ",
@@ -77,7 +80,9 @@ _UNICODE = str.maketrans(
     | {char: f"_{{{plain}}}" for char, plain in _LOWERED.items()}
 )
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
-_ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[a-zA-Z]))")
+_ROOT = re.compile(r"([√∛∜])\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+(?:\.\d+)?|[a-zA-Z]))")
+_INDEX = {"√": "", "∛": "[3]", "∜": "[4]"}
+_LOOSE_ROOT = re.compile(r"\\sqrt ?\[(\d{1,3})\] ?(\w)")
 _HIDDEN = re.compile(r"\\(?:[hv]?phantom|[bx]?cancel|sout|label|tag|hspace|vspace|color|href)\*?\s*" + _GROUP)
 _FONT = re.compile(
     r"\\(?:math(?:bf|it|sf|tt|normal)|boldsymbol|bm|pmb|(?:text|f)?color(?:box)?\s*\{[^{}]*\}|underline|ensuremath|displaylines)\s*"
@@ -89,17 +94,21 @@ _LAYOUT = re.compile(
     r"bf|it|rm|sf|tt|bfseries|tiny|(?:script|footnote|normal)size|small|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])"
 )
 _MONEY = re.compile(r"\\[$#]|\$|\\[()\[\]]|\\(?:pounds|euro|textdollar|textsterling)(?![a-zA-Z])")
-_DIGIT_SPACE = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}\s*|~|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))")
+_DIGIT_SPACE = re.compile(r"(?<=\d)(?:,?\\!\s*|\\[,;: ]|\{,\}\s*|~|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))")
 _SPACE = re.compile(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|thinspace|medspace|enspace|hfill|nobreak)(?![a-zA-Z])|~|\s+")
 _ROW_END = re.compile(r"\\\\\s*\[[^\]]*\]")
 _LOOSE_FRACTION = re.compile(r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*\{|" + _GROUP + r"\s*(\d|[a-zA-Z]))")
-_E_NOTATION = re.compile(r"(?<![\w.\\{^])([-+]?(?:\d+\.?\d*|\.\d+))\s?[eE]\s?([-+]?\d+)(?![\w.])", re.ASCII)
+_E_NOTATION = re.compile(
+    r"(?<![\w.\\{^])(?<!\d,)([-+]?(?:\d{1,3}(?:,\d{3})+|\d++\.?\d*+|\.\d++))\s?[eE]\s?([-+]?\d+)(?![\w.])", re.ASCII
+)
 _TEN_POWER = re.compile(
     r"(?<=[\d}])\s*(?:[xX*]|\\ast|\\cdot|\\times)\s*10\s*(?:\^|\*\*)\s*(?:\{([-+]?\d+)\}|\(([-+]?\d+)\)|([-+]?\d+))"
 )
+_PYTHON_POWER = re.compile(r"[\w)\]}]\*\* ?[\w({-]")  # other double stars are bold type
 _POWER = re.compile(r"(?:\^|\*\*)\s*(?:([-+]?\d{2,}|-\d)|\(([^()]*)\))")
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d{1,9})\)(?![\d.(^]))")
 _OVER = re.compile(r"\{([^{}]*?)\\over(?![a-zA-Z])([^{}]*)\}|^([^{}]*?)\\over(?![a-zA-Z])([^{}]*)$")
+_GROUPED = re.compile(r"(?<![\d,(\[])\d{1,3}(?:,\d{3})+(?= \\times 10\^)", re.ASCII)
 _MIXED_FRACTION = re.compile(
     r"(?<![\d./^{_a-zA-Z}\\])(?<!\d[ ,])(\d{1,12}) ?\\frac\{(\d{1,12})\}\{(\d{1,12})\}(?! ?(?:[\d{(^!]|\\(?!text|%|pi|sqrt)))"
 )
@@ -116,17 +125,24 @@ _PHRASES = {
     "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "the real numbers": r"\mathbb{R}",
     "infinity": r"\infty", "positive infinity": r"\infty", "negative infinity": r"-\infty", "-infinity": r"-\infty",
 }  # fmt: skip
-_MIXED = re.compile(r"(?<![\d./^{])(\d+) (\d+)/(\d+)(?![\d/])", re.ASCII)
+_MIXED = re.compile(r"(?<![\d./^{])(?<!\d )(\d{1,3}(?: \d{3}){1,4}|\d+) (\d+)/(\d+)(?![\d/])", re.ASCII)
 _GROUPS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?", re.ASCII)
 _PLAIN_WORDS = {"pi": r"\pi", "infinity": r"\infty", "inf": r"\infty", "oo": r"\infty", "theta": r"\theta"}
 _PLAIN_WORD = re.compile(r"(?<![a-zA-Z\\{])(?:pi|infinity|inf|oo|theta)(?![a-zA-Z])")
+# a function as programs write it, `7*sin(pi*x/5)`: a parser of LaTeX would read the product of its letters
+_NAME = re.compile(
+    r"(?<![a-zA-Z\\])(?<!\\text\{)(?:(a)(?:rc)?(sin|cos|tan)|((?:sin|cos|tan)h?|cot|sec|csc|ln|log|exp))"
+    r"(?= ?[(^_\\\d]|x(?![a-zA-Z])| [a-zA-Z](?![a-zA-Z]))"
+)
+_ABSOLUTE = re.compile(r"(?<![a-zA-Z\\])abs ?\(([^()]*)\)")
 _SQRT = re.compile(r"\\?sqrt\s*(?:\(([^()]*)\)|(\d)(?!\d)|\s([a-zA-Z0-9]))")
 _RELATIONS = [(re.compile(p), r) for p, r in (
     (r">=|=>|\\(?:geqslant|geqq|ge)(?![a-zA-Z])", r"\\geq "),
     (r"<=|=<|\\(?:leqslant|leqq|le)(?![a-zA-Z])", r"\\leq "),
     (r"!=|\\not\s*=|\\ne(?![a-zA-Z])", r"\\neq "),
     (r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-zA-Z]))", r"\\ln "),
-    (r"\\lg(?![a-zA-Z])", r"\\log"),
+    (r"\\lg(?![a-zA-Z])", r"\\log_{10}"),
+    (r"(\\|\{)ar(sin|cos|tan)h(?![a-zA-Z])", r"\1arc\2h"),
     (r"\\lnot(?![a-zA-Z])", r"\\neg"),
     (r"\\wedge(?![a-zA-Z])", r"\\land"),
     (r"\\vee(?![a-zA-Z])", r"\\lor"),
@@ -146,9 +162,10 @@ _RELATIONS = [(re.compile(p), r) for p, r in (
 _DEGREES = re.compile(
     r"\s*(?:\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z]))(?:\s*(?:\\text\{\s*)?([CF])(?:\s*\})?(?![a-zA-Z]))?"
 )
-_FUNCTIONS = frozenset(
-    ["sin", "cos", "tan", "cot", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "ln", "log", "exp"]
-)
+_FUNCTIONS = frozenset((
+    "sin", "cos", "tan", "cot", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh",
+    "ln", "log", "exp", "gcd", "lcm", "max", "min",
+))  # fmt: skip
 
 
 def plain(answer: str) -> str:
@@ -182,11 +199,11 @@ def _visible(text: str) -> str:
     """The text without layout, delimiters and what a reader cannot see."""
     if not text.isascii():
         text = _RAISED_RUN.sub(lambda run: f"^{{{''.join(_RAISED[char] for char in run[0])}}}", text)
-        text = _ROOT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", text)
+        text = _ROOT.sub(lambda root: f"\\sqrt{_INDEX[root[1]]}{{{root[2] or root[3] or root[4]}}}", text)
         text = unicodedata.normalize("NFKC", text)
     text = _HIDDEN.sub(" ", text)
     text = _DIGIT_SPACE.sub("", _LAYOUT.sub("", _ROW_END.sub(r"\\\\", text)))
-    text = _SPACE.sub(" ", text.replace("\\!", "")).replace("**", "^" if re.search(r"\w\*\*\w", text) else "")
+    text = _SPACE.sub(" ", text.replace("\\!", "")).replace("**", "^" if _PYTHON_POWER.search(text) else "")
     return _MONEY.sub("", text.replace("\\\\(", "(").replace("\\\\)", ")")).strip("`\"' ")
 
 
@@ -205,6 +222,7 @@ def _unified(words: re.Match[str]) -> str:
 def _fractions(text: str) -> str:
     """Fractions and roots with their braces: `\\dfrac12` is `\\frac{1}{2}`, `sqrt(2)` is `\\sqrt{2}`."""
     text = _SQRT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", re.sub(r"\\surd(?![a-zA-Z])", "sqrt", text))
+    text = _LOOSE_ROOT.sub(r"\\sqrt[\1]{\2}", text)
     text = _OVER.sub(lambda over: f"\\frac{{{over[1] or over[3]}}}{{{over[2] or over[4]}}}", text)
     return _LOOSE_FRACTION.sub(_braced, re.sub(r"\\(?:[dtcsx]|nice|flat)frac(?![a-zA-Z])", r"\\frac", text))
 
@@ -217,13 +235,21 @@ def _braced(fraction: re.Match[str]) -> str:
 
 def _numbers(text: str) -> str:
     """Numbers as LaTeX: powers of ten for e-notation, a fraction for a repeating decimal, braces around long exponents."""
-    text = _MIXED_FRACTION.sub(_improper, _MIXED.sub(r"\1\\frac{\2}{\3}", text))
+    text = _MIXED_FRACTION.sub(_improper, _MIXED.sub(_mixed, text))
+    text = _NAME.sub(lambda name: f"\\{'arc' if name[1] else ''}{name[2] or name[3]} ", _ABSOLUTE.sub(r"|\1|", text))
     text = _CUT.sub(_endless, text)
     text = _TEN_POWER.sub(lambda power: f" \\times 10^{{{power[1] or power[2] or power[3]}}}", text)
     text = _E_NOTATION.sub(lambda power: f"{power[1]} \\times 10^{{{int(power[2]) if len(power[2]) < 10 else power[2]}}}", text)
+    text = _GROUPED.sub(lambda number: number[0].replace(",", ""), text)
     text = _POWER.sub(lambda power: f"^{{{power[1] or power[2] or ''}}}", text)
     text = _PLAIN_WORD.sub(lambda word: _PLAIN_WORDS[word[0]], text)
     return _REPEATING.sub(_fraction_of, text)
+
+
+def _mixed(number: re.Match[str]) -> str:
+    """`2 1/3` as `2\\frac{1}{3}`. With a fraction of 1 or more, as in `2 4/3`, it is no number, and stays as it is."""
+    whole = number[1].replace(" ", "")
+    return f"{whole}\\frac{{{number[2]}}}{{{number[3]}}}" if int(number[2]) < int(number[3]) else number[0]
 
 
 def _improper(mixed: re.Match[str]) -> str:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pipeline.answers.choices import option_text, same_choice
 from pipeline.answers.quantities import UNITS, Quantity, based, conflict, is_number, quantity, residue, same_size, several, total
 from pipeline.answers.responses import DENIAL
+from pipeline.answers.shorthand import same_by_sight, written_out
 from pipeline.answers.spelling import plain
 from pipeline.answers.spoken import counted, spoken
 
@@ -43,6 +44,7 @@ _WITH_LETTER = re.compile(rf"({_AMOUNT.pattern})(?: ?[mgshL]| [JNWVACKTF])", re.
 _ONLY_WORDS = re.compile(r"[a-zA-Z]{4,}")
 _PUNCTUATION = re.compile(r"[.,;:!'\"]")
 _PLAIN_TEXT = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+)*")
+_INDEX = re.compile(r"_\{[A-Za-z0-9]+\}")
 _LISTED = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])")
 _MACRO = re.compile(r"\\(?:begin|end)\{[a-z]*\}|\\[a-zA-Z]+")
 _ARTICLE = re.compile(r"^(?:an?|the) (?=\w{2})")
@@ -84,6 +86,8 @@ def decide(answer: str, reference: str) -> bool | tuple[str, str]:
     ours, theirs = plain(answer), plain(reference)
     if not ours:
         return False
+    if (seen := same_by_sight(ours, theirs)) is not None:
+        return seen
     if normal_form(ours) == normal_form(theirs) or _same_meaning(_words(_bare(ours)), _words(_bare(theirs))):
         return True
     if _denied(ours, theirs) or (_DOTS.search(ours) and not _DOTS.search(theirs)):
@@ -91,6 +95,7 @@ def decide(answer: str, reference: str) -> bool | tuple[str, str]:
     chosen = same_choice(ours, theirs)
     if chosen is not None:
         return chosen
+    ours, theirs = written_out(ours, theirs)
     ours, theirs = _parameters(*_functions(_unlabelled(option_text(ours)), _unlabelled(option_text(theirs))))
     dollars = [bool(_DOLLARS.search(text)) for text in (answer, reference)]
     return _same_value(spoken(ours) or ours, spoken(theirs) or theirs, dollars)
@@ -154,7 +159,7 @@ def _same_words(ours: str, theirs: str, reference: str) -> bool | None:
     if _WORDS.fullmatch(theirs):
         return None if len(theirs) <= 3 and not spelled else False
     prose = " ".join(word for word in _TEXT.findall(reference) if word.strip() not in UNITS)
-    return False if spelled or _ONLY_WORDS.search(prose + _MACRO.sub(" ", _TEXT.sub(" ", reference))) else None
+    return False if spelled or _ONLY_WORDS.search(prose + _MACRO.sub(" ", _TEXT.sub(" ", _INDEX.sub(" ", reference)))) else None
 
 
 def _same_meaning(mine: str, yours: str) -> bool:

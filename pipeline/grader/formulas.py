@@ -9,7 +9,23 @@ from typing import Any
 from math_verify import parse
 from math_verify.grader import is_equation, take_last_relation, unwrap_fcs
 from math_verify.parser import LatexExtractionConfig
-from sympy import Eq, Expr, I, Intersection, MatAdd, MatMul, MatrixBase, Mul, Rational, Set, Symbol, Tuple, UnevaluatedExpr, Union
+from sympy import (
+    Eq,
+    Expr,
+    Function,
+    I,
+    Intersection,
+    MatAdd,
+    MatMul,
+    MatrixBase,
+    Mul,
+    Rational,
+    Set,
+    Symbol,
+    Tuple,
+    UnevaluatedExpr,
+    Union,
+)
 
 from pipeline.answers.quantities import UNITS
 from pipeline.grader.numeric import equal_numbers, is_number, values
@@ -27,7 +43,14 @@ _GRID = re.compile(
 _CASES = re.compile(r"\\begin\{(?:cases|aligned|gathered)\}(.*?)\\end\{(?:cases|aligned|gathered)\}", re.DOTALL)
 _PERCENT = re.compile(r"([^=+<>%,]*[^\d=+<>%,\s\\])\s*\\?%")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*\\text\{degrees\}\s*[)}]?")
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\\text\{degrees\}")
+_PLAIN_LOG = re.compile(r"\\log(?![a-zA-Z])(?!\s*_)")
+_NO_NUMBER = re.compile(r"(?<![\d.])\d+ \d+/\d+")  # `2 4/3` is neither a mixed number nor a product
+_CONSTANT = re.compile(r"(.+?) ?\+ ?[CK](?: ?_ ?\{?[01]\}?)?( ?[+-].*)?", re.DOTALL)
 _LAST_LETTERS = re.compile(r"(?<=[\d}\s)])(?<!\\)([a-zA-Z]{1,8})$")
+
+ANTIDERIVATIVE = Function("antiderivative")
 
 
 def read(text: str) -> list[Any] | None:
@@ -38,6 +61,14 @@ def read(text: str) -> list[Any] | None:
     formula = _mathematics(text)
     if formula is None or _depth(formula) > _MOST_DEPTH:  # the parser's time is exponential in the depth
         return None
+    forms = _forms(formula)
+    natural = _PLAIN_LOG.sub(r"\\ln ", formula)  # school's `\log` has the base 10, and a mathematician's has the base e
+    natural_forms = (_forms(natural) or []) if natural != formula and forms else []
+    return [*forms, *natural_forms, *_antiderivatives(natural)] if forms else forms
+
+
+def _forms(formula: str) -> list[Any] | None:
+    """`read` for one meaning of its signs."""
     sides = [side.strip() for side in re.split(r"\\approx(?![a-zA-Z])", formula) if side.strip()]
     forms = [_parse(side) for side in sides]
     if not forms or any(form is None for form in forms):
@@ -45,6 +76,16 @@ def read(text: str) -> list[Any] | None:
     if any(_is_false(form) for form in forms) or not all(_near(last(a), last(b)) for a, b in pairwise(forms)):
         return []
     return forms if len({is_number(last(form)) for form in forms}) == 1 else forms[-1:]
+
+
+def _antiderivatives(formula: str) -> list[Any]:
+    """`x^2 + C`, a formula in one variable and a constant of integration, as ANTIDERIVATIVE(2x). The constant is any number."""
+    found = _CONSTANT.fullmatch(formula)
+    form = _parse(found[1] + (found[2] or "")) if found else None
+    if not isinstance(form, Expr) or len(form.free_symbols) != 1:
+        return []
+    slope = form.diff(*form.free_symbols)
+    return [ANTIDERIVATIVE(slope)] if slope.free_symbols else []
 
 
 def _depth(text: str) -> int:
@@ -61,11 +102,15 @@ def _mathematics(text: str) -> str | None:
     text = _CASES.sub(lambda cases: re.sub(r"\\\\", ", ", cases[1].replace("&", "")).strip(" ,"), text)
     text = _GRID.sub(r"\\begin{pmatrix}\1\\end{pmatrix}", text)
     text = re.sub(r"\\langle\s*", "(", re.sub(r"\s*\\rangle", ")", text))
+    if _TRIGONOMETRY.search(text):
+        text = _DEGREES.sub(r"\\frac{\1\\pi}{180}", text)
     text = _ANGLE.sub(r"\\\1(\\frac{\2\\pi}{180})", text)
     text = _TEXT.sub(lambda word: "" if word[1].strip() in UNITS else word[0], text)
     builder = _BUILDER.fullmatch(text)
     text = _MEMBER.sub("", builder[1].strip() if builder else text)
-    if any(word.strip() not in {"and", "or"} and len(word.strip()) > 1 for word in _TEXT.findall(text)):
+    if _NO_NUMBER.search(text) or any(
+        word.strip() not in {"and", "or"} and len(word.strip()) > 1 for word in _TEXT.findall(text)
+    ):
         return None
     return text.strip(" ,;") or None
 

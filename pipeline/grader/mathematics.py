@@ -27,7 +27,7 @@ from sympy import (
     together,
 )
 
-from pipeline.grader.formulas import as_set, last, read
+from pipeline.grader.formulas import ANTIDERIVATIVE, as_set, last, read
 from pipeline.grader.numeric import check_size, equal_numbers, is_number, values
 
 
@@ -79,6 +79,9 @@ def _same(gold: Any, given: Any, set_relations: bool) -> bool:
         return _by_math_verify(gold, given, set_relations)
     if is_number(gold) and is_number(given):
         return equal_numbers(gold, given)
+    slopes = [form.args[0] for form in (gold, given) if getattr(form, "func", None) == ANTIDERIVATIVE]
+    if slopes:
+        return len(slopes) == 2 and _equal_formulas(*slopes) is True
     equal = None if isinstance(gold, Symbol) or isinstance(given, Symbol) else _equal_formulas(gold, given)
     return _by_math_verify(gold, given, set_relations) if equal is None else equal
 
@@ -101,12 +104,13 @@ def _same_parts(gold: Any, given: Any, set_relations: bool) -> bool:
         return sides and _same(gold.start, given.start, set_relations) and _same(gold.end, given.end, set_relations)
     if isinstance(gold, MatrixBase) and isinstance(given, MatrixBase):
         return gold.shape == given.shape and _in_order(gold.flat(), given.flat(), set_relations)
+    gold, given = _vector(gold, given), _vector(given, gold)
     if isinstance(gold, Union) and isinstance(given, Union) and _in_any_order(gold.args, given.args, set_relations):
         return True
     mine, yours = _parts(gold), _parts(given)
     if mine is not None and yours is not None:
         unordered = isinstance(gold, FiniteSet)
-        yours = yours if unordered else _by_name(yours)
+        yours = _once(yours) if unordered else _by_name(yours)
         return _in_any_order(mine, yours, set_relations) if unordered else _in_order(mine, yours, set_relations)
     if isinstance(gold, Tuple) or isinstance(given, (Tuple, MatrixBase)) or isinstance(gold, MatrixBase):
         return False
@@ -122,6 +126,22 @@ def _parts(form: Any) -> tuple[Any, ...] | None:
     if isinstance(form, FiniteSet):
         return tuple(getattr(form, "_unsorted_args", form.args))
     return None if isinstance(form, Set) else form.args if isinstance(form, Tuple) else (form,)
+
+
+def _vector(form: Any, other: Any) -> Any:
+    """`[1, 2]`, which reads as an interval, as a vector where the other form is a row or a column. Another form as it is."""
+    if not (isinstance(form, Interval) and isinstance(other, MatrixBase)) or form.left_open or form.right_open:
+        return form
+    return Tuple(form.start, form.end)
+
+
+def _once(parts: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Points without those that are listed twice. Other parts as they are: a root may be counted twice.
+
+    `(1,2)` reads as an interval.
+    """
+    points = all(isinstance(part, (Tuple, Interval)) for part in parts)
+    return tuple(dict.fromkeys(parts)) if points else parts
 
 
 def _by_name(parts: tuple[Any, ...]) -> tuple[Any, ...]:

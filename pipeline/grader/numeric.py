@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from math_verify.grader import unwrap_fcs
-from sympy import Abs, Expr, Float, I, Integer, Integral, N, Pow, Product, Rational, Sum, binomial, factorial, sign
+from sympy import Abs, Expr, Float, I, Integer, Integral, N, Pow, Product, Rational, Sum, binomial, factorial, nan, sign, zoo
 
 _DIGITS = 40
 _TOLERANCE, _PLACES = 1.0001e-6, 6  # a decimal is right to six digits, or to six places as far as these are not all zeros
@@ -33,7 +33,7 @@ def equal_numbers(gold: Any, given: Any, tolerance: float = _TOLERANCE) -> bool:
         return bool(gold == given)
     a, b = N(gold, _DIGITS), N(given, _DIGITS)
     if not (a.is_finite and b.is_finite):
-        return bool(gold == given)
+        return bool(gold == given) and not gold.has(zoo, nan)  # 1/0 and 2/0 have no value that could be the same
     apart, size = abs(a - b), max(abs(a), abs(b), key=float) if a.is_real and b.is_real else abs(a) + abs(b)
     if apart == 0:
         return True
@@ -83,7 +83,8 @@ def check_size(form: Any) -> float:
     elif isinstance(form, Pow) and form.is_number and form.base not in (0, 1, -1):
         digits = max(args[0], 1.0) * (10 ** min(args[1], 300.0) if args[1] > 6 else max(1.0, abs(complex(form.exp))))
     elif isinstance(form, (factorial, binomial)) and form.args[0].is_number:
-        digits = math.inf if args[0] > 5 else max(1.0, abs(complex(form.args[0]))) * 5
+        number = 0.0 if args[0] > 5 else abs(complex(form.args[0]))
+        digits = math.inf if args[0] > 5 else max(1.0, number * math.log10(number + 1))
     if digits > _MOST_DIGITS:
         raise TooLarge(f"a number of more than {_MOST_DIGITS} digits")
     return digits
