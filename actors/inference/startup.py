@@ -104,7 +104,7 @@ def _look_at_classes_here() -> None:
     """
     from vllm.model_executor.models import registry
 
-    registry._run_in_subprocess = lambda look: look()
+    registry._run_in_subprocess = lambda fn: fn()
 
 
 def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool, gpu_runner: bool) -> dict[str, Any]:
