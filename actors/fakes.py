@@ -99,7 +99,7 @@ class FakeEngine:
 
     def usage(self) -> Usage:
         """The usage of a pool with this one engine, whose work takes no time."""
-        return Usage(0.0, 0.0, 1)
+        return Usage({}, 0.0, 1)
 
     def sleep(self) -> bool:
         """Whether the engine sleeps now. It then refuses to answer until it is woken."""

@@ -292,7 +292,7 @@ class Driver:
         commit_round(work, left)
         self.label(work, spent)
         clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured}
-        clock["seconds_engines"] = max(0.0, now.busiest_s - before.busiest_s)
+        clock["seconds_engines"] = now.busiest_since(before)
         clock["seconds_engines_idle"] = max(0.0, now.idle_s - before.idle_s)
         return _Measured(work, begun, clock | {f"seconds_stage_{name}": seconds for name, seconds in spent.items()})
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import contract
 from pipeline.contract import COLUMNS
+from pipeline.contract.engines import Usage
 from pipeline.errors import ContractError
 from pipeline.stages import PLAN, STAGES
 
@@ -64,3 +65,11 @@ def test_readers_and_inputs_are_two_views_of_one_table():
     for stage in PLAN:
         for name in stage.reads:
             assert COLUMNS[name].writer in stage.inputs
+
+
+def test_the_busiest_engine_of_each_pool_counts_also_one_that_came_in_between():
+    """Pool `a`: 40 - 30 = 10, and 4 of a new engine. Pool `b`: 3 - 1 = 2. An engine that ended takes nothing."""
+    before = Usage({"a": {"a1": 30.0, "gone": 99.0}, "b": {"b1": 1.0}}, 0.0, 2)
+    now = Usage({"a": {"a1": 40.0, "a2": 4.0}, "b": {"b1": 3.0}, "c": {}}, 0.0, 2)
+    assert now.busiest_since(before) == 10.0 + 2.0
+    assert Usage({}, 0.0, 0).busiest_since(before) == 0.0

@@ -38,7 +38,7 @@ class EngineStatus:
     rows: int  # answered so far
     policy_version: int  # of the last batch
     seconds: float  # since the dispatcher asked Ray for it
-    busy_s: float  # seconds with a batch in it, up to the last time it became idle
+    busy_s: float  # seconds with a batch in it, up to now
     tokens: int  # response tokens answered so far
     tokens_per_s: float  # over the last RATE_S seconds
     silent_s: float = 0.0  # since the engine was asked for a sign of life that has not come
@@ -155,7 +155,7 @@ class Member:
         rate = sum(tokens for _, tokens in self.answered) / max(1.0, min(RATE_S, self.serving_s(now)))
         counts = (self.name, self.state, self.pid, len(self.tickets), self.rows, self.policy_version)
         stalls = (self.silent_s, now - self.stepped if self.tickets else 0.0)
-        return EngineStatus(*counts, now - self.since, self.busy_s, self.tokens, rate, *stalls, self.phase)
+        return EngineStatus(*counts, now - self.since, self.working_s(now), self.tokens, rate, *stalls, self.phase)
 
     def beat(self, pulse: Pulse) -> None:
         """Note a sign of life. Time in which the engine has no work is no time without a step."""

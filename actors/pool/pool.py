@@ -141,7 +141,8 @@ class EnginePool:
     def usage(self) -> Usage:
         """What the engines of this pool have done so far."""
         now = self.overview()
-        return Usage(max((engine.busy_s for engine in now.engines), default=0.0), now.serving_s - now.working_s, now.most)
+        busy = {engine.name: engine.busy_s for engine in now.engines}
+        return Usage({self._setting: busy}, now.serving_s - now.working_s, now.most)
 
     def sleep(self) -> None:
         """Free the card that the engine shares with the trainer. Returns once the engine sleeps, or is told to end.

@@ -126,16 +126,23 @@ class Engines(Protocol):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a pool of engines has done in its life.
+    """What the engines of one or more pools have done so far.
 
-    busiest_s: seconds of work of its busiest engine.
+    busy_s: seconds of work of each engine, by pool and by the engine's name. A batch that is not answered yet counts up to now.
     idle_s: seconds without work, added up over the engines that could answer.
-    most: engines that the pool may have now.
+    most: engines that the largest pool may have now.
     """
 
-    busiest_s: float
+    busy_s: dict[str, dict[str, float]]
     idle_s: float
     most: int
+
+    def busiest_since(self, before: Usage) -> float:
+        """Seconds of work of the busiest engine of each pool since `before`, added up. An engine may have come in between."""
+        return sum(
+            max((seconds - before.busy_s.get(pool, {}).get(name, 0.0) for name, seconds in engines.items()), default=0.0)
+            for pool, engines in self.busy_s.items()
+        )
 
 
 class PooledEngines(Engines, Protocol):

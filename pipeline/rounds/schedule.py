@@ -51,7 +51,8 @@ def usage(engines: Mapping[str, PooledEngines]) -> Usage:
     """What engines have done so far, over all pools."""
     pools = [pool.usage() for pool in pools_of(engines)]
     most = max((pool.most for pool in pools), default=0)
-    return Usage(sum(pool.busiest_s for pool in pools), sum(pool.idle_s for pool in pools), most)
+    busy = {name: engines for pool in pools for name, engines in pool.busy_s.items()}
+    return Usage(busy, sum(pool.idle_s for pool in pools), most)
 
 
 def inflight(run: Run, engines: Mapping[str, PooledEngines]) -> int:

@@ -1,6 +1,7 @@
 """The choice of an engine: the same as a look at all of them would make, whatever has changed."""
 
 import random
+import time
 
 from actors.pool.member import Member
 from actors.pool.ready import Ready
@@ -49,3 +50,11 @@ def test_an_engine_that_has_left_is_never_chosen():
     assert ready.least() is first
     first.left = True
     assert ready.least() is second
+
+
+def test_an_engine_whose_batch_has_not_been_given_back_has_worked_until_now():
+    """The word that a batch has ended may come late. A round that was measured meanwhile had engines at work for 0 s."""
+    member = Member("a", None, "serving", since=0.0, serving_since=time.monotonic() - 9, busy_s=5.0)
+    assert member.status().busy_s == 5.0
+    member.tickets, member.busy_since = {"t": 1}, time.monotonic() - 2
+    assert 7.0 <= member.status().busy_s < 7.5
