@@ -5,13 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .peers
 RUN ?= runs/demo
-# Tests wait more than they compute, so three processes keep two cores busy.
-PROCESSES ?= 3
+# Tests wait more than they compute, so four processes keep two cores busy.
+PROCESSES ?= 4
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test style types contracts families chaos soak wheel bench peers gpu-check smollm2 gemma3 install gym format clean
+.PHONY: help demo test style types contracts families chaos soak wheel bench peers gpu-check smollm2 gemma3 install gym format clean
+
+help:
+	@echo "make install   everything into .venv (some minutes); then: source .venv/bin/activate, egrsd init --help"
+	@echo "make demo      install, then train the tiny reasoner (two minutes)"
+	@echo "make test      install, then lint, types, contracts and tests (a quarter of an hour)"
+	@echo "README.md and tests/README.md have the others: chaos soak bench families peers wheel gpu-check smollm2 gemma3 clean"
 
 # The demo needs no reasoning-gym, so a machine without a C compiler goes on.
 demo: install
@@ -83,7 +89,8 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 		echo "pip took torch's build for CUDA, whose libraries come now (3 GB). Set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels to save them."; \
 		$(BIN)/python -m pip install -qq $$($(BIN)/python -c '$(TORCH_NEEDS)'); }
 	$(BIN)/python -c 'import torch'
-	touch $@
+	@touch $@
+	@echo "installed into $(VENV). egrsd is there after: source $(BIN)/activate"
 
 gym: $(VENV)/.gym
 

@@ -57,7 +57,14 @@ def ask(uri: str, asked: Question, address: str | None, debug: bool, engine_clas
         with open_engines(one_pool, engine_class, say=out.say) as engines, phase(out, answering(numbers)):
             found = answers(store, run, numbers, prompts, engines["rollout"])
         show(out, asked, found)
+        out.console.print(NOTE.format(run.evaluation.sampling), style="dim", highlight=False)
         out.told.result = {"question": asked.text, "reference": asked.reference, "answers": [asdict(one) for one in found]}
+
+
+NOTE = (
+    "Answers were sampled {}; `--set evaluation.top_k=1` asks greedily. Means are over tokens, in nats. "
+    "The teacher parts where its log-prob is lowest against the policy's: token, place, difference."
+)
 
 
 def answering(numbers: list[int]) -> str:
@@ -72,8 +79,8 @@ def show(out: Session, asked: Question, found: list[Answered]) -> None:
     table.expand = out.console.is_terminal
     table.add_row("answer", *(escape(printable(one.text)) for one in found))
     table.add_row("tokens", *(f"{one.tokens}, {one.finish_reason}" for one in found))
-    table.add_row("entropy, nats", *(f"{one.entropy:.3f}" for one in found))
-    table.add_row("log-prob, nats", *(f"{one.own_logprob:.3f}" for one in found))
+    table.add_row("entropy, mean", *(f"{one.entropy:.3f}" for one in found))
+    table.add_row("log-prob, mean", *(f"{one.own_logprob:.3f}" for one in found))
     if any(one.teacher_logprob is not None for one in found):
         table.add_row("teacher: log-prob", *(_number(one.teacher_logprob) for one in found))
         table.add_row("teacher: entropy", *(_number(one.teacher_entropy) for one in found))

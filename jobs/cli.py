@@ -64,7 +64,7 @@ def stage(
 ) -> None:
     """Bring stages of rounds up to date, also with new settings."""
     if round is None and not diff:
-        raise typer.BadParameter("Missing option '--round'.")
+        raise typer.BadParameter("'--round' is missing: 3, 0,2 or 0..15.")
     if not diff:
         keep(f"stage {stage} of {run}")
     from jobs.regrade import show_changes

@@ -35,7 +35,7 @@ def distill(
     """
     with session(debug) as out:
         store = open_folder(uri)
-        run = settle(store, choices)
+        run = settle(store, choices, out.say)
         trackers.check(run)
         remaining = Remaining.of(store, run)
         sources = None if remaining.is_empty and not choices.dry else checked_sources(store, run, out, bool(remaining.train))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ class Choices:
         return resolve(base, list(self.sets), document)
 
 
-def settle(store: Store, choices: Choices) -> Run:
+def settle(store: Store, choices: Choices, say: Callable[[str], None] = lambda _: None) -> Run:
     """The configuration to run with. It starts from the run's own settings, or from the recipe's for a new run.
+
+    `say` gets a line for each changed setting that is accepted.
 
     The file and then the `--set` lines change it. Raises SettingError that lists the changed settings when the run has traces
     and the change is not accepted.
@@ -69,6 +71,8 @@ def settle(store: Store, choices: Choices) -> Run:
             store.uri,
             "Leave them out to resume as it was, use another --run, or pass --accept-changes",
         )
+    for name, was, now in changed if begun else ():
+        say(f"accepted: {name} was {was!r}, now {now!r}. What depends on it is made anew.")
     return run
 
 

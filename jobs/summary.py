@@ -9,6 +9,7 @@ from rich.table import Table
 
 from jobs.screen.tables import aligned
 from pipeline.choice.plans import told
+from pipeline.errors import command
 from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out, same_problems
 from pipeline.problems.sources import named
 from pipeline.rounds.inventory import Inventory, warning_over
@@ -28,6 +29,7 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     if before is not None and after is not None and versions[1] > 0:
         if comparable(after, before):
             out.console.print(_evaluation_table(before, after, versions[1], named(run.evaluation.source)))
+            out.say(f"sampled {run.evaluation.sampling}. `evaluate --set evaluation.top_k=1` asks greedily.")
         elif not same_problems(after, before):
             out.say(f"policies 0 and {versions[1]} answered different held-out problems, which do not pair: no table.")
     rounds = [row for row in store.metrics() if row["writer"] == "round"]
@@ -42,7 +44,11 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     if versions[1]:
         label = "adapter:           " if run.model.tuning == "lora" else "weights:           "
         out.say(f"{label}{store.locate(area('policy', versions[1]))}")
-    out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}")
+    out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}".rstrip())
+    if rounds:
+        out.say(
+            f"next: {command('report', store.uri)} shows every trace, {command('ask', store.uri, 'QUESTION')} asks both ends."
+        )
 
 
 def _evaluation_table(before: Samples, after: Samples, version: int, source: str) -> Table:

@@ -35,6 +35,7 @@ NOTES = (
 )
 
 
+SLOW = "Gradients take most of it: --sample 0 leaves them out"
 OBJECTIVE_NOTE = "eff: effective share of tokens (Kish); cosine: of the gradients, mean over rounds"
 
 
@@ -59,7 +60,7 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
             if note is not None:
                 out.say(note)
         started = time.perf_counter()
-        with late("sweep", f"{len(points)} points have been computed from {store.uri} for {NOTICE_S:g} s so far."):
+        with late("sweep", f"{len(points)} points: {NOTICE_S:g} s so far, and not done. {SLOW}"):
             stored = read(run, chosen)
             loaded = time.perf_counter()
             figures = sweep(stored.signals, points)
@@ -84,7 +85,7 @@ def sweep_objectives(out: Session, store: Store, run: Run, sets: list[str], aske
     partly = [note for point in points for note in approximation(point.run.objective, run.score)]
     for note in dict.fromkeys([*filter(None, map(stale_note, chosen)), *partly]):
         out.say(note)
-    with late("sweep", f"{len(points)} objectives have been computed from {store.uri} for {NOTICE_S:g} s so far."):
+    with late("sweep", f"{len(points)} objectives: {NOTICE_S:g} s so far, and not done. Their gradients take most of it."):
         document = objectives.measure(run, points, chosen, sample)
     store.write_json(objectives.EVIDENCE, document)
     out.told.result = document

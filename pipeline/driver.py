@@ -170,6 +170,9 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     if apart := run.label.differs_from(run.objective):
         notes.append(f"note: {apart}")
     if sources.evals is not None:
+        if (most := run.evaluation.max_new_tokens) != run.rollout.max_new_tokens:
+            rounds = f"{run.rollout.max_new_tokens} in rounds (rollout.max_new_tokens)"
+            notes.append(f"note: answers have at most {rounds} and {most} in evaluations (evaluation.max_new_tokens)")
         held_out = survey(sources.evals, pattern, run.evaluation.problems)
         held_out.check()
         notes += [*sources.evals.cautions(), *held_out.notes(), *compared(training, held_out)]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import contract
-from pipeline.config import LATER, Label, Objective, Run
+from pipeline.config import LATER, Evaluation, Label, Objective, Run
 from pipeline.config.objective import OBJECTIVES, TOPK, readers, unread
 from pipeline.errors import SettingError
 from pipeline.overrides import decides, refuse_unread_objective, resolve
@@ -246,3 +246,15 @@ def test_a_setting_that_no_result_depends_on_changes_no_digest_and_may_change_in
     assert not decides("score.fallback")
     assert decides("score.top_k")
     assert decides("grade.fallback")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "at temperature 1, top-p 1, top-k off, at most 64 tokens"),
+        ({"temperature": 0.6, "top_p": 0.95, "top_k": 20}, "at temperature 0.6, top-p 0.95, top-k 20, at most 64 tokens"),
+        ({"top_k": 1, "max_new_tokens": 8}, "greedily, at most 8 tokens"),
+    ],
+)
+def test_the_sampling_of_an_evaluation_is_said_in_words(settings, words):
+    assert Evaluation(**settings).sampling == words

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipeline.config.data import Evaluation, Model, Prompts, Rollout, Source
-from pipeline.config.machines import Client, EnginePools, Metrics, Placement, Pool, Train
+from pipeline.config.machines import TOLERANCES, Client, EnginePools, Metrics, Placement, Pool, Train
 from pipeline.config.method import Grade, Label, Profile, ScoreSettings, Weights
 from pipeline.config.objective import Objective, refuse_missing
 from pipeline.config.rewards import Reward
@@ -257,6 +257,14 @@ class Run(Section):
         if self.train.keep_policies or self.model.tuning == "lora":
             return self.train.keep_policies
         return self.max_staleness + 2 + max((teacher.lag or 0 for teacher in self.teachers.values()), default=0)
+
+    @property
+    def accepted_gap(self) -> tuple[float, float]:
+        """Nats of the mean and of the largest gap of engine and trainer: as set, or as measured for the coarser dtype of both."""
+        halves = {self.model.dtype, self.train.dtype} - {"float32"}
+        mean, largest = TOLERANCES[min(halves, default="float32")]
+        asked = self.train.logprob_gap, self.train.logprob_gap_max
+        return mean if asked[0] is None else asked[0], largest if asked[1] is None else asked[1]
 
     def digest(self, settings: tuple[str, ...]) -> str:
         """Hash of the named settings or sections, such as `label` or `rollout.top_p`. A shard is stale when its hash changes.

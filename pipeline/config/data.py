@@ -171,6 +171,16 @@ class Evaluation(Section):
     top_k: Annotated[int, Field(ge=0)] = Field(0, description="tokens that sampling may choose from; 0: all")
     max_new_tokens: Count = Field(64, description="most tokens of a response; a longer one is truncated")
 
+    @property
+    def sampling(self) -> str:
+        """How answers are sampled, in words: accuracies of other samplings do not compare."""
+        few = f"top-p {self.top_p:g}, top-k {self.top_k or 'off'}, at most {self.max_new_tokens} tokens"
+        return (
+            f"greedily, at most {self.max_new_tokens} tokens"
+            if self.top_k == 1
+            else f"at temperature {self.temperature:g}, {few}"
+        )
+
     @model_validator(mode="after")
     def _takes_all(self) -> Evaluation:
         if self.source.chooses or self.source.pass_rates:

@@ -153,7 +153,8 @@ def _held_out(store: Store, run: Run, version: int) -> list[str]:
             f"| {label} | {' | '.join(_cell(found.get(name), scale, key.startswith('diff')) for key, found in columns.items())} |"
             for name, (label, scale) in _LABELS.items()
         ]
-        return [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}", *rows]
+        table = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}", *rows]
+        return [*table, "", f"Answers were sampled {run.evaluation.sampling}."]
     return []
 
 

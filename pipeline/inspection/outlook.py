@@ -48,4 +48,5 @@ def departures(run: Run) -> dict[str, Any]:
 
 def _evaluation(run: Run, version: int, held_out: ProblemSet) -> str:
     asked = min(run.evaluation.problems, len(held_out))
-    return f"policy {version} answers {asked} held-out problems of {named(run.evaluation.source)} x {run.evaluation.samples}"
+    what = f"{asked} held-out problems of {named(run.evaluation.source)} x {run.evaluation.samples}"
+    return f"policy {version} answers {what}, {run.evaluation.sampling}"

@@ -93,6 +93,7 @@ def _identity(store: Store, run: Run) -> dict[str, Any]:
         "source": named(run.source),
         "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
         "versions": stored.versions if stored is not None else {},
+        "largest_gap": run.accepted_gap[0],
     }
 
 

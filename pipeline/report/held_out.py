@@ -67,8 +67,9 @@ class Evaluations:
             with contextlib.suppress(ValueError):
                 values = figures(answered, 1, names=MEANS)
                 means = {"accuracy": plain(values["avg"]), "length": plain(values["length"])}
-                source = {"source": named(self.run.evaluation.source)}
-                shown.append({"policy": version, "problems": len(answered), **means, **source})
+                asked = {"source": named(self.run.evaluation.source), "sampling": self.run.evaluation.sampling}
+                cut = {"truncated": float(answered.truncated.mean())}
+                shown.append({"policy": version, "problems": len(answered), **means, **asked, **cut})
         return shown
 
     def change(self) -> dict[str, Any] | None:

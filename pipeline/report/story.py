@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -52,6 +53,8 @@ def _held_out(document: dict[str, Any]) -> Iterator[Sentence]:
     yield Sentence(
         kind, f"Accuracy {word} {ends}." if kind != "same" else f"Accuracy did not change beyond noise {ends}.", "policies"
     )
+    if "sampling" in last:
+        yield Sentence("fact", f"Held-out answers were sampled {last['sampling']}.", "policies")
     if change["length"]:
         moved, low, high = (change["length"][name] for name in ("value", "low", "high"))
         kind, word = _direction(-high, -low, "shorter", "longer")
@@ -96,9 +99,15 @@ def _odd(document: dict[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Sen
     if not document["ledger"]["total"]["current"]:
         yield Sentence("odd", "Shards were computed again after their round was trained on: the page shows those of now.", "run")
     if rejected := document["ledger"]["total"]["num_rejected"]:
-        yield Sentence("odd", f"{_many(rejected, 'trace')} of {document['ledger']['total']['traces']:,} were rejected.", "run")
+        said = f"{_many(rejected, 'trace')} of {document['ledger']['total']['traces']:,} were rejected"
+        yield Sentence("odd", f"{said}{_reasons(document['ledger']['total'].get('rejected', {}))}.", "run")
+    if document["evaluations"] and (last := document["evaluations"][-1]).get("truncated", 0) > MOST_TRUNCATED:
+        said = f"{last['truncated']:.0%} of the held-out answers of policy {last['policy']} reached the limit of tokens"
+        yield Sentence("odd", f"{said}, and count as wrong.", "policies")
+    limit = document["run"].get("largest_gap")
+    ends = f". Half precision often does that; this run ends above {limit:g}" if limit is not None else ""
     for name, most, text in (
-        ("trainer_gap", GAP, "Log-probs of engine and trainer differ by {worst:.3g} nat on average in round {round}."),
+        ("trainer_gap", GAP, f"Log-probs of engine and trainer differ by {{worst:.3g}} nat on average in round {{round}}{ends}."),
         ("truncated", MOST_TRUNCATED, "{worst:.0%} of the traces of round {round} reached the limit of tokens."),
     ):
         known = [figures for figures in rounds if figures.get(name) is not None and figures[name] > most]
@@ -109,6 +118,13 @@ def _odd(document: dict[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Sen
     start, end = (rounds[place].get("student_entropy") if rounds else None for place in (0, -1))
     if start and end is not None and end < COLLAPSE * start:
         yield Sentence("odd", f"The student's entropy fell to {end / start:.0%} of the first round's: it explores less.", "run")
+
+
+def _reasons(rejected: dict[str, dict[str, int]]) -> str:
+    """The commonest reasons in brackets: ` (8 missing answer)`. Empty when none is known."""
+    found: Counter[str] = sum((Counter(reasons) for reasons in rejected.values()), Counter())
+    listed = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.most_common(3))
+    return f" ({listed})" if listed else ""
 
 
 def _of_signal(rounds: list[dict[str, Any]]) -> Iterator[Sentence]:

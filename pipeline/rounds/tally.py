@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round
 from pipeline.store.directory import Store
 
+_EXAMPLES, _WIDEST = 2, 200  # answers that are shown, and characters of each
 _FEW = 0.02  # share of right answers below which nearly every group has none
 
 
@@ -53,7 +55,8 @@ class Tally:
         return (
             f"warning: {few}. "
             "A group without a right answer carries no signal. Look at the answer format that prompts.student asks for, "
-            "raise rollout.max_new_tokens, or choose an easier source."
+            "and at what grade.answer_pattern and grade.fallback find. "
+            "Or raise rollout.max_new_tokens and evaluation.max_new_tokens, or choose an easier source."
         )
 
 
@@ -68,12 +71,26 @@ def tally(work: Round) -> Tally | None:
     return Tally(work.policy_version, dict(verdicts), seen.rejected("grade").total())
 
 
+def examples(work: Round) -> Iterator[str]:
+    """The first answers of a graded evaluation that are not right, each with its verdict, in a line."""
+    seen = Inventory(work)
+    shard = min(work.shards)
+    texts, verdicts = (
+        work.store.read(seen.entries(stage)[shard], [column])[column].to_pylist()
+        for stage, column in (("rollout", "response_text"), ("grade", "verdict"))
+    )
+    wrong = [(text, verdict) for text, verdict in zip(texts, verdicts, strict=True) if verdict not in (None, Verdict.CORRECT)]
+    for text, verdict in wrong[:_EXAMPLES]:
+        yield f"    {verdict}: {textwrap.shorten(text, _WIDEST, placeholder=' ...')!r}"
+
+
 def told(work: Round, teaches: bool) -> Iterator[str]:
-    """The line of an evaluation that is whole, and its warning where a run learns from right answers (`teaches`)."""
+    """The line of an evaluation that is whole, and where a run learns from right answers (`teaches`) its warning with answers."""
     if (found := tally(work)) is not None:
         yield found.line()
         if teaches and (text := found.warning()) is not None:
             yield text
+            yield from examples(work)
 
 
 def tally_of(store: Store, run: Run, version: int) -> Tally | None:

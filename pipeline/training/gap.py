@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from pipeline.config import Run
 from pipeline.errors import TrainingError
 
-# Nats of the mean and of the largest gap. tests/benchmarks/RESULTS.md has the measurements: the tolerances are above every family
-# that agrees, and far below every fault that was found.
-TOLERANCES = {"float32": (1e-4, 1e-2), "bfloat16": (0.05, 2.5), "float16": (0.05, 2.5)}
 _BASE = (
     "Likely: model.max_model_len reaches past the window for which positions were scaled. "
     "Or one side does not load a weight, or a node has another copy of the model"
@@ -33,33 +30,18 @@ _ADAPTER = (
 _ANYWAY = "train.logprob_gap and train.logprob_gap_max set what is accepted"
 
 
-class Tolerance(NamedTuple):
-    """The mean and the largest gap that a step may have, in nats."""
-
-    mean: float
-    largest: float
-
-
-def tolerance(run: Run) -> Tolerance:
-    """What a run accepts: its settings, or else what was measured for the coarser dtype of engine and trainer."""
-    halves = {run.model.dtype, run.train.dtype} - {"float32"}
-    mean, largest = TOLERANCES[min(halves, default="float32")]
-    asked = run.train.logprob_gap, run.train.logprob_gap_max
-    return Tolerance(mean if asked[0] is None else asked[0], largest if asked[1] is None else asked[1])
-
-
 def check(run: Run, policy: int, mean: float, largest: float, where: str, trace: str = "") -> None:
     """Raise TrainingError, with likely causes, when the gap to the engine is above the tolerance of the run. NaN is above it.
 
     policy: version of the policy whose log-probs were compared. mean and largest in nats. trace: where the largest is, if known.
     """
-    accepted = tolerance(run)
-    if mean <= accepted.mean and largest <= accepted.largest:
+    most_mean, most = run.accepted_gap
+    if mean <= most_mean and largest <= most:
         return
     at = f", in trace {trace}" if trace else ""
     what = (
         f"trainer and engine disagree about policy {policy}: their log-probs differ by {mean:.2g} nat on average "
-        f"(accepted: {accepted.mean:g}) and by {largest:.2g} at most (accepted: {accepted.largest:g}){at}"
+        f"(accepted: {most_mean:g}) and by {largest:.2g} at most (accepted: {most:g}){at}"
     )
     raise TrainingError(what, where, f"{_ADAPTER if policy else _BASE}. {_ANYWAY}")
 

@@ -62,7 +62,7 @@ def test_the_command_shows_the_changes_and_writes_nothing(folder, capfd):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["stage", "score", "--diff"], "has no verdicts"), (["stage", "grade"], "Missing option '--round'")]
+    ("arguments", "said"), [(["stage", "score", "--diff"], "has no verdicts"), (["stage", "grade"], "'--round' is missing")]
 )
 def test_what_cannot_be_compared_is_refused(folder, arguments, said, capfd):
     refused = CliRunner().invoke(app, [*arguments, "--run", str(folder)])

@@ -55,6 +55,9 @@ def test_without_evaluations_nothing_is_claimed():
     assert told(change=None)[1] == ("fact", "No two policies answered the same held-out problems: the gain is not measured.")
 
 
+RUN = {"name": "demo", "source": "sums"}
+CUT = {"policy": 3, "accuracy": {"value": 0.5}, "truncated": 0.3}
+REASONS = {"rollout": {"too_long": 8}, "grade": {"no_answer": 12}}
 TOTAL = {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}
 
 
@@ -69,6 +72,9 @@ TOTAL = {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}
         ({"ledger": {"adds_up": False, "total": TOTAL}}, "The ledger does not add up"),
         ({"ledger": {"adds_up": True, "total": TOTAL | {"current": False}}}, "computed again after their round was trained on"),
         ({"ledger": {"adds_up": True, "total": TOTAL | {"num_rejected": 20}}}, "20 traces of 1,920 were rejected"),
+        ({"ledger": {"adds_up": True, "total": TOTAL | {"num_rejected": 20, "rejected": REASONS}}}, "(12 no answer, 8 too long)"),
+        ({"evaluations": [CUT | {"policy": 0}, CUT]}, "30 % of the held-out answers of policy 3 reached the limit"),
+        ({"run": RUN | {"largest_gap": 0.05}, "rounds": [a_round(0, trainer_gap=0.03)]}, "this run ends above 0.05"),
         ({"warnings": ["bounds instead"]}, "bounds instead"),
     ],
 )
@@ -76,3 +82,9 @@ def test_what_is_odd_is_told(changes, odd):
     found = [text for kind, text in told(**changes) if kind == "odd"]
     assert len(found) == 1
     assert odd in found[0]
+
+
+def test_accuracies_come_with_how_they_were_sampled():
+    """A newcomer read 6.7 % and would have published it. Asked greedily the same policy had 53.3 %."""
+    ends = [{"policy": number, "accuracy": {"value": 0.5}, "sampling": "at temperature 1"} for number in (0, 3)]
+    assert ("fact", "Held-out answers were sampled at temperature 1.") in told(evaluations=ends)

@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.evidence.evaluation import held_out
 from pipeline.inspection.learning import listed
-from pipeline.rounds.tally import Tally, tallies, tally_of
+from pipeline.rounds.round import evaluation_run, open_round
+from pipeline.rounds.tally import Tally, tallies, tally_of, told
 from pipeline.store.directory import Store
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
@@ -31,7 +32,7 @@ def test_a_line_names_what_is_neither_right_nor_wrong():
 def test_a_base_that_answers_nearly_nothing_right_is_a_warning_that_says_what_to_change():
     warned = Tally(0, {"truncated": 13, "wrong": 7}, 0).warning()
     assert warned.startswith("warning: 0 of 20 answers of policy 0 are right. A group without a right answer carries no signal.")
-    for setting in ("prompts.student", "rollout.max_new_tokens", "easier source"):
+    for setting in ("prompts.student", "grade.answer_pattern", "grade.fallback", "rollout.max_new_tokens", "easier source"):
         assert setting in warned
     assert Tally(0, {"correct": 1, "wrong": 63}, 0).warning().startswith("warning: 1 of 64 answers of policy 0 is right.")
     assert Tally(0, {"correct": 2, "wrong": 98}, 0).warning() is None  # 2 of 100 are the share that is enough
@@ -51,6 +52,22 @@ def test_the_base_is_listed_until_a_round_has_figures(store):
     base = tally_of(store, store.load_run(), 0)
     store.delete("metrics")
     assert [one.base for one in listed(store.uri)] == [base.accuracy]
+
+
+def test_a_warning_comes_with_answers_and_no_control_character_of_them(store, monkeypatch):
+    """A newcomer was told to look at the answers' format, and no command showed an answer."""
+    monkeypatch.setattr(Tally, "accuracy", 0.0)
+    work = open_round(store, evaluation_run(store.load_run()), "evals", 0)
+    line, warning, *shown = told(work, teaches=True)
+    assert warning.startswith("warning: ")
+    assert len(shown) == 2
+    for text in shown:
+        verdict, said = text.strip().split(": ", 1)
+        assert verdict in {"wrong", "unparsable", "truncated"}
+        assert said[0] in "'\""
+        assert said.isprintable()
+        assert len(said) < 220
+    assert list(told(work, teaches=False)) == [line]
 
 
 def test_an_evaluation_that_is_not_graded_yet_has_no_tally(store):

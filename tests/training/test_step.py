@@ -14,7 +14,7 @@ from training_rounds import make_round, tiny_run
 
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, gap
+from pipeline.training import batches
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 from pipeline.training.student import student
@@ -211,9 +211,9 @@ def test_a_stale_round_is_compared_under_the_policy_that_answered(settings: tupl
 
 
 def test_the_tolerance_is_that_of_the_coarser_dtype() -> None:
-    assert gap.tolerance(tiny_run(*WATCHED)) == gap.TOLERANCES["float32"]
-    assert gap.tolerance(tiny_run(*WATCHED, "model.dtype=bfloat16")) == gap.TOLERANCES["bfloat16"]
-    assert gap.tolerance(tiny_run(*WATCHED, "train.dtype=bfloat16", "train.logprob_gap=1")) == (1.0, 2.5)
+    assert tiny_run(*WATCHED).accepted_gap == (1e-4, 1e-2)
+    assert tiny_run(*WATCHED, "model.dtype=bfloat16").accepted_gap == (0.05, 2.5)
+    assert tiny_run(*WATCHED, "train.dtype=bfloat16", "train.logprob_gap=1").accepted_gap == (1.0, 2.5)
 
 
 def test_a_round_without_signal_moves_nothing_and_says_so() -> None:

@@ -95,7 +95,7 @@ function sweepCards() {
     return [
       missing(
         "What other gates would do",
-        "No sweep of this run is stored. It needs no engine and takes seconds:",
+        "No sweep of this run is stored. It needs no engine. Gradients of a model above some million parameters take minutes; --sample 0 leaves them out:",
         "egrsd sweep --run RUN",
       ),
     ];

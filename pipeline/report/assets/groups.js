@@ -76,7 +76,7 @@ async function drawGroup(group) {
   const [first] = all;
   const rewards = Object.keys(first.rewards);
   const heaviest = Math.max(...all.map((signals) => largest(signals.weight)));
-  const readout = el("output", { class: "told card" }, "Point at a token to read its update.");
+  const readout = el("output", { class: "told card" }, "Point at a token, or tap it, to read its update.");
   const rows = group.members.map((trace, i) => [
     traceLink(trace),
     el("span", { class: verdictOf(trace.verdict).tone }, `${verdictOf(trace.verdict).glyph} ${trace.verdict}`),
