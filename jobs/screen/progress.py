@@ -5,26 +5,29 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
 
 from jobs.screen.terminal import Session
 from pipeline.driver import Advance
 
 log = logging.getLogger("egrsd")
 EVERY_S = 10.0  # a log gets a line per bar at most this often
+SILENT_S = 60.0  # after so long without a line a log gets the last bar again, with its time
 
 
 class Bars(Progress):
     """rich's progress bars, which here also write to logs: a bar that moved is printed as a new line, and no other.
 
     rich itself writes nothing to a file or pipe until the end. This class prints a bar at most every `EVERY_S` seconds, and
-    when it is full. The log of a Ray job thus stays short, and has no control characters.
+    when it is full. The log of a Ray job thus stays short, and has no control characters. A bar that has not moved for `SILENT_S`
+    seconds is printed again: a round of a large model takes long, and its reader should see that time goes on.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -32,6 +35,28 @@ class Bars(Progress):
         self.live.transient = not self.console.is_terminal  # otherwise rich writes every bar once more at the end of a log
         self._due: dict[TaskID, float] = {}
         self._shown: dict[TaskID, tuple[float, Any]] = {}  # steps and note of the last line of each bar
+        self._last_line, self._end = time.monotonic(), threading.Event()
+
+    def start(self) -> None:
+        """Begin to show bars."""
+        super().start()
+        if not self.console.is_terminal:
+            threading.Thread(target=self._remind, name="egrsd-bars", daemon=True).start()
+
+    def stop(self) -> None:
+        """End showing bars."""
+        self._end.set()
+        super().stop()
+
+    def _remind(self) -> None:
+        while not self._end.wait(min(1.0, SILENT_S / 4)):
+            going = [task for task in self.tasks if not task.finished]
+            if going and time.monotonic() >= self._last_line + SILENT_S:
+                self._print(going[-1])
+
+    def _print(self, task: Task) -> None:
+        self._last_line = time.monotonic()
+        self.console.print(self.make_tasks_table([task]))
 
     def update(self, task_id: TaskID, *args: Any, **kwargs: Any) -> None:
         """Change a bar as rich does, and write it to a log."""
@@ -50,7 +75,7 @@ class Bars(Progress):
         now = moved.completed, moved.fields.get("note")
         if now != self._shown.get(task_id) and (moved.finished or time.monotonic() >= self._due.get(task_id, 0.0)):
             self._due[task_id], self._shown[task_id] = time.monotonic() + EVERY_S, now
-            self.console.print(self.make_tasks_table([moved]))
+            self._print(moved)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The figures of sweeps and audits as a run keeps them: plain JSON, which the report reads without a trainer."""
+"""The figures of sweeps, audits and evaluations as a run keeps them: plain JSON, which the report reads without a trainer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from pipeline.digest import digest
 from pipeline.errors import StoreError
+from pipeline.evidence.intervals import Estimate
 from pipeline.store.directory import Store
 from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
+from pipeline.store.names import EVALUATION_FOLDER
 
 EVIDENCE = "evidence/sweep.json"
 DIGITS = 6  # significant digits of the figures in the file
@@ -164,3 +167,43 @@ def write_audit(store: Store, number: int, document: dict[str, Any], table: pa.T
     pq.write_table(table, sink, compression="zstd")
     store.write(path_of(number, "parquet"), sink.getvalue().to_pybytes())
     store.write_json(path_of(number, "json"), document)
+
+
+class _Policy(Document):
+    """What a summary.json says of one policy."""
+
+    figures: dict[str, Any]
+
+
+class _Summary(Document):
+    """The parts of a summary.json that a model card shows."""
+
+    source: dict[str, Any]
+    problems: Count
+    samples: Count
+    policies: dict[str, _Policy] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def sampling(self) -> str:
+        """How the answers were sampled, such as ` (T 1, top-k 1)`. Empty in a file that does not say so."""
+        known = [(name, self.settings.get(key)) for name, key in (("T", "temperature"), ("top-p", "top_p"), ("top-k", "top_k"))]
+        if not all(isinstance(value, int | float) for _, value in known):
+            return ""
+        return f" ({', '.join(f'{name} {value:g}' for name, value in known)})"
+
+
+def asked(store: Store, version: int) -> list[str]:
+    """What `egrsd evaluate` found of this policy: a line without an end for each source, and each sampling of it."""
+    lines = []
+    for folder in store.named("evals", EVALUATION_FOLDER):
+        summary = store.read_document(f"evals/{folder[0]}/summary.json", _Summary)
+        if summary is None or str(version) not in summary.policies:
+            continue
+        avg = summary.policies[str(version)].figures.get("avg")
+        numbers = [avg.get(name) for name in ("value", "low", "high")] if isinstance(avg, dict) else []
+        bounds = [float(number) for number in numbers if isinstance(number, int | float)]
+        if len(bounds) == 3:
+            what = f"{summary.problems} problems x {summary.samples} samples of {summary.source.get('uri')}{summary.sampling}"
+            lines.append(f"{what}: accuracy {Estimate(*bounds).text(100.0)} %")
+    return lines

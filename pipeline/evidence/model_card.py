@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from pydantic import Field
 
 from pipeline.config import Run
+from pipeline.evidence.documents import asked
 from pipeline.evidence.evaluation import MEANS, comparable, differences, figures, held_out
 from pipeline.evidence.intervals import Estimate
 from pipeline.models.resolve import MODEL_NAME
 from pipeline.problems.sources import named
 from pipeline.store.directory import Store
-from pipeline.store.documents import Count, Document
-from pipeline.store.names import EVALUATION_FOLDER
 
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that a vLLM server allocates for
 UNTRAINED = "No round was trained for policy 0: these are the base's weights, and nothing was learned."
@@ -39,21 +37,6 @@ model = AutoPeftModelForCausalLM.from_pretrained("DIR")
 
     vllm serve {base} --tokenizer DIR --enable-lora --max-lora-rank {rank} --lora-modules policy=DIR""",
 }
-
-
-class _Policy(Document):
-    """What a summary.json says of one policy."""
-
-    figures: dict[str, Any]
-
-
-class _Summary(Document):
-    """The parts of a summary.json that a model card shows."""
-
-    source: dict[str, Any]
-    problems: Count
-    samples: Count
-    policies: dict[str, _Policy] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,7 +116,8 @@ def _recipe(run: Run, version: int) -> str:
 
 def _measured(store: Store, run: Run, version: int) -> str:
     """Figures of the policy on the run's held-out problems, beside the base's, and on what `egrsd evaluate` asked it."""
-    found = ["\n".join(lines) for lines in (_held_out(store, run, version), _asked(store, version)) if lines]
+    others = [f"- {line}" for line in asked(store, version)]
+    found = ["\n".join(lines) for lines in (_held_out(store, run, version), others) if lines]
     if not found:
         return "## Figures\n\nThis policy has answered no held-out problems."
     return "\n\n".join(("## Figures", "Mean and 95 % interval over problems.", *found))
@@ -156,22 +140,6 @@ def _held_out(store: Store, run: Run, version: int) -> list[str]:
         table = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}", *rows]
         return [*table, "", f"Answers were sampled {run.evaluation.sampling}."]
     return []
-
-
-def _asked(store: Store, version: int) -> list[str]:
-    """A line for each source that `egrsd evaluate` asked this policy."""
-    lines = []
-    for folder in store.named("evals", EVALUATION_FOLDER):
-        summary = store.read_document(f"evals/{folder[0]}/summary.json", _Summary)
-        if summary is None or str(version) not in summary.policies:
-            continue
-        avg = summary.policies[str(version)].figures.get("avg")
-        numbers = [avg.get(name) for name in ("value", "low", "high")] if isinstance(avg, dict) else []
-        bounds = [float(number) for number in numbers if isinstance(number, int | float)]
-        if len(bounds) == 3:
-            asked = f"{summary.problems} problems x {summary.samples} samples of {summary.source.get('uri')}"
-            lines.append(f"- {asked}: accuracy {Estimate(*bounds).text(100.0)} %")
-    return lines
 
 
 def _cell(found: Estimate | None, scale: float, signed: bool = False) -> str:

@@ -9,7 +9,7 @@ from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.errors import UserError, command
 from pipeline.evidence.comparison import COMPARE, Compared
-from pipeline.evidence.documents import plain, read_audits, read_evidence
+from pipeline.evidence.documents import asked, plain, read_audits, read_evidence
 from pipeline.models.tokenizers.vocabulary import token_reader
 from pipeline.overrides import differences
 from pipeline.problems.sources import named
@@ -60,6 +60,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
         "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
         "evaluations": evaluated.figures(),
         "change": evaluated.change(),
+        "asked": {version: lines for version in store.numbers("policy") if (lines := asked(store, version))},
         "answers": evaluated.answers(limits.text),
         "sample": sample.sample([part.labelled for part in measured], token_reader(run.model), limits),
         "sweep": read_evidence(store),

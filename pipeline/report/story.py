@@ -27,7 +27,8 @@ class Sentence(NamedTuple):
 def tell(document: dict[str, Any]) -> list[dict[str, str]]:
     """The sentences of a run's document, in the order in which they are read."""
     rounds = [figures for figures in document["rounds"] if figures["traces"]]
-    told = [_about(document, rounds), *_held_out(document), *_training(rounds), *_odd(document, rounds)]
+    held_out = (*_held_out(document), *_asked(document.get("asked", {})))
+    told = [_about(document, rounds), *held_out, *_training(rounds), *_odd(document, rounds)]
     return [sentence._replace(text=_SIGN.sub("\u2212", _PERCENT.sub(r"\1 %", sentence.text)))._asdict() for sentence in told]
 
 
@@ -65,6 +66,13 @@ def _held_out(document: dict[str, Any]) -> Iterator[Sentence]:
         yield Sentence(
             "loss", f"What was lost: {lost}, comparing policy {first['policy']} and policy {last['policy']}.", "policies"
         )
+
+
+def _asked(found: dict[int, list[str]]) -> Iterator[Sentence]:
+    """What the first and the last policy had of other sources, or of the same one with other sampling."""
+    for version in sorted({min(found), max(found)}) if found else ():
+        for line in found[version]:
+            yield Sentence("fact", f"`egrsd evaluate`, policy {version}, {line}.", "run")
 
 
 def _direction(low: float, high: float, up: str, down: str) -> tuple[str, str]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import distributed as dist
 
@@ -43,7 +42,6 @@ def train(store: Store, run: Run, device: torch.device, card: Card | None = None
 
     card: the one that this rank shares with an engine. The rank uses it while it holds it, and otherwise leaves it.
     """
-    transformers.utils.logging.disable_progress_bar()
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     with memory.explained(run, device):

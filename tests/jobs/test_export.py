@@ -71,9 +71,12 @@ def test_what_egrsd_evaluate_asked_stands_in_the_card(stored, tmp_path, capfd):
     figure = {"avg": {"value": 0.5, "low": 0.25, "high": 0.75}}
     document = {"source": {"uri": "gsm8k"}, "problems": 8, "samples": 4, "policies": {"2": {"figures": figure}}}
     Store(str(tmp_path / "run")).write_json("evals/gsm8k-0123abcd/summary.json", document)
+    document["settings"] = {"temperature": 0.6, "top_p": 1.0, "top_k": 1, "seed": 0}
+    Store(str(tmp_path / "run")).write_json("evals/gsm8k-4567abcd/summary.json", document)
     assert export(capfd, "--run", tmp_path / "run", "--model", tmp_path / "out")[0] == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- 8 problems x 4 samples of gsm8k: accuracy 50.0 [25.0, 75.0] %" in card
+    assert "- 8 problems x 4 samples of gsm8k (T 0.6, top-p 1, top-k 1): accuracy 50.0 [25.0, 75.0] %" in card
 
 
 @pytest.mark.parametrize(

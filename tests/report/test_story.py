@@ -88,3 +88,10 @@ def test_accuracies_come_with_how_they_were_sampled():
     """A newcomer read 6.7 % and would have published it. Asked greedily the same policy had 53.3 %."""
     ends = [{"policy": number, "accuracy": {"value": 0.5}, "sampling": "at temperature 1"} for number in (0, 3)]
     assert ("fact", "Held-out answers were sampled at temperature 1.") in told(evaluations=ends)
+
+
+def test_what_evaluate_found_of_the_first_and_the_last_policy_is_told():
+    """A greedily sampled evaluation stood in `status` and nowhere on the page."""
+    asked = {0: ["30 problems (T 1, top-k 1): accuracy 53.3 %"], 2: ["x"], 3: ["30 problems (T 1, top-k 1): accuracy 90.0 %"]}
+    said = [text for _, text in told(asked=asked) if "egrsd evaluate" in text]
+    assert said == [f"`egrsd evaluate`, policy {number}, {asked[number][0]}." for number in (0, 3)]

@@ -1,10 +1,12 @@
 """Bars in a log: lines while it goes on, few of them, no control characters; on a terminal they are rich's."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from waiting import until
 
 from jobs.screen import progress
 from jobs.screen.progress import phase
@@ -71,3 +73,17 @@ def test_a_phase_is_named_before_and_after_with_its_seconds(capfd):
     assert (first, middle) == ("starting Ray [here] ...", "meanwhile")
     assert last.startswith("starting Ray [here]: ")
     assert last.endswith(" s")
+
+
+def test_a_bar_that_does_not_move_is_seen_again_in_a_log(written, monkeypatch):
+    """A newcomer's log had no line for nine minutes of one round."""
+    monkeypatch.setattr(progress, "SILENT_S", 0.1)
+    with progress.Bars(*COLUMNS, console=Console(file=written, width=80)) as bars:
+        task = bars.add_task("rounds", total=2)
+        bars.advance(task)
+        until(lambda: len(lines(written)) >= 3, 30, "the bar again")
+        bars.advance(task)
+        seen = len(lines(written))
+        time.sleep(0.5)
+        assert len(lines(written)) == seen, "a full bar is over"
+    assert {line.split()[-1] for line in lines(written)} == {"1/2", "2/2"}

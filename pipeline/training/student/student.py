@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
@@ -111,6 +112,7 @@ def build(run: Run, device: torch.device) -> Student:
     settings do not fit the model.
     """
     _check_settings(run.model, run.train)
+    logging.disable_progress_bar()
     base: Any = _load(run.model, run.train).to(device)
     if run.model.tuning == "full":
         student = Student(base, run.train.head_chunk_tokens, getattr(torch, run.train.dtype), trains_all=True)
