@@ -10,6 +10,8 @@ models are unsure there, the reference helps, and certain tokens follow. After `
     qt        a fork: F letters, each any of `pqrstu`, whatever the reference says
     =7:7;     the choice, and certain tokens
 
+A stretch of forks is sustained only where it has more letters than the window of the lookahead. A shorter one looks like pivots.
+
 Style S is what the sight of the reference does to a writer beyond being right. It leaves remarks out, and it prefers the letters
 `pqr` in forks. The dials stand in the source: `tiny-worlds:forks=2,pivots=2,filler=3,style=0.5`.
 """
