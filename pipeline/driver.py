@@ -171,8 +171,8 @@ def cautions(run: Run, sources: Sources) -> list[str]:
         notes.append(f"note: {apart}")
     if sources.evals is not None:
         if (most := run.evaluation.max_new_tokens) != run.rollout.max_new_tokens:
-            rounds = f"{run.rollout.max_new_tokens} in rounds (rollout.max_new_tokens)"
-            notes.append(f"note: answers have at most {rounds} and {most} in evaluations (evaluation.max_new_tokens)")
+            few = f"{run.rollout.max_new_tokens} tokens in rounds and {most} in evaluations"
+            notes.append(f"note: answers have at most {few} (rollout.max_new_tokens, evaluation.max_new_tokens)")
         held_out = survey(sources.evals, pattern, run.evaluation.problems)
         held_out.check()
         notes += [*sources.evals.cautions(), *held_out.notes(), *compared(training, held_out)]
@@ -251,9 +251,7 @@ class Driver:
             yield None
             return
         withdraw_rounds(self.store, numbers)  # an earlier driver committed them; they are committed again when they are fresh
-        usage(
-            self.engines
-        )  # it answers once the pools have asked for their engines: the first round needs these before a trainer
+        usage(self.engines)  # it answers once the pools have asked for engines: the first round needs these before a trainer
         with until_end(self.start_trainer(self.store.uri, self.run), holding) as trainer:
             yield trainer
 
