@@ -40,6 +40,10 @@ from pipeline.store.names import EVALUATION_FOLDER
 
 LOOK_S = 2.0
 _WIDEST_ERROR = 400  # characters
+CELLS = (
+    "cells: rows, seconds, -rejected rows; ! something in the round is stale. "
+    "Seconds are summed over shards: two shards that wait for one engine count its time twice."
+)
 
 
 @dataclass
@@ -172,13 +176,18 @@ def _cell(cell: dict[str, Any] | Counter[str] | None) -> str:
     """A cell such as `256 1.2s -3`: rows, seconds of work, and rejected rows."""
     if not cell:
         return "-"
-    return f"{cell['rows']} {cell['seconds']:.1f}s" + (f" -{cell['rejected']}" if cell["rejected"] else "")
+    return f"{cell['rows']} {_span(cell['seconds'])}" + (f" -{cell['rejected']}" if cell["rejected"] else "")
+
+
+def _span(seconds: float) -> str:
+    """A time in few characters, so that eight columns fit into 80: `1.2s`, `461s`, `3.4h`."""
+    return f"{seconds:.1f}s" if seconds < 99.95 else f"{seconds:.0f}s" if seconds < 9999.5 else f"{seconds / 3600:.1f}h"
 
 
 def _lines(seen: Seen) -> list[str]:
     """The lines under the tables: notes, what is stale, and where things are."""
     store, run = seen.store, seen.run
-    lines = ["cells: rows, seconds of work, -rejected rows; ! something in the round is stale"] if seen.rows else []
+    lines = [CELLS] if seen.rows else []
     lines += [f"{text} ({among(numbers, 'round')})" if numbers else text for text, numbers in seen.notes.items()]
     lines += [*told(store, run), *(f"note: {text}." for text in origin.look(store, run))]
     if run.source.response:

@@ -13,6 +13,7 @@ from pipeline.evidence.documents import asked, plain, read_audits, read_evidence
 from pipeline.models.tokenizers.vocabulary import token_reader
 from pipeline.overrides import differences
 from pipeline.problems.sources import named
+from pipeline.recipes import called
 from pipeline.report import figures, held_out, ledger, sample, story
 from pipeline.report.drawn import Limits
 from pipeline.report.figures import Measured
@@ -91,6 +92,7 @@ def _identity(store: Store, run: Run) -> dict[str, Any]:
     stored = store.run_file()
     return {
         "name": run.name,
+        "called": called(run),
         "source": named(run.source),
         "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
         "versions": stored.versions if stored is not None else {},

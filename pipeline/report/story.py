@@ -35,7 +35,7 @@ def tell(document: dict[str, Any]) -> list[dict[str, str]]:
 def _about(document: dict[str, Any], rounds: list[dict[str, Any]]) -> Sentence:
     total, run = document["ledger"]["total"], document["run"]
     trained = sum(figures["steps"] > 0 for figures in rounds)
-    done = f"{_many(trained, 'round')} of recipe {run['name']} on {run['source']}: {total['traces']:,} traces"
+    done = f"{_many(trained, 'round')} of {run['called']} on {run['source']}: {total['traces']:,} traces"
     return Sentence("fact", f"{done}, {total['in_loss']:,} of them trained on.", "run")
 
 

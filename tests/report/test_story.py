@@ -17,7 +17,7 @@ def told(rounds=None, moved=(0.1, 0.05, 0.15), longer=(-5.0, -6.0, -4.0), worse=
     """The sentences on a run of three rounds, with changes."""
     estimate = lambda found: dict(zip(("value", "low", "high"), found, strict=True))  # noqa: E731
     document = {
-        "run": {"name": "demo", "source": "sums"},
+        "run": {"name": "demo", "called": "recipe demo", "source": "sums"},
         "rounds": rounds or [a_round(0), a_round(1), a_round(2, accuracy=0.75)],
         "ledger": {"adds_up": True, "total": {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}},
         "evaluations": [{"policy": 0, "accuracy": {"value": 0.5}}, {"policy": 3, "accuracy": {"value": 0.6}}],
@@ -55,7 +55,7 @@ def test_without_evaluations_nothing_is_claimed():
     assert told(change=None)[1] == ("fact", "No two policies answered the same held-out problems: the gain is not measured.")
 
 
-RUN = {"name": "demo", "source": "sums"}
+RUN = {"name": "demo", "called": "recipe demo", "source": "sums"}
 CUT = {"policy": 3, "accuracy": {"value": 0.5}, "truncated": 0.3}
 REASONS = {"rollout": {"too_long": 8}, "grade": {"no_answer": 12}}
 TOTAL = {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}
