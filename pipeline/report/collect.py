@@ -61,7 +61,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
         "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
         "evaluations": evaluated.figures(),
         "change": evaluated.change(),
-        "asked": {version: lines for version in store.numbers("policy") if (lines := asked(store, version))},
+        "asked": {version: lines for version in (0, *store.numbers("policy")) if (lines := asked(store, version))},
         "answers": evaluated.answers(limits.text),
         "sample": sample.sample([part.labelled for part in measured], token_reader(run.model), limits),
         "sweep": read_evidence(store),
@@ -97,6 +97,7 @@ def _identity(store: Store, run: Run) -> dict[str, Any]:
         "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
         "versions": stored.versions if stored is not None else {},
         "largest_gap": run.accepted_gap[0],
+        "dtype": min({run.model.dtype, run.train.dtype} - {"float32"}, default="float32"),
     }
 
 

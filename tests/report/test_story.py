@@ -74,7 +74,11 @@ TOTAL = {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}
         ({"ledger": {"adds_up": True, "total": TOTAL | {"num_rejected": 20}}}, "20 traces of 1,920 were rejected"),
         ({"ledger": {"adds_up": True, "total": TOTAL | {"num_rejected": 20, "rejected": REASONS}}}, "(12 no answer, 8 too long)"),
         ({"evaluations": [CUT | {"policy": 0}, CUT]}, "30 % of the held-out answers of policy 3 reached the limit"),
-        ({"run": RUN | {"largest_gap": 0.05}, "rounds": [a_round(0, trainer_gap=0.03)]}, "this run ends above 0.05"),
+        (
+            {"run": RUN | {"largest_gap": 0.001, "dtype": "float32"}, "rounds": [a_round(0, trainer_gap=0.03)]},
+            "0.03 nat on average in round 0: more than float32 explains; the run ends above 0.001",
+        ),
+        ({"sample": {"rounds": {"0": {"note": "Labels show."}, "1": {"note": None}}}}, "Labels show. (1 round of 2)"),
         ({"warnings": ["bounds instead"]}, "bounds instead"),
     ],
 )
@@ -82,6 +86,17 @@ def test_what_is_odd_is_told(changes, odd):
     found = [text for kind, text in told(**changes) if kind == "odd"]
     assert len(found) == 1
     assert odd in found[0]
+
+
+def test_a_gap_that_half_precision_explains_is_no_oddity():
+    """A newcomer saw a red mark beside .0312 nat, which bfloat16 has, and asked whether that is bad."""
+    run = RUN | {"largest_gap": 0.05, "dtype": "bfloat16"}
+    found = told(run=run, rounds=[a_round(0, trainer_gap=0.0312)])
+    text = (
+        "Log-probs of engine and trainer differ by 0.0312 nat on average in round 0: usual for bfloat16; the run ends above 0.05."
+    )
+    assert ("fact", text) in found
+    assert not [said for kind, said in found if kind == "odd"]
 
 
 def test_accuracies_come_with_how_they_were_sampled():
