@@ -1,8 +1,8 @@
 // Small charts. Each is an SVG with a name and a table of its values below. The arrow keys read it out point by point.
 
 const WIDTH = 360;
-const HEIGHT = 176;
-const PAD = { left: 44, right: 14, top: 12, bottom: 26 };
+const HEIGHT = 184;
+const PAD = { left: 44, right: 14, top: 12, bottom: 34 };
 
 // Marks of an axis that covers [low, high], in steps of 1, 2 or 5 times a power of ten.
 function ticks(low, high, wanted = 4) {

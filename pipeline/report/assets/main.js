@@ -81,14 +81,19 @@ function start() {
       el(
         "p",
         {},
-        DOC.live ? "This page follows its run and asks no server but its own. Recipe " : "This page is one file and loads nothing from the network. Recipe ",
-        foreign(DATA.run.name),
+        DOC.live ? "This page follows its run and asks no server but its own. It shows " : "This page is one file and loads nothing from the network. It shows ",
+        foreign(DATA.run.called),
         DATA.run.versions.code ? [", code ", foreign(DATA.run.versions.code)] : null,
         ". Entropies and log-probs are in nats, over the full vocabulary, at temperature 1. Signals have three digits. Press ? for keys.",
       ),
     );
   return route();
 }
+
+// On paper nothing can be opened.
+window.addEventListener("beforeprint", () => {
+  for (const chapter of document.querySelectorAll(".chapter")) chapter.open = true;
+});
 
 Object.assign(at, DEFAULTS, { view: DOC.runs.length > 1 ? "runs" : "run" });
 window.addEventListener("hashchange", route);

@@ -10,7 +10,7 @@ function runsView(root) {
     const [before, after] = [run.evaluations[0], run.evaluations[run.evaluations.length - 1]];
     return [
       name(run),
-      foreign(run.run.name),
+      foreign(run.run.called),
       String(run.rounds.length),
       count(run.ledger.total.traces),
       after ? interval(before.accuracy, percent) : "–",
@@ -45,7 +45,7 @@ function runsView(root) {
       "section",
       { class: "card" },
       el("h2", {}, "Runs"),
-      table("Results", ["run", "recipe", "rounds", "traces", "accuracy before", "accuracy after", "length after"], results, { hideCaption: true, words: [1] }),
+      table("Results", ["run", "made from", "rounds", "traces", "accuracy before", "accuracy after", "length after"], results, { hideCaption: true, words: [1] }),
       table("Last policies against that of the first run, paired by held-out problem", ["runs", "accuracy", "length", "better", "worse", "problems"], against),
       el("p", { class: "fine" }, "95 % intervals over problems. One run of each says nothing about other seeds: `egrsd compare` does."),
       el("p", {}, el("a", { href: "#policies" }, "Problem by problem"), " in the view Policies."),
