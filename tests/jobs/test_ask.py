@@ -21,6 +21,8 @@ def test_the_sampling_the_means_and_the_partings_are_explained(tmp_path, monkeyp
     said = " ".join(capfd.readouterr().out.split())
     for name in ("entropy, mean", "log-prob, mean", "teacher: log-prob", "teacher parts at"):
         assert name in said
+    assert "verdict" in said
+    assert "The verdict is that of the run's grader, which reads '3' in the reference." in said
     assert f"Answers were sampled {run.evaluation.sampling}; `--set evaluation.top_k=1` asks greedily." in said
     assert "Means are over tokens, in nats." in said
     assert "The teacher parts where its log-prob is lowest against the policy's: token, place, difference." in said

@@ -355,6 +355,13 @@ def test_a_truncated_answer_has_a_sign_of_its_own_and_only_whole_words_are_alike
     assert alike == {"so held 0 is"}  # correct and truncated differ from the first letter on; the words before are the same
 
 
+def test_an_axis_that_crosses_zero_has_a_zero(driver, real):
+    """Steps that were added up gave the mark -5.6e-17 on a page of two runs."""
+    opened(driver, real, "#run")
+    assert driver.execute_script("return ticks(-0.62, -0.03)") == [-0.8, -0.6, -0.4, -0.2, 0]
+    assert driver.execute_script("return ticks(0.1, 0.7)") == [0, 0.2, 0.4, 0.6, 0.8]
+
+
 def test_two_policies_answer_one_problem_sorted_by_what_changed(driver, two_runs):
     opened(driver, two_runs, "#view=policies&a=0.0&b=0.2")
     soon(driver, "#pair", "Held-out problem")

@@ -137,6 +137,14 @@ def test_the_page_of_a_run_is_short_on_a_phone_and_whole_on_a_desk(driver, real)
     )
 
 
+def test_all_views_of_two_runs_have_their_link_on_a_phone(driver, two_runs):
+    opened(driver, two_runs, "", 390, 844)
+    nav = driver.find_element(By.TAG_NAME, "nav")
+    assert driver.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", nav) <= 0
+    assert len(nav.find_elements(By.TAG_NAME, "a")) == 6
+    assert driver.execute_script("return document.documentElement.scrollHeight") < 3400
+
+
 def test_no_word_of_a_field_runs_under_its_arrow(driver, real):
     for view in ("#groups", "#traces", "#policies"):
         opened(driver, real, view, 390, 844)

@@ -14,9 +14,8 @@ function ticks(low, high, wanted = 4) {
   const raw = (high - low) / wanted;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
-  const first = Math.floor(low / step) * step;
   const found = [];
-  for (let value = first; value < high + step * 0.999; value += step) found.push(Number(value.toPrecision(12)));
+  for (let k = Math.floor(low / step); k * step < high + step * 0.999; k += 1) found.push(Number((k * step).toPrecision(12)));
   return found;
 }
 

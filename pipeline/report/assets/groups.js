@@ -63,7 +63,7 @@ const groupItem = (group) => [
     "span",
     { class: "facts" },
     el("span", { class: "unseen" }, `${group.correct} of ${group.members.length} right. `),
-    `round ${group.round} · reward ${fixed(group.reward, 2)} ± ${fixed(group.spread, 2)} · ${count(group.common)} tokens alike`,
+    `round ${group.round} · reward ${fixed(group.reward, 2)} ± ${fixed(group.spread, 2)} · ${count(group.common)}\u00a0tokens\u00a0alike`,
   ),
 ];
 
@@ -108,7 +108,7 @@ async function drawGroup(group) {
           { class: "chips" },
           chip(["reference ", foreign(first.answer)]),
           chip(`${group.correct} of ${group.members.length} right`),
-          chip(`reward ${fixed(group.reward, 3)} ± ${fixed(group.spread, 3)}`),
+          chip(`mean reward ${fixed(group.reward, 3)}, standard deviation ${fixed(group.spread, 3)}`),
           chip(whyAlike(group)),
         ),
         note ? el("p", { class: "fine" }, foreign(note)) : null,

@@ -308,7 +308,7 @@ function inspect(signals, i) {
         row("lookahead", fixed(signals.ahead[i]), "ahead"),
         row("log p student", fixed(signals.student[i]), "student"),
         row("log p teacher", fixed(signals.teacher[i]), "teacher"),
-        row("δ teacher − student", signed(signals.delta[i])),
+        row("log-ratio δ", signed(signals.delta[i])),
         row("magnitude", fixed(signals.magnitude[i])),
         row("gate", [fixed(signals.gate[i]), meter(signals.gate[i])]),
         row("restored", signed(signals.restored[i])),

@@ -120,7 +120,7 @@ function runView(root) {
     storyCard(),
     tiles(),
     el("h2", {}, "By round"),
-    el("p", { class: "soft" }, `${isTouched() ? "A tap" : "A click"} on a round's point opens its traces.`),
+    el("p", { class: "soft off-paper" }, `${isTouched() ? "A tap" : "A click"} on a round's point opens its traces.`),
     el("div", { class: "charts" }, learned()),
     chapter("Verdicts and signal", !isPhone(), graded()),
     chapter("Entropy and regimes", !isPhone(), taught()),
