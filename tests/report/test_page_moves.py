@@ -132,6 +132,13 @@ def test_the_page_of_a_run_is_short_on_a_phone_and_whole_on_a_desk(driver, real)
     assert driver.execute_script(seen) == 12
     driver.execute_script("dispatchEvent(new Event('beforeprint'))")
     assert driver.execute_script(seen) == len(driver.find_elements(By.CSS_SELECTOR, ".chart")) == 16
+    driver.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert driver.execute_script(seen) == 12
+    driver.execute_script("document.querySelectorAll('.chapter > summary')[1].click()")
+    assert driver.execute_script(seen) == 9
+    WebDriverWait(driver, 30).until(lambda d: d.execute_script("return folded.get('Entropy and regimes') === false"))
+    driver.execute_script("renew()")  # as a page does that follows its run
+    assert driver.execute_script(seen) == 9
     assert "No measure of progress" in driver.execute_script(
         "return [...document.querySelectorAll('.chart')].find(c => c.querySelector('h3').textContent === 'Loss').textContent"
     )

@@ -121,7 +121,7 @@ async function drawGroup(group) {
       group.spread === 0 ? el("p", { class: "fine" }, "All rewards are equal: with a group baseline no trace has an advantage, and nothing is learned here.") : null,
       colourField(),
       el("ul", { class: "legend" }, el("li", {}, ramp(), el("span", { class: "soft" }, colourOf().text)), el("li", {}, el("span", { class: "alike" }, "alike"), el("span", { class: "soft" }, "a sibling begins with these tokens too")), el("li", {}, el("span", { class: "fork-mark" }, "▸"), el("span", { class: "soft" }, "here the trace leaves its last sibling"))),
-      el("p", { class: "fine" }, isTouched() ? "Tap a token to read its update, and again to open its trace." : "Point at a token to read its update. A click opens its trace."),
+      el("p", { class: "fine off-paper" }, isTouched() ? "Tap a token to read its update, and again to open its trace." : "Point at a token to read its update. A click opens its trace."),
       group.members.map((trace, i) => besides(trace, all[i], heaviest, show)),
       promptBelow("Prompt as the student saw it", first.prompt),
       promptBelow("Prompt as the teacher saw it", first.context ?? first.teacher_prompt),

@@ -90,9 +90,14 @@ function start() {
   return route();
 }
 
-// On paper nothing can be opened.
+// On paper nothing can be opened, so all chapters are open while the page is printed.
+let closed = [];
 window.addEventListener("beforeprint", () => {
-  for (const chapter of document.querySelectorAll(".chapter")) chapter.open = true;
+  closed = [...document.querySelectorAll(".chapter:not([open])")];
+  for (const chapter of closed) chapter.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const chapter of closed) chapter.open = false;
 });
 
 Object.assign(at, DEFAULTS, { view: DOC.runs.length > 1 ? "runs" : "run" });

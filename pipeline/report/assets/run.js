@@ -16,8 +16,15 @@ const CURVES = [
 const NO_PROGRESS = "No measure of progress: each round has other traces, and advantages cancel out";
 
 // Charts that are folded away. What they are about stands in the line that opens them.
+// What somebody has opened or closed stays so when a page that follows its run is drawn anew.
+const folded = new Map();
 const chapter = (title, open, charts) =>
-  el("details", { class: "chapter", open }, el("summary", {}, el("h2", {}, title)), el("div", { class: "charts" }, charts));
+  el(
+    "details",
+    { class: "chapter", open: folded.get(title) ?? open, ontoggle: (event) => folded.set(title, event.target.open) },
+    el("summary", {}, el("h2", {}, title)),
+    el("div", { class: "charts" }, charts),
+  );
 
 function runView(root) {
   const rounds = DATA.rounds;

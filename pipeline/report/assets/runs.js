@@ -48,7 +48,7 @@ function runsView(root) {
       { class: "card" },
       el("h2", {}, "Runs"),
       table("Results", ["run", "made from", "rounds", "traces", "accuracy before", "accuracy after", "length after"], results, { hideCaption: true, words: [1] }),
-      table("Last policies against that of the first run, paired by held-out problem", ["runs", "accuracy", "length", "better", "worse", "problems"], against),
+      table("Last policies, paired by held-out problem", ["runs", "accuracy", "length", "better", "worse", "problems"], against),
       el("p", { class: "fine" }, withCode("95 % intervals over problems. One run of each says nothing about other seeds: `egrsd compare` does.")),
       el("p", {}, el("a", { href: "#policies" }, "Problem by problem"), " in the view Policies."),
     ),
