@@ -84,7 +84,8 @@ def _rounds_table(rounds: list[dict[str, float]], run: Run, gap: str | None) -> 
     table.add_row("rejected rows", f"{total['num_rejected']:.0f} of {total['num_rows']:.0f}")
     table.add_row("groups without signal", f"{total['num_groups_without_signal']:.0f} of {total['num_groups']:.0f}")
     shares = {name: sum(row[f"share_{name}"] for row in rounds) / len(rounds) for name in ("lock", "mid", "pivot", "fork")}
-    table.add_row("regimes, mean of rounds", ", ".join(f"{share:.1%} {name}" for name, share in shares.items()))
+    parts = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
+    table.add_row("regimes", f"{parts} (mean of rounds)")
     if gap is not None:
         table.add_row("trainer - engine", gap)
     mean = {key: value / len(rounds) for key, value in total.items()}

@@ -96,7 +96,7 @@ def test_the_end_of_a_run_names_the_next_commands_and_which_mean_is_shown(store,
         summary.summarise(store, store.load_run(), out)
     said = " ".join(capfd.readouterr().out.split())
     assert f"next: `egrsd report {store.uri}` shows every trace, `egrsd ask {store.uri} QUESTION` asks both ends." in said
-    assert "regimes, mean of rounds" in said
+    assert "fork (mean of rounds)" in said
     assert "log:" not in said  # this command wrote none
 
 
