@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import textwrap
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ _BOX = (
     "; a small model may not keep to the box: then ask for one short sentence, and the last number counts "
     "(egrsd explain grade.fallback)"
 )
+_WIDEST = 110  # characters of a comment in a line
 _LOOKED_AT, _MOST_COLUMNS = 512, 12
 _HELD_OUT_SHARE = 0.2
 _MOST_HELD_OUT = {False: 40, True: 500}  # held-out problems on a CPU, and on GPUs
@@ -67,7 +69,7 @@ class Draft:
         return "\n".join(lines) + "\n"
 
     def _written(self, key: str, value: Any, name: str, indent: str) -> list[str]:
-        said = [f"{indent}# {self.comments[name]}"] if name in self.comments else []
+        said = [f"{indent}# {line}" for line in textwrap.wrap(self.comments.get(name, ""), _WIDEST)]
         if isinstance(value, dict) and value:
             inner = [line for part, one in value.items() for line in self._written(part, one, f"{name}.{part}", f"{indent}  ")]
             return [*said, f"{indent}{key}:", *inner]

@@ -20,7 +20,7 @@ MOST_ROWS = 1024  # first rows that are looked at
 _SHOWN = 60  # characters of an example
 _NUMBERS = 5  # row numbers that are named for each reason
 _AT_ONCE = 128
-CARRIED = "no model sees them; they are kept with each row, for rewards of your own"
+CARRIED = "kept with each row, for rewards of your own"
 
 
 @dataclass

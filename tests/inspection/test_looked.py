@@ -38,7 +38,7 @@ def test_columns_are_shown_with_an_example_and_bad_rows_with_their_number(tmp_pa
     assert told["problem"] == "column 'messages': '1+1'"
     assert told["answer"] == "column 'answer': '2'"
     assert told["response"] == "column 'messages', up to 1 imported traces a row: '1+1=2#2'"
-    said_of = "no model sees them; they are kept with each row, for rewards of your own, at most 12 bytes a row"
+    said_of = "kept with each row, for rewards of your own, at most 12 bytes a row"
     assert told["carried"] == f"level: {said_of}"
     assert [text for level, topic, text in lines if (level, topic) == ("warning", "rejected")] == [
         "2 of 5 rows, missing_answer (row 2, 3): column 'answer' is empty",
