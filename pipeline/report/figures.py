@@ -6,7 +6,6 @@ whole rounds, before the trainer starts, and counts what `grade` has not rejecte
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,15 +231,18 @@ def _labelled(seen: Inventory, shards: list[_Shard]) -> LabelledTraces:
 
 
 def _examples(seen: Inventory, shard: str, rollout: pa.Table, reasons: Any, details: Any) -> list[dict[str, Any]]:
-    """The first rejected traces of a shard, at most EXAMPLES for each reason, with the row of the source and its problem."""
-    counts: Counter[str] = Counter()
+    """The first rejected rows of a shard, at most EXAMPLES for each reason: row of the source, problem, and how many traces."""
     examples: list[dict[str, Any]] = []
+    known: dict[tuple[str, int], dict[str, Any]] = {}
     for place, (reason, detail) in enumerate(zip(reasons.to_pylist(), details.to_pylist(), strict=True)):
-        if reason is not None:
-            counts[reason] += 1
-            if counts[reason] <= EXAMPLES:
-                trace, prompt = (rollout[name][place].as_py() for name in ("trace_id", "prompt_index"))
-                examples.append({"trace": trace, "reason": reason, "detail": detail or "", "prompt": prompt})
+        if reason is None:
+            continue
+        trace, prompt = (rollout[name][place].as_py() for name in ("trace_id", "prompt_index"))
+        if (reason, prompt) in known:
+            known[reason, prompt]["traces"] += 1
+        elif sum(name == reason for name, _ in known) < EXAMPLES:
+            known[reason, prompt] = {"trace": trace, "traces": 1, "reason": reason, "detail": detail or "", "prompt": prompt}
+            examples.append(known[reason, prompt])
     if examples:
         entries = {"prompts": entry} if (entry := seen.entry("prompts", shard)) is not None else {}
         problems = read_shard(seen.work.store, entries, {"prompts": ["problem", "messages"]}).get("prompts")

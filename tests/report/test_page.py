@@ -216,7 +216,7 @@ CONTRAST = """const ctx = document.createElement('canvas').getContext('2d', { wi
     return least"""
 
 
-@pytest.mark.parametrize("view", ["#traces", "#run", "#evidence", "#groups"])
+@pytest.mark.parametrize("view", ["#traces", "#run", "#evidence", "#groups", "#policies"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_either_scheme_with_enough_contrast(driver, real, view, scheme):
     opened(driver, real, view, 390, 844, scheme)
@@ -360,6 +360,8 @@ def test_an_axis_that_crosses_zero_has_a_zero(driver, real):
     opened(driver, real, "#run")
     assert driver.execute_script("return ticks(-0.62, -0.03)") == [-0.8, -0.6, -0.4, -0.2, 0]
     assert driver.execute_script("return ticks(0.1, 0.7)") == [0, 0.2, 0.4, 0.6, 0.8]
+    shown = "return [fixed(-0.0001), fixed(-0.12), fixed(0), signed(-0.0001)]"
+    assert driver.execute_script(shown) == ["0.000", "\u22120.120", "0.000", "0.000"]
 
 
 def test_two_policies_answer_one_problem_sorted_by_what_changed(driver, two_runs):

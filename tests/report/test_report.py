@@ -14,7 +14,7 @@ import torch
 from filled_runs import measured, planner_of, run_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run, large_run, traces_of, unpack
+from report_runs import END, RIGHT_TO_LEFT, SCRIPT, add_round, byte_tokenizer, hostile_run, large_run, new_run, traces_of, unpack
 
 from actors.fakes import UNWATCHED
 from jobs import status
@@ -393,5 +393,18 @@ def test_an_evaluation_of_the_base_is_told_beside_that_of_the_last_policy(stored
 def test_rejected_rows_come_with_their_row_and_their_problem(hostile):
     """A newcomer saw the hash of a trace, and not row 113."""
     [row] = collected(hostile[0])["rejected"]
-    assert (row["round"], row["row"], row["reason"]) == (0, 1, "verifier_error")  # the second problem's last trace
+    assert (row["round"], row["row"], row["reason"], row["traces"]) == (
+        0,
+        1,
+        "verifier_error",
+        1,
+    )  # the second problem's last trace
     assert row["problem"] == f"{END} two"
+
+
+def test_a_row_whose_traces_were_all_rejected_is_listed_once(tmp_path):
+    byte_tokenizer(tmp_path / "model")
+    store, run = new_run(tmp_path / "run", f"model.path={tmp_path / 'model'}")
+    add_round(store, run, 0, [np.arange(4)] * 8, ["a"] * 8, ["one", "two"], dict.fromkeys(range(8), "died"))
+    found = [(row["row"], row["problem"], row["traces"]) for row in collected(store)["rejected"]]
+    assert found == [(0, "one", 4), (1, "two", 4)]

@@ -25,7 +25,11 @@ const visible = (text) =>
 const foreign = (text) => el("bdi", {}, visible(text));
 
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
-const fixed = (value, digits = 3) => (known(value) ? value.toFixed(digits).replace("-", "−") : "–");
+const fixed = (value, digits = 3) => {
+  if (!known(value)) return "–";
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−"); // nothing is shown as −0.000
+};
 const signed = (value, digits = 3) => (known(value) ? (value > 0 ? "+" : "") + fixed(value, digits) : "–");
 const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : "–");
 const percent = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)} %` : "–");

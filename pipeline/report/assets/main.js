@@ -81,7 +81,7 @@ function start() {
       el(
         "p",
         {},
-        DOC.live ? "This page follows its run and asks no server but its own. It shows " : "This page is one file and loads nothing from the network. It shows ",
+        DOC.live ? "This page follows its run and asks no server but its own. Made from " : "This page is one file and loads nothing from the network. Made from ",
         foreign(DATA.run.called),
         DATA.run.versions.code ? [", code ", foreign(DATA.run.versions.code)] : null,
         ". Entropies and log-probs are in nats, over the full vocabulary, at temperature 1. Signals have three digits. Press ? for keys.",

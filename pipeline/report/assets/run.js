@@ -339,13 +339,14 @@ function rejectedCard() {
     foreign(r.problem || "–"),
     r.reason.replaceAll("_", " "),
     foreign(r.detail),
+    count(r.traces),
     foreign(r.trace),
   ]);
   return el(
     "details",
     { class: "card below" },
     el("summary", {}, "Rejected rows, a few for each reason"),
-    el("p", { class: "fine" }, "Rows are those of the source, counted from 0."),
-    table("Rejected rows", ["round", "row", "problem", "reason", "detail", "trace"], rows, { hideCaption: true, words: [2, 3, 4, 5] }),
+    el("p", { class: "fine" }, "Rows are those of the source, counted from 0. A row that no prompt could be made from is stored without its problem."),
+    table("Rejected rows", ["round", "row", "problem", "reason", "detail", "traces", "first trace"], rows, { hideCaption: true, words: [2, 3, 4, 6] }),
   );
 }

@@ -111,9 +111,9 @@ function traceItem(trace) {
     el(
       "span",
       { class: "facts" },
-      `round ${trace.round} · ${count(trace.length)} tokens · advantage ${signed(trace.advantage, 2)}`,
+      `round ${trace.round} · ${count(trace.length)} tokens · advantage\u00a0${signed(trace.advantage, 2)}`,
       el("br"),
-      `${many(trace.pivots, "pivot")} · ${many(trace.forks, "fork")} · restored ${signed(trace.restored_sum, 2)}`,
+      `${many(trace.pivots, "pivot")} · ${many(trace.forks, "fork")} · restored\u00a0${signed(trace.restored_sum, 2)}`,
     ),
   ];
 }
