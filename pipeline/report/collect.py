@@ -107,11 +107,10 @@ def _measured(store: Store, run: Run) -> list[Measured]:
         metrics.setdefault(int(row["round"]), []).append(row)
     measured = [figures.measure(Inventory(work), metrics.get(work.number, [])) for work in open_rounds(store, run)]
     if not any(part.figures["traces"] for part in measured):
-        raise UserError(
-            "nothing to report: no round has graded and scored traces",
-            store.uri,
-            f"Run {command('distill', '--run', store.uri)} first",
-        )
+        remedy = f"Run {command('distill', '--run', store.uri)} first"
+        if store.numbers("evals"):  # who looks for the answers of policy 0 finds out with a question
+            remedy += f", or ask the base yourself: {command('ask', '--run', store.uri, '--policy', '0', 'QUESTION')}"
+        raise UserError("nothing to report: no round has graded and scored traces", store.uri, remedy)
     return measured
 
 

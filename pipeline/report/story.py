@@ -111,7 +111,7 @@ def _odd(document: dict[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Sen
     if rejected := document["ledger"]["total"]["num_rejected"]:
         said = f"{_many(rejected, 'trace')} of {document['ledger']['total']['traces']:,} were rejected"
         why = _reasons(document["ledger"]["total"].get("rejected", {}))
-        yield Sentence("odd", f"{said}{why}. `Rejected rows` below has their problems.", "run")
+        yield Sentence("odd", f"{said}{why}. `Rejected rows` below names them.", "run")
     yield from _of_labels(document.get("sample", {}).get("rounds", {}))
     if document["evaluations"] and (last := document["evaluations"][-1]).get("truncated", 0) > MOST_TRUNCATED:
         said = f"{last['truncated']:.0%} of the held-out answers of policy {last['policy']} reached the limit of tokens"

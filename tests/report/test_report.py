@@ -14,7 +14,7 @@ import torch
 from filled_runs import measured, planner_of, run_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_runs import END, RIGHT_TO_LEFT, SCRIPT, add_round, byte_tokenizer, hostile_run, large_run, new_run, traces_of, unpack
+from report_runs import END, RIGHT_TO_LEFT, SCRIPT, byte_tokenizer, hostile_run, large_run, traces_of, unpack
 
 from actors.fakes import UNWATCHED
 from jobs import status
@@ -373,38 +373,3 @@ def test_a_page_of_the_largest_sample_stays_below_its_cap(tmp_path):
     size = len(page.page(document)) - len(page.page(collect.waiting([(store, run)], "")))
     assert taken["shown_tokens"] > 0.7 * limits.tokens
     assert size < drawn.MOST_PAGE / 10
-
-
-def test_an_evaluation_of_the_base_is_told_beside_that_of_the_last_policy(stored_run, tmp_path):
-    """Policy 0 has no folder of its own, so `evaluate --policy 0,last` stood there with its second half alone."""
-    store = Store(str(shutil.copytree(stored_run.uri, tmp_path / "run")))
-    figures_ = {"avg": {"value": 0.5, "low": 0.25, "high": 0.75}}
-    summary = {
-        "source": {"uri": "gsm8k"},
-        "problems": 4,
-        "samples": 1,
-        "policies": {n: {"figures": figures_} for n in ("0", "2")},
-    }
-    store.write_json("evals/gsm8k-01234567/summary.json", summary)
-    said = [sentence["text"] for sentence in collected(store)["story"] if "egrsd evaluate" in sentence["text"]]
-    assert [text.partition(" problems")[0] for text in said] == ["`egrsd evaluate`, policy 0, 4", "`egrsd evaluate`, policy 2, 4"]
-
-
-def test_rejected_rows_come_with_their_row_and_their_problem(hostile):
-    """A newcomer saw the hash of a trace, and not row 113."""
-    [row] = collected(hostile[0])["rejected"]
-    assert (row["round"], row["row"], row["reason"], row["traces"]) == (
-        0,
-        1,
-        "verifier_error",
-        1,
-    )  # the second problem's last trace
-    assert row["problem"] == f"{END} two"
-
-
-def test_a_row_whose_traces_were_all_rejected_is_listed_once(tmp_path):
-    byte_tokenizer(tmp_path / "model")
-    store, run = new_run(tmp_path / "run", f"model.path={tmp_path / 'model'}")
-    add_round(store, run, 0, [np.arange(4)] * 8, ["a"] * 8, ["one", "two"], dict.fromkeys(range(8), "died"))
-    found = [(row["row"], row["problem"], row["traces"]) for row in collected(store)["rejected"]]
-    assert found == [(0, "one", 4), (1, "two", 4)]
