@@ -7,6 +7,7 @@ ms-swift (`prompt`, `query`, `completion`, `response`, `solution`). A name with 
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -151,15 +152,28 @@ def _misspelled(name: str, names: Sequence[str]) -> bool:
 
 
 def missing(source: Source, role: str, look: Look) -> SourceError:
-    """The error of a source without the column that a setting names."""
-    path, names = getattr(source, role), sorted(look.names)
-    hint = nearest(path, names, f"Set source.{role} to the column that holds it", f"Set source.{role}={{}}?")
+    """The error of a source without the column that a setting names. A nested column is listed by its parts."""
+    path, there = getattr(source, role), _paths(look)
     root, _, rest = path.partition(".")
     if rest and root in look.names:
-        parts = sorted({part for row in look.rows if isinstance(row.get(root), Mapping) for part in row[root]})
-        what = f"column '{root}' has no part '{rest}' in its first {len(look.rows)} rows; there are: {', '.join(parts) or 'none'}"
+        parts = ", ".join(part.partition(".")[2] for part in there if part.startswith(f"{root}.")) or "none"
+        what = f"column '{root}' has no part '{rest}' in its first {len(look.rows)} rows; there are: {parts}"
         return SourceError(what, look.where, f"Set source.{role} to the path that holds it")
-    return SourceError(f"has no column '{path}'; there are: {', '.join(names)}", look.where, hint)
+    roots = Counter(other.partition(".")[0] for other in there)
+    words = {root: other for other in there if roots[root := other.partition(".")[0]] == 1}
+    words |= {other.rpartition(".")[2]: other for other in reversed(there)}
+    near = difflib.get_close_matches(path, list(words), n=1)
+    remedy = f"Set source.{role}={words[near[0]]}?" if near else f"Set source.{role} to the column that holds it"
+    return SourceError(f"has no column '{path}'; there are: {', '.join(there)}", look.where, remedy)
+
+
+def _paths(look: Look) -> list[str]:
+    """What a setting may name, sorted: columns, and in the place of a column of objects its parts."""
+    found = set[str]()
+    for name in look.names:
+        parts = {part for row in look.rows if isinstance(row.get(name), Mapping) for part in row[name]}
+        found |= {f"{name}.{part}" for part in parts} or {name}
+    return sorted(found)
 
 
 def _only(source: Source, role: str, candidates: Sequence[str], look: Look) -> str:

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from pipeline.config import Source
 from pipeline.digest import digest
-from pipeline.errors import SettingError, SourceError, first_line, nearest
+from pipeline.errors import EgrsdError, SettingError, SourceError, first_line, nearest
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems import gym, hub, jsonl, parquet, tiny, worlds
 from pipeline.problems.problem import Problem, read_problem
@@ -164,10 +164,23 @@ def _open(source: Source, look: bool) -> ProblemSet:
         return _generated(source, make)
     _check_options(source, hub.OPTIONS if kind == "datasets" else ())
     words = f"waiting for the problems of {source.uri}: they have been read for {NOTICE_S:g} s so far."
-    with late(f"source {source.uri}", words):
+    with _reaching(source, "cannot be read"), late(f"source {source.uri}", words):
         wide = source.model_copy(update={"size": source.skip + source.size}) if source.skip else source
         rows = hub.open_hub(wide, name, look) if kind == "datasets" else _open_files(wide, look)
     return ProblemSet(source, rows)
+
+
+@contextlib.contextmanager
+def _reaching(source: Source, what: str) -> Iterator[None]:
+    """Errors of files, and of the libraries behind fsspec, which have classes of their own, become a SourceError."""
+    try:
+        yield
+    except EgrsdError:
+        raise
+    except Exception as error:
+        if "://" not in source.uri and not isinstance(error, OSError):
+            raise
+        raise SourceError(f"{what}: {first_line(error)}", source.uri, "Check the network and the rights to read it") from error
 
 
 def named(source: Source) -> str:
@@ -257,14 +270,11 @@ def stamps(source: Source) -> dict[str, list[int | None]]:
     kind, _, name = source.uri.partition(":")
     if source.uri == "tiny-arithmetic" or kind in _MADE:
         return {}
-    try:
-        with late(f"files {source.uri}", f"waiting for the list of the files of {source.uri}: for {NOTICE_S:g} s so far."):
-            return _stamps(source, kind, name)
-    except SourceError:
-        raise
-    except Exception as error:  # the libraries behind fsspec raise errors of their own
-        what = f"its files cannot be looked at: {first_line(error)}"
-        raise SourceError(what, source.uri, "Check the network and the rights to read it") from error
+    with (
+        _reaching(source, "its files cannot be looked at"),
+        late(f"files {source.uri}", f"waiting for the list of the files of {source.uri}: for {NOTICE_S:g} s so far."),
+    ):
+        return _stamps(source, kind, name)
 
 
 def _stamps(source: Source, kind: str, name: str) -> dict[str, list[int | None]]:

@@ -26,13 +26,15 @@ def test_a_round_that_is_being_made_is_not_stale(run):
 
 
 def test_one_sentence_for_a_kind_and_one_command_that_mends_all_stages(run):
+    """A run of 16 rounds had sixteen lines of staleness, and no remedy."""
     brought(run)
+    brought(planned(run.store.uri, number=1))
     changed = resolve(run.run, ["label.gamma=1", "profile.window=1"])
     found = look(run.store, changed)
     assert found.lines() == [
-        "stale: profile of round 0, 2 of 2 shards (settings)",
-        "stale: label of round 0, 2 of 2 shards (settings)",
-        f"mend: `egrsd stage profile,label --run {shlex.quote(run.store.uri)} --round 0`",
+        "stale: profile of rounds 0 to 1, 4 of 4 shards (settings)",
+        "stale: label of rounds 0 to 1, 4 of 4 shards (settings)",
+        f"mend: `egrsd stage profile,label --run {shlex.quote(run.store.uri)} --round 0..1`",
     ]
 
 

@@ -1,14 +1,17 @@
 """The command line: instant help, errors as one line with an exit code, nothing started for a mistake."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipeline import recipes
 from pipeline.store.directory import Store
 
+ROOT = Path(__file__).parents[2]
 HEAVY = ("ray", "torch", "vllm", "transformers", "pydantic", "pyarrow", "numpy")
 
 
@@ -28,6 +31,15 @@ def test_help_and_verbs_that_only_read_import_nothing_heavy(modules, heavy):
     code = f"import sys, {modules}; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_python_that_lacks_the_packages_is_named():
+    """A job runs with the `python` of the head. It ended with a traceback: No module named 'typer'."""
+    command = [sys.executable, "-S", "-m", "jobs", "status", "runs/demo"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {sys.executable} has no package typer. Install egrsd for it, or")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_help_lists_every_verb(egrsd):

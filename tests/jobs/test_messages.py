@@ -5,8 +5,10 @@ Commands that messages offer are pasted: each is parsed by the command line, wit
 
 import gzip
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -104,6 +106,13 @@ def test_a_folder_that_is_not_there_is_told_at_once(path, tmp_path, monkeypatch)
     assert "there is no such folder" in told(open_sources, resolve(demo(), [*PLAIN, f"model.path={path}"]))
 
 
+def test_a_model_in_the_home_is_found(tmp_path, monkeypatch):
+    """`--set model.path=~/x` is no word of its own, so the shell leaves the `~` as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(models.asset_path(), tmp_path / "x")
+    open_sources(resolve(demo(), [*PLAIN, "model.path=~/x"]))
+
+
 def test_a_hub_that_nobody_answers_for_is_not_asked_again_and_again(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -198,6 +207,18 @@ def test_words_are_quoted_for_a_shell():
 def test_a_path_on_a_hub_that_cannot_be_reached_is_one_line():
     text = told(open_source, resolve(demo(), ["source.uri=hf://datasets/nobody/nothing/a.jsonl"]).source)
     assert "nobody/nothing" in text
+
+
+@pytest.mark.parametrize("call", ["look_for", "open_source"])
+def test_a_hub_that_refuses_the_connection_is_one_line_too(call):
+    """Without HF_HUB_OFFLINE=1 the error has a class of the library that speaks HTTP."""
+    code = f"from pipeline.config import Source; from pipeline.problems.sources import {call} as call\n"
+    code += "try: call(Source(uri='hf://datasets/nobody/nothing/a.jsonl'))\n"
+    code += "except Exception as error: print(type(error).__name__, error)"
+    elsewhere = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=elsewhere, check=True)
+    assert done.stdout.startswith("SourceError hf://datasets/nobody/nothing/a.jsonl: ")
+    assert done.stdout.endswith("Check the network and the rights to read it\n")
 
 
 def test_a_small_cluster_names_the_settings_with_which_the_demo_fits():

@@ -5,7 +5,9 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -145,6 +147,22 @@ def test_a_verb_that_fails_gives_back_its_exit_code(cluster):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def interrupted(cluster, *verb):
+    """What `submit` says that follows a job and gets Ctrl-C."""
+    follower = subprocess.Popen(
+        cluster.command(*verb), env=cluster.environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    said = []
+    for line in follower.stdout:
+        said.append(line)
+        if line.startswith("FILES"):
+            break
+    follower.send_signal(signal.SIGINT)
+    rest, errors = follower.communicate(timeout=60)
+    assert (follower.returncode, errors) == (130, "error: Interrupted (SIGINT)\n")
+    return "".join(said) + rest
+
+
 def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, probe):
     asked = ("train", "--run", "/shared/run", "--set", "source.uri=data/mine.jsonl")
     verb = ("--working-dir", str(probe), "--include", "models/small", "--entrypoint-label", "egrsd-role=head", *asked)
@@ -157,7 +175,10 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
     log = cluster.folder / "ray" / "session_latest" / "logs" / f"job-driver-{name}.log"
     until(lambda: log.exists() and "FILES" in log.read_text(), 180, "the job lists its files")
     other = cluster.submit("--working-dir", str(probe), "--submission-id", name, "train", "--run", "/shared/other")
-    stopped = cluster.submit("--stop", name)
+    watched = interrupted(cluster, *verb)
+    [offered] = re.findall(r"`egrsd (submit [^`]*--stop [^`]*)`", watched)
+    assert f"job {name} runs on. The same command follows it again; `egrsd {offered}` ends it." in watched
+    stopped = cluster.egrsd(*shlex.split(offered), env=cluster.environment)  # as a person would paste it
     outputs = [process.communicate(timeout=60)[0] for process in pair]
     assert f"job {name} " in running.stdout or f"job {name}:" in running.stdout
     assert f"job {name}: STOPPED." in stopped.stdout
@@ -172,6 +193,18 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
     assert "models/small/api_key.json" in running.stdout.partition("stays here")[2]
     travelled = set(re.findall(r"'([^']+)'", log.read_text().partition("FILES")[2]))
     assert travelled == {*SHIPPED, "jobs/__main__.py"}
+
+
+def test_rays_own_command_works_as_the_documents_show_it(cluster, probe):
+    """Ray's client sends no token before RAY_AUTH_MODE=token is set, whatever file holds one: it was an AuthenticationError."""
+    shown = [line for line in (ROOT / "jobs" / "README.md").read_text().splitlines() if "ray job submit" in line]
+    [words] = [re.search(r"`([^`]*ray job submit [^`]*)`", line)[1] for line in shown]
+    shell = {name: value for name, value in cluster.environment.items() if name != "RAY_AUTH_MODE"}
+    command = words.replace("http://HEAD:8265", cluster.address).removesuffix(" ...")
+    done = subprocess.run(["bash", "-c", command], cwd=probe, env=shell, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "'jobs/__main__.py'" in done.stdout
+    assert TOKEN not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,6 +97,31 @@ def test_a_shape_that_could_mean_two_things_or_nothing_is_refused(tmp_path, row,
     for kind in ("jsonl", "parquet"):
         with pytest.raises(SourceError, match=message):
             opened(tmp_path, row, kind, **settings)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("row", "settings", "listed", "advice"),
+    [
+        ({"problems": [USER], "answer": "2"}, {}, "answer, problems", "source.problem=problems"),
+        ({"problem": "1+1?", "answers": [2]}, {}, "answers, problem", "source.answer=answers"),
+        ({"problem": "1+1?", "answers": {"value": 2}}, {}, "answers.value, problem", "source.answer=answers.value"),
+        ({"prompt": [USER], "grading": {"kind": "", "answer": "2"}}, {}, "grading.answer, grading.kind, prompt", "grading.answer"),
+        ({"prompt": [USER], "reward_model": {"target": "2"}}, {}, "prompt, reward_model.target", None),
+        (VERL, {"answer": "ground_truht"}, "prompt, reward_model.ground_truth", "source.answer=reward_model.ground_truth"),
+    ],
+)
+def test_the_setting_that_is_advised_opens_the_source(tmp_path, kind, row, settings, listed, advice):
+    """`Set source.problem=prompt?` and `Set source.solution=reward_model?` were followed, and every row was rejected."""
+    with pytest.raises(SourceError, match=r"has no column '\w+'") as refused:
+        opened(tmp_path, row, kind, **settings)
+    assert listed in refused.value.what
+    found = re.fullmatch(r"Set source\.(\w+)=(\S+)\?", refused.value.remedy)
+    assert (found is None) == (advice is None)
+    if found is not None:
+        assert advice in found[0]
+        [first] = opened(tmp_path, row, kind, **settings | {found[1]: found[2]}).without_solutions().rows([0])
+        assert (first.problem, first.answer, first.reject) == ("1+1?", "2", None)
 
 
 def test_a_written_column_is_taken_for_nothing_until_a_setting_says_what_it_is(tmp_path):

@@ -199,6 +199,17 @@ def test_a_deep_log_prob_is_marked_and_the_axis_has_values(driver, real):
     assert driver.execute_script("return document.querySelectorAll('.yaxis text').length") == 9
 
 
+def test_the_page_rounds_as_the_terminal_does(driver, rejected):
+    """288 of 512 were 56.2 % in the terminal and 56.3 % on the page."""
+    opened(driver, rejected)
+    for digits in (0, 1, 3):
+        values = [0.5625, 0.9375, 0.0625, 0.15, 0.45, 12.5, 13.5, -2.5, 0.0005, 1e-9, 1234.5, 1 / 3, 562.5, 0.28125]
+        shown = driver.execute_script("return arguments[0].map(v => [fixed(v, arguments[1]), percent(v, arguments[1])])", values, digits)
+        for value, (plain, share) in zip(values, shown, strict=True):
+            assert float(plain.replace("−", "-")) == float(f"{value:.{digits}f}")
+            assert share == f"{100 * value:.{digits}f} %"
+
+
 def test_why_there_are_no_traces_is_told(driver, rejected):
     opened(driver, rejected)
     assert "Every trace was rejected" in text(driver, "#view-traces")

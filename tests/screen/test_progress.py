@@ -11,6 +11,7 @@ from waiting import until
 from jobs.screen import progress
 from jobs.screen.progress import phase
 from jobs.screen.terminal import session
+from pipeline.store.directory import Store
 
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
 
@@ -87,3 +88,20 @@ def test_a_bar_that_does_not_move_is_seen_again_in_a_log(written, monkeypatch):
         time.sleep(0.5)
         assert len(lines(written)) == seen, "a full bar is over"
     assert {line.split()[-1] for line in lines(written)} == {"1/2", "2/2"}
+
+
+def test_the_log_of_a_run_tells_each_step_of_its_bars(tmp_path):
+    """The log of a finished run had four lines."""
+    store = Store(str(tmp_path / "run"))
+    with session(debug=False) as out:
+        out.log_to(store)
+        with progress.open_screen(out) as screen:
+            step = screen.bar("round 0", 3, done=1)
+            step()
+            step("accuracy 0.50")
+    [name] = store.names("logs")
+    log = (store.read_bytes(f"logs/{name}") or b"").decode()
+    assert [line.partition("egrsd ")[2] for line in log.splitlines() if "round 0" in line] == [
+        "round 0 2/3",
+        "round 0 3/3 accuracy 0.50",
+    ]

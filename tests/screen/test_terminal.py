@@ -1,5 +1,6 @@
 """The terminal of a verb: signals, and an output that is gone."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -37,6 +38,11 @@ def test_a_full_output_is_one_line(command, run):
     assert done.stderr == "error: cannot write standard output (No space left on device)\n"
 
 
+def test_a_closed_output_is_one_line(run):
+    done = egrsd(f"$EGRSD status --run {run.uri} >&-")
+    assert (done.returncode, done.stderr) == (1, "error: cannot write standard output (Bad file descriptor)\n")
+
+
 def test_a_mistake_is_told_on_standard_error_when_the_output_is_full(run, tmp_path):
     done = egrsd(f"$EGRSD export --run {run.uri} --out {tmp_path}/out >/dev/full")
     assert done.returncode == 2
@@ -49,6 +55,31 @@ def test_an_output_that_nobody_reads_ends_the_verb_without_a_word(command, run):
     done = egrsd(f"$EGRSD {command.replace('RUN', run.uri)} | true")
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_output_is_utf_8_whatever_the_locale(locale, run):
+    """`status` draws sparklines. With LC_ALL=C there was an internal error (UnicodeEncodeError)."""
+    run.save_run(demo().model_copy(update={"name": "größer ▁█"}), {})
+    done = egrsd(f"{' '.join(f'{name}={value}' for name, value in locale.items())} $EGRSD status {run.uri}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("größer ▁█: 0 of 16 rounds trained")
+
+
+def test_whatever_ray_or_vllm_write_goes_to_the_log_and_not_to_the_screen(run, capfd):
+    """Two commands at once had Ray's tracebacks and "Found multiple active Ray instances" in their bars."""
+    with session(debug=False) as out:
+        out.say("before the log")
+        out.log_to(run)
+        out.say("our word")
+        os.write(2, b"of C++\n")
+        subprocess.run(["sh", "-c", "echo of a worker; echo of its errors >&2"], check=True)
+        logging.getLogger("ray").warning("Found multiple active Ray instances")
+    assert capfd.readouterr() == ("before the log\nour word\n", "")
+    [name] = run.names("logs")
+    log = (run.read_bytes(f"logs/{name}") or b"").decode()
+    noise = ("of C++", "of a worker", "of its errors", "Found multiple active Ray instances")
+    assert [text for text in ("before the log", "our word", *noise) if text not in log] == []
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])

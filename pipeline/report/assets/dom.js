@@ -25,14 +25,20 @@ const visible = (text) =>
 const foreign = (text) => el("bdi", {}, visible(text));
 
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
+
+// A number between two others with `digits` digits goes to the even one, as in the terminal: 56.25 is 56.2. JavaScript says 56.3.
+const rounded = (value, digits) => {
+  const [, cut, rest] = value.toFixed(digits + 50).match(/^(.+?)\.?(\d{50})$/);
+  return /^50*$/.test(rest) && Number(cut.at(-1)) % 2 === 0 ? cut : value.toFixed(digits);
+};
 const fixed = (value, digits = 3) => {
   if (!known(value)) return "–";
-  const text = value.toFixed(digits);
+  const text = rounded(value, digits);
   return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−"); // nothing is shown as −0.000
 };
 const signed = (value, digits = 3) => (known(value) ? (value > 0 ? "+" : "") + fixed(value, digits) : "–");
 const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : "–");
-const percent = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)} %` : "–");
+const percent = (value, digits = 1) => (known(value) ? `${rounded(100 * value, digits)} %` : "–");
 
 // A percentage on an axis, with no more digits than the steps of the axis need.
 const percentTick = (value, step) => percent(value, step === undefined || step < 0.0099 ? 1 : 0);
