@@ -6,6 +6,7 @@ The ends follow each other on one run, so each also shows that the same command 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -174,6 +175,34 @@ def test_a_second_ctrl_c_ends_a_command_at_once(start, part):
     time.sleep(0.5)
     command.send(signal.SIGINT)
     assert assert_told(command, 130, "Interrupted (SIGINT)") < 15
+
+
+def test_two_commands_at_once_keep_the_words_of_ray_off_their_screens(tmp_path):
+    """Tracebacks of Ray and "Found multiple active Ray instances" broke into the progress bars."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    command = [sys.executable, "tests/chaos/driver.py"]
+    commands = [
+        subprocess.Popen(
+            [*command, str(tmp_path / name), "local", "0.1", "0.1", *SETS, "rounds=2"],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in ("one", "other")
+    ]
+    noise = re.compile(r"Traceback|active Ray|raylet|gcs_server|pid=|WARNING|ERROR|\.py:\d+")
+    try:
+        for started in commands:
+            said, _ = started.communicate(timeout=400)
+            assert started.returncode == 0, said
+            assert noise.findall(said) == []
+            assert "starting Ray on this machine" in said
+            assert "2 training rounds of recipe demo" in said
+    finally:
+        for started in commands:
+            started.kill()
 
 
 def test_a_command_that_is_killed_is_told_by_its_keeper(start):

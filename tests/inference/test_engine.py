@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from actors.inference import startup, vllm_sleep
+from actors.inference import phase, startup, vllm_sleep
 from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.errors import EngineError, ModelError, SettingError
 from pipeline.method.bounds import bounds
+from pipeline.models.resolve import asset_path
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
 from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG
@@ -33,6 +34,17 @@ REQUESTS = [Generate(PROMPTS[i % 4], seed=100 + i) for i in range(16)]
 @pytest.fixture(scope="module")
 def policies(adapters):
     return [BASE, Policy(1, adapters[0]), Policy(2, adapters[1])]
+
+
+def test_each_part_of_the_start_is_a_phase(engine, monkeypatch):
+    """`egrsd distill` tells them: a cold start took 100 s without a word that an engine loads."""
+    assert phase.now() == phase.CHECKS  # the last part of the start of the engine of these tests
+    seen = []
+    monkeypatch.setattr(phase, "enter", seen.append)
+    monkeypatch.setattr("vllm.LLMEngine.from_engine_args", lambda _: pytest.fail("the weights are loaded", pytrace=False))
+    with pytest.raises(pytest.fail.Exception, match="the weights are loaded"):
+        startup.start_vllm(config.Model(), config.Pool(threads=1), str(asset_path()))
+    assert seen == [phase.IMPORTS, phase.WEIGHTS]
 
 
 @pytest.fixture(scope="module")

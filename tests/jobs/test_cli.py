@@ -36,7 +36,9 @@ def test_help_and_verbs_that_only_read_import_nothing_heavy(modules, heavy):
 def test_a_python_that_lacks_the_packages_is_named():
     """A job runs with the `python` of the head. It ended with a traceback: No module named 'typer'."""
     command = [sys.executable, "-S", "-m", "jobs", "status", "runs/demo"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {sys.executable} has no package typer. Install egrsd for it, or")
     assert len(done.stderr.splitlines()) == 1

@@ -11,10 +11,12 @@ import pytest
 import typer.main
 from in_process import brought, planned
 
+from jobs import distill
 from jobs.cli import app
 from jobs.screen import envelope
 from jobs.screen.tables import write_csv
 from jobs.screen.terminal import session, with_address
+from jobs.settle import Choices
 from pipeline.errors import SettingError
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +194,18 @@ def test_a_light_installation_says_what_is_missing():
     assert "pip install 'egrsd[cpu]'" in (envelope.lacking(error) or "")
     assert envelope.lacking(ModuleNotFoundError("x", name="jobs.nothing")) is None
     assert envelope.lacking(ValueError()) is None
+
+
+def test_a_dry_run_says_what_would_be_done_and_begins_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("jobs.distill.hold", lambda *_: pytest.fail("the run is begun"))
+    assert given("distill", "--run", "x", "--dry-run")["dry_run"]
+    distill.distill(str(tmp_path / "run"), Choices("demo", ["seed=4"], dry=True))
+    said = capfd.readouterr().out
+    settings = said.partition("settings that differ from the defaults:\n")[2]
+    assert "    seed: 4\n" in settings
+    assert "is made anew: 16 rounds of recipe demo" in settings
+    assert "Nothing was started or written. The same command without --dry-run does it." in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_figures_become_csv(tmp_path):

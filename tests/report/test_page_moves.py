@@ -164,8 +164,10 @@ def test_no_word_of_a_field_runs_under_its_arrow(driver, real):
             assert left > 0, name
 
 
-def test_print_has_the_whole_width_and_no_fields(driver, real):
-    opened(driver, real, "#traces", 760, 1100)
+@pytest.mark.parametrize("paper", [760, 1400])
+def test_print_has_the_whole_width_and_no_fields(driver, real, paper):
+    """On wide paper the rules of small screens do not help: the list went, and its column stayed."""
+    opened(driver, real, "#traces", paper, 1100)
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     width = "return document.querySelector('.card.trace').getBoundingClientRect().width / document.body.clientWidth"
     assert driver.execute_script(width) > 0.9
@@ -204,7 +206,9 @@ def test_the_page_rounds_as_the_terminal_does(driver, rejected):
     opened(driver, rejected)
     for digits in (0, 1, 3):
         values = [0.5625, 0.9375, 0.0625, 0.15, 0.45, 12.5, 13.5, -2.5, 0.0005, 1e-9, 1234.5, 1 / 3, 562.5, 0.28125]
-        shown = driver.execute_script("return arguments[0].map(v => [fixed(v, arguments[1]), percent(v, arguments[1])])", values, digits)
+        shown = driver.execute_script(
+            "return arguments[0].map(v => [fixed(v, arguments[1]), percent(v, arguments[1])])", values, digits
+        )
         for value, (plain, share) in zip(values, shown, strict=True):
             assert float(plain.replace("−", "-")) == float(f"{value:.{digits}f}")
             assert share == f"{100 * value:.{digits}f} %"
