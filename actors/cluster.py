@@ -49,7 +49,8 @@ def is_local(address: str | None) -> bool:
 def connect(address: str | None, environment: Mapping[str, str] | None = None) -> bool:
     """Join the cluster at `address` or RAY_ADDRESS. Without either, start one here that ends with this process.
 
-    Every worker process gets the variables of `environment`. A cluster on this machine is one `local_node`. Returns False when
+    Every worker process gets the variables of `environment`, and reads text as UTF-8 whatever its locale is: torch has files
+    that no ASCII is. A cluster on this machine is one `local_node`. Returns False when
     this process had joined one before. Raises UserError when no cluster answers, or when a cluster cannot start here.
     """
     if ray.is_initialized():
@@ -65,7 +66,7 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
                 address=target,
                 logging_level=logging.ERROR,
                 log_to_driver=True,
-                runtime_env={"env_vars": {**(environment or {}), **code.environment()}},
+                runtime_env={"env_vars": {"PYTHONUTF8": "1", **(environment or {}), **code.environment()}},
                 job_config=_Job(),
                 **(_local_options() if target == "local" else {}),
             )

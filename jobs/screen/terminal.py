@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -179,6 +180,9 @@ def session(debug: bool) -> Iterator[Session]:
         logging.basicConfig(level=logging.INFO, force=True)
     else:
         logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+    if keeper.is_kept():
+        with contextlib.suppress(OSError):  # a folder that takes no files is named later
+            keeper.tell(folder=util.get_temp_dir())  # of Python itself, with the socket of the verifier's children
     before = {number: signal.getsignal(number) for number in keeper.SIGNALS}
     with _as_document() as told, _closing(told, debug) as out:
         out.exits.callback(_unlisten, before)

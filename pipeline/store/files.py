@@ -32,6 +32,7 @@ from pipeline.store.documents import RESTORE, T, parse
 from pipeline.store.names import inside
 
 SCRATCH = ".tmp"
+RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train demands a folder that all nodes see; the run keeps nothing in it
 _ANY: TypeAdapter[Any] = TypeAdapter(JsonValue)
 NO_SPACE = "Free some space and run the same command again: unfinished files are ignored"
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -24,12 +24,11 @@ from pipeline.live import card
 from pipeline.notices import tell
 from pipeline.overrides import load
 from pipeline.store.directory import Store
-from pipeline.store.files import SCRATCH
+from pipeline.store.files import RAY_FOLDER
 from pipeline.training import leaders
 
 _CONTROLLER_DIED = (RayActorError, OutOfMemoryError)  # Ray's memory monitor raises an error of its own kind
 MOST_SAID = 300  # characters of an error of Ray, which may be a page in one line
-RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train demands a folder that all nodes see; the run keeps nothing in it
 
 
 class Handle:

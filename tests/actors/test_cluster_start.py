@@ -50,6 +50,15 @@ def test_a_token_that_a_person_names_is_offered_to_a_cluster_that_is_joined(home
     assert modes == [None, None, "token"]
 
 
+def test_workers_read_text_as_utf_8_whatever_the_locale(home, monkeypatch):
+    """With LC_ALL=C "vLLM did not start (UnicodeDecodeError ...)"."""
+    given = {}
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **options: given.update(options["runtime_env"]["env_vars"]))
+    cluster.connect("local", {"ONE": "1"})
+    assert (given["PYTHONUTF8"], given["ONE"]) == ("1", "1")
+
+
 def test_the_test_before_left_no_token_mode():
     """A Ray that another test starts would refuse all calls."""
     assert "RAY_AUTH_MODE" not in os.environ

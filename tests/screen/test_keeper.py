@@ -132,6 +132,22 @@ with lease.held(Store({store.uri!r}), pid=keeper.main_pid()):
     assert not folder.exists()
 
 
+def test_the_folder_that_python_made_for_a_child_that_dies_goes_too(kept):
+    """A lost gcs_server left `pymp-*/listener-*` in TMPDIR: the verifier's processes have their socket there."""
+    code = """
+from multiprocessing import util
+from jobs.screen.terminal import session
+with session(debug=False):
+    print(util.get_temp_dir(), flush=True)
+    time.sleep(60)
+"""
+    process, folder = kept(code, wait=True)
+    assert Path(folder).is_dir()
+    psutil.Process(process.pid).children()[0].kill()
+    assert "error: the command was ended by SIGKILL" in process.communicate(timeout=60)[0]
+    assert not Path(folder).exists()
+
+
 def test_nohup_is_respected(kept):
     command = [sys.executable, "-c", BEGIN + "print('ready', flush=True)\ntime.sleep(1)\nprint('done')"]
     process = subprocess.Popen(
