@@ -121,7 +121,7 @@ def _replaced(inventory: Inventory, stage: Stage, choice: Choice) -> list[str]:
 def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[Entry]:
     """Compute shards, and return their manifest entries. No engine starts when all shards are fresh."""
     source = None if stage.reads else open_source(work.run.source)
-    for text in origin.changes(work.store, {"source": source}) if source else ():
+    for text in origin.changes(work.store, {"source": source}, bool(work.run.grade.rewards)) if source else ():
         out.say(f"note: {text}.")
     inventory = Inventory(work)
     if not choice.force and source is None and all(inventory.why_stale(stage, shard) is None for shard in choice.only or ()):

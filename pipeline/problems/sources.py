@@ -48,6 +48,9 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
+    def carried(self) -> str:
+        """Hash of the columns that are only carried, as far as `fingerprint` leaves them out. It may take long."""
+
     def read(self, indices: Sequence[int], others: bool = True, /) -> list[dict[str, Any]]:
         """Raw rows in the order asked. Raises SourceError when the source cannot be read any more.
 
@@ -84,6 +87,11 @@ class ProblemSet:
         places = [index + self.source.skip for index in indices] if self.source.skip else indices
         raw, shape = self._rows.read(places, others), self.shape if others else replace(self.shape, other=())
         return [read_problem(int(index), row, shape, self.source) for index, row in zip(indices, raw, strict=True)]
+
+    def carried(self) -> str:
+        """Hash of the columns that rewards may want and that `fingerprint` leaves out; "" for none. It may read the whole file."""
+        with late(f"columns {self.source.uri}", f"the other columns of {self.source.uri} have been read for {NOTICE_S:g} s so far."):
+            return self._rows.carried()
 
     def without_solutions(self) -> ProblemSet:
         """The same problems for an evaluation, where a column of solutions may be missing."""
@@ -209,6 +217,10 @@ class _Generated:
 
     def __len__(self) -> int:
         return self.size
+
+    def carried(self) -> str:
+        """A task carries no columns."""
+        return ""
 
     def read(self, indices: Sequence[int], _others: bool = True, /) -> list[dict[str, Any]]:
         """The rows at `indices`, in the order asked."""
