@@ -72,12 +72,11 @@ def holding_for(out: Session, store: Store) -> Iterator[lease.Lease]:
     out.held.append(store)
     keeper.tell(holds=store.uri)
     try:
-        with lease.held(store, pid=keeper.main_pid(), on_gone=out.end) as holding:
+        with lease.held(store, pid=keeper.main_pid(), on_gone=out.end, on_free=lambda: keeper.tell(frees=store.uri)) as holding:
             if line := replaced.settle(store):
                 out.say(line)
             yield holding
     finally:
-        keeper.tell(frees=store.uri)
         out.held.remove(store)
 
 

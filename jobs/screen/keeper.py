@@ -53,7 +53,7 @@ def keep(what: str = "") -> None:
     global _pipe
     if what and not envelope.asked.get().json:
         with contextlib.suppress(OSError):
-            os.write(1, f"egrsd {what}: begins\n".encode())
+            os.write(1, f"egrsd {what}: begins\n".encode(errors="surrogateescape"))
     mine, theirs = os.pipe()
     keeper = os.getpid()
     _control(_ADOPT_ORPHANS, 1)

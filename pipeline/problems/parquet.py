@@ -22,7 +22,8 @@ from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, missing, un
 class Parquet:
     """Rows of the row groups of all files, one after the other.
 
-    groups: (file, number of the row group, hash of what is read of it). ends: int64, the number of rows up to and with each group.
+    groups: (file, number of the row group, hash of what is read of it).
+    ends: int64, the number of rows up to and with each group.
     """
 
     filesystem: FileSystem

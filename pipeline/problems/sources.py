@@ -28,6 +28,7 @@ from pipeline.problems.problem import Problem, read_problem
 from pipeline.problems.shape import Shape
 from pipeline.problems.splits import files_below
 
+_MOST_MADE = 10**9
 _MADE = ("reasoning-gym", worlds.KIND)  # kinds that make problems, and read no file
 
 
@@ -89,8 +90,9 @@ class ProblemSet:
         return [read_problem(int(index), row, shape, self.source) for index, row in zip(indices, raw, strict=True)]
 
     def carried(self) -> str:
-        """Hash of the columns that rewards may want and that `fingerprint` leaves out; "" for none. It may read the whole file."""
-        with late(f"columns {self.source.uri}", f"the other columns of {self.source.uri} have been read for {NOTICE_S:g} s so far."):
+        """Hash of the columns that rewards may want and that `fingerprint` leaves out; "" for none. It may take long."""
+        uri = self.source.uri
+        with late(f"columns {uri}", f"the other columns of {uri} have been read for {NOTICE_S:g} s so far."):
             return self._rows.carried()
 
     def without_solutions(self) -> ProblemSet:
@@ -228,6 +230,9 @@ class _Generated:
 
 
 def _generated(source: Source, make: Callable[[int], Any]) -> ProblemSet:
+    if source.size > _MOST_MADE:
+        what = f"{source.uri} makes at most {_MOST_MADE} problems, whose order must fit into memory"
+        raise SettingError(what, "source.size", "Lower it")
     settings = [source.uri, source.split, source.seed, source.options, [make(i) for i in range(min(8, source.size))]]
     shape = Shape("problem", "solution" if source.solution else "", "answer")
     return ProblemSet(source, _Generated(make, source.size, digest(settings), shape))

@@ -94,8 +94,10 @@ def files_below(source: Source, filesystem: FileSystem, path: str) -> list[str]:
     """The file itself, or the files of split `source.split` below a folder or among those that a glob matches, sorted.
 
     All are Parquet files, or all are JSONL files. A folder that exists is never taken for a glob, whatever its name is. Hidden
-    files are passed over, and in a folder what lies below a name such as `_temporary`. The list may be empty. Raises SourceError
-    when the folder cannot be listed, lacks the split, has both kinds of files, or is a table with a log of its own.
+    files are passed over, and in a folder what lies below a name such as `_temporary`. The list may be empty.
+
+    Raises SourceError when the folder cannot be listed, when it lacks the split, and when it has both kinds of files. A folder
+    whose files count only as far as a log of its own says so is refused too.
     """
     try:
         info = filesystem.get_file_info(path)

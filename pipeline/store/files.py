@@ -56,9 +56,10 @@ class Files:
         if "://" in uri:
             _check_uri(uri)
         try:
+            uri.encode()
             self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"is no path ({error})", uri, "Name a folder or a URI") from error
+            raise UserError(f"is no path ({error})", ascii(uri)[1:-1], "Name a folder or a URI") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.uri,), {"begun": self.begun}

@@ -46,6 +46,33 @@ def test_a_lease_ends_with_its_block_also_after_an_error(store):
         pass
 
 
+def test_a_signal_while_the_lease_is_taken_leaves_none(store, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    freed = []
+    monkeypatch.setattr(lease.time, "sleep", interrupted)
+    with contextlib.suppress(KeyboardInterrupt), lease.held(store, on_free=lambda: freed.append(store.names(""))):
+        raise AssertionError
+    assert [name for names in freed for name in names if name != ".tmp"] == []
+    assert len(freed) == 1
+
+
+def test_a_signal_that_cuts_the_end_short_does_not_count_the_lease_as_given_back(store, monkeypatch):
+    """Then the keeper, which was not told that it is free, gives it back."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    freed = []
+    with contextlib.suppress(KeyboardInterrupt), lease.held(store, on_free=lambda: freed.append(True)):
+        monkeypatch.setattr(store, "delete", interrupted)
+    monkeypatch.undo()
+    assert (freed, lease.read_lease(store) is None) == ([], False)
+    lease.free(store, os.getpid())
+    assert lease.read_lease(store) is None
+
+
 WRITE = "import os, signal, sys; from pipeline.store.directory import Store\n"
 WRITE += "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\nStore(sys.argv[1]).write('rounds/0000/plan.json', b'{}')"
 

@@ -118,7 +118,7 @@ def test_a_file_that_changes_while_it_is_read_gives_no_row_of_another_content(tm
     problems = open_source(Source(uri=str(path)))
     write("2")
     assert problems.rows([0])[0].answer == "1"  # what has not changed is still read
-    with pytest.raises(SourceError, match="is another one than when the file was opened.*compares all rows"):
+    with pytest.raises(SourceError, match=r"is another one than when the file was opened.*compares all rows"):
         problems.rows([0, 5])
     if kind == "parquet":
         write_parquet(path, [{"problem": "p", "solution": "s", "answer": "1"}])
@@ -275,6 +275,11 @@ def test_a_split_that_a_dataset_lacks_is_named(tmp_path):
         open_source(Source(uri=f"datasets:{tmp_path / 'saved'}", split="test"))
     with pytest.raises(SettingError, match=r"source\.options\.trust_remote_code"):
         open_source(Source(uri=f"datasets:{tmp_path / 'saved'}", options={"trust_remote_code": True}))
+
+
+def test_a_task_makes_no_more_problems_than_can_be_put_in_order():
+    with pytest.raises(SettingError, match=r"source\.size: tiny-arithmetic makes at most 1000000000 problems"):
+        open_source(Source(uri="tiny-arithmetic", size=10**12))
 
 
 def test_the_tiny_task_comes_as_its_module_makes_it():
