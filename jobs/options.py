@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from jobs.screen import envelope
+from jobs.screen import envelope, keeper
 from pipeline.fit.versions import own_version
 
 UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer's own copy of Click has no public name for it
@@ -151,6 +151,9 @@ def call(app: typer.Typer) -> None:
     try:
         code = app(prog_name="egrsd", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as ended:
+        keeper.leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
     except UsageError as error:
         error.show()  # type: ignore[attr-defined]
         _refuse("UsageError", error.format_message())  # type: ignore[attr-defined]

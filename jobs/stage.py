@@ -44,7 +44,7 @@ class Redo:
 def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = False) -> None:
     """Compute the missing and stale shards of a stage, and with `force` the fresh ones too. It reads only declared columns.
 
-    Changed settings become the run's settings once the shards of the first round are committed. Raises UserError for an unknown
+    Changed settings become the run's settings once the shards of all rounds are committed. Raises UserError for an unknown
     stage, round or shard, for stale input, and for a setting that no stage reads which is asked for.
     """
     with session(debug) as out:

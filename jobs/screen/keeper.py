@@ -89,6 +89,18 @@ def tell(**facts: Any) -> None:
             os.write(_pipe, json.dumps(facts).encode() + b"\n")
 
 
+def leave(code: int) -> None:
+    """End this process at once when it works for a keeper and has failed. Call it when all is told and given back.
+
+    Threads that still work in Arrow or Ray may crash while Python takes itself down, and so print more than the last line.
+    """
+    if is_kept() and code:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
 def again() -> str:
     """How to go on after an end that was no mistake: the command as it was typed."""
     program = Path(sys.argv[0])
