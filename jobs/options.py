@@ -99,6 +99,13 @@ def note_address(address: str | None) -> str | None:
     return address
 
 
+def _csv_file(path: str | None) -> str | None:
+    """Refuse to replace a file that is no CSV file by its name. A device may be written to."""
+    if path is not None and os.path.isfile(path) and not path.lower().endswith(".csv"):
+        raise typer.BadParameter(f"{path} is there already, and is no .csv file. Name another file.")
+    return path
+
+
 def recipes_like(incomplete: str) -> list[str]:
     """Names of recipes, for completion."""
     from pipeline.recipes import descriptions
@@ -128,7 +135,7 @@ Json = Annotated[
     bool, typer.Option("--json", callback=_note, is_eager=True, help="Print one JSON document instead of text (jobs/README.md).")
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
-Csv = Annotated[str | None, typer.Option("--csv", help="Write the figures to this file as CSV too.")]
+Csv = Annotated[str | None, typer.Option("--csv", callback=_csv_file, help="Write the figures to this file as CSV too.")]
 Config = Annotated[str | None, typer.Option("--config", help="YAML file with settings, laid over the recipe.")]
 Address = Annotated[
     str | None, typer.Option(callback=note_address, help="Ray cluster; default: RAY_ADDRESS, else one on this machine.")

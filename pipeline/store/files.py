@@ -239,6 +239,27 @@ def _as_egrsd_error(error: OSError, what: str, where: str) -> EgrsdError:
     return StoreError(f"{what} ({cause})", where, remedy)
 
 
+def replace_local(path: Path, text: str) -> None:
+    """Write a local file that a person named. An old one stays until the new one is whole, and a link to it stays a link.
+
+    A device, such as /dev/stdout, is written to. Raises OSError.
+    """
+    path = path.expanduser()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{owner.mark()}{uuid4().hex[:8]}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def _write_local(path: Path, scratch: Path, data: bytes) -> None:
     temporary = scratch / f"{owner.mark()}{uuid4().hex[:12]}"
     for folder in (path.parent, scratch):
