@@ -301,7 +301,7 @@ def test_a_policy_that_is_replaced_while_it_is_read_is_told(run_dir, tmp_path):
     with run_dir.local("policy/0007"):
         publish(b"old")  # the same content is the same policy
     with (
-        pytest.raises(StoreError, match="was replaced while it was read. Run the same command again"),
+        pytest.raises(StoreError, match=r"was replaced while it was read\. Run the same command again"),
         run_dir.local("policy/0007"),
     ):
         publish(b"new")
