@@ -47,6 +47,44 @@ MUTATIONS = [
         SPLITS,
     ),
     _row("A2 overlap", "pipeline/problems/survey.py", "if key in training.problems)", "if not key)", SURVEY),
+    _row("A2 words", "pipeline/problems/splits.py", 'r"[A-Z]?[a-z]+|[A-Z]+"', 'r"[A-Za-z0-9=-]+"', SPLITS),
+    _row("A2 globs", "pipeline/problems/splits.py", 'if first == "**":', "if True:", SPLITS),
+    _row("A2 twice", "pipeline/problems/jsonl.py", "if len(found) < len(pairs):", "if False:", SPLITS),
+    _row(
+        "A3 rows", "pipeline/problems/jsonl.py", "if _mark(line) != self", "if False and self", "tests/problems/test_sources.py"
+    ),
+    _row(
+        "A3 groups",
+        "pipeline/problems/parquet.py",
+        ".roots(names)) != mark:",
+        ".roots(names)) == 0:",
+        "tests/problems/test_sources.py",
+    ),
+    _row(
+        "A3 carried", "pipeline/rounds/origin.py", "if rewards and before", "if False and before", "tests/rounds/test_origin.py"
+    ),
+    _row("A5 aliases", "pipeline/written.py", "    if size(node) > _MOST_PARTS:", "    if False:", "tests/test_written.py"),
+    _row(
+        "A12 export", "jobs/export.py", "            os.rename(old, target)\n", "            pass\n", "tests/jobs/test_export.py"
+    ),
+    _row(
+        "A12 reading",
+        "pipeline/store/directory.py",
+        "if before and fetched",
+        "if False and fetched",
+        "tests/store/test_directory.py",
+    ),
+    _row(
+        "E4 Arrow", "jobs/screen/terminal.py", "(out.asked is not None and not", "(False and not", "tests/screen/test_terminal.py"
+    ),
+    _row("E4 crash", "jobs/screen/keeper.py", "    if is_kept() and code:\n", "    if False:\n", "tests/screen/test_keeper.py"),
+    _row(
+        "E4 lease",
+        "pipeline/live/lease.py",
+        "            store.delete(LEASE)\n        on_free()",
+        "        on_free()",
+        "tests/live/test_lease.py",
+    ),
     _row("A3", "pipeline/rounds/origin.py", "before.fingerprint == problems.fingerprint", "True", "tests/rounds/test_origin.py"),
     _row(
         "A4",
