@@ -124,6 +124,16 @@ def chatml():
 
 
 @pytest.fixture(autouse=True)
+def environment():
+    """Each test leaves the environment as it found it. The product sets variables itself, which no monkeypatch takes back."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def no_keeper(monkeypatch):
     """Verbs that a test calls in this process stay in it. Tests of the keeper start a process for each command."""
     monkeypatch.setattr("jobs.cli.keep", lambda *_: None)

@@ -1,5 +1,7 @@
 """A Ray that does not start here is told as such, and a token is offered to a cluster that is joined."""
 
+import os
+
 import pytest
 from waiting import until
 
@@ -46,7 +48,11 @@ def test_a_token_that_a_person_names_is_offered_to_a_cluster_that_is_joined(home
     monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
     cluster.connect("127.0.0.1:6379")
     assert modes == [None, None, "token"]
-    monkeypatch.delenv("RAY_AUTH_MODE")
+
+
+def test_the_test_before_left_no_token_mode():
+    """A Ray that another test starts would refuse all calls."""
+    assert "RAY_AUTH_MODE" not in os.environ
 
 
 @pytest.mark.parametrize("earlier", [None, 0o644, 0o600])
