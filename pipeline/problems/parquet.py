@@ -17,6 +17,10 @@ from pipeline.errors import SourceError
 from pipeline.problems.jsonl import CHANGED
 from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, missing, understand, writable
 
+# Row groups (file, number, hash) that this process has read whole, with size and time of the file before. To hash a group takes
+# longer than to read it, and it is read for every shard: its hash is taken again when the file has another time or size.
+_SEEN: dict[tuple[str, int, str], tuple[int | None, int | None]] = {}
+
 
 @dataclass(frozen=True)
 class Parquet:
@@ -45,14 +49,17 @@ class Parquet:
             places = np.flatnonzero(group_of == group)
             first = self.ends[group - 1] if group else 0
             path, number, mark = self.groups[group]
+            stamp = _stamp(self.filesystem, path)
             with _opened(self.filesystem, path) as file:
                 names = file.schema_arrow.names
                 columns = (self.shape.columns if others else self.shape.roots)(names)
                 if number >= file.num_row_groups or not set(columns) <= set(names):
                     raise SourceError("has other row groups than when it was opened", path, CHANGED)
                 table = _row_group(file, number, columns, path)
-            if _mark(table, self.shape.roots(names)) != mark:
-                raise SourceError(f"row group {number} is another one than when the file was opened", path, CHANGED)
+            if _SEEN.get((path, number, mark)) != stamp or None in stamp:
+                if _mark(table, self.shape.roots(names)) != mark:
+                    raise SourceError(f"row group {number} is another one than when the file was opened", path, CHANGED)
+                _SEEN[path, number, mark] = stamp
             for place, row in zip(places.tolist(), table.take(wanted[places] - first).to_pylist(), strict=True):
                 rows[place] = row
         return rows
@@ -75,6 +82,7 @@ def open_parquet(source: Source, filesystem: FileSystem, files: list[str], look:
     groups, ends, digest, rows, total = [], [], hashlib.sha256(), 0, 0
     shape = _shape(source, filesystem, files[0], look)
     for path in files:
+        stamp = _stamp(filesystem, path)
         with _opened(filesystem, path) as file:
             total += file.metadata.num_rows
             columns = shape.roots(file.schema_arrow.names)
@@ -88,6 +96,7 @@ def open_parquet(source: Source, filesystem: FileSystem, files: list[str], look:
                 hash_rows(digest, table)
                 rows += len(table)
                 groups.append((path, number, _mark(table, columns)))
+                _SEEN[groups[-1]] = stamp
                 ends.append(rows)
     if not rows:
         where = files[0] if len(files) == 1 else source.uri
@@ -114,6 +123,12 @@ def _check(source: Source, shape: Shape, names: list[str], path: str) -> None:
     for role, column in (("problem", shape.problem), ("solution", shape.solution), ("answer", shape.answer)):
         if column and column not in names and column.partition(".")[0] not in names:
             raise missing(source, role, Look(names, (), path))
+
+
+def _stamp(filesystem: FileSystem, path: str) -> tuple[int | None, int | None]:
+    """Size of a file in bytes, and its time of change in nanoseconds, as far as they are known."""
+    info = filesystem.get_file_info(path)
+    return info.size, info.mtime_ns
 
 
 def _mark(table: pa.Table, columns: list[str]) -> str:
