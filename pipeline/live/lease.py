@@ -120,6 +120,7 @@ def held(
         now = read_lease(store)
         if now is not None and now.token == lease.token:
             store.sweep()
+            store.request_stop(False)  # it stays where a trainer did not end in time; the trainer ends with this command
             store.delete(LEASE)
         on_free()
 

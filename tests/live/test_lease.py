@@ -40,8 +40,10 @@ def other_driver(store):
 def test_a_lease_ends_with_its_block_also_after_an_error(store):
     with contextlib.suppress(RuntimeError), lease.held(store):
         assert store.read_json(lease.LEASE)["pid"] == os.getpid()
+        store.request_stop()  # a trainer that does not end in time leaves it
         raise RuntimeError
     assert store.read_json(lease.LEASE) is None
+    assert not store.stop_requested()
     with lease.held(store):
         pass
 
