@@ -16,7 +16,7 @@ from jobs.screen.tables import aligned
 from jobs.screen.terminal import Session, printable, session
 from jobs.settle import chosen_policies
 from pipeline.errors import SettingError, refuse_unread
-from pipeline.evidence.question import Answered, answers, prompt_of, reference_prompt
+from pipeline.evidence.question import Answered, answers, prompt_of, reference_prompt, verdicts
 from pipeline.overrides import differences, resolve
 
 READS = ("evaluation.", "prompts.", "engines.", "model.max_model_len", "model.dtype", "seed")
@@ -56,11 +56,16 @@ def ask(uri: str, asked: Question, address: str | None, debug: bool, engine_clas
         one_pool = run.model_copy(update={"engines": run.engines.model_copy(update={"score": None}), "teachers": {}})
         with open_engines(one_pool, engine_class, say=out.say) as engines, phase(out, answering(numbers)):
             found = answers(store, run, numbers, prompts, engines["rollout"])
-        show(out, asked, found)
+        answer, graded = verdicts(run, asked.reference, found) if asked.reference is not None else ("", [])
+        show(out, asked, found, graded)
+        if graded:
+            out.console.print(GRADED.format(printable(answer)), style="dim", highlight=False, markup=False)
         out.console.print(NOTE.format(run.evaluation.sampling), style="dim", highlight=False)
         out.told.result = {"question": asked.text, "reference": asked.reference, "answers": [asdict(one) for one in found]}
+        out.told.result |= {"verdicts": [verdict for verdict, _ in graded]} if graded else {}
 
 
+GRADED = "The verdict is that of the run's grader, which reads '{}' in the reference."
 NOTE = (
     "Answers were sampled {}; `--set evaluation.top_k=1` asks greedily. Means are over tokens, in nats. "
     "The teacher parts where its log-prob is lowest against the policy's: token, place, difference."
@@ -72,12 +77,14 @@ def answering(numbers: list[int]) -> str:
     return f"policy {numbers[0]} answers" if len(numbers) == 1 else f"policies {', '.join(map(str, numbers))} answer"
 
 
-def show(out: Session, asked: Question, found: list[Answered]) -> None:
-    """Print the answers side by side, and below each what the teacher makes of it."""
+def show(out: Session, asked: Question, found: list[Answered], graded: Sequence[tuple[str, str | None]] = ()) -> None:
+    """Print the answers side by side, and below each its verdict and what the teacher makes of it."""
     columns = [Column(f"policy {one.policy}", overflow="fold", ratio=1) for one in found]
     table = aligned(escape(printable(asked.text)), "", *columns)
     table.expand = out.console.is_terminal
     table.add_row("answer", *(escape(printable(one.text)) for one in found))
+    if graded:
+        table.add_row("verdict", *(escape(printable(f"{verdict}, read {read}" if read else verdict)) for verdict, read in graded))
     table.add_row("tokens", *(f"{one.tokens}, {one.finish_reason}" for one in found))
     table.add_row("entropy, mean", *(f"{one.entropy:.3f}" for one in found))
     table.add_row("log-prob, mean", *(f"{one.own_logprob:.3f}" for one in found))

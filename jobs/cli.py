@@ -18,6 +18,7 @@ from jobs.options import (
     Recipe,
     RunUri,
     Sets,
+    UsageError,
     Verb,
     call,
     note_address,
@@ -64,7 +65,7 @@ def stage(
 ) -> None:
     """Bring stages of rounds up to date, also with new settings."""
     if round is None and not diff:
-        raise typer.BadParameter("'--round' is missing: 3, 0,2 or 0..15.")
+        raise UsageError("'--round' is missing: 3, 0,2 or 0..15.")
     if not diff:
         keep(f"stage {stage} of {run}")
     from jobs.regrade import show_changes
@@ -215,7 +216,7 @@ def submit(
     from jobs import submit as job
 
     if (stop is None) == (not verb):
-        raise typer.BadParameter("give a verb to run, or --stop ID")
+        raise UsageError("give a verb to run, or --stop ID")
     if stop is not None:
         job.stop(stop, address, not no_wait, debug)
     elif verb and context.parent is not None:

@@ -26,6 +26,7 @@ from pipeline.fit.versions import versions
 from pipeline.inspection.remaining import Remaining
 from pipeline.models.layers import with_targets
 from pipeline.overrides import refuse_unread_objective, resolve
+from pipeline.recipes import called
 from pipeline.recipes import recipe as named
 from pipeline.rounds import origin
 from pipeline.rounds.round import reward_codes
@@ -68,7 +69,7 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             hold(out, compared.store)
         needs_engines = any(remaining[key].needs_engines for key in left)
         size = f"{len(compared.objectives)} objectives x {len(compared.seeds)} seeds, {len(left)} to do"
-        out.say(f"{len(compared.runs)} runs of recipe {compared.base.name}: {size}")
+        out.say(f"{len(compared.runs)} runs of {called(compared.base)}: {size}")
         settings = compared.describe(options.recipe, options.sets)
         if left:
             with phase(out, "checking settings, problems and model"):

@@ -112,5 +112,5 @@ def _phase(engines: list[Any]) -> str:
         return "the first answers are there"
     serving = sum(engine.state in ("serving", "draining") for engine in engines)
     if serving:
-        return "an engine serves"
+        return "an engine serves, and works on its first answers"
     return max((engine.phase for engine in engines), key=bool) or "a process is being started"

@@ -17,6 +17,7 @@ from jobs.screen.terminal import session
 from jobs.settle import parse_numbers
 from pipeline.errors import UserError, command
 from pipeline.notices import NOTICE_S, late
+from pipeline.recipes import called
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round
@@ -98,7 +99,7 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
         if not version:
             out.say(f"note: {model_folder.UNTRAINED}")
         if asked.push:
-            out.say(f"pushed to {model_folder.push(asked.push, target, token, f'Policy {version} of recipe {run.name}')}")
+            out.say(f"pushed to {model_folder.push(asked.push, target, token, f'Policy {version} of {called(run)}')}")
 
 
 def _put(new: Path, target: Path) -> None:

@@ -33,7 +33,7 @@ def list_runs(folder: str, debug: bool) -> None:
         if max(map(len, names)) > out.console.width // 2:
             names = [below(folder, name) for name in names]
         name = Column("run", overflow="fold", min_width=max(map(len, names)))  # the name tells runs apart: it is never cut
-        table = aligned("", name, "recipe", "rounds", "accuracy, %", "length", "changed (UTC)", "state")
+        table = aligned("", name, "name", "rounds", "accuracy, %", "length", "changed (UTC)", "state")
         for shown, one in zip(names, found, strict=True):
             accuracy = "-" if one.accuracy is None else f"{100 * one.accuracy:.1f}"
             accuracy = accuracy if one.base is None else f"base {100 * one.base:.1f}"

@@ -33,7 +33,7 @@ class Verb(TyperCommand):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as Click does, after a look at the options in their order. Raises BadParameter for a repeated one."""
+        """Parse as Click does, after a look at the options in their order. Raises UsageError for a repeated one."""
         words = [_Word(arg) for arg in args]
         parser = type(self.make_parser(ctx))(ctx)
         for parameter in self.get_params(ctx):
@@ -44,7 +44,7 @@ class Verb(TyperCommand):
         twice = _first_twice([option.opts[0] for option in options if not option.multiple])
         twice = twice or _first_twice([f"--set {text.partition('=')[0].strip()}" for text in values.get("set") or []])
         if twice:
-            raise typer.BadParameter(f"{twice} is given twice; leave one of them", ctx=ctx)
+            raise UsageError(f"{twice} is given twice; leave one of them", ctx)
         if "run" not in values and any(one.name == "run" and one.multiple for one in options_of(self)):  # as `report` takes it
             args = [
                 *(str(word) for word in words if not any(word is one for one in free)),
@@ -162,7 +162,7 @@ def call(app: typer.Typer) -> None:
         keeper.leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise
     except UsageError as error:
-        error.show()  # type: ignore[attr-defined]
+        _show_usage(error)
         _refuse("UsageError", error.format_message())  # type: ignore[attr-defined]
     except typer.Abort:
         sys.exit(130)
@@ -178,6 +178,13 @@ def call(app: typer.Typer) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"error: cannot write standard output ({error.strerror})\n".encode())
         sys.exit(1)
+
+
+def _show_usage(error: Any) -> None:
+    """Print how the verb is used, and the error in the form of all others."""
+    if error.ctx is not None:
+        typer.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} -h' for help.\n", err=True)
+    typer.echo(f"error: {error.format_message()}", err=True)
 
 
 def _refuse(kind: str, what: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.options import Config, Csv, Debug, Json, RunUri, Sets, Verb, app, recipes_like, settings_like
+from jobs.options import Config, Csv, Debug, Json, RunUri, Sets, UsageError, Verb, app, recipes_like, settings_like
 
 
 @app.command(cls=Verb)
@@ -122,9 +122,9 @@ def export(
 ) -> None:
     """Write all traces as Parquet, or a policy as a model folder."""
     if (out is None) == (model is None):
-        raise typer.BadParameter("give --out for the traces, or --model for a policy")
+        raise UsageError("give --out for the traces, or --model for a policy")
     if out is not None and (policy is not None or merge or push is not None):
-        raise typer.BadParameter("--policy, --merge and --push belong to --model.")
+        raise UsageError("--policy, --merge and --push belong to --model.")
     from jobs.export import ModelFolder, export_model, export_run
 
     if out is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from textwrap import shorten
 from typing import Any
@@ -40,6 +40,10 @@ from pipeline.store.names import EVALUATION_FOLDER
 
 LOOK_S = 2.0
 _WIDEST_ERROR = 400  # characters
+CELLS = (
+    "cells: rows, seconds, -rejected rows where their number changes; ! something in the round is stale. "
+    "Seconds are summed over shards: two shards that wait for one engine count its time twice."
+)
 
 
 @dataclass
@@ -140,7 +144,7 @@ def _tables(seen: Seen) -> list[RenderableType]:
 
 def _work(seen: Seen, title: str) -> Table:
     """Rounds x stages. Neighbouring rounds that are whole and trained share one row."""
-    table = Table("round", *seen.stages, "trained", title=escape(printable(title)), title_justify="left", box=None)
+    table = aligned(escape(printable(title)), "round", *seen.stages, "trained", gap=1)
     whole: list[dict[str, Any]] = []
     for row in [*seen.rows, None]:
         if row is not None and not row["stale"] and row["trained"].startswith("policy") and len(seen.rows) > 12:
@@ -152,7 +156,7 @@ def _work(seen: Seen, title: str) -> Table:
         if row is not None:
             behind = f", {row['behind']} behind" if row["behind"] else ""
             marked = f"[yellow]{row['trained']} ![/yellow]" if row["stale"] else row["trained"]
-            table.add_row(str(row["round"]), *(_cell(row["stages"].get(name)) for name in seen.stages), f"{marked}{behind}")
+            table.add_row(str(row["round"]), *_cells(row["stages"], seen.stages), f"{marked}{behind}")
     return table
 
 
@@ -165,20 +169,32 @@ def _together(rows: list[dict[str, Any]], stages: tuple[str, ...]) -> list[str]:
     numbers = [row["round"] for row in rows]
     lag = max(row["behind"] for row in rows)
     last = f"policy {numbers[-1] + 1}" + (f", {lag} behind" if lag else "")
-    return [among(numbers, "round").partition(" ")[2], *(_cell(sums[name]) for name in stages), last]
+    return [among(numbers, "round").partition(" ")[2], *_cells(sums, stages), last]
 
 
-def _cell(cell: dict[str, Any] | Counter[str] | None) -> str:
+def _cells(found: Mapping[str, Any], stages: tuple[str, ...]) -> Iterator[str]:
+    """The cells of a row. Later stages pass rejected rows by, so their number stands only at the stage that changes it."""
+    before = 0
+    for name in stages:
+        cell = found.get(name)
+        known, before = before, cell["rejected"] if cell else before
+        yield _cell({**cell, "rejected": before if before != known else 0}) if cell else "-"
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
     """A cell such as `256 1.2s -3`: rows, seconds of work, and rejected rows."""
-    if not cell:
-        return "-"
-    return f"{cell['rows']} {cell['seconds']:.1f}s" + (f" -{cell['rejected']}" if cell["rejected"] else "")
+    return f"{cell['rows']} {_span(cell['seconds'])}" + (f" -{cell['rejected']}" if cell["rejected"] else "")
+
+
+def _span(seconds: float) -> str:
+    """A time in few characters, so that eight columns fit into 80: `1.2s`, `461s`, `3.4h`."""
+    return f"{seconds:.1f}s" if seconds < 99.95 else f"{seconds:.0f}s" if seconds < 9999.5 else f"{seconds / 3600:.1f}h"
 
 
 def _lines(seen: Seen) -> list[str]:
     """The lines under the tables: notes, what is stale, and where things are."""
     store, run = seen.store, seen.run
-    lines = ["cells: rows, seconds of work, -rejected rows; ! something in the round is stale"] if seen.rows else []
+    lines = [CELLS] if seen.rows else []
     lines += [f"{text} ({among(numbers, 'round')})" if numbers else text for text, numbers in seen.notes.items()]
     lines += [*told(store, run), *(f"note: {text}." for text in origin.look(store, run))]
     if run.source.response:

@@ -12,6 +12,7 @@ from pipeline.choice.plans import told
 from pipeline.errors import command
 from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out, same_problems
 from pipeline.problems.sources import named
+from pipeline.recipes import called
 from pipeline.rounds.inventory import Inventory, warning_over
 from pipeline.rounds.metrics import agreement
 from pipeline.rounds.round import open_rounds
@@ -44,7 +45,8 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     if versions[1]:
         label = "adapter:           " if run.model.tuning == "lora" else "weights:           "
         out.say(f"{label}{store.locate(area('policy', versions[1]))}")
-    out.say(f"metrics and log:   {store.locate('metrics')}  {out.log_uri or ''}".rstrip())
+    metrics = store.locate("metrics")
+    out.say(f"metrics and log:   {metrics}  {out.log_uri}" if out.log_uri else f"metrics:           {metrics}")
     if rounds:
         out.say(
             f"next: {command('report', store.uri)} shows every trace, {command('ask', store.uri, 'QUESTION')} asks both ends."
@@ -70,7 +72,7 @@ def _evaluation_table(before: Samples, after: Samples, version: int, source: str
 
 def _rounds_table(rounds: list[dict[str, float]], run: Run, gap: str | None) -> Table:
     """Sums of verdicts and rejected rows over rounds, means of regime shares and seconds per round, and the gap in words."""
-    title = f"{len(rounds)} training rounds of recipe {run.name} on {named(run.source)}"
+    title = f"{len(rounds)} training rounds of {called(run)} on {named(run.source)}"
     table = aligned(title, "", "", header=False)
     total: Counter[str] = Counter()
     for row in rounds:
@@ -82,7 +84,8 @@ def _rounds_table(rounds: list[dict[str, float]], run: Run, gap: str | None) -> 
     table.add_row("rejected rows", f"{total['num_rejected']:.0f} of {total['num_rows']:.0f}")
     table.add_row("groups without signal", f"{total['num_groups_without_signal']:.0f} of {total['num_groups']:.0f}")
     shares = {name: sum(row[f"share_{name}"] for row in rounds) / len(rounds) for name in ("lock", "mid", "pivot", "fork")}
-    table.add_row("regimes", ", ".join(f"{share:.1%} {name}" for name, share in shares.items()))
+    parts = ", ".join(f"{share:.1%} {name}" for name, share in shares.items())
+    table.add_row("regimes", f"{parts} (mean of rounds)")
     if gap is not None:
         table.add_row("trainer - engine", gap)
     mean = {key: value / len(rounds) for key, value in total.items()}

@@ -37,7 +37,7 @@ from pipeline.models.tokenizers.agreement import check_teachers
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, look_for, open_source
-from pipeline.problems.survey import compared, is_generated, survey
+from pipeline.problems.survey import COSTS, compared, is_generated, survey
 from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
 from pipeline.rounds.refused import (
@@ -167,6 +167,7 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     training.check()
     held_out_rows = run.evaluation.source if sources.evals is not None else None
     notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(held_out_rows), *training.notes(), *sources.notes]
+    notes += [f"note: {training.uri}: {COSTS}"] if training.rejected and not training.generated else []
     if apart := run.label.differs_from(run.objective):
         notes.append(f"note: {apart}")
     if sources.evals is not None:

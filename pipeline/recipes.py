@@ -195,6 +195,11 @@ def recipe(name: str) -> Run:
     return known[name]()
 
 
+def called(run: Run) -> str:
+    """What a run was made from, for a sentence: `recipe demo`, or `the settings 'mine'` of somebody's own file."""
+    return f"recipe {run.name}" if run.name in descriptions() else f"the settings '{run.name}'"
+
+
 def descriptions() -> dict[str, str]:
     """The name of every recipe, with the first line of its docstring."""
     return {f.__name__: (f.__doc__ or "").splitlines()[0] for f in _RECIPES}

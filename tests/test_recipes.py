@@ -12,6 +12,7 @@ from actors import resources
 from pipeline import recipes
 from pipeline.errors import SettingError
 from pipeline.overrides import load
+from pipeline.recipes import called
 
 ROOT = Path(__file__).parent.parent
 NAMES = sorted(recipes.descriptions())
@@ -103,3 +104,8 @@ def test_every_node_of_the_cluster_file_can_read_the_run_and_has_python_and_a_dr
 
 def fits(demand, spec):
     return all(spec["resources"].get(name, 0) >= amount for name, amount in demand.resources.items())
+
+
+def test_a_run_of_somebodys_own_file_is_not_called_a_recipe():
+    assert called(recipes.demo()) == "recipe demo"
+    assert called(recipes.demo().model_copy(update={"name": "mine"})) == "the settings 'mine'"

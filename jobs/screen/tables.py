@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.evidence.comparison import MEASURES
 from pipeline.evidence.evaluation import FIGURES
 from pipeline.evidence.intervals import Estimate
+from pipeline.problems.sources import in_words
 from pipeline.store.files import replace_local
 
 
@@ -32,7 +33,7 @@ def interval(figure: dict[str, Any], scale: float, signed: bool = False) -> str:
 def of_source(name: str, summary: dict[str, Any]) -> Table:
     """The table of one source's summary.json: figures of policies, their differences, verdicts and rejected rows."""
     source = summary["source"]
-    asked = f"{name}: {summary['problems']} problems x {summary['samples']} samples of {source['uri']}, split {source['split']}"
+    asked = f"{name}: {summary['problems']} problems x {summary['samples']} samples of {in_words(source['uri'], source['split'])}"
     title = f"{asked}; mean and 95 % interval over problems"
     policies, changes = summary["policies"], summary["differences"]
     names = [*(f"policy {number}" for number in policies), *(f"{d['policy']} - {d['against']}" for d in changes)]
@@ -90,7 +91,7 @@ def of_comparison(document: dict[str, Any]) -> Table:
     """The table of compare.json: means over seeds, differences from the baseline, and whether they are beyond noise."""
     settings = document["settings"]
     source = settings["source"]
-    problems = f"{settings['problems']} held-out problems of {source['uri']}, split {source['split']}"
+    problems = f"{settings['problems']} held-out problems of {in_words(source['uri'], source['split'])}"
     title = f"{problems}, {settings['rounds']} rounds; mean over seeds and 95 % interval"
     change = f"- {settings['baseline']}"
     table = aligned(title, Column("objective", no_wrap=True), "seeds", "accuracy, %", change, "", "length, tokens", change, "")
@@ -113,10 +114,14 @@ def verdict(pair: dict[str, Any]) -> str:
 
 
 def _labels(k: int, samples: int) -> dict[str, tuple[str, float]]:
-    """(label, scale) of each figure: its name in a table, and the factor that it is shown with."""
+    """(label, scale) of each figure: its name in a table, and the factor that it is shown with.
+
+    With one sample per problem pass@1 and maj@1 are avg@1, so these are left out.
+    """
     shown = (f"avg@{samples}, %", f"pass@{k}, %", f"maj@{samples}, %", "mean length", "median length")
     scales = (100.0, 100.0, 100.0, 1.0, 1.0, 100.0, 1.0)
-    return dict(zip(FIGURES, zip((*shown, "truncated, %", "tokens per correct"), scales, strict=True), strict=True))
+    named_ = dict(zip(FIGURES, zip((*shown, "truncated, %", "tokens per correct"), scales, strict=True), strict=True))
+    return {name: label for name, label in named_.items() if samples > 1 or name not in ("pass", "maj")}
 
 
 def _add_figures(

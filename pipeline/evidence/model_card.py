@@ -14,6 +14,7 @@ from pipeline.evidence.evaluation import MEANS, comparable, differences, figures
 from pipeline.evidence.intervals import Estimate
 from pipeline.models.resolve import MODEL_NAME
 from pipeline.problems.sources import named
+from pipeline.recipes import called
 from pipeline.store.directory import Store
 
 _VLLM_RANKS = (16, 32, 64, 128, 256, 320, 512)  # that a vLLM server allocates for
@@ -88,7 +89,7 @@ def _title(run: Run, released: Released) -> str:
     how = "by entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))"
     learned = f"The model learned from its own answers {how}." if released.version else f"{UNTRAINED} Later policies learn {how}."
     return (
-        f"# Policy {released.version} of recipe {run.name}: {kind}\n\n"
+        f"# Policy {released.version} of {called(run)}: {kind}\n\n"
         f"The base model is `{released.base}`. Its licence applies to these weights too. {learned}"
     )
 

@@ -12,6 +12,7 @@ from pipeline.config import Run
 from pipeline.contract import Engines, Failure, Generate, Policy, Sampling, Score
 from pipeline.contract import Sequence as Scored
 from pipeline.errors import EngineError, UserError
+from pipeline.grader.verifier import grader_of
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.stages.chat import context_prompt, fits, student_prompt, turns_before
 from pipeline.store.directory import Store
@@ -85,6 +86,18 @@ def answers(
             [scored] = engines.score([Scored(privileged, written.tokens.tolist())], Policy(0))
         found.append(_answered(number, written, scored, tokenizer_of(run.model)))
     return found
+
+
+def verdicts(run: Run, reference: str, found: Sequence[Answered]) -> tuple[str, list[tuple[str, str | None]]]:
+    """What the run's grader makes of answers: the answer that it reads in the reference, and (verdict, answer read) of each.
+
+    A reference in which the grader reads nothing counts as the answer itself.
+    """
+    grader = grader_of(run)
+    [stated] = grader.grade([reference], [reference], ["stop"])
+    answer = stated.answer or reference.strip()
+    graded = grader.grade([one.text for one in found], [answer] * len(found), [one.finish_reason for one in found])
+    return answer, [(str(one.verdict or one.reject), one.answer) for one in graded]
 
 
 def _answered(number: int, written: Any, scored: Score | Failure | None, tokenizer: Any) -> Answered:

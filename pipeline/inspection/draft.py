@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import textwrap
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,11 @@ BOXED = "{problem}\n\nThink step by step, and put the final answer into \\boxed{
 TEACHER = (
     BOXED + "\n\nA correct solution of this problem, for your eyes only:\n{solution}\n\nReach its answer by your own reasoning."
 )
+_BOX = (
+    "; a small model may not keep to the box: then ask for one short sentence, and the last number counts "
+    "(egrsd explain grade.fallback)"
+)
+_WIDEST = 110  # characters of a comment in a line
 _LOOKED_AT, _MOST_COLUMNS = 512, 12
 _HELD_OUT_SHARE = 0.2
 _MOST_HELD_OUT = {False: 40, True: 500}  # held-out problems on a CPU, and on GPUs
@@ -63,7 +69,7 @@ class Draft:
         return "\n".join(lines) + "\n"
 
     def _written(self, key: str, value: Any, name: str, indent: str) -> list[str]:
-        said = [f"{indent}# {self.comments[name]}"] if name in self.comments else []
+        said = [f"{indent}# {line}" for line in textwrap.wrap(self.comments.get(name, ""), _WIDEST)]
         if isinstance(value, dict) and value:
             inner = [line for part, one in value.items() for line in self._written(part, one, f"{name}.{part}", f"{indent}  ")]
             return [*said, f"{indent}{key}:", *inner]
@@ -222,9 +228,12 @@ def _cut(text: str | None) -> str:
 def _put_model(made: Draft, model: Model, size: footprint.Size, facts: Facts) -> None:
     small = size.parameters < 20e6
     made.put("model.path", model.path, f"{size.parameters / 1e6:,.1f} M parameters, vocabulary of {size.vocab}")
-    made.put("model.dtype", "float32" if small and not facts.gpus else "bfloat16")
-    made.put("model.lora_rank", 16)
-    made.put("model.lora_alpha", 32.0)
+    if small and not facts.gpus:
+        made.put("model.dtype", "float32", "a small model on a CPU: the same seed gives the same traces")
+    else:
+        made.put("model.dtype", "bfloat16", "half the memory; only float32 on a CPU gives the same traces for the same seed")
+    made.put("model.lora_rank", 16, "size of the adapter, a usual one; a larger one learns and takes more")
+    made.put("model.lora_alpha", 32.0, "twice the rank: the scale of what the adapter adds")
 
 
 def _put_prompts(made: Draft, problems: ProblemSet) -> None:
@@ -235,7 +244,7 @@ def _put_prompts(made: Draft, problems: ProblemSet) -> None:
     teacher = (
         TEACHER if problems.shape.solution else TEACHER.replace("{solution}", "{answer}").replace("solution of", "answer to")
     )
-    made.put("prompts.student", student, "the model's chat template is put around these texts")
+    made.put("prompts.student", student, "the model's chat template is put around these texts" + ("" if asks else _BOX))
     made.put(
         "prompts.teacher", teacher.replace(BOXED, "{problem}") if asks else teacher, "the teacher is the model before training"
     )
@@ -260,9 +269,18 @@ def _put_lengths(made: Draft, problems: ProblemSet, model: Model, facts: Facts) 
         "model.max_model_len", fits, f"the longest of {len(rows)} prompts has {longest} tokens; the model's own window is {limit}"
     )
     said = f"95 % of the reference solutions have at most {typical} tokens" if solutions else "no reference solutions to go by"
-    made.put("rollout.max_new_tokens", new, f"{said}; a longer response counts as truncated")
+    made.put("rollout.max_new_tokens", new, f"{said}; {_why(new, typical, most)}; a longer response counts as truncated")
     if longest + new > limit:
         made.notes.append(f"the longest prompts leave no room for a response of {new} tokens in {limit}: such rows are rejected")
+
+
+def _why(new: int, typical: int, most: int) -> str:
+    """Which of its bounds has made the longest response."""
+    if new >= 2 * typical and new > 128:
+        return "twice that"
+    if new == 128:
+        return "at least 128, since a model writes longer than a reference"
+    return f"at most {most} on this machine" if new == most else "half of the model's window"
 
 
 def window(model: Model) -> int:
@@ -286,7 +304,7 @@ def _put_grade(made: Draft, problems: ProblemSet) -> None:
         made.notes += [note] if note else []
     except SourceError:
         made.put("grade.verifier", "exact", "the answers are no mathematics: the text in the last \\boxed{} is compared")
-    made.put("grade.advantage", "group")
+    made.put("grade.advantage", "group", "each answer is compared with the others to its problem")
 
 
 # ---- work and machines -------------------------------------------------------------------------------------------------
@@ -297,13 +315,14 @@ def _put_work(made: Draft, problems: ProblemSet, size: footprint.Size, facts: Fa
     on_gpu, small = bool(facts.gpus), size.parameters < 5e8
     asked = min(32 if on_gpu else 8, rows)
     made.put("rounds", 50 if on_gpu else 4, f"with {asked} of {rows} problems a round; more rounds learn more")
-    made.put("rollout.prompts_per_round", asked)
-    made.put("rollout.prompts_per_shard", min(4, asked))
+    made.put("rollout.prompts_per_round", asked, "problems of one optimiser step; more of them make a step steadier and dearer")
+    made.put("rollout.prompts_per_shard", min(4, asked), "the unit of work: what is lost when a process dies")
     made.put("rollout.group_size", 8, "answers to each problem; the reward is compared within them")
-    made.put("objective.name", "cl_egrsd")
+    made.put("objective.name", "cl_egrsd", "egrsd explain objective.name has the others")
     made.put("train.batch_traces", asked * 8, "one optimiser step a round")
-    made.put("train.learning_rate", 5e-4 if small else 1e-4)
-    made.put("train.dtype", made.values["model"]["dtype"])
+    rate = "usual for adapters of models below 500 M parameters" if small else "usual for adapters of models of this size"
+    made.put("train.learning_rate", 5e-4 if small else 1e-4, f"{rate}; lower it when accuracy falls from round to round")
+    made.put("train.dtype", made.values["model"]["dtype"], "as the engines have it: then both give nearly the same log-probs")
     if on_gpu:
         _put_gpus(made, facts)
     else:
@@ -319,33 +338,40 @@ def _put_cpus(made: Draft, size: footprint.Size, facts: Facts) -> None:
     made.put(
         "engines.rollout.kv_cache_gib", cache, f"{int(cache * GIB // trace)} traces of {model.max_model_len} tokens at one time"
     )
-    made.put("engines.rollout.max_num_seqs", 64)
-    made.put("train.threads", facts.cpus)
-    made.put("train.micro_batch_tokens", max(2048, values["max_model_len"]))
-    made.put("train.head_chunk_tokens", 256)
+    made.put("engines.rollout.max_num_seqs", 64, SEQUENCES)
+    made.put("train.threads", facts.cpus, "trainer and engine take turns on these CPUs")
+    made.put("train.micro_batch_tokens", max(2048, values["max_model_len"]), MICRO)
+    made.put("train.head_chunk_tokens", 256, "tokens whose logits over the whole vocabulary are in memory at one time")
+
+
+SEQUENCES = "traces that an engine writes at one time, where its cache has room"
+MICRO = "tokens of one forward and backward pass: lower it when the trainer's memory is short"
 
 
 def _put_gpus(made: Draft, facts: Facts) -> None:
     cards = len(facts.gpus)
     said = f"{cards} x {facts.cards[0] if facts.cards else 'GPU'}"
-    made.put("engines.rollout.enforce_eager", False)
-    made.put("engines.rollout.max_num_seqs", 64)
-    made.put("train.gradient_checkpointing", True)
-    made.put("train.micro_batch_tokens", max(8192, made.values["model"]["max_model_len"]))
+    made.put("engines.rollout.enforce_eager", False, "CUDA graphs: a slower start, faster answers")
+    made.put("engines.rollout.max_num_seqs", 64, SEQUENCES)
+    made.put("train.gradient_checkpointing", True, "activations are computed twice, which saves most of their memory")
+    made.put("train.micro_batch_tokens", max(8192, made.values["model"]["max_model_len"]), MICRO)
     if cards == 1:
         made.put("engines.rollout.colocate", True, f"{said}: engine and trainer take turns on it")
-        made.put("engines.rollout.memory_share", 0.7)
-        made.put("engines.rollout.placement", {"cpus": 2, "gpus": 0.5})
-        made.put("train.placement", {"cpus": 2, "gpus": 0.5})
-        made.put("train.offload", "optimizer")
+        made.put("engines.rollout.memory_share", 0.7, "share of the card's memory while the engine has its turn")
+        made.put("engines.rollout.placement", {"cpus": 2, "gpus": 0.5}, "half a card for Ray: engine and trainer share one")
+        made.put("train.placement", {"cpus": 2, "gpus": 0.5}, "the other half")
+        made.put("train.offload", "optimizer", "the optimiser's state waits in main memory while the engine has its turn")
         return
     engines = cards // 2
     made.put("engines.rollout.min", engines, f"{said}: {engines} engines and {cards - engines} ranks of the trainer")
-    made.put("engines.rollout.max", engines)
-    made.put("engines.rollout.placement", {"cpus": 2, "gpus": 1})
-    made.put("train.workers", cards - engines)
-    made.put("train.strategy", "fsdp2" if cards - engines > 1 else "ddp")
-    made.put("train.placement", {"cpus": 2, "gpus": 1})
+    made.put("engines.rollout.max", engines, "`egrsd scale` changes their number in a live run")
+    made.put("engines.rollout.placement", {"cpus": 2, "gpus": 1}, "one card for each engine")
+    made.put("train.workers", cards - engines, "one rank on each of the other cards")
+    sharded = cards - engines > 1
+    made.put(
+        "train.strategy", "fsdp2" if sharded else "ddp", "weights are sharded over the ranks" if sharded else "there is one rank"
+    )
+    made.put("train.placement", {"cpus": 2, "gpus": 1}, "one card for each rank")
 
 
 def _put_evaluation(made: Draft, held_out: Source | None, facts: Facts) -> None:
@@ -359,4 +385,4 @@ def _put_evaluation(made: Draft, held_out: Source | None, facts: Facts) -> None:
             made.put(f"evaluation.source.{name}", value)
     size = min(len(open_source(held_out).without_solutions()), _MOST_HELD_OUT[bool(facts.gpus)])
     made.put("evaluation.problems", size, "answered before the first round and after the last one")
-    made.put("evaluation.max_new_tokens", made.values["rollout"]["max_new_tokens"])
+    made.put("evaluation.max_new_tokens", made.values["rollout"]["max_new_tokens"], "as in the rounds, so that both compare")

@@ -11,6 +11,8 @@ from pipeline.fit.machine import Line
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.problems.problem import Problem
 from pipeline.problems.sources import ProblemSet, named
+from pipeline.problems.splits import is_one_file
+from pipeline.problems.survey import COSTS
 from pipeline.stages.prompts import prompts
 from pipeline.stages.rollout import imported
 
@@ -18,6 +20,7 @@ MOST_ROWS = 1024  # first rows that are looked at
 _SHOWN = 60  # characters of an example
 _NUMBERS = 5  # row numbers that are named for each reason
 _AT_ONCE = 128
+CARRIED = "kept with each row, for rewards of your own"
 
 
 @dataclass
@@ -43,6 +46,8 @@ class _Rejected:
             rows = self.rows[reason]
             numbers = ", ".join(map(str, rows[:_NUMBERS])) + (", ..." if len(rows) > _NUMBERS else "")
             lines.append(Line(level, "rejected", f"{count} of {total} {what}, {reason} (row {numbers}): {self.details[reason]}"))
+        if lines and level == "warning" and what == "rows":
+            lines.append(Line(level, "rejected", COSTS))
         return lines or [Line("ok", "rejected", f"none of {total} {what}")]
 
 
@@ -56,7 +61,8 @@ def look(problems: ProblemSet, run: Run | None) -> list[Line]:
         problems = problems.without_solutions()
     rows = problems.rows(range(min(MOST_ROWS, len(problems))))
     size = f"{len(problems)} of {problems.total}" if len(problems) < problems.total else str(problems.total)
-    lines = [Line("ok", "source", f"{named(problems.source)}: {size} rows; the first {len(rows)} are looked at, from row 0")]
+    looked = f"the first {len(rows)} are looked at{_counted(problems)}"
+    lines = [Line("ok", "source", f"{named(problems.source)}: {size} rows; {looked}")]
     lines += _columns(problems, rows, lacks)
     rejected = _Rejected()
     for row in rows:
@@ -87,6 +93,13 @@ def _made(rows: list[Problem], run: Run, rejected: _Rejected) -> int:
     return rejected.counts.total() - before
 
 
+def _counted(problems: ProblemSet) -> str:
+    """How rows are numbered, where somebody would look for one in a file."""
+    source = problems.source
+    lines = is_one_file(source.uri) and source.uri.endswith((".jsonl", ".ndjson")) and not source.skip
+    return "; row 0 is the first line of the file" if lines else ", from row 0"
+
+
 def _columns(problems: ProblemSet, rows: list[Problem], lacks: str) -> list[Line]:
     """What each column is, with an example. `lacks`: why there is no column of solutions."""
     shape, first = problems.shape, next((row for row in rows if row.reject is None), rows[0])
@@ -103,7 +116,7 @@ def _columns(problems: ProblemSet, rows: list[Problem], lacks: str) -> list[Line
     lines += [Line("ok", "found by looking", text) for text in shape.found]
     if shape.other:
         largest = max((len(row.extra.encode()) for row in rows if row.extra), default=0)
-        lines.append(Line("ok", "carried", f"{', '.join(shape.other)}: at most {largest} bytes a row"))
+        lines.append(Line("ok", "carried", f"{', '.join(shape.other)}: {CARRIED}, at most {largest} bytes a row"))
     left_out = Counter(name for row in rows for name in row.left_out)
     if left_out:
         listed = ", ".join(f"{name} ({count} rows)" for name, count in left_out.most_common(4))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, command
 from pipeline.inspection.staleness import among, ranges
+from pipeline.recipes import called
 from pipeline.rounds.inventory import POLICY_CHANGED, Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, is_of_others, open_rounds, planned
@@ -69,7 +70,7 @@ class Remaining:
     def describe(self, run: Run) -> str:
         """One line about what will happen, for the person who started the run."""
         if len(self.train) == run.rounds:
-            return f"{run.rounds} rounds of recipe {run.name}"
+            return f"{run.rounds} rounds of {called(run)}"
         parts = [f"rounds {self.train[0]} to {run.rounds - 1} to train"] if self.train else []
         parts += [f"{len(self.label)} rounds to label"] if self.label else []
         parts += [f"{len(self.evaluate)} evaluations"] if self.evaluate else []

@@ -26,7 +26,7 @@ from pipeline.notices import NOTICE_S, late
 from pipeline.problems import gym, hub, jsonl, parquet, tiny, worlds
 from pipeline.problems.problem import Problem, read_problem
 from pipeline.problems.shape import Shape
-from pipeline.problems.splits import files_below
+from pipeline.problems.splits import files_below, is_one_file
 
 _MOST_MADE = 10**9
 _MADE = ("reasoning-gym", worlds.KIND)  # kinds that make problems, and read no file
@@ -181,9 +181,14 @@ def _open(source: Source, look: bool) -> ProblemSet:
 
 
 def named(source: Source) -> str:
-    """A source in few words, for a title: `data/mine.jsonl, split test`. A long path is cut at its front."""
-    uri = source.uri if len(source.uri) <= 48 else "..." + source.uri[-45:]
-    return f"{uri}, split {source.split}"
+    """A source in few words, for a title: `gsm8k, split test`. A long path is cut at its front."""
+    return in_words(source.uri, source.split)
+
+
+def in_words(uri: str, split: str) -> str:
+    """A source by its address and split. A single file has no splits, so none is named."""
+    shown = uri if len(uri) <= 48 else "..." + uri[-45:]
+    return shown if is_one_file(uri) else f"{shown}, split {split}"
 
 
 def epoch_indices(size: int, seed: int, start: int, count: int) -> np.ndarray:

@@ -26,6 +26,12 @@ _WORDS = {
 }
 
 
+def is_one_file(uri: str) -> bool:
+    """Whether an address names a single file by its ending. Such a source has no splits."""
+    kinds = (*_PARQUET, _DOCUMENTS)
+    return (jsonl.is_named(uri) or uri.endswith(kinds)) and not any(sign in uri for sign in _SIGNS)
+
+
 def canonical(split: str) -> str:
     """One name for the names of a split: `val`, `valid` and `dev` are `validation`."""
     return _WORDS.get(split.lower(), split)

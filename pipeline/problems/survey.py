@@ -16,6 +16,8 @@ from pipeline.problems.sources import Problem, ProblemSet
 MOST_GENERATED = 2048  # rows that are looked at of a task that generates problems
 MOST_OTHERS = 4096  # first rows of which the other columns are looked at, since these may be large
 _AT_ONCE = 1024
+_NAMED = 5  # rows that are named
+COSTS = "a row that cannot be used takes a place in each round that asks it, and gives no trace: mend it or take it out"
 REMEDY = "Name the columns that hold problem, solution and answer, or mend the rows"
 
 
@@ -25,8 +27,8 @@ class Survey:
 
     solutions: whether a row needs a reference solution. rejected: rows that cannot be used, by what they lack. controls: how
     often each control token is spelled, and `spelling` the rows that spell one. problems: how often each problem text stands
-    there, by the hash of its normalised form. left_out: rows of which a column was too large to be carried, by its name.
-    generated: whether a task makes the problems, which may then come again.
+    there, by the hash of its normalised form. again: the first rows whose problem an earlier row has. left_out: rows of which a
+    column was too large to be carried, by its name. generated: whether a task makes the problems, which may then come again.
     """
 
     uri: str
@@ -36,6 +38,7 @@ class Survey:
     controls: Counter[str] = field(default_factory=Counter)
     spelling: int = 0
     problems: Counter[int] = field(default_factory=Counter)
+    again: list[int] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     generated: bool = False
 
@@ -50,7 +53,10 @@ class Survey:
         spelled = controls.findall(f"{row.messages or row.problem}\n{row.solution or ''}") if controls else []
         self.controls.update(spelled)
         self.spelling += bool(spelled)
-        self.problems[hash(_alike(_asked(row)))] += 1
+        key = hash(_alike(_asked(row)))
+        if key in self.problems and len(self.again) <= _NAMED:
+            self.again.append(row.index)
+        self.problems[key] += 1
 
     def notes(self) -> list[str]:
         """What the person who starts the run should know."""
@@ -73,7 +79,9 @@ class Survey:
     def repeats(self) -> str:
         """How many rows have a problem that an earlier row has, in words; "" for none, and for problems that a task makes."""
         again = 0 if self.generated else sum(count - 1 for count in self.problems.values())
-        return f"{self.uri}: {again} of {self.rows} rows repeat the problem of an earlier row" if again else ""
+        rows = ", ".join(map(str, self.again[:_NAMED])) + (", ..." if again > _NAMED else "")
+        said = f"{again} of {self.rows} rows repeat the problem of an earlier row (row {rows}; the first row is 0)"
+        return f"{self.uri}: {said}. Such a problem is asked once for each of its rows" if again else ""
 
     def check(self) -> None:
         """Raise SourceError, with what is lacking most often, when no row can be used."""

@@ -13,6 +13,7 @@ from pipeline.evidence.documents import asked, plain, read_audits, read_evidence
 from pipeline.models.tokenizers.vocabulary import token_reader
 from pipeline.overrides import differences
 from pipeline.problems.sources import named
+from pipeline.recipes import called
 from pipeline.report import figures, held_out, ledger, sample, story
 from pipeline.report.drawn import Limits
 from pipeline.report.figures import Measured
@@ -60,7 +61,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
         "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
         "evaluations": evaluated.figures(),
         "change": evaluated.change(),
-        "asked": {version: lines for version in store.numbers("policy") if (lines := asked(store, version))},
+        "asked": {version: lines for version in (0, *store.numbers("policy")) if (lines := asked(store, version))},
         "answers": evaluated.answers(limits.text),
         "sample": sample.sample([part.labelled for part in measured], token_reader(run.model), limits),
         "sweep": read_evidence(store),
@@ -91,10 +92,12 @@ def _identity(store: Store, run: Run) -> dict[str, Any]:
     stored = store.run_file()
     return {
         "name": run.name,
+        "called": called(run),
         "source": named(run.source),
         "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],
         "versions": stored.versions if stored is not None else {},
         "largest_gap": run.accepted_gap[0],
+        "dtype": min({run.model.dtype, run.train.dtype} - {"float32"}, default="float32"),
     }
 
 
@@ -104,11 +107,10 @@ def _measured(store: Store, run: Run) -> list[Measured]:
         metrics.setdefault(int(row["round"]), []).append(row)
     measured = [figures.measure(Inventory(work), metrics.get(work.number, [])) for work in open_rounds(store, run)]
     if not any(part.figures["traces"] for part in measured):
-        raise UserError(
-            "nothing to report: no round has graded and scored traces",
-            store.uri,
-            f"Run {command('distill', '--run', store.uri)} first",
-        )
+        remedy = f"Run {command('distill', '--run', store.uri)} first"
+        if store.numbers("evals"):  # who looks for the answers of policy 0 finds out with a question
+            remedy += f", or ask the base yourself: {command('ask', '--run', store.uri, '--policy', '0', 'QUESTION')}"
+        raise UserError("nothing to report: no round has graded and scored traces", store.uri, remedy)
     return measured
 
 

@@ -6,7 +6,6 @@ whole rounds, before the trainer starts, and counts what `grade` has not rejecte
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.report import ledger
+from pipeline.report.room import LINE, asked
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.rows import read_shard
 from pipeline.stages.tables import ragged
@@ -144,7 +144,7 @@ class _Shard:
             ragged(rollout["rollout_entropy"])[0],
             _floats(profile["entropy_mean"]) if profile is not None else none,
             np.stack([_floats(profile[f"share_{n}"]) for n in Regime.NAMES], 1) if profile is not None else none,
-            _examples(rollout["trace_id"], reasons, pc.coalesce(*(t["reject_detail"] for t in (rollout, grade, score)))),
+            _examples(seen, name, rollout, reasons, pc.coalesce(*(t["reject_detail"] for t in (rollout, grade, score)))),
         )
 
 
@@ -230,15 +230,27 @@ def _labelled(seen: Inventory, shards: list[_Shard]) -> LabelledTraces:
     )
 
 
-def _examples(ids: pa.ChunkedArray, reasons: Any, details: Any) -> list[dict[str, Any]]:
-    """The first rejected rows of a shard, at most EXAMPLES for each reason."""
-    counts: Counter[str] = Counter()
-    examples = []
-    for trace, reason, detail in zip(ids.to_pylist(), reasons.to_pylist(), details.to_pylist(), strict=True):
-        if reason is not None:
-            counts[reason] += 1
-            if counts[reason] <= EXAMPLES:
-                examples.append({"trace": trace, "reason": reason, "detail": detail or ""})
+def _examples(seen: Inventory, shard: str, rollout: pa.Table, reasons: Any, details: Any) -> list[dict[str, Any]]:
+    """The first rejected rows of a shard, at most EXAMPLES for each reason: row of the source, problem, and how many traces."""
+    examples: list[dict[str, Any]] = []
+    known: dict[tuple[str, int], dict[str, Any]] = {}
+    for place, (reason, detail) in enumerate(zip(reasons.to_pylist(), details.to_pylist(), strict=True)):
+        if reason is None:
+            continue
+        trace, prompt = (rollout[name][place].as_py() for name in ("trace_id", "prompt_index"))
+        if (reason, prompt) in known:
+            known[reason, prompt]["traces"] += 1
+        elif sum(name == reason for name, _ in known) < EXAMPLES:
+            known[reason, prompt] = {"trace": trace, "traces": 1, "reason": reason, "detail": detail or "", "prompt": prompt}
+            examples.append(known[reason, prompt])
+    if examples:
+        entries = {"prompts": entry} if (entry := seen.entry("prompts", shard)) is not None else {}
+        problems = read_shard(seen.work.store, entries, {"prompts": ["problem", "messages"]}).get("prompts")
+        rows = problems.to_pylist() if problems is not None else []
+        for example in examples:
+            prompt = example.pop("prompt")
+            example |= {"round": seen.work.number, "row": seen.work.shards[shard][prompt]}
+            example["problem"] = asked(rows[prompt])[:LINE] if rows else ""
     return examples
 
 

@@ -23,8 +23,7 @@ from pipeline.evidence.evaluation import (
 )
 from pipeline.problems.sources import named
 from pipeline.report.blocks import pack
-from pipeline.report.room import LINE, room
-from pipeline.report.traces import asked
+from pipeline.report.room import LINE, asked, room
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.rounds.rows import read_shard
@@ -103,6 +102,7 @@ class Evaluations:
             "keys": keys,
             "problems": [row["problem"][:LINE] for row in whole],
             "correct": [_of(self.samples[version], "correct", keys) for version in said],
+            "truncated": [_of(self.samples[version], "truncated", keys) for version in said],
             "length": [_of(self.samples[version], "length", keys) for version in said],
             "blocks": [pack({"problems": whole[start : start + BLOCK_PROBLEMS]}, ()) for start in starts],
             "block": BLOCK_PROBLEMS,

@@ -28,14 +28,16 @@ def tell(document: dict[str, Any]) -> list[dict[str, str]]:
     """The sentences of a run's document, in the order in which they are read."""
     rounds = [figures for figures in document["rounds"] if figures["traces"]]
     held_out = (*_held_out(document), *_asked(document.get("asked", {})))
-    told = [_about(document, rounds), *held_out, *_training(rounds), *_odd(document, rounds)]
+    gap = _gap(document["run"], rounds)
+    usual = [gap] if gap is not None and gap.kind == "fact" else []
+    told = [_about(document, rounds), *held_out, *_training(rounds), *usual, *_odd(document, rounds)]
     return [sentence._replace(text=_SIGN.sub("\u2212", _PERCENT.sub(r"\1 %", sentence.text)))._asdict() for sentence in told]
 
 
 def _about(document: dict[str, Any], rounds: list[dict[str, Any]]) -> Sentence:
     total, run = document["ledger"]["total"], document["run"]
     trained = sum(figures["steps"] > 0 for figures in rounds)
-    done = f"{_many(trained, 'round')} of recipe {run['name']} on {run['source']}: {total['traces']:,} traces"
+    done = f"{_many(trained, 'round')} of {run['called']} on {run['source']}: {total['traces']:,} traces"
     return Sentence("fact", f"{done}, {total['in_loss']:,} of them trained on.", "run")
 
 
@@ -108,24 +110,51 @@ def _odd(document: dict[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Sen
         yield Sentence("odd", "Shards were computed again after their round was trained on: the page shows those of now.", "run")
     if rejected := document["ledger"]["total"]["num_rejected"]:
         said = f"{_many(rejected, 'trace')} of {document['ledger']['total']['traces']:,} were rejected"
-        yield Sentence("odd", f"{said}{_reasons(document['ledger']['total'].get('rejected', {}))}.", "run")
+        why = _reasons(document["ledger"]["total"].get("rejected", {}))
+        yield Sentence("odd", f"{said}{why}. `Rejected rows` below names them.", "run")
+    yield from _of_labels(document.get("sample", {}).get("rounds", {}))
     if document["evaluations"] and (last := document["evaluations"][-1]).get("truncated", 0) > MOST_TRUNCATED:
         said = f"{last['truncated']:.0%} of the held-out answers of policy {last['policy']} reached the limit of tokens"
         yield Sentence("odd", f"{said}, and count as wrong.", "policies")
-    limit = document["run"].get("largest_gap")
-    ends = f". Half precision often does that; this run ends above {limit:g}" if limit is not None else ""
-    for name, most, text in (
-        ("trainer_gap", GAP, f"Log-probs of engine and trainer differ by {{worst:.3g}} nat on average in round {{round}}{ends}."),
-        ("truncated", MOST_TRUNCATED, "{worst:.0%} of the traces of round {round} reached the limit of tokens."),
-    ):
-        known = [figures for figures in rounds if figures.get(name) is not None and figures[name] > most]
-        if known:
-            worst = max(known, key=lambda figures: figures[name])
-            yield Sentence("odd", text.format(worst=worst[name], round=worst["round"]), "run")
+    if (gap := _gap(document["run"], rounds)) is not None and gap.kind == "odd":
+        yield gap
+    if (worst := _worst(rounds, "truncated", MOST_TRUNCATED)) is not None:
+        cut = f"{worst['truncated']:.0%} of the traces of round {worst['round']} reached the limit of tokens"
+        yield Sentence("odd", f"{cut}, and count as wrong.", "run")
     yield from _of_signal(rounds)
     start, end = (rounds[place].get("student_entropy") if rounds else None for place in (0, -1))
     if start and end is not None and end < COLLAPSE * start:
         yield Sentence("odd", f"The student's entropy fell to {end / start:.0%} of the first round's: it explores less.", "run")
+
+
+def _worst(rounds: list[dict[str, Any]], name: str, most: float) -> dict[str, Any] | None:
+    """The round with the largest value of a figure, where it is above `most`."""
+    known = [figures for figures in rounds if figures.get(name) is not None and figures[name] > most]
+    return max(known, key=lambda figures: figures[name]) if known else None
+
+
+def _gap(run: dict[str, Any], rounds: list[dict[str, Any]]) -> Sentence | None:
+    """How far the log-probs of engine and trainer are apart, where that is more than float32 explains.
+
+    Half precision explains what lies within the limit of the run. Anything else is odd.
+    """
+    if (worst := _worst(rounds, "trainer_gap", GAP)) is None:
+        return None
+    said = f"Log-probs of engine and trainer differ by {worst['trainer_gap']:.3g} nat on average in round {worst['round']}"
+    limit, dtype = run.get("largest_gap"), run.get("dtype", "float32")
+    if limit is None:
+        return Sentence("odd", f"{said}.", "run")
+    usual = dtype != "float32" and worst["trainer_gap"] <= limit
+    reason = f"usual for {dtype}" if usual else f"more than {dtype} explains"
+    return Sentence("fact" if usual else "odd", f"{said}: {reason}; the run ends above {limit:g}.", "run")
+
+
+def _of_labels(rounds: dict[str, dict[str, Any]]) -> Iterator[Sentence]:
+    """What the labels that the page shows do not have in common with training, once for each kind."""
+    notes = Counter(note for labels in rounds.values() if (note := labels.get("note")))
+    for note, count in notes.items():
+        where = "" if count == len(rounds) else f" ({_many(count, 'round')} of {len(rounds)})"
+        yield Sentence("odd", f"{note}{where}", "groups")
 
 
 def _reasons(rejected: dict[str, dict[str, int]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import Any
@@ -15,7 +14,7 @@ from pipeline.contract import REWARD_PREFIX, TOPK, Regime
 from pipeline.method import regimes
 from pipeline.report.figures import LabelledTraces
 from pipeline.report.groups import partings
-from pipeline.report.room import LINE, MOST_TEXT
+from pipeline.report.room import LINE, MOST_TEXT, asked
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.rows import read_shard
 from pipeline.stages.tables import matrices, ragged, views
@@ -70,6 +69,7 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
         of_token = {name: values[row] for name, values in signals.items()}
         arrays = {"ids": ids[row], "regime": regime[row], "signals": of_token, "context": context}
         fact["facts"] |= {"length": len(ids[row]), "restored_sum": _rounded(float(of_token["restored"].sum()))}
+        fact["facts"]["update"] = _rounded(float(np.abs(of_token["weight"]).sum()))
         traces.append(fact | arrays | {"taught": taught[row], "alternatives": kept[row]})
     indices = tables["rollout"]["prompt_index"].to_pylist()
     for index, members in groupby(zip(indices, traces, strict=True), lambda pair: pair[0]):
@@ -133,13 +133,6 @@ def _group(number: int, prompt: pa.Table, traces: list[dict[str, Any]]) -> dict[
 
 
 TEACHER = ["teacher_name", "teacher_context", "teacher_sibling"]
-
-
-def asked(prompt: dict[str, Any]) -> str:
-    """The text of a problem, or all turns of its conversation with their roles."""
-    if not prompt.get("messages"):
-        return prompt["problem"] or ""
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in json.loads(prompt["messages"]))
 
 
 _COLUMNS = {

@@ -4,7 +4,7 @@ import pytest
 
 from actors.fakes import FakeEngine
 from pipeline.errors import StoreError, UserError
-from pipeline.evidence.question import answers, prompt_of, reference_prompt
+from pipeline.evidence.question import Answered, answers, prompt_of, reference_prompt, verdicts
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.recipes import demo
 from pipeline.stages.chat import context_prompt, student_prompt
@@ -36,6 +36,23 @@ def test_each_policy_answers_and_the_teacher_scores_the_answer(tmp_path, engine)
     assert seen.teacher_logprob is not None
     assert seen.tokens == plain.tokens > 0
     assert all(0 <= place < seen.tokens and apart < 0 for place, _, apart in seen.partings)
+
+
+@pytest.mark.parametrize(
+    ("reference", "read", "text", "finish", "verdict"),
+    [
+        ("1+2=3#3", "3", "1+2=3#3", "stop", "correct"),
+        ("1+2=3#3", "3", "1+2=4#4", "stop", "wrong"),
+        ("3", "3", "1+2=3#3", "stop", "correct"),  # the answer alone
+        ("3", "3", "1+2=3", "stop", "unparsable"),
+        ("3", "3", "1+2=3#3", "length", "truncated"),
+    ],
+)
+def test_answers_are_graded_where_a_reference_is_given(reference, read, text, finish, verdict):
+    """A newcomer gave a reference that ended with the answer, and had to compare by eye."""
+    one = Answered(0, text, 3, finish, 0.0, 0.0)
+    answer, [(given, _)] = verdicts(demo(), reference, [one])
+    assert (answer, given) == (read, verdict)
 
 
 def test_a_policy_that_is_not_there_and_a_long_question_are_refused(tmp_path, engine):

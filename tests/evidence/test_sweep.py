@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 
 import numpy as np
 import pytest
+from waiting import until
 
 from jobs import sweep as job
+from pipeline import notices
 from pipeline.contract import Regime
 from pipeline.evidence import documents, sweep
 from pipeline.method import relabel
@@ -102,3 +105,24 @@ def test_evidence_of_earlier_code_gets_the_mean_cosine_that_it_lacks(tmp_path):
     document = {"points": points, "axes": {}, "regimes": [], "rounds": [0], "tokens": 9, "traces": 2}
     store.write_json(documents.EVIDENCE, document | {"deciles": {"tokens": [1], "entropy": [0.1], "delta": [None]}})
     assert [point["cosine_mean"] for point in documents.read_evidence(store)["points"]] == [0.75, None, 0.25]
+
+
+def test_who_waits_for_a_sweep_hears_what_takes_long_and_how_to_leave_it_out(stored, monkeypatch):
+    """A sweep with gradients of a model of 135 M parameters took 25 minutes, and its only line said that it was done."""
+    said = []
+
+    class Heard(logging.Handler):
+        """Keeps what is told."""
+
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    heard, log = Heard(), logging.getLogger("egrsd.notices")
+    monkeypatch.setattr(notices, "NOTICE_S", 0.01)
+    monkeypatch.setattr(job, "read", lambda *of: until(lambda: said, 60, "a word") and sweep.read(*of))
+    log.addHandler(heard)
+    try:
+        swept(stored, "label.gamma=0,.3,1")
+    finally:
+        log.removeHandler(heard)
+    assert said == ["3 points: 30 s so far, and not done. Gradients take most of it: --sample 0 leaves them out"]

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.fit.machine import GIB, Facts
-from pipeline.inspection.draft import check, draft
+from pipeline.inspection.draft import _why, check, draft
 from pipeline.problems.sources import open_source
 
 ROWS = [{"q": f"{i}+{i}", "work": f"{i} and {i} are {2 * i}", "target": 2 * i, "level": "easy"} for i in range(40)]
@@ -78,6 +78,33 @@ def test_answers_alone_make_a_teacher_that_sees_the_answer(tmp_path):
     assert run.source.solution == ""
     assert "{answer}" in run.prompts.teacher
     assert "{solution}" not in run.prompts.teacher
+
+
+def unexplained(made, values=None, before=""):
+    """The values of a draft that have no comment, nor has a section above them."""
+    for name, value in (made.values if values is None else values).items():
+        whole = f"{before}{name}"
+        if isinstance(value, dict):
+            yield from unexplained(made, value, f"{whole}.") if whole not in made.comments else ()
+        elif whole not in made.comments:
+            yield whole
+
+
+@pytest.mark.parametrize("cards", [0, 1, 8])
+def test_every_value_has_its_reason(source, cards):
+    """A newcomer asked why bfloat16, why this learning rate, why 128 tokens where solutions have 17."""
+    made = draft("mine", "tiny-reasoner", source, NAMED, facts(*[80 * GIB] * cards))
+    assert {name for name in unexplained(made) if not name.startswith("evaluation.source.")} == {"name"}
+    assert "tokens; at least 128, since a model writes longer" in made.comments["rollout.max_new_tokens"] or cards == 0
+    assert "the last number counts (egrsd explain grade.fallback)" in made.comments["prompts.student"]
+
+
+@pytest.mark.parametrize(
+    ("new", "typical", "most", "said"),
+    [(128, 17, 512, "at least 128"), (192, 96, 512, "twice that"), (512, 400, 512, "at most 512 on"), (64, 90, 512, "half of")],
+)
+def test_the_bound_that_made_the_longest_response_is_told(new, typical, most, said):
+    assert _why(new, typical, most).startswith(said)
 
 
 def test_what_is_set_decides(source):

@@ -13,6 +13,7 @@ from jobs.settle import Choices
 from pipeline.inspection.looked import look
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
+from pipeline.problems.survey import COSTS
 from pipeline.recipes import demo
 
 TRACE = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "1+1=2#2"}]
@@ -37,12 +38,22 @@ def test_columns_are_shown_with_an_example_and_bad_rows_with_their_number(tmp_pa
     assert told["problem"] == "column 'messages': '1+1'"
     assert told["answer"] == "column 'answer': '2'"
     assert told["response"] == "column 'messages', up to 1 imported traces a row: '1+1=2#2'"
-    assert told["carried"] == "level: at most 12 bytes a row"
+    said_of = "kept with each row, for rewards of your own, at most 12 bytes a row"
+    assert told["carried"] == f"level: {said_of}"
     assert [text for level, topic, text in lines if (level, topic) == ("warning", "rejected")] == [
         "2 of 5 rows, missing_answer (row 2, 3): column 'answer' is empty",
         "1 of 5 rows, bad_messages (row 1): column 'messages' has no user turn",
         "1 of 5 rows, missing_problem (row 4): column 'messages' is empty",
+        COSTS,
     ]
+
+
+def test_who_looks_for_a_row_knows_how_rows_are_counted_and_what_a_useless_one_costs(tmp_path):
+    uri = written(tmp_path, GOOD, GOOD | {"answer": ""})
+    texts = [text for _, _, text in said(uri, None, "source.response=messages")]
+    assert "2 rows; the first 2 are looked at; row 0 is the first line of the file" in texts[0]
+    assert texts[-1].startswith("a row that cannot be used takes a place in each round that asks it")
+    assert COSTS not in [text for _, _, text in said(written(tmp_path, GOOD), None, "source.response=messages")]
 
 
 def test_with_a_run_prompts_and_imported_traces_are_made_too(tmp_path):

@@ -65,6 +65,7 @@ def test_help_lists_every_verb(egrsd):
         (("train", "--run", "RUN", "--set", "label.gamma=1"), "training does not read this setting"),
         (("export", "--run", "RUN", "--out", "OUT"), "no round has all its traces yet"),
         (("distill",), "Missing option"),
+        (("stage", "label", "--run", "RUN", "--set", "label.gamma=1"), "'--round' is missing: 3, 0,2 or 0..15."),
         (("status", "--run", "gopher://x/y"), "cannot be opened"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--set", "grade.answer_pattern=("), "grade.answer_pattern"),
         (("distill", "--run", "NEW", "--recipe", "demo", "--address", "127.0.0.1:1"), "no Ray cluster answers"),
@@ -101,6 +102,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(egrsd, empty_run, tmp_path, argum
     done = egrsd(*(named.get(argument, argument) for argument in arguments))
     said = " ".join((done.stdout + done.stderr).split())
     assert message in said
+    assert "error: " in said
+    assert "Invalid value: " not in said  # a missing option is no value
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == 2
 

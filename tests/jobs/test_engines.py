@@ -33,7 +33,7 @@ def test_each_phase_is_told_once(monkeypatch):
     assert [line.rpartition(", ")[0] for line in said] == [
         "engines.rollout: a process is being started",
         "engines.rollout: loading the weights",
-        "engines.rollout: an engine serves",
+        "engines.rollout: an engine serves, and works on its first answers",
         "engines.rollout: the first answers are there",
     ]
     assert all(line.endswith("s since the start of the pool") for line in said)

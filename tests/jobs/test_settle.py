@@ -1,5 +1,6 @@
 """Settings of a run that has begun: a change is refused with both values, and told where it is accepted."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pipeline.driver import Sources, cautions
 from pipeline.errors import SettingError
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
+from pipeline.problems.survey import COSTS
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
 
@@ -37,3 +39,14 @@ def test_two_limits_of_tokens_are_said(sets, told):
     sources = Sources(open_source(run.source), open_source(run.evaluation.source))
     found = [note for note in cautions(run, sources) if "at most 48 tokens in rounds and 72 in evaluations" in note]
     assert bool(found) == told
+
+
+@pytest.mark.parametrize(("answer", "told"), [("2", False), ("", True)])
+def test_what_a_row_costs_that_cannot_be_used_is_said_before_a_run(tmp_path, answer, told):
+    """A newcomer's round trained on seven problems instead of eight, and `--dry-run` spoke of 160 rows."""
+    path = tmp_path / "mine.jsonl"
+    rows = [{"problem": "1+1", "solution": "1+1=2#2", "answer": "2"}, {"problem": "2", "solution": "2#2", "answer": answer}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = resolve(demo(), [f"source.uri={path}", "evaluation.problems=0"])
+    said = cautions(run, Sources(open_source(run.source), None))
+    assert (f"note: {path}: {COSTS}" in said) == told

@@ -72,6 +72,37 @@ def test_rounds_that_are_whole_and_trained_share_a_row(store):
     assert cells[0] == ["0 to 19", "20", "21 to 29"]
     assert cells[1] == ["320 30.0s -20", "16 1.5s -1", "144 13.5s -9"]
     assert cells[2] == ["policy 20", "[yellow]policy 21 ![/yellow]", "policy 30"]
+    assert status._cell({"rows": 64, "seconds": 460.5, "rejected": 8}) == "64 460s -8"
+    assert status._cell({"rows": 64, "seconds": 12_345.0, "rejected": 0}) == "64 3.4h"
+    found = {"prompts": cell, "score": cell | {"rejected": 3}, "label": cell | {"rejected": 3}}
+    shown = list(status._cells(found, ("prompts", "rollout", "score", "label")))
+    assert shown == ["16 1.5s -1", "-", "16 1.5s -3", "16 1.5s"]
+
+
+def test_a_slow_round_fits_into_80_columns_and_the_seconds_are_explained(store, capfd):
+    """A newcomer saw 460.5 s for a round that took 386, and the cell in two lines."""
+    for name in ("rollout", "grade", "score", "profile", "label"):
+        for shard, entry in store.entries("rounds/0000", name).items():
+            document = store.read_json(f"rounds/0000/{name}/{shard}.json")
+            slow = {"seconds": 230.25} if name in ("rollout", "score") else {}
+            store.write_json(f"rounds/0000/{name}/{shard}.json", document | {"rejected": {"missing_answer": 8}} | slow)
+            assert entry.rows
+    status.show(store.uri, False)
+    said = capfd.readouterr().out
+    row = next(line for line in said.partition("\nwork")[2].splitlines() if line.split()[:1] == ["0"])
+    assert "460s -16 " in row
+    assert row.count("-16") == 1  # later stages pass the same rows by
+    assert row.rstrip().endswith("policy 1")
+    assert "two shards that wait for one engine count its time twice" in " ".join(said.split())
+
+
+def test_the_end_of_a_run_names_the_next_commands_and_which_mean_is_shown(store, capfd):
+    with session(False) as out:
+        summary.summarise(store, store.load_run(), out)
+    said = " ".join(capfd.readouterr().out.split())
+    assert f"next: `egrsd report {store.uri}` shows every trace, `egrsd ask {store.uri} QUESTION` asks both ends." in said
+    assert "fork (mean of rounds)" in said
+    assert "log:" not in said  # this command wrote none
 
 
 def test_a_watch_ends_when_the_run_is_done(store, tmp_path, capfd, monkeypatch):

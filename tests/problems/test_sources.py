@@ -21,7 +21,7 @@ from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.errors import SettingError, SourceError
 from pipeline.problems import jsonl, tiny
-from pipeline.problems.sources import epoch_indices, open_source
+from pipeline.problems.sources import epoch_indices, named, open_source
 
 ROWS = [{"problem": f"{i}+{i}", "solution": f"It is \\boxed{{{2 * i}}}.", "answer": str(2 * i)} for i in range(25)]
 
@@ -382,3 +382,18 @@ def test_a_folder_of_lines_has_splits_too(tmp_path):
     assert open_source(Source(uri=f"{tmp_path}/data/train-*.jsonl", size=9)).total == 20
     with pytest.raises(SourceError, match="has no split 'dev'; there are: test, train"):
         open_source(Source(uri=str(tmp_path / "data"), split="dev"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("mine.jsonl", "mine.jsonl"),
+        ("s3://bucket/a.jsonl.gz", "s3://bucket/a.jsonl.gz"),
+        ("a.parquet", "a.parquet"),
+        ("data/*.jsonl", "data/*.jsonl, split train"),
+        ("folder", "folder, split train"),
+        ("datasets:gsm8k", "datasets:gsm8k, split train"),
+    ],
+)
+def test_a_single_file_is_named_without_a_split(uri, said):
+    assert named(Source(uri=uri)) == said

@@ -56,7 +56,10 @@ def test_no_advice_takes_the_rows_that_are_held_out(tmp_path):
 def test_problems_that_stand_twice_are_counted(tmp_path):
     found = survey(opened(tmp_path / "a.jsonl", ["One?", "one? ", "2", "2", "2"]), None)
     [said] = found.notes()
-    assert said.endswith("3 of 5 rows repeat the problem of an earlier row")
+    where = "3 of 5 rows repeat the problem of an earlier row (row 1, 3, 4; the first row is 0)"
+    assert said.endswith(f"{where}. Such a problem is asked once for each of its rows")
+    many = survey(opened(tmp_path / "a.jsonl", ["1"] * 9), None)
+    assert "8 of 9 rows repeat the problem of an earlier row (row 1, 2, 3, 4, 5, ...; the first" in many.repeats()
 
 
 def test_held_out_problems_that_are_trained_on_are_counted(tmp_path):

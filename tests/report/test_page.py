@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 
 import pytest
 from pages import chosen, complaints, opened, requested, soon, text
-from report_runs import RIGHT_TO_LEFT
+from report_runs import RIGHT_TO_LEFT, evaluated
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from jobs import report
+from pipeline.overrides import resolve
+from pipeline.store.directory import Store
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -25,6 +30,28 @@ def test_it_opens_without_a_complaint_and_asks_the_network_for_nothing(driver, r
     assert requested(driver) == []
     body = driver.find_element(By.TAG_NAME, "body").text
     assert not {"undefined", "NaN", "null", "[object"} & set(body.replace("=", " ").split())
+
+
+def test_the_first_trace_that_opens_taught_something_and_its_figures_have_names(driver, real):
+    """A newcomer's first trace had advantage 0, an axis from -1.0e-6 to 1.0e-6, and `+0.38` without a word in the list."""
+    opened(driver, real)
+    trace = driver.execute_script("const { advantage, update, pivots } = reader.trace; return [advantage, update, pivots]")
+    assert all(trace)
+    assert driver.find_element(By.CSS_SELECTOR, ".item[aria-current]").is_displayed()
+    facts = text(driver, ".item[aria-current] .facts")
+    for name in ("tokens", "advantage", "pivot", "fork", "restored"):
+        assert name in facts
+    names = driver.find_elements(By.CSS_SELECTOR, "#inspector dt")
+    assert [name.get_attribute("title") for name in names if not name.get_attribute("title")] == []
+    assert len(driver.find_elements(By.CSS_SELECTOR, ".words dt")) == len(names) == 9
+    opened(driver, real, "#view=traces&order=update")
+    updates = driver.execute_script("return document.getElementById('view-traces').list.rows.map(t => t.update)")
+    assert updates == sorted(updates, reverse=True)
+    dull = driver.execute_script("return DATA.traces.find(t => !t.advantage)?.id")
+    if dull:
+        opened(driver, real, f"#trace={dull}")
+        assert "0 everywhere: this trace has no advantage" in text(driver, ".keys")
+        assert driver.execute_script("return document.querySelectorAll('.yaxis text').length") == 7
 
 
 def test_a_trace_is_picked_by_verdict_and_order(driver, real):
@@ -189,7 +216,7 @@ CONTRAST = """const ctx = document.createElement('canvas').getContext('2d', { wi
     return least"""
 
 
-@pytest.mark.parametrize("view", ["#traces", "#run", "#evidence", "#groups"])
+@pytest.mark.parametrize("view", ["#traces", "#run", "#evidence", "#groups", "#policies"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_either_scheme_with_enough_contrast(driver, real, view, scheme):
     opened(driver, real, view, 390, 844, scheme)
@@ -294,6 +321,47 @@ def test_a_group_stands_side_by_side_with_its_verdicts_and_partings(driver, real
     assert float(said) == pytest.approx(label["token_weight"][2], rel=2e-3, abs=1e-3)
     driver.find_element(By.CSS_SELECTOR, "#group table .link").click()
     soon(driver, "#reader .eyebrow", "sample 0")
+
+
+def test_a_group_says_where_labels_are_not_what_training_uses(driver, stored_run, tmp_path):
+    """After `stage label` with other settings the tab Traces said so, and Groups and Run did not."""
+    store = Store(str(shutil.copytree(stored_run.uri, tmp_path / "run")))
+    store.save_run(resolve(store.load_run(), ["label.gamma=1"]), {})
+    report.report_run([store.uri], None, None, True)
+    for view, place in (("#groups", "#group header"), ("#run", ".story")):
+        opened(driver, f"{store.uri}/report.html", view)
+        soon(driver, place, "label.gamma 1 (training: ")
+
+
+def test_rejected_rows_are_listed_with_their_problem(driver, hostile):
+    opened(driver, hostile[0], "#run")
+    driver.execute_script("[...document.querySelectorAll('details.card')].forEach(d => { d.open = true; })")
+    said = driver.find_element(By.CSS_SELECTOR, "[aria-label='Rejected rows']").text
+    assert "two" in said
+    assert "verifier error" in said
+
+
+def test_a_truncated_answer_has_a_sign_of_its_own_and_only_whole_words_are_alike(driver, stored_run, tmp_path):
+    """The list had a cross for a truncated answer, and the `T` of `The` and `To` was grey."""
+    store = Store(str(shutil.copytree(stored_run.uri, tmp_path / "run")))
+    store.save_run(resolve(store.load_run(), ["evaluation.problems=4"]), {})
+    evaluated(store, 0, ["correct", "wrong", "wrong", "correct"])
+    evaluated(store, 2, ["truncated", "wrong", "correct", "correct"])
+    report.report_run([store.uri], None, None, True)
+    opened(driver, f"{store.uri}/report.html", "#policies")
+    facts = {item.text[:5] for item in driver.find_elements(By.CSS_SELECTOR, "#view-policies .facts")}
+    assert facts == {"✓ → …", "✗ → ✗", "✗ → ✓", "✓ → ✓"}
+    alike = {part.text.strip() for part in driver.find_elements(By.CSS_SELECTOR, "#pair .alike")}
+    assert alike == {"so held 0 is"}  # correct and truncated differ from the first letter on; the words before are the same
+
+
+def test_an_axis_that_crosses_zero_has_a_zero(driver, real):
+    """Steps that were added up gave the mark -5.6e-17 on a page of two runs."""
+    opened(driver, real, "#run")
+    assert driver.execute_script("return ticks(-0.62, -0.03)") == [-0.8, -0.6, -0.4, -0.2, 0]
+    assert driver.execute_script("return ticks(0.1, 0.7)") == [0, 0.2, 0.4, 0.6, 0.8]
+    shown = "return [fixed(-0.0001), fixed(-0.12), fixed(0), signed(-0.0001)]"
+    assert driver.execute_script(shown) == ["0.000", "\u22120.120", "0.000", "0.000"]
 
 
 def test_two_policies_answer_one_problem_sorted_by_what_changed(driver, two_runs):

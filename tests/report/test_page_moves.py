@@ -41,7 +41,8 @@ def test_keys_move_search_and_help(driver, real):
     opened(driver, real)
     press = lambda *keys: ActionChains(driver).send_keys(*keys).perform()  # noqa: E731
     rows = driver.execute_script("return document.getElementById('view-traces').list.rows.map(t => t.id)")
-    for keys, place in (("j", 1), ("j", 2), ("k", 1)):
+    first = rows.index(driver.execute_script("return reader.trace.id"))
+    for keys, place in (("j", first + 1), ("j", first + 2), ("k", first + 1)):
         press(keys)
         WebDriverWait(driver, 30).until(lambda d, p=place: d.execute_script("return reader.trace.id") == rows[p])
     press("?")
@@ -87,6 +88,80 @@ def test_a_trace_that_is_tapped_on_a_phone_comes_into_view(driver, real):
     driver.find_elements(By.CSS_SELECTOR, ".item")[2].click()
     top = "return document.getElementById('reader').getBoundingClientRect().top"
     WebDriverWait(driver, 30).until(lambda d: -5 < d.execute_script(top) < 300)
+
+
+def test_a_sheet_on_a_phone_covers_nothing_before_a_tap_and_can_be_put_away(driver, real):
+    """A newcomer's first sheet covered a quarter of the screen, said `Point`, and had no button to close it."""
+    opened(driver, real, "#traces", 390, 844)
+    sheet = driver.find_element(By.ID, "inspector")
+    assert not sheet.is_displayed()
+    driver.execute_script("document.getElementById('tok-2').click()")
+    WebDriverWait(driver, 30).until(lambda _: sheet.is_displayed())
+    assert "Token 2 of" in text(driver, "#inspector")
+    sheet.find_element(By.CSS_SELECTOR, ".close").click()
+    assert not sheet.is_displayed()
+
+
+def test_a_tap_in_a_group_reads_the_update_and_a_second_one_opens_the_trace(driver, real):
+    opened(driver, real, "#groups", 390, 844)
+    WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".beside .tok"))
+    assert not driver.find_element(By.CSS_SELECTOR, ".told").is_displayed()
+    assert not driver.find_element(By.CSS_SELECTOR, "#group .scroll").is_displayed()  # each trace has its facts beside it
+    assert "advantage" in text(driver, ".sibling-head")
+    assert "tokens" in text(driver, ".sibling-head")
+    tap = """document.querySelectorAll('.beside .tok')[2].dispatchEvent(
+        new PointerEvent('click', { bubbles: true, pointerType: 'touch' }))"""
+    driver.execute_script(tap)
+    soon(driver, ".told", "update ")
+    assert text(driver, "nav a[aria-current]") == "Groups"
+    driver.execute_script("document.querySelector('.told .close').click()")
+    assert not driver.find_element(By.CSS_SELECTOR, ".told").is_displayed()
+    driver.execute_script(tap)
+    soon(driver, "#inspector", "Token 2 of")
+
+
+def test_the_page_of_a_run_is_short_on_a_phone_and_whole_on_a_desk(driver, real):
+    """It had 7 771 px on a phone, and 18 charts of one size on a desk."""
+    seen = "return [...document.querySelectorAll('.chart')].filter(c => c.checkVisibility()).length"
+    opened(driver, real, "#run", 390, 844)
+    assert driver.execute_script("return document.documentElement.scrollHeight") < 4600
+    assert driver.execute_script(seen) == 3
+    driver.execute_script("document.querySelector('.chapter summary').click()")
+    assert driver.execute_script(seen) == 6
+    opened(driver, real, "#run")
+    assert driver.execute_script(seen) == 12
+    driver.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert driver.execute_script(seen) == len(driver.find_elements(By.CSS_SELECTOR, ".chart")) == 16
+    driver.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert driver.execute_script(seen) == 12
+    driver.execute_script("document.querySelectorAll('.chapter > summary')[1].click()")
+    assert driver.execute_script(seen) == 9
+    WebDriverWait(driver, 30).until(lambda d: d.execute_script("return folded.get('Entropy and regimes') === false"))
+    driver.execute_script("renew()")  # as a page does that follows its run
+    assert driver.execute_script(seen) == 9
+    assert "No measure of progress" in driver.execute_script(
+        "return [...document.querySelectorAll('.chart')].find(c => c.querySelector('h3').textContent === 'Loss').textContent"
+    )
+
+
+def test_all_views_of_two_runs_have_their_link_on_a_phone(driver, two_runs):
+    opened(driver, two_runs, "", 390, 844)
+    nav = driver.find_element(By.TAG_NAME, "nav")
+    assert driver.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", nav) <= 0
+    assert len(nav.find_elements(By.TAG_NAME, "a")) == 6
+    assert driver.execute_script("return document.documentElement.scrollHeight") < 3400
+
+
+def test_no_word_of_a_field_runs_under_its_arrow(driver, real):
+    for view in ("#groups", "#traces", "#policies"):
+        opened(driver, real, view, 390, 844)
+        room = """const ctx = document.createElement('canvas').getContext('2d');
+            return [...document.querySelectorAll('main > section:not([hidden]) select')].map(s => {
+                const style = getComputedStyle(s);
+                ctx.font = style.font;
+                return [s.clientWidth - 30 - ctx.measureText(s.selectedOptions[0].text).width, s.selectedOptions[0].text]; })"""
+        for left, name in driver.execute_script(room):
+            assert left > 0, name
 
 
 def test_print_has_the_whole_width_and_no_fields(driver, real):

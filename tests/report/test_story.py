@@ -17,7 +17,7 @@ def told(rounds=None, moved=(0.1, 0.05, 0.15), longer=(-5.0, -6.0, -4.0), worse=
     """The sentences on a run of three rounds, with changes."""
     estimate = lambda found: dict(zip(("value", "low", "high"), found, strict=True))  # noqa: E731
     document = {
-        "run": {"name": "demo", "source": "sums"},
+        "run": {"name": "demo", "called": "recipe demo", "source": "sums"},
         "rounds": rounds or [a_round(0), a_round(1), a_round(2, accuracy=0.75)],
         "ledger": {"adds_up": True, "total": {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}},
         "evaluations": [{"policy": 0, "accuracy": {"value": 0.5}}, {"policy": 3, "accuracy": {"value": 0.6}}],
@@ -55,7 +55,7 @@ def test_without_evaluations_nothing_is_claimed():
     assert told(change=None)[1] == ("fact", "No two policies answered the same held-out problems: the gain is not measured.")
 
 
-RUN = {"name": "demo", "source": "sums"}
+RUN = {"name": "demo", "called": "recipe demo", "source": "sums"}
 CUT = {"policy": 3, "accuracy": {"value": 0.5}, "truncated": 0.3}
 REASONS = {"rollout": {"too_long": 8}, "grade": {"no_answer": 12}}
 TOTAL = {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}
@@ -74,7 +74,11 @@ TOTAL = {"traces": 1920, "in_loss": 1900, "num_rejected": 0, "current": True}
         ({"ledger": {"adds_up": True, "total": TOTAL | {"num_rejected": 20}}}, "20 traces of 1,920 were rejected"),
         ({"ledger": {"adds_up": True, "total": TOTAL | {"num_rejected": 20, "rejected": REASONS}}}, "(12 no answer, 8 too long)"),
         ({"evaluations": [CUT | {"policy": 0}, CUT]}, "30 % of the held-out answers of policy 3 reached the limit"),
-        ({"run": RUN | {"largest_gap": 0.05}, "rounds": [a_round(0, trainer_gap=0.03)]}, "this run ends above 0.05"),
+        (
+            {"run": RUN | {"largest_gap": 0.001, "dtype": "float32"}, "rounds": [a_round(0, trainer_gap=0.03)]},
+            "0.03 nat on average in round 0: more than float32 explains; the run ends above 0.001",
+        ),
+        ({"sample": {"rounds": {"0": {"note": "Labels show."}, "1": {"note": None}}}}, "Labels show. (1 round of 2)"),
         ({"warnings": ["bounds instead"]}, "bounds instead"),
     ],
 )
@@ -82,6 +86,17 @@ def test_what_is_odd_is_told(changes, odd):
     found = [text for kind, text in told(**changes) if kind == "odd"]
     assert len(found) == 1
     assert odd in found[0]
+
+
+def test_a_gap_that_half_precision_explains_is_no_oddity():
+    """A newcomer saw a red mark beside .0312 nat, which bfloat16 has, and asked whether that is bad."""
+    run = RUN | {"largest_gap": 0.05, "dtype": "bfloat16"}
+    found = told(run=run, rounds=[a_round(0, trainer_gap=0.0312)])
+    text = (
+        "Log-probs of engine and trainer differ by 0.0312 nat on average in round 0: usual for bfloat16; the run ends above 0.05."
+    )
+    assert ("fact", text) in found
+    assert not [said for kind, said in found if kind == "odd"]
 
 
 def test_accuracies_come_with_how_they_were_sampled():

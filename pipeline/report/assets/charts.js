@@ -1,8 +1,8 @@
 // Small charts. Each is an SVG with a name and a table of its values below. The arrow keys read it out point by point.
 
 const WIDTH = 360;
-const HEIGHT = 176;
-const PAD = { left: 44, right: 14, top: 12, bottom: 26 };
+const HEIGHT = 184;
+const PAD = { left: 44, right: 14, top: 12, bottom: 34 };
 
 // Marks of an axis that covers [low, high], in steps of 1, 2 or 5 times a power of ten.
 function ticks(low, high, wanted = 4) {
@@ -14,9 +14,8 @@ function ticks(low, high, wanted = 4) {
   const raw = (high - low) / wanted;
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw);
-  const first = Math.floor(low / step) * step;
   const found = [];
-  for (let value = first; value < high + step * 0.999; value += step) found.push(Number(value.toPrecision(12)));
+  for (let k = Math.floor(low / step); k * step < high + step * 0.999; k += 1) found.push(Number((k * step).toPrecision(12)));
   return found;
 }
 

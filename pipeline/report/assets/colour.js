@@ -4,7 +4,7 @@ const COLOURS = {
   entropy: { name: "Teacher entropy", text: "tint: teacher entropy, from 0 to the largest of the round" },
   ahead: { name: "Lookahead entropy", text: "tint: lowest entropy of the token and the next ones, from 0 to the largest of the round" },
   gate: { name: "Gate", text: "tint: gate, from 0 to 1" },
-  weight: { name: "Update: advantage × magnitude × gate", text: "tint: update of the token; striped: its probability is pushed down", signed: true },
+  weight: { name: "Update of each token", text: "tint: update of the token, which is advantage × magnitude × gate; striped: its probability is pushed down", signed: true },
   advantage: { name: "Advantage", text: "tint: advantage of the trace, the same for all its tokens; striped: negative", signed: true },
   delta: { name: "Log-ratio teacher − student", text: "tint: log p teacher − log p student, up to 2 nats; striped: negative", signed: true },
   regime: { name: "Regime", text: "tint: lock none, mid light, pivot strong, fork striped" },

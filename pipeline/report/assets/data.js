@@ -11,6 +11,20 @@ const REGIMES = [
   { name: "fork", letter: "F", text: "uncertain here and in the next tokens: weight is reduced" },
 ];
 
+// What each figure of a token is. The panel has these as titles, and the page below the text.
+const FIGURES = {
+  "entropy, nats": () => "how unsure the teacher is about this token; 0 is sure",
+  lookahead: () => `lowest entropy of this token and the next ${DATA.window}`,
+  "log p student": () => "log-prob that the student gives to the token; 0 is certain",
+  "log p teacher": () => "log-prob that the teacher gives to the token",
+  "log-ratio δ": () => "log p teacher − log p student: above 0 the teacher finds the token likelier",
+  magnitude: () => "how far both are apart, in the direction of the advantage, bounded: 1 where they agree",
+  gate: () => "what the teacher's entropy leaves of the weight, from 0 to 1",
+  restored: () => "gate with looking ahead − gate without it: what a pivot gets back",
+  "token weight": () => "advantage × magnitude × gate: above 0 the token becomes likelier",
+};
+const words = () => Object.entries(FIGURES).map(([name, text]) => [el("dt", {}, name), el("dd", {}, text())]);
+
 const VERDICTS = {
   correct: { glyph: "✓", tone: "good" },
   wrong: { glyph: "✗", tone: "bad" },

@@ -25,7 +25,11 @@ const visible = (text) =>
 const foreign = (text) => el("bdi", {}, visible(text));
 
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
-const fixed = (value, digits = 3) => (known(value) ? value.toFixed(digits).replace("-", "−") : "–");
+const fixed = (value, digits = 3) => {
+  if (!known(value)) return "–";
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−"); // nothing is shown as −0.000
+};
 const signed = (value, digits = 3) => (known(value) ? (value > 0 ? "+" : "") + fixed(value, digits) : "–");
 const count = (value) => (known(value) ? Math.round(value).toLocaleString("en") : "–");
 const percent = (value, digits = 1) => (known(value) ? `${(100 * value).toFixed(digits)} %` : "–");
@@ -52,7 +56,7 @@ function table(caption, head, rows, options = {}) {
     );
   return el(
     "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    { class: `scroll ${options.tone ?? ""}`, tabindex: "0", role: "region", "aria-label": caption },
     el(
       "table",
       {},
@@ -115,10 +119,10 @@ const MORE = 60;
 function pickList({ label, render, open, isOpen }) {
   const items = el("ol", { class: "items", "aria-label": label, onkeydown: moveInList });
   const found = el("p", { class: "found", role: "status" });
-  const list = { items, found, rows: [], shown: MORE };
+  const list = { items, found, rows: [], shown: MORE, last: null };
   list.fill = (rows, noun, note = "") => {
     const kept = rows.length === list.rows.length && rows.every((row, i) => row === list.rows[i]);
-    Object.assign(list, { rows, shown: kept ? list.shown : MORE });
+    Object.assign(list, { rows, shown: Math.max(kept ? list.shown : MORE, rows.findIndex(isOpen) + 1) });
     found.textContent = `${count(rows.length)} ${rows.length === 1 ? noun : `${noun}s`}${note}`;
     if (!kept || !items.children.length) list.draw();
     else list.mark();
@@ -150,6 +154,7 @@ function pickList({ label, render, open, isOpen }) {
       button.tabIndex = current ? 0 : -1;
     });
     if (!buttons.some((button) => button.tabIndex === 0) && buttons.length) buttons[0].tabIndex = 0;
+    bring(items, buttons.find((button) => button.tabIndex === 0), list);
   };
   list.step = (by) => {
     const now = list.rows.findIndex(isOpen);
@@ -159,6 +164,16 @@ function pickList({ label, render, open, isOpen }) {
     open(next);
   };
   return list;
+}
+
+// Scroll a list to what is open, once for each thing that is opened, and leave the page where it is.
+function bring(items, button, list) {
+  const row = list.rows.find((_, i) => items.querySelectorAll(".item")[i] === button);
+  if (!button || row === list.last) return;
+  list.last = row;
+  const { offsetTop, offsetHeight } = button;
+  if (offsetTop < items.scrollTop || offsetTop + offsetHeight > items.scrollTop + items.clientHeight)
+    items.scrollTop = offsetTop - items.clientHeight / 3;
 }
 
 function moveInList(event) {
@@ -171,9 +186,16 @@ function moveInList(event) {
   next.focus();
 }
 
+const isPhone = () => matchMedia("(max-width: 760px)").matches;
+const isTouched = () => matchMedia("(hover: none)").matches;
+
+// A button that puts a sheet away. It is seen where the sheet lies over the text.
+const closing = (sheet) =>
+  el("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => sheet().classList.add("away") }, "✕");
+
 // On a small screen the list stands above what it opens: bring that into view.
 function reveal(node) {
-  if (node && matchMedia("(max-width: 760px)").matches) node.scrollIntoView({ block: "start" });
+  if (node && isPhone()) node.scrollIntoView({ block: "start" });
 }
 
 // A text that a model wrote, cut where the page had no room for more.

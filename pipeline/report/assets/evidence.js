@@ -3,7 +3,8 @@
 const brief = (name) => name.split(".").pop();
 
 function evidenceView(root) {
-  root.append(compareCard(), ...sweepCards(), ...auditCards(DATA.audits));
+  const compared = DOC.compare?.points.length;
+  root.append(compared ? compareCard() : "", ...sweepCards(), ...auditCards(DATA.audits), compared ? "" : compareCard());
 }
 
 function missing(title, text, command) {

@@ -63,7 +63,7 @@ const groupItem = (group) => [
     "span",
     { class: "facts" },
     el("span", { class: "unseen" }, `${group.correct} of ${group.members.length} right. `),
-    `round ${group.round} · reward ${fixed(group.reward, 2)} ± ${fixed(group.spread, 2)} · ${count(group.common)} tokens alike`,
+    `round ${group.round} · reward ${fixed(group.reward, 2)} ± ${fixed(group.spread, 2)} · ${count(group.common)}\u00a0tokens\u00a0alike`,
   ),
 ];
 
@@ -76,7 +76,13 @@ async function drawGroup(group) {
   const [first] = all;
   const rewards = Object.keys(first.rewards);
   const heaviest = Math.max(...all.map((signals) => largest(signals.weight)));
-  const readout = el("output", { class: "told card" }, "Point at a token, or tap it, to read its update.");
+  const said = el("output", {});
+  const readout = el("div", { class: "told card away" }, said, closing(() => readout));
+  const show = (parts) => {
+    readout.classList.remove("away");
+    said.replaceChildren(...parts);
+  };
+  const note = DATA.sample.rounds[group.round].note;
   const rows = group.members.map((trace, i) => [
     traceLink(trace),
     el("span", { class: verdictOf(trace.verdict).tone }, `${verdictOf(trace.verdict).glyph} ${trace.verdict}`),
@@ -102,18 +108,21 @@ async function drawGroup(group) {
           { class: "chips" },
           chip(["reference ", foreign(first.answer)]),
           chip(`${group.correct} of ${group.members.length} right`),
-          chip(`reward ${fixed(group.reward, 3)} ± ${fixed(group.spread, 3)}`),
+          chip(`mean reward ${fixed(group.reward, 3)}, standard deviation ${fixed(group.spread, 3)}`),
           chip(whyAlike(group)),
         ),
+        note ? el("p", { class: "fine" }, foreign(note)) : null,
       ),
       table("Verdicts, rewards and advantages", ["trace", "verdict", "read", "reward", ...rewards, "advantage", "tokens", "parts ways at"], rows, {
         words: [1, 2],
         hideCaption: true,
+        tone: "off-phone",
       }),
       group.spread === 0 ? el("p", { class: "fine" }, "All rewards are equal: with a group baseline no trace has an advantage, and nothing is learned here.") : null,
       colourField(),
       el("ul", { class: "legend" }, el("li", {}, ramp(), el("span", { class: "soft" }, colourOf().text)), el("li", {}, el("span", { class: "alike" }, "alike"), el("span", { class: "soft" }, "a sibling begins with these tokens too")), el("li", {}, el("span", { class: "fork-mark" }, "▸"), el("span", { class: "soft" }, "here the trace leaves its last sibling"))),
-      group.members.map((trace, i) => besides(trace, all[i], heaviest, readout)),
+      el("p", { class: "fine off-paper" }, isTouched() ? "Tap a token to read its update, and again to open its trace." : "Point at a token to read its update. A click opens its trace."),
+      group.members.map((trace, i) => besides(trace, all[i], heaviest, show)),
       promptBelow("Prompt as the student saw it", first.prompt),
       promptBelow("Prompt as the teacher saw it", first.context ?? first.teacher_prompt),
       el("details", { class: "below" }, el("summary", {}, "Reference solution"), el("pre", {}, whole(first.solution, DATA.sample.most_text))),
@@ -129,20 +138,25 @@ const traceLink = (trace) =>
   el("button", { type: "button", class: "link", onclick: () => openHash(trace, null) }, `sample ${trace.sample}`);
 
 // One trace beside its siblings.
-function besides(trace, signals, heaviest, readout) {
+function besides(trace, signals, heaviest, show) {
   const normaliser = DATA.sample.rounds[trace.round].normaliser;
   const tint = tintOf(signals, normaliser, { advantage: trace.advantage, heaviest });
   const shown = Math.min(GROUP_TOKENS, signals.tokens.length);
   const tell = (target) => {
     const i = Number(target?.dataset.i ?? NaN);
-    if (!Number.isNaN(i)) readout.replaceChildren(...updateOf(trace, signals, i));
+    if (!Number.isNaN(i)) show(updateOf(trace, signals, i));
   };
+  let tapped = null;
   const line = el("div", {
     class: "beside",
     onpointerover: (event) => tell(event.target.closest(".tok")),
     onclick: (event) => {
       const token = event.target.closest(".tok");
-      if (token) openHash(trace, Number(token.dataset.i));
+      if (!token) return;
+      const first = event.pointerType === "touch" && tapped !== token;
+      tapped = token;
+      if (first) tell(token);
+      else openHash(trace, Number(token.dataset.i));
     },
   });
   for (let i = 0; i < shown; i += 1) {
@@ -164,6 +178,8 @@ function besides(trace, signals, heaviest, readout) {
       traceLink(trace),
       el("span", {}, `advantage ${signed(trace.advantage, 2)}`),
       el("span", {}, `reward ${fixed(trace.reward, 2)}`),
+      el("span", { class: "on-phone" }, signals.extracted ? ["read ", foreign(signals.extracted)] : "nothing read"),
+      el("span", { class: "on-phone" }, `${count(trace.length)} tokens`),
     ),
     line,
     rest > 0 ? el("p", { class: "fine" }, `${count(rest)} further tokens: open the trace.`) : null,

@@ -81,14 +81,24 @@ function start() {
       el(
         "p",
         {},
-        DOC.live ? "This page follows its run and asks no server but its own. Recipe " : "This page is one file and loads nothing from the network. Recipe ",
-        foreign(DATA.run.name),
+        DOC.live ? "This page follows its run and asks no server but its own. Made from " : "This page is one file and loads nothing from the network. Made from ",
+        foreign(DATA.run.called),
         DATA.run.versions.code ? [", code ", foreign(DATA.run.versions.code)] : null,
         ". Entropies and log-probs are in nats, over the full vocabulary, at temperature 1. Signals have three digits. Press ? for keys.",
       ),
     );
   return route();
 }
+
+// On paper nothing can be opened, so all chapters are open while the page is printed.
+let closed = [];
+window.addEventListener("beforeprint", () => {
+  closed = [...document.querySelectorAll(".chapter:not([open])")];
+  for (const chapter of closed) chapter.open = true;
+});
+window.addEventListener("afterprint", () => {
+  for (const chapter of closed) chapter.open = false;
+});
 
 Object.assign(at, DEFAULTS, { view: DOC.runs.length > 1 ? "runs" : "run" });
 window.addEventListener("hashchange", route);

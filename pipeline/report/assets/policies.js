@@ -41,7 +41,8 @@ function pairRows({ a, b }) {
     const of = (one, name, spot) => one.run.answers[name][one.column][spot];
     const [before, after] = [of(a, "correct", place), of(b, "correct", other)];
     const [short, long] = [of(a, "length", place), of(b, "length", other)];
-    rows.push({ key, place, other, before, after, short, long, moved: (after ?? 0) - (before ?? 0), longer: (long ?? 0) - (short ?? 0), problem: a.run.answers.problems[place] });
+    const cut = [of(a, "truncated", place), of(b, "truncated", other)];
+    rows.push({ key, place, other, before, after, short, long, cut, moved: (after ?? 0) - (before ?? 0), longer: (long ?? 0) - (short ?? 0), problem: a.run.answers.problems[place] });
   });
   return rows;
 }
@@ -79,6 +80,7 @@ function policiesView(root) {
     ),
     list.found,
     list.items,
+    el("p", { class: "fine" }, "✓ right, ✗ wrong, … cut off at the limit of tokens (counts as wrong)"),
   );
   root.append(el("div", { class: "workbench" }, side, el("div", { id: "pair", class: "stack" })));
   root.list = list;
@@ -104,13 +106,15 @@ function updatePolicies(root) {
   return drawPair(row, pair, holder);
 }
 
-const share = (value) => (value === 1 ? "✓" : value === 0 ? "✗" : known(value) ? percent(value, 0) : "–");
+// One sign for the samples of a problem: all right, all cut off at the limit of tokens, none right; else the share that is right.
+const share = (value, cut) => (value === 1 ? "✓" : value === 0 ? (cut === 1 ? "…" : "✗") : known(value) ? percent(value, 0) : "–");
+const moveOf = (row) => `${share(row.before, row.cut[0])} → ${share(row.after, row.cut[1])}`;
 const wordOf = (row) => (row.moved > 0 ? "won" : row.moved < 0 ? "lost" : "unchanged");
 
 const problemItem = (row) => [
   el("span", { class: `verdict ${row.moved > 0 ? "good" : row.moved < 0 ? "bad" : "dim"}`, "aria-hidden": "true" }, row.moved > 0 ? "▲" : row.moved < 0 ? "▼" : "="),
   el("span", { class: "what" }, el("span", { class: "unseen" }, `${wordOf(row)}. `), foreign(row.problem.slice(0, 120))),
-  el("span", { class: "facts" }, `${share(row.before)} → ${share(row.after)} · ${count(row.short)} → ${count(row.long)} tokens`),
+  el("span", { class: "facts" }, `${moveOf(row)} · ${count(row.short)} → ${count(row.long)} tokens`),
 ];
 
 async function drawPair(row, { a, b }, holder) {
@@ -126,6 +130,8 @@ async function drawPair(row, { a, b }, holder) {
     const [x, y] = [[...one.text], [...other.text]];
     let i = 0;
     while (i < x.length && x[i] === y[i]) i += 1;
+    const inWord = (text) => i > 0 && i < text.length && /[\p{L}\p{N}]/u.test(text[i]) && /[\p{L}\p{N}]/u.test(text[i - 1]);
+    while (inWord(x) || inWord(y)) i -= 1; // whole words only: "The" and "To" have nothing in common
     return x.slice(0, i).join("");
   };
   const column = (one, said, others) =>
@@ -159,8 +165,8 @@ async function drawPair(row, { a, b }, holder) {
         {},
         el("p", { class: "eyebrow" }, `Held-out problem ${row.place + 1} · ${wordOf(row)}`),
         el("h2", {}, foreign(before.problem)),
-        el("p", { class: "chips" }, chip(["reference ", foreign(before.answer)]), chip(`${share(row.before)} → ${share(row.after)}`), chip(`${count(row.short)} → ${count(row.long)} tokens`)),
-        el("p", { class: "fine" }, "Grey text stands in both answers, up to where they part."),
+        el("p", { class: "chips" }, chip(["reference ", foreign(before.answer)]), chip(moveOf(row)), chip(`${count(row.short)} → ${count(row.long)} tokens`)),
+        el("p", { class: "fine" }, "Grey words stand in both answers, up to where they part."),
       ),
       el("div", { class: "pair" }, column(a, before, after.answers), column(b, after, before.answers)),
       el(

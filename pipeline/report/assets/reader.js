@@ -11,6 +11,7 @@ async function openTrace(trace, token) {
   const page = Math.floor((place ?? 0) / PAGE);
   Object.assign(reader, { signals, colour: at.colour });
   if (fresh || page !== reader.page || !reader.spans.length) drawReader(trace, page);
+  document.getElementById("inspector").classList.toggle("away", place === null); // as a sheet it would cover what is not read yet
   if (place !== null) select(place, { pin: true, scroll: true });
   else select(firstOfInterest(signals, page), { pin: false, scroll: false });
 }
@@ -75,7 +76,7 @@ function drawReader(trace, page) {
           Object.entries(signals.rewards).map(([name, value]) => chip([foreign(name), ` ${fixed(value, 2)}`])),
           chip(`advantage ${signed(trace.advantage, 2)}`),
           chip(`${count(trace.length)} tokens, ended by ${trace.finish}`),
-          chip(`${trace.pivots} pivots, ${trace.forks} forks`),
+          chip(`${many(trace.pivots, "pivot")}, ${many(trace.forks, "fork")}`),
         ),
         note ? el("p", { class: "fine" }, foreign(note)) : null,
       ),
@@ -173,6 +174,7 @@ function below(signals, first, last) {
     el("details", { class: "below" }, el("summary", {}, "Plain response"), el("pre", {}, whole(signals.text, DATA.sample.most_text))),
     el("details", { class: "below" }, el("summary", {}, "Reference solution"), el("pre", {}, whole(signals.solution, DATA.sample.most_text))),
     rows,
+    el("details", { class: "below" }, el("summary", {}, "What the figures of a token are"), el("dl", { class: "words" }, words())),
   ];
 }
 
@@ -234,7 +236,9 @@ function tokenTable(signals, first, last) {
 // ---- the selected token ------------------------------------------------------------------------------------------------
 
 function hover(token) {
-  if (token) select(Number(token.dataset.i), {});
+  if (!token) return;
+  document.getElementById("inspector").classList.remove("away");
+  select(Number(token.dataset.i), {});
 }
 
 // Select token i. pin: it stays selected when the pointer leaves. scroll: bring it into view. still: do not move the strip.
@@ -269,7 +273,7 @@ function select(i, { pin, scroll, still }) {
 function inspect(signals, i) {
   const regime = REGIMES[signals.regime[i]];
   const { shown, kind } = tokenText(signals.tokens[i]);
-  const row = (name, value, tone) => [el("dt", { class: tone || null }, name), el("dd", {}, value)];
+  const row = (name, value, tone) => [el("dt", { class: tone || null, title: FIGURES[name]() }, name), el("dd", {}, value)];
   const meter = (value) =>
     svg(
       "svg",
@@ -288,6 +292,7 @@ function inspect(signals, i) {
           { class: "eyebrow" },
           `Token ${i} of ${signals.tokens.length}${kind === "plain" ? "" : kind === "special" ? ", special" : ", bytes without a text"}`,
         ),
+        closing(() => document.getElementById("inspector")),
         el("p", { class: "big" }, foreign(shown.replace(/ /g, "␣"))),
         el(
           "p",
@@ -303,7 +308,7 @@ function inspect(signals, i) {
         row("lookahead", fixed(signals.ahead[i]), "ahead"),
         row("log p student", fixed(signals.student[i]), "student"),
         row("log p teacher", fixed(signals.teacher[i]), "teacher"),
-        row("δ, T − S", signed(signals.delta[i])),
+        row("log-ratio δ", signed(signals.delta[i])),
         row("magnitude", fixed(signals.magnitude[i])),
         row("gate", [fixed(signals.gate[i]), meter(signals.gate[i])]),
         row("restored", signed(signals.restored[i])),
@@ -340,6 +345,7 @@ function tokenKeys(event) {
     for (let i = now + 1; i < regime.length; i += 1) if (regime[i] === code && regime[i - 1] !== code) return i;
     return now;
   };
+  document.getElementById("inspector").classList.remove("away");
   const to = {
     ArrowRight: () => now + 1,
     ArrowLeft: () => now - 1,

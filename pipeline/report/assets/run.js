@@ -5,13 +5,26 @@ const CURVES = [
   ["Accuracy", "share of correct traces among those that no stage rejected", (r) => r.accuracy, { format: percentTick }],
   ["Length", "mean response, tokens", (r) => r.length, {}],
   ["Reward", "mean", (r) => r.reward, {}],
-  ["Loss", "mean of the round's steps, nats", (r) => r.loss, {}],
+  ["Loss", "mean of the round's steps, nats; no measure of progress", (r) => r.loss, {}],
   ["Gradient norm", "mean of the round's steps, before clipping", (r) => r.grad_norm, { zero: true }],
   ["Student entropy", "mean over the tokens of the writers, nats", (r) => r.student_entropy, { zero: true }],
   ["Teacher entropy", "mean over tokens, nats", (r) => r.entropy, { zero: true }],
   ["Engine against trainer", "mean |log-prob gap| in the trainer's first step, nats", (r) => r.trainer_gap, { zero: true }],
   ["Tokens per second", "response tokens from prompt to score", (r) => r.engine_tokens_per_s, { zero: true }],
 ];
+
+const NO_PROGRESS = "No measure of progress: each round has other traces, and advantages cancel out";
+
+// Charts that are folded away. What they are about stands in the line that opens them.
+// What somebody has opened or closed stays so when a page that follows its run is drawn anew.
+const folded = new Map();
+const chapter = (title, open, charts) =>
+  el(
+    "details",
+    { class: "chapter", open: folded.get(title) ?? open, ontoggle: (event) => folded.set(title, event.target.open) },
+    el("summary", {}, el("h2", {}, title)),
+    el("div", { class: "charts" }, charts),
+  );
 
 function runView(root) {
   const rounds = DATA.rounds;
@@ -28,113 +41,98 @@ function runView(root) {
       series: series.map(([name, tone, pick]) => ({ name, tone, values: rounds.map(pick) })),
       ...options,
     });
-  const share = { format: percentTick, low: 0 };
   const rewardNames = [...new Set(rounds.flatMap((r) => Object.keys(r.rewards)))];
   const stages = [...new Set(rounds.flatMap((r) => Object.keys(r.stages)))];
+  const whole = { zero: true, format: (v) => short(v) };
+  const stack = (title, note, series, options = {}) => chart({ title, note, names, xTitle: "round", kind: "bars", series, ...options });
+  const learned = () => [
+    line("Accuracy", "share of correct traces among those that no stage rejected", [["accuracy", "s0", (r) => r.accuracy]], {
+      format: percentTick,
+    }),
+    line("Length", "mean response, tokens", [["length", "s0", (r) => r.length]]),
+    line("Reward", "mean", [["reward", "s0", (r) => r.reward]]),
+    rewardNames.length ? line("Single rewards", "mean of each reward of the run", rewardNames.map((name, k) => [visible(name), `s${k % 8}`, (r) => r.rewards[name]])) : null,
+  ];
+  const graded = () => [
+    stack(
+      "Verdicts",
+      "traces",
+      Object.keys(VERDICTS)
+        .filter((v) => rounds.some((r) => r.verdicts[v]))
+        .map((v) => ({ name: `${VERDICTS[v].glyph} ${v}`, tone: `v-${v}`, values: rounds.map((r) => r.verdicts[v]) })),
+      { pick, format: count },
+    ),
+    line("Groups without signal", "groups whose traces all got one reward", [["groups", "s4", (r) => r.groups_without_signal]], whole),
+    line("Truncated", "share of traces that reached the limit of tokens", [["truncated", "s1", (r) => r.truncated]], { format: percentTick, low: 0 }),
+  ];
+  const taught = () => [
+    stack(
+      "Regimes",
+      "share of tokens",
+      REGIMES.map((g, k) => ({ name: `${g.letter} ${g.name}`, tone: `g-${g.name}`, values: rounds.map((r) => r.shares?.[k] ?? null) })),
+      { pick, format: percentTick, high: 1 },
+    ),
+    line(
+      "Entropy",
+      "mean over tokens, nats: of the teacher, and of the student that wrote them",
+      [
+        ["teacher", "s2", (r) => r.entropy],
+        ["student", "s0", (r) => r.student_entropy],
+      ],
+      { zero: true },
+    ),
+    line("Teacher against student", "mean |δ| over tokens, nats", [["|δ|", "s3", (r) => r.delta]], { zero: true }),
+  ];
+  const optimised = () => [
+    line("Loss", `mean of the round's steps, nats. ${NO_PROGRESS}`, [["loss", "s0", (r) => r.loss]]),
+    line("Gradient norm", "mean of the round's steps, before clipping", [["norm", "s1", (r) => r.grad_norm]], { zero: true }),
+    line(
+      "Engine against trainer",
+      `|log-prob gap| in nats: mean and largest in the trainer's first step, and largest in a sample that engines scored again. The run ends above a mean of ${short(DATA.run.largest_gap)}`,
+      [
+        ["mean", "s0", (r) => r.trainer_gap],
+        ["largest", "s1", (r) => r.trainer_gap_max],
+        ["scored again", "s2", (r) => r.rescore_gap],
+      ],
+      { zero: true },
+    ),
+  ];
+  const worked = () => [
+    line(
+      "Tokens per second",
+      "response tokens: from prompt to score, and in training",
+      [
+        ["engines", "s0", (r) => r.engine_tokens_per_s],
+        ["training", "s1", (r) => r.train_tokens_per_s],
+      ],
+      whole,
+    ),
+    line("Staleness", "rounds by which the policy that wrote the traces is behind the round", [["lag", "s4", (r) => r.lag]], whole),
+    stack("Seconds by stage", "work of each stage, summed over shards, which may wait for one engine at the same time; and training", [
+      ...stages.map((s, k) => ({ name: s, tone: `s${k % 8}`, values: rounds.map((r) => r.stages[s] ?? null) })),
+      { name: "training", tone: "s7", values: rounds.map((r) => r.seconds_train) },
+    ]),
+    line(
+      "Engines",
+      "seconds: the whole round, the work of the busiest engine, and idle time summed over engines",
+      [
+        ["round", "s0", (r) => r.seconds_round],
+        ["busiest", "s2", (r) => r.seconds_engines],
+        ["idle", "s1", (r) => r.seconds_engines_idle],
+      ],
+      { zero: true },
+    ),
+  ];
   fill(root, {}, [
     storyCard(),
     tiles(),
     el("h2", {}, "By round"),
-    el("p", { class: "soft" }, "A click on a round's point opens its traces."),
-    el(
-      "div",
-      { class: "charts" },
-      line("Accuracy", "share of correct traces among those that no stage rejected", [["accuracy", "s0", (r) => r.accuracy]], {
-        format: percentTick,
-      }),
-      line("Length", "mean response, tokens", [["length", "s0", (r) => r.length]]),
-      line("Reward", "mean", [["reward", "s0", (r) => r.reward]]),
-      rewardNames.length ? line("Single rewards", "mean of each reward of the run", rewardNames.map((name, k) => [visible(name), `s${k % 8}`, (r) => r.rewards[name]])) : null,
-      line("Loss", "mean of the round's steps, nats", [["loss", "s0", (r) => r.loss]]),
-      line("Gradient norm", "mean of the round's steps, before clipping", [["norm", "s1", (r) => r.grad_norm]], { zero: true }),
-      line("Truncated", "share of traces that reached the limit of tokens", [["truncated", "s1", (r) => r.truncated]], share),
-      chart({
-        title: "Verdicts",
-        note: "traces",
-        pick,
-        names,
-        xTitle: "round",
-        kind: "bars",
-        format: count,
-        series: Object.keys(VERDICTS)
-          .filter((v) => rounds.some((r) => r.verdicts[v]))
-          .map((v) => ({
-            name: `${VERDICTS[v].glyph} ${v}`,
-            tone: `v-${v}`,
-            values: rounds.map((r) => r.verdicts[v]),
-          })),
-      }),
-      chart({
-        title: "Regimes",
-        note: "share of tokens",
-        pick,
-        names,
-        xTitle: "round",
-        kind: "bars",
-        format: percentTick,
-        high: 1,
-        series: REGIMES.map((g, k) => ({
-          name: `${g.letter} ${g.name}`,
-          tone: `g-${g.name}`,
-          values: rounds.map((r) => r.shares?.[k] ?? null),
-        })),
-      }),
-      line(
-        "Entropy",
-        "mean over tokens, nats: of the teacher, and of the student that wrote them",
-        [
-          ["teacher", "s2", (r) => r.entropy],
-          ["student", "s0", (r) => r.student_entropy],
-        ],
-        { zero: true },
-      ),
-      line("Teacher against student", "mean |δ| over tokens, nats", [["|δ|", "s3", (r) => r.delta]], { zero: true }),
-      line(
-        "Engine against trainer",
-        "|log-prob gap| in nats: mean and largest in the trainer's first step, and largest in a sample that engines scored again",
-        [
-          ["mean", "s0", (r) => r.trainer_gap],
-          ["largest", "s1", (r) => r.trainer_gap_max],
-          ["scored again", "s2", (r) => r.rescore_gap],
-        ],
-        { zero: true },
-      ),
-      line(
-        "Tokens per second",
-        "response tokens: from prompt to score, and in training",
-        [
-          ["engines", "s0", (r) => r.engine_tokens_per_s],
-          ["training", "s1", (r) => r.train_tokens_per_s],
-        ],
-        { zero: true, format: (v) => short(v) },
-      ),
-      line("Groups without signal", "groups whose traces all got one reward", [["groups", "s4", (r) => r.groups_without_signal]], { zero: true, format: (v) => short(v) }),
-      line("Staleness", "rounds by which the policy that wrote the traces is behind the round", [["lag", "s4", (r) => r.lag]], {
-        zero: true,
-        format: (v) => short(v),
-      }),
-      chart({
-        title: "Seconds by stage",
-        note: "work of each stage, summed over shards, and training",
-        names,
-        xTitle: "round",
-        kind: "bars",
-        series: [
-          ...stages.map((s, k) => ({ name: s, tone: `s${k % 8}`, values: rounds.map((r) => r.stages[s] ?? null) })),
-          { name: "training", tone: "s7", values: rounds.map((r) => r.seconds_train) },
-        ],
-      }),
-      line(
-        "Engines",
-        "seconds: the whole round, the work of the busiest engine, and idle time summed over engines",
-        [
-          ["round", "s0", (r) => r.seconds_round],
-          ["busiest", "s2", (r) => r.seconds_engines],
-          ["idle", "s1", (r) => r.seconds_engines_idle],
-        ],
-        { zero: true },
-      ),
-    ),
+    el("p", { class: "soft off-paper" }, `${isTouched() ? "A tap" : "A click"} on a round's point opens its traces.`),
+    el("div", { class: "charts" }, learned()),
+    chapter("Verdicts and signal", !isPhone(), graded()),
+    chapter("Entropy and regimes", !isPhone(), taught()),
+    chapter("Optimiser", !isPhone(), optimised()),
+    chapter("Engines and time", false, worked()),
     ledgerCard(),
     rejectedCard(),
     el(
@@ -158,6 +156,9 @@ function runView(root) {
 const KINDS = { fact: "·", gain: "▲", loss: "▼", same: "=", odd: "!" };
 const KIND_WORDS = { gain: "gain", loss: "loss", odd: "odd" };
 
+// A text in which `commands` stand between backticks.
+const withCode = (text) => text.split("`").map((part, i) => (i % 2 ? el("code", {}, foreign(part)) : foreign(part)));
+
 // What happened, in words. Python made the sentences from the figures below.
 function storyCard() {
   const sentence = ({ kind, text, view }) =>
@@ -165,7 +166,7 @@ function storyCard() {
       "li",
       { class: `told-${kind}` },
       el("span", { class: "mark", "aria-hidden": "true" }, KINDS[kind]),
-      el("span", {}, kind in KIND_WORDS ? el("span", { class: "unseen" }, `${KIND_WORDS[kind]}: `) : null, foreign(text)),
+      el("span", {}, kind in KIND_WORDS ? el("span", { class: "unseen" }, `${KIND_WORDS[kind]}: `) : null, withCode(text)),
       view === "run" ? null : el("a", { href: `#${view}` }, "look"),
     );
   const odd = DATA.story.filter(({ kind }) => kind === "odd");
@@ -332,11 +333,20 @@ function ledgerCard() {
 
 function rejectedCard() {
   if (!DATA.rejected.length) return null;
-  const rows = DATA.rejected.map((r) => [foreign(r.trace), r.reason.replaceAll("_", " "), foreign(r.detail)]);
+  const rows = DATA.rejected.map((r) => [
+    String(r.round),
+    String(r.row),
+    foreign(r.problem || "–"),
+    r.reason.replaceAll("_", " "),
+    foreign(r.detail),
+    count(r.traces),
+    foreign(r.trace),
+  ]);
   return el(
     "details",
     { class: "card below" },
     el("summary", {}, "Rejected rows, a few for each reason"),
-    table("Rejected rows", ["trace", "reason", "detail"], rows, { hideCaption: true, words: [1, 2] }),
+    el("p", { class: "fine" }, "Rows are those of the source, counted from 0. A row that no prompt could be made from is stored without its problem."),
+    table("Rejected rows", ["round", "row", "problem", "reason", "detail", "traces", "first trace"], rows, { hideCaption: true, words: [2, 3, 4, 6] }),
   );
 }

@@ -1,5 +1,7 @@
 // Several runs in one page: their results, their differences, the settings in which they differ, and their curves.
 
+const FEW = 8; // settings that a phone shows at once
+
 function runsView(root) {
   const [first] = DOC.runs;
   const interval = (e, f) => (e ? `${f(e.value)} [${f(e.low)}, ${f(e.high)}]` : "–");
@@ -10,7 +12,7 @@ function runsView(root) {
     const [before, after] = [run.evaluations[0], run.evaluations[run.evaluations.length - 1]];
     return [
       name(run),
-      foreign(run.run.name),
+      foreign(run.run.called),
       String(run.rounds.length),
       count(run.ledger.total.traces),
       after ? interval(before.accuracy, percent) : "–",
@@ -45,20 +47,21 @@ function runsView(root) {
       "section",
       { class: "card" },
       el("h2", {}, "Runs"),
-      table("Results", ["run", "recipe", "rounds", "traces", "accuracy before", "accuracy after", "length after"], results, { hideCaption: true, words: [1] }),
-      table("Last policies against that of the first run, paired by held-out problem", ["runs", "accuracy", "length", "better", "worse", "problems"], against),
-      el("p", { class: "fine" }, "95 % intervals over problems. One run of each says nothing about other seeds: `egrsd compare` does."),
+      table("Results", ["run", "made from", "rounds", "traces", "accuracy before", "accuracy after", "length after"], results, { hideCaption: true, words: [1] }),
+      table("Last policies, paired by held-out problem", ["runs", "accuracy", "length", "better", "worse", "problems"], against),
+      el("p", { class: "fine" }, withCode("95 % intervals over problems. One run of each says nothing about other seeds: `egrsd compare` does.")),
       el("p", {}, el("a", { href: "#policies" }, "Problem by problem"), " in the view Policies."),
     ),
     el(
-      "section",
-      { class: "card" },
-      el("h2", {}, "Settings that differ"),
+      "details",
+      { class: "card chapter", open: settings.length <= FEW || !isPhone() },
+      el("summary", {}, el("h2", {}, `Settings that differ: ${settings.length || "none"}`)),
       settings.length
         ? table("Settings that differ", ["setting", ...DOC.runs.map(name)], settings, { hideCaption: true, words: DOC.runs.map((_, k) => k + 1) })
-        : el("p", { class: "none" }, "None."),
+        : null,
     ),
     el("h2", {}, "By round"),
-    el("div", { class: "charts" }, CURVES.map(curve)),
+    el("div", { class: "charts" }, CURVES.slice(0, 3).map(curve)),
+    chapter("Optimiser, entropy and speed", !isPhone(), CURVES.slice(3).map(curve)),
   ]);
 }

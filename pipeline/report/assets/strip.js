@@ -16,7 +16,7 @@ function stripOf(trace, signals, first, last, normaliser) {
     ([top, bottom], low, high) =>
     (value) =>
       bottom - ((Math.min(Math.max(value, low), high) - low) / (high - low || 1)) * (bottom - top);
-  let [lowest, heaviest] = [-0.5, 1e-6];
+  let [lowest, heaviest] = [-0.5, 1e-6]; // the least scales that are drawn
   for (let i = first; i < last; i += 1) {
     lowest = Math.min(lowest, signals.student[i], signals.teacher[i]);
     heaviest = Math.max(heaviest, Math.abs(signals.weight[i]));
@@ -123,7 +123,7 @@ function stripOf(trace, signals, first, last, normaliser) {
     [
       [entropy, [0, normaliser / 2, normaliser]],
       [logprob, [0, lowest / 2, lowest]],
-      [weight, [-heaviest, 0, heaviest]],
+      [weight, heaviest > 1e-6 ? [-heaviest, 0, heaviest] : [0]],
     ].map(([y, values]) =>
       values.map((value) => [
         svg("line", { class: "base", x1: 47, x2: 52, y1: y(value), y2: y(value) }),
@@ -164,7 +164,7 @@ function stripOf(trace, signals, first, last, normaliser) {
         key("student", "student"),
         key("teacher", "teacher"),
       ),
-      el("span", {}, el("b", {}, "Token weight"), ` ±${fixed(heaviest, 2)}`),
+      el("span", {}, el("b", {}, "Token weight"), heaviest > 1e-6 ? ` ±${fixed(heaviest, 2)}` : " 0 everywhere: this trace has no advantage"),
     ),
     el("div", { class: "drawn" }, axis, scroller),
   );

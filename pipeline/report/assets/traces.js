@@ -8,6 +8,7 @@ const ORDERS = {
   longest: ["Longest", (a, b) => b.length - a.length],
   shortest: ["Shortest", (a, b) => a.length - b.length],
   entropy: ["Highest mean entropy", (a, b) => b.mean - a.mean],
+  update: ["Largest update", (a, b) => b.update - a.update],
   advantage: ["Highest advantage", (a, b) => b.advantage - a.advantage],
 };
 
@@ -88,11 +89,19 @@ function tracesView(root) {
 function updateTraces(root) {
   if (!DATA.traces.length) return;
   const rows = filteredTraces();
-  const trace = DATA.traces.find((t) => t.id === at.trace) ?? rows[0];
+  const trace = DATA.traces.find((t) => t.id === at.trace) ?? firstOf(rows);
   at.trace = trace?.id ?? "";
   root.list.fill(rows, "trace", searching());
   if (trace) return openTrace(trace, /^\d+$/.test(at.token || "") ? Number(at.token) : null);
 }
+
+// What is open when nobody has chosen a trace: in the order of rounds the first one that taught something, best with a pivot.
+function firstOf(rows) {
+  const taught = at.order === DEFAULTS.order ? rows.filter((t) => t.advantage && t.update) : [];
+  return taught.find((t) => t.pivots) ?? taught[0] ?? rows[0];
+}
+
+const many = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
 
 function traceItem(trace) {
   const verdict = verdictOf(trace.verdict);
@@ -102,7 +111,9 @@ function traceItem(trace) {
     el(
       "span",
       { class: "facts" },
-      `round ${trace.round} · ${count(trace.length)} tokens · ${trace.pivots} P · ${trace.forks} F · ${signed(trace.restored_sum, 2)}`,
+      `round ${trace.round} · ${count(trace.length)} tokens · advantage\u00a0${signed(trace.advantage, 2)}`,
+      el("br"),
+      `${many(trace.pivots, "pivot")} · ${many(trace.forks, "fork")} · restored\u00a0${signed(trace.restored_sum, 2)}`,
     ),
   ];
 }

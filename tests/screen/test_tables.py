@@ -1,0 +1,42 @@
+"""The tables of evaluations: what stands in them, and what would only repeat."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from jobs.screen import tables
+
+FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75}
+
+
+def shown(samples: int, uri: str = "tiny-arithmetic") -> str:
+    """The table of one source whose figures are all the same."""
+    summary = {
+        "source": {"uri": uri, "split": "test"},
+        "problems": 30,
+        "samples": samples,
+        "k": samples,
+        "policies": {"0": {"figures": dict.fromkeys(tables.FIGURES, FIGURE), "verdicts": {}, "rejected": {}}},
+        "differences": [],
+    }
+    console = Console(file=io.StringIO(), width=200)
+    console.print(tables.of_source("sums", summary))
+    return " ".join(console.file.getvalue().split())
+
+
+def test_with_one_sample_pass_and_majority_are_not_repeated():
+    """A newcomer read three equal rows: avg@1, pass@1 and maj@1."""
+    said = shown(1)
+    assert "avg@1" in said
+    assert "pass@1" not in said
+    assert "maj@1" not in said
+    assert "median length" in said
+    for name in ("avg@4", "pass@4", "maj@4"):
+        assert name in shown(4)
+
+
+def test_a_single_file_has_no_split():
+    assert "30 problems x 1 samples of tiny-arithmetic, split test;" in shown(1)
+    assert "30 problems x 1 samples of /data/mine.jsonl;" in shown(1, "/data/mine.jsonl")
