@@ -79,8 +79,9 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             partly = [note for run in compared.runs.values() for note in approximation(run.objective, run.score)]
             for caution in dict.fromkeys([*cautions(compared.base, sources), *partly]):
                 out.say(caution)
+            rewards = bool(compared.base.grade.rewards)
             for key in compared.runs:
-                origin.refuse_changes(compared.folder(key), sources.opened, accept=False, remedy=ACCEPT)
+                origin.refuse_changes(compared.folder(key), sources.opened, accept=False, rewards=rewards, remedy=ACCEPT)
             noted = [prepare(compared.folder(key), compared.runs[key], sources.rounds, remaining[key].train) for key in left]
             for text in dict.fromkeys(text for notes in noted for text in notes):
                 out.say(text)
@@ -121,7 +122,7 @@ def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], ou
     sources = open_sources(run, reward_codes(store, run))
     with holding_for(out, store) as holding, open_screen(out) as screen:
         store.save_run(run, versions())
-        origin.keep(store, sources.opened)
+        origin.keep(store, sources.opened, bool(run.grade.rewards))
         Driver(store, run, sources, engines, worker.start, screen).bring_to_end(Remaining.of(store, run), holding)
 
 

@@ -53,7 +53,7 @@ def distill(
                 out.say(f"note: {text}.")
         else:
             sources = sources or checked_sources(store, run, out, bool(remaining.train))
-            for text in origin.refuse_changes(store, sources.opened, choices.accept_changes):
+            for text in origin.refuse_changes(store, sources.opened, choices.accept_changes, bool(run.grade.rewards)):
                 out.say(text)
             remaining = Remaining.of(store, run, sources.evals)
             for text in prepare(store, run, sources.rounds, remaining.train):
@@ -63,7 +63,7 @@ def distill(
             from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
 
             store.save_run(run, versions())
-            origin.keep(store, sources.opened)
+            origin.keep(store, sources.opened, bool(run.grade.rewards))
             beside = demands_of(run, engines=False, train=bool(remaining.train))
             with contextlib.ExitStack() as stack:
                 stack.enter_context(trackers.feeding(store, run, out.say, holding))

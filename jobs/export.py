@@ -57,15 +57,15 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
         there = [name for name in target.names("") if name.startswith("round-") and name.endswith(".parquet")]
         if there and not replace:
             raise UserError(f"{len(there)} rounds are there already", out_uri, "Name another folder, or pass --replace")
-        for name in there:
-            if name not in {f"round-{work.number:04d}.parquet" for work in rounds}:
-                target.delete(name)
         with late("export", f"{len(rounds)} rounds of {store.uri} have been joined for {NOTICE_S:g} s so far."):
             for work in rounds:
                 table, sink = joined_round(work), pa.BufferOutputStream()
                 pq.write_table(table, sink, compression="zstd")
                 target.write(f"round-{work.number:04d}.parquet", sink.getvalue())
                 rows += table.num_rows
+        for name in there:  # the rounds of another run, now that the new ones are there
+            if name not in {f"round-{work.number:04d}.parquet" for work in rounds}:
+                target.delete(name)
         out.told.result = {"out": out_uri, "rounds": [work.number for work in rounds], "traces": rows}
         out.say(f"{rows} traces of {len(rounds)} rounds in {out_uri}")
 
@@ -92,9 +92,7 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
             unfinished.chmod(0o755)
             for file in unfinished.iterdir():
                 file.chmod(0o644)
-            if target.exists():
-                shutil.rmtree(target)
-            os.rename(unfinished, target)
+            _put(unfinished, target)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         out.say(f"policy {version} of {store.uri} in {target}")
@@ -102,6 +100,20 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
             out.say(f"note: {model_folder.UNTRAINED}")
         if asked.push:
             out.say(f"pushed to {model_folder.push(asked.push, target, token, f'Policy {version} of {called(run)}')}")
+
+
+def _put(new: Path, target: Path) -> None:
+    """Put a whole folder in its place. An old one there is moved aside until the new one is there."""
+    old = target.with_name(f"{new.name}-old")
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _version(store: Store, text: str) -> int:

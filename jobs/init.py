@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from jobs.screen.terminal import session
 from pipeline.errors import SettingError, UserError, command
 from pipeline.fit import machine
 from pipeline.inspection import draft
+from pipeline.store.files import replace_local
 
 
 def write_settings(file: str, asked: tuple[str, str], sets: list[str], replace: bool, debug: bool) -> None:
@@ -20,7 +22,7 @@ def write_settings(file: str, asked: tuple[str, str], sets: list[str], replace: 
         path = Path(file).expanduser()
         if path.suffix not in {".yaml", ".yml"}:
             raise SettingError("is no name of a settings file", file, "Give it the ending .yaml")
-        if path.exists() and not replace:
+        if os.path.lexists(path) and not replace:
             raise UserError("is there already", file, "Name another file, or pass --replace")
         name = re.sub(r"\W+", "_", path.stem).strip("_") or "run"
         check, run = command("doctor", "--config", file), command("distill", "--config", file, "--run", f"runs/{name}")
@@ -35,7 +37,7 @@ def write_settings(file: str, asked: tuple[str, str], sets: list[str], replace: 
         text = made.text(head)
         draft.check(text, file)
         try:
-            path.write_text(text, encoding="utf-8")
+            replace_local(path, text)
         except OSError as error:
             raise UserError(
                 f"cannot be written ({error.strerror})", file, "Name a file in a folder that you may write to"

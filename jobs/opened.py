@@ -17,12 +17,10 @@ from jobs.screen import keeper
 from jobs.screen.progress import phase
 from jobs.screen.terminal import QUIET, Session
 from pipeline.config import Run
-from pipeline.errors import StoreError
 from pipeline.fit.versions import changed_code
 from pipeline.live import lease
 from pipeline.store import replaced
 from pipeline.store.directory import Store
-from pipeline.store.files import RAY_FOLDER
 from pipeline.store.private import private_folder
 
 if TYPE_CHECKING:
@@ -74,12 +72,11 @@ def holding_for(out: Session, store: Store) -> Iterator[lease.Lease]:
     out.held.append(store)
     keeper.tell(holds=store.uri)
     try:
-        with lease.held(store, pid=keeper.main_pid(), on_gone=out.end) as holding:
+        with lease.held(store, pid=keeper.main_pid(), on_gone=out.end, on_free=lambda: keeper.tell(frees=store.uri)) as holding:
             if line := replaced.settle(store):
                 out.say(line)
             yield holding
     finally:
-        keeper.tell(frees=store.uri)
         out.held.remove(store)
 
 
@@ -133,18 +130,8 @@ def join(out: Session, address: str | None, environment: dict[str, str]) -> None
     if joined and keeper.is_kept():
         if (folder := watch.session_folder()) is not None and not out.debug:
             keeper.tell(folder=folder)
-        if cluster.is_local(address):
-            out.exits.callback(tidy_up, out)  # after the Ray of our own, with all that could read them, has gone
         out.exits.callback(watch.leave)
         out.exits.enter_context(watch.watching(out.say, out.end, lambda: out.asked is not None, out.log_path))
-
-
-def tidy_up(out: Session) -> None:
-    """Delete what a slow trainer has left in the folders that the verb holds: its request to stop, and Ray Train's folder."""
-    for store in out.held:
-        with contextlib.suppress(StoreError):  # the folder has gone, which is told elsewhere
-            store.request_stop(False)
-            store.delete(RAY_FOLDER)
 
 
 def _stay_at_home(address: str | None) -> None:

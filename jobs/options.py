@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from jobs.screen import envelope
+from jobs.screen import envelope, keeper
 from pipeline.fit.versions import own_version
 
 UsageError = cast(type[Exception], typer.BadParameter.__base__)  # Typer's own copy of Click has no public name for it
@@ -99,6 +99,13 @@ def note_address(address: str | None) -> str | None:
     return address
 
 
+def _csv_file(path: str | None) -> str | None:
+    """Refuse to replace a file that is no CSV file by its name. A device may be written to."""
+    if path is not None and os.path.isfile(path) and not path.lower().endswith(".csv"):
+        raise typer.BadParameter(f"{path} is there already, and is no .csv file. Name another file.")
+    return path
+
+
 def recipes_like(incomplete: str) -> list[str]:
     """Names of recipes, for completion."""
     from pipeline.recipes import descriptions
@@ -128,7 +135,7 @@ Json = Annotated[
     bool, typer.Option("--json", callback=_note, is_eager=True, help="Print one JSON document instead of text (jobs/README.md).")
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
-Csv = Annotated[str | None, typer.Option("--csv", help="Write the figures to this file as CSV too.")]
+Csv = Annotated[str | None, typer.Option("--csv", callback=_csv_file, help="Write the figures to this file as CSV too.")]
 Config = Annotated[str | None, typer.Option("--config", help="YAML file with settings, laid over the recipe.")]
 Address = Annotated[
     str | None, typer.Option(callback=note_address, help="Ray cluster; default: RAY_ADDRESS, else one on this machine.")
@@ -151,6 +158,9 @@ def call(app: typer.Typer) -> None:
     try:
         code = app(prog_name="egrsd", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
+    except SystemExit as ended:
+        keeper.leave(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
     except UsageError as error:
         _show_usage(error)
         _refuse("UsageError", error.format_message())  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ class Redo:
 def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = False) -> None:
     """Compute the missing and stale shards of a stage, and with `force` the fresh ones too. It reads only declared columns.
 
-    Changed settings become the run's settings once the shards of the first round are committed. Raises UserError for an unknown
+    Changed settings become the run's settings once the shards of all rounds are committed. Raises UserError for an unknown
     stage, round or shard, for stale input, and for a setting that no stage reads which is asked for.
     """
     with session(debug) as out:
@@ -121,7 +121,7 @@ def _replaced(inventory: Inventory, stage: Stage, choice: Choice) -> list[str]:
 def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[Entry]:
     """Compute shards, and return their manifest entries. No engine starts when all shards are fresh."""
     source = None if stage.reads else open_source(work.run.source)
-    for text in origin.changes(work.store, {"source": source}) if source else ():
+    for text in origin.changes(work.store, {"source": source}, bool(work.run.grade.rewards)) if source else ():
         out.say(f"note: {text}.")
     inventory = Inventory(work)
     if not choice.force and source is None and all(inventory.why_stale(stage, shard) is None for shard in choice.only or ()):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -174,6 +175,12 @@ def _placement(placement: JobPlacement) -> dict[str, Any]:
         numbers = {name: float(amount) for name, amount in amounts.items()}
     except ValueError as error:
         raise SettingError(f"{error}", "--entrypoint-resources", "Write NAME=AMOUNT") from error
+    for option, amount in [
+        ("--entrypoint-cpus", placement.cpus or 0.0),
+        *(("--entrypoint-resources", n) for n in numbers.values()),
+    ]:
+        if not 0 <= amount < math.inf:
+            raise SettingError(f"is {amount:g}, which is no amount", option, "Write a number from 0 on")
     chosen = {
         "entrypoint_num_cpus": placement.cpus,
         "entrypoint_resources": numbers,

@@ -90,6 +90,7 @@ def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None
     for key, value in document.items():
         name = f"{where}{key}"
         free_form = where.endswith(("options.", "resources.", "labels.", "settings.")) or where == "teachers."
+        free_form |= re.fullmatch(r"grade\.rewards\.[^.]+\.", where) is not None  # an entry has what was written of it, no more
         if key not in data and not free_form:
             hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
             raise SettingError("unknown setting", name, hint)

@@ -28,6 +28,7 @@ _NULLS = ("null", "~")
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"", re.DOTALL)
 _DEEPEST = 8  # levels of lists and mappings in a value without a type
 _MOST_DIGITS = 40
+_MOST_PARTS = 100_000  # of a document, counted as often as its aliases repeat them
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def read_document(model: type[BaseModel], text: str, file: str) -> dict[str, Any
         raise SettingError(f"is not YAML: {' '.join(str(error).split())}", file, "Check the line it names") from error
     if not isinstance(node, yaml.MappingNode):
         raise SettingError("holds no settings", file, "Write `section: {setting: value}`, as `egrsd recipes --show NAME` prints")
+    _refuse_size(node, place)
     return dict(_section(node, model, place))
 
 
@@ -70,7 +72,7 @@ def read_override(model: type[BaseModel], override: str) -> dict[str, Any]:
     Raises SettingError for an unknown setting, and for text that the setting cannot have.
     """
     name, sep, text = override.partition("=")
-    if not sep or not name.strip():
+    if not sep or not all(part.strip() for part in name.split(".")):
         raise SettingError("an override is written name.part=value", f"--set {override}", "For example --set label.gamma=0.3")
     keys, kind = _find(model, name.strip())
     value = _read(_node(text, kind, name.strip()), kind, _Place(name.strip()))
@@ -161,6 +163,7 @@ def _node(text: str, kind: Any, name: str) -> yaml.Node:
             node = yaml.compose(text, Loader=yaml.BaseLoader)
         except (yaml.YAMLError, RecursionError) as error:
             raise SettingError("the value is not YAML", name, "Check its brackets and quotes") from error
+        _refuse_size(node, _Place(name))
         if text[node.end_mark.index :].strip():
             raise SettingError(f"text stands behind the brackets (got {text!r})", name, "Leave it out, or close them at the end")
         return node
@@ -199,6 +202,28 @@ def _refuse_tag(node: yaml.Node, place: _Place) -> None:
         raise place.error(f"has the YAML tag {node.tag}", node, "Leave it out: the setting itself has a type")
 
 
+def _refuse_size(node: yaml.Node, place: _Place) -> None:
+    """Raise SettingError for a document of more parts than any has. A few lines can repeat each other without end by aliases."""
+    sizes: dict[int, int] = {}
+
+    def size(part: yaml.Node) -> int:
+        if id(part) not in sizes:
+            sizes[id(part)] = 1  # while it is counted: an alias may lead back to it
+            inner = part.value if isinstance(part, yaml.CollectionNode) else []
+            children = [child for entry in inner for child in (entry if isinstance(entry, tuple) else (entry,))]
+            sizes[id(part)] = 1 + sum(map(size, children))
+        return sizes[id(part)]
+
+    if size(node) > _MOST_PARTS:
+        raise place.error(f"has more than {_MOST_PARTS} parts", node, "Leave out the aliases (*name), which repeat them")
+
+
+def _refuse_unwritable(text: str, node: yaml.Node, place: _Place) -> None:
+    """Raise SettingError for text that no file of a run can hold: half a character, as a name that is not UTF-8 has."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise place.error(f"is no UTF-8 text (got {text!r})", node, "Write it in UTF-8, or rename the file that it names")
+
+
 def _is_plain(node: yaml.Node) -> bool:
     """Whether a node is a scalar without quotes."""
     return isinstance(node, yaml.ScalarNode) and node.style is None
@@ -214,6 +239,7 @@ def _pairs(node: yaml.Node, place: _Place) -> list[tuple[str, yaml.Node, yaml.No
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise place.error("has a name that is not text", key, "Write `name: value`")
+        _refuse_unwritable(key.value, key, place)
         if key.value in found:
             first = found[key.value][1].start_mark.line + 1
             raise place.below(key.value).error(f"is given twice, first in line {first}", key, "Leave one of them")
@@ -253,6 +279,7 @@ def _free(node: yaml.Node, place: _Place, depth: int = 0) -> Any:
         return [_free(item, place, depth + 1) for item in node.value]
     if isinstance(node, yaml.MappingNode):
         return {key: _free(value, place.below(key), depth + 1) for key, _, value in _pairs(node, place)}
+    _refuse_unwritable(node.value, node, place)
     if not _is_plain(node):
         return node.value
     _refuse_comment(node, place)
@@ -275,6 +302,7 @@ def _scalar(node: yaml.Node, kind: Any, place: _Place) -> Any:
         return _number(text.strip(), kind, place, node)
     assert kind is str or get_origin(kind) is Literal, kind
     _refuse_comment(node, place)
+    _refuse_unwritable(text, node, place)
     return text
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import house
 import pytest
-from mutations import ROOT, mutations
+from mutations import MUTATIONS, ROOT
 
 FILES = {
     "pipeline/__init__.py": '"""A row\'s journey."""\n',
@@ -163,9 +163,9 @@ def test_every_package_that_is_imported_is_asked_for():
 
 
 def test_every_mend_that_can_be_undone_stands_where_the_script_looks_for_it():
-    lost = [m.row for m in mutations() if (ROOT / m.path).read_text(encoding="utf-8").count(m.old) != 1]
+    lost = [m.row for m in MUTATIONS if (ROOT / m.path).read_text(encoding="utf-8").count(m.old) != 1]
     assert not lost
-    named = {test.partition("[")[0] for m in mutations() for test in m.tests}
+    named = {test.partition("[")[0] for m in MUTATIONS for test in m.tests}
     there = {path: (ROOT / path).read_text(encoding="utf-8") for path in {test.partition("::")[0] for test in named}}
     assert not [
         test for test in named if "::" in test and f"\ndef {test.partition('::')[2]}(" not in there[test.partition("::")[0]]

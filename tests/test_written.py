@@ -211,6 +211,10 @@ def test_a_value_is_read_by_the_type_of_its_setting(override, name, value):
         ("model.lora_targets=q_proj,,v_proj", "has an item that is empty"),
         ("model.lora_targets=[q_proj] # mine", "text stands behind the brackets"),
         ("source.uri=null", "source.uri: cannot be null"),
+        ("source.uri=caf\udce9.jsonl", r"source.uri: is no UTF-8 text \(got 'caf"),
+        ("source.options.a=caf\udce9", "source.options.a: is no UTF-8 text"),
+        ("rounds.=3", "an override is written name.part=value"),
+        ("source.options.=3", "an override is written name.part=value"),
     ],
 )
 def test_what_could_mean_two_things_is_refused(override, message):
@@ -226,6 +230,28 @@ def test_a_later_layer_has_the_last_word():
 def test_a_label_may_have_dots_in_its_name():
     run = resolve(BASE, ["engines.rollout.placement.labels.ray.io/accelerator-type=A100"])
     assert run.engines.rollout.placement.labels == {"ray.io/accelerator-type": "A100"}
+
+
+def test_one_setting_of_an_entry_of_a_list_is_changed_also_when_the_list_is_new():
+    rewards = "grade.rewards=[{name: a, function: accuracy}, {name: b, function: format, settings: {pattern: x}}]"
+    run = resolve(BASE, [rewards, "grade.rewards.a.weight=2", "grade.rewards.b.settings.whole=no"])
+    assert [reward.weight for reward in run.grade.rewards] == [2.0, 1.0]
+    assert run.grade.rewards[1].settings == {"pattern": "x", "whole": "no"}
+    with pytest.raises(SettingError, match=r"grade\.rewards\.c: unknown setting"):
+        resolve(BASE, [rewards, "grade.rewards.c.weight=2"])
+    with pytest.raises(SettingError, match=r"grade\.rewards\.a\.wait: unknown setting"):
+        resolve(BASE, [rewards, "grade.rewards.a.wait=2"])
+
+
+def test_aliases_repeat_parts_and_never_without_end():
+    lines = ["a0: &a0 [1, 2]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 6))]
+    document = "source: {options: {" + ", ".join(lines) + "}}\nlabel: {gamma: &g 1}\nobjective: {gamma: *g}\n"
+    assert read_document(Run, document, "mine.yaml")["source"]["options"]["a1"] == [[1, 2], [1, 2]]
+    lines += [f"b{i}: &b{i} [{', '.join(9 * ['*a5' if i == 0 else f'*b{i - 1}'])}]" for i in range(9)]
+    with pytest.raises(SettingError, match="has more than 100000 parts"):
+        read_document(Run, "source: {options: {" + ", ".join(lines) + "}}\n", "mine.yaml")
+    with pytest.raises(SettingError, match="has more than 100000 parts"):
+        read_override(Run, "source.options={" + ", ".join(lines) + "}")
 
 
 def test_settings_in_whole_sections_are_named():
@@ -256,6 +282,8 @@ def test_settings_in_whole_sections_are_named():
         ("", "holds no settings"),
         ("? [a]\n: 1\n", "has a name that is not text"),
         ("source: {options: {a: &a [*a]}}\n", "nested too deeply"),
+        ('source: {uri: "a\\ud800b"}\n', "mine.yaml:1, source.uri: is no UTF-8 text"),
+        ('source: {options: {"\\ud800": 1}}\n', "mine.yaml:1, source.options: is no UTF-8 text"),
         ("rounds:\n  x: 3\n", "rounds: is one value, not a list or a section"),
     ],
 )

@@ -26,6 +26,11 @@ MOST_LOGPROBS = 1 << 24  # numbers of a token that a request may ask for; -1 wou
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can allocate for
 
 
+def shows_log() -> bool:
+    """Whether vLLM's own log is shown. A person may write 0 to say no."""
+    return os.environ.get(DEBUG, "0") not in ("", "0")
+
+
 def set_environment(pool: config.Pool, exact: bool) -> None:
     """Set the environment variables of this process that vLLM and torch read when they are imported.
 
@@ -41,7 +46,7 @@ def set_environment(pool: config.Pool, exact: bool) -> None:
     # Triton's default for float32 on a card, TF32, moves log-probs by up to .007 nat. Triton is then vLLM's only attention.
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if not os.environ.get(DEBUG):
+    if not shows_log():
         os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         logging.getLogger("vllm").setLevel(logging.ERROR)
@@ -144,7 +149,7 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool, gp
         "kv_cache_memory_bytes": None if gpu else int(pool.kv_cache_gib * 2**30),
         "enforce_eager": pool.enforce_eager,
         "disable_log_stats": True,
-        "use_tqdm_on_load": bool(os.environ.get(DEBUG)),
+        "use_tqdm_on_load": shows_log(),
     }
 
 

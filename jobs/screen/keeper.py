@@ -53,7 +53,7 @@ def keep(what: str = "") -> None:
     global _pipe
     if what and not envelope.asked.get().json:
         with contextlib.suppress(OSError):
-            os.write(1, f"egrsd {what}: begins\n".encode())
+            os.write(1, f"egrsd {what}: begins\n".encode(errors="surrogateescape"))
     mine, theirs = os.pipe()
     keeper = os.getpid()
     _control(_ADOPT_ORPHANS, 1)
@@ -87,6 +87,18 @@ def tell(**facts: Any) -> None:
     if _pipe is not None:
         with _writing, contextlib.suppress(OSError):
             os.write(_pipe, json.dumps(facts).encode() + b"\n")
+
+
+def leave(code: int) -> None:
+    """End this process at once when it works for a keeper and has failed. Call it when all is told and given back.
+
+    Threads that still work in Arrow or Ray may crash while Python takes itself down, and so print more than the last line.
+    """
+    if is_kept() and code:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def again() -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
@@ -14,6 +16,7 @@ from pipeline.evidence.comparison import MEASURES
 from pipeline.evidence.evaluation import FIGURES
 from pipeline.evidence.intervals import Estimate
 from pipeline.problems.sources import in_words
+from pipeline.store.files import replace_local
 
 
 def aligned(title: str, *columns: str | Column, gap: int = 2, header: bool = True) -> Table:
@@ -57,17 +60,19 @@ def of_macro_mean(macro: dict[str, Any]) -> Table:
 
 
 def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of figures as CSV, one column for each value; nested ones have names with dots. An existing file is replaced.
+    """Write rows of figures as CSV, one column for each value; nested ones have names with dots. An earlier file is replaced
+    once the new one is whole.
 
     Raises UserError when the file cannot be written.
     """
     flat = [_flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, names)
+    writer.writeheader()
+    writer.writerows(flat)
     try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(flat)
+        replace_local(Path(path), text.getvalue())
     except OSError as error:
         raise UserError(f"cannot be written ({error.strerror})", f"--csv {path}", "Name a file that you may write") from error
 

@@ -250,15 +250,16 @@ def _unlisten(before: dict[signal.Signals, Any]) -> None:
 
 def _ended(out: Session, error: BaseException) -> tuple[str, int]:
     """What is said of an error, and the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        # Ray raises a bare KeyboardInterrupt in the place of ours when a signal comes while it waits
+    if isinstance(error, KeyboardInterrupt) or (out.asked is not None and not isinstance(error, OutputError)):
+        # A library may raise its own error in the place of ours: Ray a bare KeyboardInterrupt, and Arrow a TypeError, for which
+        # a reader may take the file for damaged
         number = error.number if isinstance(error, Interrupted) else signal.Signals(out.asked or signal.SIGINT)
         name = f"Interrupted ({number.name})"
         return _with_command(name) if keeper.is_kept() else name, 128 + number
     if isinstance(error, OutputError):
         return str(error), error.exit_code
-    if (known := _known_loss(out, error)) is not None:
-        return _with_command(str(known)), known.exit_code
+    if (lost := _known_loss(out, error)) is not None:
+        return _with_command(str(lost)), lost.exit_code
     if isinstance(error, EgrsdError):
         return str(error), error.exit_code
     if (line := envelope.lacking(error)) is not None:

@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config.section import CHOOSES, LATER, Count, Dtype, Positive, Section, Share, Temperature
 
+_Prompts = Annotated[int, Field(ge=1, le=10**7)]  # the plan of a round lists them
+_Samples = Annotated[int, Field(ge=1, le=10**5)]  # a shard has them all for a single prompt
+
 
 class Source(Section):
     """Where problems come from.
@@ -136,9 +139,9 @@ class Prompts(Section):
 class Rollout(Section):
     """How traces are written."""
 
-    prompts_per_round: Count = Field(32, description="problems of one round")
-    prompts_per_shard: Count = Field(8, description="problems of one shard, the smallest piece of work")
-    group_size: Count = Field(8, description="G, traces per prompt")
+    prompts_per_round: _Prompts = Field(32, description="problems of one round")
+    prompts_per_shard: _Prompts = Field(8, description="problems of one shard, the smallest piece of work")
+    group_size: _Samples = Field(8, description="G, traces per prompt")
     temperature: Temperature = Field(
         1.0, description="temperature of sampling; stored log-probs are those at temperature 1; top_k 1 is greedy"
     )
@@ -163,7 +166,7 @@ class Evaluation(Section):
     problems: Annotated[int, Field(ge=0)] = Field(
         512, description="held-out problems that are asked, the first ones of their source; 0: no evaluation"
     )
-    samples: Count = Field(1, description="answers to each held-out problem")
+    samples: _Samples = Field(1, description="answers to each held-out problem")
     temperature: Temperature = Field(1.0, description="temperature of sampling; top_k 1 is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="sampling chooses among the likeliest tokens of this total probability; 1: all"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -13,6 +13,7 @@ Temperature = Annotated[float, Field(gt=0, le=2)]  # vLLM takes no larger one
 Count = Annotated[int, Field(ge=1)]
 LATER = "later"  # marks a setting that is younger than existing runs: its default changes no digest
 UNCOUNTED = "uncounted"  # marks a setting that no result depends on: it counts in no digest
+MOST, MOST_S = 1e12, 1e9  # no setting is larger; a timer of Python takes no more than 9e9 seconds
 CHOOSES = "chooses"  # marks a setting that chooses problems: the plan of a round holds what it chose, and no digest counts it
 
 
@@ -20,6 +21,15 @@ class Section(BaseModel):
     """A group of settings. It is frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _possible(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse a number so large that what it counts fits into no memory, and a time that no timer takes."""
+        most = MOST_S if (info.field_name or "").endswith("_s") else MOST
+        if isinstance(value, int | float) and info.field_name != "seed" and abs(value) > most:
+            raise ValueError(f"is larger than {most:g}, the most that a setting may be")
+        return value
 
 
 def left_out(section: Section, name: str) -> bool:

@@ -7,6 +7,7 @@ nothing but Python itself.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -36,7 +37,10 @@ def look() -> dict[str, Any]:
             continue
         folders[name] = str(folder)
         for file in sorted(folder.rglob("*.py")):
-            hashes[f"{name}/{file.relative_to(folder).as_posix()}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+            if not file.stem.isidentifier():  # editors keep files such as .#code.py beside their own
+                continue
+            with contextlib.suppress(FileNotFoundError):  # an editor may be replacing it: the hashes differ, as its content does
+                hashes[f"{name}/{file.relative_to(folder).as_posix()}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     for name in BUILDS:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -28,6 +28,7 @@ from pipeline.errors import GONE, EgrsdError, StoreError, UserError
 from pipeline.store import owner
 from pipeline.store.directory import Store
 from pipeline.store.documents import Count, Document, Text
+from pipeline.store.files import RAY_FOLDER
 
 LEASE = "lease.json"
 BEAT_S, TTL_S, SETTLE_S = 5.0, 20.0, 0.3
@@ -83,37 +84,47 @@ class Lease:
 
 @contextlib.contextmanager
 def held(
-    store: Store, ttl_s: float = TTL_S, pid: int | None = None, on_gone: Callable[[EgrsdError], None] | None = None
+    store: Store,
+    ttl_s: float = TTL_S,
+    pid: int | None = None,
+    on_gone: Callable[[EgrsdError], None] | None = None,
+    on_free: Callable[[], None] = lambda: None,
 ) -> Iterator[Lease]:
     """Hold the run for the length of a block. A holder that is silent for `ttl_s` seconds counts as dead.
 
     `pid` is the process that is named as holder, this one by default; while it lives the lease is alive. A thread calls
-    `on_gone` with the reason when the folder has gone during the block.
+    `on_gone` with the reason when the folder has gone during the block. `on_free` is called once nothing is held any more, and
+    not when a signal has cut the end of the block short.
 
     Raises UserError, with the name of the holder, when another process works on the run.
     """
     lease = Lease(store, uuid4().hex, pid or os.getpid(), on_gone)
     if (holder := living_holder(store, ttl_s)) is not None:
+        on_free()
         raise UserError(f"{holder} is working on this run", store.uri, "Wait for it or stop it, then run the same command again")
-    begun = time.monotonic()
-    _write(store, lease, 0)
-    time.sleep(max(SETTLE_S, 5 * (time.monotonic() - begun)))
-    current = read_lease(store)
-    if current is None or current.token != lease.token:
-        other = current.holder if current else "another driver"
-        raise UserError(f"{other} has just started on this run", store.uri, "Wait for it or stop it")
-    store.sweep()  # unfinished files of a driver that was killed, and of its workers
     thread = threading.Thread(target=lease._beat, name="egrsd-lease", daemon=True)
-    thread.start()
-    try:
+    try:  # from the first byte on: a signal may come at any moment
+        begun = time.monotonic()
+        _write(store, lease, 0)
+        time.sleep(max(SETTLE_S, 5 * (time.monotonic() - begun)))
+        current = read_lease(store)
+        if current is None or current.token != lease.token:
+            other = current.holder if current else "another driver"
+            raise UserError(f"{other} has just started on this run", store.uri, "Wait for it or stop it")
+        store.sweep()  # unfinished files of a driver that was killed, and of its workers
+        thread.start()
         yield lease
     finally:
         lease._end.set()
-        thread.join(BEAT_S)
+        if thread.ident is not None:
+            thread.join(BEAT_S)
         now = read_lease(store)
         if now is not None and now.token == lease.token:
             store.sweep()
+            store.request_stop(False)  # it stays where a trainer did not end in time; the trainer ends with this command
+            store.delete(RAY_FOLDER)
             store.delete(LEASE)
+        on_free()
 
 
 def free(store: Store, pid: int) -> None:

@@ -21,6 +21,7 @@ from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, understand,
 NAMES = (".jsonl", ".ndjson", ".json")
 _PACKED_NAMES = ("", ".gz", ".zst", ".bz2", ".lz4")
 _EXPECTED = "One JSON object per line is expected"
+CHANGED = "Put the old file back. The same command compares all rows before it goes on"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2", b"\x04\x22\x4d\x18": "lz4"}  # by the first bytes
 _UNKNOWN = {b"\xfd7zXZ\x00": "xz", b"PK\x03\x04": "zip"}
@@ -31,12 +32,13 @@ class Jsonl:
     """Rows of some files, one after the other. The rows themselves stay on disk.
 
     files: the path of each, and its compression, None for a plain one. spans: int64 [N, 3]. Each row has the number
-    of its file, then offset and length of its line, in bytes of the unpacked file.
+    of its file, then offset and length of its line, in bytes of the unpacked file. marks: 8 bytes of hash of each line.
     """
 
     filesystem: FileSystem
     files: list[tuple[str, str | None]]
     spans: np.ndarray
+    marks: bytes
     fingerprint: str
     total: int
     shape: Shape
@@ -44,8 +46,12 @@ class Jsonl:
     def __len__(self) -> int:
         return len(self.spans)
 
+    def carried(self) -> str:
+        """Hash of the columns that are only carried: none, since `fingerprint` has whole lines."""
+        return ""
+
     def read(self, indices: Sequence[int], _others: bool = True, /) -> list[dict[str, Any]]:
-        """Rows in the order asked. Raises SourceError when a file has changed and a row cannot be read any more."""
+        """Rows in the order asked. Raises SourceError for a row that is not what it was when the file was opened."""
         rows: list[dict[str, Any]] = [{}] * len(indices)
         wanted = self.spans[np.asarray(indices, np.int64)]
         for number in np.unique(wanted[:, 0]).tolist():
@@ -57,7 +63,10 @@ class Jsonl:
             except OSError as error:
                 raise SourceError(f"cannot be read: {error}", path, "The file has changed since it was opened") from error
             for place, line in zip(places.tolist(), lines, strict=True):
-                rows[place] = _row(line, f"{path}, byte {wanted[place, 1]}")
+                where, at = f"{path}, byte {wanted[place, 1]}", 8 * int(indices[place])
+                if _mark(line) != self.marks[at : at + 8]:
+                    raise SourceError("the row is another one than when the file was opened", where, CHANGED)
+                rows[place] = _row(line, where)
         return rows
 
 
@@ -83,7 +92,7 @@ def _lines_at(filesystem: FileSystem, path: str, codec: str | None, spans: list[
 
 def is_named(path: str) -> bool:
     """Whether a path has the name of a JSONL file, which may be compressed."""
-    return path.endswith(tuple(f"{name}{packed}" for name in NAMES for packed in _PACKED_NAMES))
+    return path.lower().endswith(tuple(f"{name}{packed}" for name in NAMES for packed in _PACKED_NAMES))
 
 
 @dataclass
@@ -95,6 +104,7 @@ class _Scan:
     columns: dict[str, None] = field(default_factory=dict)
     first: list[dict[str, Any]] = field(default_factory=list)
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
+    marks: bytearray = field(default_factory=bytearray)
     beyond: int = 0
 
     def take(self, filesystem: FileSystem, path: str, number: int) -> str | None:
@@ -111,6 +121,7 @@ class _Scan:
                     self.columns |= dict.fromkeys(row)
                     self.first += [row] if len(self.first) < LOOKED_AT else []
                     self.digest.update(line)
+                    self.marks += _mark(line[start:])
                     self.spans.append((number, offset + start, len(line) - start))
                 offset += len(line)
         return codec
@@ -134,7 +145,11 @@ def open_jsonl(source: Source, filesystem: FileSystem, paths: list[str], look: b
     shape = understand(source, Look(names, scan.first, where), look)
     shape = carried(names, shape, source, where)
     spans = np.array(scan.spans, np.int64)
-    return Jsonl(filesystem, files, spans, scan.digest.hexdigest()[:16], len(spans) + scan.beyond, shape)
+    return Jsonl(filesystem, files, spans, bytes(scan.marks), scan.digest.hexdigest()[:16], len(spans) + scan.beyond, shape)
+
+
+def _mark(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=8).digest()
 
 
 def _codec(filesystem: FileSystem, path: str) -> str | None:
@@ -155,11 +170,30 @@ def _refuse_document(source: Source, path: str, row: dict[str, Any]) -> None:
         raise SourceError(what, path, 'Write one object per line, with pandas: to_json(path, orient="records", lines=True)')
 
 
+class _TwiceError(ValueError):
+    """A name stands twice in one object of JSON."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises _TwiceError for a name that stands twice: one of its values would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _fraction(number: str) -> Numeral:
+    return Numeral(number.removesuffix(".0"))
+
+
 def _row(line: bytes, where: str) -> dict[str, Any]:
     """One JSON object. A number becomes the text in the file, without a final `.0`."""
     try:
         text = line.decode("utf-8")
-        row = json.loads(text, parse_int=Numeral, parse_float=lambda number: Numeral(number.removesuffix(".0")))
+        row = json.loads(text, parse_int=Numeral, parse_float=_fraction, object_pairs_hook=_object)
+    except _TwiceError as error:
+        raise SourceError(f"malformed JSON: '{error}' stands twice in one object", where, _EXPECTED) from error
     except UnicodeDecodeError as error:
         what = f"is not UTF-8 text (byte {error.start + 1} of the line)"
         raise SourceError(what, where, "Convert the file to UTF-8") from error

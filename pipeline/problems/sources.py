@@ -28,6 +28,7 @@ from pipeline.problems.problem import Problem, read_problem
 from pipeline.problems.shape import Shape
 from pipeline.problems.splits import files_below, is_one_file
 
+_MOST_MADE = 10**9
 _MADE = ("reasoning-gym", worlds.KIND)  # kinds that make problems, and read no file
 
 
@@ -47,6 +48,9 @@ class Rows(Protocol):
         """Rows of the source, also those beyond `source.size`."""
 
     def __len__(self) -> int: ...
+
+    def carried(self) -> str:
+        """Hash of the columns that are only carried, as far as `fingerprint` leaves them out. It may take long."""
 
     def read(self, indices: Sequence[int], others: bool = True, /) -> list[dict[str, Any]]:
         """Raw rows in the order asked. Raises SourceError when the source cannot be read any more.
@@ -84,6 +88,12 @@ class ProblemSet:
         places = [index + self.source.skip for index in indices] if self.source.skip else indices
         raw, shape = self._rows.read(places, others), self.shape if others else replace(self.shape, other=())
         return [read_problem(int(index), row, shape, self.source) for index, row in zip(indices, raw, strict=True)]
+
+    def carried(self) -> str:
+        """Hash of the columns that rewards may want and that `fingerprint` leaves out; "" for none. It may take long."""
+        uri = self.source.uri
+        with late(f"columns {uri}", f"the other columns of {uri} have been read for {NOTICE_S:g} s so far."):
+            return self._rows.carried()
 
     def without_solutions(self) -> ProblemSet:
         """The same problems for an evaluation, where a column of solutions may be missing."""
@@ -228,12 +238,19 @@ class _Generated:
     def __len__(self) -> int:
         return self.size
 
+    def carried(self) -> str:
+        """A task carries no columns."""
+        return ""
+
     def read(self, indices: Sequence[int], _others: bool = True, /) -> list[dict[str, Any]]:
         """The rows at `indices`, in the order asked."""
         return [self.make(int(index)) for index in indices]
 
 
 def _generated(source: Source, make: Callable[[int], Any]) -> ProblemSet:
+    if source.size > _MOST_MADE:
+        what = f"{source.uri} makes at most {_MOST_MADE} problems, whose order must fit into memory"
+        raise SettingError(what, "source.size", "Lower it")
     settings = [source.uri, source.split, source.seed, source.options, [make(i) for i in range(min(8, source.size))]]
     shape = Shape("problem", "solution" if source.solution else "", "answer")
     return ProblemSet(source, _Generated(make, source.size, digest(settings), shape))

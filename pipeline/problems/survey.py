@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -51,7 +53,7 @@ class Survey:
         spelled = controls.findall(f"{row.messages or row.problem}\n{row.solution or ''}") if controls else []
         self.controls.update(spelled)
         self.spelling += bool(spelled)
-        key = hash(normal(row.messages or row.problem or ""))
+        key = hash(_alike(_asked(row)))
         if key in self.problems and len(self.again) <= _NAMED:
             self.again.append(row.index)
         self.problems[key] += 1
@@ -110,6 +112,18 @@ def is_generated(problems: ProblemSet) -> bool:
 def normal(problem: str) -> str:
     """A problem's text with single blanks and without letter case: problems with the same normal form are the same."""
     return " ".join(problem.split()).casefold()
+
+
+def _asked(row: Problem) -> str:
+    """What a row asks: its problem, or all its turns where the user speaks more than once. A system turn is no part of it."""
+    turns = json.loads(row.messages) if row.messages else []
+    several = sum(turn["role"] == "user" for turn in turns) > 1
+    return (row.messages if several else row.problem) or ""
+
+
+def _alike(problem: str) -> str:
+    """A problem's text as `normal`, with one spelling of characters that Unicode can write in several ways."""
+    return normal(unicodedata.normalize("NFC", problem))
 
 
 def compared(training: Survey, held_out: Survey) -> list[str]:

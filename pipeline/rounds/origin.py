@@ -29,12 +29,14 @@ class KeptSource(Document):
     """What a run knows of one source. Only the fingerprint is known where a plan of an early version tells it.
 
     settings: those of the source. rows: its number of problems. files: size and time of each file, as `stamps` gives them.
+    carried: hash of the columns that rewards may read and `fingerprint` leaves out. None where no reward did.
     """
 
     settings: dict[Text, JsonValue] = Field(default_factory=dict)
     fingerprint: Annotated[Text, Field(min_length=1)]
     rows: Count | None = None
     files: dict[str, Stamp] = Field(default_factory=dict)
+    carried: Text | None = None
 
 
 class _Stored(KeptSource):
@@ -51,20 +53,25 @@ def read_sources(store: Store) -> Mapping[str, KeptSource] | None:
     return store.read_document(SOURCES, _SOURCES)
 
 
-def keep(store: Store, opened: Mapping[str, ProblemSet]) -> None:
-    """Write what the open sources are now, by the names of their settings."""
-    now = {name: _kept(problems) for name, problems in opened.items()}
+def keep(store: Store, opened: Mapping[str, ProblemSet], rewards: bool = False) -> None:
+    """Write what the open sources are now, by the names of their settings. `rewards`: whether the run has rewards of its own."""
+    now = {name: _kept(problems, rewards) for name, problems in opened.items()}
     if read_sources(store) != now:
-        store.write_json(SOURCES, {name: kept.model_dump() for name, kept in now.items()})
+        store.write_json(SOURCES, {name: kept.model_dump(exclude=_unsaid(kept)) for name, kept in now.items()})
 
 
-def changes(store: Store, opened: Mapping[str, ProblemSet]) -> list[str]:
-    """A sentence for each open source whose rows are not those that the run was made with."""
+def changes(store: Store, opened: Mapping[str, ProblemSet], rewards: bool = False) -> list[str]:
+    """A sentence for each open source whose rows are not those that the run was made with. `rewards` as in `keep`."""
     known = _known(store)
     found = []
     for name, problems in opened.items():
         before, rows = known.get(name), ""
-        if before is None or before.fingerprint == problems.fingerprint or not _same(before, problems.source):
+        if before is None or not _same(before, problems.source):
+            continue
+        if before.fingerprint == problems.fingerprint:
+            if rewards and before.carried is not None and before.carried != problems.carried():
+                what = "has other values in the columns that are kept for rewards than those the run was made with"
+                found.append(f"{name} {problems.source.uri} {what}")
             continue
         if before.rows not in (None, len(problems)):
             rows = f" ({before.rows} rows before, {len(problems)} now)"
@@ -72,9 +79,11 @@ def changes(store: Store, opened: Mapping[str, ProblemSet]) -> list[str]:
     return found
 
 
-def refuse_changes(store: Store, opened: Mapping[str, ProblemSet], accept: bool, remedy: str = ACCEPT) -> list[str]:
+def refuse_changes(
+    store: Store, opened: Mapping[str, ProblemSet], accept: bool, rewards: bool = False, remedy: str = ACCEPT
+) -> list[str]:
     """The sentences of `changes` when they are accepted. Raises SourceError, with `remedy`, when they are not."""
-    found = changes(store, opened)
+    found = changes(store, opened, rewards)
     if found and not accept:
         raise SourceError("; ".join(found), store.uri, remedy)
     return [f"note: {text}." for text in found]
@@ -102,13 +111,19 @@ def look(store: Store, run: Run) -> list[str]:
     return found
 
 
-def _kept(problems: ProblemSet) -> _Stored:
+def _kept(problems: ProblemSet, rewards: bool) -> _Stored:
     return _Stored(
         settings=problems.source.reading(),
         fingerprint=problems.fingerprint,
         rows=len(problems),
         files=stamps(problems.source),
+        carried=problems.carried() if rewards else None,
     )
+
+
+def _unsaid(kept: KeptSource) -> set[str]:
+    """The fields that are left out where they say nothing, so that the files of runs without them stay as they are."""
+    return {"carried"} if kept.carried is None else set()
 
 
 def _same(before: KeptSource, source: Source) -> bool:

@@ -42,6 +42,7 @@ from pipeline.store.folders import (
     STATE_REMEDY,
     check_folder,
     cut_short,
+    digest_of,
     drop_weights,
     fetch_folder,
     is_whole,
@@ -279,10 +280,16 @@ class Store(Files):
 
     @contextlib.contextmanager
     def local(self, folder: str) -> Iterator[Path | None]:
-        """The result of `fetch`, for the length of a block. A copy is deleted after the block."""
+        """The result of `fetch`, for the length of a block. A copy is deleted after the block.
+
+        Raises StoreError after the block for a policy that was replaced meanwhile: its files may be of both.
+        """
+        before = digest_of(self, folder) if folder.startswith("policy/") else ""
         fetched = self.fetch(folder)
         try:
             yield fetched
+            if before and fetched is not None and digest_of(self, folder) != before:
+                raise StoreError("was replaced while it was read", self.locate(folder), "Run the same command again")
         finally:
             if fetched is not None and self.local_root is None:
                 shutil.rmtree(fetched, ignore_errors=True)

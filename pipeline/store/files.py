@@ -57,9 +57,10 @@ class Files:
         if "://" in uri:
             _check_uri(uri)
         try:
+            uri.encode()
             self.uri = uri.rstrip("/") if "://" in uri else str(Path(uri).expanduser().resolve())
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"is no path ({error})", uri, "Name a folder or a URI") from error
+            raise UserError(f"is no path ({error})", ascii(uri)[1:-1], "Name a folder or a URI") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.uri,), {"begun": self.begun}
@@ -237,6 +238,27 @@ def _as_egrsd_error(error: OSError, what: str, where: str) -> EgrsdError:
         return UserError(f"{what} ({cause})", where, "Get the right to do this, or use another place")
     remedy = NO_SPACE if error.errno == errno.ENOSPC else "Check that the place exists and its permissions"
     return StoreError(f"{what} ({cause})", where, remedy)
+
+
+def replace_local(path: Path, text: str) -> None:
+    """Write a local file that a person named. An old one stays until the new one is whole, and a link to it stays a link.
+
+    A device, such as /dev/stdout, is written to. Raises OSError.
+    """
+    path = path.expanduser()
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name}.{owner.mark()}{uuid4().hex[:8]}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _write_local(path: Path, scratch: Path, data: bytes) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -205,6 +206,19 @@ def test_the_first_task_on_a_node_that_joins_later_compares_its_builds(ray_local
     assert told.startswith("node ")
     assert ray_local.get(work.remote(sent, {"torch": "0.1"})) == ""
     assert ray_local.get(work.remote(sent, {})) == ""  # this node has been looked at: nobody asks again
+
+
+def test_files_that_an_editor_keeps_beside_its_own_are_no_code(tmp_path, monkeypatch):
+    """Emacs marks a file with unsaved changes by a link `.#x.py` that leads nowhere."""
+    for name in code.PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    (tmp_path / "pipeline" / ".#x.py").symlink_to("somebody@somewhere.1234")
+    (tmp_path / "pipeline" / "gone.py").symlink_to("nowhere.py")
+    (tmp_path / "pipeline" / "x (copy).py").write_text("")
+    packages = {name: SimpleNamespace(__path__=[str(tmp_path / name)]) for name in code.PACKAGES}
+    monkeypatch.setattr(code.importlib, "import_module", packages.__getitem__)
+    assert sorted(code.look()["hashes"]) == [f"{name}/__init__.py" for name in sorted(code.PACKAGES)]
 
 
 def test_packages_from_two_folders_are_refused(monkeypatch):

@@ -28,6 +28,13 @@ def test_an_engine_sees_the_cards_that_ray_gave_it_and_no_other(environment, mon
     assert environment["CUDA_VISIBLE_DEVICES"] == seen
 
 
+@pytest.mark.parametrize(("value", "shown"), [(None, False), ("", False), ("0", False), ("1", True)])
+def test_a_person_who_writes_0_sees_no_log_of_vllm(environment, value, shown):
+    environment.pop(startup.DEBUG, None)
+    environment |= {} if value is None else {startup.DEBUG: value}
+    assert startup.shows_log() is shown
+
+
 def test_float32_stays_float32_in_tritons_kernels_unless_the_user_says_otherwise(environment):
     startup.set_environment(config.Pool(), exact=True)
     assert environment["TRITON_F32_DEFAULT"] == "ieee"

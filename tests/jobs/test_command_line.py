@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 import typer.main
 from in_process import brought, planned
 
@@ -216,3 +217,12 @@ def test_figures_become_csv(tmp_path):
     rows = list(csv.DictReader(path.open()))
     assert rows[0] == {"objective": "opd", "accuracy.value": "0.5", "seeds.0": "0", "seeds.1": "1", "extra": ""}
     assert rows[1]["objective"] == "grpo"
+
+
+def test_figures_never_take_the_place_of_a_file_of_another_kind(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n")
+    with pytest.raises(typer.BadParameter, match=r"is there already, and is no \.csv file"):
+        given("sweep", str(tmp_path), "--csv", str(data))
+    for free in (tmp_path / "new.txt", tmp_path / "a.csv", Path(os.devnull)):
+        assert given("sweep", str(tmp_path), "--csv", str(free))["csv"] == str(free)

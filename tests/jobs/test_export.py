@@ -97,6 +97,25 @@ def test_mistakes_are_one_line_and_leave_nothing(stored, tmp_path, capfd, argume
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_export_leaves_the_earlier_one_in_its_place(stored, tmp_path, capfd, monkeypatch):
+    def interrupted(source, target):
+        if Path(target).name == "out" and not Path(source).name.endswith("-old"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    def content():
+        return {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    assert export(capfd, "--run", stored.uri, "--model", tmp_path / "out", "--policy", "1")[0] == 0
+    before, rename = content(), os.rename
+    monkeypatch.setattr(os, "rename", interrupted)
+    assert export(capfd, "--run", stored.uri, "--model", tmp_path / "out", "--replace")[0] == 130
+    assert content() == before
+    monkeypatch.undo()
+    assert export(capfd, "--run", stored.uri, "--model", tmp_path / "out", "--replace")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_only_an_exported_policy_is_replaced_and_only_when_asked(stored, tmp_path, capfd):
     mine, out = tmp_path / "mine", tmp_path / "out"
     mine.mkdir()

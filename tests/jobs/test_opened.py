@@ -1,14 +1,12 @@
 """One prologue for all verbs: no verb joins a cluster, opens a run or takes a lease in another way."""
 
 import ast
-import contextlib
 import importlib
 from pathlib import Path
 
 import pytest
 
 import jobs
-from jobs import opened
 from jobs.cli import app
 from jobs.opened import hold_run
 from jobs.screen.terminal import session
@@ -16,7 +14,6 @@ from pipeline.errors import UserError
 from pipeline.live import lease
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
-from pipeline.store.files import RAY_FOLDER
 
 FOLDER = Path(jobs.__file__).parent
 VERBS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
@@ -115,22 +112,3 @@ def test_a_run_is_read_again_under_its_lease(tmp_path):
             pass
     with lease.held(store):
         pass
-
-
-def test_what_a_slow_trainer_leaves_goes_with_the_ray_of_the_command(tmp_path, monkeypatch):
-    """After SIGTERM while ranks still started, `train/stop` and `.tmp/ray` stayed in the run."""
-    store, order = Store(str(tmp_path / "run")), []
-    monkeypatch.setattr("jobs.screen.keeper.is_kept", lambda: True)
-    monkeypatch.setattr("jobs.screen.keeper.tell", lambda **_: None)
-    monkeypatch.setattr("actors.cluster.connect", lambda *_: True)
-    monkeypatch.setattr("actors.watch.watching", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr("actors.watch.leave", lambda: order.append(store.stop_requested()))
-    # the workers of another cluster may start later, and then read the request
-    for address, stays in (("10.0.0.1:6379", True), (None, False)):
-        with session(debug=False) as out:
-            out.held.append(store)
-            opened.join(out, address, {})
-            store.request_stop()
-            store.write(f"{RAY_FOLDER}/controller.json", b"")
-        assert store.stop_requested() == bool(store.names(RAY_FOLDER)) == stays
-    assert order == [True, True]

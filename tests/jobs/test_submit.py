@@ -257,6 +257,8 @@ def test_an_address_that_does_not_answer_is_one_line(egrsd):
         (("--working-dir", "/", "recipes"), "holds your home directory"),
         (("--entrypoint-resources", "desk", "recipes"), "'desk' is not NAME=VALUE"),
         (("--entrypoint-resources", "desk=many", "recipes"), "Write NAME=AMOUNT"),
+        (("--entrypoint-resources", "desk=1e999", "recipes"), "--entrypoint-resources: is inf, which is no amount"),
+        (("--entrypoint-cpus", "nan", "recipes"), "--entrypoint-cpus: is nan, which is no amount"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_sent(egrsd, arguments, message):

@@ -181,3 +181,8 @@ def test_an_export_and_a_report_do_not_replace_files_unasked(trained, tmp_path, 
     assert page.read_text() == "mine"
     export_run(trained.uri, str(out), False, replace=True)
     assert [path.name for path in out.glob("*.parquet")] == ["round-0000.parquet"]
+
+
+def test_the_tests_before_left_the_real_trainer():
+    """Another test of this process that asks for Ray Train would train in a thread, and show nothing."""
+    assert worker.fit.__module__ == "pipeline.training.worker"

@@ -16,6 +16,7 @@ from pipeline.errors import StoreError, UserError
 from pipeline.live import lease
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
+from pipeline.store.files import RAY_FOLDER
 
 HOLD = "import sys, time; from pipeline.live import lease; from pipeline.store.directory import Store\n"
 HOLD += "lease.BEAT_S = 0.2\nwith lease.held(Store(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -40,10 +41,41 @@ def other_driver(store):
 def test_a_lease_ends_with_its_block_also_after_an_error(store):
     with contextlib.suppress(RuntimeError), lease.held(store):
         assert store.read_json(lease.LEASE)["pid"] == os.getpid()
+        store.request_stop()  # a trainer that does not end in time leaves it, and the folder of Ray Train
+        store.write(f"{RAY_FOLDER}/controller.json", b"")
         raise RuntimeError
     assert store.read_json(lease.LEASE) is None
+    assert not store.stop_requested()
+    assert not store.names(RAY_FOLDER)
     with lease.held(store):
         pass
+
+
+def test_a_signal_while_the_lease_is_taken_leaves_none(store, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    freed = []
+    monkeypatch.setattr(lease.time, "sleep", interrupted)
+    with contextlib.suppress(KeyboardInterrupt), lease.held(store, on_free=lambda: freed.append(store.names(""))):
+        raise AssertionError
+    assert [name for names in freed for name in names if name != ".tmp"] == []
+    assert len(freed) == 1
+
+
+def test_a_signal_that_cuts_the_end_short_does_not_count_the_lease_as_given_back(store, monkeypatch):
+    """Then the keeper, which was not told that it is free, gives it back."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    freed = []
+    with contextlib.suppress(KeyboardInterrupt), lease.held(store, on_free=lambda: freed.append(True)):
+        monkeypatch.setattr(store, "delete", interrupted)
+    monkeypatch.undo()
+    assert (freed, lease.read_lease(store) is None) == ([], False)
+    lease.free(store, os.getpid())
+    assert lease.read_lease(store) is None
 
 
 WRITE = "import os, signal, sys; from pipeline.store.directory import Store\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -54,7 +56,7 @@ def uri(request, tmp_path, monkeypatch) -> str:
     if request.param in {"folder", "glob"}:
         for part, rows in enumerate((ROWS[:7], ROWS[7:8], ROWS[8:])):
             write_parquet(tmp_path / "data" / f"part-{part}.parquet", rows)
-        write_parquet(tmp_path / "data" / "other.pq", ROWS[:3])
+        write_parquet(tmp_path / "data" / ".cache" / "other.parquet", ROWS[:3])
         return str(tmp_path / "data" / ("" if request.param == "folder" else "part-?.parquet"))
     import datasets
 
@@ -98,6 +100,52 @@ def test_one_changed_row_changes_the_fingerprint(tmp_path, write):
         for name, rows in (("a", ROWS), ("b", changed))
     )
     assert first.fingerprint != second.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_a_file_that_changes_while_it_is_read_gives_no_row_of_another_content(tmp_path, kind):
+    """The new file has rows of the same length at the same places, which can be read as well as the old ones."""
+    path = tmp_path / f"a.{kind}"
+
+    def write(answer: str) -> None:
+        rows = [{"problem": f"p{i}", "solution": "s", "answer": answer if i == 5 else "1"} for i in range(8)]
+        if kind == "parquet":
+            write_parquet(path, rows)
+        else:
+            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            path.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+
+    write("1")
+    problems = open_source(Source(uri=str(path)))
+    write("2")
+    os.utime(path, (1, 1))  # the clock of a file is coarse
+    assert problems.rows([0])[0].answer == "1"  # what has not changed is still read
+    with pytest.raises(SourceError, match=r"is another one than when the file was opened.*compares all rows"):
+        problems.rows([0, 5])
+    write("1")
+    os.utime(path, (2, 2))
+    assert problems.rows([5])[0].answer == "1"  # put back
+    if kind == "parquet":
+        write_parquet(path, [{"problem": "p", "solution": "s", "answer": "1"}])
+        with pytest.raises(SourceError, match="has other row groups than when it was opened"):
+            problems.rows([5])
+
+
+def test_a_parquet_file_is_read_the_same_with_and_without_its_other_columns(tmp_path):
+    """The hash of a row group does not depend on the columns that are read with it."""
+    turns = [[{"role": "user", "content": f"p{i}"}] for i in range(9)]
+    table = pa.table(
+        {
+            "tests": pa.array([None, "[1]", *"abcdefg"]),
+            "prompt": turns,
+            "reward_model": [{"ground_truth": str(i), "style": None} for i in range(9)],
+            "kind": pa.array([*"aab", *"bbccc", None]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    problems = open_source(Source(uri=str(tmp_path / "a.parquet"), solution=""))
+    for others in (True, False):
+        assert [row.answer for row in problems.rows(range(9), others)] == [str(i) for i in range(9)]
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
@@ -232,6 +280,11 @@ def test_a_split_that_a_dataset_lacks_is_named(tmp_path):
         open_source(Source(uri=f"datasets:{tmp_path / 'saved'}", split="test"))
     with pytest.raises(SettingError, match=r"source\.options\.trust_remote_code"):
         open_source(Source(uri=f"datasets:{tmp_path / 'saved'}", options={"trust_remote_code": True}))
+
+
+def test_a_task_makes_no_more_problems_than_can_be_put_in_order():
+    with pytest.raises(SettingError, match=r"source\.size: tiny-arithmetic makes at most 1000000000 problems"):
+        open_source(Source(uri="tiny-arithmetic", size=10**12))
 
 
 def test_the_tiny_task_comes_as_its_module_makes_it():

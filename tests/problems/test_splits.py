@@ -43,6 +43,11 @@ def read(uri: str, split: str = "train") -> list[str]:
         ("part-0.parquet", None),
         ("trains/latest.parquet", None),
         ("contest.parquet", None),
+        ("split=train/part-0.parquet", ("train", "")),
+        ("math-test/part-0.parquet", ("test", "")),
+        ("train2024.jsonl", ("train", "")),
+        ("mathTestSet.jsonl", ("test", "")),
+        ("TRAIN_data/a.parquet", ("train", "")),
     ],
 )
 def test_a_split_is_read_from_a_name(path, split):
@@ -72,6 +77,10 @@ def test_names_of_one_split_are_one(tmp_path):
         (("train.parquet", "extra.parquet"), r"extra\.parquet: belongs to no split; other files do \(train\)"),
         (("main/train-0.parquet", "socratic/train-0.parquet"), "has split 'train' in several folders: main, socratic"),
         (("test-00000-of-00001.parquet",), "has no split 'train'; there are: test"),
+        (("train.parquet", "test_of_training.parquet"), r"test_of_training\.parquet: names two splits: test, train"),
+        (("train/a.parquet", "train/test_b.parquet"), r"train/test_b\.parquet: names two splits: test, train"),
+        (("a.parquet", "_delta_log/0.checkpoint.parquet"), r"is a table whose log \(_delta_log/0\.checkpoint"),
+        (("data/a.parquet", "metadata/v1.metadata.json"), r"is a table whose log \(metadata/v1\.metadata\.json\)"),
     ],
 )
 def test_what_could_be_two_things_is_refused(tmp_path, names, message):
@@ -82,6 +91,37 @@ def test_what_could_be_two_things_is_refused(tmp_path, names, message):
 def test_a_folder_without_splits_is_read_whole_without_hidden_files(tmp_path):
     uri = folder(tmp_path, "part-0.parquet", "b/part-1.parquet", ".cache/part-2.parquet")
     assert read(uri, "nonsense") == ["b/part-1.parquet", "part-0.parquet"]
+
+
+def test_a_folder_is_read_whole_or_refused(tmp_path):
+    uri = folder(tmp_path, "a.parquet", "b.PARQUET", "c.pq", "_temporary/0/d.parquet", "_e.parquet")
+    assert read(uri) == ["_e.parquet", "a.parquet", "b.PARQUET", "c.pq"]
+    (tmp_path / "rows.JSONL").write_text("{}\n")
+    with pytest.raises(SourceError, match=r"has Parquet and JSONL files, such as _e\.parquet and rows\.JSONL.*as a glob"):
+        read(uri)
+
+
+def test_a_star_stands_for_a_part_of_one_name_and_two_for_folders(tmp_path):
+    uri = folder(tmp_path, "a.parquet", "old/b.parquet", "old/older/c.parquet")
+    assert read(f"{uri}/*.parquet") == ["a.parquet"]
+    assert read(f"{uri}/*/*.parquet") == ["old/b.parquet"]
+    assert read(f"{uri}/**/*.parquet") == read(f"{uri}/**") == ["a.parquet", "old/b.parquet", "old/older/c.parquet"]
+
+
+@pytest.mark.parametrize("uri", ["a\0b.jsonl", "caf\udce9.jsonl", "a\0/*.parquet"])
+def test_a_path_that_no_file_has_is_one_line(uri):
+    with pytest.raises(SourceError, match=r"source\.uri"):
+        open_source(Source(uri=uri))
+
+
+def test_a_name_that_stands_twice_in_a_row_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"problem": "p", "answer": "1", "solution": "s", "x": {"a": 1, "a": 2}}\n')
+    with pytest.raises(SourceError, match=r"a\.jsonl:1: malformed JSON: 'a' stands twice in one object"):
+        open_source(Source(uri=str(tmp_path / "a.jsonl")))
+    columns = [pa.array([text]) for text in ("p", "s", "1", "2")]
+    pq.write_table(pa.table(columns, names=["problem", "solution", "answer", "answer"]), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="has two columns 'answer'"):
+        open_source(Source(uri=str(tmp_path / "a.parquet")))
 
 
 def test_a_folder_is_no_pattern_whatever_its_name_is(tmp_path):

@@ -70,6 +70,16 @@ def test_held_out_problems_that_are_trained_on_are_counted(tmp_path):
     assert compared(training, survey(opened(tmp_path / "a.jsonl", ["5"]), None)) == []
 
 
+def test_a_system_turn_and_the_spelling_of_an_accent_hide_no_problem_that_is_held_out(tmp_path):
+    def turns(*texts: str) -> list[dict[str, str]]:
+        roles = ["system", "user"] if len(texts) == 2 else ["user", "assistant", "user"]
+        return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+
+    training = survey(opened(tmp_path / "a.jsonl", [turns("Be brief.", "1+1?"), "Caf\u00e9", turns("2+2?", "4", "Why?")]), None)
+    held_out = survey(opened(tmp_path / "b.jsonl", ["1+1?", "cafe\u0301", "Why?", turns("2+2?", "4", "Why?")]), None)
+    assert compared(training, held_out)[1].startswith("note: 3 of 4 held-out problems of")
+
+
 def test_columns_that_are_too_large_for_rewards_are_said_and_looked_at_in_the_first_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "MOST_OTHERS", 2)
     monkeypatch.setattr(rows, "_AT_ONCE", 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from pipeline.errors import SourceError, StoreError
 from pipeline.inspection.proof import prove
 from pipeline.overrides import resolve
 from pipeline.problems import sources
-from pipeline.problems.sources import open_source
+from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.recipes import demo
 from pipeline.rounds import origin
 from pipeline.rounds.plan import Plan, write_plan
@@ -54,6 +55,30 @@ def test_a_changed_source_is_refused_until_it_is_accepted(made):
     assert said.startswith("note: source ")
     origin.keep(store, opened)
     assert origin.look(store, run) == origin.changes(store, opened) == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_a_column_that_only_rewards_read_is_compared_too(tmp_path, kind):
+    import datasets
+
+    place = tmp_path / ("a.parquet" if kind == "parquet" else "saved")
+
+    def write(tests: str) -> dict[str, ProblemSet]:
+        rows = datasets.Dataset.from_list([{"problem": "p", "solution": "s", "answer": "1", "tests": tests}])
+        if kind == "parquet":
+            rows.to_parquet(str(place))
+        else:
+            shutil.rmtree(place, ignore_errors=True)
+            rows.save_to_disk(str(place))
+        return {"source": open_source(Source(uri=str(place)))}
+
+    store = Store(str(tmp_path / "run"))
+    origin.keep(store, write("[1]"))
+    assert origin.changes(store, write("[2]"), rewards=True) == []  # no reward read it before
+    origin.keep(store, write("[1]"), rewards=True)
+    assert origin.changes(store, write("[1]"), rewards=True) == origin.changes(store, write("[2]")) == []
+    with pytest.raises(SourceError, match="other values in the columns that are kept for rewards"):
+        origin.refuse_changes(store, write("[2]"), accept=False, rewards=True)
 
 
 def test_a_file_with_a_new_time_and_the_same_rows_is_told_without_reading_it(made):

@@ -64,6 +64,16 @@ def test_an_end_is_told_once_with_its_exit_code(kept, code, ended, line):
         assert AGAIN in said
 
 
+def test_threads_that_work_on_do_not_crash_an_interpreter_that_has_told_its_end(kept):
+    """Python takes itself down under threads of Arrow, which then abort with pages of text. So it does not take itself down."""
+    code = "import atexit\nfrom jobs import options\natexit.register(print, 'taken down')\n"
+    code += "def verb(**_):\n    print('error: why')\n    keeper.tell(told=143)\n    sys.exit(143)\noptions.call(verb)"
+    process, _ = kept(code)
+    assert (process.communicate(timeout=60)[0], process.returncode) == ("error: why\n", 143)
+    process, _ = kept(code.replace("143", "0"))
+    assert (process.communicate(timeout=60)[0], process.returncode) == ("error: why\ntaken down\n", 0)
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.usefixtures("signals_are_heard")
 def test_a_second_signal_ends_at_once_what_does_not_hear_the_first(kept, name, code):

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.screen.terminal import session
 from pipeline import errors
+from pipeline.errors import StoreError
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
 
@@ -97,6 +98,24 @@ def test_a_signal_ends_a_verb_with_one_line_and_128_plus_its_number(name, code, 
     assert ended.value.code == code
     assert capfd.readouterr().err == f"error: Interrupted ({name})\n"
     assert signal.getsignal(getattr(signal, name)) is before
+
+
+@pytest.mark.parametrize("instead", [TypeError("Got unexpected argument type"), StoreError("is damaged", "x", "Delete it")])
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_signal_that_a_library_takes_for_an_error_of_its_own_is_still_told(capfd, instead):
+    """Arrow raises the TypeError when a signal comes at its door, and a reader may then take the file for damaged."""
+
+    def verb():
+        with session(debug=False):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            except BaseException:
+                raise instead from None
+
+    with pytest.raises(SystemExit) as ended:
+        verb()
+    assert (ended.value.code, capfd.readouterr().err) == (143, "error: Interrupted (SIGTERM)\n")
 
 
 @pytest.mark.usefixtures("signals_are_heard")

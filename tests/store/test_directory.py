@@ -288,3 +288,20 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated():
     with pytest.raises(UserError, match="holds credentials") as caught:
         Store("s3://key:hunter2@bucket/run")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_policy_that_is_replaced_while_it_is_read_is_told(run_dir, tmp_path):
+    def publish(weights: bytes) -> None:
+        (tmp_path / "new").mkdir(exist_ok=True)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            (tmp_path / "new" / name).write_bytes(weights)
+        run_dir.publish_policy(7, tmp_path / "new")
+
+    publish(b"old")
+    with run_dir.local("policy/0007"):
+        publish(b"old")  # the same content is the same policy
+    with (
+        pytest.raises(StoreError, match=r"was replaced while it was read\. Run the same command again"),
+        run_dir.local("policy/0007"),
+    ):
+        publish(b"new")

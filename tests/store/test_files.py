@@ -1,8 +1,11 @@
 """A store that takes long to answer is named to the person who waits; one that answers is not."""
 
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from waiting import until
@@ -10,7 +13,9 @@ from waiting import until
 from jobs import evaluate, export, scale, status, verify
 from jobs.train import train_committed
 from pipeline import notices
+from pipeline.store import files
 from pipeline.store.directory import Store
+from pipeline.store.files import replace_local
 
 
 class Silent(BaseHTTPRequestHandler):
@@ -94,3 +99,19 @@ def test_every_verb_says_the_word_before_it_has_shown_anything(silent, monkeypat
     assert lines[0].startswith("waiting for the object store: to ")
     assert lines[1].startswith("error: s3://runs/none: no run here")
     assert len(lines) == 2
+
+
+def test_a_file_that_a_person_named_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    real, link = tmp_path / "real.yaml", tmp_path / "link.yaml"
+    real.write_text("old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            replace_local(link, "new")
+    assert (real.read_text(), sorted(path.name for path in tmp_path.iterdir())) == ("old", ["link.yaml", "real.yaml"])
+    replace_local(link, "new")
+    assert (real.read_text(), link.is_symlink(), real.stat().st_mode & 0o777) == ("new", True, 0o640)
+    replace_local(Path(os.devnull), "new")
+    assert not Path(os.devnull).is_file()
