@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .peers
 RUN ?= runs/demo
-# Three processes keep two cores busy; a fourth changed nothing (17 min 35 s), and takes 2 GB more.
+# Three processes keep two cores busy (13 min 16 s for all tests). A fourth changed nothing, and takes 2 GB more.
 PROCESSES ?= 3
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS := 1

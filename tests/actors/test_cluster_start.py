@@ -21,6 +21,12 @@ def home(monkeypatch, tmp_path):
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def mode():
+    """Ray's mode of tokens before the first test of this module."""
+    return os.environ.get("RAY_AUTH_MODE")
+
+
 def test_a_ray_that_does_not_start_here_is_not_a_cluster_that_does_not_answer(monkeypatch):
     def fail(**_):
         raise Exception("The current node timed out during startup.")
@@ -59,9 +65,9 @@ def test_workers_read_text_as_utf_8_whatever_the_locale(home, monkeypatch):
     assert (given["PYTHONUTF8"], given["ONE"]) == ("1", "1")
 
 
-def test_the_test_before_left_no_token_mode():
-    """A Ray that another test starts would refuse all calls."""
-    assert "RAY_AUTH_MODE" not in os.environ
+def test_the_tests_before_left_the_token_mode_as_it_was(mode):
+    """Else a Ray that another test starts would refuse all calls."""
+    assert os.environ.get("RAY_AUTH_MODE") == mode
 
 
 @pytest.mark.parametrize("earlier", [None, 0o644, 0o600])

@@ -67,15 +67,18 @@ def test_output_is_utf_8_whatever_the_locale(locale, run):
     assert done.stdout.startswith("größer ▁█: 0 of 16 rounds trained")
 
 
-def test_whatever_ray_or_vllm_write_goes_to_the_log_and_not_to_the_screen(run, capfd):
+def test_whatever_ray_or_vllm_write_goes_to_the_log_and_not_to_the_screen(run, capfd, monkeypatch):
     """Two commands at once had Ray's tracebacks and "Found multiple active Ray instances" in their bars."""
+    ray = logging.getLogger("ray")  # a Ray of another test may have made it write to the stream of that test
+    monkeypatch.setattr(ray, "handlers", [])
+    monkeypatch.setattr(ray, "propagate", True)
     with session(debug=False) as out:
         out.say("before the log")
         out.log_to(run)
         out.say("our word")
         os.write(2, b"of C++\n")
         subprocess.run(["sh", "-c", "echo of a worker; echo of its errors >&2"], check=True)
-        logging.getLogger("ray").warning("Found multiple active Ray instances")
+        ray.warning("Found multiple active Ray instances")
     assert capfd.readouterr() == ("before the log\nour word\n", "")
     [name] = run.names("logs")
     log = (run.read_bytes(f"logs/{name}") or b"").decode()

@@ -101,6 +101,7 @@ def test_every_verb_says_the_word_before_it_has_shown_anything(silent, monkeypat
     assert len(lines) == 2
 
 
+@pytest.mark.usefixtures("signals_are_heard")
 def test_a_file_that_a_person_named_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     real, link = tmp_path / "real.yaml", tmp_path / "link.yaml"
     real.write_text("old")
