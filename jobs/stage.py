@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.engines import open_engines
 from jobs.opened import begin, hold_run, start
+from jobs.screen.progress import spinner
 from jobs.screen.terminal import Session, session
 from jobs.settle import parse_numbers
 from pipeline.config import Run
@@ -130,7 +131,7 @@ def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[E
     with contextlib.ExitStack() as stack:
         if stage.where == "engines" and stage.asks(work.run):
             work = with_engines(work, stack.enter_context(open_engines(work.run, say=out.say)))
-        with out.console.status(f"{work.area} {stage.name}"):
+        with spinner(out, f"{work.area} {stage.name}"):
             execute(
                 work, (stage.name,), source, choice=choice, on_entry=lambda entry, new: computed.append(entry) if new else None
             )

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.opened import open_run
+from jobs.screen.progress import TO_THE_LOG
 from jobs.screen.tables import aligned
 from jobs.screen.terminal import Interrupted, Session, printable, session, with_address
 from pipeline.choice.plans import told
@@ -257,7 +258,7 @@ def _watch(out: Session, store: Store) -> None:
         return Group(*_tables(seen), *lines), store.latest_policy() >= run.rounds
 
     shown, is_done = page()
-    with Live(shown, console=out.console, auto_refresh=False, transient=False) as live:
+    with Live(shown, console=out.console, auto_refresh=False, transient=False, **TO_THE_LOG) as live:
         try:
             while not is_done:
                 time.sleep(LOOK_S)

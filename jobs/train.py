@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from actors.resources import Demand
 from jobs.opened import Held, hold, hold_run, open_folder, start
+from jobs.screen.progress import spinner
 from jobs.screen.terminal import Session, session
 from pipeline.config import Run
 from pipeline.config.objective import approximation
@@ -76,7 +77,7 @@ def train_committed(
                 commit_round(work, left_out(work))
             with (
                 trackers.feeding(held.store, run, out.say, held.lease),
-                out.console.status(f"training rounds {first} to {last - 1}"),
+                spinner(out, f"training rounds {first} to {last - 1}"),
                 until_end(worker.start(held.store.uri, run.model_copy(update={"rounds": last})), held.lease) as trainer,
                 late("trainer", f"the trainer has worked on rounds {first} to {last - 1} for {NOTICE_S:g} s so far."),
             ):
@@ -96,7 +97,7 @@ def _new_run(out: Session, old: Held, run: Run, uri: str, first: int) -> Held:
         raise SettingError(
             "a run is there already", f"--out {uri}", f"Go on with {command('train', '--run', uri)}, or name another"
         )
-    with out.console.status(f"copying the rounds into {store.uri}"):
+    with spinner(out, f"copying the rounds into {store.uri}"):
         replaced.copy_until(old.store, store, first)
     store.save_run(run, versions())  # last: without it there is no run, and the same command copies again
     return Held(store, run, holding)

@@ -11,14 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.spinner import Spinner
 
 from jobs.screen.terminal import Session
 from pipeline.driver import Advance
 
 log = logging.getLogger("egrsd")
 EVERY_S = 10.0  # a log gets a line per bar at most this often
+# What Python code prints, such as Ray's words of its workers, goes to the log as all else does. rich would show it above bars.
+TO_THE_LOG: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
 SILENT_S = 60.0  # after so long without a line a log gets the last bar again, with its time
 
 
@@ -107,8 +111,14 @@ class TerminalScreen:
 def open_screen(out: Session) -> Iterator[TerminalScreen]:
     """A screen with bars on the verb's terminal, for the length of a block."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4) as bars:
+    with Bars(*columns, TimeElapsedColumn(), console=out.console, refresh_per_second=4, **TO_THE_LOG) as bars:
         yield TerminalScreen(out, bars)
+
+
+def spinner(out: Session, what: str) -> Live:
+    """A sign of life with a few words, for the length of a block on a terminal."""
+    text = Spinner("dots", text=escape(what), style="status.spinner")
+    return Live(text, console=out.console, refresh_per_second=12.5, transient=True, **TO_THE_LOG)
 
 
 @contextlib.contextmanager
@@ -116,7 +126,7 @@ def phase(out: Session, what: str) -> Iterator[None]:
     """Name a part of the start while it goes on, and tell its seconds at its end. A terminal shows a spinner meanwhile."""
     begun = time.monotonic()
     if out.console.is_terminal:
-        with out.console.status(f"{escape(what)} ..."):
+        with spinner(out, f"{what} ..."):
             yield
     else:
         out.say(f"{what} ...")

@@ -1,6 +1,7 @@
 """Bars in a log: lines while it goes on, few of them, no control characters; on a terminal they are rich's."""
 
 import io
+import sys
 import time
 
 import pytest
@@ -9,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from waiting import until
 
 from jobs.screen import progress
-from jobs.screen.progress import phase
+from jobs.screen.progress import open_screen, phase, spinner
 from jobs.screen.terminal import session
 from pipeline.store.directory import Store
 
@@ -105,3 +106,15 @@ def test_the_log_of_a_run_tells_each_step_of_its_bars(tmp_path):
         "round 0 2/3",
         "round 0 3/3 accuracy 0.50",
     ]
+
+
+@pytest.mark.parametrize("shown", ["bars", "spinner", "phase"])
+def test_what_python_code_prints_beside_bars_is_not_on_the_terminal(written, capfd, shown):
+    """Ray's driver prints the words of its workers with `print`, which rich would put above the bars."""
+    with session(debug=False) as out:
+        out.console = Console(file=written, width=80, force_terminal=True)
+        with {"bars": open_screen(out), "spinner": spinner(out, "working"), "phase": phase(out, "working")}[shown]:
+            print("(EngineActor pid=1) noise", file=sys.stderr)
+            print("(EngineActor pid=1) noise")
+    assert "noise" not in written.getvalue()
+    assert "".join(capfd.readouterr()).count("noise") == 2
