@@ -161,7 +161,7 @@ class Children:
         """A new child. None when two servers in a row stood still, or died."""
         for _ in range(_STARTS):
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=self._work, args=(theirs,), daemon=True)
+            process = self._context.Process(target=_begin, args=(self._work, theirs), daemon=True)
             try:
                 with theirs, _watched_server(self._stall_s):
                     process.start()
@@ -207,6 +207,12 @@ class Children:
             child.handle.kill()
         with _watched_server(self._stall_s):
             child.process.join()
+
+
+def _begin(work: Callable[[Connection], None], pipe: Connection) -> None:
+    """What a child does. Ctrl-C in a terminal reaches it too, but the command alone answers: the child ends with its pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    work(pipe)
 
 
 def allow(processor_s: float) -> None:

@@ -64,6 +64,16 @@ def children():
             os.kill(server(), signal.SIGCONT)
 
 
+def test_a_key_that_interrupts_the_command_is_not_for_its_children(children, capfd):
+    """Ctrl-C in a terminal goes to all processes of the command. A child showed its traceback there."""
+    [child] = active_children()
+    assert child.pid
+    os.kill(child.pid, signal.SIGINT)
+    assert children.ask([2]) == [Outcome(4)]
+    assert active_children() == [child]
+    assert capfd.readouterr().err == ""
+
+
 def asked(children: Children, questions: list[int]) -> list[Outcome]:
     """The outcomes, asked for in a thread: a test that waits without end would tell nothing."""
     found: list[Outcome] = []
