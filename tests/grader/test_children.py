@@ -66,11 +66,10 @@ def children():
 
 def test_a_key_that_interrupts_the_command_is_not_for_its_children(children, capfd):
     """Ctrl-C in a terminal goes to all processes of the command. A child showed its traceback there."""
-    [child] = active_children()
-    assert child.pid
-    os.kill(child.pid, signal.SIGINT)
+    [child] = children._idle
+    os.kill(child.process.pid, signal.SIGINT)
     assert children.ask([2]) == [Outcome(4)]
-    assert active_children() == [child]
+    assert children._idle == [child]
     assert capfd.readouterr().err == ""
 
 
