@@ -82,6 +82,13 @@ MUTATIONS = [
     ),
     _row("E4 crash", "jobs/screen/keeper.py", "    if is_kept() and code:\n", "    if False:\n", "tests/screen/test_keeper.py"),
     _row(
+        "E4 taken",
+        "pipeline/live/lease.py",
+        "        if now is not None and now.token == lease.token:",
+        "        if thread.ident is not None and now is not None and now.token == lease.token:",
+        "tests/live/test_lease.py",
+    ),
+    _row(
         "E4 lease",
         "pipeline/live/lease.py",
         "            store.delete(LEASE)\n        on_free()",

@@ -212,6 +212,8 @@ def test_the_page_rounds_as_the_terminal_does(driver, rejected):
         for value, (plain, share) in zip(values, shown, strict=True):
             assert float(plain.replace("−", "-")) == float(f"{value:.{digits}f}")
             assert share == f"{100 * value:.{digits}f} %"
+    # JavaScript writes such a number with an exponent, whatever digits are asked for
+    assert driver.execute_script("return [fixed(1e22, 3), percent(-1e22, 1)]") == ["1e+22", "-1e+24 %"]
 
 
 def test_why_there_are_no_traces_is_told(driver, rejected):

@@ -28,8 +28,8 @@ const known = (value) => value !== null && value !== undefined && Number.isFinit
 
 // A number between two others with `digits` digits goes to the even one, as in the terminal: 56.25 is 56.2. JavaScript says 56.3.
 const rounded = (value, digits) => {
-  const [, cut, rest] = value.toFixed(digits + 50).match(/^(.+?)\.?(\d{50})$/);
-  return /^50*$/.test(rest) && Number(cut.at(-1)) % 2 === 0 ? cut : value.toFixed(digits);
+  const [, cut, rest] = value.toFixed(digits + 50).match(/^(.+?)\.?(\d{50})$/) ?? []; // from 1e21 on there is no such text
+  return rest && /^50*$/.test(rest) && Number(cut.at(-1)) % 2 === 0 ? cut : value.toFixed(digits);
 };
 const fixed = (value, digits = 3) => {
   if (!known(value)) return "–";
