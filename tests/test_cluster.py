@@ -64,6 +64,7 @@ def launches(requests, unavailable=()):
 pytestmark = pytest.mark.timeout(900)
 
 
+@pytest.mark.chaos
 def test_engines_run_on_rollout_nodes_and_ranks_on_train_nodes_only(told):
     assert set(told["where"]["EngineActor"]) <= {"rollout", "rollout added"}
     assert told["where"]["rank"] == ["train"]
@@ -71,16 +72,19 @@ def test_engines_run_on_rollout_nodes_and_ranks_on_train_nodes_only(told):
     assert told["where"]["Dispatcher"] == ["head"]  # with the driver: a spot machine takes no other's engines along
 
 
+@pytest.mark.chaos
 def test_a_rollout_node_that_is_added_during_a_run_is_used(told):
     assert told["rows"]["rollout"] > 0
     assert told["rows"]["rollout added"] > 0
 
 
+@pytest.mark.chaos
 def test_a_run_begins_on_a_cluster_whose_rollout_nodes_are_still_to_be_started(told):
     requests = [ResourceRequestByCount.FromString(bytes.fromhex(text)) for text in told["fresh"]]
     assert launches(requests)[0] == {"rollout": 1}
 
 
+@pytest.mark.chaos
 def test_an_engine_without_a_machine_makes_the_autoscaler_start_a_rollout_node_and_nothing_else(told):
     requests = [ResourceRequestByCount.FromString(bytes.fromhex(text)) for text in told["demand"]]
     engines = [r for r in requests if dict(r.request.resources_bundle) == {"CPU": 1.0, "rollout": 1.0}]
@@ -107,12 +111,14 @@ def test_rollout_nodes_are_spot_machines_while_there_are_some():
     assert launches([full]) == ({"rollout": 16, "rollout_on_demand": 9}, [])
 
 
+@pytest.mark.chaos
 def test_versions_that_differ_are_both_named(told):
     assert "the cluster has Ray 2.1.0 and Python 3.9.1, this driver Ray " in told["mismatch"]
     assert "Use the cluster's versions here" in told["mismatch"]
 
 
 @pytest.mark.parametrize("verb", ["distill", "stage", "train", "evaluate", "compare"])
+@pytest.mark.chaos
 def test_every_working_verb_names_a_node_that_does_not_see_the_run(told, verb):
     said = told["unreached"][verb]
     assert "does not see this run (cannot read" in said

@@ -1,12 +1,12 @@
 """When does the gate help? The map over nine tiny worlds, as MAP.md fixed it before anything ran.
 
-    python -m tests.benchmarks.bench_map --out runs/map [--worlds 9] [--seeds 8]
-    python -m tests.benchmarks.bench_map --out runs/map --only 1,3,5,7      # makes these worlds, and concludes nothing
+    python -m tests.benchmarks.bench_map --out runs/map [--only 1,3,5,7]    # trains and audits the worlds that map/ lacks
+    python -m tests.benchmarks.bench_map [--worlds 9]                       # concludes from map/
     python -m tests.benchmarks.bench_map --power
 
-Every step that is done is left alone, so the same command goes on after an interruption. Each world is one `egrsd compare`, whose
-runs share engines. Their trainer is a thread of that process: Ray Train would start for longer than it trains. map.json has the
-results.
+A finished world leaves its answers and audits in map/world-0.json, so its runs may go. Every step that is done is left alone, so
+the same command goes on after an interruption. Each world is one `egrsd compare`, whose runs share engines. Their trainer is a
+thread of that process: Ray Train would start for longer than it trains.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import rankdata
 
 from jobs import compare
-from pipeline.evidence.comparison import Key, Series, add_point, variant
+from pipeline.config import Run
+from pipeline.evidence.comparison import Key, Series, add_point, chosen_objectives, variant
 from pipeline.evidence.intervals import Tested, holm, over_seeds
 from pipeline.overrides import resolve
 from pipeline.problems.worlds import ANSWER_PATTERN, World
@@ -40,6 +42,7 @@ FIGURES = ("cosine", "batch_cosine", "batch_share", "averaged_cosine")
 STEPS, ROUNDS, PROBLEMS, SEEDS = 300, 6, 256, 8
 AUDITED_SEEDS = 4  # of each world; their figures are averaged
 PERMUTATIONS = 10_000
+RESULTS = Path(__file__).parent / "map"  # world-0.json and so on
 
 
 def dials(world: World) -> str:
@@ -74,12 +77,15 @@ def coefficient(differences: np.ndarray, weights: np.ndarray) -> Tested:
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Mean over objectives of Spearman's correlation over worlds, [W, K] twice, and its p-value by permuting worlds."""
-    ranks = [np.argsort(np.argsort(values, axis=0), axis=0).astype(float) for values in (one, other)]
-    left, right = (part - part.mean(0) for part in ranks)
+    """Mean over objectives of Spearman's correlation over worlds, [W, K] twice, and its p-value by permuting worlds.
+
+    An objective that is the same in all worlds counts as 0.
+    """
+    left, right = (ranks - ranks.mean(0) for ranks in (rankdata(one, axis=0), rankdata(other, axis=0)))
+    size = np.sqrt((left**2).sum(0) * (right**2).sum(0))
 
     def mean(order: np.ndarray) -> float:
-        return float(((left[order] * right).sum(0) / np.sqrt((left**2).sum(0) * (right**2).sum(0))).mean())
+        return float(((left[order] * right).sum(0) / np.where(size > 0, size, 1)).mean())
 
     rng, here = np.random.default_rng(seed), mean(np.arange(len(one)))
     drawn = np.array([mean(rng.permutation(len(one))) for _ in range(PERMUTATIONS)])
@@ -104,22 +110,38 @@ def run(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-m", *arguments], check=True)
 
 
-def make(out: Path, place: int, world: World, seeds: int) -> None:
-    """Warm-start the reasoner of a world, train everything, and audit two rounds. What is there already is left alone."""
-    model, folder = out / f"model-{place}", out / f"world-{place}"
+def make(out: Path, place: int, world: World, seeds: int, results: Path = RESULTS) -> None:
+    """Warm-start the reasoner of a world, train everything, audit two rounds, and keep the figures in `results`.
+
+    What is there already is left alone.
+    """
+    model, folder, kept = out / f"model-{place}", out / f"world-{place}", results / f"world-{place}.json"
+    if kept.exists():
+        return
     if not (model / "warmstart.json").exists():
         run(["pipeline.models.warmstart", "--out", str(model), "--steps", str(STEPS), "--threads", "1", "--world", dials(world)])
     sets = [part for text in settings(world, str(model)) for part in ("--set", text)]
     run(["tests.benchmarks.bench_map", "--train", str(folder), "--seeds", str(seeds), *sets])
-    for file in audits(out, place, 0) + audits(out, place, ROUNDS // 2):
+    for file in audits(folder, 0) + audits(folder, ROUNDS // 2):
         if not file.exists():
             audited = ["--round", str(int(file.stem[-4:])), "--objectives", ",".join(AUDITED.values())]
             run(["jobs", "audit", "--run", str(file.parent.parent), *audited])
+    base = resolve(demo(), settings(world, str(model)))
+    answers = {name: [packed(row) for row in accuracy(folder, base, name, seeds)] for name in chosen_objectives(OBJECTIVES)}
+    seen = {str(number): [figures_of(file) for file in audits(folder, number)] for number in (0, ROUNDS // 2)}
+    results.mkdir(exist_ok=True)
+    kept.write_text(json.dumps({"world": vars(world), "answers": answers, "audits": seen}, indent=1) + "\n")
 
 
-def audits(out: Path, place: int, number: int) -> list[Path]:
+def audits(folder: Path, number: int) -> list[Path]:
     """The files of a world's audits of one round."""
-    return [out / f"world-{place}/rlsd-s{seed}/evidence/audit-{number:04d}.json" for seed in range(AUDITED_SEEDS)]
+    return [folder / f"rlsd-s{seed}/evidence/audit-{number:04d}.json" for seed in range(AUDITED_SEEDS)]
+
+
+def figures_of(file: Path) -> dict[str, dict[str, float]]:
+    """The four figures of an audit, by objective."""
+    points = {point["name"]: point for point in json.loads(file.read_text())["points"]}
+    return {name: {figure: points[called][figure]["value"] for figure in FIGURES} for name, called in AUDITED.items()}
 
 
 def train(folder: str, seeds: int, sets: list[str]) -> None:
@@ -128,30 +150,44 @@ def train(folder: str, seeds: int, sets: list[str]) -> None:
         compare.compare(folder, compare.Options("demo", OBJECTIVES, f"0..{seeds - 1}", None, sets, None), None, debug=True)
 
 
-def accuracy(out: Path, place: int, world: World, name: str, seeds: int) -> np.ndarray:
-    """Accuracy of an objective on each problem, [S, N], of finished runs."""
-    base, series = resolve(demo(), settings(world, str(out / f"model-{place}"))), Series()
+def accuracy(folder: Path, base: Run, name: str, seeds: int) -> np.ndarray:
+    """Right answers of an objective, [S, N], of a world's finished runs."""
+    series = Series()
     for seed in range(seeds):
         key = Key(name, seed)
-        add_point(series, Store(str(out / f"world-{place}" / key.name)), key, variant(base, name, seed))
+        add_point(series, Store(str(folder / key.name)), key, variant(base, name, seed))
     return np.stack([series.accuracy[seed] for seed in range(seeds)])
 
 
-def conclude(out: Path, worlds: list[World], seeds: int) -> dict[str, object]:
-    """The hypotheses, and how well the audit predicts training."""
-    names = list(AUDITED)
-    found = {n: np.stack([accuracy(out, i, world, n, seeds) for i, world in enumerate(worlds)]) for n in names}
+def packed(right: np.ndarray) -> str:
+    """One hexadecimal digit for four answers, the first answer in its highest bit. Raises ValueError for a part of an answer."""
+    if not np.isin(right, (0, 1)).all():
+        raise ValueError("an answer is right or wrong")
+    return np.packbits(right.astype(np.uint8)).tobytes().hex()
+
+
+def unpacked(text: str) -> np.ndarray:
+    """The answers of `packed`, as 0.0 and 1.0."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)).astype(float)
+
+
+def conclude(results: Path, worlds: list[World]) -> dict[str, object]:
+    """The hypotheses, and how well the audit predicts training, from the files of `worlds` in `results`."""
+    read = [json.loads((results / f"world-{place}.json").read_text()) for place in range(len(worlds))]
+    for world, one in zip(worlds, read, strict=True):
+        if World(**one["world"]) != world:
+            raise ValueError(f"a file of {results} is of another world: {one['world']}")
+    found = {name: np.array([[unpacked(row) for row in one["answers"][name]] for one in read]) for name in read[0]["answers"]}
     constant, forks, pivots = design(worlds)
     gate = found["egrsd"] - found["rlsd"]
     tested = [coefficient(gate, forks), coefficient(found["cl_egrsd"] - found["egrsd"], pivots)]
     raised = holm([part.p or 0.0 for part in tested])
-    predicted = {}
+    predicted, names = {}, list(AUDITED)[1:]
+    trained = np.stack([(found[name] - found["rlsd"]).mean((1, 2)) for name in names], axis=1)
     for number in (0, ROUNDS // 2):
-        read = [[json.loads(file.read_text()) for file in audits(out, place, number)] for place in range(len(worlds))]
-        trained = np.stack([(found[n] - found["rlsd"]).mean((1, 2)) for n in names[1:]], axis=1)
         for figure in FIGURES:
-            seen = np.array([[np.mean([_gap(audit, name, figure) for audit in one]) for name in names[1:]] for one in read])
-            predicted[f"round {number}, {figure}"] = rank_correlation(seen, trained)
+            seen = [[_gap(one["audits"][str(number)], name, figure) for name in names] for one in read]
+            predicted[f"round {number}, {figure}"] = rank_correlation(np.array(seen), trained)
     return {
         "H1": {**vars(tested[0]), "p_holm": raised[0]},
         "H2": {**vars(tested[1]), "p_holm": raised[1]},
@@ -161,9 +197,9 @@ def conclude(out: Path, worlds: list[World], seeds: int) -> dict[str, object]:
     }
 
 
-def _gap(audit: dict, name: str, figure: str) -> float:
-    points = {point["name"]: point for point in audit["points"]}
-    return float(points[AUDITED[name]][figure]["value"] - points["rlsd"][figure]["value"])
+def _gap(audited: list[dict[str, dict[str, float]]], name: str, figure: str) -> float:
+    """Mean over a world's audits of how far a figure of an objective lies above that of `rlsd`."""
+    return float(np.mean([one[name][figure] - one["rlsd"][figure] for one in audited]))
 
 
 def main() -> None:
@@ -181,18 +217,15 @@ def main() -> None:
         train(asked.train, asked.seeds, asked.set)
         return
     worlds = WORLDS[: asked.worlds]
-    if asked.power or asked.out is None:
+    if asked.power:
         for slope in (0.25, 0.5, 1.0, 1.5):
             print(f"{slope} points for each fork x style: kept in {100 * power(slope, worlds, asked.seeds):.0f} %")
-        return
-    for place, world in enumerate(worlds):
-        if asked.only is None or place in asked.only:
-            make(asked.out, place, world, asked.seeds)
-    if asked.only is not None:
-        return
-    result = conclude(asked.out, worlds, asked.seeds)
-    (asked.out / "map.json").write_text(json.dumps(result, indent=1))
-    print(json.dumps(result, indent=1))
+    elif asked.out is not None:
+        for place, world in enumerate(worlds):
+            if asked.only is None or place in asked.only:
+                make(asked.out, place, world, asked.seeds)
+    else:
+        print(json.dumps(conclude(RESULTS, worlds), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The map's statistics: planted coefficients, an orthogonal array of worlds, ranks, and settings that the project takes."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,46 @@ def test_the_project_takes_every_setting_and_objective_of_the_benchmarks():
     compare, sweep = bench_objectives.commands("out", "0..4", ["rounds=2"])
     assert compare[:2] == ["jobs", "compare"]
     assert sweep[3] == "out/grpo-s0"
+
+
+def planted(folder, right):
+    """Files of nine worlds, with the answers `right(world, name, seed)` and audits that see a hundredth of the gaps."""
+    rng, names = np.random.default_rng(0), chosen_objectives(bench_map.OBJECTIVES)
+    for place, world in enumerate(bench_map.WORLDS):
+        draws = rng.random((bench_map.SEEDS, bench_map.PROBLEMS))
+        answers = {name: [bench_map.packed(row < right(world, name)) for row in draws] for name in names}
+        seen = {name: dict.fromkeys(bench_map.FIGURES, right(world, name) / 100) for name in bench_map.AUDITED}
+        audits = {str(number): [seen] * bench_map.AUDITED_SEEDS for number in (0, bench_map.ROUNDS // 2)}
+        document = {"world": vars(world), "answers": answers, "audits": audits}
+        (folder / f"world-{place}.json").write_text(json.dumps(document))
+
+
+def test_a_gate_that_helps_with_forks_and_style_is_found_in_the_files_of_worlds_and_predicted(tmp_path):
+    """Both gates gain 2 points for each unit of forks x style. `grpo` and `position` lose with pivots. Three equal `rlsd`."""
+    gain = {"egrsd": lambda w: 0.02 * w.forks * w.style, "cl_egrsd": lambda w: 0.02 * w.forks * w.style}
+    lose = {"grpo": lambda w: -0.03 * w.pivots, "position": lambda w: -0.02 * w.pivots}
+    planted(tmp_path, lambda world, name: 0.6 + (gain | lose).get(name, lambda w: 0.0)(world))
+    found = bench_map.conclude(tmp_path, bench_map.WORLDS)
+    assert found["H1"]["value"] == pytest.approx(0.02, abs=0.004)
+    assert found["H1"]["p_holm"] < 0.001
+    assert found["H2"]["value"] == 0
+    assert found["H2"]["p_holm"] > 0.05
+    assert abs(found["H3"]["value"]) < 0.01
+    for correlation, p in found["audit"].values():
+        assert 0.4 < correlation <= 4 / 7  # of seven objectives, three never differ and count as 0
+        assert p < 0.01
+
+
+def test_a_file_of_another_world_is_refused(tmp_path):
+    planted(tmp_path, lambda world, name: 0.5)
+    (tmp_path / "world-0.json").write_bytes((tmp_path / "world-1.json").read_bytes())
+    with pytest.raises(ValueError, match="of another world"):
+        bench_map.conclude(tmp_path, bench_map.WORLDS)
+
+
+def test_answers_are_kept_as_they_were():
+    right = np.random.default_rng(0).random(256) < 0.7
+    np.testing.assert_array_equal(bench_map.unpacked(bench_map.packed(right)), right)
+    assert bench_map.packed(np.array([1, 0, 1, 0, 0, 0, 0, 1])) == "a1"
+    with pytest.raises(ValueError, match="right or wrong"):
+        bench_map.packed(np.array([0.5] * 8))
