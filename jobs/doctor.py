@@ -38,16 +38,19 @@ from pipeline.recipes import recipe as named
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 
+SOURCES = ("source.", "evaluation.source.")  # settings that say which problems a run has
+
 
 def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) -> None:
     """Print every finding, and end with exit code 1 when one is an error. Raises SettingError for an unknown recipe.
 
-    With a settings file, the source is looked at too, and three of its prompts are shown as the models will see them.
+    A source that a file or a `--set` line names is looked at too, and three of its prompts are shown as the models will see them.
     """
     with session(debug) as out:
         store = open_folder(uri) if uri is not None else None
         run = chosen_run(choices, store)
         known = store is not None and store.exists() and bool(store.numbers("rounds"))
+        own_source = choices.config is not None or any(line.startswith(SOURCES) for line in choices.sets)
         here = machine.gather(nearest_folder(store))
         findings = tell([*machine.judge(here, machine.requirements()), *judge_folders()], out)
         largest = here
@@ -55,7 +58,7 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
             nodes = look_at(out, address)
             findings += tell(machine.judge_nodes(nodes, machine.requirements()), out)
             largest = machine.best([facts for facts in nodes.values() if isinstance(facts, Facts)] or [here])
-        if choices.config is not None:
+        if own_source:
             findings += tell(judge("source", lambda: judge_sources(run)), out)
         elif run.source.uri.startswith("reasoning-gym:"):  # an extra brings it
             findings += tell(judge("source", lambda: [judge_extra(run)]), out)
@@ -68,7 +71,7 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
         findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, address, debug)], "a real engine to start"), out)
         if store is not None:
             findings += tell(judge("store", lambda: judge_store(store)), out)
-        if choices.config is not None:
+        if own_source:
             show_real_prompts(run, out)
         errors, warnings = (sum(line.level == level for line in findings) for level in ("error", "warning"))
         out.say(f"{'settings' if choices.config else 'recipe'} {run.name}: {errors} errors, {warnings} warnings")

@@ -100,3 +100,11 @@ def test_the_verb(vllm_forks, recipe, code, said):
     done = vllm_forks.egrsd("doctor", "--recipe", recipe)
     assert done.returncode == code, done.stdout + done.stderr
     assert said in done.stdout + done.stderr
+
+
+@pytest.mark.timeout(1500)
+def test_a_source_that_a_set_line_names_is_looked_at_without_a_file(vllm_forks, tmp_path):
+    done = vllm_forks.egrsd("doctor", "--set", f"source.uri={tmp_path / 'nope.jsonl'}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "error    source" in done.stdout
+    assert "nope.jsonl" in done.stdout
