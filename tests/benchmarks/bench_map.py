@@ -171,35 +171,40 @@ def unpacked(text: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8)).astype(float)
 
 
-def conclude(results: Path, worlds: list[World]) -> dict[str, object]:
-    """The hypotheses, and how well the audit predicts training, from the files of `worlds` in `results`."""
-    read = [json.loads((results / f"world-{place}.json").read_text()) for place in range(len(worlds))]
-    for world, one in zip(worlds, read, strict=True):
+def read(results: Path, worlds: list[World]) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Answers of each objective [W, S, N], and the audits of each world, from its file. Raises ValueError for another world's."""
+    files = [json.loads((results / f"world-{place}.json").read_text()) for place in range(len(worlds))]
+    for world, one in zip(worlds, files, strict=True):
         if World(**one["world"]) != world:
             raise ValueError(f"a file of {results} is of another world: {one['world']}")
-    found = {name: np.array([[unpacked(row) for row in one["answers"][name]] for one in read]) for name in read[0]["answers"]}
+    names = files[0]["answers"]
+    answers = {name: np.array([[unpacked(row) for row in one["answers"][name]] for one in files]) for name in names}
+    return answers, [one["audits"] for one in files]
+
+
+def gaps(audits: list[dict], names: list[str], number: int, figure: str) -> np.ndarray:
+    """How far a figure of an objective lies above that of `rlsd` in a round, as means over a world's audits: [W, K]."""
+    rows = [one[str(number)] for one in audits]
+    return np.array([[np.mean([row[name][figure] - row["rlsd"][figure] for row in one]) for name in names] for one in rows])
+
+
+def conclude(results: Path, worlds: list[World]) -> dict[str, object]:
+    """The hypotheses, and how well the audit predicts training, from the files of `worlds` in `results`."""
+    found, audits = read(results, worlds)
     constant, forks, pivots = design(worlds)
     gate = found["egrsd"] - found["rlsd"]
     tested = [coefficient(gate, forks), coefficient(found["cl_egrsd"] - found["egrsd"], pivots)]
     raised = holm([part.p or 0.0 for part in tested])
-    predicted, names = {}, list(AUDITED)[1:]
+    names = list(AUDITED)[1:]
     trained = np.stack([(found[name] - found["rlsd"]).mean((1, 2)) for name in names], axis=1)
-    for number in (0, ROUNDS // 2):
-        for figure in FIGURES:
-            seen = [[_gap(one["audits"][str(number)], name, figure) for name in names] for one in read]
-            predicted[f"round {number}, {figure}"] = rank_correlation(np.array(seen), trained)
+    asked = [(number, figure) for number in (0, ROUNDS // 2) for figure in FIGURES]
     return {
         "H1": {**vars(tested[0]), "p_holm": raised[0]},
         "H2": {**vars(tested[1]), "p_holm": raised[1]},
         "H3": vars(coefficient(gate, constant)),
-        "audit": predicted,
+        "audit": {f"round {n}, {figure}": rank_correlation(gaps(audits, names, n, figure), trained) for n, figure in asked},
         "means": {name: values.mean((1, 2)).tolist() for name, values in found.items()},
     }
-
-
-def _gap(audited: list[dict[str, dict[str, float]]], name: str, figure: str) -> float:
-    """Mean over a world's audits of how far a figure of an objective lies above that of `rlsd`."""
-    return float(np.mean([one[name][figure] - one["rlsd"][figure] for one in audited]))
 
 
 def main() -> None:

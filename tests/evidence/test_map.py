@@ -1,6 +1,7 @@
 """The map's statistics: planted coefficients, an orthogonal array of worlds, ranks, and settings that the project takes."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from pipeline.evidence.comparison import chosen_objectives, variant
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
-from tests.benchmarks import bench_map, bench_objectives
+from tests.benchmarks import bench_map, bench_objectives, map_figure
 
 
 def test_the_worlds_are_an_orthogonal_array():
@@ -76,6 +77,10 @@ def test_a_gate_that_helps_with_forks_and_style_is_found_in_the_files_of_worlds_
     for correlation, p in found["audit"].values():
         assert 0.4 < correlation <= 4 / 7  # of seven objectives, three never differ and count as 0
         assert p < 0.01
+    picture = ElementTree.fromstring(map_figure.draw(tmp_path, bench_map.WORLDS))
+    circles = list(picture.iter("{http://www.w3.org/2000/svg}circle"))
+    assert len(circles) == 9 + 9 + 7 * (9 + 1)  # two panels of worlds, one of worlds and objectives with its legend
+    assert all(0 <= float(mark.get(side)) <= map_figure.WIDTH for mark in circles for side in ("cx", "cy"))
 
 
 def test_a_file_of_another_world_is_refused(tmp_path):
