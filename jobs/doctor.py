@@ -44,7 +44,7 @@ SOURCES = ("source.", "evaluation.source.")  # settings that say which problems 
 def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) -> None:
     """Print every finding, and end with exit code 1 when one is an error. Raises SettingError for an unknown recipe.
 
-    A source that a file or a `--set` line names is looked at too, and three of its prompts are shown as the models will see them.
+    A source that a file or a `--set` line names is looked at too. Three of its prompts are shown as the models will see them.
     """
     with session(debug) as out:
         store = open_folder(uri) if uri is not None else None
