@@ -120,10 +120,7 @@ def held(
             thread.join(BEAT_S)
         now = read_lease(store)
         if now is not None and now.token == lease.token:
-            store.sweep()
-            store.request_stop(False)  # it stays where a trainer did not end in time; the trainer ends with this command
-            store.delete(RAY_FOLDER)
-            store.delete(LEASE)
+            _give_back(store)
         on_free()
 
 
@@ -131,10 +128,19 @@ def free(store: Store, pid: int) -> None:
     """Give back the lease of process `pid` of this machine, whose work has ended without doing so. Remove its requests."""
     now = read_lease(store)
     if now is not None and (now.host, now.pid) == (owner.host(), pid):
-        store.request_stop(False)
         store.delete("control")
-        store.sweep()
-        store.delete(LEASE)
+        _give_back(store)
+
+
+def _give_back(store: Store) -> None:
+    """Remove what a command has left in the run, and its lease last.
+
+    A request to stop and the folder of Ray Train stay where a trainer did not end in time; it ends with this command.
+    """
+    store.sweep()
+    store.request_stop(False)
+    store.delete(RAY_FOLDER)
+    store.delete(LEASE)
 
 
 def living_holder(store: Store, ttl_s: float) -> str | None:

@@ -198,6 +198,8 @@ def test_the_lease_of_a_process_that_could_not_give_it_back_is_freed_and_no_othe
         lease.free(store, os.getpid() + 1)
         assert store.read_json(lease.LEASE) is not None
         store.request_stop()
+        store.write(f"{RAY_FOLDER}/controller.json", b"")
         lease.free(store, os.getpid())
         assert store.read_json(lease.LEASE) is None
         assert not store.stop_requested()
+        assert not store.names(RAY_FOLDER)
