@@ -91,7 +91,7 @@ MUTATIONS = [
     _row(
         "E4 lease",
         "pipeline/live/lease.py",
-        "            store.delete(LEASE)\n        on_free()",
+        "            _give_back(store)\n        on_free()",
         "        on_free()",
         "tests/live/test_lease.py",
     ),
