@@ -92,7 +92,7 @@ MUTATIONS = [
         "E4 lease",
         "pipeline/live/lease.py",
         "            _give_back(store)\n        on_free()",
-        "        on_free()",
+        "            pass\n        on_free()",
         "tests/live/test_lease.py",
     ),
     _row("A3", "pipeline/rounds/origin.py", "before.fingerprint == problems.fingerprint", "True", "tests/rounds/test_origin.py"),
