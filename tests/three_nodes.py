@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 import psutil
 import ray
@@ -62,6 +63,7 @@ class Watcher(threading.Thread):
         self.cluster, self.roles, self.raylets = cluster, {}, {}
         self.found, self.engines, self.demand = {k: set() for k in ("EngineActor", "Dispatcher", "rank", "data")}, {}, None
         self.rows, self.ended, self.added, self.fresh = {}, threading.Event(), [], None
+        self.error = None
 
     def add(self, role, **options):
         """Add a node of a role, with room for one engine or one rank."""
@@ -76,8 +78,11 @@ class Watcher(threading.Thread):
 
     def run(self):
         while not self.ended.wait(0.1):
-            if ray.is_initialized():
-                self.look()
+            try:
+                if ray.is_initialized():
+                    self.look()
+            except Exception:  # while Ray connects, its state cannot be asked yet; a look that always fails is told at the end
+                self.error = traceback.format_exc()
 
     def look(self):
         for actor in actors().values():
@@ -192,7 +197,11 @@ def main(uri, path):
     watcher.start()
     begun = time.monotonic()
     slow = functools.partial(FakeEngine, behaviour=Behaviour(batch_s=3.0))
-    distill(uri, Choices("demo", SETS), cluster.address, engine_class=slow)
+    try:
+        distill(uri, Choices("demo", SETS), cluster.address, engine_class=slow)
+    except SystemExit:
+        print(f"the last error of the watcher: {watcher.error}", file=sys.stderr)
+        raise
     watcher.ended.set()
     watcher.join()
     ray.shutdown()
