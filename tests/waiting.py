@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+import psutil
 
 T = TypeVar("T")
 # Ray gives its workers ports below this range, and the kernel gives programs ports above it. No other program takes a port here
@@ -33,3 +36,13 @@ def free_port() -> int:
             if tried.connect_ex(("127.0.0.1", port)):
                 return port
     raise OSError("no port of loopback is free")
+
+
+def below(word: str) -> list[psutil.Process]:
+    """The processes below this one whose title has `word`. Those that end meanwhile are passed over."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if word in " ".join(process.cmdline()[:1]):
+                found.append(process)
+    return found

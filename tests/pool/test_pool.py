@@ -8,6 +8,7 @@ import pytest
 import ray
 from pools import BASE, REQUESTS, SAMPLING, in_thread, same, serving, undisturbed, wait_for
 from ray.exceptions import RayActorError
+from waiting import below
 
 from actors.fakes import Behaviour
 from actors.pool.pool import Piece, after_death
@@ -78,8 +79,7 @@ def test_a_stopped_dispatcher_is_replaced_and_batches_are_asked_again(start, tol
     pool = start(size=1, inflight=1, behaviour=Behaviour(batch_s=2.0), stall_timeout_s=4.0)
 
     def dispatcher():
-        mine = [p for p in psutil.Process().children(recursive=True) if "ray::Dispatcher" in "".join(p.cmdline()[:1])]
-        return max(mine, key=psutil.Process.create_time).pid
+        return max(below("ray::Dispatcher"), key=psutil.Process.create_time).pid
 
     stop_and_recover(pool, dispatcher)
     assert told == ["engines.rollout: the stopped dispatcher is replaced"]

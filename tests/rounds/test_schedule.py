@@ -5,10 +5,9 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import psutil
 import pytest
 from in_process import Refusing, brought, planned, stale
-from waiting import until
+from waiting import below, until
 
 from actors.fakes import Behaviour, FakeEngine
 from pipeline import notices
@@ -66,7 +65,7 @@ def test_a_killed_task_costs_its_unfinished_shards_alone(ray_local, tmp_path):
 
     def kill_a_task(entry, computed):
         seen[entry.shard] = computed
-        tasks = [p for p in psutil.Process().children(recursive=True) if "_bring_rows_up_to_date" in " ".join(_command(p))]
+        tasks = below("_bring_rows_up_to_date")
         if not killed and tasks:
             killed.append(tasks[0].pid)
             os.kill(tasks[0].pid, signal.SIGKILL)
@@ -86,12 +85,9 @@ def test_a_stopped_task_is_ended_and_its_shards_are_done_again(ray_local, tmp_pa
     work, stopped = planned(tmp_path / "run", TASKS, "stall_timeout_s=10", engine=slow), []
 
     def stop_a_task():
-        for process in psutil.Process().children(recursive=True):
-            title = "".join(_command(process)[:1])
-            if title.startswith("ray::MapBatches(_bring_rows_up_to_date"):
-                os.kill(process.pid, signal.SIGSTOP)
-                return stopped.append(process.pid)
-        return None
+        for process in below("ray::MapBatches(_bring_rows_up_to_date")[:1]:
+            os.kill(process.pid, signal.SIGSTOP)
+            stopped.append(process.pid)
 
     told = []
     with notices.shown(told.append), ThreadPoolExecutor(1) as pool:
@@ -103,13 +99,6 @@ def test_a_stopped_task_is_ended_and_its_shards_are_done_again(ray_local, tmp_pa
     assert len(told) == 1  # the other task was busy, and nobody ended it
     hashes = [{s: e.sha256 for s, e in w.store.entries(w.area, "rollout").items()} for w in (calm, work)]
     assert hashes[0] == hashes[1]
-
-
-def _command(process):
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 @pytest.mark.parametrize("tasks", ["shards_here=0", "shards_here=2"])

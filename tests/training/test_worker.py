@@ -13,6 +13,7 @@ import pytest
 import torch
 from ray.exceptions import OutOfMemoryError
 from training_rounds import commit_round, make_round, tiny_run
+from waiting import below
 
 from pipeline import notices
 from pipeline.errors import TrainingError
@@ -31,7 +32,7 @@ def until(done: Callable[[], bool], handle: worker.Handle, seconds: float = 240)
 
 def ranks() -> list[int]:
     """The processes of Ray Train's ranks, below this process's own Ray."""
-    return [p.pid for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in "".join(p.cmdline())]
+    return [process.pid for process in below("RayTrainWorker")]
 
 
 def rank_pid() -> int:
