@@ -84,7 +84,9 @@ def engine():
     from actors.inference.engine import Engine
     from pipeline import config
 
-    engine = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # as the engine sets it; a Ray that a test starts later must not inherit that
+        engine = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings())
     yield engine
     engine.close()
 

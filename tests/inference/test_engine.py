@@ -56,6 +56,11 @@ def same_traces(one, other):
     return [a.tokens.tolist() for a in one] == [b.tokens.tolist() for b in other]
 
 
+def test_the_shared_engine_hides_no_card_from_what_later_tests_start(engine):
+    """A Ray with GPUs, as it counts them, does not start where CUDA_VISIBLE_DEVICES is empty."""
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
 def test_facts_say_what_the_numbers_mean(engine):
     facts = engine.facts()
     assert (facts.entropy_method, facts.logprobs_mode, facts.dtype) == ("exact", "raw_logprobs", "float32")

@@ -22,9 +22,8 @@ ROOT = Path(__file__).parent.parent.parent
 def told(script, path, *arguments):
     """The JSON document that a script of this folder writes in a process of its own."""
     command = [sys.executable, str(ROOT / "tests/inference" / script), *arguments, str(path)]
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # an engine here set it
-    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    ended = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(path.read_text())
 
