@@ -125,14 +125,28 @@ def chatml():
     return tokenizer
 
 
+@contextlib.contextmanager
+def given_back(prefix=""):
+    """Leave the variables of the environment whose name begins with `prefix` as they were."""
+    before = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+    yield
+    for name in [name for name in os.environ if name.startswith(prefix) and name not in before]:
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(autouse=True)
 def environment():
     """Each test leaves the environment as it found it. The product sets variables itself, which no monkeypatch takes back."""
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+    with given_back():
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment_of_ray():
+    """Each file leaves Ray's variables so. A fixture of a file may run a verb, and the next file starts a cluster of its own."""
+    with given_back("RAY_"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -102,6 +102,8 @@ class Watcher(threading.Thread):
                     self.found["data"].add(role)
         for name, rows in self.answered():
             self.rows[self.engines.get(name)] = rows
+        if codes := [code for node in self.added if (code := node.poll()) is not None]:
+            raise RuntimeError(f"ray start ended with exit code {codes}, so this node is missing")
 
     def serve(self):
         """While an engine waits, keep what the cluster asks of its autoscaler, and add the node.
