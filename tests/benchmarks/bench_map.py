@@ -138,10 +138,11 @@ def audits(folder: Path, number: int) -> list[Path]:
     return [folder / f"rlsd-s{seed}/evidence/audit-{number:04d}.json" for seed in range(AUDITED_SEEDS)]
 
 
-def figures_of(file: Path) -> dict[str, dict[str, float]]:
-    """The four figures of an audit, by objective."""
+def figures_of(file: Path) -> dict[str, dict[str, float | None]]:
+    """The four figures of an audit, by objective. None is one that its traces do not tell."""
     points = {point["name"]: point for point in json.loads(file.read_text())["points"]}
-    return {name: {figure: points[called][figure]["value"] for figure in FIGURES} for name, called in AUDITED.items()}
+    told = {name: {figure: points[called][figure] for figure in FIGURES} for name, called in AUDITED.items()}
+    return {name: {figure: one and one["value"] for figure, one in figures.items()} for name, figures in told.items()}
 
 
 def train(folder: str, seeds: int, sets: list[str]) -> None:
@@ -183,9 +184,20 @@ def read(results: Path, worlds: list[World]) -> tuple[dict[str, np.ndarray], lis
 
 
 def gaps(audits: list[dict], names: list[str], number: int, figure: str) -> np.ndarray:
-    """How far a figure of an objective lies above that of `rlsd` in a round, as means over a world's audits: [W, K]."""
+    """How far a figure of an objective lies above that of `rlsd` in a round, as means over a world's audits: [W, K].
+
+    Audits that do not tell it are left out. Where no audit of a world tells it, the world gets the mean of the others.
+    """
     rows = [one[str(number)] for one in audits]
-    return np.array([[np.mean([row[name][figure] - row["rlsd"][figure] for row in one]) for name in names] for one in rows])
+    seen = np.full((len(rows), len(names)), np.nan)
+    for world, one in enumerate(rows):
+        for place, name in enumerate(names):
+            pairs = [(row[name][figure], row["rlsd"][figure]) for row in one]
+            if told := [a - b for a, b in pairs if a is not None and b is not None]:
+                seen[world, place] = np.mean(told)
+    known = np.isfinite(seen)
+    means = np.where(known, seen, 0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.where(known, seen, means)
 
 
 def conclude(results: Path, worlds: list[World]) -> dict[str, object]:

@@ -96,3 +96,23 @@ def test_answers_are_kept_as_they_were():
     assert bench_map.packed(np.array([1, 0, 1, 0, 0, 0, 0, 1])) == "a1"
     with pytest.raises(ValueError, match="right or wrong"):
         bench_map.packed(np.array([0.5] * 8))
+
+
+def test_an_audit_that_tells_nothing_is_left_out():
+    """Of world 0 one audit tells a gap of .2, of world 1 none tells one, of world 2 two tell .4 and .6."""
+
+    def told(value):
+        return {"egrsd": {"cosine": value}, "rlsd": {"cosine": 0.1}}
+
+    audits = [{"0": [told(0.3), told(None)]}, {"0": [told(None), told(None)]}, {"0": [told(0.5), told(0.7)]}]
+    np.testing.assert_allclose(bench_map.gaps(audits, ["egrsd"], 0, "cosine")[:, 0], [0.2, 0.35, 0.5])
+
+
+def test_the_figures_of_an_audit_are_read_as_they_were_written(tmp_path):
+    value = {"value": 0.5, "low": 0.4, "high": 0.6}
+    points = [{"name": name, **dict.fromkeys(bench_map.FIGURES, value)} for name in bench_map.AUDITED.values()]
+    points[0]["cosine"] = None
+    (tmp_path / "audit-0000.json").write_text(json.dumps({"points": points}))
+    read = bench_map.figures_of(tmp_path / "audit-0000.json")
+    assert read["rlsd"] == {"cosine": None, "batch_cosine": 0.5, "batch_share": 0.5, "averaged_cosine": 0.5}
+    assert read["inverted"]["cosine"] == 0.5

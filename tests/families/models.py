@@ -85,10 +85,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Nemotron": ("nemotron", {}),
     "Granite": ("granite", {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}),
     "Cohere": ("cohere", {"logit_scale": 0.25, "tie_word_embeddings": True}),
-    "Cohere 2": ("cohere2", {**SLIDING, "logit_scale": 0.25, "tie_word_embeddings": True}),
+    "Cohere 2": ("cohere2", {**SLIDING, "sliding_window": 256, "logit_scale": 0.25, "tie_word_embeddings": True}),
     "MiniCPM 3": (
         "minicpm3",
         {
+            "num_key_value_heads": 2,
             "dim_model_base": 32,
             "q_lora_rank": 32,
             "kv_lora_rank": 32,
@@ -98,7 +99,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "Apertus": ("apertus", {}),
-    "LFM 2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96, "conv_dim": 64}),
+    "LFM 2": (
+        "lfm2",
+        {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96, "conv_dim": 64, "block_dim": 64}
+        | {"block_multiple_of": 32, "block_auto_adjust_ff_dim": False},
+    ),
     "Falcon-H1": (
         "falcon_h1",
         {"mamba_d_ssm": 64, "mamba_n_heads": 2, "mamba_d_head": 32, "mamba_d_state": 16, "lm_head_multiplier": 0.5},
