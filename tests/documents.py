@@ -156,6 +156,8 @@ def family_table() -> str:
     found = json.loads((ROOT / "tests" / "families" / "measured.json").read_text())
     rows = [
         (name, *(f"{gap:.0e}" for gap in row["largest"]), f"{row['moved']:.2g}", ", ".join(row["targets"]))
+        if "largest" in row
+        else (name, "refused", "", "", row["refused"])
         for name, row in sorted(found.items())
     ]
     return markdown(("family", "gap, policy 0", "gap, policy 1", "moved", "layers that LoRA trains"), rows)

@@ -15,9 +15,11 @@ from pipeline.errors import ModelError
 from pipeline.models import head_form, layers
 from pipeline.models.blueprint import blueprint, has_experts, settings_of
 from pipeline.models.resolve import MODEL_NAME, asset_path
+from pipeline.models.served import serves_lora
 from pipeline.models.stops import stop_ids
 
 LONG = ("longrope", "dynamic")  # ways to scale positions that depend on the length of the whole batch
+IN_BFLOAT16 = ("apertus",)  # families of which vLLM computes a part in bfloat16, whatever model.dtype says
 _SAME = 1e-4  # relative difference of logits
 
 
@@ -40,8 +42,11 @@ def check(run: Run, on_gpu: bool, begun: bool = False) -> list[str]:
         raise ModelError(what, run.model.path, "Use a dense model, or engines on GPUs")
     if not (hasattr(net, "get_decoder") and net.get_decoder() is not net and net.get_output_embeddings() is not None):
         raise ModelError("has no decoder and output layer that can be taken apart", run.model.path, "Use another model")
-    said = layers.check(run.model, net, begun)
+    _check_alike(run, settings, type(net).__name__)
     _check_head(run.model, net, head_form.form_of(settings))
+    if run.model.tuning == "full":
+        return []
+    said = layers.check(run.model, net, begun)
     usual = run.model.lora_targets == layers.DEFAULT and "; not" not in said
     return [] if usual else [f"note: {run.model.path}: {said} (model.lora_targets)"]
 
@@ -81,6 +86,25 @@ def _check_parts(model: Model, settings: Any) -> None:
             f"also reads {', '.join(name.removesuffix('_config') for name in others)}: vLLM needs the package torchvision for it",
             model.path,
             "Take the text part of this model, as a folder of its own",
+        )
+
+
+def _check_alike(run: Run, settings: Any, architecture: str) -> None:
+    """Raise ModelError for a family that vLLM serves otherwise than transformers computes it, or not with adapters."""
+    text, model = settings.get_text_config(), run.model
+    if model.tuning == "lora" and serves_lora(architecture) is False:
+        raise ModelError(f"vLLM serves no adapters for {architecture}", model.path, "Set model.tuning=full, or use another model")
+    if text.model_type == "cohere2" and model.max_model_len > text.sliding_window:
+        raise ModelError(
+            f"vLLM's sliding window has one token more than that of transformers, {text.sliding_window}",
+            model.path,
+            f"Lower model.max_model_len {model.max_model_len} to {text.sliding_window} or less",
+        )
+    if text.model_type in IN_BFLOAT16 and model.dtype == "float32" and run.train.logprob_gap is None:
+        raise ModelError(
+            "vLLM computes a part of its activation in bfloat16, so that log-probs differ by 4e-4 nat on average",
+            model.path,
+            "Set model.dtype=bfloat16, or accept it with train.logprob_gap=1e-3",
         )
 
 

@@ -22,7 +22,7 @@ import torch
 from in_process import bring_up_to_date
 
 from actors.inference.engine import Engine
-from families.models import FAMILIES, make
+from families.models import FAMILIES, WHOLE, make
 from pipeline.errors import EgrsdError
 from pipeline.models import fitness
 from pipeline.models.layers import with_targets
@@ -89,7 +89,7 @@ def rounds(folder: Path, trainer: Executor, *sets: str) -> dict[str, Any]:
         "largest": [row["logprob_gap_max"] for row in steps],
         "moved": _moved(store),
         "entropies": engine.facts().entropy_method,
-        "targets": list(run.model.lora_targets),
+        "targets": list(run.model.lora_targets) if run.model.tuning == "lora" else ["all weights (model.tuning=full)"],
         "notes": notes,
     }
 
@@ -111,9 +111,9 @@ def main(parent: str, *names: str) -> None:
         folder = Path(tempfile.mkdtemp(dir=parent))
         try:
             make(name, folder)
-            found = rounds(folder, trainer, *sets)
+            found = rounds(folder, trainer, *(["model.tuning=full"] if name in WHOLE else []), *sets)
         except EgrsdError as error:
-            found = {"refused": str(error)}
+            found = {"refused": str(error).removeprefix(f"{folder}: ")}
         except Exception as error:  # the next family must still be measured
             traceback.print_exc()
             found = {"broken": f"{type(error).__name__}: {error}"}

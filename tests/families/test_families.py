@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from forks import Forks
 
-from families.models import FAMILIES, LOOSE, SAMPLE
+from families.models import FAMILIES, REFUSED, SAMPLE
 
 ROUNDS = Path(__file__).parent / "rounds.py"
 PROMISE = 1e-4  # nats, in float32
@@ -27,18 +27,27 @@ def measured(request: pytest.FixtureRequest, vllm_forks: Forks, tmp_path_factory
     done = vllm_forks.script(ROUNDS, str(tmp_path_factory.mktemp("families")), *dict.fromkeys(asked))
     found = {row["family"]: row for row in map(json.loads, done.stdout.splitlines())}
     if target := os.environ.get("EGRSD_FAMILIES"):
-        Path(target).write_text(json.dumps(found, indent=1))
+        Path(target).write_text(json.dumps({name: _kept(row) for name, row in found.items()}, indent=1) + "\n")
     found["error"] = done.stderr[-2000:]
     return found
+
+
+def _kept(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what differs from one measurement to the next."""
+    return {key: value for key, value in row.items() if key not in ("family", "seconds", "notes")}
 
 
 @pytest.mark.engine
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NAMES)
 def test_engine_and_trainer_agree(name: str, measured: dict[str, Any]) -> None:
+    """Or the run is refused, with the reason that REFUSED has."""
     found = measured.get(name, measured["error"])
+    if name in REFUSED:
+        assert REFUSED[name] in found["refused"]
+        return
     assert "largest" in found, found
     base, adapted = found["largest"]
-    assert max(base, adapted) <= LOOSE.get(name, PROMISE)
+    assert max(base, adapted) <= PROMISE
     assert found["entropies"] == "exact"
     assert found["moved"] > 0.05  # nats by which the adapter of round 1 moved log-probs, so that its faults would show

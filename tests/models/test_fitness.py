@@ -94,6 +94,29 @@ def test_a_head_of_another_form_is_refused(tmp_path: Path, monkeypatch: pytest.M
         fitness.check(run, on_gpu=False)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "stablelm"])
+def test_a_model_whose_adapters_engines_do_not_serve_is_refused_and_trains_whole(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ModelError, match=r"vLLM serves no adapters for .*Set model.tuning=full"):
+        fitness.check(run_of(tmp_path, settings(kind), "model.lora_targets=all-linear"), on_gpu=False)
+    assert fitness.check(run_of(tmp_path, settings(kind), "model.tuning=full"), on_gpu=False) == []
+
+
+def test_a_window_that_has_another_length_in_engines_is_refused_beyond_it(tmp_path: Path) -> None:
+    """vLLM's sliding window of Cohere 2 has one token more: .03 nat on average, .76 at most, with a window of 16."""
+    made = settings("cohere2", sliding_window=100)
+    with pytest.raises(ModelError, match=r"one token more than that of transformers, 100.*to 100 or less"):
+        fitness.check(run_of(tmp_path, made, "model.max_model_len=101"), on_gpu=False)
+    assert fitness.check(run_of(tmp_path, made, "model.max_model_len=100"), on_gpu=False) == []
+
+
+def test_an_activation_that_engines_compute_in_bfloat16_is_refused_in_float32(tmp_path: Path) -> None:
+    made, targets = settings("apertus"), "model.lora_targets=[q_proj]"
+    with pytest.raises(ModelError, match="differ by 4e-4 nat on average"):
+        fitness.check(run_of(tmp_path, made, targets), on_gpu=False)
+    for accepted in ("model.dtype=bfloat16", "train.logprob_gap=1e-3"):
+        fitness.check(run_of(tmp_path, made, targets, accepted), on_gpu=False)
+
+
 def test_every_family_is_one_that_transformers_builds() -> None:
     assert len(FAMILIES) >= 25
     assert torch.get_default_device() == torch.device("cpu")
