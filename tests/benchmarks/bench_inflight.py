@@ -57,7 +57,7 @@ def _shards(engine: Engine) -> list[list[Generate]]:
 
 def _watch(engine: Engine, steps: list[tuple[float, float, int]]) -> None:
     """Note (begin, end, requests in it) of every step of the engine's vLLM, through the method its thread calls."""
-    taken_in = engine._take_in
+    taken_in = engine.vllm._take_in
 
     def noted(vllm: Any, waiting: dict[str, Any]) -> bool:
         going = taken_in(vllm, waiting)
@@ -73,7 +73,7 @@ def _watch(engine: Engine, steps: list[tuple[float, float, int]]) -> None:
             vllm.step = step
         return going
 
-    engine._take_in = noted  # type: ignore[method-assign]
+    engine.vllm._take_in = noted  # type: ignore[method-assign]
 
 
 def _answer(engine: Engine, shards: list[list[Generate]], inflight: int) -> None:
