@@ -59,12 +59,12 @@ def _commit_inputs(store: Store) -> int:
         return pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32)))
 
     size = int(lengths.sum())
-    entropy = rng.gamma(0.3, 1.0, size)
+    entropy = np.minimum(rng.gamma(0.3, 1.0, size), 11.9)  # at most ln 151 936
     teacher = -rng.exponential(0.5, size)
     keys = {"trace_id": [f"t{i}" for i in range(ROWS)], "reject_reason": [None] * ROWS, "reject_detail": [None] * ROWS}
     score = {
         **keys,
-        "student_logprobs": ragged(teacher + rng.normal(0, 0.05, size)),
+        "student_logprobs": ragged(np.minimum(teacher + rng.normal(0, 0.05, size), 0)),
         "teacher_logprobs": ragged(teacher),
         "teacher_entropy": ragged(entropy),
         "entropy_method": ["exact"] * ROWS,
