@@ -38,7 +38,7 @@ from pipeline.recipes import recipe as named
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 
-SOURCES = ("source.", "evaluation.source.")  # settings that say which problems a run has
+SOURCES = ("source", "evaluation.source")  # settings that say which problems a run has
 
 
 def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) -> None:

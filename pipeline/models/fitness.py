@@ -94,7 +94,7 @@ def _check_alike(run: Run, settings: Any, architecture: str) -> None:
     text, model = settings.get_text_config(), run.model
     if model.tuning == "lora" and serves_lora(architecture) is False:
         raise ModelError(f"vLLM serves no adapters for {architecture}", model.path, "Set model.tuning=full, or use another model")
-    if text.model_type == "cohere2" and model.max_model_len > text.sliding_window:
+    if text.model_type == "cohere2" and text.sliding_window and model.max_model_len > text.sliding_window:
         raise ModelError(
             f"vLLM's sliding window has one token more than that of transformers, {text.sliding_window}",
             model.path,
