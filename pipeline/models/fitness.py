@@ -13,9 +13,9 @@ from typing import Any
 from pipeline.config import Model, Run
 from pipeline.errors import ModelError
 from pipeline.models import head_form, layers
+from pipeline.models.adapters import serves_lora
 from pipeline.models.blueprint import blueprint, has_experts, settings_of
 from pipeline.models.resolve import MODEL_NAME, asset_path
-from pipeline.models.served import serves_lora
 from pipeline.models.stops import stop_ids
 
 LONG = ("longrope", "dynamic")  # ways to scale positions that depend on the length of the whole batch
