@@ -13,8 +13,8 @@ from typing import Any
 from pipeline.config import Model, Run
 from pipeline.errors import ModelError
 from pipeline.models import head_form, layers
-from pipeline.models.adapters import serves_lora
 from pipeline.models.blueprint import blueprint, has_experts, settings_of
+from pipeline.models.lora_support import serves_lora
 from pipeline.models.resolve import MODEL_NAME, asset_path
 from pipeline.models.stops import stop_ids
 

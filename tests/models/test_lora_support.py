@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from forks import Forks
 
-from pipeline.models.adapters import serves_lora
+from pipeline.models.lora_support import serves_lora
 
 SCRIPT = """
 import json, sys
