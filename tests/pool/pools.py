@@ -1,7 +1,7 @@
 """Requests to pools of fake engines, and what tests of pools wait for."""
 
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
@@ -26,19 +26,10 @@ def same(got, expected):
     )
 
 
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-
-
 def serving(pool):
     return [engine for engine in pool.overview().engines if engine.state == "serving"]
 
 
 def in_thread(work):
-    box = {}
-    thread = threading.Thread(target=lambda: box.update(answer=work()))
-    thread.start()
-    return lambda: (thread.join(60), box["answer"])[1]
+    """Starts `work` in a thread. The function that is returned waits for its answer, and raises its error."""
+    return partial(ThreadPoolExecutor(1).submit(work).result, timeout=300)

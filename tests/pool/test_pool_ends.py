@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 import ray
-from pools import BASE, MODEL, REQUESTS, SAMPLING, SCORE, in_thread, same, serving, undisturbed, wait_for
+from pools import BASE, MODEL, REQUESTS, SAMPLING, SCORE, in_thread, same, serving, undisturbed
+from waiting import until
 
 from actors.fakes import Behaviour, FakeEngine
 from actors.pool.pool import EnginePool
@@ -42,7 +43,7 @@ def test_an_engine_whose_numbers_mean_something_else_ends_the_pool(start, tmp_pa
     assert pool.facts().entropy_method == "exact"
     odd.touch()
     pool.resize(2)
-    wait_for(lambda: len(pool.overview().engines) == 1)
+    until(lambda: len(pool.overview().engines) == 1)
     for ask in (pool.facts, lambda: pool.generate(REQUESTS, BASE, SAMPLING)):
         with pytest.raises(EngineError, match=r"engines\.rollout: .* entropy_method is 'bounds', the first engine's 'exact'"):
             ask()
@@ -55,7 +56,7 @@ def test_bounds_in_the_place_of_exact_entropies_are_told_at_the_terminal_or_end_
     with notices.shown(said.append):
         pool = start(size=2, behaviour=Behaviour(falls_back=str(tmp_path)))
         assert pool.facts().entropy_method == "bounds"
-        wait_for(lambda: said)
+        until(lambda: said)
     assert said[0].startswith("warning: engines.rollout: entropies are bounds and not exact (the fake was told so).")
     strict = config.ScoreSettings(fallback=False)
     engine = partial(FakeEngine, behaviour=Behaviour(falls_back=str(tmp_path)))
@@ -110,7 +111,7 @@ def test_a_woken_engine_that_answers_minus_log_v_is_replaced(start, told):
     [(name, cause, _)] = pool.overview().gone
     assert name == first.name
     assert cause.startswith("answers a fixed sequence otherwise than before: log-probs of policy 0 differ by ")
-    wait_for(lambda: any("otherwise than before" in line and "is replaced" in line for line in told))
+    until(lambda: any("otherwise than before" in line and "is replaced" in line for line in told))
 
 
 def test_an_engine_that_dies_asleep_is_replaced_in_the_engines_turn_only(start):
@@ -119,7 +120,7 @@ def test_an_engine_that_dies_asleep_is_replaced_in_the_engines_turn_only(start):
     [first] = serving(pool)
     pool.sleep()
     os.kill(first.pid, signal.SIGKILL)
-    wait_for(lambda: not pool.overview().engines)
+    until(lambda: not pool.overview().engines)
     answer = in_thread(lambda: pool.generate(REQUESTS, BASE, SAMPLING))
     time.sleep(1)  # the dispatcher looks at its size four times in this time
     assert pool.overview().engines == []
@@ -132,7 +133,7 @@ def test_a_dispatcher_that_is_restarted_starts_nothing_in_the_trainers_turn_and_
     pool.facts()
     pool.sleep()
     ray.kill(pool._dispatcher, no_restart=False)
-    wait_for(lambda: not pool.overview().engines)
+    until(lambda: not pool.overview().engines)
     time.sleep(3)  # longer than the driver's thread waits between two looks
     seen = pool.overview()
     assert (seen.engines, seen.asleep) == ([], True)
@@ -147,7 +148,7 @@ def test_a_card_that_the_trainer_holds_keeps_an_engine_waiting(start):
     trainer = card.Card(card.name_here())
     assert trainer.take()
     pool = start(size=1, colocate=True)
-    wait_for(lambda: any(engine.pid for engine in pool.overview().engines))
+    until(lambda: any(engine.pid for engine in pool.overview().engines))
     time.sleep(1)
     assert [engine.state for engine in pool.overview().engines] == ["loading"]
     trainer.release()
