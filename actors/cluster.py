@@ -90,11 +90,11 @@ def _not_started(error: Exception) -> UserError | ClusterError:
 def _local_options() -> dict[str, Any]:
     """Options of Ray for a cluster here. Its folder has a private parent, since Ray lets everybody write into its own."""
     _keep_token_private()
-    private = {} if "RAY_TMPDIR" in os.environ else {"_temp_dir": str(ray_folder())}
     here = local_node().resources
     counted = {"num_cpus": int(here["CPU"]), "num_gpus": int(here["GPU"])}
     # the workers that Ray would start ahead lack the variables of this job, so no task or actor of it could use them
-    return {**counted, "include_dashboard": False, "_system_config": {"prestart_worker_first_driver": False}, **private}
+    options = {"include_dashboard": False, "_temp_dir": str(ray_folder())}
+    return {**counted, **options, "_system_config": {"prestart_worker_first_driver": False}}
 
 
 def local_node(num_gpus: int | None = None) -> resources.Node:

@@ -30,7 +30,12 @@ def check_folders() -> None:
 
 
 def ray_folder() -> Path:
-    """The private folder of a Ray that starts here: below TMPDIR, or below /tmp when sockets below TMPDIR had too long paths."""
+    """The folder of a Ray that starts here: `ray` in RAY_TMPDIR, as Ray itself has it, or else a private one.
+
+    The private one is below TMPDIR, or below /tmp when sockets below TMPDIR had too long paths.
+    """
+    if chosen := os.environ.get("RAY_TMPDIR"):
+        return Path(chosen) / "ray"
     folder = private_folder() / "r"
     return folder if len(os.fsencode(folder)) <= MOST_PATH else private_folder(above=Path("/tmp")) / "r"
 
@@ -65,8 +70,8 @@ def _judge(topic: str, variable: str, folder: str, check: Callable[[], None]) ->
 def _check_temporary(*preferred: str) -> None:
     """Raise UserError for a temporary folder that takes no files or has no space, or whose name is too long for Ray's sockets."""
     variable, folder = temporary_folder(*preferred)
-    if variable == "RAY_TMPDIR" and len(os.fsencode(folder)) > MOST_PATH:
-        what = f"too long: Ray's sockets lie below it, and the system allows {MOST_PATH} bytes for it"
+    if variable == "RAY_TMPDIR" and len(os.fsencode(ray_folder())) > MOST_PATH:
+        what = f"too long: Ray's sockets lie below it, and the system allows {MOST_PATH - len('/ray')} bytes for it"
         raise UserError(what, f"{variable} {folder}", "Set RAY_TMPDIR to a shorter path, or unset it")
     remedy = f"Free some space there, or set {variable} to a folder that takes files"
     _check_takes_files(f"{variable} {folder}", folder, remedy)

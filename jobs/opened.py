@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from actors.folders import check_folders
+from actors.folders import check_folders, ray_folder
 from jobs.screen import keeper
 from jobs.screen.progress import phase
 from jobs.screen.terminal import QUIET, Session
@@ -124,12 +124,15 @@ def join(out: Session, address: str | None, environment: dict[str, str]) -> None
         if keeper.is_kept():
             environment["TMPDIR"] = tempfile.mkdtemp(prefix="run-", dir=private_folder())
             keeper.tell(folder=environment["TMPDIR"])
+            if not out.debug:
+                keeper.tell(ray=str(ray_folder()))
     keeper.tell(joins=address or "local")
     joined = cluster.connect(address, environment)
     out.listen()  # Ray has taken SIGTERM
     if joined and keeper.is_kept():
         if (folder := watch.session_folder()) is not None and not out.debug:
             keeper.tell(folder=folder)
+            keeper.tell(ray=None)
         out.exits.callback(watch.leave)
         out.exits.enter_context(watch.watching(out.say, out.end, lambda: out.asked is not None, out.log_path))
 

@@ -8,6 +8,7 @@ The child says through a pipe what it holds, one JSON object a line (`tell`):
     {"holds": URI}, {"frees": URI}         It takes the lease of a folder, or gave it back.
     {"log": PATH, "at": PLACE}             Its log, and the log's place in the run.
     {"folder": PATH}                       A temporary folder of this command, to be removed.
+    {"ray": PATH}, {"ray": null}           Its own Ray is about to make such a folder there, or has made it and it was told.
     {"joins": ADDRESS}                     It joins a cluster, or starts its own.
     {"told": CODE}                         It has told how it ended, and is ending with this exit code.
     {"printed": true}                      It has printed its JSON document.
@@ -124,6 +125,7 @@ class Keeper:
         self._log: tuple[str, str] | None = None
         self._held: list[str] = []
         self._folders: list[str] = []
+        self._ray: str | None = None  # the folder in which a Ray that is starting makes its own
         self._kills = memory_kills()
 
     def wait(self) -> int:
@@ -140,6 +142,7 @@ class Keeper:
         end_descendants()
         freeing = threading.Thread(target=self._free, daemon=True)
         freeing.start()
+        self._remove_folders()  # at the same time: a store that does not answer keeps no folder
         freeing.join(FREE_S)
         return code
 
@@ -197,6 +200,8 @@ class Keeper:
             self._log = said["log"], said["at"]
         elif "folder" in said:
             self._folders.append(said["folder"])
+        elif "ray" in said:
+            self._ray = said["ray"]
         elif "joins" in said:
             self._joins = True
         elif "printed" in said:
@@ -244,7 +249,7 @@ class Keeper:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {LAST_WORD % (code, text.removeprefix('error: '))}")
 
     def _free(self) -> None:
-        """Give the child's leases back, and remove its temporary folders."""
+        """Give the child's leases back."""
         if self._held:
             from jobs.opened import open_folder
             from pipeline.live.lease import free
@@ -252,7 +257,11 @@ class Keeper:
             for uri in self._held:
                 with contextlib.suppress(Exception):
                     free(open_folder(uri), os.getpid())
-        for folder in self._folders:
+
+    def _remove_folders(self) -> None:
+        """Remove the child's temporary folders, also that of a Ray which was still starting. Ray names it by the child's id."""
+        begun = Path(self._ray).glob(f"session_*_{self._child}") if self._ray is not None else ()
+        for folder in [*self._folders, *begun]:
             shutil.rmtree(folder, ignore_errors=True)
             latest = Path(folder).with_name("session_latest")  # Ray's link to the last of its folders
             if latest.is_symlink() and not latest.exists():

@@ -125,6 +125,16 @@ def test_a_signal_ends_the_command_in_order(start, name, code):
     assert_told(command, code, f"Interrupted ({name})", within=90)
 
 
+@pytest.mark.usefixtures("signals_are_heard")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_while_ray_starts_ends_the_command_in_order(start, name, code):
+    """Ray's folder stayed: the command learns of it when Ray has started."""
+    command = start(work=0)
+    until(lambda: list(command.tmp.rglob("session_2*")), 60, "Ray starts", every=0.01)
+    command.send(getattr(signal, name))
+    assert_told(command, code, f"Interrupted ({name})", within=90)
+
+
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])
 def test_a_part_of_ray_that_is_killed_is_named(start, part):
     command = start()

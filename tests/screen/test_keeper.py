@@ -24,8 +24,8 @@ def kept():
     """Starts a program whose code works for a keeper, with an argument, and reads its first line."""
     started = []
 
-    def start(code, argument="RUN", wait=False):
-        command = [sys.executable, "-c", BEGIN + code, argument]
+    def start(code, argument="RUN", wait=False, begin=BEGIN):
+        command = [sys.executable, "-c", begin + code, argument]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
         started.append(process)
         return process, process.stdout.readline().strip() if wait else ""
@@ -140,6 +140,30 @@ with lease.held(Store({store.uri!r}), pid=keeper.main_pid()):
     assert store.read_json(lease.LEASE) is None
     assert not store.stop_requested()
     assert not folder.exists()
+
+
+def test_folders_go_though_a_store_does_not_answer(kept, tmp_path):
+    """A lease that could not be given back in time once kept a part of Ray's folder."""
+    pipe, folder = tmp_path / "lease.json", tmp_path / "egrsd-x"
+    os.mkfifo(pipe)  # whoever opens it waits for ever
+    folder.mkdir()
+    code = f"keeper.tell(holds={str(tmp_path)!r}); keeper.tell(folder={str(folder)!r})\nos.abort()"
+    process, _ = kept(code, begin=BEGIN.replace("keeper.keep()", "keeper.FREE_S = 1\nkeeper.keep()"))
+    assert "SIGABRT" in process.communicate(timeout=60)[0]
+    assert not folder.exists()
+
+
+def test_the_folder_of_a_ray_that_was_still_starting_goes(kept, tmp_path):
+    """Ray tells nobody of its folder before it has started. Its name ends with the process id of the child."""
+    code = f"""
+os.makedirs(f"{tmp_path}/session_2026-11-29_19-00-00_000001_{{os.getpid()}}/logs")
+keeper.tell(ray={str(tmp_path)!r})
+os.abort()
+"""
+    (tmp_path / "session_2026-11-29_19-00-00_000001_1").mkdir()
+    process, _ = kept(code)
+    assert "SIGABRT" in process.communicate(timeout=60)[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["session_2026-11-29_19-00-00_000001_1"]
 
 
 def test_the_folder_that_python_made_for_a_child_that_dies_goes_too(kept):
