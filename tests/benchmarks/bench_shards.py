@@ -42,8 +42,8 @@ def _profile_and_label(store: Store, run: Run) -> None:
     profile = profile_shard(store.read(score, STAGES["profile"].reads_of(STAGES["score"])), run, peak, vocab)
     done = _commit(store, "profile", profile)
     label = STAGES["label"]
-    inputs = [store.read(entry, label.reads_of(STAGES[entry.stage])) for entry in (grade, score, done)]
-    _commit(store, "label", label_shard(*inputs, run, peak, vocab))
+    graded, scored, profiled = (store.read(entry, label.reads_of(STAGES[entry.stage])) for entry in (grade, score, done))
+    _commit(store, "label", label_shard(graded, scored, profiled, run, peak, vocab))
 
 
 def _commit(store: Store, name: str, table: pa.Table, **facts: float) -> Entry:
