@@ -4,7 +4,7 @@
     python -m tests.benchmarks.peers.bench_grpo [--recipe demo|smollm2] [--turns 5]
 
 The round has a teacher, a verifier and Parquet, and ends with a published policy. TRL's step has no teacher and stores nothing.
-It generates with transformers, its default on a CPU. Its vLLM is not taken: TRL 1.16 supports vLLM 0.22 to 0.31, and this is 0.32.
+It generates with transformers, its default on a CPU. Its vLLM is not taken: TRL 1.16 supports vLLM 0.22 to 0.31, this is 0.32.
 """
 
 from __future__ import annotations
