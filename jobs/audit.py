@@ -22,6 +22,8 @@ FIGURES = ("cosine", "batch_cosine", "batch_share")
 NOTES = (
     "cosine: of the expected gradient with the gradient of accuracy; batch cosine: of the gradient of {batch} traces;",
     "signal: share of the expected gradient in the squared norm of that gradient; 95 % intervals over blocks of problems.",
+    "push: what a weighting adds to accuracy, as a multiple of the reference; longer: its cosine with the gradient of length.",
+    "Shares: 95 % intervals over problems, for the direction that these traces gave.",
     "A dash: these traces are too few, or too noisy, to tell a direction.",
     "These figures describe one policy and one round. No training run has shown yet that they predict what helps.",
 )
@@ -58,21 +60,46 @@ def show(document: dict[str, Any], out: Session, batch: int) -> None:
         gap = point["difference"].get("batch_cosine")
         table.add_row(point["name"], *(_text(point[name]) for name in FIGURES), _text(gap, "+"))
     out.console.print(table)
-    out.console.print(_class_table(document))
+    table = aligned("along accuracy and length", "weighting", "push", "longer")
+    for point in document["points"]:
+        table.add_row(point["name"], _text(point["push"]), _text(point["longer"], "+"))
+    out.console.print(table)
+    for kind, names in (
+        ("regime", document["classes"]["regimes"]),
+        ("decile", [str(1 + place) for place in range(audit.DECILES)]),
+    ):
+        out.console.print(_class_table(document, kind, names))
+    if "labels" in document["classes"]:
+        for labels in _label_tables(document["classes"]["labels"]):
+            out.console.print(labels)
     for note in NOTES:
         out.console.print(note.format(batch=batch), style="dim", highlight=False)
     clock = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in document["seconds"].items())
     out.say(f"{document['parameters']} parameters ({document['space']}); {clock}")
 
 
-def _class_table(document: dict[str, Any]) -> Table:
-    """Share of each regime in the push towards accuracy, one row for each weighting."""
-    classes, names = document["classes"], [point["name"] for point in document["points"]]
-    table = aligned("share of the push towards accuracy by regime, %", "weighting", *classes["regimes"])
-    table.add_row("tokens", *(f"{100 * share:.1f}" for share in classes["regime"]["tokens"]))
-    for name in names:
-        table.add_row(name, *(_text(part, scale=100, digits=1) for part in classes["regime"][name]))
+def _class_table(document: dict[str, Any], kind: str, names: list[str]) -> Table:
+    """Share of each class of tokens in the push towards accuracy, one row for each class and one column for each weighting."""
+    shares, points = document["classes"][kind], [point["name"] for point in document["points"]]
+    of = {"regime": "regime", "decile": "tenth of the teacher's entropy, the lowest first"}[kind]
+    table = aligned(f"share of the push towards accuracy by {of}, %", kind, "tokens", *points)
+    for place, name in enumerate(names):
+        parts = (_text(shares[point][place], scale=100, digits=0) for point in points)
+        table.add_row(name, f"{100 * shares['tokens'][place]:.1f}", *parts)
     return table
+
+
+def _label_tables(labels: dict[str, Any]) -> list[Table]:
+    """What a tiny world knows: the signals of each true class, and how well the regimes find the classes."""
+    signals = ("entropy", "lookahead", "log_ratio", "delta")
+    truth = aligned("means by true class, nats", "class", "tokens", *signals)
+    for name, row in labels["by_class"].items():
+        truth.add_row(name, str(row["tokens"]), *("-" if row[key] is None else f"{row[key]:.3f}" for key in signals))
+    found = aligned("regimes as signs of a true class", "regime", "class", "precision", "recall")
+    for name, row in labels["regimes"].items():
+        scores = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("precision", "recall"))
+        found.add_row(name, row["class"], *scores)
+    return [truth, found]
 
 
 def _text(found: dict[str, float] | None, sign: str = "", scale: float = 1.0, digits: int = 3) -> str:

@@ -18,7 +18,7 @@ import torch
 from pipeline.config import Run
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
-from pipeline.evidence.audit_tokens import Tokens, read_tokens
+from pipeline.evidence.audit_tokens import Tokens, first_step, read_tokens
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
 from pipeline.evidence.intervals import Estimate, estimate
@@ -34,6 +34,7 @@ from pipeline.training.step import Trainer
 from pipeline.training.student import student
 
 REFERENCE = "reinforce"
+LONGER = "longer"  # the gradient of the mean length, with the baseline of the reference
 ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
 DECILES = 10
 MOST_BYTES = 2 << 30  # of the gradients of all blocks
@@ -85,13 +86,15 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
         decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
         tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])
         names += ORACLES
-    space = Directions(model, plan.space)
-    groups = _blocks(tokens, plan, len(names) * space.size * 4, work)
+    longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
+    space, budget = Directions(model, plan.space), run.train.micro_batch_tokens
+    groups = _blocks(tokens, plan, (len(names) + 1) * space.size * 4, work)
     clock.append(time.perf_counter())
-    alignment, half = _alignment(space, tokens, run.train.micro_batch_tokens, run.seed)
+    alignment, half = _alignment(space, tokens, budget, run.seed)
     clock.append(time.perf_counter())
-    flows = np.stack([_of_block(space, tokens, rows, run.train.micro_batch_tokens) for rows in groups], axis=1)
-    products = maths.Products.of(flows)
+    sets = [*tokens.weights, longer]
+    flows = np.stack([_of_block(space, tokens, rows, sets, budget) for rows in groups], axis=1)
+    products, lengths = maths.Products.of(flows[:-1]), maths.Products.of([flows[-1], *flows[:-1]])
     clock.append(time.perf_counter())
     in_block = float(np.mean([len(rows) for rows in groups]))
     document = {
@@ -106,7 +109,8 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
         "accuracy": float(tokens.correct.mean()),
         "blocks": len(groups),
         "traces_in_block": in_block,
-        "points": _figures(names, products, (in_block, run.train.batch_traces), run.train.betas[0]),
+        "step": first_step(work),
+        "points": _figures(names, products, (in_block, run.train.batch_traces), run.train.betas[0], lengths),
         "classes": _classes(work, tokens, names, alignment),
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
     }
@@ -117,7 +121,7 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
 
 
 def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np.ndarray]:
-    """Rows of each block: whole problems in the order of a seed, at most a minibatch of traces, as many blocks as fit.
+    """Rows of each block: all problems in the order of a seed, shared out as evenly as they go, and as many blocks as fit.
 
     Raises UserError for fewer than LEAST_BLOCKS.
     """
@@ -128,15 +132,12 @@ def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np
         why = f"{size} problems" if size < LEAST_BLOCKS else f"gradients of {bytes_each / 2**20:.0f} MiB a block"
         remedy = "Audit a larger round" if size < LEAST_BLOCKS else "Audit fewer objectives, or use --parameters adapter"
         raise UserError(f"{why} are no {LEAST_BLOCKS} blocks, which the intervals need", work.area, remedy)
-    of_problem = max(1.0, len(tokens.rows) / size)
-    each = max(1, min(size // wanted, round(work.run.train.batch_traces / of_problem)))
     order = np.random.default_rng([work.run.seed, work.number, 1]).permutation(size)
-    return [np.flatnonzero(np.isin(tokens.problems, order[place * each : (place + 1) * each])) for place in range(wanted)]
+    return [np.flatnonzero(np.isin(tokens.problems, part)) for part in np.array_split(order, wanted)]
 
 
-def _of_block(space: Directions, tokens: Tokens, rows: np.ndarray, budget: int, only: int | None = None) -> np.ndarray:
-    """Gradients of some traces under every weighting, divided by the number of traces, float32 [K, P]."""
-    sets = tokens.weights if only is None else [tokens.weights[only]]
+def _of_block(space: Directions, tokens: Tokens, rows: np.ndarray, sets: list[np.ndarray], budget: int) -> np.ndarray:
+    """Gradients of some traces under each set of token weights, divided by the number of traces, float32 [K, P]."""
     total = torch.zeros(len(sets), space.size)
     for group in batches.pack(tokens.traces.lengths[tokens.rows[rows]], budget):
         places = tokens.places(rows[group])
@@ -159,7 +160,7 @@ def _alignment(space: Directions, tokens: Tokens, budget: int, seed: int) -> tup
         own = np.flatnonzero(half == side)
         if not len(others) or not len(own):
             continue
-        reference = torch.from_numpy(_of_block(space, tokens, others, budget, only=0)[0])
+        reference = torch.from_numpy(_of_block(space, tokens, others, tokens.weights[:1], budget)[0])
         reference /= reference.norm().clamp(min=1e-30)
         for group in batches.pack(tokens.traces.lengths[tokens.rows[own]], budget):
             micro = batches.micro_batch(tokens.traces, tokens.rows[own[group]])
@@ -170,18 +171,24 @@ def _alignment(space: Directions, tokens: Tokens, budget: int, seed: int) -> tup
 # ---- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _figures(names: list[str], products: maths.Products, sizes: tuple[float, int], beta: float) -> list[dict[str, Any]]:
+def _figures(
+    names: list[str], products: maths.Products, sizes: tuple[float, int], beta: float, lengths: maths.Products
+) -> list[dict[str, Any]]:
     """Figures of each weighting with 95 % intervals over blocks, and their differences from the first audited objective.
 
     averaged_cosine: of the first moment of AdamW. With `beta` it has the noise of (1 + beta) / (1 - beta) minibatches' mean.
+    push: along the gradient of accuracy, as a multiple of the reference's. A weighting without a direction of its own has one.
+    longer: cosine with the gradient of the mean length. `lengths` are the products with that gradient, its own first.
     """
-    drawn = maths.estimates(products, maths.choices(products.own.shape[1]))
+    taken = maths.choices(products.own.shape[1])
+    drawn = maths.estimates(products, taken)
     in_block, batch = sizes
     share = maths.in_minibatch(drawn.share, int(in_block), batch)
     shown = {"cosine": drawn.cosine, "minibatch": drawn.minibatch, "share": drawn.share}
     averaged = maths.in_minibatch(drawn.share, int(in_block), batch * (1 + beta) / (1 - beta))
     shown |= {"batch_share": share, "batch_cosine": drawn.cosine * np.sqrt(share)}
-    shown |= {"averaged_cosine": drawn.cosine * np.sqrt(averaged)}
+    shown |= {"averaged_cosine": drawn.cosine * np.sqrt(averaged), "push": drawn.push}
+    shown |= {LONGER: maths.estimates(lengths, taken).cosine[:, 1:]}
     found = []
     for place, name in enumerate(names):
         figures: dict[str, Estimate | None] = {key: estimate(values[:, place]) for key, values in shown.items()}
@@ -202,7 +209,7 @@ def _classes(work: Round, tokens: Tokens, names: list[str], alignment: np.ndarra
     kinds = [("regime", regime, len(Regime.NAMES)), ("decile", decile, DECILES)]
     if tokens.classes is not None:
         kinds.append(("class", tokens.classes, len(worlds.CLASSES)))
-        found |= {"names": list(worlds.CLASSES), "labels": _labels(regime, tokens.classes, entropy, tokens.delta)}
+        found |= {"names": list(worlds.CLASSES), "labels": _labels(work, tokens, regime, entropy, offsets)}
     for kind, classes, count in kinds:
         found[kind] = {"tokens": np.bincount(classes[classes >= 0], minlength=count) / len(classes)}
         for name, weights in zip(names, tokens.weights, strict=True):
@@ -211,17 +218,21 @@ def _classes(work: Round, tokens: Tokens, names: list[str], alignment: np.ndarra
     return found
 
 
-def _labels(regime: np.ndarray, truth: np.ndarray, entropy: np.ndarray, delta: np.ndarray) -> dict[str, Any]:
+def _labels(work: Round, tokens: Tokens, regime: np.ndarray, entropy: np.ndarray, offsets: np.ndarray) -> dict[str, Any]:
     """Whether the dials and the regimes do what they say, by true class.
 
-    Per class: teacher entropy and delta = |log p_T - log p_S|, nats. Per regime: precision and recall for the class it names.
+    Per class: teacher entropy and its least value within the window ahead, log p_T - log p_S and its absolute value (delta), all
+    means in nats. Per regime: precision and recall for the class it names.
     """
+    assert tokens.classes is not None
+    ahead = regimes.lookahead_min(entropy, offsets, work.run.profile.window)
+    signals = {"entropy": entropy, "lookahead": ahead, "log_ratio": tokens.log_ratio, "delta": np.abs(tokens.log_ratio)}
     by_class, scored = {}, {}
     for code, name in enumerate(worlds.CLASSES):
-        here = truth == code
-        by_class[name] = {"tokens": int(here.sum()), "entropy": _mean(entropy[here]), "delta": _mean(delta[here])}
+        here = tokens.classes == code
+        by_class[name] = {"tokens": int(here.sum()), **{key: _mean(values[here]) for key, values in signals.items()}}
     for label, name in (("fork", "fork"), ("pivot", "pivot"), ("lock", "filler")):
-        scored[label] = {"class": name, **worlds.scores(regime, truth, Regime.NAMES.index(label), name)}
+        scored[label] = {"class": name, **worlds.scores(regime, tokens.classes, Regime.NAMES.index(label), name)}
     return {"by_class": by_class, "regimes": scored}
 
 

@@ -42,10 +42,10 @@ class Tokens:
         return self.traces.response_tokens.lengths[self.rows]
 
     @property
-    def delta(self) -> np.ndarray:
-        """|log p_T - log p_S| of every token, nats."""
+    def log_ratio(self) -> np.ndarray:
+        """log p_T - log p_S of every token, nats."""
         teacher, student = (part.take(self.rows) for part in (self.traces.teacher_logprobs, self.traces.student_logprobs))
-        return np.asarray(np.abs(teacher - student))
+        return np.asarray(teacher - student)
 
     def places(self, chosen: np.ndarray) -> np.ndarray:
         """Places of the tokens of some traces, in their order."""
@@ -56,7 +56,7 @@ class Tokens:
 def read_tokens(work: Round, trainer: Trainer, named: dict[str, Run], most: int) -> Tokens:
     """The traces that every objective may learn from, of `most` problems (0: all), with their weights under each objective.
 
-    M of the gate is the largest entropy of these traces, as if they were one minibatch.
+    M of the gate is the largest entropy of these traces, as if they were one minibatch. Their step is the round's first.
     """
     columns = tuple(dict.fromkeys(name for run in named.values() for name in run.objective.columns))
     data = read_round(work, columns)
@@ -80,6 +80,7 @@ def read_tokens(work: Round, trainer: Trainer, named: dict[str, Run], most: int)
     found = Tokens(usable[0], rows[0], problems, correct, [], classes)
     reference = maths.leave_one_out(correct, problems)
     found.weights.append(np.repeat(reference, found.lengths).astype(np.float32))
+    trainer.step = first_step(work)
     groups = batches.pack(usable[0].lengths[rows[0]], work.run.train.micro_batch_tokens)
     for (_, run), traces, chosen in zip(named.items(), usable[1:], rows[1:], strict=True):
         trainer.run = run
@@ -89,6 +90,17 @@ def read_tokens(work: Round, trainer: Trainer, named: dict[str, Run], most: int)
             flat[found.places(group)] = weights.numpy()
         found.weights.append(flat)
     return found
+
+
+def first_step(work: Round) -> int:
+    """The optimiser step at which a round began to train, or would. Some objectives change with it (`rlsd_decay_steps`)."""
+    steps: dict[int, list[int]] = {}
+    for row in work.store.metrics():
+        if row["writer"] == "train" and row["round"] <= work.number:
+            steps.setdefault(row["round"], []).append(int(row["step"]))
+    if work.number in steps:
+        return min(steps[work.number])
+    return max(map(max, steps.values())) + 1 if steps else 0
 
 
 class Fact(NamedTuple):

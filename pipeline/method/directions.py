@@ -10,6 +10,7 @@ products of different blocks, and is corrected for the noise of the reference an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +20,18 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True, eq=False)
 class Products:
-    """Inner products of the gradients of M blocks: own [K, M, M], and cross [K, M, M] with the reference."""
+    """Inner products of the gradients of M blocks: own [K, M, M], and cross [K, M, M] with the first weighting, the reference."""
 
     own: np.ndarray
     cross: np.ndarray
 
     @classmethod
-    def of(cls, flows: np.ndarray, reference: int = 0) -> Products:
-        """From gradients [K, M, P] of K weightings, in float64 sums. Raises ValueError for fewer than three blocks."""
-        if flows.ndim != 3 or flows.shape[1] < 3:
-            raise ValueError(f"flows: shape {flows.shape}, expected [K, M, P] with three blocks at least")
-        other = flows[reference].astype(np.float64)
+    def of(cls, flows: Sequence[np.ndarray] | np.ndarray) -> Products:
+        """From gradients K x [M, P] of K weightings, in float64 sums. Raises ValueError for fewer than three blocks."""
+        shapes = {flow.shape for flow in flows}
+        if len(shapes) != 1 or any(len(shape) != 2 or shape[0] < 3 for shape in shapes):
+            raise ValueError(f"flows: shapes {sorted(shapes)}, expected [M, P] with three blocks at least")
+        other = flows[0].astype(np.float64)
         own, cross = [], []
         for flow in flows:
             exact = flow.astype(np.float64)

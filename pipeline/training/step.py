@@ -183,9 +183,19 @@ class Trainer:
         return flat
 
     def weights(self, share: list[MicroBatch]) -> list[Tensor]:
-        """Token weights of every response token of one minibatch, one [N] for each micro-batch. For one process."""
-        whole, constants = self.whole(share), self.run.objective
-        return [objective.token_weights(self._signals(micro, whole), constants)[micro.mask] for micro in share]
+        """-dL / d log p of every response token of one minibatch, times its tokens: one [N] for each micro-batch.
+
+        L is the loss that trains, with its norm, clip, correction and KL, at the stored log-probs. With `normalise: token` and
+        none of these three it is the token weight. For one process.
+        """
+        whole, found = self.whole(share), []
+        for micro in share:
+            _, terms = self._terms(micro, whole)
+            slopes = terms.coefficients
+            if terms.surrogate is not None:
+                slopes = slopes * terms.surrogate(micro.student_logprobs[micro.mask]).slopes
+            found.append(-slopes * whole.num_tokens)
+        return found
 
     def strengths(self, share: list[MicroBatch]) -> Tensor:
         """|token weight| of every response token of one minibatch, plus the weight of its divergence, [N]. For one process."""

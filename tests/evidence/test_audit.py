@@ -38,7 +38,7 @@ def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, mo
     document = stored.read_json(documents.path_of(0, "json"))
     assert [point["name"] for point in document["points"]] == ["reinforce", *NAMES.split(",")]
     assert document["points"][0]["cosine"] is None  # four problems do not tell a direction, and nothing is made up
-    figures = {"cosine", "minibatch", "share", "batch_share", "batch_cosine", "averaged_cosine"}
+    figures = {"cosine", "minibatch", "share", "batch_share", "batch_cosine", "averaged_cosine", "push", "longer"}
     assert document["points"][2]["difference"].keys() == figures
     table = pq.read_table(Path(stored.uri) / documents.path_of(0, "parquet"))
     assert table.num_rows == document["traces"]
@@ -62,7 +62,10 @@ def test_adamws_first_moment_has_the_noise_of_nineteen_minibatches():
     """With beta .9: (1 + .9) / (1 - .9) = 19. Noise is as large as the signal in a block, of as many traces as a minibatch."""
     rng = np.random.default_rng(0)
     flows = np.eye(2, 50)[:, None] + 0.1 * rng.standard_normal((2, 400, 50)) / np.sqrt(0.5)
-    [_, point] = audit._figures(["reinforce", "x"], directions.Products.of(flows + np.eye(1, 50)), (8.0, 8), 0.9)
+    flows += np.eye(1, 50)
+    lengths = directions.Products.of([flows[0], *flows])  # as if longer answers were the right ones
+    [_, point] = audit._figures(["reinforce", "x"], directions.Products.of(flows), (8.0, 8), 0.9, lengths)
+    assert point["longer"] == point["cosine"]
     cosine, share = point["cosine"].value, point["share"].value
     assert share == pytest.approx(point["batch_share"].value)
     assert point["batch_cosine"].value == pytest.approx(cosine * np.sqrt(share))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -147,3 +148,33 @@ def test_short_traces_are_padded_and_long_shared_prompts_are_not() -> None:
     (short,), (long,) = (trained(run, shared_round(prompt=prompt))[0] for prompt in ((3, 14), (80, 90)))
     assert (short["shared_share"], long["padded_share"]) == (0.0, 0.0)
     assert long["shared_share"] > 0.4
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("objective.name=egrsd",),
+        ("objective.name=egrsd", "objective.normalise=sequence"),
+        ("objective.name=rlsd", "objective.normalise=constant", "objective.clip=ppo"),
+        ("objective.name=grpo", "objective.clip=gspo"),
+        ("objective.name=egrsd", "objective.correction=token"),
+        EVERY["kl"],
+    ],
+)
+def test_the_weights_that_an_audit_reads_are_those_of_the_gradient_that_trains(sets: tuple[str, ...]) -> None:
+    """They once were the token weights alone: another norm, a clip, a correction or a KL changed nothing in an audit."""
+    run = tiny_run(*sets, *ONE_STEP)
+    made = trainer(run)
+    traces = batches.usable(make_round(), 0, run.objective)
+    micro = batches.micro_batch(traces, np.arange(len(traces.trace_ids)))
+    logits = made.student.model(input_ids=micro.tokens, use_cache=False).logits.flatten(0, 1)[micro.sources]
+    logprobs = logits.log_softmax(-1).gather(1, micro.targets[:, None])[:, 0]
+    scored = torch.zeros_like(micro.student_logprobs).masked_scatter(micro.mask, logprobs.detach())
+    micro = replace(micro, student_logprobs=scored)  # the policy that scored is the one that trains
+    [weights] = made.weights([micro])
+    flow = torch.autograd.grad(-(weights * logprobs).sum() / len(weights), list(made.parameters().values()), allow_unused=True)
+    parts = [torch.zeros_like(p) if g is None else g for g, p in zip(flow, made.parameters().values(), strict=True)]
+    torch.testing.assert_close(torch.cat([part.flatten() for part in parts]), made.gradient([micro]), atol=2e-6, rtol=2e-4)
+    if sets == ("objective.name=egrsd",):
+        plain = objective.token_weights(made._signals(micro, made.whole([micro])), run.objective)[micro.mask]
+        torch.testing.assert_close(weights, plain)
