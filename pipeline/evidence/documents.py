@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from pipeline.digest import digest
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, first_line
 from pipeline.evidence.intervals import Estimate
+from pipeline.stages.tables import views
 from pipeline.store.directory import Store
 from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
 from pipeline.store.names import EVALUATION_FOLDER
@@ -120,10 +121,12 @@ def path_of(number: int, kind: str) -> str:
 
 
 class Classes(Document):
-    """Shares by regime: of the tokens, and by name of each weighting with an interval."""
+    """Shares by regime and decile: of the tokens, and by name of each weighting with an interval. labels: of a tiny world."""
 
     regimes: list[Text]
     regime: dict[Text, list[Any]]
+    decile: dict[Text, list[Any]] = Field(default_factory=dict)
+    labels: dict[str, Any] | None = None
 
 
 Shown = dict[Text, Number | float | None] | None
@@ -136,6 +139,8 @@ class Weighting(Document):
     cosine: Shown
     batch_cosine: Shown
     batch_share: Shown
+    push: Shown = None  # an earlier version wrote neither
+    longer: Shown = None
     difference: dict[Text, Shown]
 
 
@@ -159,6 +164,26 @@ def read_audits(store: Store, rounds: list[int]) -> list[dict[str, Any]]:
         if document is not None:
             found.append(document.model_dump())
     return found
+
+
+def read_alignment(store: Store, number: int) -> dict[str, np.ndarray]:
+    """The alignment of every token of the audited traces of a round, by trace id. Empty without an audit.
+
+    Raises StoreError for a file that holds no such column, and for values that are not finite.
+    """
+    path, remedy = path_of(number, "parquet"), "Delete the file and run `egrsd audit` again"
+    data = store.read_bytes(path)
+    if data is None:
+        return {}
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=["trace_id", "alignment"])
+        table.validate(full=True)
+        values = views(table["alignment"])
+    except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise StoreError(f"holds no alignment of tokens ({first_line(error)})", store.locate(path), remedy) from error
+    if not all(one.dtype == np.float32 and np.isfinite(one).all() for one in values):
+        raise StoreError("alignment: must be finite numbers", store.locate(path), remedy)
+    return dict(zip(table["trace_id"].to_pylist(), values, strict=True))
 
 
 def write_audit(store: Store, number: int, document: dict[str, Any], table: pa.Table) -> None:

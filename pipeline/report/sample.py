@@ -104,6 +104,9 @@ class _Block:
         texts |= {"start": self.tokens, "size": size, "context": self._prompt(trace["context"], words, most_prompt)}
         for name, values in {"tokens": words.of(ids), "regime": trace["regime"], **trace["signals"]}.items():
             self._parts.setdefault(name, []).append(values)
+        if trace["alignment"] is not None:
+            texts["aligned_start"] = sum(map(len, self._parts.get("alignment", [])))
+            self._parts.setdefault("alignment", []).append(trace["alignment"])
         kept = trace["alternatives"]
         if kept is not None and shown:
             many = {name: kept[name][:, :shown] for name in ("tokens", "probs")}

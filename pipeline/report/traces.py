@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.config import Label
 from pipeline.contract import REWARD_PREFIX, TOPK, Regime
+from pipeline.evidence.documents import read_alignment
 from pipeline.method import regimes
 from pipeline.report.figures import LabelledTraces
 from pipeline.report.groups import partings
@@ -33,9 +34,10 @@ SIGNALS = (*STORED, "delta", "magnitude", "restored")
 
 def groups_of_round(rows: LabelledTraces, chosen: np.ndarray) -> Iterator[dict[str, Any]]:
     """The groups of the chosen rows of one round, shard by shard."""
+    alignment = read_alignment(rows.seen.work.store, rows.seen.work.number)
     for shard in np.unique(rows.shards[chosen].astype(str)):
         mine = chosen[rows.shards[chosen] == shard]
-        yield from _of_shard(rows.seen, str(shard), rows.places[mine])
+        yield from _of_shard(rows.seen, str(shard), rows.places[mine], alignment)
 
 
 def of_labels(seen: Inventory) -> dict[str, Any]:
@@ -53,8 +55,8 @@ def of_labels(seen: Inventory) -> dict[str, Any]:
     return {"normaliser": float(regimes.normaliser(peak, run.label)), "note": " ".join(notes) or None}
 
 
-def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The groups of some rows of a shard, in their order."""
+def _of_shard(seen: Inventory, shard: str, places: np.ndarray, alignment: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """The groups of some rows of a shard, in their order. alignment: of each audited trace, by its id."""
     work, peak = seen.work, seen.scope.peak if seen.scope else 0.0
     columns = _columns(work.run.grade.rewards)
     entries = {name: entry for name in columns if (entry := seen.entry(name, shard)) is not None}
@@ -70,6 +72,8 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray) -> Iterator[dict[
         arrays = {"ids": ids[row], "regime": regime[row], "signals": of_token, "context": context}
         fact["facts"] |= {"length": len(ids[row]), "restored_sum": _rounded(float(of_token["restored"].sum()))}
         fact["facts"]["update"] = _rounded(float(np.abs(of_token["weight"]).sum()))
+        aligned = alignment.get(fact["facts"]["id"])
+        arrays["alignment"] = aligned if aligned is not None and len(aligned) == len(ids[row]) else None
         traces.append(fact | arrays | {"taught": taught[row], "alternatives": kept[row]})
     indices = tables["rollout"]["prompt_index"].to_pylist()
     for index, members in groupby(zip(indices, traces, strict=True), lambda pair: pair[0]):

@@ -1,73 +1,24 @@
-"""`egrsd audit` on a tiny world, whose true token classes are known: traces of a scripted engine, gradients of the real model."""
+"""`egrsd audit` on a tiny world, whose true token classes are known."""
 
 from __future__ import annotations
 
-import random
-import re
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from filled_runs import measured, planner_of, run_at
-from in_process import brought
+from audited_world import ENTROPY, GAIN, audited_world
 
-from actors.fakes import FakeEngine
-from jobs import audit as job
-from pipeline.contract import Generation, Score
+from pipeline.errors import StoreError
 from pipeline.evidence import audit_tokens, documents
-from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.problems import worlds
-from pipeline.problems.worlds import World
 from pipeline.rounds.round import open_round
-from pipeline.stages import LABELS
-
-WORLD = World(forks=4, pivots=2, filler=3, style=0.5)
-ENTROPY = {"filler": 0.01, "fork": 1.7, "pivot": 0.5, "style": 0.3, "choice": 0.2, "other": 0.4}  # of the teacher, nats
-GAIN = {"pivot": 0.3, "choice": 0.1, "style": -0.2}  # log p_T - log p_S, nats; of the others 0
-STUDENT = -0.5
-SETS = [
-    *("source.uri=tiny-worlds:forks=4,pivots=2,filler=3,style=0.5", f"grade.answer_pattern={worlds.ANSWER_PATTERN}"),
-    *("rollout.prompts_per_round=24", "rollout.prompts_per_shard=24", "rollout.group_size=8"),
-    *("train.batch_traces=8", "profile.window=1", "label.gamma=1", "objective.gamma=1", "objective.window=1"),
-]
-
-
-class Scripted(FakeEngine):
-    """Writes traces of the world, and reads them with the entropies and log-ratios of the true classes."""
-
-    def __init__(self, model, *settings):
-        super().__init__(model, *settings)
-        self.tokenizer = tokenizer_of(model)
-
-    def _problem(self, prompt):
-        return re.search(r"(\d\d[?!]){3}", self.tokenizer.decode(prompt)).group()
-
-    def _write(self, request, policy, sampling):
-        text = worlds.trace(self._problem(request.prompt), random.Random(request.seed), WORLD, WORLD.unaided)
-        tokens = np.array([*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id], np.int32)
-        flat = np.full(len(tokens), STUDENT, np.float32)
-        return Generation(tokens, flat, flat + 1, 0.0, "stop", policy.version)
-
-    def _read(self, sequence, policy):
-        text = self.tokenizer.decode(sequence.response[:-1])
-        names = [worlds.CLASSES[code] for code in worlds.token_classes(self._problem(sequence.prompt), text, WORLD)] + ["filler"]
-        teaches = len(sequence.prompt) > 12  # the teacher's prompt has the reference too
-        logprobs = np.array([STUDENT + teaches * GAIN.get(name, 0.0) for name in names], np.float32)
-        entropy = np.array([ENTROPY[name] for name in names], np.float32)
-        return Score(np.array(sequence.response, np.int32), logprobs, entropy, 0.0)
 
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
     """(store, document) of an audit of round 0."""
-    store, run = run_at(tmp_path_factory.mktemp("world") / "run", *SETS)
-    engine = Scripted(run.model, run.engines.rollout, run.score)
-    planner = planner_of(store, run)
-    work = measured(planner, planner.plan(0, 0), engine=engine)
-    for name in LABELS:
-        brought(work, name)
-    job.audit_run(store.uri, 0, ("grpo,egrsd,cl_egrsd", [], (12, 0, "adapter")), True)
+    store = audited_world(tmp_path_factory.mktemp("world") / "run")
     return store, store.read_json(documents.path_of(0, "json"))
 
 
@@ -113,3 +64,31 @@ def test_the_step_is_the_rounds_own(audited):
     for number, steps in ((0, (0, 1)), (1, (2, 3))):
         store.write_metrics("train", number, [{"round": number, "step": step} for step in steps])
     assert [audit_tokens.first_step(replace(work, number=number)) for number in (0, 1, 2)] == [0, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"trace_id": ["a"]}, "holds no alignment"),
+        ({"trace_id": ["a"], "alignment": [[float("nan")]]}, "must be finite"),
+        ({"trace_id": ["a"], "alignment": ["x"]}, "holds no alignment|must be finite"),
+        (None, "holds no alignment"),
+    ],
+)
+def test_a_damaged_column_is_named(tmp_path, audited, table, message):
+    store = type(audited[0])(str(tmp_path))
+    sink = pa.BufferOutputStream()
+    if table is not None:
+        pq.write_table(pa.table(table), sink)
+    store.write(documents.path_of(0, "parquet"), sink.getvalue().to_pybytes() + b"x" * (table is None))
+    with pytest.raises(StoreError, match=f"{message}.*Delete the file and run"):
+        documents.read_alignment(store, 0)
+
+
+def test_the_column_is_read_back(audited):
+    store, document = audited
+    found = documents.read_alignment(store, 0)
+    assert len(found) == document["traces"]
+    assert sum(map(len, found.values())) == document["tokens"]
+    assert any(np.abs(values).max() > 0 for values in found.values())
+    assert documents.read_alignment(store, 1) == {}

@@ -22,12 +22,19 @@ function auditCard(audit) {
     interval(p.batch_cosine, three),
     interval(p.batch_share, three),
     interval(p.difference.batch_cosine, (v) => signed(v, 3)),
+    interval(p.push, three),
+    interval(p.longer, (v) => signed(v, 3)),
   ]);
-  const classes = audit.classes.regimes.map((name, place) => [
-    foreign(name),
-    percent(audit.classes.regime.tokens[place]),
-    ...audit.points.map((p) => interval((audit.classes.regime[p.name] || [])[place], percent)),
-  ]);
+  const shares = (kind, names) =>
+    names.map((name, place) => [
+      foreign(name),
+      percent((audit.classes[kind].tokens || [])[place]),
+      ...audit.points.map((p) => interval((audit.classes[kind][p.name] || [])[place], percent)),
+    ]);
+  const below = (kind, text, names) =>
+    tableBelow(`Share of the push towards accuracy by ${text}`, [kind, "tokens", ...audit.points.map((p) => foreign(p.name))], shares(kind, names), {
+      summary: `Where the push comes from, by ${text}`,
+    });
   return el(
     "section",
     { class: "card" },
@@ -35,14 +42,40 @@ function auditCard(audit) {
     el(
       "p",
       { class: "soft" },
-      `From ${count(audit.traces)} stored traces of ${count(audit.problems)} problems, written by policy ${audit.policy}. Cosine is that of the expected gradient with the gradient of accuracy. Batch cosine is that of the gradient of one minibatch. Signal is the share of the expected gradient in its squared norm. Intervals are 95 % over ${audit.blocks} blocks of problems. These figures describe one policy; no training run has shown yet that they predict what helps.`,
+      `From ${count(audit.traces)} stored traces of ${count(audit.problems)} problems, written by policy ${audit.policy}. Cosine is that of the expected gradient with the gradient of accuracy. Batch cosine is that of the gradient of one minibatch. Signal is the share of the expected gradient in its squared norm. Push is the part along the gradient of accuracy, as a multiple of the reference's. Longer answers is the cosine with the gradient of the mean length. Intervals are 95 % over ${audit.blocks} blocks of problems. These figures describe one policy; no training run has shown yet that they predict what helps.`,
     ),
-    table("Weightings", ["weighting", "cosine", "batch cosine", "signal", "batch cosine against the first"], rows),
-    tableBelow(
-      "Share of the push towards accuracy by regime",
-      ["regime", "tokens", ...audit.points.map((p) => foreign(p.name))],
-      classes,
-      { summary: "Where the push comes from" },
+    table(
+      "Weightings",
+      ["weighting", "cosine", "batch cosine", "signal", "batch cosine against the first", "push", "longer answers"],
+      rows,
     ),
+    below("regime", "regime", audit.classes.regimes),
+    (audit.classes.decile.tokens || []).length
+      ? below("decile", "tenth of the teacher's entropy", audit.classes.decile.tokens.map((_, place) => String(place + 1)))
+      : "",
+    ...(audit.classes.labels ? truthOf(audit.classes.labels) : []),
   );
+}
+
+// What a tiny world knows of its tokens: the signals of each true class, and how well the regimes find the classes.
+function truthOf(labels) {
+  const figures = ["entropy", "lookahead", "log_ratio", "delta"];
+  const by = Object.entries(labels.by_class).map(([name, row]) => [
+    foreign(name),
+    count(row.tokens),
+    ...figures.map((figure) => (known(row[figure]) ? signed(row[figure], 3) : "–")),
+  ]);
+  const found = Object.entries(labels.regimes).map(([name, row]) => [
+    foreign(name),
+    foreign(row.class),
+    ...["precision", "recall"].map((score) => (known(row[score]) ? percent(row[score]) : "–")),
+  ]);
+  return [
+    tableBelow("Means by true class, nats", ["class", "tokens", "entropy", "lookahead", "log-ratio", "|log-ratio|"], by, {
+      summary: "What each true class of tokens has",
+    }),
+    tableBelow("Regimes as signs of a true class", ["regime", "class", "precision", "recall"], found, {
+      summary: "How well the regimes find the classes",
+    }),
+  ];
 }

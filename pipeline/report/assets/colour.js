@@ -8,6 +8,7 @@ const COLOURS = {
   advantage: { name: "Advantage", text: "tint: advantage of the trace, the same for all its tokens; striped: negative", signed: true },
   delta: { name: "Log-ratio teacher − student", text: "tint: log p teacher − log p student, up to 2 nats; striped: negative", signed: true },
   regime: { name: "Regime", text: "tint: lock none, mid light, pivot strong, fork striped" },
+  alignment: { name: "Alignment with accuracy", text: "tint: how far a likelier token raises accuracy, up to the most of this trace; striped: it lowers it; no tint in a round without an audit", signed: true },
   none: { name: "None", text: "no tint" },
 };
 // Without a choice a trace shows where the teacher is unsure, and a group what each token's update was.
@@ -18,6 +19,7 @@ const level = (share) => Math.round(10 * Math.sqrt(Math.min(1, Math.abs(share) |
 
 // A function from the place of a token to its class. heaviest: the |update| that gets the full tint.
 function tintOf(signals, normaliser, { advantage = 0, heaviest = largest(signals.weight) } = {}) {
+  const most = signals.alignment ? largest(signals.alignment) : 1;
   const steps = (value) => `${value < 0 ? "n" : "h"}${Math.round(10 * Math.min(1, Math.abs(value)))}`;
   return {
     entropy: (i) => `h${level(signals.entropy[i] / normaliser)}`,
@@ -27,6 +29,7 @@ function tintOf(signals, normaliser, { advantage = 0, heaviest = largest(signals
     advantage: () => steps(advantage / LARGEST_DELTA),
     delta: (i) => steps(signals.delta[i] / LARGEST_DELTA),
     regime: (i) => ["h0", "h2", "h7", "n7"][signals.regime[i]],
+    alignment: (i) => (signals.alignment ? steps(signals.alignment[i] / most) : "h0"),
     none: () => "h0",
   }[colourKey()];
 }
@@ -37,11 +40,12 @@ function largest(values) {
   return found;
 }
 
+const coloursHere = () => Object.keys(COLOURS).filter((key) => key !== "alignment" || audited());
 const colourField = () =>
   el(
     "div",
     { class: "colours" },
-    bound("Colour by", "colour", Object.entries(COLOURS).map(([key, { name }]) => [key, name]), colourKey()),
+    bound("Colour by", "colour", coloursHere().map((key) => [key, COLOURS[key].name]), colourKey()),
   );
 
 const ramp = () =>

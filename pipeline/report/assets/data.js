@@ -22,8 +22,11 @@ const FIGURES = {
   gate: () => "what the teacher's entropy leaves of the weight, from 0 to 1",
   restored: () => "gate with looking ahead − gate without it: what a pivot gets back",
   "token weight": () => "advantage × magnitude × gate: above 0 the token becomes likelier",
+  alignment: () => "in an audited round: how far a likelier token raises accuracy; below 0 it lowers it",
 };
-const words = () => Object.entries(FIGURES).map(([name, text]) => [el("dt", {}, name), el("dd", {}, text())]);
+const audited = () => DATA.audits.length > 0; // whether a round has an audit, which has the alignment of its tokens
+const shownFigures = () => Object.entries(FIGURES).filter(([name]) => name !== "alignment" || audited());
+const words = () => shownFigures().map(([name, text]) => [el("dt", {}, name), el("dd", {}, text())]);
 
 const VERDICTS = {
   correct: { glyph: "✓", tone: "good" },
@@ -131,6 +134,7 @@ async function signalsOf(trace) {
   const read = (name) => numbersOf(block, name, own.start, own.size);
   const found = { tokens: read("tokens"), regime: read("regime"), ...own, context: promptOf(block, own.context) };
   for (const name of SIGNALS) found[name] = read(name);
+  if (own.aligned_start !== undefined) found.alignment = numbersOf(block, "alignment", own.aligned_start, own.size);
   if (own.kept) {
     const kept = (name) => numbersOf(block, name, own.kept_start, own.kept * own.size);
     found.alternatives = { count: own.kept, tokens: kept("kept_tokens"), probs: kept("kept_probs") };

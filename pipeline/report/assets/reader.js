@@ -313,6 +313,7 @@ function inspect(signals, i) {
         row("gate", [fixed(signals.gate[i]), meter(signals.gate[i])]),
         row("restored", signed(signals.restored[i])),
         row("token weight", el("b", {}, signed(signals.weight[i]))),
+        signals.alignment ? row("alignment", signed(signals.alignment[i])) : "",
       ),
       ...(alternatives(signals, i) ?? []),
       el(
