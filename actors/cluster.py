@@ -10,12 +10,13 @@ import re
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import ray
 from ray import cloudpickle
+from ray._private import utils
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -61,7 +62,7 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
         join_with_token()
     who = "Ray to start on this machine" if target == "local" else f"the Ray cluster at {target}"
     try:
-        with late("cluster", f"waiting for {who}: for {NOTICE_S:g} s so far."):
+        with late("cluster", f"waiting for {who}: for {NOTICE_S:g} s so far."), _sigterm_stays_ours():
             ray.init(
                 address=target,
                 logging_level=logging.ERROR,
@@ -77,6 +78,16 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
             raise _not_joined(error, target) from error
         raise
     return True
+
+
+@contextlib.contextmanager
+def _sigterm_stays_ours() -> Iterator[None]:
+    """Keep Ray's start from taking SIGTERM. Its handler calls sys.exit, which that start may catch, and the signal is lost."""
+    taken, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = taken
 
 
 def _not_started(error: Exception) -> UserError | ClusterError:

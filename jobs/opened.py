@@ -129,6 +129,7 @@ def join(out: Session, address: str | None, environment: dict[str, str]) -> None
     keeper.tell(joins=address or "local")
     joined = cluster.connect(address, environment)
     out.listen()  # Ray has taken SIGTERM
+    out.heed()
     if joined and keeper.is_kept():
         if (folder := watch.session_folder()) is not None and not out.debug:
             keeper.tell(folder=folder)

@@ -145,6 +145,11 @@ class Session:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, self._on_signal)
 
+    def heed(self) -> None:
+        """Raise Interrupted when a signal has asked the verb to end. Ray's start, for one, catches what the signal raised."""
+        if self.asked is not None:
+            raise Interrupted(signal.Signals(self.asked))
+
     def end(self, error: EgrsdError) -> None:
         """End the verb with an error that a thread has found. What works may hang, so a keeper ends it from outside."""
         log.error("%s", error)

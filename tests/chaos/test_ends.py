@@ -128,11 +128,13 @@ def test_a_signal_ends_the_command_in_order(start, name, code):
 @pytest.mark.usefixtures("signals_are_heard")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_while_ray_starts_ends_the_command_in_order(start, name, code):
-    """Ray's folder stayed: the command learns of it when Ray has started."""
+    """Ray's folder stayed: the command learns of it when Ray has started. And Ray catches what a signal raises in its start: the
+    command went on for the minute that an orderly end may take.
+    """
     command = start(work=0)
     until(lambda: list(command.tmp.rglob("session_2*")), 60, "Ray starts", every=0.01)
     command.send(getattr(signal, name))
-    assert_told(command, code, f"Interrupted ({name})", within=90)
+    assert assert_told(command, code, f"Interrupted ({name})", within=90) < 40
 
 
 @pytest.mark.parametrize("part", ["raylet", "gcs_server"])

@@ -1,5 +1,6 @@
 """The terminal of a verb: signals, and an output that is gone."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -84,6 +85,17 @@ def test_whatever_ray_or_vllm_write_goes_to_the_log_and_not_to_the_screen(run, c
     log = (run.read_bytes(f"logs/{name}") or b"").decode()
     noise = ("of C++", "of a worker", "of its errors", "Found multiple active Ray instances")
     assert [text for text in ("before the log", "our word", *noise) if text not in log] == []
+
+
+@pytest.mark.usefixtures("signals_are_heard")
+def test_a_signal_whose_error_a_library_has_caught_is_heeded_later(capfd):
+    with pytest.raises(SystemExit) as ended, session(debug=False) as out:
+        out.heed()
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        out.heed()
+    assert (ended.value.code, capfd.readouterr().err) == (143, "error: Interrupted (SIGTERM)\n")
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
