@@ -89,12 +89,16 @@ def test_whatever_ray_or_vllm_write_goes_to_the_log_and_not_to_the_screen(run, c
 
 @pytest.mark.usefixtures("signals_are_heard")
 def test_a_signal_whose_error_a_library_has_caught_is_heeded_later(capfd):
-    with pytest.raises(SystemExit) as ended, session(debug=False) as out:
-        out.heed()
-        with contextlib.suppress(BaseException):
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
-        out.heed()
+    def verb():
+        with session(debug=False) as out:
+            out.heed()
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.pause()
+            out.heed()
+
+    with pytest.raises(SystemExit) as ended:
+        verb()
     assert (ended.value.code, capfd.readouterr().err) == (143, "error: Interrupted (SIGTERM)\n")
 
 
