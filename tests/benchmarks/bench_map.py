@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy import stats
 
 from jobs import compare
 from pipeline.config import Run
@@ -42,6 +42,7 @@ FIGURES = ("cosine", "batch_cosine", "batch_share", "averaged_cosine")
 STEPS, ROUNDS, PROBLEMS, SEEDS = 300, 6, 256, 8
 AUDITED_SEEDS = 4  # of each world; their figures are averaged
 PERMUTATIONS = 10_000
+LEVEL = 0.05
 RESULTS = Path(__file__).parent / "map"  # world-0.json and so on
 
 
@@ -76,12 +77,25 @@ def coefficient(differences: np.ndarray, weights: np.ndarray) -> Tested:
     return over_seeds(np.einsum("w,wsn->sn", weights, differences))
 
 
+def over_worlds(differences: np.ndarray, worlds: list[World], place: int) -> dict[str, float]:
+    """The same coefficient with worlds as the sample, from their mean differences [W, S, N]: least squares, t of W - 3 degrees.
+
+    What a world and its one reasoner have of their own is then noise. `coefficient` takes the worlds as they are.
+    """
+    weights, means = design(worlds), differences.mean((1, 2))
+    found = weights @ means
+    rows = np.array([[1.0, world.forks * world.style, world.pivots] for world in worlds])
+    freedom = len(worlds) - len(found)
+    spread = np.sqrt(((means - rows @ found) ** 2).sum() / freedom * (weights[place] ** 2).sum())
+    return {"value": float(found[place]), "p": float(2 * stats.t.sf(abs(found[place]) / max(spread, 1e-15), freedom))}
+
+
 def rank_correlation(one: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """Mean over objectives of Spearman's correlation over worlds, [W, K] twice, and its p-value by permuting worlds.
 
     An objective that is the same in all worlds counts as 0.
     """
-    left, right = (ranks - ranks.mean(0) for ranks in (rankdata(one, axis=0), rankdata(other, axis=0)))
+    left, right = (ranks - ranks.mean(0) for ranks in (stats.rankdata(one, axis=0), stats.rankdata(other, axis=0)))
     size = np.sqrt((left**2).sum(0) * (right**2).sum(0))
 
     def mean(order: np.ndarray) -> float:
@@ -128,9 +142,11 @@ def make(out: Path, place: int, world: World, seeds: int, results: Path = RESULT
             run(["jobs", "audit", "--run", str(file.parent.parent), *audited])
     base = resolve(demo(), settings(world, str(model)))
     answers = {name: [packed(row) for row in accuracy(folder, base, name, seeds)] for name in chosen_objectives(OBJECTIVES)}
-    seen = {str(number): [figures_of(file) for file in audits(folder, number)] for number in (0, ROUNDS // 2)}
+    rounds = (0, ROUNDS // 2)
+    seen = {str(number): [figures_of(file) for file in audits(folder, number)] for number in rounds}
+    told = {str(number): [labels_of(file) for file in audits(folder, number)] for number in rounds}
     results.mkdir(exist_ok=True)
-    kept.write_text(json.dumps({"world": vars(world), "answers": answers, "audits": seen}, indent=1) + "\n")
+    kept.write_text(json.dumps({"world": vars(world), "answers": answers, "audits": seen, "labels": told}, indent=1) + "\n")
 
 
 def audits(folder: Path, number: int) -> list[Path]:
@@ -139,10 +155,16 @@ def audits(folder: Path, number: int) -> list[Path]:
 
 
 def figures_of(file: Path) -> dict[str, dict[str, float | None]]:
-    """The four figures of an audit, by objective. None is one that its traces do not tell."""
+    """The figures of an audit, by objective. None is one that its traces do not tell."""
     points = {point["name"]: point for point in json.loads(file.read_text())["points"]}
     told = {name: {figure: points[called][figure] for figure in FIGURES} for name, called in AUDITED.items()}
     return {name: {figure: one and one["value"] for figure, one in figures.items()} for name, figures in told.items()}
+
+
+def labels_of(file: Path) -> dict[str, dict[str, dict[str, float | None]]]:
+    """What an audit saw of the true classes of its world, and how well the regimes found them."""
+    labels: dict[str, dict[str, dict[str, float | None]]] = json.loads(file.read_text())["classes"]["labels"]
+    return labels
 
 
 def train(folder: str, seeds: int, sets: list[str]) -> None:
@@ -183,16 +205,17 @@ def read(results: Path, worlds: list[World]) -> tuple[dict[str, np.ndarray], lis
     return answers, [one["audits"] for one in files]
 
 
-def gaps(audits: list[dict], names: list[str], number: int, figure: str) -> np.ndarray:
+def gaps(audits: list[dict], names: list[str], number: int, figure: str, absent: float | None = None) -> np.ndarray:
     """How far a figure of an objective lies above that of `rlsd` in a round, as means over a world's audits: [W, K].
 
-    Audits that do not tell it are left out. Where no audit of a world tells it, the world gets the mean of the others.
+    Audits that do not tell it are left out, or count as `absent` where they tell that of `rlsd`. Where no audit of a world tells
+    it, the world gets the mean of the others.
     """
     rows = [one[str(number)] for one in audits]
     seen = np.full((len(rows), len(names)), np.nan)
     for world, one in enumerate(rows):
         for place, name in enumerate(names):
-            pairs = [(row[name][figure], row["rlsd"][figure]) for row in one]
+            pairs = [(absent if row[name][figure] is None else row[name][figure], row["rlsd"][figure]) for row in one]
             if told := [a - b for a, b in pairs if a is not None and b is not None]:
                 seen[world, place] = np.mean(told)
     known = np.isfinite(seen)
@@ -204,17 +227,25 @@ def conclude(results: Path, worlds: list[World]) -> dict[str, object]:
     """The hypotheses, and how well the audit predicts training, from the files of `worlds` in `results`."""
     found, audits = read(results, worlds)
     constant, forks, pivots = design(worlds)
-    gate = found["egrsd"] - found["rlsd"]
-    tested = [coefficient(gate, forks), coefficient(found["cl_egrsd"] - found["egrsd"], pivots)]
-    raised = holm([part.p or 0.0 for part in tested])
+    gate, ahead = found["egrsd"] - found["rlsd"], found["cl_egrsd"] - found["egrsd"]
+    tested = [coefficient(gate, forks), coefficient(ahead, pivots)]
+    raised = holm([1.0 if part.p is None else part.p for part in tested])
     names = list(AUDITED)[1:]
     trained = np.stack([(found[name] - found["rlsd"]).mean((1, 2)) for name in names], axis=1)
     asked = [(number, figure) for number in (0, ROUNDS // 2) for figure in FIGURES]
+    predicted = {f"round {n}, {figure}": rank_correlation(gaps(audits, names, n, figure), trained) for n, figure in asked}
+    no_direction = {f"round {n}, {figure}": rank_correlation(gaps(audits, names, n, figure, 0.0), trained) for n, figure in asked}
     return {
         "H1": {**vars(tested[0]), "p_holm": raised[0]},
         "H2": {**vars(tested[1]), "p_holm": raised[1]},
         "H3": vars(coefficient(gate, constant)),
-        "audit": {f"round {n}, {figure}": rank_correlation(gaps(audits, names, n, figure), trained) for n, figure in asked},
+        "audit": predicted,
+        "validated": [name for name, (_, p) in predicted.items() if p < LEVEL / len(predicted)],
+        "added later": {
+            "H1 over worlds": over_worlds(gate, worlds, 1),
+            "H2 over worlds": over_worlds(ahead, worlds, 2),
+            "audit, no direction as 0": no_direction,
+        },
         "means": {name: values.mean((1, 2)).tolist() for name, values in found.items()},
     }
 

@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipeline.evidence.comparison import chosen_objectives, variant
 from pipeline.overrides import resolve
@@ -116,3 +117,23 @@ def test_the_figures_of_an_audit_are_read_as_they_were_written(tmp_path):
     read = bench_map.figures_of(tmp_path / "audit-0000.json")
     assert read["rlsd"] == {"cosine": None, "batch_cosine": 0.5, "batch_share": 0.5, "averaged_cosine": 0.5}
     assert read["inverted"]["cosine"] == 0.5
+
+
+def test_worlds_as_the_sample_have_least_squares_and_its_t():
+    """A slope of .02 with a spread of .01 among worlds, against scipy's line on the part that forks x style alone explains."""
+    worlds = bench_map.WORLDS
+    x = np.array([world.forks * world.style for world in worlds])
+    y = 0.02 * x + 0.01 * np.random.default_rng(3).standard_normal(9)
+    found = bench_map.over_worlds(np.broadcast_to(y[:, None, None], (9, 2, 3)), worlds, 1)
+    others = np.array([[1.0, world.pivots] for world in worlds])  # x and y without what 1 and pivots explain of them
+    left_x, left_y = (part - others @ np.linalg.lstsq(others, part, rcond=None)[0] for part in (x, y))
+    slope = left_x @ left_y / (left_x @ left_x)
+    rest = left_y - slope * left_x
+    t = slope / np.sqrt(rest @ rest / 6 / (left_x @ left_x))
+    assert found["value"] == pytest.approx(slope)
+    assert found["p"] == pytest.approx(2 * stats.t.sf(t, 6))
+
+
+def test_no_direction_may_count_as_none():
+    audits = [{"0": [{"egrsd": {"cosine": None}, "rlsd": {"cosine": 0.4}}]}]
+    assert bench_map.gaps(audits, ["egrsd"], 0, "cosine", 0.0)[0, 0] == -0.4
