@@ -40,7 +40,7 @@ contracts: install
 
 # Engine and trainer are compared on a tiny model of each family.
 families: install gym
-	$(BIN)/pytest tests/families
+	EGRSD_FAMILIES=tests/families/measured.json $(BIN)/pytest tests/families
 
 chaos: install gym
 	$(BIN)/pytest -m chaos

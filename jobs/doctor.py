@@ -179,7 +179,7 @@ def judge_tokenizer(run: config.Run) -> Line:
 def judge_layers(run: config.Run, known: bool) -> list[Line]:
     """Whether trainer and engines can use the model, and which layers are trained. known: the run exists. Raises ModelError."""
     run = with_targets(run, new=not known)
-    notes = fitness.check(run, run.engines.rollout.placement.gpus > 0 or machine.vllm_for_gpus(), known)
+    notes = fitness.check(run, machine.vllm_for_gpus(), known)
     return [Line("ok", "model", note.removeprefix("note: ")) for note in notes]
 
 

@@ -16,7 +16,10 @@ from jobs.settle import chosen_policies, read_config
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
+from pipeline.fit.machine import vllm_for_gpus
 from pipeline.fit.versions import versions
+from pipeline.models import fitness
+from pipeline.models.layers import with_targets
 from pipeline.overrides import differences, resolve
 from pipeline.recipes import recipe
 from pipeline.rounds.refused import refuse_unusable
@@ -91,7 +94,9 @@ def begun(uri: str, options: Options, out: Session) -> tuple[Store, Run]:
             raise SettingError("makes a new run only together with --recipe", "--config", "Add --recipe NAME, or leave it out")
         return open_run(uri)
     store = open_folder(uri)
-    run = resolve(recipe(options.recipe), [], read_config(options.config) if options.config else {})
+    run = with_targets(resolve(recipe(options.recipe), [], read_config(options.config) if options.config else {}))
+    for note in fitness.check(run, vllm_for_gpus()):
+        out.say(note)
     with holding_for(out, store):
         if not store.exists():
             store.save_run(run, versions())

@@ -134,7 +134,7 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = F
     get_ready()
     grader_of(run)
     check_teachers(run)
-    notes: list[str | None] = [*fitness.check(run, run.engines.rollout.placement.gpus > 0 or vllm_for_gpus(), begun)]
+    notes: list[str | None] = [*fitness.check(run, vllm_for_gpus(), begun)]
     check_cache(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))

@@ -51,13 +51,21 @@ def fetch(version: int, uri: str, hidden_size: int) -> Whole:
     return Whole(version, folder, content, whole.read_probe(Path(folder)))
 
 
+class _Said(NamedTuple):
+    """What weights answered to the probe: a hash of them ("": the base), the trainer's log-probs and the engine's."""
+
+    content: str
+    expected: np.ndarray
+    found: np.ndarray
+
+
 class Reloader:
     """Puts weights into one vLLM. `path` is the base. Call it in vLLM's thread, while vLLM holds no request."""
 
     def __init__(self, path: str, dtype: str) -> None:
         self._path, self._dtype = path, dtype
         self._base: dict[tuple[int, ...], np.ndarray] = {}  # the base's own log-probs of a sequence, measured before a reload
-        self._last: tuple[str, np.ndarray] = ("", np.empty(0))  # content of the last policy, and what it answered
+        self._last: _Said | None = None  # of the policy that is loaded; None: of the base
 
     def __call__(self, engine: Any, wanted: Whole | None, loaded: Whole | None) -> None:
         """Load the weights `wanted` in place of `loaded`; None stands for the base. Raises EngineError when the probe fails."""
@@ -85,18 +93,22 @@ class Reloader:
         if not (gap := _gap(found, expected)) <= most:
             what = f"policy {wanted.version} was loaded and does not answer: {gap:.2g} nat from the trainer, at most {most:.2g}"
             raise EngineError(what, wanted.folder, _REMEDY)
-        content, before = self._last
-        changed = self._dtype == "float32" and content not in ("", wanted.content)  # half precision hides small changes
-        if changed and np.array_equal(before, found):
-            what = f"policy {wanted.version} was loaded, and the answers are those of the policy before it, bit for bit"
-            raise EngineError(what, wanted.folder, _REMEDY)
-        self._last = wanted.content, found
+        before = self._last
+        if before is None and base is not None:
+            before = _Said("", np.asarray(probe.base_logprobs), base)
+        if before is not None and before.content != wanted.content and np.array_equal(before.found, found):
+            change = _gap(expected, before.expected)
+            if change > 2 * numerics:  # a smaller one may be hidden, above all in half precision
+                what = f"policy {wanted.version} was loaded, and the answers are those from before, bit for bit"
+                raise EngineError(f"{what}. The trainer's changed by {change:.2g} nat", wanted.folder, _REMEDY)
+        self._last = _Said(wanted.content, expected, found)
 
     def _check_base(self, engine: Any) -> None:
         for tokens, before in self._base.items():
             if not (gap := _gap(_measure(engine, tokens), before)) <= _ROOM[self._dtype]:
                 what = f"the base was loaded again and does not answer as before: log-probs differ by {gap:.2g} nat in the mean"
                 raise EngineError(what, self._path, _REMEDY)
+        self._last = None
 
 
 def renew_packed_heads(model: Any) -> bool:

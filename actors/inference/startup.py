@@ -11,7 +11,7 @@ from actors.inference import phase
 from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
-from pipeline.errors import EgrsdError, EngineError, first_line, whole_cause
+from pipeline.errors import EgrsdError, EngineError, whole_cause
 from pipeline.fit.machine import GIB, vllm_for_gpus
 from pipeline.models.blueprint import settings_of
 from pipeline.models.fitness import check_window
@@ -174,7 +174,8 @@ def start_error(error: BaseException, path: str, pool: config.Pool | None = None
     if isinstance(error, EgrsdError):
         return error
     if isinstance(error, ImportError):
-        return EngineError(f"vLLM cannot be imported ({first_line(error)})", path, "Install the extra 'cpu' or 'gpu'")
+        log.error("vLLM cannot be imported", exc_info=error)
+        return EngineError(f"vLLM cannot be imported ({whole_cause(error)})", path, "Install the extra 'cpu' or 'gpu'")
     remedy = memory_remedy(error, pool) or f"{DEBUG}=1 shows vLLM's log"
     log.error("vLLM did not %s", verb, exc_info=error)
     return EngineError(f"vLLM did not {verb} ({whole_cause(error)})", path, remedy)

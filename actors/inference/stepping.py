@@ -202,7 +202,7 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
     except (ValueError, RuntimeError, OSError) as error:
         if _has_lost_a_process(engine):
             raise
-        problem = f"vLLM cannot load the adapter ({first_line(error)})"
+        problem = f"vLLM cannot load the adapter ({whole_cause(error)})"
         batch.done.set_exception(ModelError(problem, batch.lora.lora_path))
         return
     for row, (ids, params) in enumerate(batch.requests):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config import Model
-from pipeline.errors import ModelError, first_line
+from pipeline.errors import ModelError, whole_cause
 from pipeline.models.resolve import open_model
 
 _MISTAKES = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError)
@@ -28,7 +28,7 @@ def blueprint(model: Model, settings: Any | None = None) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(settings, trust_remote_code=model.trust_remote_code)
     except _MISTAKES as error:
-        what = f"is no causal language model that transformers can build ({type(error).__name__}: {first_line(error)})"
+        what = f"is no causal language model that transformers can build ({whole_cause(error)})"
         raise ModelError(what, model.path, "Use a model that is one") from error
 
 

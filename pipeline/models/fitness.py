@@ -19,15 +19,19 @@ from pipeline.models.resolve import MODEL_NAME, asset_path
 from pipeline.models.stops import stop_ids
 
 LONG = ("longrope", "dynamic")  # ways to scale positions that depend on the length of the whole batch
+# Families that vLLM's build for CPUs computes wrongly (dense DeepSeek: 1.9 nat) or ends with an AssertionError (Mamba 2).
+NOT_ON_CPU = ("deepseek_v2", "deepseek_v3", "mamba", "mamba2", "falcon_mamba")
 IN_BFLOAT16 = ("apertus",)  # families of which vLLM computes a part in bfloat16, whatever model.dtype says
 _SAME = 1e-4  # relative difference of logits
 
 
-def check(run: Run, on_gpu: bool, begun: bool = False) -> list[str]:
+def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
     """What the person who starts the run should know about its model. Raises ModelError or SettingError for one that does not do.
 
-    on_gpu: whether engines have a GPU, or vLLM's build for GPUs. The model that ships is known to do.
+    for_gpus: whether this vLLM is the build for GPUs. Models of teachers are checked too. The model that ships is known to do.
     """
+    _check_teachers(run, for_gpus)
+    on_gpu = for_gpus or run.engines.rollout.placement.gpus > 0
     if run.model.path == MODEL_NAME and run.model.lora_targets == layers.DEFAULT:
         window = json.loads((asset_path() / "config.json").read_text())["max_position_embeddings"]
         _check_fits(run.model, window)  # without transformers, whose import takes seconds
@@ -39,10 +43,15 @@ def check(run: Run, on_gpu: bool, begun: bool = False) -> list[str]:
     net = blueprint(run.model, settings)
     if has_experts(net) and not on_gpu:
         what = "is a mixture of experts, which vLLM's build for CPUs cannot serve with LoRA (it calls Triton)"
+        if run.model.tuning == "full":
+            what = "is a mixture of experts, of which vLLM's build for CPUs was never seen to reload all weights"
         raise ModelError(what, run.model.path, "Use a dense model, or engines on GPUs")
     if not (hasattr(net, "get_decoder") and net.get_decoder() is not net and net.get_output_embeddings() is not None):
         raise ModelError("has no decoder and output layer that can be taken apart", run.model.path, "Use another model")
-    _check_alike(run, settings, type(net).__name__)
+    if run.model.tuning == "lora" and serves_lora(type(net).__name__) is False:
+        what = f"vLLM serves no adapters for {type(net).__name__}"
+        raise ModelError(what, run.model.path, "Set model.tuning=full, or use another model")
+    _check_alike(run, run.model, settings, on_gpu)
     _check_head(run.model, net, head_form.form_of(settings))
     if run.model.tuning == "full":
         return []
@@ -89,11 +98,26 @@ def _check_parts(model: Model, settings: Any) -> None:
         )
 
 
-def _check_alike(run: Run, settings: Any, architecture: str) -> None:
-    """Raise ModelError for a family that vLLM serves otherwise than transformers computes it, or not with adapters."""
-    text, model = settings.get_text_config(), run.model
-    if model.tuning == "lora" and serves_lora(architecture) is False:
-        raise ModelError(f"vLLM serves no adapters for {architecture}", model.path, "Set model.tuning=full, or use another model")
+def _check_teachers(run: Run, for_gpus: bool) -> None:
+    """Raise ModelError for a teacher's own model that engines compute wrongly. A server's model is not ours to look at."""
+    for teacher in run.teachers.values():
+        model = run.model_of(teacher)
+        if model != run.model and not teacher.server:
+            settings = settings_of(model)
+            check_window(model, settings)
+            _check_parts(model, settings)
+            _check_alike(run, model, settings, for_gpus or run.pool_of(teacher).placement.gpus > 0)
+
+
+def _check_alike(run: Run, model: Model, settings: Any, on_gpu: bool) -> None:
+    """Raise ModelError for a family that vLLM computes otherwise than transformers does."""
+    text = settings.get_text_config()
+    if text.model_type in NOT_ON_CPU and not on_gpu:
+        what = f"is of family {text.model_type}, which vLLM's build for CPUs computes wrongly, or not at all"
+        raise ModelError(what, model.path, "Use another model, or engines on GPUs")
+    if text.model_type.startswith("ernie4_5") and getattr(text, "use_bias", False):
+        what = "has biases (use_bias), which vLLM does not load: log-probs differ by .7 nat on average"
+        raise ModelError(what, model.path, "Use another model")
     if text.model_type == "cohere2" and text.sliding_window and model.max_model_len > text.sliding_window:
         raise ModelError(
             f"vLLM's sliding window has one token more than that of transformers, {text.sliding_window}",

@@ -23,10 +23,8 @@ _BASE = (
     "Likely: model.max_model_len reaches past the window for which positions were scaled. "
     "Or one side does not load a weight, or a node has another copy of the model"
 )
-_ADAPTER = (
-    "Likely: the engine does not apply the adapter to a layer as peft does, since policy 0 agreed. "
-    "Take that layer out of model.lora_targets"
-)
+_ADAPTER = "Likely: the engine does not apply the adapter to a layer as peft does. Take that layer out of model.lora_targets"
+_WHOLE = "Likely: the engine does not load all weights of a policy as the trainer has them. Set model.tuning=lora"
 _ANYWAY = "train.logprob_gap and train.logprob_gap_max set what is accepted"
 
 
@@ -43,7 +41,8 @@ def check(run: Run, policy: int, mean: float, largest: float, where: str, trace:
         f"trainer and engine disagree about policy {policy}: their log-probs differ by {mean:.2g} nat on average "
         f"(accepted: {most_mean:g}) and by {largest:.2g} at most (accepted: {most:g}){at}"
     )
-    raise TrainingError(what, where, f"{_ADAPTER if policy else _BASE}. {_ANYWAY}")
+    likely = _BASE if not policy else _WHOLE if run.model.tuning == "full" else _ADAPTER
+    raise TrainingError(what, where, f"{likely}. {_ANYWAY}")
 
 
 @contextlib.contextmanager

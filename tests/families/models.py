@@ -39,6 +39,16 @@ YARN = rope("yarn", factor=2.0, original_max_position_embeddings=128)
 DYNAMIC = rope("dynamic", factor=2.0, original_max_position_embeddings=200)
 FACTORS = [1.0 + place / 8 for place in range(16)]
 LONGROPE = rope("longrope", short_factor=FACTORS, long_factor=FACTORS[::-1], original_max_position_embeddings=200)
+MLA = {  # latent attention, and no layer with experts
+    "num_key_value_heads": 2,
+    "first_k_dense_replace": 2,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+    "head_dim": 32,
+}
 SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 
 # Name of the family, its model_type, and what its configuration has beside or in the place of COMMON.
@@ -78,6 +88,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-NeoX": ("gpt_neox", {"num_key_value_heads": 2}),
     "StarCoder 2": ("starcoder2", {"residual_dropout": 0.1, "embedding_dropout": 0.1, "attention_dropout": 0.1}),
     "ERNIE 4.5": ("ernie4_5", {"use_bias": False}),
+    "ERNIE 4.5, biases": ("ernie4_5", {"use_bias": True}),
+    "DeepSeek 2, dense": ("deepseek_v2", MLA),
+    "DeepSeek 3, dense": ("deepseek_v3", MLA),
+    "Qwen 3, 2 000 tokens": ("qwen3", {"vocab_size": 2000}),
     "Seed-OSS": ("seed_oss", {"residual_dropout": 0.1, "attention_dropout": 0.1}),
     "OPT": ("opt", {"tie_word_embeddings": True, "word_embed_proj_dim": 64, "ffn_dim": 96, "dropout": 0.1}),
     "GLM": ("glm", {}),
@@ -129,6 +143,9 @@ WHOLE = ("GPT-2", "StableLM")  # vLLM serves no adapters for them, so all weight
 REFUSED = {  # why no run with them begins
     "Apertus": "vLLM computes a part of its activation in bfloat16",
     "LFM 2": "the self-check failed",
+    "ERNIE 4.5, biases": "has biases (use_bias), which vLLM does not load",
+    "DeepSeek 2, dense": "vLLM's build for CPUs computes wrongly, or not at all",
+    "DeepSeek 3, dense": "vLLM's build for CPUs computes wrongly, or not at all",
 }
 SAMPLE = ("Llama, positions llama3", "Gemma 2", "Phi 3, positions longrope", "StarCoder 2", "Granite")  # in `make test`
 

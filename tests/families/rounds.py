@@ -68,7 +68,7 @@ def rounds(folder: Path, trainer: Executor, *sets: str) -> dict[str, Any]:
     The trainer has a process of its own, as in a run: vLLM changes classes of transformers in its process.
     """
     run = with_targets(resolve(demo(), [*SETS, f"model.path={folder}", *sets]))
-    notes = fitness.check(run, on_gpu=False)
+    notes = fitness.check(run, for_gpus=False)
     store, source = Store(f"{folder}/run"), open_source(run.source)
     store.save_run(run, {})
     trainer.submit(resume, store.uri).result()

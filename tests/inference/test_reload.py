@@ -9,10 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from whole_engine import ONE
 
+from actors.inference import reload
+from pipeline.errors import EngineError
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.recipes import demo
 from pipeline.training.student import whole
+from pipeline.training.student.whole import Probe
 
 
 @torch.no_grad()
@@ -90,3 +93,33 @@ def test_weights_that_do_not_answer_are_noticed(vllm_forks, tmp_path):
     base.save_pretrained(tmp_path / "1")  # the weights of another policy than probe.json tells
     told = asked(vllm_forks, asset_path(), tmp_path, [tmp_path / "1"])
     assert "policy 1 was loaded and does not answer" in told["error"]
+
+
+class Idle:
+    """A vLLM whose reload does nothing. It answers the probe as `answers` says, whatever it was told to load."""
+
+    def collective_rpc(self, *_, **__):
+        pass
+
+    apply_model = reset_prefix_cache = collective_rpc
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off", "change"),
+    [("float32", 1e-6, 4e-5), ("bfloat16", 1e-2, 5e-2), ("float32", 1e-6, 1e-6), ("bfloat16", 1e-2, 1e-2)],
+)
+def test_a_reload_that_does_nothing_is_noticed_at_the_first_policy_and_at_the_next(monkeypatch, dtype, off, change):
+    """Engine and trainer are `off` nats apart, and each policy moves the trainer by `change`: less than the room for numerics."""
+    base, tokens = np.linspace(-2, -1, 5), (1, 2, 3, 4, 5, 6)
+    monkeypatch.setattr(reload, "_measure", lambda *_: base + off)
+    probes = [Probe(tokens=tokens, logprobs=tuple(base + n * change), base_logprobs=tuple(base)) for n in (1, -1)]
+    first, second = (reload.Whole(n, f"folder {n}", f"content {n}", probe) for n, probe in enumerate(probes, 1))
+    loads = reload.Reloader("base", dtype)
+    if change <= 2 * off:  # nobody could tell
+        loads(Idle(), first, None)
+        return
+    with pytest.raises(EngineError, match="policy 1 was loaded, and the answers are those from before, bit for bit"):
+        loads(Idle(), first, None)
+    loads._last = reload._Said("content 1", base + change, base + off)
+    with pytest.raises(EngineError, match="policy 2 was loaded, and the answers"):
+        loads(Idle(), second, first)

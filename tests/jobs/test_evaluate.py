@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from transformers import AutoConfig
 
 from actors.fakes import FakeEngine
 from jobs import evaluate, status
@@ -11,6 +12,7 @@ from jobs.screen import terminal
 from pipeline import recipes
 from pipeline.contract import Failure
 from pipeline.errors import UserError
+from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
 
@@ -165,3 +167,29 @@ def test_a_recipe_makes_a_run_whose_base_can_be_measured_before_any_round(tmp_pa
         with pytest.raises(SystemExit):
             begun(recipe, config)
         assert message in " ".join("".join(capfd.readouterr()).split())
+
+
+def test_the_model_of_a_new_run_is_checked_before_its_base_is_measured(tmp_path, capfd):
+    """A model without the default names of layers began with them, was measured, and its training was then refused."""
+    model, file = tmp_path / "model", tmp_path / "my.yaml"
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "vocab_size": 64,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+    }
+    AutoConfig.for_model("phi3", **sizes, intermediate_size=96, num_key_value_heads=1).save_pretrained(model)
+    build_tokenizer().save_pretrained(model)
+    file.write_text(f"model: {{path: {model}, max_model_len: 128}}\n")
+
+    def begun(uri):
+        with terminal.session(False) as out:
+            return evaluate.begun(str(tmp_path / uri), evaluate.Options("0", [], 2, [], "demo", str(file)), out)
+
+    assert begun("run")[1].model.lora_targets == ("o_proj", "qkv_proj", "gate_up_proj", "down_proj")
+    file.write_text(f"model: {{path: {model}, max_model_len: 300}}\n")
+    with pytest.raises(SystemExit):
+        begun("other")
+    assert "the model's window is 256 tokens" in capfd.readouterr().err

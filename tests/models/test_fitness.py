@@ -31,16 +31,19 @@ def run_of(folder: Path, made: Any, *sets: str) -> Run:
 
 
 def test_the_model_that_ships_is_known_to_do() -> None:
-    assert fitness.check(demo(), on_gpu=False) == []
+    assert fitness.check(demo(), for_gpus=False) == []
     with pytest.raises(ModelError, match="the model's window is 256 tokens"):
-        fitness.check(resolve(demo(), ["model.max_model_len=300"]), on_gpu=False)
+        fitness.check(resolve(demo(), ["model.max_model_len=300"]), for_gpus=False)
 
 
+@pytest.mark.parametrize("scaled", [LONGROPE, {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}])
 @pytest.mark.parametrize(
     ("window", "refused"), [(199, None), (200, "from 200 tokens on.*to 199 or less"), (300, "window is 256 tokens")]
 )
-def test_scaled_positions_are_refused_where_they_depend_on_the_batch(window: int, refused: str | None) -> None:
-    made = settings("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+def test_scaled_positions_are_refused_where_they_depend_on_the_batch(
+    scaled: dict[str, Any], window: int, refused: str | None
+) -> None:
+    made = settings("llama", rope_parameters=dict(scaled))
     made.max_position_embeddings = 256  # type: ignore[attr-defined]
     made.rope_parameters["original_max_position_embeddings"] = 200  # type: ignore[attr-defined]
     model = Model(max_model_len=window)
@@ -63,8 +66,8 @@ def test_a_mixture_of_experts_needs_a_gpu(tmp_path: Path) -> None:
     )
     run = run_of(tmp_path, kind, "model.lora_targets=[q_proj]")
     with pytest.raises(ModelError, match=r"mixture of experts.*Use a dense model, or engines on GPUs"):
-        fitness.check(run, on_gpu=False)
-    assert "not k_proj, v_proj, o_proj" in fitness.check(run, on_gpu=True)[0]
+        fitness.check(run, for_gpus=False)
+    assert "not k_proj, v_proj, o_proj" in fitness.check(run, for_gpus=True)[0]
 
 
 def test_a_trace_ends_where_tokenizer_or_model_say_so_and_somebody_must(tmp_path: Path) -> None:
@@ -91,30 +94,69 @@ def test_a_head_of_another_form_is_refused(tmp_path: Path, monkeypatch: pytest.M
     run = run_of(tmp_path, settings("gemma2"))
     monkeypatch.setattr(head_form, "form_of", lambda _: head_form.Form())
     with pytest.raises(ModelError, match="does something unknown to its logits"):
-        fitness.check(run, on_gpu=False)
+        fitness.check(run, for_gpus=False)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "stablelm"])
 def test_a_model_whose_adapters_engines_do_not_serve_is_refused_and_trains_whole(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ModelError, match=r"vLLM serves no adapters for .*Set model.tuning=full"):
-        fitness.check(run_of(tmp_path, settings(kind), "model.lora_targets=all-linear"), on_gpu=False)
-    assert fitness.check(run_of(tmp_path, settings(kind), "model.tuning=full"), on_gpu=False) == []
+        fitness.check(run_of(tmp_path, settings(kind), "model.lora_targets=all-linear"), for_gpus=False)
+    assert fitness.check(run_of(tmp_path, settings(kind), "model.tuning=full"), for_gpus=False) == []
 
 
 def test_a_window_that_has_another_length_in_engines_is_refused_beyond_it(tmp_path: Path) -> None:
     """vLLM's sliding window of Cohere 2 has one token more: .03 nat on average, .76 at most, with a window of 16."""
     made = settings("cohere2", sliding_window=100)
     with pytest.raises(ModelError, match=r"one token more than that of transformers, 100.*to 100 or less"):
-        fitness.check(run_of(tmp_path, made, "model.max_model_len=101"), on_gpu=False)
-    assert fitness.check(run_of(tmp_path, made, "model.max_model_len=100"), on_gpu=False) == []
+        fitness.check(run_of(tmp_path, made, "model.max_model_len=101"), for_gpus=False)
+    assert fitness.check(run_of(tmp_path, made, "model.max_model_len=100"), for_gpus=False) == []
 
 
 def test_an_activation_that_engines_compute_in_bfloat16_is_refused_in_float32(tmp_path: Path) -> None:
     made, targets = settings("apertus"), "model.lora_targets=[q_proj]"
     with pytest.raises(ModelError, match="differ by 4e-4 nat on average"):
-        fitness.check(run_of(tmp_path, made, targets), on_gpu=False)
+        fitness.check(run_of(tmp_path, made, targets), for_gpus=False)
     for accepted in ("model.dtype=bfloat16", "train.logprob_gap=1e-3"):
-        fitness.check(run_of(tmp_path, made, targets, accepted), on_gpu=False)
+        fitness.check(run_of(tmp_path, made, targets, accepted), for_gpus=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "message"),
+    [
+        ("ernie4_5", {"use_bias": True}, r"has biases \(use_bias\), which vLLM does not load"),
+        (
+            "deepseek_v3",
+            {"num_hidden_layers": 2, "first_k_dense_replace": 2},
+            "family deepseek_v3, which vLLM's build for CPUs computes wrongly",
+        ),
+        ("mamba2", {}, "family mamba2, which vLLM's build for CPUs"),
+    ],
+)
+def test_a_family_that_engines_compute_wrongly_is_refused_also_as_a_teacher(
+    tmp_path: Path, kind: str, more: dict[str, Any], message: str
+) -> None:
+    made = AutoConfig.for_model(kind, **more)
+    made.max_position_embeddings = 256
+    run = run_of(tmp_path, made, "model.tuning=full")
+    with pytest.raises(ModelError, match=message):
+        fitness.check(run, for_gpus=False)
+    teacher = resolve(demo(), [f"teachers.big.model={tmp_path}"])
+    with pytest.raises(ModelError, match=message):
+        fitness.check(teacher, for_gpus=False)
+    fitness.check(resolve(teacher, ["teachers.big.server=http://localhost:1"]), for_gpus=False)  # not ours to look at
+
+
+def test_a_mixture_with_all_weights_is_refused_on_a_cpu_for_its_own_reason(tmp_path: Path) -> None:
+    made = AutoConfig.for_model("qwen3_moe", hidden_size=64, num_hidden_layers=1, vocab_size=64, num_experts=4)
+    with pytest.raises(ModelError, match="never seen to reload all weights"):
+        fitness.check(run_of(tmp_path, made, "model.tuning=full"), for_gpus=False)
+
+
+def test_a_model_that_also_reads_images_needs_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = AutoConfig.for_model("gemma3", text_config={"max_position_embeddings": 256})
+    monkeypatch.setattr(fitness, "find_spec", lambda _: None)
+    with pytest.raises(ModelError, match="also reads vision: vLLM needs the package torchvision"):
+        fitness.check(run_of(tmp_path, made), for_gpus=False)
 
 
 def test_every_family_is_one_that_transformers_builds() -> None:

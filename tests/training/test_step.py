@@ -14,7 +14,7 @@ from training_rounds import make_round, tiny_run
 
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.method import objective
-from pipeline.training import batches
+from pipeline.training import batches, gap
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 from pipeline.training.student import student
@@ -189,6 +189,20 @@ def test_a_gap_above_the_tolerance_ends_the_run_with_likely_causes_and_changes_n
     assert not any("logprob_gap" in row for row in trainer(run).train_round(another))
     accepted = tiny_run("train.logprob_gap=0.6", "train.logprob_gap_max=0.6")
     assert len(list(trainer(accepted).train_round(make_round(student_logprobs=wrong)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "tuning", "likely"),
+    [
+        (0, "lora", "max_model_len reaches past the window"),
+        (3, "lora", "Take that layer out of model.lora_targets"),
+        (0, "full", "max_model_len reaches past the window"),
+        (3, "full", "does not load all weights of a policy as the trainer has them. Set model.tuning=lora"),
+    ],
+)
+def test_the_likely_cause_of_a_gap_fits_what_is_trained(policy: int, tuning: str, likely: str) -> None:
+    with pytest.raises(TrainingError, match=likely):
+        gap.check(tiny_run(f"model.tuning={tuning}"), policy, 1.0, 5.0, "round 3, step 9")
 
 
 @pytest.mark.parametrize("settings", [(), ("model.lora_dropout=0.5",)])
