@@ -49,7 +49,7 @@ from pipeline.rounds.refused import (
 )
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.rows import left_out
-from pipeline.rounds.schedule import execute, inflight, pools_of, usage
+from pipeline.rounds.schedule import counting, execute, inflight, pools_of, usage
 from pipeline.rounds.tally import told
 from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls
@@ -57,7 +57,7 @@ from pipeline.stages.grade import check_references
 from pipeline.stages.reward import check as check_rewards
 from pipeline.stages.template import get_ready
 from pipeline.store.directory import Store
-from pipeline.store.manifest import Entry
+from pipeline.training import base
 
 END_S = 30.0  # limited, since a trainer that waits for resources does not look for a request to stop
 
@@ -227,6 +227,8 @@ class Driver:
     def bring_to_end(self, remaining: Remaining, holding: Lease) -> None:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
         with self._training(remaining.train, holding) as trainer:
+            if trainer is not None and remaining.train[0] == 0:
+                base.compare(self.store, self.run, self.engines, partial(self._expect, trainer, 1))
             if remaining.train and self.run.teachers:
                 self._wake()
                 with late("teachers", f"teachers and base have answered the sampled problems for {NOTICE_S:g} s so far."):
@@ -251,6 +253,7 @@ class Driver:
         if not numbers:
             yield None
             return
+        self.store.delete(base.FILE)  # of an earlier trainer, perhaps with another model
         withdraw_rounds(self.store, numbers)  # an earlier driver committed them; they are committed again when they are fresh
         usage(self.engines)  # it answers once the pools have asked for engines: the first round needs these before a trainer
         with until_end(self.start_trainer(self.store.uri, self.run), holding) as trainer:
@@ -300,7 +303,7 @@ class Driver:
 
     def _filled(self, work: Round, spent: dict[str, float]) -> Round:
         """A planned round, measured, with further prompts where groups have no signal (rollout.fill_groups)."""
-        source, on_entry = self.sources.rounds, _counting(spent)
+        source, on_entry = self.sources.rounds, counting(spent)
         while True:
             most = inflight(self.run, self.engines)
             execute(with_engines(work, self.engines), chain_of(self.run, MEASURE), source, inflight=most, on_entry=on_entry)
@@ -317,7 +320,7 @@ class Driver:
 
     def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
         """Profile and label a measured round. The seconds of each stage are added to `spent`."""
-        execute(work, LABELS, on_entry=_counting({} if spent is None else spent))
+        execute(work, LABELS, on_entry=counting({} if spent is None else spent))
 
     def evaluate(self, version: int, trainer: TrainerHandle | None = None) -> None:
         """Have policy `version` answer the held-out problems, and grade the answers.
@@ -387,14 +390,3 @@ class Driver:
         if not trainer.running() and not self.store.has_policy(version):
             trainer.join()
             raise TrainingError(f"the trainer ended before it published policy {version}", self.store.uri, "Resume the run")
-
-
-def _counting(spent: dict[str, float]) -> Callable[[Entry, bool], None]:
-    """A callback that adds the seconds of each computed shard to `spent`, by stage."""
-
-    def count(entry: Entry, computed: bool) -> None:
-        """Add the seconds of one shard."""
-        if computed:
-            spent[entry.stage] = spent.get(entry.stage, 0.0) + entry.seconds
-
-    return count

@@ -145,3 +145,14 @@ def _stream(
     from pipeline.rounds import in_tasks  # imports Ray, which a few shards do without
 
     yield from in_tasks.stream(work, chain, source, items, force, inflight)
+
+
+def counting(spent: dict[str, float]) -> Callable[[Entry, bool], None]:
+    """A callback for `execute` that adds the seconds of each computed shard to `spent`, by stage."""
+
+    def count(entry: Entry, computed: bool) -> None:
+        """Add the seconds of one shard."""
+        if computed:
+            spent[entry.stage] = spent.get(entry.stage, 0.0) + entry.seconds
+
+    return count

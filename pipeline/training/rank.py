@@ -27,7 +27,7 @@ from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
 from pipeline.store.folders import ADAPTER
-from pipeline.training import checkpoint, memory, offload
+from pipeline.training import base, checkpoint, memory, offload
 from pipeline.training.step import Trainer
 from pipeline.training.stored import StoredRound
 from pipeline.training.student import student, whole
@@ -53,6 +53,7 @@ def train(store: Store, run: Run, device: torch.device, card: Card | None = None
                 offload.leave(trainer)
         if trainer.rank == 0:  # a rank that was killed after it published a policy had no time to drop what is older
             store.prune_states(run.train.keep_checkpoints)
+            tell_base(trainer, store)
         for number in range(first_rank(store.latest_policy), run.rounds):
             if not wait(store, number) or not train_round(trainer, store, number, card):
                 return
@@ -97,6 +98,14 @@ def _compare(trainer: Trainer, store: Store, version: int) -> None:
         gap = checkpoint.distance(Path(scratch), published) if published is not None else float("nan")
     level = logging.INFO if gap == 0 else logging.WARNING
     log.log(level, "policy %d was trained again: its weights differ from the published ones by at most %.2g", version, gap)
+
+
+def tell_base(trainer: Trainer, store: Store) -> None:
+    """Write what the base answers, where the driver compares that with an engine before round 0."""
+    run, student = trainer.run, trainer.student
+    if base.is_asked(run) and store.latest_policy() == 0:
+        tokens = whole.sequence(student.vocab_size, run.model.max_model_len)
+        store.write_json(base.FILE, {"tokens": tokens, "logprobs": list(student.base_answers)})
 
 
 def wait(store: Store, number: int) -> bool:

@@ -33,7 +33,7 @@ from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.round import plan_round, with_engines
 from pipeline.stages import MEASURE, STAGES
 from pipeline.store.directory import Store
-from pipeline.training import rank
+from pipeline.training import base, rank
 
 TRAINERS: list[Any] = []  # the trainer and its run, in the process that trains
 SETS = (
@@ -54,6 +54,7 @@ def resume(uri: str) -> None:
     """Make the trainer of a run, in the process that trains."""
     store = Store(uri)
     TRAINERS[:] = [(store, rank.resume(store, store.load_run(), torch.device("cpu")))]
+    rank.tell_base(TRAINERS[0][1], store)
 
 
 def train(number: int) -> bool:
@@ -74,6 +75,7 @@ def rounds(folder: Path, trainer: Executor, *sets: str) -> dict[str, Any]:
     trainer.submit(resume, store.uri).result()
     engine = Engine(run.model, run.engines.rollout, run.score)
     try:
+        base.compare(store, run, {"rollout": engine}, lambda: None)
         for number in range(run.rounds):
             work = with_engines(plan_round(store, run, "rounds", number, number, source), {"rollout": engine, "score": engine})
             for name in MEASURE:

@@ -23,6 +23,7 @@ from pipeline.errors import ModelError, SettingError
 from pipeline.models.blueprint import settings_of
 from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
+from pipeline.training.base import is_asked
 from pipeline.training.packing import attention, packable
 from pipeline.training.packing.attention import Layout
 from pipeline.training.student import whole
@@ -120,7 +121,7 @@ def build(run: Run, device: torch.device) -> Student:
         student = Student(_with_adapter(base, run), run.train.head_chunk_tokens)
     _check_head(student.eval(), run, device)
     student.packs = packable.prepare(student, run, device)
-    if student.trains_all:
+    if student.trains_all or is_asked(run):
         student.base_answers = answers(student, device, whole.sequence(student.vocab_size, run.model.max_model_len))
     if run.train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

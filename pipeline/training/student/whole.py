@@ -25,13 +25,14 @@ SHARD_BYTES = 1_000_000_000  # of the largest file: a store writes and checks fi
 REMEDY = "Use a policy that this run's trainer published, with the settings the run was started with"
 _TOKENS = 40
 
+Tokens = Annotated[tuple[Count, ...], Field(min_length=2)]
 Logprobs = tuple[Annotated[float, Field(le=1e-3, allow_inf_nan=False)], ...]
 
 
 class Probe(Document):
     """probe.json: ids of a sequence, and the log-probs in nats of all but its first token, under the policy and the base."""
 
-    tokens: Annotated[tuple[Count, ...], Field(min_length=2)]
+    tokens: Tokens
     logprobs: Logprobs
     base_logprobs: Logprobs
 
