@@ -49,14 +49,19 @@ def settle(ask: Ask, facts: EngineFacts, keep: int = 0) -> EngineFacts:
 
 
 def _generation(ask: Ask, prompt: list[int], num_tokens: int, facts: EngineFacts) -> tuple[list[int], np.ndarray, str]:
-    """A greedy response, its log-probs, and what is wrong with its entropies, or "". Raises EngineError for its log-probs."""
+    """A greedy response, its log-probs, and what is wrong with its entropies, or "".
+
+    Raises EngineError for its log-probs, and when the engine refuses a generation of the kind that it makes in its work.
+    """
     wide, narrow = (
         ask((prompt, sampling_params(max_tokens=num_tokens, temperature=0.0, ignore_eos=True, logprobs=columns)))
         for columns in (facts.vocab_size, 1)
     )
-    for answer in (wide, narrow):
-        if isinstance(answer, Failure):
-            return [], np.zeros(0), f"generation: {answer.cause}"
+    if isinstance(narrow, Failure):
+        raise EngineError(f"the self-check failed: the engine refuses to generate ({narrow.cause})", facts.engine, "See its log")
+    if isinstance(wide, Failure):  # the log-probs can be checked all the same
+        single = np.asarray(narrow.outputs[0].logprobs.logprobs, np.float64).reshape(num_tokens, -1)[:, 0]
+        return list(narrow.outputs[0].token_ids), single, f"generation: {wide.cause}"
     tokens, again = (np.asarray(answer.outputs[0].token_ids) for answer in (wide, narrow))
     whole, two = (np.asarray(a.outputs[0].logprobs.logprobs, np.float64).reshape(num_tokens, -1) for a in (wide, narrow))
     alike = np.cumprod(tokens == again).astype(bool)  # behind another token the distribution is another
@@ -67,8 +72,8 @@ def _generation(ask: Ask, prompt: list[int], num_tokens: int, facts: EngineFacts
 
 def _check_alike(ask: Ask, one: tuple[list[int], list[int]], logprobs: np.ndarray, facts: EngineFacts) -> None:
     """Raise EngineError when a response has other log-probs when it is scored than when it was generated, [T] nats."""
-    answer = ask(vllm_scoring.request(*one, "prompt", 1)) if one[1] else None
-    found = None if answer is None or isinstance(answer, Failure) else vllm_scoring.read(answer, len(one[1]), 0)
+    answer = ask(vllm_scoring.request(*one, "prompt", 1))
+    found = None if isinstance(answer, Failure) else vllm_scoring.read(answer, len(one[1]), 0)
     if found is not None:
         _refuse_gap("generation and scoring", logprobs, found.table[:, 0], facts)
 
