@@ -10,6 +10,8 @@ There is no random state to keep. The shuffle depends on (seed, round) alone, an
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,27 @@ def load_policy(student: Student, folder: Path, model: Model) -> None:
             if not saved[name].isfinite().all():
                 raise ModelError(f"{name} is not finite", str(folder), POLICY_REMEDY)
             parameter.copy_(saved[name])
+
+
+@contextmanager
+def shaken(trainer: Trainer) -> Iterator[None]:
+    """A block in which the adapter is a random one, whose B is large enough to move log-probs. At policy 0, where B is zero.
+
+    B has a spread of .2 sqrt(3 r) / alpha. With peft's A, a layer then changes by a fifth of a weight of spread 1 / sqrt(width).
+    Every rank must enter it.
+    """
+    model = trainer.run.model
+    spread = 0.2 * (3 * model.lora_rank) ** 0.5 / model.lora_alpha
+    parts = [p for name, p in trainer.parameters().items() if "lora_B" in name]
+    torch.manual_seed(trainer.run.seed)
+    with torch.no_grad():
+        for part in parts:
+            part.normal_(0, spread)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.zero_()
 
 
 def probe(trainer: Trainer) -> whole.Probe:

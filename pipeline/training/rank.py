@@ -26,7 +26,7 @@ from pipeline.rounds.rows import is_comparable, shard_tables
 from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
-from pipeline.store.folders import ADAPTER
+from pipeline.store.folders import ADAPTER, put_folder
 from pipeline.training import base, checkpoint, memory, offload
 from pipeline.training.step import Trainer
 from pipeline.training.stored import StoredRound
@@ -53,6 +53,7 @@ def train(store: Store, run: Run, device: torch.device, card: Card | None = None
                 offload.leave(trainer)
         if trainer.rank == 0:  # a rank that was killed after it published a policy had no time to drop what is older
             store.prune_states(run.train.keep_checkpoints)
+        if base.is_asked(run) and first_rank(store.latest_policy) == 0:
             tell_base(trainer, store)
         for number in range(first_rank(store.latest_policy), run.rounds):
             if not wait(store, number) or not train_round(trainer, store, number, card):
@@ -101,11 +102,22 @@ def _compare(trainer: Trainer, store: Store, version: int) -> None:
 
 
 def tell_base(trainer: Trainer, store: Store) -> None:
-    """Write what the base answers, where the driver compares that with an engine before round 0."""
+    """Write what the base answers, alone and with a random adapter. The driver compares that with an engine before round 0.
+
+    Every rank must call this.
+    """
     run, student = trainer.run, trainer.student
-    if base.is_asked(run) and store.latest_policy() == 0:
-        tokens = whole.sequence(student.vocab_size, run.model.max_model_len)
-        store.write_json(base.FILE, {"tokens": tokens, "logprobs": list(student.base_answers)})
+    told = {"tokens": whole.sequence(student.vocab_size, run.model.max_model_len), "logprobs": student.base_answers}
+    with tempfile.TemporaryDirectory(prefix=owner.mark(), dir=store.scratch()) as scratch:
+        if run.model.tuning == "lora":
+            with checkpoint.shaken(trainer):
+                told["adapted"] = checkpoint.probe(trainer).logprobs
+                adapter = checkpoint.gather(trainer)
+            if trainer.rank == 0:
+                checkpoint.save_policy(trainer, adapter, Path(scratch))
+                put_folder(store, base.ADAPTER, Path(scratch))
+        if trainer.rank == 0:
+            store.write_json(base.FILE, told)
 
 
 def wait(store: Store, number: int) -> bool:

@@ -14,14 +14,14 @@ from pipeline.errors import EngineError, StoreError, TrainingError
 from pipeline.models.resolve import asset_path
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store
-from pipeline.training import base, rank
+from pipeline.training import base, checkpoint, rank
 
 
 class Pool:
-    """An engine whose log-probs are `off` nats from those of `known`."""
+    """An engine whose log-probs are `off` nats from those of `known`, and `deaf` to its adapter or not."""
 
-    def __init__(self, known, off=0.0, engine="vllm", failure=None):
-        self.known, self.off, self.engine, self.failure = known, off, engine, failure
+    def __init__(self, known, off=0.0, engine="vllm", failure=None, deaf=False):
+        self.known, self.off, self.engine, self.failure, self.deaf = known, off, engine, failure, deaf
 
     def facts(self):
         return SimpleNamespace(engine=self.engine)
@@ -30,7 +30,8 @@ class Pool:
         assert policy.version == 0
         [one] = sequences
         assert (one.prompt + one.response) == list(self.known.tokens)
-        values = np.asarray(self.known.logprobs, np.float32) + self.off
+        told = self.known.adapted if policy.adapter is not None and not self.deaf else self.known.logprobs
+        values = np.asarray(told, np.float32) + self.off
         return [self.failure or Score(np.array(one.response), values, values, 0.0)]
 
 
@@ -77,10 +78,30 @@ def test_an_engine_with_another_base_ends_the_run_before_it_begins(told, dtype, 
     base.compare(told, other("train.logprob_gap=1e-3"), {"rollout": pool}, lambda: None)  # who accepts a gap accepts ten here
 
 
+def test_an_engine_that_does_not_apply_an_adapter_ends_the_run_before_it_begins(told):
+    with pytest.raises(TrainingError, match=r"of a random adapter differ by .*Take that layer out of model.lora_targets"):
+        base.compare(told, other(), {"rollout": Pool(known(told), deaf=True)}, lambda: None)
+
+
+def test_the_adapter_that_was_tried_is_the_trainers_and_leaves_no_trace(tmp_path):
+    """The stored adapter gives the log-probs that are told, B is zero again, and the folder goes after the check."""
+    store, run = Store(str(tmp_path)), other()
+    store.save_run(run, {})
+    made = rank.resume(store, run, torch.device("cpu"))
+    rank.tell_base(made, store)
+    found = known(store)
+    assert np.abs(np.subtract(found.adapted, found.logprobs)).mean() > 0.1
+    assert all((p == 0).all() for name, p in made.parameters().items() if "lora_B" in name)
+    checkpoint.load_adapter(made.student, tmp_path / base.ADAPTER, run.model)
+    assert checkpoint.probe(made).logprobs == pytest.approx(found.adapted, abs=1e-5)
+    base.compare(store, run, {"rollout": Pool(found)}, lambda: None)
+    assert not (tmp_path / base.ADAPTER).exists()
+
+
 def test_the_engine_that_scores_is_asked_and_a_failure_is_its_own(told):
     right, wrong = Pool(known(told)), Pool(known(told), 1.0)
     base.compare(told, other(), {"rollout": wrong, "score": right}, lambda: None)
-    with pytest.raises(EngineError, match=r"cannot score a sequence of the base \(no room"):
+    with pytest.raises(EngineError, match=r"cannot score a sequence with the base \(no room"):
         base.compare(told, other(), {"score": Pool(known(told), failure=Failure("no room"))}, lambda: None)
     base.compare(told, other(), {"rollout": Pool(known(told), 1.0, engine="fake")}, lambda: None)
     base.compare(told, other(), {}, lambda: None)  # imported responses need no engine

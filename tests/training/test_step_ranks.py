@@ -12,6 +12,11 @@ from torch import multiprocessing
 from training_rounds import make_round, tiny_run
 
 from pipeline.config.objective import OBJECTIVES
+from pipeline.models.resolve import asset_path
+from pipeline.store.directory import Store
+from pipeline.training import base
+from pipeline.training.step import Trainer
+from pipeline.training.student import student
 
 RANKED = {case: EVERY[case] for case in (*OBJECTIVES, "opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
 RANKED |= {control: (f"objective.control={control}",) for control in CONTROLS}
@@ -23,8 +28,13 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     from pipeline.training import checkpoint
+    from pipeline.training import rank as ranks_work
 
     for strategy in ("ddp", "fsdp2"):
+        run = tiny_run(f"model.path={asset_path()}", f"train.strategy={strategy}")
+        made = Trainer(run, student.build(run, torch.device("cpu")), torch.device("cpu"))
+        ranks_work.tell_base(made, Store(str(Path(folder, "base", strategy))))
+        assert not any(part.any() for name, part in checkpoint.gather(made).items() if "lora_B" in name)
         for dtype in ("float32", "bfloat16"):
             made = trainer(tiny_run("train.batch_traces=13", f"train.strategy={strategy}", f"train.dtype={dtype}"))
             metrics = list(made.train_round(make_round(num_traces=13)))
@@ -65,6 +75,19 @@ def test_two_ranks_equal_one(two_ranks: Path, strategy: str, tmp_path: Path) -> 
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-3)
     adapters = [load_file(folder / checkpoint.ADAPTER) for folder in (tmp_path, two_ranks / strategy / "float32")]
     assert {n: t.shape for n, t in adapters[0].items()} == {n: t.shape for n, t in adapters[1].items()}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_what_the_base_answers_with_a_random_adapter_is_the_same_on_one_rank(two_ranks: Path, strategy: str) -> None:
+    from pipeline.training import checkpoint
+
+    told = Store(str(two_ranks / "base" / strategy)).read_document(base.FILE, base.Answered)
+    assert told is not None
+    run = tiny_run(f"model.path={asset_path()}")
+    alone = Trainer(run, student.build(run, torch.device("cpu")), torch.device("cpu"))
+    assert checkpoint.probe(alone).logprobs == pytest.approx(told.logprobs, abs=1e-5)
+    checkpoint.load_adapter(alone.student, two_ranks / "base" / strategy / base.ADAPTER, run.model)
+    assert checkpoint.probe(alone).logprobs == pytest.approx(told.adapted, abs=1e-4)
 
 
 @pytest.mark.parametrize("case", RANKED)
