@@ -84,7 +84,7 @@ def test_what_vllm_refuses_fails_alone(started):
     capped = stepper.submit([([2], "capped"), ([3], None)], None)
     assert capped[0].cause.startswith("Requested prompt logprobs of 31, which is greater than max allowed: 20")
     assert ids(capped[1:]) == [[3]]
-    with pytest.raises(ModelError, match=r"bad: vLLM cannot load the adapter \(torn\)"):
+    with pytest.raises(ModelError, match=r"bad: vLLM cannot load the adapter \(RuntimeError: torn\)"):
         stepper.submit([([1], None)], SimpleNamespace(lora_path="bad"))
     assert ids(stepper.submit([([4], None)], SimpleNamespace(lora_path="good"))) == [[4]]
 

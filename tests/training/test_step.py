@@ -202,7 +202,7 @@ def test_a_gap_above_the_tolerance_ends_the_run_with_likely_causes_and_changes_n
 )
 def test_the_likely_cause_of_a_gap_fits_what_is_trained(policy: int, tuning: str, likely: str) -> None:
     with pytest.raises(TrainingError, match=likely):
-        gap.check(tiny_run(f"model.tuning={tuning}"), policy, 1.0, 5.0, "round 3, step 9")
+        gap.check(tiny_run(f"model.tuning={tuning}", *WATCHED), policy, 1.0, 5.0, "round 3, step 9")
 
 
 @pytest.mark.parametrize("settings", [(), ("model.lora_dropout=0.5",)])
