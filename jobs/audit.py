@@ -64,11 +64,8 @@ def show(document: dict[str, Any], out: Session, batch: int) -> None:
     for point in document["points"]:
         table.add_row(point["name"], _text(point["push"]), _text(point["longer"], "+"))
     out.console.print(table)
-    for kind, names in (
-        ("regime", document["classes"]["regimes"]),
-        ("decile", [str(1 + place) for place in range(audit.DECILES)]),
-    ):
-        out.console.print(_class_table(document, kind, names))
+    out.console.print(_class_table(document))
+    out.console.print(_decile_table(document))
     if "labels" in document["classes"]:
         for labels in _label_tables(document["classes"]["labels"]):
             out.console.print(labels)
@@ -78,14 +75,24 @@ def show(document: dict[str, Any], out: Session, batch: int) -> None:
     out.say(f"{document['parameters']} parameters ({document['space']}); {clock}")
 
 
-def _class_table(document: dict[str, Any], kind: str, names: list[str]) -> Table:
-    """Share of each class of tokens in the push towards accuracy, one row for each class and one column for each weighting."""
-    shares, points = document["classes"][kind], [point["name"] for point in document["points"]]
-    of = {"regime": "regime", "decile": "tenth of the teacher's entropy, the lowest first"}[kind]
-    table = aligned(f"share of the push towards accuracy by {of}, %", kind, "tokens", *points)
-    for place, name in enumerate(names):
-        parts = (_text(shares[point][place], scale=100, digits=0) for point in points)
-        table.add_row(name, f"{100 * shares['tokens'][place]:.1f}", *parts)
+def _class_table(document: dict[str, Any]) -> Table:
+    """Share of each regime in the push towards accuracy, one row for each weighting."""
+    shares, names = document["classes"]["regime"], document["classes"]["regimes"]
+    table = aligned("share of the push towards accuracy by regime, %", "weighting", *names)
+    table.add_row("tokens", *(f"{100 * share:.1f}" for share in shares["tokens"]))
+    for point in document["points"]:
+        table.add_row(point["name"], *(_text(part, scale=100, digits=0) for part in shares[point["name"]]))
+    return table
+
+
+def _decile_table(document: dict[str, Any]) -> Table:
+    """The same by decile of the teacher's entropy, without intervals: ten of them fit no terminal."""
+    shares = document["classes"]["decile"]
+    title = "share of the push by tenth of the teacher's entropy, the lowest first, % (the report has intervals)"
+    table = aligned(title, "weighting", *(str(1 + place) for place in range(audit.DECILES)))
+    for point in document["points"]:
+        values = (part and f"{100 * part['value']:.0f}" for part in shares[point["name"]])
+        table.add_row(point["name"], *(value or "-" for value in values))
     return table
 
 
