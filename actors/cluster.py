@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import ray
 from ray import cloudpickle
-from ray._private import utils
+from ray._private import auto_init_hook, utils
 from ray.job_config import JobConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -60,6 +60,7 @@ def connect(address: str | None, environment: Mapping[str, str] | None = None) -
     _check_answers(target)
     if target != "local":
         join_with_token()
+    auto_init_hook.enable_auto_connect = False  # a thread that asks after the end would start another Ray, which nobody ends
     who = "Ray to start on this machine" if target == "local" else f"the Ray cluster at {target}"
     try:
         with late("cluster", f"waiting for {who}: for {NOTICE_S:g} s so far."), _sigterm_stays_ours():

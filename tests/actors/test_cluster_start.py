@@ -3,6 +3,9 @@
 import os
 
 import pytest
+import ray
+from ray._private import auto_init_hook
+from ray.exceptions import RayError
 from waiting import until
 
 from actors import cluster, watch
@@ -101,3 +104,15 @@ def test_a_cluster_that_takes_long_is_named(monkeypatch, address, who):
         monkeypatch.setattr("ray.init", lambda **_: until(lambda: said, 60, "a word"))
         cluster.connect(address)
     assert said == [f"waiting for {who}: for 30 s so far."]
+
+
+def test_who_asks_ray_after_the_end_starts_no_other_one(home, monkeypatch):
+    """A thread that watched a pool did, in a crowded moment. The second Ray had a folder below TMPDIR that nobody removed."""
+    started = []
+    monkeypatch.setattr(auto_init_hook, "enable_auto_connect", True)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: started.append("a Ray"))
+    cluster.connect("local")
+    with pytest.raises(RayError):
+        ray.wait([ray.ObjectRef(b"x" * 28)], timeout=0)
+    assert started == ["a Ray"]
