@@ -7,6 +7,7 @@ not apply. The gap of every round (gap.py) is the finer check, and needs traces.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 
@@ -20,6 +21,8 @@ from pipeline.notices import NOTICE_S, late
 from pipeline.store.directory import Store
 from pipeline.store.documents import Document
 from pipeline.training.student.whole import Logprobs, Tokens
+
+log = logging.getLogger(__name__)
 
 FILE = "train/base.json"
 ADAPTER = "train/probe"
@@ -49,7 +52,7 @@ def compare(store: Store, run: Run, engines: Mapping[str, Engines], look: Callab
     """
     if not is_asked(run):
         return
-    with late("base", f"the trainer has loaded the model for {NOTICE_S:g} s so far, and the run waits to compare its base."):
+    with late("base", f"trainer and engines load the model: the run has waited {NOTICE_S:g} s to compare their answers."):
         while (told := store.read_document(FILE, Answered, "Delete the file: the trainer writes it again")) is None:
             look()
             time.sleep(store.poll_s)
@@ -65,28 +68,37 @@ def check(run: Run, store: Store, trainer: Answered, engines: Mapping[str, Engin
     if pool is None or pool.facts().engine == "fake":
         return
     likely = "Likely: one side does not load a weight. Use another model, or another dtype"
-    _check_alike(run, pool, Policy(0), (trainer.tokens, trainer.logprobs), ("the base", likely))
+    most = ROOM * run.accepted_gap[0]
+    numerics = _check_alike(run, pool, Policy(0), (trainer.tokens, trainer.logprobs, most), ("the base", likely))
     if trainer.adapted is not None:
         likely = (
             "Likely: the engine applies the adapter of a layer otherwise than peft. Take that layer out of model.lora_targets"
         )
         adapter = Policy(0, store.locate(ADAPTER))
-        _check_alike(run, pool, adapter, (trainer.tokens, trainer.adapted), ("a random adapter", likely))
+        moved = float(np.abs(np.subtract(trainer.adapted, trainer.logprobs)).mean())
+        # an engine that applies nothing is `moved` away, which half precision would accept
+        most = min(most, max(moved / 2, 3 * numerics + run.accepted_gap[0]))
+        _check_alike(run, pool, adapter, (trainer.tokens, trainer.adapted, most), ("a random adapter", likely))
         store.delete(ADAPTER)
 
 
 def _check_alike(
-    run: Run, pool: Engines, policy: Policy, expected: tuple[tuple[int, ...], tuple[float, ...]], words: tuple[str, str]
-) -> None:
-    """Raise TrainingError when the log-probs [T] of the tokens are not those that are expected. words: of what, likely cause."""
-    tokens, logprobs = list(expected[0]), np.asarray(expected[1])
+    run: Run, pool: Engines, policy: Policy, expected: tuple[tuple[int, ...], tuple[float, ...], float], words: tuple[str, str]
+) -> float:
+    """The mean gap in nats of the tokens' log-probs to those that are expected. Raises TrainingError when it is too large.
+
+    words: of what, likely cause.
+    """
+    tokens, logprobs, most = list(expected[0]), np.asarray(expected[1]), expected[2]
     [found] = pool.score([Sequence(tokens[:1], tokens[1:])], policy)
     if isinstance(found, Failure):
         raise EngineError(f"cannot score a sequence with {words[0]} ({found.cause})", run.model.path, "Look at its log")
-    gaps, most = np.abs(found.logprobs.astype(np.float64) - logprobs), ROOM * run.accepted_gap[0]
+    gaps = np.abs(found.logprobs.astype(np.float64) - logprobs)
+    log.info("trainer and engine differ by %.2g nat on average under %s (accepted: %.2g)", gaps.mean(), words[0], most)
     if not gaps.mean() <= most:
         what = (
             f"trainer and engine compute another model: their log-probs of {words[0]} differ by {gaps.mean():.2g} nat on average "
-            f"(accepted: {most:g}) and by {gaps.max():.2g} at most"
+            f"(accepted: {most:.2g}) and by {gaps.max():.2g} at most"
         )
         raise TrainingError(what, run.model.path, f"{words[1]}. train.logprob_gap sets what is accepted, ten times as much here")
+    return float(gaps.mean())

@@ -79,8 +79,9 @@ def test_an_engine_with_another_base_ends_the_run_before_it_begins(told, dtype, 
 
 
 def test_an_engine_that_does_not_apply_an_adapter_ends_the_run_before_it_begins(told):
-    with pytest.raises(TrainingError, match=r"of a random adapter differ by .*Take that layer out of model.lora_targets"):
-        base.compare(told, other(), {"rollout": Pool(known(told), deaf=True)}, lambda: None)
+    for dtype in ("float32", "bfloat16"):  # ten times bfloat16's tolerance is half a nat
+        with pytest.raises(TrainingError, match=r"of a random adapter differ by .*Take that layer out of model.lora_targets"):
+            base.compare(told, other(f"model.dtype={dtype}"), {"rollout": Pool(known(told), deaf=True)}, lambda: None)
 
 
 def test_the_adapter_that_was_tried_is_the_trainers_and_leaves_no_trace(tmp_path):
