@@ -23,6 +23,7 @@ NOTES = (
     "cosine: of the expected gradient with the gradient of accuracy; batch cosine: of the gradient of {batch} traces;",
     "signal: share of the expected gradient in the squared norm of that gradient; 95 % intervals over blocks of problems.",
     "push: what a weighting adds to accuracy, as a multiple of the reference; longer: its cosine with the gradient of length.",
+    "AdamW's step: cosine of the step that AdamW makes of these blocks; its own noise is in it.",
     "Shares: 95 % intervals over problems, for the direction that these traces gave.",
     "A dash: these traces are too few, or too noisy, to tell a direction.",
     "These figures describe one policy and one round. No training run has shown yet that they predict what helps.",
@@ -42,7 +43,7 @@ def audit_run(uri: str, number: int, asked: tuple[str, list[str], tuple[int, int
             raise SettingError(f"'{space}' are no parameters", "--parameters", "Write weights or adapter")
         plan = audit.Plan(chosen_objectives(names), blocks, cast(Space, space), problems)
         [work] = choose_rounds(store, resolve(run, sets), [number])
-        audit.points(work.run, plan.objectives)
+        audit.objectives(work.run, plan.objectives)
         if (note := stale_note(work)) is not None:
             out.say(note)
         with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
@@ -60,9 +61,9 @@ def show(document: dict[str, Any], out: Session, batch: int) -> None:
         gap = point["difference"].get("batch_cosine")
         table.add_row(point["name"], *(_text(point[name]) for name in FIGURES), _text(gap, "+"))
     out.console.print(table)
-    table = aligned("along accuracy and length", "weighting", "push", "longer")
+    table = aligned("along accuracy and length", "weighting", "push", "longer", "AdamW's step")
     for point in document["points"]:
-        table.add_row(point["name"], _text(point["push"]), _text(point["longer"], "+"))
+        table.add_row(point["name"], _text(point["push"]), _text(point["longer"], "+"), _text(point[audit.STEP]))
     out.console.print(table)
     out.console.print(_class_table(document))
     out.console.print(_decile_table(document))

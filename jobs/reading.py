@@ -159,7 +159,9 @@ def audit(
         str, typer.Option(help="Objectives and controls as `compare` names them, comma-separated; the first is compared with.")
     ] = "rlsd,grpo,egrsd,cl_egrsd,position,opd,cl_egrsd+cl_entropy+inverted,cl_egrsd+cl_entropy+shuffled",
     set: Sets = None,
-    blocks: Annotated[int, typer.Option(min=6, help="Blocks of problems at most, of a minibatch's traces each.")] = 16,
+    blocks: Annotated[
+        int, typer.Option(min=6, help="Blocks of problems at most; norms come from a minibatch's traces of each.")
+    ] = 16,
     problems: Annotated[int, typer.Option(min=0, help="Problems at most, drawn by the run's seed; 0: all.")] = 0,
     parameters: Annotated[
         str, typer.Option(help="weights: all weights of the model; adapter: those that training moves.")

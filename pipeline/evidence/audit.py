@@ -21,19 +21,19 @@ from pipeline.errors import SettingError, UserError
 from pipeline.evidence.audit_tokens import Tokens, first_step, read_tokens
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
-from pipeline.evidence.intervals import Estimate, estimate
+from pipeline.evidence.intervals import Estimate, estimate, jackknife
 from pipeline.evidence.sweep import load_policy
 from pipeline.method import directions as maths
 from pipeline.method import regimes
 from pipeline.problems import worlds
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
-from pipeline.training import batches
 from pipeline.training.alignment import Directions, Space
 from pipeline.training.step import Trainer
 from pipeline.training.student import student
 
 REFERENCE = "reinforce"
+STEP = "adamw"  # cosine of AdamW's step
 LONGER = "longer"  # the gradient of the mean length, with the baseline of the reference
 ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
 DECILES = 10
@@ -54,7 +54,7 @@ class Plan:
     problems: int = 0
 
 
-def points(run: Run, names: list[str]) -> dict[str, Run]:
+def objectives(run: Run, names: list[str]) -> dict[str, Run]:
     """The run with each objective. Raises SettingError for one that learns from more than the log-probs of sampled tokens."""
     found = {}
     for name in names:
@@ -79,42 +79,48 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
         torch.set_num_threads(run.train.threads)
     model = student.build(run, torch.device("cpu"))
     load_policy(model, work)
-    named = points(run, plan.objectives)
-    tokens = read_tokens(work, Trainer(run, model, torch.device("cpu")), named, plan.problems)
+    named = objectives(run, plan.objectives)
+    trainer = Trainer(run, model, torch.device("cpu"))
+    tokens = read_tokens(work, trainer, named, plan.problems)
     names = [REFERENCE, *named]
     if tokens.classes is not None:
         decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
         tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])
         names += ORACLES
     longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
-    space, budget = Directions(model, plan.space), run.train.micro_batch_tokens
-    groups = _blocks(tokens, plan, (len(names) + 1) * space.size * 4, work)
+    audited = _Audited(Directions(model, plan.space), tokens, trainer)
+    groups = _blocks(tokens, plan, (len(names) + 3) * audited.space.size * 4, work)
     clock.append(time.perf_counter())
-    alignment, half = _alignment(space, tokens, budget, run.seed)
+    references = np.stack([audited.gradients(rows, tokens.weights[:1])[0] for rows in groups])
+    alignment, towards = audited.alignment(groups, references)
     clock.append(time.perf_counter())
-    sets = [*tokens.weights, longer]
-    flows = np.stack([_of_block(space, tokens, rows, sets, budget) for rows in groups], axis=1)
-    products, lengths = maths.Products.of(flows[:-1]), maths.Products.of([flows[-1], *flows[:-1]])
+    parts = _parts(groups, run)
+    in_part = float(np.mean([len(rows) for rows in parts]))
+    flows = np.stack([audited.gradients(rows, [*tokens.weights, longer]) for rows in parts], axis=1)
+    products = maths.Products.of_parts(flows[:-1], references, towards)
+    lengths = maths.Products.of([flows[-1], *flows[:-1]])
+    points = _figures(names, products, (in_part, run.train.batch_traces), run.train.betas[0], lengths)
+    _add_steps(points, flows[:-1], references, trainer.optimizer.defaults["eps"])
     clock.append(time.perf_counter())
-    in_block = float(np.mean([len(rows) for rows in groups]))
     document = {
         "run": run.name,
         "round": work.number,
         "policy": work.policy_version,
         "space": plan.space,
-        "parameters": space.size,
+        "parameters": audited.space.size,
         "traces": len(tokens.rows),
         "tokens": int(tokens.lengths.sum()),
         "problems": int(tokens.problems.max()) + 1,
         "accuracy": float(tokens.correct.mean()),
         "blocks": len(groups),
-        "traces_in_block": in_block,
+        "traces_in_block": float(np.mean([len(rows) for rows in groups])),
+        "traces_in_part": in_part,
         "step": first_step(work),
-        "points": _figures(names, products, (in_block, run.train.batch_traces), run.train.betas[0], lengths),
+        "points": points,
         "classes": _classes(work, tokens, names, alignment),
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
     }
-    return plain(document, DIGITS), _table(tokens, alignment, half)
+    return plain(document, DIGITS), _table(tokens, alignment, groups)
 
 
 # ---- blocks and gradients ----------------------------------------------------------------------------------------------
@@ -136,36 +142,52 @@ def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np
     return [np.flatnonzero(np.isin(tokens.problems, part)) for part in np.array_split(order, wanted)]
 
 
-def _of_block(space: Directions, tokens: Tokens, rows: np.ndarray, sets: list[np.ndarray], budget: int) -> np.ndarray:
-    """Gradients of some traces under each set of token weights, divided by the number of traces, float32 [K, P]."""
-    total = torch.zeros(len(sets), space.size)
-    for group in batches.pack(tokens.traces.lengths[tokens.rows[rows]], budget):
-        places = tokens.places(rows[group])
-        micro = batches.micro_batch(tokens.traces, tokens.rows[rows[group]])
-        total += space.gradients(micro, [torch.from_numpy(weights[places]) for weights in sets])
-    return (total / len(rows)).numpy()
+def _parts(groups: list[np.ndarray], run: Run) -> list[np.ndarray]:
+    """The traces of each block whose gradients are taken: all, but a minibatch of them at most, drawn as training shuffles.
 
-
-def _alignment(space: Directions, tokens: Tokens, budget: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """d log p_t . r of every token, where r is the reference of the half of the problems that the trace is not in.
-
-    So no trace's own noise is in its direction. -> float32 [tokens], half of each trace [N]. r is divided by its norm.
+    The norms of gradients are seen in those. What points where is seen in all traces.
     """
-    size = int(tokens.problems.max()) + 1
-    order = np.random.default_rng([seed, 2]).permutation(size)
-    half = np.isin(tokens.problems, order[: size // 2]).astype(np.int8)
-    found = np.zeros(int(tokens.lengths.sum()), np.float32)
-    for side in (0, 1):
-        others = np.flatnonzero((half != side) & (tokens.weights[0][np.cumsum(tokens.lengths) - 1] != 0))
-        own = np.flatnonzero(half == side)
-        if not len(others) or not len(own):
-            continue
-        reference = torch.from_numpy(_of_block(space, tokens, others, tokens.weights[:1], budget)[0])
-        reference /= reference.norm().clamp(min=1e-30)
-        for group in batches.pack(tokens.traces.lengths[tokens.rows[own]], budget):
-            micro = batches.micro_batch(tokens.traces, tokens.rows[own[group]])
-            found[tokens.places(own[group])] = space.alignments(micro, reference).detach().numpy()
-    return found, half
+    most, rng = run.train.batch_traces, np.random.default_rng([run.seed, 2])
+    return [np.sort(rng.choice(rows, most, replace=False)) if len(rows) > most else rows for rows in groups]
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """The tokens of a round, and the model whose gradients they have."""
+
+    space: Directions
+    tokens: Tokens
+    trainer: Trainer
+
+    def gradients(self, rows: np.ndarray, sets: list[np.ndarray]) -> np.ndarray:
+        """Gradients of some traces under each set of token weights, divided by the number of traces, float32 [K, P]."""
+        ends = np.cumsum(self.tokens.lengths)
+        moves = np.any([np.add.reduceat(weights != 0, ends - self.tokens.lengths) for weights in sets], axis=0)
+        total = torch.zeros(len(sets), self.space.size)
+        if (moving := rows[moves[rows]]).size:
+            for micro, places in self.tokens.micros(moving, self.trainer):
+                total += self.space.gradients(micro, [torch.from_numpy(weights[places]) for weights in sets])
+        return (total / len(rows)).numpy()
+
+    def alignment(self, groups: list[np.ndarray], references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """d log p_t . r of every token, r: the mean reference of the blocks that the trace is not in, divided by its norm.
+
+        So no trace's own noise is in its direction. -> float32 [tokens], and the product of r with every weighting's gradient of
+        the block, [K, M].
+        """
+        found = np.zeros(int(self.tokens.lengths.sum()), np.float32)
+        towards = np.zeros((len(self.tokens.weights), len(groups)))
+        total = references.sum(0, dtype=np.float64)
+        for block, rows in enumerate(groups):
+            direction = (total - references[block]) / (len(groups) - 1)
+            norm = max(float(np.linalg.norm(direction)), 1e-30)
+            unit = torch.from_numpy((direction / norm).astype(np.float32))
+            for micro, places in self.tokens.micros(rows, self.trainer):
+                found[places] = self.space.alignments(micro, unit).detach().numpy()
+            seen = self.tokens.places(rows)
+            towards[:, block] = [weights[seen] @ found[seen].astype(np.float64) for weights in self.tokens.weights]
+            towards[:, block] *= norm / len(rows)
+        return found, towards
 
 
 # ---- figures -----------------------------------------------------------------------------------------------------------
@@ -195,6 +217,15 @@ def _figures(
         gaps = {key: estimate(values[:, place] - values[:, 1]) for key, values in shown.items()} if place > 1 else {}
         found.append({"name": name, **figures, "difference": gaps})
     return found
+
+
+def _add_steps(found: list[dict[str, Any]], flows: np.ndarray, references: np.ndarray, eps: float) -> None:
+    """Add the cosine of AdamW's step to the figures of each weighting, and its difference from the first audited objective."""
+    values, without = maths.adamw(flows, references, eps)
+    for place, (point, value, left) in enumerate(zip(found, values, without, strict=True)):
+        point[STEP] = jackknife(value, left)
+        if place > 1:
+            point["difference"][STEP] = jackknife(value - values[1], left - without[1])
 
 
 def _classes(work: Round, tokens: Tokens, names: list[str], alignment: np.ndarray) -> dict[str, Any]:
@@ -249,14 +280,17 @@ def _regimes(work: Round, entropy: np.ndarray, offsets: np.ndarray) -> np.ndarra
     return regimes.regimes(entropy, regimes.lookahead_min(entropy, offsets, settings.window), offsets, scale, settings)
 
 
-def _table(tokens: Tokens, alignment: np.ndarray, half: np.ndarray) -> pa.Table:
+def _table(tokens: Tokens, alignment: np.ndarray, groups: list[np.ndarray]) -> pa.Table:
+    block = np.zeros(len(tokens.rows), np.int16)
+    for number, rows in enumerate(groups):
+        block[rows] = number
     offsets = pa.array(np.concatenate([[0], np.cumsum(tokens.lengths)]).astype(np.int32))
     columns = {} if tokens.classes is None else {"token_class": pa.ListArray.from_arrays(offsets, pa.array(tokens.classes))}
     return pa.table(
         columns
         | {
             "trace_id": pa.array(tokens.traces.trace_ids[tokens.rows]),
-            "half": pa.array(half),
+            "block": pa.array(block),
             "correct": pa.array(tokens.correct),
             "advantage_of_verdict": pa.array(tokens.weights[0][np.cumsum(tokens.lengths) - 1], pa.float32()),
             "alignment": pa.ListArray.from_arrays(offsets, pa.array(alignment, pa.float32())),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.rounds.rows import read_shard
 from pipeline.training import batches
-from pipeline.training.batches import Traces
+from pipeline.training.batches import MicroBatch, Traces
 from pipeline.training.step import Trainer
 
 
@@ -51,6 +52,18 @@ class Tokens:
         """Places of the tokens of some traces, in their order."""
         starts = np.cumsum(self.lengths) - self.lengths
         return np.concatenate([np.arange(starts[row], starts[row] + self.lengths[row]) for row in chosen])
+
+    def micros(self, chosen: np.ndarray, trainer: Trainer) -> Iterator[tuple[MicroBatch, np.ndarray]]:
+        """Some traces in the micro-batches of a trainer, packed where it packs, each with the places of its tokens."""
+        rows = self.rows[chosen]
+        for micro in batches.share(
+            self.traces, rows, 0, 1, trainer.run.train.micro_batch_tokens, trainer.packs(self.traces, rows)
+        ):
+            yield micro, self.places(np.array([self._row_of[trace] for trace in micro.trace_ids]))
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {trace: row for row, trace in enumerate(self.traces.ids(self.rows))}
 
 
 def read_tokens(work: Round, trainer: Trainer, named: dict[str, Run], most: int) -> Tokens:

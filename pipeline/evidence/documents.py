@@ -139,8 +139,9 @@ class Weighting(Document):
     cosine: Shown
     batch_cosine: Shown
     batch_share: Shown
-    push: Shown = None  # an earlier version wrote neither
+    push: Shown = None  # an earlier version wrote none of these
     longer: Shown = None
+    adamw: Shown = None
     difference: dict[Text, Shown]
 
 

@@ -83,6 +83,20 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
     return found
 
 
+def jackknife(value: float, without: np.ndarray) -> Estimate | None:
+    """A figure with its interval from its values without each of G equal parts of the sample [G], by Student's t (Tukey 1958).
+
+    None when one of them has no value.
+    """
+    parts = len(without)
+    if not np.isfinite([value, *without]).all():
+        return None
+    from scipy.special import stdtrit
+
+    half = stdtrit(parts - 1, 0.975) * np.sqrt((parts - 1) * without.var())
+    return Estimate(float(value), float(value - half), float(value + half))
+
+
 class Crossed(NamedTuple):
     """Means over seeds and problems that are both random, their standard errors, and degrees of freedom of Student's t, [...]."""
 

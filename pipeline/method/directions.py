@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 1000
+LEFT_OUT = 8  # parts of the blocks that `adamw` leaves out in turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,22 @@ class Products:
             own.append(exact @ exact.T)
             cross.append(exact @ other.T)
         return cls(np.stack(own), np.stack(cross))
+
+    @classmethod
+    def of_parts(cls, flows: np.ndarray, references: np.ndarray, towards: np.ndarray) -> Products:
+        """From gradients K x [M, P] of a part of each block, where gradients of whole blocks are too dear.
+
+        references [M, P] are those of whole blocks. towards [K, M] are the products of each weighting's gradient of a whole block
+        with the mean reference of the other blocks (a Jacobian-vector product gives them). Cross products of the parts are moved
+        so that their mean over the other blocks is that of the whole block.
+        """
+        found, whole = cls.of(flows), references.astype(np.float64)
+        size = len(whole)
+        cross = [whole @ whole.T]
+        for flow, wanted in zip(flows[1:], towards[1:], strict=True):
+            products = flow.astype(np.float64) @ whole.T
+            cross.append(products + (wanted - (products.sum(1) - products.diagonal()) / (size - 1))[:, None])
+        return cls(found.own, np.stack(cross))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +95,10 @@ def choices(blocks: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarra
 def estimates(products: Products, taken: np.ndarray) -> Estimates:
     """The figures on each choice of blocks, taken [R, M]. A block that is drawn twice is never multiplied with itself.
 
-    With x the mean of cross, q that of own and r that of the reference, over pairs of different blocks: cosine x / sqrt(q r),
-    share q / mean |g|^2, push x / r. A block's cosine <g_b, r_b> / (|g_b| sqrt r) takes r_b, the mean reference of the *other*
-    blocks.
+    With x the mean of cross, q that of own and r, p those of the reference, over pairs of different blocks: cosine
+    x / r sqrt(p / q), share q / mean |g|^2, push x / r. p is r where gradients are of whole blocks; in parts of blocks the ratio
+    p / q loses the noise that both have. A block's cosine <g_b, r_b> / (|g_b| sqrt r) takes r_b, the mean reference of the
+    *other* blocks.
     """
     draws, diagonal = taken.astype(np.float64), np.einsum("kmm->km", products.own)
     total = draws.sum(1)
@@ -100,7 +118,43 @@ def estimates(products: Products, taken: np.ndarray) -> Estimates:
         towards = seen / (total[:, None] - draws)[:, None, :] / np.sqrt(diagonal)
         minibatch = np.einsum("rkm,rm->rk", towards, draws) / total[:, None] / np.sqrt(reference)
         mean_norm = np.einsum("rm,km->rk", draws, diagonal) / total[:, None]
-        return Estimates(product / np.sqrt(square * reference), minibatch, square / mean_norm, product / reference)
+        cosine = product / reference * np.sqrt(square[:, :1] / square)
+        return Estimates(cosine, minibatch, square / mean_norm, product / reference)
+
+
+def adamw(flows: np.ndarray, references: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean cosine of AdamW's step with the gradient of accuracy, [K], and the same without each of G parts of the blocks, [K, G].
+
+    flows [K, M, P] are gradients of minibatches, references [M, P] those of accuracy. The step of the minibatches outside a part
+    is mean g / (sqrt(mean g^2) + eps), elementwise. The part's own references tell where it points. Its norm has its noise in it.
+    G is LEFT_OUT or M. The second result is for a jackknife. NaN: the references have no direction.
+    """
+    parts = np.array_split(np.arange(len(references)), min(LEFT_OUT, len(references)))
+    sizes, means = np.array([len(part) for part in parts]), np.stack([references[part].mean(0) for part in parts])
+    between = references.astype(np.float64) @ references.T
+    norms = [_norm(between, np.delete(np.arange(len(between)), part)) for part in ([], *parts)]
+    own, without = np.zeros(len(flows)), np.zeros((len(flows), len(parts)))
+    for place, flow in enumerate(flows):
+        sums, squares = (np.add.reduceat(x, np.cumsum(sizes) - sizes) for x in (flow, np.square(flow)))
+        total, square = sums.sum(0), squares.sum(0)
+        for left in range(len(parts)):
+            for other in range(left + 1):
+                gone = [left] if other == left else [left, other]
+                count = len(flow) - sizes[gone].sum()
+                spread = np.maximum(square - squares[gone].sum(0), 0) / count
+                step = (total - sums[gone].sum(0)) / (count * (np.sqrt(spread) + eps))
+                found = means[gone] @ step / max(float(np.linalg.norm(step)), 1e-30)
+                if other == left:
+                    own[place] += found[0] / len(parts)
+                else:
+                    without[place, [other, left]] += found / (len(parts) - 1)
+    return own / norms[0], without / norms[1:]
+
+
+def _norm(products: np.ndarray, kept: np.ndarray) -> float:
+    """Norm of an expectation, from products [M, M] of its samples: those of different ones among `kept`. NaN where it is none."""
+    square = (products[np.ix_(kept, kept)].sum() - products[kept, kept].sum()) / (len(kept) * (len(kept) - 1))
+    return float(np.sqrt(square)) if square > 0 else float("nan")
 
 
 def in_minibatch(share: np.ndarray, measured: float, wanted: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.errors import ModelError
 from pipeline.models.head_form import Form
 from pipeline.training.batches import MicroBatch
+from pipeline.training.packing import attention
 from pipeline.training.student.student import Student
 
 Space = Literal["weights", "adapter"]
@@ -24,8 +25,8 @@ class Directions:
     """One model, and the parameters by which gradients are taken.
 
     space: `weights` are all weights of the base, with the adapter in place as it is; `adapter` are those that training moves.
-    At policy 0 the adapter's B is zero, and so is the gradient of its A. Raises ModelError for a model that scales or caps its
-    logits.
+    At policy 0 the adapter's B is zero, and so is the gradient of its A. A float32 base takes the adapter into its own weights,
+    because the gradient is the same there and costs half. Raises ModelError for a model that scales or caps its logits.
     """
 
     def __init__(self, student: Student, space: Space) -> None:
@@ -34,7 +35,12 @@ class Directions:
         if student.form != Form():
             what = f"scales or caps its logits ({student.form}), which these gradients leave out"
             raise ModelError(what, str(base.config.name_or_path), "Use a model whose logits are the output layer's")
+        attention.uninstall(base)
         base.config._attn_implementation = "eager"  # the fused kernels have no forward-mode derivative
+        if student.packs and (why := attention.install(base)):
+            raise ModelError(f"cannot run packed micro-batches: {why}", str(base.config.name_or_path), "Set train.packing padded")
+        if space == "weights" and not student.trains_all and base.dtype == torch.float32:
+            student.model.merge_adapter()
         self.decoder: Any = base.get_decoder()
         head = base.get_output_embeddings()
         self.head, self.bias = head.weight, getattr(head, "bias", None)
@@ -46,6 +52,10 @@ class Directions:
         sizes = [p.numel() for p in self.named.values()]
         if self.moves_head and self.head_place is None:
             sizes.append(self.head.numel())
+        if not sizes:
+            raise ModelError(
+                "has no adapter, because all its weights are trained", str(base.config.name_or_path), "Audit `weights`"
+            )
         self.sizes = sizes
 
     @property
@@ -55,7 +65,7 @@ class Directions:
 
     def gradients(self, micro: MicroBatch, weights: Sequence[Tensor]) -> Tensor:
         """Gradients of sum_n w_n log p_n, one for each set of weights [N] of the micro-batch's response tokens -> [K, P]."""
-        hidden = self.student.states(micro.tokens, micro.sources)
+        hidden = self.student.states(micro.tokens, micro.sources, micro.layout)
         fixed, head = hidden.detach(), self.head.detach()
         chances = self._logits(fixed, head).softmax(-1)
         slopes = head[micro.targets] - chances @ head
@@ -81,7 +91,9 @@ class Directions:
         fixed = {name: p.detach() for name, p in self.named.items()}
 
         def states(parameters: dict[str, Tensor]) -> Tensor:
-            found = torch.func.functional_call(self.decoder, parameters, kwargs={"input_ids": micro.tokens, "use_cache": False})
+            with attention.placed(micro.layout) as more:
+                asked = {"input_ids": micro.tokens, "use_cache": False, **more}
+                found = torch.func.functional_call(self.decoder, parameters, kwargs=asked)
             return found.last_hidden_state.flatten(0, 1)[micro.sources]
 
         hidden, moved = torch.func.jvp(states, (fixed,), (tangents,))  # type: ignore[misc]  # three with has_aux alone

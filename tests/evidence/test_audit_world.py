@@ -11,7 +11,8 @@ import pytest
 from audited_world import ENTROPY, GAIN, audited_world
 
 from pipeline.errors import StoreError
-from pipeline.evidence import audit_tokens, documents
+from pipeline.evidence import audit, audit_tokens, documents
+from pipeline.overrides import resolve
 from pipeline.rounds.round import open_round
 
 
@@ -48,6 +49,27 @@ def test_the_two_oracles_share_out_the_push_of_the_reference(audited):
     push = {point["name"]: point["push"]["value"] for point in audited[1]["points"] if point["push"]}
     assert push["reinforce"] == 1
     assert push["oracle"] + push["inverted_oracle"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch", [8, 192])
+def test_what_points_where_is_seen_in_all_traces_and_norms_in_a_minibatch_of_each_block(audited, batch):
+    """16 traces a block. With minibatches of 8 the norms come from half of them, and the push must not change with that."""
+    store, document = audited
+    work = open_round(store, resolve(store.load_run(), [f"train.batch_traces={batch}"]), "rounds", 0)
+    found, _ = audit.measure(work, audit.Plan(["grpo", "egrsd", "cl_egrsd"], 12, "adapter"))
+    assert found["traces_in_part"] == min(batch, 16)
+    for one, other in zip(found["points"], document["points"], strict=True):
+        assert one["push"]["value"] == pytest.approx(other["push"]["value"], abs=2e-4)
+
+
+def test_every_token_is_held_against_the_reference_of_the_other_blocks(audited):
+    """The reference's own push is 1 by definition, so its weights and the column must agree in sign."""
+    store, document = audited
+    table = pq.read_table(store.locate(documents.path_of(0, "parquet")))
+    assert sorted(set(table["block"].to_pylist())) == list(range(12))
+    rows = zip(table["alignment"].to_pylist(), table["advantage_of_verdict"].to_pylist(), strict=True)
+    assert sum(advantage * sum(aligned) for aligned, advantage in rows) > 0
+    assert document["points"][0]["push"]["value"] == 1
 
 
 def test_all_traces_are_in_a_block(audited):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.evidence import intervals
+from pipeline.evidence.intervals import jackknife
 
 
 def test_the_interval_of_a_coin_is_the_known_one():
@@ -59,6 +60,15 @@ def test_an_interval_over_seeds_is_as_wide_as_the_tables_say(freedom, t):
     assert found.high - found.value == pytest.approx(t * error, rel=2e-4)
     assert found.value - found.low == pytest.approx(t * error, rel=2e-4)
     assert found.p == pytest.approx(0.05, abs=5e-5)
+
+
+def test_the_jackknife_of_a_mean_is_students_interval():
+    """Values 1 2 3 6, mean 3, spread sqrt(14 / 3), error 1.0801, t of 3 degrees of freedom 3.1824."""
+    values = np.array([1.0, 2, 3, 6])
+    found = jackknife(values.mean(), (values.sum() - values) / 3)
+    half = 3.182446 * np.sqrt(14 / 3) / 2
+    assert (found.value, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half))
+    assert jackknife(1.0, np.array([1.0, np.nan])) is None
 
 
 def test_holm_raises_the_least_most():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.evidence.intervals import jackknife
 from pipeline.method import directions
 
 
@@ -31,6 +32,53 @@ def test_the_golden_figures_of_three_blocks():
     assert found.share[0, 1] == pytest.approx(19 / 34)
     assert found.push[0] == pytest.approx([1, 10 / 11])
     assert found.minibatch[0, 1] == pytest.approx((0 + 6 / 5 + 4 / np.sqrt(8)) / 3 / np.sqrt(11 / 3))
+
+
+def test_parts_of_blocks_that_are_the_blocks_change_nothing():
+    flows = np.random.default_rng(3).standard_normal((3, 6, 40)) + np.eye(1, 40)
+    whole, taken = directions.Products.of(flows), directions.choices(6, resamples=50)
+    others = (flows[0].sum(0) - flows[0]) / 5
+    parts = directions.Products.of_parts(flows, flows[0], np.einsum("kmp,mp->km", flows, others))
+    found, expected = (vars(directions.estimates(made, taken)) for made in (parts, whole))
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values)
+
+
+def test_parts_of_blocks_take_the_push_of_the_whole_and_the_norms_of_the_part():
+    """Blocks of four gradients each, of which one is the part. The share is that of one, and the push that of all four."""
+    flows = np.random.default_rng(4).standard_normal((2, 8, 4, 30)) * 0.3 + np.eye(1, 30)
+    whole, part, taken = flows.mean(2), flows[:, :, 0], np.ones((1, 8), int)
+    others = (whole[0].sum(0) - whole[0]) / 7
+    made = directions.Products.of_parts(part, whole[0], np.einsum("kmp,mp->km", whole, others))
+    found = directions.estimates(made, taken)
+    assert found.push == pytest.approx(directions.estimates(directions.Products.of(whole), taken).push)
+    assert found.share == pytest.approx(directions.estimates(directions.Products.of(part), taken).share)
+    assert found.cosine[0, 0] == pytest.approx(1)
+
+
+def test_the_golden_step_of_adamw():
+    """Three minibatches in two dimensions, each its own part; the gradient of accuracy is (2, 0) in all of them.
+
+    Gradients (1, 1), (1, -1), (2, 0). Without the first: mean (1.5, -.5), root mean squares sqrt(2.5), sqrt(.5). The step is
+    (.9487, -.7071), of norm 1.1832, so its cosine is .8018. Without the second it is the same, with + .7071. Without the third
+    the mean is (1, 0): cosine 1. Mean .8679.
+    Without two parts one gradient is left, and its step is its sign: (1, +-1), cosine .7071, or (1, 0), cosine 1. The first left
+    out: pairs with the second (the third is left, 1) and with the third (the second is left, .7071).
+    """
+    flows = np.array([[[1.0, 1], [1, -1], [2, 0]]])
+    value, without = directions.adamw(flows, np.array([[2.0, 0]] * 3), 0.0 + 1e-12)
+    assert value == pytest.approx([(0.8018 + 0.8018 + 1) / 3], abs=1e-4)
+    assert without[0] == pytest.approx([(1 + 0.7071) / 2, (1 + 0.7071) / 2, 0.7071], abs=1e-4)
+
+
+def test_intervals_of_adamws_step_hold_the_truth():
+    """200 synthetic audits. The truth is the mean of many; 16 minibatches with as much noise as signal."""
+    rng, found = np.random.default_rng(6), []
+    for flows in blocks(rng, 0.8, 1.0, 16, times=200):
+        values, without = directions.adamw(flows, flows[0], 1e-8)
+        found.append(jackknife(values[1], without[1]))
+    truth = np.mean([one.value for one in found])
+    assert 0.9 <= np.mean([one.low <= truth <= one.high for one in found]) <= 1.0
 
 
 @pytest.mark.parametrize("cosine", [0.95, 0.4, -0.3])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import ModelError
 from pipeline.training import batches
 from pipeline.training.alignment import Directions
 from pipeline.training.student import student
@@ -15,9 +16,10 @@ def space(request):
     return Directions(student.build(tiny_run(), torch.device("cpu")), request.param)
 
 
-def micro():
+def micro(packed=False):
     traces = batches.usable(make_round(num_traces=4), 0)
-    return batches.micro_batch(traces, np.arange(len(traces.trace_ids)))
+    [found] = batches.share(traces, np.arange(len(traces.trace_ids)), 0, 1, 10_000, packed)
+    return found
 
 
 def logprobs(space, batch):
@@ -44,6 +46,43 @@ def test_alignments_are_products_of_token_gradients_with_the_direction(space):
     direction = flows[0] / flows[0].norm()
     aligned = space.alignments(batch, direction).detach()
     torch.testing.assert_close(weights @ aligned, flows @ direction, atol=1e-3, rtol=1e-3)
+
+
+def test_a_packed_micro_batch_has_the_same_gradients_and_alignments(space):
+    assert space.student.packs
+    padded, packed = micro(), micro(packed=True)
+    assert packed.layout is not None
+    direction = torch.randn(space.size, generator=torch.Generator().manual_seed(4))
+    flows, aligned = [], []
+    for batch in (padded, packed):
+        flows.append(space.gradients(batch, [batch.targets % 3 - 1.0])[0])
+        aligned.append(
+            dict(zip(batch.trace_ids, space.alignments(batch, direction).split(batch.mask.sum(1).tolist()), strict=True))
+        )
+    torch.testing.assert_close(*flows, atol=2e-4, rtol=2e-3)
+    for trace, values in aligned[0].items():
+        torch.testing.assert_close(values, aligned[1][trace], atol=1e-3, rtol=1e-3)
+
+
+def test_a_merged_adapter_has_the_gradients_of_the_model_beside_it():
+    """By all weights, after the adapter has moved."""
+    found = []
+    for merged in (True, False):
+        model = student.build(tiny_run(), torch.device("cpu"))
+        for name, parameter in model.model.named_parameters():
+            if "lora_" in name:
+                parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05
+        space = Directions(model, "weights")
+        if not merged:
+            model.model.unmerge_adapter()
+        batch = micro()
+        found.append(space.gradients(batch, [torch.ones(len(batch.targets))])[0])
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
+
+
+def test_a_model_that_is_trained_whole_has_no_adapter():
+    with pytest.raises(ModelError, match=r"no adapter.*Audit `weights`"):
+        Directions(student.build(tiny_run("model.tuning=full"), torch.device("cpu")), "adapter")
 
 
 def test_alignments_are_central_differences():
