@@ -44,8 +44,8 @@ class Products:
     def of_parts(cls, flows: np.ndarray, references: np.ndarray, towards: np.ndarray) -> Products:
         """From gradients K x [M, P] of a part of each block, where gradients of whole blocks are too dear.
 
-        references [M, P] are those of whole blocks. towards [K, M] are the products of each weighting's gradient of a whole block
-        with the mean reference of the other blocks (a Jacobian-vector product gives them). Cross products of the parts are moved
+        references [M, P] are those of whole blocks. towards [K, M] are products of each weighting's gradient of a whole block
+        with the mean reference of the other blocks. A Jacobian-vector product gives them. Cross products of the parts are moved
         so that their mean over the other blocks is that of the whole block.
         """
         found, whole = cls.of(flows), references.astype(np.float64)
