@@ -36,7 +36,7 @@ class RoundTable:
     """A round as the trainer gets it. `table` has one row per trace, and the student log-probs are those of `policy_version`.
 
     comparable: whether this run still has the policy that answered. It has not where earlier rounds were trained again since.
-    answered: the adapter of that policy, where the trainer's own is newer.
+    answered: the weights of that policy, by the names of the trained ones, where the trainer's own are newer.
     """
 
     number: int

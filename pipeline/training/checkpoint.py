@@ -130,20 +130,31 @@ def load_policy(student: Student, folder: Path, model: Model) -> None:
     if not student.trains_all:
         load_adapter(student, folder, model)
         return
-    if not any(folder.glob(f"{WEIGHTS}*.safetensors")):
+    is_state = any(folder.glob(f"{WEIGHTS}*.safetensors"))
+    if not is_state:
         whole.check(folder, str(folder), student.base.config.get_text_config().hidden_size)
-        loaded: Any = open_model(AutoModelForCausalLM, Model(path=str(folder)), "weights", dtype=torch.float32)
-        saved = dict(loaded.named_parameters())
-    else:
-        saved = _parts(folder, WEIGHTS)
-    own = dict(student.model.named_parameters())
-    if wrong := sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]:
-        raise ModelError(f"{wrong[0]} is missing, unknown or of another shape", str(folder), whole.REMEDY)
+    saved = _parts(folder, WEIGHTS) if is_state else whole_weights(student, Model(path=str(folder)), torch.float32)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in _fitting(student, saved, str(folder)).items():
             if not saved[name].isfinite().all():
                 raise ModelError(f"{name} is not finite", str(folder), POLICY_REMEDY)
             parameter.copy_(saved[name])
+
+
+def whole_weights(student: Student, model: Model, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of a model, by the names of the student's parameters. Raises ModelError when they do not fit."""
+    loaded: Any = open_model(AutoModelForCausalLM, model, "weights", dtype=dtype)
+    saved = {name: parameter.data for name, parameter in loaded.named_parameters()}
+    _fitting(student, saved, model.path)
+    return saved
+
+
+def _fitting(student: Student, saved: dict[str, Tensor], where: str) -> dict[str, torch.nn.Parameter]:
+    """The student's parameters by name. Raises ModelError unless the saved ones have their names and shapes."""
+    own = dict(student.model.named_parameters())
+    if wrong := sorted(own.keys() ^ saved.keys()) or [name for name in own if own[name].shape != saved[name].shape]:
+        raise ModelError(f"{wrong[0]} is missing, unknown or of another shape", where, whole.REMEDY)
+    return own
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,27 +46,34 @@ def check(run: Run, policy: int, mean: float, largest: float, where: str, trace:
 
 @contextlib.contextmanager
 def as_answered(
-    module: nn.Module, parameters: Mapping[str, nn.Parameter], adapter: Mapping[str, Tensor] | None
+    module: nn.Module, parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor] | None
 ) -> Iterator[None]:
-    """A block without gradients and dropout, with the weights of `adapter` in place, or the present ones for None.
+    """A block without gradients and dropout, with `weights` in place of the parameters, or the present ones for None.
 
-    Names of parameters have peft's `.default`, and those of a saved adapter do not. A weight that `adapter` lacks is 0: an empty
-    one is policy 0. Every rank must enter the block, since rank 0 deals sharded tensors.
+    Names of parameters have peft's `.default`, and those of a saved adapter do not. A parameter that `weights` lack is 0: an
+    empty adapter is policy 0. Every rank must enter the block, since rank 0 deals sharded tensors. The present weights wait in
+    the memory of the machine, not of the device: whole models have no room for two there.
     """
-    kept: list[tuple[Any, Tensor]] = []
-    for name, parameter in parameters.items() if adapter is not None else ():
-        kept.append((parameter, parameter.data.clone()))
-        value = (adapter or {}).get(name.replace(".default.", "."))
-        parameter.data.copy_(_dealt(value if value is not None else torch.zeros(parameter.shape), parameter))
+    kept: list[tuple[Tensor, Tensor]] = []
     training = module.training
     module.eval()
     try:
         with torch.no_grad():
+            for name, parameter in parameters.items() if weights is not None else ():
+                own = _local(parameter.data)
+                kept.append((own, own.to("cpu", copy=True)))
+                value = (weights or {}).get(name.replace(".default.", "."))
+                parameter.data.copy_(_dealt(value if value is not None else torch.zeros(parameter.shape), parameter))
             yield
     finally:
         module.train(training)
-        for parameter, own in kept:
-            parameter.data.copy_(own)
+        for own, before in kept:
+            own.copy_(before)
+
+
+def _local(value: Tensor) -> Tensor:
+    """The part of a tensor that this rank holds, not a copy of it."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _dealt(value: Tensor, like: nn.Parameter) -> Tensor:

@@ -19,14 +19,14 @@ import torch
 from safetensors import SafetensorError
 from torch import distributed as dist
 
-from pipeline.config import Run
+from pipeline.config import Model, Run
 from pipeline.errors import StoreError, TrainingError
 from pipeline.live.card import Card
 from pipeline.rounds.rows import is_comparable, shard_tables
 from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
-from pipeline.store.folders import ADAPTER, put_folder
+from pipeline.store.folders import ADAPTER, is_dropped, put_folder
 from pipeline.training import base, checkpoint, memory, offload
 from pipeline.training.step import Trainer
 from pipeline.training.stored import StoredRound
@@ -184,16 +184,31 @@ def _round(trainer: Trainer, store: Store, number: int) -> StoredRound:
     data = StoredRound(number, ready.policy, shards, store.scratch(), is_comparable(store, number))
     if ready.policy == number or not data.comparable:
         return data
-    answered = None if trainer.student.trains_all else _adapter_of(store, ready.policy)  # no room for two
+    answered = _weights_of(trainer, store, ready.policy)
     return replace(data, comparable=answered is not None, answered=answered)
 
 
-def _adapter_of(store: Store, version: int) -> dict[str, torch.Tensor] | None:
-    """The published adapter of a policy; empty for policy 0, and None where its weights are gone."""
-    if version == 0:
+def _weights_of(trainer: Trainer, store: Store, version: int) -> dict[str, torch.Tensor] | None:
+    """The published weights of a policy, by the names of the trained ones, and None where they are gone.
+
+    An adapter of policy 0 is empty. Whole weights are read in the dtype of engines. Where they are sharded, rank 0 deals them,
+    and the others get none.
+    """
+    run, whole_model = trainer.run, trainer.student.trains_all
+    if not first_rank(lambda: store.has_policy(version) and not is_dropped(store, area("policy", version))):
+        return None
+    if version == 0 and not whole_model:
         return {}
+    if whole_model and trainer.rank != 0 and run.train.strategy == "fsdp2":
+        return {}
+    dtype = getattr(torch, run.model.dtype)
+    if version == 0:
+        return checkpoint.whole_weights(trainer.student, run.model, dtype)
     with store.local(area("policy", version)) as folder:
-        return checkpoint.tensors(folder / ADAPTER) if folder is not None else None
+        assert folder is not None  # has_policy
+        if not whole_model:
+            return checkpoint.tensors(folder / ADAPTER)
+        return checkpoint.whole_weights(trainer.student, Model(path=str(folder)), dtype)
 
 
 def _write(trainer: Trainer, version: int, policy: Path, state: Path | None) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.config import Run
 from pipeline.config.objective import OBJECTIVES
+from pipeline.training import batches
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 from pipeline.training.student import student
+from pipeline.training.student.head import Terms
 
 CPU = torch.device("cpu")
 CONTROLS = ("shuffled", "uniform", "inverted")
@@ -60,3 +63,15 @@ def same(metrics: dict[str, float], others: dict[str, float], tolerance: float) 
     assert metrics.keys() == others.keys()
     for name in metrics.keys() - {"seconds", "tokens_per_s", "padded_share", "shared_share"}:
         assert metrics[name] == pytest.approx(others[name], rel=tolerance, abs=tolerance), name
+
+
+def engine_logprobs(made: Trainer, data: RoundTable) -> list[list[float]]:
+    """What an engine with the trainer's weights would store."""
+    traces, found = batches.usable(data, 0), []
+    for row in range(len(traces.trace_ids)):
+        micro = batches.micro_batch(traces, np.array([row]))
+        with torch.no_grad():
+            found.append(
+                made.student(micro.tokens, micro.sources, Terms(micro.targets, torch.zeros(len(micro.targets))))[1].tolist()
+            )
+    return found

@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from steps import CONTROLS, CPU, gradient_of, same, trained, trainer
+from steps import CONTROLS, CPU, engine_logprobs, gradient_of, same, trained, trainer
 from training_rounds import make_round, tiny_run
 
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.method import objective
 from pipeline.training import batches, gap
-from pipeline.training.batches import RoundTable
-from pipeline.training.step import Trainer
 from pipeline.training.student import student
 from pipeline.training.student.head import Terms
 
@@ -155,18 +153,6 @@ def test_the_gap_to_the_engine_is_measured_on_the_first_step_of_a_round() -> Non
     assert not any("logprob_gap" in row for row in others)
     exact, *_ = trainer(run).train_round(make_round(student_logprobs=engine))
     assert exact["logprob_gap_max"] < 2e-5
-
-
-def engine_logprobs(made: Trainer, data: RoundTable) -> list[list[float]]:
-    """What an engine with the trainer's weights would store."""
-    traces, found = batches.usable(data, 0), []
-    for row in range(len(traces.trace_ids)):
-        micro = batches.micro_batch(traces, np.array([row]))
-        with torch.no_grad():
-            found.append(
-                made.student(micro.tokens, micro.sources, Terms(micro.targets, torch.zeros(len(micro.targets))))[1].tolist()
-            )
-    return found
 
 
 WATCHED = ("train.logprob_gap=null", "train.logprob_gap_max=null")

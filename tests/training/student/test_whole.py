@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from steps import engine_logprobs
 from torch import multiprocessing
 from training_rounds import commit_round, make_round, tiny_run
 from transformers import AutoModelForCausalLM
 
 from pipeline.config import Model
-from pipeline.errors import ModelError, SettingError
+from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.models.resolve import resolve_model
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store, area
-from pipeline.store.folders import is_weights, read_manifest
-from pipeline.training import batches, checkpoint, rank
+from pipeline.store.folders import drop_weights, is_weights, read_manifest
+from pipeline.training import batches, checkpoint, gap, rank
 from pipeline.training.step import Trainer
 from pipeline.training.student import head, student, whole
 from pipeline.training.student.trained_head import trained
@@ -84,9 +86,21 @@ def rank_main(number: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
     for strategy in STRATEGIES:
         made = trainer(full_run(f"train.strategy={strategy}"))
+        store, base = Store(str(Path(folder, strategy, "run"))), checkpoint.gather(made)
         metrics = rounds(made, 0)
-        checkpoint.save(made, 1, checkpoint.gather(made), Path(folder, strategy, "state"))
+        first = checkpoint.gather(made)
+        checkpoint.save(made, 1, first, Path(folder, strategy, "state"))
+        if number == 0:
+            checkpoint.save_policy(made, first, Path(folder, strategy, "first"))
+            store.publish_policy(1, Path(folder, strategy, "first"))
+        torch.distributed.barrier()
         metrics += rounds(made, 1)
+        for version, expected in enumerate((base, first)):
+            own = checkpoint.gather(made)
+            with gap.as_answered(made.module, made.parameters(), rank._weights_of(made, store, version)):
+                seen = checkpoint.gather(made)
+            assert all(torch.equal(seen[name], value) for name, value in expected.items()), version
+            assert all(torch.equal(own[name], value) for name, value in checkpoint.gather(made).items()), version
         weights, probe = checkpoint.gather(made), checkpoint.probe(made)
         torch.distributed.barrier()
         run = full_run(f"train.strategy={strategy}")
@@ -153,6 +167,41 @@ def test_a_killed_trainer_resumes_to_the_same_bits_and_publishes_what_transforme
     gap = (logprobs - torch.tensor(probe.logprobs)).abs().mean()
     assert gap < (1e-5 if run.model.dtype == "float32" else 0.1)
     assert (torch.tensor(probe.base_logprobs) - torch.tensor(probe.logprobs)).abs().mean() > 1e-4
+
+
+def test_a_stale_round_is_compared_under_the_weights_that_answered(tmp_path: Path) -> None:
+    """Rounds 0 and 1 were both answered by policy 0. The second one is trained by policy 1."""
+    store, run = Store(str(tmp_path)), full_run("max_staleness=1", "train.logprob_gap=null", "train.logprob_gap_max=null")
+    made = rank.resume(store, run, CPU)
+    made.student.eval()
+    known = [engine_logprobs(made, make_round(number)) for number in (0, 1, 2)]
+    made.student.train()
+    commit_round(store, make_round(student_logprobs=known[0]))
+    assert rank.train_round(made, store, 0)
+    stale = replace(make_round(1, student_logprobs=known[1], policy_version=[0] * 12), policy_version=0)
+    commit_round(store, stale)
+    before = {name: p.detach().clone() for name, p in made.parameters().items()}
+    assert rank.train_round(made, store, 1)
+    [gaps] = [row for row in store.metrics() if row["round"] == 1 and "logprob_gap" in row]
+    assert gaps["logprob_gap_max"] < 2e-5
+    assert (
+        max(float((before[name] - p.detach()).abs().max()) for name, p in made.parameters().items()) < 1e-2
+    )  # a step from policy 1
+    wrong = [[value - 0.5 for value in row] for row in known[2]]
+    commit_round(store, replace(make_round(2, student_logprobs=wrong, policy_version=[0] * 12), policy_version=0))
+    with pytest.raises(TrainingError, match=r"disagree about policy 0: .* by 0\.5 at most"):
+        list(made.train_round(replace(rank._round(made, store, 2), number=1)))
+
+
+def test_a_policy_whose_weights_were_dropped_is_not_compared(tmp_path: Path) -> None:
+    store, run = Store(str(tmp_path)), full_run()
+    made = rank.resume(store, run, CPU)
+    commit_round(store, make_round())
+    assert rank.train_round(made, store, 0)
+    assert rank._weights_of(made, store, 1).keys() == made.parameters().keys()
+    drop_weights(store, area("policy", 1))
+    assert rank._weights_of(made, store, 1) is None
+    assert rank._weights_of(made, store, 7) is None
 
 
 def test_policies_that_nobody_needs_lose_their_weights(tmp_path: Path) -> None:
