@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from training_rounds import commit_round, make_round, tiny_run
 
@@ -13,7 +15,7 @@ from pipeline.config.objective import DISTRIBUTIONAL, OBJECTIVES
 from pipeline.contract import TOPK
 from pipeline.errors import StoreError, TrainingError
 from pipeline.store.directory import Store, area
-from pipeline.training import rank
+from pipeline.training import checkpoint, rank
 
 OPTIONAL = (*TOPK, "base_logprobs")
 
@@ -140,3 +142,38 @@ def test_a_policy_is_published_in_the_dtype_of_the_engines_and_the_state_in_full
     assert {tensor.dtype for tensor in policy.values()} == {torch.bfloat16}
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     assert all(torch.equal(policy[name], state[name].to(torch.bfloat16)) for name in state)
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 32}
+SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256}
+EXPERTS = {
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "GptOss": {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["sliding_attention", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_a_mixture_of_experts_resumes_to_the_same_bits_and_publishes_what_peft_opens(tmp_path: Path, family: str) -> None:
+    """With attention as targets; experts are refused as targets. No engine here serves such a model, so peft answers for it."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SMALL | EXPERTS[family])
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    run = tiny_run(f"model.path={tmp_path / 'model'}", "model.lora_targets=[q_proj,k_proj,v_proj,o_proj]")
+    stores = [Store(str(tmp_path / name)) for name in ("once", "killed")]
+    for store in stores:
+        made = rank.resume(store, run, torch.device("cpu"))
+        for number in range(2):
+            commit_round(store, make_round(number))
+            if store is stores[1]:
+                made = rank.resume(store, run, torch.device("cpu"))
+            assert rank.train_round(made, store, number)
+    assert len({str(store.read_json(f"{area('policy', 2)}/manifest.json")) for store in stores}) == 1
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    model = peft.PeftModel.from_pretrained(base, stores[0].fetch(area("policy", 2))).eval()
+    probe = checkpoint.probe(made)
+    ids = torch.tensor([probe.tokens])
+    with torch.no_grad():
+        logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    assert logprobs.tolist() == pytest.approx(probe.logprobs, abs=1e-4)
+    assert logprobs.tolist() != pytest.approx(made.student.base_answers, abs=1e-2)
