@@ -92,7 +92,7 @@ class Trainer:
             share = batches.share(traces, rows, self.rank, self.ranks, budget, self.packs(traces, rows))
             where, watched = f"round {data.number}, step {self.step}", index == 0 and data.comparable
             aside = watched and (data.policy_version != data.number or self.run.model.lora_dropout > 0)
-            found = self._probe(share, data, where) if aside else {}
+            found = self._probe(share if data.policy_version == data.number else share[:1], data, where) if aside else {}
             metrics = self.train_step(share, where, data.policy_version if watched and not aside else None)
             yield {"round": data.number, "rejected": traces.num_rejected, **metrics, **found}
 
@@ -148,17 +148,20 @@ class Trainer:
         return metrics | compared | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
 
     def _probe(self, share: list[MicroBatch], data: RoundTable | StoredRound, where: str) -> dict[str, float]:
-        """The gap to the engine over the first micro-batch of every rank, by a forward pass of its own. Raises as `train_step`.
+        """The gap to the engine over some micro-batches of every rank, by a forward pass of its own. Raises as `train_step`.
 
         The pass has the weights of the policy that answered, and no dropout.
         """
-        micro = share[0].to(self.device)
+        sums, worst = torch.zeros(2, dtype=torch.float64, device=self.device), Worst(torch.zeros((), device=self.device), "")
         with gap.as_answered(self.module, self.parameters(), data.answered):
-            terms = Terms(micro.targets, torch.zeros(len(micro.targets), device=self.device))
-            _, logprobs = self.module(micro.tokens, micro.sources, terms, layout=micro.layout)
-        gaps, worst = _gaps(micro, logprobs)
-        sums = reduce_(torch.stack([gaps.double().sum(), gaps.new_tensor(len(gaps)).double()]), dist.ReduceOp.SUM)
-        return self._compared(float(sums[0]), int(sums[1]), worst, data.policy_version, where)
+            for micro in (micro.to(self.device) for micro in share):
+                terms = Terms(micro.targets, torch.zeros(len(micro.targets), device=self.device))
+                _, logprobs = self.module(micro.tokens, micro.sources, terms, layout=micro.layout)
+                gaps, largest = _gaps(micro, logprobs)
+                worst = max(worst, largest, key=lambda one: float(one.gap))
+                sums += torch.stack([gaps.double().sum(), gaps.new_tensor(len(gaps)).double()])
+        total, count = reduce_(sums, dist.ReduceOp.SUM).tolist()
+        return self._compared(total, int(count), worst, data.policy_version, where)
 
     def _compared(self, total: float, num_tokens: int, worst: Worst, policy: int, where: str) -> dict[str, float]:
         """The metrics of the gap to the engine, after they were judged. `worst` is this rank's largest gap, with its trace."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,22 @@ def test_a_stale_round_is_compared_under_the_policy_that_answered(settings: tupl
     first, *others = made.train_round(replace(stale, answered=answered))
     assert first["logprob_gap_max"] < 2e-5
     assert not any("logprob_gap" in row for row in others)
+
+
+def test_with_dropout_the_whole_first_minibatch_is_compared() -> None:
+    """A wrong log-prob in any of its six traces ends the run, in whichever micro-batch. Once only the first was looked at."""
+    run, found = tiny_run(*WATCHED, "model.lora_dropout=0.5"), []
+    plain = trainer(run)
+    plain.student.eval()
+    known = engine_logprobs(plain, make_round())
+    for place in range(12):
+        wrong = [[*row[:-1], row[-1] - 0.5 * (place == other)] for other, row in enumerate(known)]
+        with contextlib.suppress(TrainingError):
+            next(trainer(run).train_round(make_round(student_logprobs=wrong)))
+            continue
+        found.append(place)
+    [first, _] = batches.steps(12, run.train.batch_traces, run.seed, 0)
+    assert found == sorted(first)
 
 
 def test_the_tolerance_is_that_of_the_coarser_dtype() -> None:
