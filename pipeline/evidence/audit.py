@@ -21,7 +21,7 @@ from pipeline.errors import SettingError, UserError
 from pipeline.evidence.audit_tokens import Tokens, first_step, read_tokens
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
-from pipeline.evidence.intervals import Estimate, estimate, jackknife
+from pipeline.evidence.intervals import estimate, jackknife
 from pipeline.evidence.sweep import load_policy
 from pipeline.method import directions as maths
 from pipeline.method import regimes
@@ -36,6 +36,9 @@ REFERENCE = "reinforce"
 STEP = "adamw"  # cosine of AdamW's step
 LONGER = "longer"  # the gradient of the mean length, with the baseline of the reference
 ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
+FREE = (-np.inf, np.inf)
+BOUNDS = dict.fromkeys(("cosine", "minibatch", "batch_cosine", "averaged_cosine", STEP, LONGER), (-1.0, 1.0))
+BOUNDS |= dict.fromkeys(("share", "batch_share"), (0.0, 1.0))
 DECILES = 10
 MOST_BYTES = 2 << 30  # of the gradients of all blocks
 LEAST_BLOCKS = 6
@@ -202,7 +205,7 @@ def _figures(
     push: along the gradient of accuracy, as a multiple of the reference's. A weighting without a direction of its own has one.
     longer: cosine with the gradient of the mean length. `lengths` are the products with that gradient, its own first.
     """
-    taken = maths.choices(products.own.shape[1])
+    taken = maths.all_but_one(products.own.shape[1])
     drawn = maths.estimates(products, taken)
     in_block, batch = sizes
     share = maths.in_minibatch(drawn.share, int(in_block), batch)
@@ -213,9 +216,10 @@ def _figures(
     shown |= {LONGER: maths.estimates(lengths, taken).cosine[:, 1:]}
     found = []
     for place, name in enumerate(names):
-        figures: dict[str, Estimate | None] = {key: estimate(values[:, place]) for key, values in shown.items()}
-        gaps = {key: estimate(values[:, place] - values[:, 1]) for key, values in shown.items()} if place > 1 else {}
-        found.append({"name": name, **figures, "difference": gaps})
+        figures = {key: jackknife(values[0, place], values[1:, place], BOUNDS.get(key, FREE)) for key, values in shown.items()}
+        gaps = {key: values[:, place] - values[:, 1] for key, values in shown.items()} if place > 1 else {}
+        differences = {key: jackknife(values[0], values[1:]) for key, values in gaps.items()}
+        found.append({"name": name, **figures, "difference": differences})
     return found
 
 
@@ -223,7 +227,7 @@ def _add_steps(found: list[dict[str, Any]], flows: np.ndarray, references: np.nd
     """Add the cosine of AdamW's step to the figures of each weighting, and its difference from the first audited objective."""
     values, without = maths.adamw(flows, references, eps)
     for place, (point, value, left) in enumerate(zip(found, values, without, strict=True)):
-        point[STEP] = jackknife(value, left)
+        point[STEP] = jackknife(value, left, BOUNDS[STEP])
         if place > 1:
             point["difference"][STEP] = jackknife(value - values[1], left - without[1])
 

@@ -83,10 +83,10 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
     return found
 
 
-def jackknife(value: float, without: np.ndarray) -> Estimate | None:
+def jackknife(value: float, without: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate | None:
     """A figure with its interval from its values without each of G equal parts of the sample [G], by Student's t (Tukey 1958).
 
-    None when one of them has no value.
+    The interval stays within `bounds`. None when one of the values is not there.
     """
     parts = len(without)
     if not np.isfinite([value, *without]).all():
@@ -94,7 +94,8 @@ def jackknife(value: float, without: np.ndarray) -> Estimate | None:
     from scipy.special import stdtrit
 
     half = stdtrit(parts - 1, 0.975) * np.sqrt((parts - 1) * without.var())
-    return Estimate(float(value), float(value - half), float(value + half))
+    low, high = np.clip([value - half, value + half], *bounds)
+    return Estimate(float(value), float(low), float(high))
 
 
 class Crossed(NamedTuple):

@@ -92,6 +92,11 @@ def choices(blocks: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarra
     return np.concatenate([np.ones((1, blocks), np.int64), rng.multinomial(blocks, np.full(blocks, 1 / blocks), resamples)])
 
 
+def all_but_one(blocks: int) -> np.ndarray:
+    """How often each block is taken, [1 + M, M]: once each, then all but one of them in turn, for a jackknife."""
+    return np.concatenate([np.ones((1, blocks), np.int64), 1 - np.eye(blocks, dtype=np.int64)])
+
+
 def estimates(products: Products, taken: np.ndarray) -> Estimates:
     """The figures on each choice of blocks, taken [R, M]. A block that is drawn twice is never multiplied with itself.
 

@@ -68,6 +68,8 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     found = jackknife(values.mean(), (values.sum() - values) / 3)
     half = 3.182446 * np.sqrt(14 / 3) / 2
     assert (found.value, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half))
+    bounded = jackknife(3.0, (values.sum() - values) / 3, (0.0, 4.0))
+    assert (bounded.low, bounded.high) == (0.0, 4.0)
     assert jackknife(1.0, np.array([1.0, np.nan])) is None
 
 

@@ -96,15 +96,20 @@ def test_estimates_are_free_of_the_noise_that_both_gradients_share(cosine):
     assert np.mean(share) == pytest.approx(1 / (1 + 4), abs=0.01)
 
 
-def test_intervals_hold_the_true_cosine():
-    """120 synthetic audits of 16 blocks: about 95 % of the intervals hold the truth."""
-    rng, held = np.random.default_rng(5), 0
-    taken = directions.choices(16, resamples=200)
-    for flows in blocks(rng, 0.9, 1.0, 16, times=120):
-        drawn = directions.estimates(directions.Products.of(flows), taken).cosine[1:, 1]
-        low, high = np.nanquantile(drawn, (0.025, 0.975))
-        held += low <= 0.9 <= high
-    assert 0.87 <= held / 120 <= 1.0
+@pytest.mark.parametrize("count", [6, 16])
+@pytest.mark.parametrize(("size", "noise"), [(60, 1.0), (1000, 2.0)])
+def test_intervals_hold_the_truth(count, size, noise):
+    """300 synthetic audits. A bootstrap over blocks held the share in three of four, and the cosine in 84 to 97 of 100."""
+    rng, truth, held = np.random.default_rng(5), {"cosine": 0.8, "push": 0.8, "share": 1 / (1 + noise**2)}, {}
+    taken = directions.all_but_one(count)
+    for flows in blocks(rng, 0.8, noise, count, size, times=300):
+        drawn = directions.estimates(directions.Products.of(flows), taken)
+        for name, true in truth.items():
+            values = getattr(drawn, name)[:, 1]
+            found = jackknife(values[0], values[1:])
+            held.setdefault(name, []).append(found is not None and found.low <= true <= found.high)
+    assert min(np.mean(held["cosine"]), np.mean(held["push"])) >= 0.94
+    assert np.mean(held["share"]) >= 0.88
 
 
 def test_an_oracle_wins_and_its_inverse_loses_outside_the_intervals():
@@ -120,12 +125,11 @@ def test_an_oracle_wins_and_its_inverse_loses_outside_the_intervals():
     gradients = rng.standard_normal((count, tokens, size)) * 0.3 + decides[..., None] * truth
     weights = np.stack([np.ones_like(decides), decides, ~decides]).astype(float)
     flows = np.einsum("kmt,mtp->kmp", weights, gradients)
-    drawn = directions.estimates(directions.Products.of(flows), directions.choices(count))
+    drawn = directions.estimates(directions.Products.of(flows), directions.all_but_one(count))
     plain, oracle, inverse = drawn.minibatch.T
-    low, high = np.nanquantile(oracle[1:] - plain[1:], (0.025, 0.975))
-    assert low > 0, (low, high)
-    low, high = np.nanquantile(inverse[1:] - plain[1:], (0.025, 0.975))
-    assert high < 0, (low, high)
+    better, worse = oracle - plain, inverse - plain
+    assert jackknife(better[0], better[1:]).low > 0
+    assert jackknife(worse[0], worse[1:]).high < 0
 
 
 def test_a_weighting_without_a_direction_has_no_figures():
