@@ -11,6 +11,7 @@ from jobs.screen.tables import aligned
 from jobs.screen.terminal import Session, session
 from pipeline.errors import SettingError
 from pipeline.evidence import audit
+from pipeline.evidence.audit_tokens import MADE
 from pipeline.evidence.comparison import chosen_objectives
 from pipeline.evidence.documents import path_of, write_audit
 from pipeline.evidence.sweep import choose_rounds, stale_note
@@ -30,18 +31,21 @@ NOTES = (
 )
 
 
-def audit_run(uri: str, number: int, asked: tuple[str, list[str], tuple[int, int, str]], debug: bool) -> None:
+def audit_run(uri: str, number: int, wanted: tuple[str, list[str], tuple[int, int, str]], debug: bool) -> None:
     """Print the audit of a round, and write evidence/audit-NNNN.json and evidence/audit-NNNN.parquet.
 
-    asked: objectives, `--set` lines, and blocks and problems at most with the parameters. Raises SettingError for an option that
+    wanted: objectives, `--set` lines, and blocks and problems at most with the parameters. Raises SettingError for an option that
     is none, and what `audit.measure` raises.
     """
-    names, sets, (blocks, problems, space) = asked
+    names, sets, (blocks, problems, space) = wanted
     with session(debug) as out:
         store, run = open_run(uri)
         if space not in get_args(Space):
             raise SettingError(f"'{space}' are no parameters", "--parameters", "Write weights or adapter")
-        plan = audit.Plan(chosen_objectives(names), blocks, cast(Space, space), problems)
+        asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
+        objectives = chosen_objectives(",".join(name for name in asked if name not in MADE))
+        made = tuple(name for name in asked if name in MADE)
+        plan = audit.Plan(objectives, blocks, cast(Space, space), problems, made)
         [work] = choose_rounds(store, resolve(run, sets), [number])
         audit.objectives(work.run, plan.objectives)
         if (note := stale_note(work)) is not None:

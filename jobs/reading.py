@@ -156,7 +156,10 @@ def audit(
     run: RunUri,
     round: Annotated[int, typer.Option("--round", min=0, help="The round whose traces are audited.")] = 0,
     objectives: Annotated[
-        str, typer.Option(help="Objectives and controls as `compare` names them, comma-separated; the first is compared with.")
+        str,
+        typer.Option(
+            help="As `compare` names them, comma-separated, or linear, clipped, uncertain, certain; the first is compared with."
+        ),
     ] = "rlsd,grpo,egrsd,cl_egrsd,position,opd,cl_egrsd+cl_entropy+inverted,cl_egrsd+cl_entropy+shuffled",
     set: Sets = None,
     blocks: Annotated[

@@ -59,5 +59,5 @@ def audited_world(folder):
     engine = Scripted(run.model, run.engines.rollout, run.score)
     planner = planner_of(store, run)
     brought(measured(planner, planner.plan(0, 0), engine=engine), *LABELS)
-    job.audit_run(store.uri, 0, ("grpo,egrsd,cl_egrsd", [], (12, 0, "adapter")), True)
+    job.audit_run(store.uri, 0, ("grpo,linear,egrsd,cl_egrsd", [], (12, 0, "adapter")), True)
     return store

@@ -18,7 +18,7 @@ import torch
 from pipeline.config import Run
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
-from pipeline.evidence.audit_tokens import Tokens, first_step, read_tokens
+from pipeline.evidence.audit_tokens import Tokens, first_step, made, read_tokens
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
 from pipeline.evidence.intervals import estimate, jackknife
@@ -48,13 +48,14 @@ LEAST_BLOCKS = 6
 class Plan:
     """What is audited: objectives as `egrsd compare` names them, blocks and problems at most, and by which parameters.
 
-    problems: 0 is all of the round's; else that many are drawn by the run's seed.
+    problems: 0 is all of the round's; else that many are drawn by the run's seed. made: further weightings, of audit_tokens.MADE.
     """
 
     objectives: list[str]
     blocks: int = 16
     space: Space = "weights"
     problems: int = 0
+    made: tuple[str, ...] = ()
 
 
 def objectives(run: Run, names: list[str]) -> dict[str, Run]:
@@ -85,7 +86,8 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
     named = objectives(run, plan.objectives)
     trainer = Trainer(run, model, torch.device("cpu"))
     tokens = read_tokens(work, trainer, named, plan.problems)
-    names = [REFERENCE, *named]
+    names = [REFERENCE, *named, *plan.made]
+    tokens.weights.extend(made(name, tokens) for name in plan.made)
     if tokens.classes is not None:
         decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
         tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])

@@ -66,6 +66,29 @@ class Tokens:
         return {trace: row for row, trace in enumerate(self.traces.ids(self.rows))}
 
 
+MADE = ("linear", "clipped", "uncertain", "certain")  # weightings that no run trains
+
+
+def made(name: str, tokens: Tokens) -> np.ndarray:
+    """A weighting of MADE, of the stored advantage A, the teacher's entropy H and delta = log p_T - log p_S: float32 [tokens].
+
+    linear: A + |A| delta, which A times the teacher's ratio is to first order. clipped: A times that ratio within .05 and 3.
+    uncertain and certain: A where H is above half of its maximum, and where it is at most a tenth.
+    """
+    advantage = np.repeat(tokens.traces.advantage[tokens.rows], tokens.lengths)
+    entropy = tokens.traces.teacher_entropy.take(tokens.rows)
+    match name:
+        case "linear":
+            found = advantage + np.abs(advantage) * tokens.log_ratio
+        case "clipped":
+            found = advantage * np.exp(np.sign(advantage) * tokens.log_ratio).clip(0.05, 3)
+        case "uncertain":
+            found = advantage * (entropy > 0.5 * entropy.max())
+        case _:
+            found = advantage * (entropy <= 0.1 * entropy.max())
+    return found.astype(np.float32)
+
+
 def read_tokens(work: Round, trainer: Trainer, named: dict[str, Run], most: int) -> Tokens:
     """The traces that every objective may learn from, of `most` problems (0: all), with their weights under each objective.
 

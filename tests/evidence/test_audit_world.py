@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,9 @@ from pipeline.errors import StoreError
 from pipeline.evidence import audit, audit_tokens, documents
 from pipeline.overrides import resolve
 from pipeline.rounds.round import open_round
+from pipeline.training.batches import RaggedColumn, Traces
+
+PAIRS = ((-1.0, -1 - math.log(8)), (-1 - math.log(2), -1.0), (1.0, 0.05))  # teacher, student, entropy
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def test_what_points_where_is_seen_in_all_traces_and_norms_in_a_minibatch_of_eac
     """16 traces a block. With minibatches of 8 the norms come from half of them, and the push must not change with that."""
     store, document = audited
     work = open_round(store, resolve(store.load_run(), [f"train.batch_traces={batch}"]), "rounds", 0)
-    found, _ = audit.measure(work, audit.Plan(["grpo", "egrsd", "cl_egrsd"], 12, "adapter"))
+    found, _ = audit.measure(work, audit.Plan(["grpo", "egrsd", "cl_egrsd"], 12, "adapter", made=("linear",)))
     assert found["traces_in_part"] == min(batch, 16)
     for one, other in zip(found["points"], document["points"], strict=True):
         assert one["push"]["value"] == pytest.approx(other["push"]["value"], abs=2e-4)
@@ -70,6 +74,17 @@ def test_every_token_is_held_against_the_reference_of_the_other_blocks(audited):
     rows = zip(table["alignment"].to_pylist(), table["advantage_of_verdict"].to_pylist(), strict=True)
     assert sum(advantage * sum(aligned) for aligned, advantage in rows) > 0
     assert document["points"][0]["push"]["value"] == 1
+
+
+def test_weightings_that_no_run_trains_are_made_of_the_stored_signals(audited):
+    """Advantage 2 and -1, delta ln 2 and -ln 8: the ratios are 2 and 8 (clipped to 3), and linear is 2 + 2 ln 2 and -1 - ln 8."""
+    ragged = [RaggedColumn.of(pa.chunked_array([pa.array([[one], [other]], pa.list_(pa.float32()))])) for one, other in PAIRS]
+    traces = Traces(0, np.array(["a", "b"]), ragged[0], ragged[0], *ragged, np.array([2.0, -1.0], np.float32), 0)
+    tokens = audit_tokens.Tokens(traces, np.array([0, 1]), np.zeros(2, int), np.ones(2, bool), [])
+    found = {name: audit_tokens.made(name, tokens).tolist() for name in audit_tokens.MADE}
+    assert found["linear"] == pytest.approx([2 + 2 * math.log(2), -1 - math.log(8)])
+    assert found["clipped"] == pytest.approx([4, -3])
+    assert (found["uncertain"], found["certain"]) == ([2, 0], [0, -1])
 
 
 def test_all_traces_are_in_a_block(audited):
