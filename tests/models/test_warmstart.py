@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM
 
 from pipeline.models import warmstart
 from pipeline.models.resolve import asset_path
 from pipeline.models.warmstart import build_tokenizer
-from pipeline.problems import tiny
+from pipeline.problems import tiny, worlds
 
 STEPS = 40
 
@@ -83,6 +86,29 @@ def test_a_made_folder_loads_as_it_was_evaluated(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
     assert model.config.head_dim == 32
     assert model.generation_config.eos_token_id == build_tokenizer().eos_token_id
+
+
+def test_the_reasoner_of_a_world_learns_traces_of_that_world(tmp_path: Path) -> None:
+    """No token of a trace is strange to its world, and problem and solution are those of the world."""
+    world = worlds.World(forks=2, pivots=1, filler=3, style=0.5)
+    kind = replace(warmstart.STUDENT, world=world)
+    tokenizer, seen = build_tokenizer(), set()
+    ids, labels = warmstart.training_batch(tokenizer, random.Random(3), 24, kind)
+    for row, wanted in zip(ids, labels, strict=True):
+        problem = tokenizer.decode(row[wanted == -100]).replace("<pad>", "").removeprefix("<bos>")
+        learned = tokenizer.decode(row[wanted != -100]).removesuffix("<eos>")
+        solution, _, response = learned.partition("\n")
+        seen.add(bool(solution))
+        classes = {worlds.CLASSES[code] for code in worlds.token_classes(problem, response, world)}
+        assert "other" not in classes, response
+        assert {"filler", "fork", "pivot", "choice"} <= classes
+        assert re.search(worlds.ANSWER_PATTERN, response)
+    assert seen == {True, False}  # with and without the reference
+    made = warmstart.make(tmp_path, steps=1, seed=0, num_problems=2, kind=kind)
+    assert made["aided"]["num_problems"] == 2
+    with pytest.raises(typer.BadParameter, match="forkz"):
+        warmstart.main(tmp_path / "no", world="forkz=2")
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_teacher_is_a_larger_model_of_the_same_vocabulary_on_careful_traces():
