@@ -43,9 +43,9 @@ def audit_run(uri: str, number: int, wanted: tuple[str, list[str], tuple[int, in
         if space not in get_args(Space):
             raise SettingError(f"'{space}' are no parameters", "--parameters", "Write weights or adapter")
         asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
-        objectives = chosen_objectives(",".join(name for name in asked if name not in MADE))
-        made = tuple(name for name in asked if name in MADE)
-        plan = audit.Plan(objectives, blocks, cast(Space, space), problems, made)
+        if trained := [name for name in asked if name not in MADE]:
+            chosen_objectives(",".join(trained))
+        plan = audit.Plan(asked, blocks, cast(Space, space), problems)
         [work] = choose_rounds(store, resolve(run, sets), [number])
         audit.objectives(work.run, plan.objectives)
         if (note := stale_note(work)) is not None:
@@ -53,7 +53,7 @@ def audit_run(uri: str, number: int, wanted: tuple[str, list[str], tuple[int, in
         with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
             document, table = audit.measure(work, plan)
         write_audit(store, number, document, table)
-        show(document, out, run.train.batch_traces)
+        show(document, out, work.run.train.batch_traces)
         out.say(f"figures: {store.locate(path_of(number, 'json'))}; alignment of every token: ...{number:04d}.parquet")
 
 

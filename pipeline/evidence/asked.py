@@ -15,7 +15,7 @@ from pipeline.config import Run
 from pipeline.contract import PooledEngines
 from pipeline.errors import SettingError, SourceError, UserError, refuse_unread
 from pipeline.evidence.documents import plain
-from pipeline.evidence.evaluation import Samples, StartBar, answer, engine_facts, figures, macro, read
+from pipeline.evidence.evaluation import INTERVAL, Samples, StartBar, answer, engine_facts, figures, macro, read
 from pipeline.evidence.evaluation import differences as paired
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
@@ -80,7 +80,7 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
     """A source and its evaluation settings, checked before an engine starts.
 
     Raises SettingError for a wrong k, or for a setting that evaluation does not read. Raises SourceError for a source that is
-    unreadable, unknown, without answers, or too small for a bootstrap. Raises ModelError for an unreadable tokenizer.
+    unreadable, unknown, without answers, or too small for an interval. Raises ModelError for an unreadable tokenizer.
     """
     named = settings_in(sets)
     changed = _settings(run, sets)
@@ -157,7 +157,7 @@ def _generated(uri: str) -> bool:
 
 
 def check_problems(source: ProblemSet, number: int) -> None:
-    """Raise SourceError, before an engine starts, when a bootstrap has too few problems or no problem has an answer."""
+    """Raise SourceError, before an engine starts, when an interval has too few problems or no problem has an answer."""
     where, number = source.source.uri, min(len(source), number)
     if number < 2:
         raise SourceError(f"{number} problem is too few for an interval over problems", where, "2 at least are needed")
@@ -215,7 +215,7 @@ def summarise(store: Store, one: Asked, found: dict[int, Samples]) -> dict[str, 
         "problems": len(found[first]),
         "k": one.k,
         "samples": one.run.rollout.group_size,
-        "interval": "95 % percentile bootstrap over problems, 2000 resamples; differences paired by problem",
+        "interval": INTERVAL,
         "policies": policies,
         "differences": changes,
         "settings": _deciding(store, one, list(found)),

@@ -2,7 +2,7 @@
 
 No engine is needed. pipeline/method/directions.py has the reference, the estimates and their correction for noise. Figures are
 kept in evidence/audit-NNNN.json. The alignment of every token is kept in evidence/audit-NNNN.parquet, one row per trace. A
-weighting, regime or decile then needs no gradient: its push is a weighted sum of that column.
+weighting, regime or decile then needs no gradient: its push is a weighted sum of that column, each block by its own traces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from pipeline.config import Run
 from pipeline.contract import Regime
 from pipeline.errors import SettingError, UserError
-from pipeline.evidence.audit_tokens import Tokens, first_step, made, read_tokens
+from pipeline.evidence.audit_tokens import MADE, Tokens, first_step, made, read_tokens
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
 from pipeline.evidence.intervals import estimate, jackknife
@@ -46,22 +46,25 @@ LEAST_BLOCKS = 6
 
 @dataclass(frozen=True)
 class Plan:
-    """What is audited: objectives as `egrsd compare` names them, blocks and problems at most, and by which parameters.
+    """What is audited: objectives as `egrsd compare` names them, or of audit_tokens.MADE; blocks and problems at most; by which
+    parameters. The first objective is compared with.
 
-    problems: 0 is all of the round's; else that many are drawn by the run's seed. made: further weightings, of audit_tokens.MADE.
+    problems: 0 is all of the round's; else that many are drawn by the run's seed.
     """
 
     objectives: list[str]
     blocks: int = 16
     space: Space = "weights"
     problems: int = 0
-    made: tuple[str, ...] = ()
 
 
 def objectives(run: Run, names: list[str]) -> dict[str, Run]:
-    """The run with each objective. Raises SettingError for one that learns from more than the log-probs of sampled tokens."""
+    """The run with each objective, but for those of MADE.
+
+    Raises SettingError for one that learns from more than the log-probs of sampled tokens.
+    """
     found = {}
-    for name in names:
+    for name in (name for name in names if name not in MADE):
         if name == "no_reference":
             raise SettingError("'no_reference' needs other scores", "--objectives", "Audit a run that was made so")
         found[name] = variant(run, name, run.seed)
@@ -86,8 +89,8 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
     named = objectives(run, plan.objectives)
     trainer = Trainer(run, model, torch.device("cpu"))
     tokens = read_tokens(work, trainer, named, plan.problems)
-    names = [REFERENCE, *named, *plan.made]
-    tokens.weights.extend(made(name, tokens) for name in plan.made)
+    names, trained = [REFERENCE, *plan.objectives], dict(zip(named, tokens.weights[1:], strict=True))
+    tokens.weights[1:] = [trained[name] if name in trained else made(name, tokens) for name in plan.objectives]
     if tokens.classes is not None:
         decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
         tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])
@@ -105,7 +108,8 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
     products = maths.Products.of_parts(flows[:-1], references, towards)
     lengths = maths.Products.of([flows[-1], *flows[:-1]])
     points = _figures(names, products, (in_part, run.train.batch_traces), run.train.betas[0], lengths)
-    _add_steps(points, flows[:-1], references, trainer.optimizer.defaults["eps"])
+    length = float(tokens.lengths.mean())  # these gradients are sums over tokens, and those of training are means
+    _add_steps(points, flows[:-1], references, trainer.optimizer.defaults["eps"] * length)
     clock.append(time.perf_counter())
     document = {
         "run": run.name,
@@ -148,9 +152,10 @@ def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np
 
 
 def _parts(groups: list[np.ndarray], run: Run) -> list[np.ndarray]:
-    """The traces of each block whose gradients are taken: all, but a minibatch of them at most, drawn as training shuffles.
+    """The traces of each block whose gradients are taken: all, but a minibatch of them at most, drawn at random.
 
-    The norms of gradients are seen in those. What points where is seen in all traces.
+    The norms of gradients are seen in those, and so is the cosine with the gradient of length. What points towards accuracy is
+    seen in all traces.
     """
     most, rng = run.train.batch_traces, np.random.default_rng([run.seed, 2])
     return [np.sort(rng.choice(rows, most, replace=False)) if len(rows) > most else rows for rows in groups]
@@ -175,20 +180,20 @@ class _Audited:
         return (total / len(rows)).numpy()
 
     def alignment(self, groups: list[np.ndarray], references: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """d log p_t . r of every token, r: the mean reference of the blocks that the trace is not in, divided by its norm.
+        """d log p_t . r of every token, r: the mean reference of the blocks that the trace is not in, divided by
+        the norm of the mean of all blocks.
 
-        So no trace's own noise is in its direction. -> float32 [tokens], and the product of r with every weighting's gradient of
-        the block, [K, M].
+        So no trace's own noise is in its direction, and all blocks have one scale. -> float32 [tokens], and the product of the
+        undivided mean with every weighting's gradient of the block, [K, M].
         """
         found = np.zeros(int(self.tokens.lengths.sum()), np.float32)
         towards = np.zeros((len(self.tokens.weights), len(groups)))
         total = references.sum(0, dtype=np.float64)
+        norm = max(float(np.linalg.norm(total)) / len(groups), 1e-30)
         for block, rows in enumerate(groups):
-            direction = (total - references[block]) / (len(groups) - 1)
-            norm = max(float(np.linalg.norm(direction)), 1e-30)
-            unit = torch.from_numpy((direction / norm).astype(np.float32))
+            direction = torch.from_numpy(((total - references[block]) / (len(groups) - 1) / norm).astype(np.float32))
             for micro, places in self.tokens.micros(rows, self.trainer):
-                found[places] = self.space.alignments(micro, unit).detach().numpy()
+                found[places] = self.space.alignments(micro, direction).detach().numpy()
             seen = self.tokens.places(rows)
             towards[:, block] = [weights[seen] @ found[seen].astype(np.float64) for weights in self.tokens.weights]
             towards[:, block] *= norm / len(rows)
@@ -210,9 +215,9 @@ def _figures(
     taken = maths.all_but_one(products.own.shape[1])
     drawn = maths.estimates(products, taken)
     in_block, batch = sizes
-    share = maths.in_minibatch(drawn.share, int(in_block), batch)
+    share = maths.in_minibatch(drawn.share, in_block, batch)
     shown = {"cosine": drawn.cosine, "minibatch": drawn.minibatch, "share": drawn.share}
-    averaged = maths.in_minibatch(drawn.share, int(in_block), batch * (1 + beta) / (1 - beta))
+    averaged = maths.in_minibatch(drawn.share, in_block, batch * (1 + beta) / (1 - beta))
     shown |= {"batch_share": share, "batch_cosine": drawn.cosine * np.sqrt(share)}
     shown |= {"averaged_cosine": drawn.cosine * np.sqrt(averaged), "push": drawn.push}
     shown |= {LONGER: maths.estimates(lengths, taken).cosine[:, 1:]}

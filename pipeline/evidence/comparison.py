@@ -22,7 +22,7 @@ from pipeline.config.objective import GATES, OBJECTIVES, Objective
 from pipeline.errors import SettingError, UserError, nearest
 from pipeline.evidence.documents import plain
 from pipeline.evidence.evaluation import engine_facts, figures, per_problem, read
-from pipeline.evidence.intervals import holm, over_seeds
+from pipeline.evidence.intervals import holm, of_gaps, of_means, of_shares, over_seeds
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.overrides import differences, load
@@ -121,7 +121,7 @@ class Comparison:
             "seeds": self.seeds,
             "baseline": self.baseline,
             "test": TEST,
-            "intervals": "points: 95 % bootstrap over problems; objectives and pairs: 95 %, over seeds and problems",
+            "intervals": "points: 95 % over problems; objectives and pairs: 95 %, over seeds and problems",
             "sampling": {name: getattr(ev, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "samples")},
             "source": ev.source.model_dump(mode="json"),
             "template_hash": template_hash(tokenizer_of(base.model)),
@@ -330,7 +330,8 @@ def summary(name: str, series: Series) -> dict[str, Any]:
     """Means of one objective over its seeds, with intervals over seeds and problems."""
     found: dict[str, Any] = {"objective": name, "seeds": sorted(series.points)}
     for measure in MEASURES:
-        value = over_seeds(np.stack([rows for _, rows in sorted(getattr(series, measure).items())]))
+        rows = np.stack([rows for _, rows in sorted(getattr(series, measure).items())])
+        value = over_seeds(rows, of_shares if measure == "accuracy" else of_means)
         found[measure] = {"value": value.value, "mean": value.value, "low": value.low, "high": value.high}
     return found
 
@@ -347,7 +348,7 @@ def _family(found: dict[str, Series], against: str, measure: str) -> list[dict[s
         seeds = sorted(series.points.keys() & found[against].points.keys())
         if name != against and seeds:
             gaps = [getattr(series, measure)[s] - getattr(found[against], measure)[s] for s in seeds]
-            tested = over_seeds(np.stack(gaps))
+            tested = over_seeds(np.stack(gaps), of_gaps if measure == "accuracy" else of_means)
             family.append({"objective": name, "baseline": against, "measure": measure, "seeds": seeds, **asdict(tested)})
     known = [pair for pair in family if pair["p"] is not None]
     for pair, raised in zip(known, holm([pair["p"] for pair in known]), strict=True):

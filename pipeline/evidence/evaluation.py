@@ -1,7 +1,7 @@
 """Samples of policies on held-out problems, and the figures of them, each with its interval.
 
-Every figure is computed from `Samples`, N problems x K samples, in which NaN stands for a rejected row. A bootstrap draws
-problems. A difference is paired by problem: both policies take the same draws.
+Every figure is computed from `Samples`, N problems x K samples, in which NaN stands for a rejected row. Intervals are over
+problems (intervals.py). A difference is paired by problem.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pipeline.answers.texts import normal_form
 from pipeline.config import Run
 from pipeline.contract import PooledEngines, Reject, Verdict
 from pipeline.digest import digest
-from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, resampled
+from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, of_gaps, of_means, of_shares, resampled, together
 from pipeline.problems.sources import ProblemSet
 from pipeline.problems.survey import normal
 from pipeline.rounds.inventory import Inventory
@@ -33,6 +33,13 @@ from pipeline.store.directory import Entry, Store
 
 FIGURES = ("avg", "pass", "maj", "length", "median_length", "truncated", "tokens_per_correct")
 MEANS = ("avg", "length")  # `egrsd distill` and the report show these
+SHARES = ("avg", "pass", "maj", "truncated")
+MEANT = ("avg", "pass", "maj", "length", "truncated")
+DRAWN = ("median_length", "tokens_per_correct")  # no means over problems: these are bootstrapped
+INTERVAL = (
+    "95 % over problems: shares by Wilson with the effective number of problems, their differences by Bonett and Price, lengths "
+    "by Student's t, median and tokens per correct answer by a bootstrap of 2000 resamples; differences paired by problem"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,14 +213,17 @@ def pass_at(correct: np.ndarray, k: int) -> np.ndarray:
 
 
 def figures(found: Samples, k: int, seed: int = 0, names: tuple[str, ...] = FIGURES) -> dict[str, Estimate]:
-    """Figures, by name, with 95 % percentile bootstrap intervals over the problems that were answered. `draws` defines them.
+    """Figures, by name, with 95 % intervals over the problems that were answered. `values_of` and `draws` define them.
 
     A figure without a value is left out, such as pass@k when rejected rows leave fewer than k samples. Raises ValueError when
     fewer than two problems were answered.
     """
     found = _select(found, _answered(found))
     rows = resampled(len(found), seed)
-    return _estimates({name: draws(found, name, k, rows) for name in names})
+    made: dict[str, Estimate | None] = {}
+    for name in names:
+        made[name] = estimate(draws(found, name, rows)) if name in DRAWN else _over_problems(found, None, name, k)
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def differences(after: Samples, before: Samples, k: int, seed: int = 0, names: tuple[str, ...] = FIGURES) -> dict[str, Estimate]:
@@ -226,23 +236,46 @@ def differences(after: Samples, before: Samples, k: int, seed: int = 0, names: t
     both = _answered(after) & _answered(before)
     rows = resampled(int(both.sum()), seed)
     after, before = _select(after, both), _select(before, both)
-    with np.errstate(invalid="ignore"):  # without a correct answer on either side tokens per correct answer have no difference
-        return _estimates({name: draws(after, name, k, rows) - draws(before, name, k, rows) for name in names}, bounded=True)
+    made: dict[str, Estimate | None] = {}
+    for name in names:
+        if name in DRAWN:
+            with np.errstate(invalid="ignore"):  # without a correct answer on either side there is no difference
+                made[name] = estimate(draws(after, name, rows) - draws(before, name, rows), bounded=True)
+        else:
+            made[name] = _over_problems(after, before, name, k)
+    return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str, Estimate]:
     """Mean over sources of each figure, or of its difference to a second policy. Each source is resampled on its own."""
-    total: dict[str, np.ndarray] = {name: np.zeros(RESAMPLES + 1) for name in FIGURES}
-    for number, (found, other) in enumerate(of_sources):
-        other = _in_order_of(found, other) if other is not None else None
-        both = _answered(found) & (_answered(other) if other is not None else True)
-        found, other = _select(found, both), _select(other, both) if other is not None else None
-        rows = resampled(len(found), number)
-        for name in FIGURES:
+    parts = [
+        figures(one, k, names=MEANT) if other is None else differences(one, other, k, names=MEANT) for one, other in of_sources
+    ]
+    found = {name: together([part[name] for part in parts]) for name in MEANT if all(name in part for part in parts)}
+    total: dict[str, np.ndarray] = {name: np.zeros(RESAMPLES + 1) for name in DRAWN}
+    for number, (one, other) in enumerate(of_sources):
+        other = _in_order_of(one, other) if other is not None else None
+        both = _answered(one) & (_answered(other) if other is not None else True)
+        one, other = _select(one, both), _select(other, both) if other is not None else None
+        rows = resampled(len(one), number)
+        for name in DRAWN:
             with np.errstate(invalid="ignore"):
-                part = draws(found, name, k, rows) - (draws(other, name, k, rows) if other is not None else 0.0)
+                part = draws(one, name, rows) - (draws(other, name, rows) if other is not None else 0.0)
                 total[name] = total[name] + part / len(of_sources)
-    return _estimates(total, bounded=any(other is not None for _, other in of_sources))
+    bounded = any(other is not None for _, other in of_sources)
+    drawn = {name: estimate(values, bounded) for name, values in total.items()}
+    return found | {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def _over_problems(found: Samples, other: Samples | None, name: str, k: int) -> Estimate | None:
+    """A mean over problems, or its difference to `other`, with its interval. None for fewer than two problems with a value."""
+    values = values_of(found, name, k) - (values_of(other, name, k) if other is not None else 0.0)
+    if np.isfinite(values).sum() < 2:
+        return None
+    if name not in SHARES:
+        return of_means(values)
+    samples = int(np.isfinite(values).sum()) if name == "maj" else int(np.isfinite(found.correct).sum())
+    return of_shares(values, samples) if other is None else of_gaps(values, samples)
 
 
 def comparable(after: Samples, before: Samples) -> bool:
@@ -267,38 +300,33 @@ def _in_order_of(first: Samples, other: Samples) -> Samples:
     return _select(other, np.array([places[key] for key in first.keys]))
 
 
-def draws(found: Samples, name: str, k: int, rows: np.ndarray) -> np.ndarray:
-    """The figure `name` on each choice of problems, `rows` [R, N] -> [R].
+def values_of(found: Samples, name: str, k: int) -> np.ndarray:
+    """Values of each problem whose mean is the figure `name`: [N], NaN where a problem has none.
 
     avg: share of correct samples. pass: `pass_at` k. maj: `majority`. length: mean tokens. truncated: share of truncated samples.
+    A problem with a rejected row counts as much as the others.
+    """
+    of_samples = {"avg": found.correct, "length": found.length, "truncated": found.truncated}
+    if name in of_samples:
+        return _row_mean(of_samples[name])
+    return pass_at(found.correct, k) if name == "pass" else found.majority
+
+
+def draws(found: Samples, name: str, rows: np.ndarray) -> np.ndarray:
+    """A figure that is no mean on each choice of problems, `rows` [R, N] -> [R].
+
     median_length: median over all samples. tokens_per_correct: tokens of all samples per correct sample, infinite without one.
-    Means are over problems, so a problem with a rejected row counts as much as the others.
     """
     with np.errstate(all="ignore"):
         if name == "median_length":
             return np.array([np.nanmedian(found.length[chosen]) for chosen in rows])
-        if name == "tokens_per_correct":
-            tokens, right = _row_mean(found.length), _row_mean(found.correct)
-            return np.nansum(tokens[rows], axis=1) / np.nansum(right[rows], axis=1)
-        values = {
-            "avg": lambda: _row_mean(found.correct),
-            "pass": lambda: pass_at(found.correct, k),
-            "maj": lambda: found.majority,
-            "length": lambda: _row_mean(found.length),
-            "truncated": lambda: _row_mean(found.truncated),
-        }[name]()
-        return _mean(values[rows])
+        tokens, right = _row_mean(found.length), _row_mean(found.correct)
+        return np.asarray(np.nansum(tokens[rows], axis=1) / np.nansum(right[rows], axis=1))
 
 
 def per_problem(found: Samples, name: str) -> np.ndarray:
     """Means over the samples of each problem [N] of `correct`, `length` or `truncated`; NaN where all were rejected."""
     return _row_mean(getattr(found, name))
-
-
-def _estimates(drawn: dict[str, np.ndarray], bounded: bool = False) -> dict[str, Estimate]:
-    """Estimates by name, without the figures that have none."""
-    estimates = {name: estimate(values, bounded) for name, values in drawn.items()}
-    return {name: found for name, found in estimates.items() if found is not None}
 
 
 def _answered(found: Samples) -> np.ndarray:
@@ -316,9 +344,3 @@ def _row_mean(values: np.ndarray) -> np.ndarray:
     """Mean over the samples of each problem [N, K] -> [N]; NaN without one."""
     count = np.isfinite(values).sum(1)
     return np.where(count, np.nansum(values, axis=1) / np.maximum(count, 1), np.nan)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis, without NaN values. NaN where all values are NaN."""
-    count = np.isfinite(values).sum(-1)
-    return np.nansum(values, axis=-1) / np.where(count, count, np.nan)

@@ -1,10 +1,13 @@
-"""How far a figure can be trusted: bootstrap intervals over problems, and tests over seeds.
+"""How far a figure can be trusted: intervals over problems, and tests over seeds.
 
-One bootstrap serves every figure. It draws problems, so that the samples of one problem stay together.
+A problem is one observation, so that its samples stay together. Shares and their differences have intervals of their own, since
+a bootstrap of few or rare events is too narrow. Figures that are no means (a median, a ratio) are bootstrapped.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +20,7 @@ TOLD = 0.8  # least share of resamples with a value; the share is lower when onl
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % bootstrap interval."""
+    """A figure with its 95 % interval."""
 
     value: float
     low: float
@@ -71,31 +74,76 @@ def estimate(drawn: np.ndarray, bounded: bool = False) -> Estimate | None:
     return Estimate(float(drawn[0]), float(low), float(high))
 
 
-def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of per-problem values [N] with its interval. A problem without an answer (NaN) is left out.
+def of_shares(values: np.ndarray, samples: int | None = None) -> Estimate:
+    """Mean of per-problem shares [N] in [0, 1] by Wilson's interval (1927), with t for the normal quantile.
 
-    Raises ValueError for fewer than two values.
+    samples: of all problems together; None: one each. The number of problems is the effective one: that whose single samples
+    would vary as much as the shares do. It is at most `samples`. A NaN is left out. Raises ValueError for fewer than two values.
     """
+    values = _known(values)
+    size, mean = len(values), float(values.mean())
+    spread, most = float(values.var(ddof=1)), max(size, samples or 0)
+    count = min(most, max(1.0, mean * (1 - mean) * size / spread)) if spread else size
+    square = _quantile(size - 1) ** 2
+    middle = (mean + square / (2 * count)) / (1 + square / count)
+    half = math.sqrt(square * (mean * (1 - mean) / count + square / (4 * count**2))) / (1 + square / count)
+    return Estimate(mean, max(0.0, min(mean, middle - half)), min(1.0, max(mean, middle + half)))
+
+
+def of_gaps(values: np.ndarray, samples: int | None = None) -> Estimate:
+    """Mean of differences of shares [N], paired by problem and in [-1, 1], by the interval of Bonett and Price (2012).
+
+    Two problems are added, one for each side. They differ by one sample of a problem, so that rare differences do not look
+    certain. samples: of all problems together; None: one each. A NaN is left out. Raises ValueError for fewer than two values.
+    """
+    values = _known(values)
+    size, added = len(values), len(values) / max(len(values), samples or 0)
+    middle = float(values.sum()) / (size + 2)
+    variance = (float((values**2).sum()) + 2 * added**2) / (size + 2) - middle**2
+    half, mean = _quantile(size - 1) * math.sqrt(variance / (size + 2)), float(values.mean())
+    return Estimate(mean, max(-1.0, min(mean, middle - half)), min(1.0, max(mean, middle + half)))
+
+
+def of_means(values: np.ndarray) -> Estimate:
+    """Mean of per-problem values [N] by Student's t. A NaN is left out. Raises ValueError for fewer than two values."""
+    values = _known(values)
+    half = _quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+
+
+def together(parts: list[Estimate]) -> Estimate:
+    """The mean of independent figures. Its interval comes from theirs by MOVER (Zou and Donner 2008)."""
+    value, size = float(np.mean([part.value for part in parts])), len(parts)
+    below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / size
+    above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / size
+    return Estimate(value, value - below, value + above)
+
+
+def _known(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
-    found = estimate(values[resampled(len(values), seed)].mean(1))
-    assert found is not None  # every value is finite
-    return found
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} problems are too few for an interval: 2 at least")
+    return values
+
+
+def _quantile(freedom: int) -> float:
+    """The .975 quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
 
 
 def jackknife(value: float, without: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate | None:
     """A figure with its interval from its values without each of G equal parts of the sample [G], by Student's t (Tukey 1958).
 
-    The interval stays within `bounds`. None when one of the values is not there.
+    Figure and interval stay within `bounds`, which an estimate of a cosine may pass. None when one of the values is not there.
     """
     parts = len(without)
     if not np.isfinite([value, *without]).all():
         return None
-    from scipy.special import stdtrit
-
-    half = stdtrit(parts - 1, 0.975) * np.sqrt((parts - 1) * without.var())
-    low, high = np.clip([value - half, value + half], *bounds)
-    return Estimate(float(value), float(low), float(high))
+    half = _quantile(parts - 1) * np.sqrt((parts - 1) * without.var())
+    return Estimate(*(float(part) for part in np.clip([value, value - half, value + half], *bounds)))
 
 
 class Crossed(NamedTuple):
@@ -130,17 +178,17 @@ def crossed(values: np.ndarray) -> Crossed:
     return Crossed(mean, np.sqrt(total / (seeds * size)), freedom)
 
 
-def over_seeds(values: np.ndarray) -> Tested:
+def over_seeds(values: np.ndarray, alone: Callable[[np.ndarray], Estimate] = of_means) -> Tested:
     """Mean of values [S, N], seeds x problems, where seeds and problems are both random samples. See `crossed`.
 
-    In 10 000 simulations with 5 seeds or more, 93.8 to 97 % of the intervals contain the true mean. With fewer seeds more of
-    them do. With one seed the interval is a bootstrap over problems. A problem with a NaN is left out. Raises ValueError for
+    In 10 000 simulations with 5 seeds or more, 94 to 97 % of the intervals contain the true mean. With fewer seeds more of
+    them do. `alone` makes the interval over the problems of one seed. A problem with a NaN is left out. Raises ValueError for
     fewer than two problems.
     """
     values = values[:, np.isfinite(values).all(0)]
     seeds, size = values.shape
     if seeds == 1:
-        found = bootstrap(values[0])
+        found = alone(values[0])
         return Tested(found.value, found.low, found.high, None)
     if size < 2:
         raise ValueError(f"{size} problems are too few for an interval: 2 at least")

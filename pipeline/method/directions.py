@@ -141,13 +141,12 @@ def adamw(flows: np.ndarray, references: np.ndarray, eps: float) -> tuple[np.nda
     own, without = np.zeros(len(flows)), np.zeros((len(flows), len(parts)))
     for place, flow in enumerate(flows):
         sums, squares = (np.add.reduceat(x, np.cumsum(sizes) - sizes) for x in (flow, np.square(flow)))
-        total, square = sums.sum(0), squares.sum(0)
         for left in range(len(parts)):
             for other in range(left + 1):
                 gone = [left] if other == left else [left, other]
-                count = len(flow) - sizes[gone].sum()
-                spread = np.maximum(square - squares[gone].sum(0), 0) / count
-                step = (total - sums[gone].sum(0)) / (count * (np.sqrt(spread) + eps))
+                left_over = np.delete(np.arange(len(parts)), gone)  # summed, since a difference of large sums has no digits left
+                count = sizes[left_over].sum()
+                step = sums[left_over].sum(0) / (count * (np.sqrt(squares[left_over].sum(0) / count) + eps))
                 found = means[gone] @ step / max(float(np.linalg.norm(step)), 1e-30)
                 if other == left:
                     own[place] += found[0] / len(parts)

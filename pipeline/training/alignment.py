@@ -25,8 +25,9 @@ class Directions:
     """One model, and the parameters by which gradients are taken.
 
     space: `weights` are all weights of the base, with the adapter in place as it is; `adapter` are those that training moves.
-    At policy 0 the adapter's B is zero, and so is the gradient of its A. A float32 base takes the adapter into its own weights,
-    because the gradient is the same there and costs half. Raises ModelError for a model that scales or caps its logits.
+    At policy 0 the adapter's B is zero, and so is the gradient of its A. By all weights the base takes the adapter into its own,
+    because the gradient is the same there and costs less. All is computed in float32. Raises ModelError for a model that scales
+    or caps its logits.
     """
 
     def __init__(self, student: Student, space: Space) -> None:
@@ -39,7 +40,9 @@ class Directions:
         base.config._attn_implementation = "eager"  # the fused kernels have no forward-mode derivative
         if student.packs and (why := attention.install(base)):
             raise ModelError(f"cannot run packed micro-batches: {why}", str(base.config.name_or_path), "Set train.packing padded")
-        if space == "weights" and not student.trains_all and base.dtype == torch.float32:
+        student.model.float()
+        student.product = torch.float32
+        if space == "weights" and not student.trains_all:
             student.model.merge_adapter()
         self.decoder: Any = base.get_decoder()
         head = base.get_output_embeddings()

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.config import Run
 from pipeline.errors import TrainingError
+from pipeline.training.student import student
 
 _BASE = (
     "Likely: model.max_model_len reaches past the window for which positions were scaled. "
@@ -67,6 +68,7 @@ def as_answered(
             yield
     finally:
         module.train(training)
+        student.rest(module)
         for own, before in kept:
             own.copy_(before)
 

@@ -93,6 +93,7 @@ class Trainer:
             where, watched = f"round {data.number}, step {self.step}", index == 0 and data.comparable
             aside = watched and (data.policy_version != data.number or self.run.model.lora_dropout > 0)
             found = self._probe(share if data.policy_version == data.number else share[:1], data, where) if aside else {}
+            data = replace(data, answered=None)  # whole weights of another policy, which nobody reads any more
             metrics = self.train_step(share, where, data.policy_version if watched and not aside else None)
             yield {"round": data.number, "rejected": traces.num_rejected, **metrics, **found}
 

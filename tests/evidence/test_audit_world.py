@@ -13,10 +13,12 @@ from audited_world import ENTROPY, GAIN, audited_world
 
 from pipeline.errors import StoreError
 from pipeline.evidence import audit, audit_tokens, documents
+from pipeline.method import directions
 from pipeline.overrides import resolve
 from pipeline.rounds.round import open_round
 from pipeline.training.batches import RaggedColumn, Traces
 
+COLUMNS = ("alignment", "advantage_of_verdict", "block")
 PAIRS = ((-1.0, -1 - math.log(8)), (-1 - math.log(2), -1.0), (1.0, 0.05))  # teacher, student, entropy
 
 
@@ -60,20 +62,30 @@ def test_what_points_where_is_seen_in_all_traces_and_norms_in_a_minibatch_of_eac
     """16 traces a block. With minibatches of 8 the norms come from half of them, and the push must not change with that."""
     store, document = audited
     work = open_round(store, resolve(store.load_run(), [f"train.batch_traces={batch}"]), "rounds", 0)
-    found, _ = audit.measure(work, audit.Plan(["grpo", "egrsd", "cl_egrsd"], 12, "adapter", made=("linear",)))
+    found, _ = audit.measure(work, audit.Plan(["grpo", "linear", "egrsd", "cl_egrsd"], 12, "adapter"))
     assert found["traces_in_part"] == min(batch, 16)
     for one, other in zip(found["points"], document["points"], strict=True):
         assert one["push"]["value"] == pytest.approx(other["push"]["value"], abs=2e-4)
 
 
-def test_every_token_is_held_against_the_reference_of_the_other_blocks(audited):
-    """The reference's own push is 1 by definition, so its weights and the column must agree in sign."""
-    store, document = audited
-    table = pq.read_table(store.locate(documents.path_of(0, "parquet")))
-    assert sorted(set(table["block"].to_pylist())) == list(range(12))
-    rows = zip(table["alignment"].to_pylist(), table["advantage_of_verdict"].to_pylist(), strict=True)
-    assert sum(advantage * sum(aligned) for aligned, advantage in rows) > 0
-    assert document["points"][0]["push"]["value"] == 1
+def test_every_token_is_held_against_the_reference_of_the_other_blocks(audited, monkeypatch):
+    """Weight x alignment, summed over a block, is the product of the block's gradient with the mean of the others' references.
+
+    All traces of a block are its part here, so gradients tell the same, for every weighting.
+    """
+    store, seen = audited[0], []
+    of_parts = directions.Products.of_parts
+    monkeypatch.setattr(audit.maths.Products, "of_parts", lambda *parts: seen.append(parts) or of_parts(*parts))
+    work = open_round(store, resolve(store.load_run(), ["train.batch_traces=192"]), "rounds", 0)
+    _, table = audit.measure(work, audit.Plan(["linear", "grpo", "egrsd"], 12, "adapter"))
+    [(flows, references, towards)] = seen
+    others = (references.sum(0) - references) / 11
+    np.testing.assert_allclose(towards, np.einsum("kmp,mp->km", flows, others), rtol=2e-3, atol=1e-6)
+    np.testing.assert_allclose(flows[0], references, rtol=1e-3, atol=1e-6)
+    pushed = np.zeros(12)
+    for aligned, advantage, block in zip(*(table[name].to_pylist() for name in COLUMNS), strict=True):
+        pushed[block] += advantage * sum(aligned) / 16
+    np.testing.assert_allclose(pushed * np.linalg.norm(references.mean(0)), towards[0], rtol=1e-3, atol=1e-6)
 
 
 def test_weightings_that_no_run_trains_are_made_of_the_stored_signals(audited):

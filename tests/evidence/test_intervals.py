@@ -6,30 +6,71 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from pipeline.evidence import intervals
 from pipeline.evidence.intervals import jackknife
 
 
-def test_the_interval_of_a_coin_is_the_known_one():
-    values = np.repeat([0.0, 1.0], 200)
-    found = intervals.bootstrap(values)
-    assert found.value == 0.5
-    assert found.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.005)
-    assert found.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.005)
+def test_the_golden_intervals_of_shares():
+    """Wilson with t of 9 degrees of freedom, 2.26216, squared 5.11735: 3 of 10 is right, 10 x .3 x .7 / (.3 x .7 x 10 / 9) = 9.
+
+    Middle (.3 + 5.11735 / 18) / (1 + 5.11735 / 9) = .584297 / 1.568594 = .372497. Half sqrt(5.11735 (.21 / 9 + 5.11735 / 324)) /
+    1.568594 = sqrt(.200230) / 1.568594 = .285268. With scipy's own (z for t, all 10 problems): .1078 to .6032.
+    """
+    found = intervals.of_shares(np.array([1.0] * 3 + [0.0] * 7))
+    assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.372497 - 0.285268, 0.372497 + 0.285268), abs=2e-5)
+    many = np.repeat([1.0, 0.0], [3000, 7000])
+    known = binomtest(3000, 10_000).proportion_ci(method="wilson")
+    assert tuple(vars(intervals.of_shares(many)).values())[1:] == pytest.approx((known.low, known.high), abs=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
-def test_an_interval_holds_its_mean(values):
-    found = intervals.bootstrap(np.array(values))
-    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+def test_the_golden_intervals_of_differences():
+    """Bonett and Price: 2 of 50 problems lost, 9 won. Middle 7 / 52, variance 13 / 52 - (7 / 52)^2, t of 49 degrees 2.0096.
+
+    With four samples a problem the two that are added count a quarter each.
+    """
+    found = intervals.of_gaps(np.array([-1.0] * 2 + [1.0] * 9 + [0.0] * 39))
+    half = 2.009575 * math.sqrt((13 / 52 - (7 / 52) ** 2) / 52)
+    assert (found.value, found.low, found.high) == pytest.approx((0.14, 7 / 52 - half, 7 / 52 + half), abs=1e-6)
+    four = intervals.of_gaps(np.array([-1.0] * 2 + [1.0] * 9 + [0.0] * 39), 200)
+    half = 2.009575 * math.sqrt(((11 + 2 / 16) / 52 - (7 / 52) ** 2) / 52)
+    assert (four.low, four.high) == pytest.approx((7 / 52 - half, 7 / 52 + half), abs=1e-6)
 
 
+def test_the_interval_of_a_mean_is_students():
+    """Values 1 2 3 6, mean 3, spread sqrt(14 / 3), t of 3 degrees of freedom 3.1824."""
+    found = intervals.of_means(np.array([1.0, 2, 3, 6, np.nan]))
+    half = 3.182446 * np.sqrt(14 / 3) / 2
+    assert (found.value, found.low, found.high) == pytest.approx((3, 3 - half, 3 + half))
+
+
+def test_the_mean_of_figures_has_an_interval_of_theirs():
+    """Half widths 3 and 4 below, 0 and 2 above: sqrt(9 + 16) / 2 and sqrt(0 + 4) / 2."""
+    found = intervals.together([intervals.Estimate(5, 2, 5), intervals.Estimate(7, 3, 9)])
+    assert (found.value, found.low, found.high) == (6, 3.5, 7)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40), st.integers(1, 400))
+def test_an_interval_holds_its_mean_and_stays_within_what_is_possible(values, samples):
+    shares = intervals.of_shares(np.array(values), samples)
+    assert 0 <= shares.low <= shares.value <= shares.high <= 1
+    gaps = intervals.of_gaps(np.array(values) - np.array(values[::-1]), samples)
+    assert -1 <= gaps.low <= gaps.value <= gaps.high <= 1
+
+
+def test_rare_and_missing_events_do_not_look_certain():
+    """No answer of 40 is wrong, and no answer changed: a bootstrap gave intervals without width."""
+    assert intervals.of_shares(np.ones(40)).low == pytest.approx(40 / (40 + 2.0227**2), abs=1e-3)
+    assert intervals.of_gaps(np.zeros(40)).low < -0.06
+
+
+@pytest.mark.parametrize("made", [intervals.of_shares, intervals.of_gaps, intervals.of_means])
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, np.nan]])
-def test_fewer_than_two_problems_have_no_interval(values):
+def test_fewer_than_two_problems_have_no_interval(values, made):
     with pytest.raises(ValueError, match="too few for an interval"):
-        intervals.bootstrap(np.array(values))
+        made(np.array(values))
 
 
 def test_resamples_without_a_value_leave_while_they_are_few():
@@ -192,13 +233,13 @@ def covered(seeds, size, variances, times=10_000, freedom=None):
 @pytest.mark.parametrize(("seeds", "size", "variances"), GRID)
 def test_intervals_over_seeds_contain_the_truth_as_often_as_they_say(seeds, size, variances):
     """10 000 simulated comparisons: 94 to 97 % of the intervals hold the true mean. The standard error of a share is 0.2 %."""
-    assert 0.938 <= covered(seeds, size, variances) <= 0.97
+    assert 0.94 <= covered(seeds, size, variances) <= 0.97
 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(("seeds", "size", "variances"), WIDE)
 def test_intervals_over_seeds_contain_the_truth_on_the_wide_grid(seeds, size, variances):
-    assert 0.938 <= covered(seeds, size, variances) <= 0.97
+    assert 0.94 <= covered(seeds, size, variances) <= 0.97
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 4])
@@ -207,21 +248,43 @@ def test_intervals_over_few_seeds_err_on_the_careful_side(seeds):
         assert covered(seeds, 40, variances, 4000) >= 0.94
 
 
-@pytest.mark.parametrize(("size", "samples", "share"), [(40, 4, 0.2), (40, 4, 0.6), (128, 1, 0.5), (512, 1, 0.5), (512, 1, 0.96)])
-def test_bootstrap_intervals_contain_the_truth_as_often_as_they_say(size, samples, share):
-    """Accuracy of problems x samples, where problems differ: 2 000 simulations, drawn as multinomial counts of the problems.
+def held(made, values, truth):
+    """Share of intervals over simulated evaluations [T, N] that hold the truth."""
+    found = [made(row) for row in values]
+    return np.mean([one.low - 1e-12 <= truth <= one.high + 1e-12 for one in found])
 
-    The standard error of a share is 0.5 %. With 20 problems only 92 % of the intervals hold the truth.
+
+SIZES, MANY = (20, 40, 128, 512), 10_000
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("samples", "share"), [(1, 0.5), (1, 0.9), (1, 0.96), (4, 0.2), (4, 0.6), (4, 0.9)])
+def test_intervals_of_shares_hold_the_truth(size, samples, share):
+    """10 000 simulations; the standard error is .2 %. A bootstrap held .96 in 56 % with 20 problems and in 89 % with 128.
+
+    Problems of four samples differ in how hard they are. A share of single samples jumps from one value to the next.
     """
-    rng, held, times = np.random.default_rng([size, samples]), 0, 2000
-    chances = rng.beta(4 * share, 4 * (1 - share), (times, size)) if samples > 1 else np.full((times, size), share)
+    rng = np.random.default_rng([size, samples, round(100 * share)])
+    chances = rng.beta(2 * share, 2 * (1 - share), (MANY, size)) if samples > 1 else np.full((MANY, size), share)
     values = rng.binomial(samples, chances) / samples
-    rows = intervals.resampled(size)[:501]
-    counts = np.stack([np.bincount(row, minlength=size) for row in rows]).T / size
-    for drawn in values @ counts:
-        found = intervals.estimate(drawn)
-        held += found.low <= share <= found.high
-    assert 0.93 <= held / times <= 0.97
+    assert (0.925 if size == 20 else 0.94) <= held(lambda row: intervals.of_shares(row, samples * size), values, share) <= 0.985
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("won", "lost"), [(0.03, 0.01), (0.2, 0.1), (0.05, 0.05)])
+def test_intervals_of_paired_differences_hold_the_truth(size, won, lost):
+    """10 000 simulations. Where few problems differ they hold it too often. A bootstrap held .02 in 45 to 94 %."""
+    draws = np.random.default_rng([size, round(100 * won)]).random((MANY, size))
+    values = np.where(draws < won, 1.0, np.where(draws < won + lost, -1.0, 0.0))
+    assert 0.94 <= held(intervals.of_gaps, values, won - lost) <= (0.97 if size * (won + lost) > 50 else 1.0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("spread", [0.3, 0.6])
+def test_intervals_of_lengths_hold_the_truth(size, spread):
+    """10 000 simulations of log-normal lengths. With 20 problems of very unequal lengths it is 92 %."""
+    values = np.exp(np.random.default_rng(size).normal(0, spread, (MANY, size)))
+    assert (0.92 if size <= 40 and spread > 0.5 else 0.938) <= held(intervals.of_means, values, math.exp(spread**2 / 2)) <= 0.97
 
 
 def test_p_and_interval_agree():

@@ -71,6 +71,18 @@ def test_the_golden_step_of_adamw():
     assert without[0] == pytest.approx([(1 + 0.7071) / 2, (1 + 0.7071) / 2, 0.7071], abs=1e-4)
 
 
+def test_a_token_of_one_block_does_not_rule_adamws_step():
+    """A rare token's weight has a gradient of 1 in one block and 1e-6 elsewhere, in float32. Differences of sums lost those."""
+    rng = np.random.default_rng(7)
+    flows = (np.eye(1, 40) + 0.3 * rng.standard_normal((2, 16, 40))).astype(np.float32)
+    value, _ = directions.adamw(flows, flows[0], 1e-8)
+    rare = np.full((2, 16, 20), -1e-6, np.float32)
+    rare[:, 3] = 1
+    seen, left = directions.adamw(np.concatenate([flows, rare], axis=2), np.concatenate([flows[0], 0 * rare[0]], axis=1), 1e-8)
+    assert (seen > 0.5 * value).all()
+    assert (np.abs(left - seen[:, None]) < 0.25).all()
+
+
 def test_intervals_of_adamws_step_hold_the_truth():
     """200 synthetic audits. The truth is the mean of many; 16 minibatches with as much noise as signal."""
     rng, found = np.random.default_rng(6), []
@@ -78,7 +90,7 @@ def test_intervals_of_adamws_step_hold_the_truth():
         values, without = directions.adamw(flows, flows[0], 1e-8)
         found.append(jackknife(values[1], without[1]))
     truth = np.mean([one.value for one in found])
-    assert 0.9 <= np.mean([one.low <= truth <= one.high for one in found]) <= 1.0
+    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.9
 
 
 @pytest.mark.parametrize("cosine", [0.95, 0.4, -0.3])

@@ -166,6 +166,12 @@ def spread(student: Student, strategy: Literal["ddp", "fsdp2"], device: torch.de
     return student
 
 
+def rest(module: nn.Module) -> None:
+    """Let go of what a forward pass without a backward one leaves gathered: FSDP2 keeps the root's weights, soon stale."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
 def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     """The context in which a micro-batch runs forward and backward. Only the `last` one reduces gradients over ranks."""
     if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -209,6 +215,7 @@ def answers(module: nn.Module, device: torch.device, tokens: list[int]) -> tuple
     """Log-probs in nats of all but the first of these tokens, by a student or by what spreads it. Every rank must call this."""
     ids, places = torch.tensor(tokens, device=device), torch.arange(len(tokens) - 1, device=device)
     _, logprobs, *_ = module(ids[None], places, Terms(ids[1:], torch.zeros(len(places), device=device)))
+    rest(module)
     return tuple(logprobs.tolist())
 
 
