@@ -17,7 +17,9 @@ from jobs.opened import look_at, open_folder
 from jobs.screen.terminal import Session, divert_output, session
 from jobs.settle import Choices, read_config
 from pipeline import config
+from pipeline.driver import open_sources
 from pipeline.errors import EgrsdError, UnreachableError, command
+from pipeline.evidence import trackers
 from pipeline.fit import footprint, machine, one_card, pace
 from pipeline.fit.machine import Facts, Line
 from pipeline.grader.code import codes_of
@@ -30,7 +32,7 @@ from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizers.agreement import check_teachers
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
-from pipeline.overrides import resolve
+from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.problems.sources import named as named_source
 from pipeline.problems.sources import open_source
 from pipeline.problems.survey import overlap, survey
@@ -67,6 +69,9 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
         findings += tell(judge("model", lambda: judge_model(run, largest)), out)
         findings += tell(judge("rewards", lambda: judge_rewards(run)), out)
         findings += tell(judge("teachers", lambda: judge_teachers(run, largest)), out)
+        asked = choices.config is not None or bool(choices.sets)
+        if asked and not any(line.level == "error" for line in findings):
+            findings += tell(judge("settings", lambda: judge_settings(run, choices, known)), out)
         findings += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
         findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, address, debug)], "a real engine to start"), out)
         if store is not None:
@@ -83,9 +88,9 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
 
 
 def chosen_run(choices: Choices, store: Store | None) -> config.Run:
-    """The settings to check: those of the file or the recipe, else of the run in `store`, else of the recipe `demo`."""
-    if store is not None and choices.recipe is None and choices.config is None and store.exists():
-        return resolve(store.load_run(), list(choices.sets))
+    """The settings to check: of the run in `store`, of a recipe, or of `demo`, as a file and `--set` lines change them."""
+    if store is not None and choices.recipe is None and store.exists():
+        return resolve(store.load_run(), list(choices.sets), read_config(choices.config) if choices.config else {})
     return choices.fresh() if choices.config is not None else replace(choices, recipe=choices.recipe or "demo").fresh()
 
 
@@ -181,6 +186,14 @@ def judge_layers(run: config.Run, known: bool) -> list[Line]:
     run = with_targets(run, new=not known)
     notes = fitness.check(run, machine.vllm_for_gpus(), known)
     return [Line("ok", "model", note.removeprefix("note: ")) for note in notes]
+
+
+def judge_settings(run: config.Run, choices: Choices, known: bool) -> list[Line]:
+    """All that `egrsd distill` checks of these settings before it starts anything. Raises what it raises."""
+    refuse_unread_objective([run], list(choices.sets))
+    trackers.check(run)
+    open_sources(with_targets(run, new=not known), begun=known)
+    return [Line("ok", "settings", "a run would start with them")]
 
 
 def judge_rewards(run: config.Run) -> list[Line]:

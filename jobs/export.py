@@ -91,7 +91,7 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
             (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n")
             unfinished.chmod(0o755)
             for file in unfinished.iterdir():
-                file.chmod(0o644)
+                file.chmod(0o755 if file.is_dir() else 0o644)
             _put(unfinished, target)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

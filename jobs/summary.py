@@ -41,7 +41,8 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     for text in told(store, run):
         out.say(text)
     out.say(f"traces and labels: {store.locate('rounds')}")
-    out.told.result = {"run": store.uri, "policy": versions[1], "rounds": rounds}
+    gap = agreement(store.metrics())
+    out.told.result = {"run": store.uri, "policy": versions[1], "rounds": rounds, "trainer_engine": gap}
     if versions[1]:
         label = "adapter:           " if run.model.tuning == "lora" else "weights:           "
         out.say(f"{label}{store.locate(area('policy', versions[1]))}")

@@ -20,6 +20,7 @@ from pipeline.inspection.remaining import trainable_rounds
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, refuse_unread_objective, resolve
 from pipeline.rounds.inventory import commit_round
+from pipeline.rounds.metrics import agreement
 from pipeline.rounds.refused import refuse_wide_bounds
 from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
@@ -85,8 +86,11 @@ def train_committed(
             if not held.store.has_policy(last):
                 what = f"the trainer ended before it published policy {last}"
                 raise TrainingError(what, held.store.uri, "Run the same command again")
-        out.told.result = {"rounds": [first, last - 1], "policy": last, "run": held.store.uri}
+        gap = agreement(row for row in held.store.metrics() if first <= row["round"] < last)
+        out.told.result = {"rounds": [first, last - 1], "policy": last, "run": held.store.uri, "trainer_engine": gap}
         out.say(f"trained rounds {first} to {last - 1}; policy {last} is {held.store.locate(area('policy', last))}")
+        if gap is not None:
+            out.say(f"trainer - engine: {gap}")
 
 
 def _new_run(out: Session, old: Held, run: Run, uri: str, first: int) -> Held:

@@ -27,7 +27,7 @@ from actors.pool.ready import Ready
 from actors.pool.sizing import Bounds, Sizing
 from pipeline import config
 from pipeline.contract import EngineFacts
-from pipeline.errors import EgrsdError, EngineError, UserError, first_line
+from pipeline.errors import EgrsdError, EngineError, UserError, first_line, whole_cause
 from pipeline.fit import code
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class Dispatcher:
                 member.probed = await asking.probed(member, timeout)
         except RayTaskError as error:
             cause = error.cause
-            failure = cause if isinstance(cause, EgrsdError) else EngineError(first_line(cause), self._setting)
+            failure = cause if isinstance(cause, EgrsdError) else EngineError(whole_cause(cause), self._setting)
             self._failed_to_load(member, failure, died=False)
         except RayError as error:  # the base class, because a death has many causes; Ray's memory monitor raises its own
             if blameless(error):

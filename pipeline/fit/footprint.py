@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.config import Model, Pool, Run, Train
 from pipeline.errors import ModelError, SettingError
@@ -41,11 +42,9 @@ def measure(model: Model) -> Size:
 
     config = settings_of(model)
     net, text = blueprint(model, config), config.get_text_config()
-    layers, heads = text.num_hidden_layers, getattr(text, "num_attention_heads", None)
-    if not heads:
+    layers, kept = text.num_hidden_layers, _cached(text)
+    if not kept:
         raise ModelError("has no attention, and engines serve no such model with LoRA", model.path, "Use another model")
-    dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
     linear = [
         (n.split(".")[-1], m.in_features + m.out_features) for n, m in net.named_modules() if isinstance(m, torch.nn.Linear)
     ]
@@ -56,10 +55,26 @@ def measure(model: Model) -> Size:
         layers,
         text.hidden_size,
         text.vocab_size,
-        2 * layers * kv_heads * dim,
+        kept,
         sum(width for name, width in inner if name in model.lora_targets),
         sum(width for _, width in inner),
     )
+
+
+def _cached(text: Any) -> int:
+    """Numbers that all layers together cache for each token: keys and values. 0 for a model without attention."""
+    try:
+        return int(text.num_hidden_layers * _in_layer(text))
+    except RuntimeError:  # how transformers says that its layers differ
+        return sum(_in_layer(text.per_layer_config[layer]) for layer in range(text.num_hidden_layers))
+
+
+def _in_layer(text: Any) -> int:
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads:
+        return 0
+    dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return int(2 * (getattr(text, "num_key_value_heads", None) or heads) * dim)
 
 
 def check_cache(run: Run) -> None:
@@ -68,12 +83,9 @@ def check_cache(run: Run) -> None:
     for name, pool in pools:
         if pool.placement.gpus > 0:
             continue
-        text = settings_of(run.model).get_text_config()
-        heads = getattr(text, "num_attention_heads", None)
-        if heads is None:  # no attention as vLLM caches it
+        numbers = _cached(settings_of(run.model).get_text_config())
+        if not numbers:  # no attention as vLLM caches it
             return
-        dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-        numbers = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * dim
         trace = numbers * _BYTES[run.model.dtype] * run.model.max_model_len
         if pool.kv_cache_gib * GIB < trace:
             what = (

@@ -29,7 +29,10 @@ def blueprint(model: Model, settings: Any | None = None) -> Any:
             return AutoModelForCausalLM.from_config(settings, trust_remote_code=model.trust_remote_code)
     except _MISTAKES as error:
         what = f"is no causal language model that transformers can build ({whole_cause(error)})"
-        raise ModelError(what, model.path, "Use a model that is one") from error
+        missing = isinstance(error, ImportError)
+        raise ModelError(
+            what, model.path, "Install the package that it names" if missing else "Use a model that is one"
+        ) from error
 
 
 def has_experts(net: Any) -> bool:

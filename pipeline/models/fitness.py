@@ -48,16 +48,14 @@ def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
         raise ModelError(what, run.model.path, "Use a dense model, or engines on GPUs")
     if not (hasattr(net, "get_decoder") and net.get_decoder() is not net and net.get_output_embeddings() is not None):
         raise ModelError("has no decoder and output layer that can be taken apart", run.model.path, "Use another model")
+    _check_alike(run, run.model, settings, on_gpu)
     if run.model.tuning == "lora" and serves_lora(type(net).__name__) is False:
         what = f"vLLM serves no adapters for {type(net).__name__}"
         raise ModelError(what, run.model.path, "Set model.tuning=full, or use another model")
-    _check_alike(run, run.model, settings, on_gpu)
     _check_head(run.model, net, head_form.form_of(settings))
     if run.model.tuning == "full":
         return []
-    said = layers.check(run.model, net, begun)
-    usual = run.model.lora_targets == layers.DEFAULT and "; not" not in said
-    return [] if usual else [f"note: {run.model.path}: {said} (model.lora_targets)"]
+    return [f"note: {run.model.path}: {layers.check(run.model, net, begun)} (model.lora_targets)"]
 
 
 def check_window(model: Model, settings: Any) -> None:

@@ -24,7 +24,10 @@ UNSERVED = {  # layers that an engine cannot serve with LoRA, and why
     "kv_b_proj": "engines fold its weight into attention, and ignore its adapter",
     "embed_tokens": "engines mix up requests with and without the adapter there",
 }
-_EXPERTS = frozenset({"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "gate", "router"})
+_MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})  # as peft names them
+_EXPERTS = frozenset(
+    {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "w1", "w2", "w3", "gate", "router", "shared_expert_gate", "wg"}
+)
 _EXPERT = "peft trains experts as parameters, which engines do not load"
 
 
@@ -64,11 +67,13 @@ def unserved(net: Any, name: str) -> str:
         return UNSERVED[name]
     if has_experts(net) and name in _EXPERTS:
         return _EXPERT
-    return _refused_by_vllm(net.config.model_type, name)
+    return _refused(net.config.model_type, name)
 
 
-def _refused_by_vllm(kind: str, name: str) -> str:
-    """Layers that vLLM builds in another form than transformers, so that their adapters do not fit."""
+def _refused(kind: str, name: str) -> str:
+    """Layers that peft refuses, or that vLLM builds in another form than transformers, so that their adapters do not fit."""
+    if kind in _MAMBA and name in ("out_proj", "conv1d"):
+        return "peft refuses it in models with Mamba layers"
     return "vLLM builds this layer in another form" if name in OTHER_FORM.get(kind, ()) else ""
 
 

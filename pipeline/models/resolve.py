@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.config import Model
-from pipeline.errors import ModelError, UnreachableError, first_line
+from pipeline.errors import ModelError, UnreachableError, first_line, whole_cause
 from pipeline.notices import NOTICE_S, late
 
 MODEL_NAME = "tiny-reasoner"
@@ -38,6 +38,8 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     Raises ModelError when there is no such model. It is an UnreachableError when the hub cannot be asked for what its local copy
     lacks. `part` names in the message what cannot be loaded ("tokenizer", "weights").
     """
+    from huggingface_hub.errors import StrictDataclassError  # transformers loads it anyway, and others need not
+
     path = resolve_model(model.path)
     check_folder(path)
     if not (os.path.isdir(path) or hub_answers()):
@@ -46,9 +48,10 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     try:
         with late(f"model {part}", f"waiting for the {part} of {path}, from {where}: for {NOTICE_S:g} s so far."):
             return kind.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        kind_of = UnreachableError if _unanswered(error) else ModelError
-        raise kind_of(f"no model here: the {part} cannot be loaded ({first_line(error)})", path, _REMEDY) from error
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, StrictDataclassError) as error:
+        kind_of, why = UnreachableError if _unanswered(error) else ModelError, first_line(error)
+        why = whole_cause(error, 300) if why.endswith(":") else why
+        raise kind_of(f"no model here: the {part} cannot be loaded ({why})", path, _REMEDY) from error
 
 
 def check_folder(path: str) -> None:

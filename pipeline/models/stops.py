@@ -15,8 +15,8 @@ def stop_ids(model: Model, settings: Any) -> list[int]:
 
     Raises ModelError when nobody names a token, since every trace would then be cut off.
     """
-    named = {*_as_ids(getattr(settings.get_text_config(), "eos_token_id", None)), *_as_ids(_generation(model))}
-    named |= {*_as_ids(getattr(settings, "eos_token_id", None)), *_as_ids(tokenizer_of(model).eos_token_id)}
+    of_model = (getattr(config, "eos_token_id", None) for config in (settings.get_text_config(), settings))
+    named = {one for eos in (*of_model, _generation(model), tokenizer_of(model).eos_token_id) for one in _as_ids(eos, model.path)}
     if not named:
         raise ModelError(
             "neither the tokenizer nor the model names a token that ends a trace: all traces would be cut off",
@@ -37,6 +37,11 @@ def _generation(model: Model) -> Any:
         return None
 
 
-def _as_ids(eos: int | list[int] | None) -> list[int]:
-    """The end-of-sequence ids of a configuration, which holds one id, a list of ids, or None."""
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+def _as_ids(eos: Any, where: str) -> list[int]:
+    """The end-of-sequence ids of a configuration, which holds one id, a list of ids, or None. Raises ModelError for others."""
+    found = [] if eos is None else list(eos) if isinstance(eos, list | tuple) else [eos]
+    if wrong := [one for one in found if not isinstance(one, int) or isinstance(one, bool)]:
+        raise ModelError(
+            f"eos_token_id: {wrong[0]!r} is no number of a token", where, "Correct config.json or generation_config.json"
+        )
+    return found

@@ -4,10 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from families.models import COMMON
+from transformers import AutoConfig
 
 from pipeline import config, recipes
 from pipeline.errors import SettingError
 from pipeline.fit import footprint, machine
+from pipeline.overrides import resolve
 
 QWEN3_8B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -119,3 +122,13 @@ def test_kept_tokens_take_eight_bytes_each(qwen):
     )
     with pytest.raises(SettingError, match=r"score\.keep_topk: 151937 is more than the 151936 tokens"):
         footprint.fit(run.model_copy(update={"score": config.ScoreSettings(keep_topk=151_937)}), qwen, GOOD)
+
+
+def test_layers_that_differ_are_counted_one_by_one(tmp_path):
+    """Gemma 4: the sliding layer has heads of 32, the full one of 512. `distill` ended in an internal error."""
+    made = AutoConfig.for_model("gemma4_text", **COMMON | {"head_dim": 32, "vocab_size_per_layer_input": 64})
+    assert footprint._cached(made) == 2 * 1 * 32 + 2 * 1 * 512
+    made.save_pretrained(tmp_path)
+    run = resolve(recipes.demo(), [f"model.path={tmp_path}", "engines.rollout.kv_cache_gib=0.0001"])
+    with pytest.raises(SettingError, match=r"hold no trace of 128 tokens"):
+        footprint.check_cache(run)

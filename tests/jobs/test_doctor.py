@@ -108,3 +108,24 @@ def test_a_source_that_a_set_line_names_is_looked_at_without_a_file(vllm_forks, 
     assert done.returncode == 1, done.stdout + done.stderr
     assert "error    source" in done.stdout
     assert "nope.jsonl" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("objective.window=5", "objective.window"),
+        ("prompts.system=Be brief.", "chat template"),
+    ],
+)
+def test_the_doctor_refuses_what_distill_refuses_before_it_starts(line, message):
+    """It rendered prompts only for a source of its own, and never looked at settings that nobody reads."""
+    sets = ("objective.name=grpo", line) if line.startswith("objective") else (line,)
+    run = resolve(recipes.demo(), list(sets))
+    [found] = doctor.judge("settings", lambda: doctor.judge_settings(run, doctor.Choices("demo", sets), False))
+    assert (found.level, found.topic) == ("error", "settings")
+    assert message in found.text
+
+
+def test_settings_with_which_a_run_would_start_are_said_to():
+    [found] = doctor.judge_settings(recipes.demo(), doctor.Choices("demo"), False)
+    assert found == Line("ok", "settings", "a run would start with them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from families.models import FAMILIES
 from test_layers import settings
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.config import Model, Run
 from pipeline.errors import ModelError
@@ -109,7 +110,7 @@ def test_a_window_that_has_another_length_in_engines_is_refused_beyond_it(tmp_pa
     made = settings("cohere2", sliding_window=100)
     with pytest.raises(ModelError, match=r"one token more than that of transformers, 100.*to 100 or less"):
         fitness.check(run_of(tmp_path, made, "model.max_model_len=101"), for_gpus=False)
-    assert fitness.check(run_of(tmp_path, made, "model.max_model_len=100"), for_gpus=False) == []
+    assert fitness.check(run_of(tmp_path, made, "model.max_model_len=100"), for_gpus=False)
 
 
 def test_an_activation_that_engines_compute_in_bfloat16_is_refused_in_float32(tmp_path: Path) -> None:
@@ -157,6 +158,50 @@ def test_a_model_that_also_reads_images_needs_torchvision(tmp_path: Path, monkey
     monkeypatch.setattr(fitness, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match="also reads vision: vLLM needs the package torchvision"):
         fitness.check(run_of(tmp_path, made), for_gpus=False)
+
+
+def test_which_layers_are_trained_is_always_said(tmp_path: Path) -> None:
+    """It was not where all usual names are there, nor with all-linear where no layer is left."""
+    [note] = fitness.check(run_of(tmp_path, settings("llama")), for_gpus=False)
+    assert "LoRA trains 14 linear layers: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; these are all" in note
+
+
+def test_a_family_that_cannot_be_used_here_is_not_told_to_train_whole(tmp_path: Path) -> None:
+    made = AutoConfig.for_model("mamba", vocab_size=64, hidden_size=64, num_hidden_layers=1)
+    with pytest.raises(ModelError, match=r"vLLM's build for CPUs computes wrongly.*Use another model, or engines on GPUs"):
+        fitness.check(run_of(tmp_path, made), for_gpus=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "sixty"}, "configuration cannot be loaded.*hidden_size"),
+        ({"layer_types": ["full_attention"], "model_type": "qwen3"}, "configuration cannot be loaded.*layer"),
+    ],
+)
+def test_a_configuration_that_is_malformed_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    run = run_of(tmp_path, settings("llama"))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError, match=message) as raised:
+        fitness.check(run, for_gpus=False)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_end_of_traces_that_is_no_id_is_refused(tmp_path: Path) -> None:
+    run = run_of(tmp_path, settings("llama"))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": "</s>"}))
+    with pytest.raises(ModelError, match=r"eos_token_id: '</s>' is no number of a token.*generation_config\.json"):
+        stop_ids(run.model, settings("llama"))
+
+
+def test_a_model_that_lacks_a_package_says_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: Any, **__: Any) -> None:
+        raise ImportError("This model requires the timm library")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", lacking)
+    with pytest.raises(ModelError, match=r"requires the timm library.*Install the package"):
+        blueprint(Model(), settings("llama"))
 
 
 def test_every_family_is_one_that_transformers_builds() -> None:

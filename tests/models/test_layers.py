@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peft
 import pytest
 from families.models import COMMON, FAMILIES
 from transformers import AutoConfig
@@ -72,3 +73,14 @@ def test_experts_are_never_trained() -> None:
     assert layers.has_experts(net)
     assert layers.served(net) == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert not layers.has_experts(blueprint(Model(), settings("llama")))
+
+
+def test_what_peft_refuses_is_not_offered() -> None:
+    """Falcon-H1 has a Mamba layer beside attention. peft refused `out_proj` after engines and trainer had started."""
+    net = blueprint(Model(), settings("falcon_h1"))
+    assert "out_proj" in layers.linear(net)
+    assert "out_proj" not in layers.served(net)
+    with pytest.raises(SettingError, match="out_proj cannot be trained: peft refuses it in models with Mamba layers"):
+        layers.check(Model(lora_targets=("out_proj",)), net)
+    names = tuple(layers.served(net))
+    peft.get_peft_model(net, peft.LoraConfig(target_modules=list(names), task_type="CAUSAL_LM"))
