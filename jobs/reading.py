@@ -169,10 +169,13 @@ def audit(
     parameters: Annotated[
         str, typer.Option(help="weights: all weights of the model; adapter: those that training moves.")
     ] = "weights",
+    verdict: Annotated[
+        bool, typer.Option("--verdict", help="Say in a sentence whether the gate helps here; --problems 64 makes it cheap.")
+    ] = False,
     _json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure which objective's gradient points where accuracy rises."""
     from jobs.audit import audit_run
 
-    audit_run(run, round, (objectives, set or [], (blocks, problems, parameters)), debug)
+    audit_run(run, round, (objectives, set or [], (blocks, problems, parameters)), debug, verdict)

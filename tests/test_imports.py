@@ -26,6 +26,7 @@ DEAR = {
     "wandb",
 }
 CHEAP = {
+    "huggingface_hub": "its errors take .25 s, and most verbs open no model",
     "fsspec": "only for the URIs that pyarrow.fs cannot open",
     "jinja2": "comes with transformers, in the process that renders",
     "psutil": "the process that outlives a command starts in .1 s without it",

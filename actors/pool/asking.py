@@ -14,7 +14,7 @@ from actors import resources
 from actors.pool.member import EngineActor, Member, Pulse
 from actors.pool.probe import Probed, difference
 from pipeline import config
-from pipeline.errors import whole_cause
+from pipeline.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ async def to_wake(member: Member, dtype: str, timeout_s: float) -> str:
 
 def _why(error: BaseException) -> str:
     """An error of a call in one line, without Ray's wrapper."""
-    return whole_cause(getattr(error, "cause", None) or error)
+    return first_line(getattr(error, "cause", None) or error)
 
 
 class Actors:

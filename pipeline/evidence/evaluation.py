@@ -37,8 +37,8 @@ SHARES = ("avg", "pass", "maj", "truncated")
 MEANT = ("avg", "pass", "maj", "length", "truncated")
 DRAWN = ("median_length", "tokens_per_correct")  # no means over problems: these are bootstrapped
 INTERVAL = (
-    "95 % over problems: shares by Wilson with the effective number of problems, their differences by Bonett and Price, lengths "
-    "by Student's t, median and tokens per correct answer by a bootstrap of 2000 resamples; differences paired by problem"
+    "95 % over problems. Shares: Wilson with the effective number of problems; their differences: Bonett and Price, paired. "
+    "Lengths: Student's t. Median and tokens per correct answer: a bootstrap of 2000 resamples."
 )
 
 

@@ -49,7 +49,23 @@ def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, mo
     assert sum(document["classes"]["regime"]["tokens"]) == pytest.approx(1, abs=1e-5)
     [shown] = documents.read_audits(stored, [0, 1])
     assert (shown["round"], len(shown["points"])) == (0, 5)
-    assert "No training run has shown yet" in capfd.readouterr().out
+    assert "batch cosines ranked what" in capfd.readouterr().out
+
+
+def test_a_verdict_is_a_sentence_with_its_interval():
+    """Only gated objectives get one. An interval that holds 0 tells nothing, and a figure that is not there says so."""
+    gaps = {"grpo": (0.2, 0.1, 0.3), "egrsd": (0.1, 0.02, 0.2), "cl_egrsd": (-0.1, -0.2, -0.01), "egrsd+off": (0.1, -0.1, 0.3)}
+    points = [{"name": name, "difference": {}} for name in ("reinforce", "rlsd")]
+    for name, values in gaps.items():
+        gap = dict(zip(("value", "low", "high"), values, strict=True))
+        points.append({"name": name, "difference": {"batch_cosine": gap}})
+    points.append({"name": "cl_egrsd+cl_entropy+inverted", "difference": {"batch_cosine": None}})
+    assert job.verdicts({"points": points}) == [
+        "egrsd: against rlsd it helps here, batch cosine +0.100 [+0.020, +0.200]",
+        "cl_egrsd: against rlsd it hurts here, batch cosine -0.100 [-0.200, -0.010]",
+        "egrsd+off: against rlsd it cannot be told apart from doing nothing here, batch cosine +0.100 [-0.100, +0.300]",
+        "cl_egrsd+cl_entropy+inverted: these traces do not tell whether it helps against rlsd",
+    ]
 
 
 def test_adamws_first_moment_has_the_noise_of_nineteen_minibatches():

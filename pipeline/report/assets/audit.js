@@ -43,7 +43,7 @@ function auditCard(audit) {
     el(
       "p",
       { class: "soft" },
-      `From ${count(audit.traces)} stored traces of ${count(audit.problems)} problems, written by policy ${audit.policy}. Cosine is that of the expected gradient with the gradient of accuracy. Batch cosine is that of the gradient of one minibatch. Signal is the share of the expected gradient in its squared norm. Push is the part along the gradient of accuracy, as a multiple of the reference's. Longer answers is the cosine with the gradient of the mean length. AdamW's step is the cosine of the step that AdamW makes of these blocks, with its noise. Intervals are 95 % over ${audit.blocks} blocks of problems. These figures describe one policy; no training run has shown yet that they predict what helps.`,
+      `From ${count(audit.traces)} stored traces of ${count(audit.problems)} problems, written by policy ${audit.policy}. Cosine is that of the expected gradient with the gradient of accuracy. Batch cosine is that of the gradient of one minibatch. Signal is the share of the expected gradient in its squared norm. Push is the part along the gradient of accuracy, as a multiple of the reference's. Longer answers is the cosine with the gradient of the mean length. AdamW's step is the cosine of the step that AdamW makes of these blocks, with its noise. Intervals are 95 % over ${audit.blocks} blocks of problems. These figures describe one policy. On nine generated worlds batch cosines ranked what training gained (rank correlation .45); of large models that is not known.`,
     ),
     table(
       "Weightings",
