@@ -49,7 +49,7 @@ def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, mo
     assert sum(document["classes"]["regime"]["tokens"]) == pytest.approx(1, abs=1e-5)
     [shown] = documents.read_audits(stored, [0, 1])
     assert (shown["round"], len(shown["points"])) == (0, 5)
-    assert "batch cosines ranked what" in capfd.readouterr().out
+    assert "cosines ranked what training gained" in capfd.readouterr().out
 
 
 def test_a_verdict_is_a_sentence_with_its_interval():
@@ -58,12 +58,12 @@ def test_a_verdict_is_a_sentence_with_its_interval():
     points = [{"name": name, "difference": {}} for name in ("reinforce", "rlsd")]
     for name, values in gaps.items():
         gap = dict(zip(("value", "low", "high"), values, strict=True))
-        points.append({"name": name, "difference": {"batch_cosine": gap}})
-    points.append({"name": "cl_egrsd+cl_entropy+inverted", "difference": {"batch_cosine": None}})
+        points.append({"name": name, "difference": {"averaged_cosine": gap}})
+    points.append({"name": "cl_egrsd+cl_entropy+inverted", "difference": {"averaged_cosine": None}})
     assert job.verdicts({"points": points}) == [
-        "egrsd: against rlsd it helps here, batch cosine +0.100 [+0.020, +0.200]",
-        "cl_egrsd: against rlsd it hurts here, batch cosine -0.100 [-0.200, -0.010]",
-        "egrsd+off: against rlsd it cannot be told apart from doing nothing here, batch cosine +0.100 [-0.100, +0.300]",
+        "egrsd: against rlsd it helps here, averaged cosine +0.100 [+0.020, +0.200]",
+        "cl_egrsd: against rlsd it hurts here, averaged cosine -0.100 [-0.200, -0.010]",
+        "egrsd+off: against rlsd it cannot be told apart from doing nothing here, averaged cosine +0.100 [-0.100, +0.300]",
         "cl_egrsd+cl_entropy+inverted: these traces do not tell whether it helps against rlsd",
     ]
 
