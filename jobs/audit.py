@@ -39,8 +39,7 @@ def audit_run(
     """Print the audit of a round, and write evidence/audit-NNNN.json and evidence/audit-NNNN.parquet.
 
     wanted: objectives, `--set` lines, and blocks and problems at most with the parameters. judge: also say in words whether the
-    gate helps. Raises SettingError for an option that
-    is none, and what `audit.measure` raises.
+    gate helps. Raises SettingError for an option that is none, and what `audit.measure` raises.
     """
     names, sets, (blocks, problems, space) = wanted
     with session(debug) as out:
