@@ -9,9 +9,9 @@ from rich.table import Table
 from jobs.opened import open_run
 from jobs.screen.tables import aligned
 from jobs.screen.terminal import Session, session
+from pipeline.audit import figures, measure
+from pipeline.audit.tokens import MADE
 from pipeline.errors import SettingError
-from pipeline.evidence import audit
-from pipeline.evidence.audit_tokens import MADE
 from pipeline.evidence.comparison import chosen_objectives
 from pipeline.evidence.documents import path_of, write_audit
 from pipeline.evidence.sweep import choose_rounds, stale_note
@@ -23,6 +23,7 @@ FIGURES = ("cosine", "batch_cosine", "batch_share")
 NOTES = (
     "cosine: of the expected gradient with the gradient of accuracy; batch cosine: of the gradient of {batch} traces;",
     "signal: share of the expected gradient in the squared norm of that gradient; 95 % intervals over blocks of problems.",
+    "averaged cosine: of AdamW's first moment, which averages many minibatches;",
     "push: what a weighting adds to accuracy, as a multiple of the reference; longer: its cosine with the gradient of length.",
     "AdamW's step: cosine of the step that AdamW makes of these blocks; its own noise is in it.",
     "Shares: 95 % intervals over problems, for the direction that these traces gave.",
@@ -49,13 +50,13 @@ def audit_run(
         asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
         if trained := [name for name in asked if name not in MADE]:
             chosen_objectives(",".join(trained))
-        plan = audit.Plan(asked, blocks, cast(Space, space), problems)
+        plan = measure.Plan(asked, blocks, cast(Space, space), problems)
         [work] = choose_rounds(store, resolve(run, sets), [number])
-        audit.objectives(work.run, plan.objectives)
+        measure.objectives(work.run, plan.objectives)
         if (note := stale_note(work)) is not None:
             out.say(note)
         with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
-            document, table = audit.measure(work, plan)
+            document, table = measure.measure(work, plan)
         write_audit(store, number, document, table)
         show(document, out, work.run.train.batch_traces)
         for sentence in verdicts(document) if judge else ():
@@ -90,9 +91,12 @@ def show(document: dict[str, Any], out: Session, batch: int) -> None:
         gap = point["difference"].get("batch_cosine")
         table.add_row(point["name"], *(_text(point[name]) for name in FIGURES), _text(gap, "+"))
     out.console.print(table)
-    table = aligned("along accuracy and length", "weighting", "push", "longer", "AdamW's step")
+    table = aligned(
+        "in the long run, along accuracy and length", "weighting", "averaged cosine", "push", "longer", "AdamW's step"
+    )
     for point in document["points"]:
-        table.add_row(point["name"], _text(point["push"]), _text(point["longer"], "+"), _text(point[audit.STEP]))
+        told = (_text(point["averaged_cosine"]), _text(point["push"]), _text(point["longer"], "+"), _text(point[figures.STEP]))
+        table.add_row(point["name"], *told)
     out.console.print(table)
     out.console.print(_class_table(document))
     out.console.print(_decile_table(document))
@@ -119,7 +123,7 @@ def _decile_table(document: dict[str, Any]) -> Table:
     """The same by decile of the teacher's entropy, without intervals: ten of them fit no terminal."""
     shares = document["classes"]["decile"]
     title = "share of the push by tenth of the teacher's entropy, the lowest first, % (the report has intervals)"
-    table = aligned(title, "weighting", *(str(1 + place) for place in range(audit.DECILES)))
+    table = aligned(title, "weighting", *(str(1 + place) for place in range(figures.DECILES)))
     for point in document["points"]:
         values = (part and f"{100 * part['value']:.0f}" for part in shares[point["name"]])
         table.add_row(point["name"], *(value or "-" for value in values))

@@ -9,7 +9,7 @@ import numpy as np
 from filled_runs import measured, planner_of, run_at
 from in_process import brought
 
-from actors.fakes import FakeEngine
+from actors.fakes import FakeEngine, most_likely
 from jobs import audit as job
 from pipeline.contract import Generation, Score
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
@@ -24,6 +24,7 @@ STUDENT = -0.5
 SETS = [
     *("source.uri=tiny-worlds:forks=4,pivots=2,filler=3,style=0.5", f"grade.answer_pattern={worlds.ANSWER_PATTERN}"),
     *("rollout.prompts_per_round=24", "rollout.prompts_per_shard=24", "rollout.group_size=8"),
+    "score.keep_topk=16",
     *("train.batch_traces=8", "profile.window=1", "label.gamma=1", "objective.gamma=1", "objective.window=1"),
 ]
 
@@ -50,7 +51,9 @@ class Scripted(FakeEngine):
         teaches = len(sequence.prompt) > 12  # the teacher's prompt has the reference too
         logprobs = np.array([STUDENT + teaches * GAIN.get(name, 0.0) for name in names], np.float32)
         entropy = np.array([ENTROPY[name] for name in names], np.float32)
-        return Score(np.array(sequence.response, np.int32), logprobs, entropy, 0.0)
+        tokens = np.array(sequence.response, np.int32)
+        kept = most_likely(tokens, logprobs, self._keep_topk, self._behaviour.vocab_size) if self._keep_topk else ()
+        return Score(tokens, logprobs, entropy, 0.0, *kept)
 
 
 def audited_world(folder):

@@ -6,16 +6,18 @@ single tokens are never made. Both work on all weights of the model, the tied or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.errors import ModelError
+from pipeline.method.objective import head_gradient_
 from pipeline.models.head_form import Form
 from pipeline.training.batches import MicroBatch
 from pipeline.training.packing import attention
+from pipeline.training.student.head import Divergence
 from pipeline.training.student.student import Student
 
 Space = Literal["weights", "adapter"]
@@ -66,27 +68,40 @@ class Directions:
         """Number of parameters P."""
         return sum(self.sizes)
 
-    def gradients(self, micro: MicroBatch, weights: Sequence[Tensor]) -> Tensor:
-        """Gradients of sum_n w_n log p_n, one for each set of weights [N] of the micro-batch's response tokens -> [K, P]."""
+    def gradients(self, micro: MicroBatch, weights: Sequence[Tensor], divergences: Mapping[int, Divergence]) -> Tensor:
+        """Gradients of sum_n w_n log p_n, one for each set of weights [N] of the micro-batch's response tokens -> [K, P].
+
+        divergences: by the place of a set, what is subtracted from its sum, at the same N tokens.
+        """
         hidden = self.student.states(micro.tokens, micro.sources, micro.layout)
         fixed, head = hidden.detach(), self.head.detach()
-        chances = self._logits(fixed, head).softmax(-1)
+        logits = self._logits(fixed, head)
+        chances = logits.softmax(-1)
         slopes = head[micro.targets] - chances @ head
         parameters, found = list(self.named.values()), []
         for place, weight in enumerate(weights):
-            flow = torch.autograd.grad(
-                hidden, parameters, slopes * weight[:, None], retain_graph=place + 1 < len(weights), allow_unused=True
-            )
+            moved, errors = slopes * weight[:, None], None
+            if place in divergences:
+                errors = _ascent(logits, micro.targets, weight, divergences[place])
+                moved = errors @ head
+            flow = torch.autograd.grad(hidden, parameters, moved, retain_graph=place + 1 < len(weights), allow_unused=True)
             parts = [torch.zeros_like(p) if g is None else g for g, p in zip(flow, parameters, strict=True)]
             if self.moves_head:
-                errors = chances * -weight[:, None]
-                errors.scatter_add_(1, micro.targets[:, None], weight[:, None])
+                if errors is None:
+                    errors = chances * -weight[:, None]
+                    errors.scatter_add_(1, micro.targets[:, None], weight[:, None])
                 self._add_head(parts, errors.T @ fixed)
             found.append(torch.cat([part.flatten() for part in parts]))
         return torch.stack(found)
 
-    def alignments(self, micro: MicroBatch, direction: Tensor) -> Tensor:
-        """d log p_n . r for every response token [N], where the direction r is [P]: the Jacobian-vector product along it."""
+    @torch.no_grad()
+    def alignments(
+        self, micro: MicroBatch, direction: Tensor, divergences: Sequence[Divergence] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """d log p_n . r for every response token [N], where the direction r is [P]: the Jacobian-vector product along it.
+
+        Of each divergence at these tokens, too: how fast the weighted divergence of every token falls along r, [N].
+        """
         parts = direction.split(self.sizes)
         tangents = {}
         for name, part in zip(self.named, parts, strict=False):  # the head may come after the decoder's parameters
@@ -105,8 +120,10 @@ class Directions:
         if self.moves_head:
             place = len(parts) - 1 if self.head_place is None else self.head_place
             slopes = slopes + torch.nn.functional.linear(hidden, parts[place].view_as(head))
-        chances = self._logits(hidden, head).softmax(-1)
-        return slopes.gather(1, micro.targets[:, None])[:, 0] - (chances * slopes).sum(1)
+        logits = self._logits(hidden, head)
+        aligned = slopes.gather(1, micro.targets[:, None])[:, 0] - (logits.softmax(-1) * slopes).sum(1)
+        none = torch.zeros_like(aligned)
+        return aligned, [(_ascent(logits, micro.targets, none, one) * slopes).sum(1) for one in divergences]
 
     def _logits(self, hidden: Tensor, head: Tensor) -> Tensor:
         return torch.nn.functional.linear(hidden, head, self.bias)
@@ -116,3 +133,10 @@ class Directions:
             parts.append(gradient)
         else:
             parts[self.head_place] = parts[self.head_place] + gradient
+
+
+def _ascent(logits: Tensor, targets: Tensor, weights: Tensor, divergence: Divergence) -> Tensor:
+    """Gradient of sum_n (w_n log p_n - divergence_n) by the logits [N, V]: where an objective with a divergence goes."""
+    slopes = logits.detach().clone()
+    head_gradient_(slopes, targets, -weights, *divergence)
+    return slopes.neg_()

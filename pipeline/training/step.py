@@ -201,6 +201,19 @@ class Trainer:
             found.append(-slopes * whole.num_tokens)
         return found
 
+    def divergences(self, share: list[MicroBatch]) -> list[Divergence]:
+        """The divergence at every response token of one minibatch, times its tokens: one for each micro-batch.
+
+        Empty for an objective on sampled tokens alone. `weights` has the rest of the loss. For one process.
+        """
+        whole, found = self.whole(share), []
+        for micro in share:
+            _, terms = self._terms(micro, whole)
+            if (spread := terms.divergence) is not None:
+                kept = spread.kept._replace(weights=spread.kept.weights * whole.num_tokens)
+                found.append(spread._replace(kept=kept))
+        return found
+
     def strengths(self, share: list[MicroBatch]) -> Tensor:
         """|token weight| of every response token of one minibatch, plus the weight of its divergence, [N]. For one process."""
         whole, found = self.whole(share), []

@@ -30,7 +30,7 @@ class Kept(NamedTuple):
     logprobs: Tensor
     weights: Tensor
 
-    def part(self, chosen: slice) -> Kept:
+    def part(self, chosen: slice | Tensor) -> Kept:
         """The same for some of the positions."""
         return Kept(*(values[chosen] for values in self))
 

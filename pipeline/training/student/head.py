@@ -49,6 +49,10 @@ class Divergence(NamedTuple):
     measure: Measure
     support: str
 
+    def at(self, places: Tensor) -> Divergence:
+        """The same at some of the positions, in their order."""
+        return self._replace(kept=self.kept.part(places))
+
 
 class Terms(NamedTuple):
     """What is summed over N tokens: coefficients [N] * log p(targets [N]), and the weighted divergence where there is one.

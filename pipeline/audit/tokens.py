@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from pipeline.config import Run
 from pipeline.contract import Verdict
 from pipeline.errors import UserError
 from pipeline.evidence.sweep import read_round
 from pipeline.method import directions as maths
+from pipeline.method.objective import Kept
 from pipeline.problems import worlds
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
@@ -21,13 +23,14 @@ from pipeline.rounds.rows import read_shard
 from pipeline.training import batches
 from pipeline.training.batches import MicroBatch, Traces
 from pipeline.training.step import Trainer
+from pipeline.training.student.head import Divergence
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """The response tokens of N traces, one trace after the other. problems [N] from 0; weights of each weighting [K][tokens].
-    correct [N] bool. `rows` are the places of these traces in `traces`. classes [tokens]: the true class of every token, where
-    the source knows it (problems/worlds.py).
+    correct [N] bool. `rows` are the places of these traces in `traces`. divergences at all tokens, of the weightings that have
+    one, by their place. classes [tokens]: the true class of every token, where the source knows it (problems/worlds.py).
     """
 
     traces: Traces
@@ -36,6 +39,7 @@ class Tokens:
     correct: np.ndarray
     weights: list[np.ndarray]
     classes: np.ndarray | None = None
+    divergences: dict[int, Divergence] = field(default_factory=dict)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -89,42 +93,50 @@ def made(name: str, tokens: Tokens) -> np.ndarray:
     return found.astype(np.float32)
 
 
-def read_tokens(work: Round, trainer: Trainer, named: dict[str, Run], most: int) -> Tokens:
-    """The traces that every objective may learn from, of `most` problems (0: all), with their weights under each objective.
+def read_tokens(work: Round, trainer: Trainer, asked: dict[str, Run | None], most: int) -> Tokens:
+    """The traces that every objective may learn from, of `most` problems (0: all), with their weights under each of `asked`.
 
-    M of the gate is the largest entropy of these traces, as if they were one minibatch. Their step is the round's first.
+    That of a distributional objective has a divergence, too. M of the gate is the largest entropy of these traces, as if they
+    were one minibatch. Their step is the round's first.
     """
+    named = {name: run for name, run in asked.items() if run is not None}
     columns = tuple(dict.fromkeys(name for run in named.values() for name in run.objective.columns))
     data = read_round(work, columns)
     usable = [batches.usable(data, work.number), *(batches.usable(data, work.number, run.objective) for run in named.values())]
     facts = _facts(work)
-    asked = sorted({fact.problem for fact in facts.values()})
-    if most and most < len(asked):
-        drawn = np.random.default_rng([work.run.seed, work.number, 3]).choice(len(asked), most, replace=False)
-        kept = {asked[place] for place in drawn}
+    questions = sorted({fact.problem for fact in facts.values()})
+    if most and most < len(questions):
+        drawn = np.random.default_rng([work.run.seed, work.number, 3]).choice(len(questions), most, replace=False)
+        kept = {questions[place] for place in drawn}
         facts = {trace: fact for trace, fact in facts.items() if fact.problem in kept}
     common = reduce(np.intersect1d, [traces.trace_ids for traces in usable])
-    common = np.array([trace for trace in common if trace in facts])
+    common = [trace for trace in common if trace in facts]
     places = [dict(zip(traces.trace_ids, range(len(traces.trace_ids)), strict=True)) for traces in usable]
-    order = sorted(common, key=lambda trace: places[0][trace])
-    if not order:
+    common = sorted(common, key=lambda trace: places[0][trace])
+    if not common:
         raise UserError("no trace is there from which all these objectives may learn", work.area, "Audit fewer objectives")
-    rows = [np.array([place[trace] for trace in order]) for place in places]
-    correct = np.array([facts[trace].correct for trace in order])
-    _, problems = np.unique([facts[trace].problem for trace in order], return_inverse=True)
-    classes = _true_classes(work, [facts[trace] for trace in order], usable[0].response_tokens.lengths[rows[0]])
+    rows = [np.array([place[trace] for trace in common]) for place in places]
+    correct = np.array([facts[trace].correct for trace in common])
+    _, problems = np.unique([facts[trace].problem for trace in common], return_inverse=True)
+    classes = _true_classes(work, [facts[trace] for trace in common], usable[0].response_tokens.lengths[rows[0]])
     found = Tokens(usable[0], rows[0], problems, correct, [], classes)
     reference = maths.leave_one_out(correct, problems)
     found.weights.append(np.repeat(reference, found.lengths).astype(np.float32))
     trainer.step = first_step(work)
     groups = batches.pack(usable[0].lengths[rows[0]], work.run.train.micro_batch_tokens)
-    for (_, run), traces, chosen in zip(named.items(), usable[1:], rows[1:], strict=True):
+    order = torch.from_numpy(np.argsort(np.concatenate([found.places(group) for group in groups])))
+    read = dict(zip(named, zip(usable[1:], rows[1:], strict=True), strict=True))
+    for name, run in asked.items():
+        if run is None:
+            found.weights.append(made(name, found))
+            continue
+        traces, chosen = read[name]
         trainer.run = run
         micros = [batches.micro_batch(traces, chosen[group]) for group in groups]
-        flat = np.zeros(int(found.lengths.sum()), np.float32)
-        for group, weights in zip(groups, trainer.weights(micros), strict=True):
-            flat[found.places(group)] = weights.numpy()
-        found.weights.append(flat)
+        if spread := trainer.divergences(micros):
+            whole = Kept(*map(torch.cat, zip(*(one.kept for one in spread), strict=True)))
+            found.divergences[len(found.weights)] = spread[0]._replace(kept=whole).at(order)
+        found.weights.append(torch.cat(trainer.weights(micros))[order].numpy())
     return found
 
 

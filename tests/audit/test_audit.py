@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import audit as job
+from pipeline.audit import figures, measure
 from pipeline.errors import SettingError, UserError
-from pipeline.evidence import audit, documents
+from pipeline.evidence import documents
 from pipeline.method import directions
 from pipeline.store.directory import Store
 
@@ -33,13 +34,13 @@ def test_a_round_of_few_problems_is_refused(stored):
 
 
 def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, monkeypatch):
-    monkeypatch.setattr(audit, "LEAST_BLOCKS", 4)
+    monkeypatch.setattr(measure, "LEAST_BLOCKS", 4)
     job.audit_run(stored.uri, 0, (NAMES, [], (6, 0, "adapter")), True)
     document = stored.read_json(documents.path_of(0, "json"))
     assert [point["name"] for point in document["points"]] == ["reinforce", *NAMES.split(",")]
     assert document["points"][0]["cosine"] is None  # four problems do not tell a direction, and nothing is made up
-    figures = {"cosine", "minibatch", "share", "batch_share", "batch_cosine", "averaged_cosine", "push", "longer", "adamw"}
-    assert document["points"][2]["difference"].keys() == figures
+    shown = {"cosine", "minibatch", "share", "batch_share", "batch_cosine", "averaged_cosine", "push", "longer", "adamw"}
+    assert document["points"][2]["difference"].keys() == shown
     table = pq.read_table(Path(stored.uri) / documents.path_of(0, "parquet"))
     assert table.num_rows == document["traces"]
     lengths = table["alignment"].combine_chunks().value_lengths().to_numpy()
@@ -74,7 +75,7 @@ def test_adamws_first_moment_has_the_noise_of_nineteen_minibatches():
     flows = np.eye(2, 50)[:, None] + 0.1 * rng.standard_normal((2, 400, 50)) / np.sqrt(0.5)
     flows += np.eye(1, 50)
     lengths = directions.Products.of([flows[0], *flows])  # as if longer answers were the right ones
-    [_, point] = audit._figures(["reinforce", "x"], directions.Products.of(flows), (8.0, 8), 0.9, lengths)
+    [_, point] = figures.points(["reinforce", "x"], directions.Products.of(flows), (8.0, 8), 0.9, lengths)
     assert point["longer"] == point["cosine"]
     cosine, share = point["cosine"].value, point["share"].value
     assert share == pytest.approx(point["batch_share"].value)

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from audited_world import ENTROPY, GAIN, audited_world
 
+from pipeline.audit import measure
+from pipeline.audit import tokens as read
 from pipeline.errors import StoreError
-from pipeline.evidence import audit, audit_tokens, documents
+from pipeline.evidence import documents
 from pipeline.method import directions
 from pipeline.overrides import resolve
 from pipeline.rounds.round import open_round
@@ -62,7 +64,7 @@ def test_what_points_where_is_seen_in_all_traces_and_norms_in_a_minibatch_of_eac
     """16 traces a block. With minibatches of 8 the norms come from half of them, and the push must not change with that."""
     store, document = audited
     work = open_round(store, resolve(store.load_run(), [f"train.batch_traces={batch}"]), "rounds", 0)
-    found, _ = audit.measure(work, audit.Plan(["grpo", "linear", "egrsd", "cl_egrsd"], 12, "adapter"))
+    found, _ = measure.measure(work, measure.Plan(["grpo", "linear", "egrsd", "cl_egrsd"], 12, "adapter"))
     assert found["traces_in_part"] == min(batch, 16)
     for one, other in zip(found["points"], document["points"], strict=True):
         assert one["push"]["value"] == pytest.approx(other["push"]["value"], abs=2e-4)
@@ -71,13 +73,13 @@ def test_what_points_where_is_seen_in_all_traces_and_norms_in_a_minibatch_of_eac
 def test_every_token_is_held_against_the_reference_of_the_other_blocks(audited, monkeypatch):
     """Weight x alignment, summed over a block, is the product of the block's gradient with the mean of the others' references.
 
-    All traces of a block are its part here, so gradients tell the same, for every weighting.
+    All traces of a block are its part here, so gradients tell the same, for every weighting, and for a divergence too.
     """
     store, seen = audited[0], []
     of_parts = directions.Products.of_parts
-    monkeypatch.setattr(audit.maths.Products, "of_parts", lambda *parts: seen.append(parts) or of_parts(*parts))
+    monkeypatch.setattr(measure.maths.Products, "of_parts", lambda *parts: seen.append(parts) or of_parts(*parts))
     work = open_round(store, resolve(store.load_run(), ["train.batch_traces=192"]), "rounds", 0)
-    _, table = audit.measure(work, audit.Plan(["linear", "grpo", "egrsd"], 12, "adapter"))
+    _, table = measure.measure(work, measure.Plan(["linear", "fkl", "egrsd", "eopd"], 12, "adapter"))
     [(flows, references, towards)] = seen
     others = (references.sum(0) - references) / 11
     np.testing.assert_allclose(towards, np.einsum("kmp,mp->km", flows, others), rtol=2e-3, atol=1e-6)
@@ -92,8 +94,8 @@ def test_weightings_that_no_run_trains_are_made_of_the_stored_signals(audited):
     """Advantage 2 and -1, delta ln 2 and -ln 8: the ratios are 2 and 8 (clipped to 3), and linear is 2 + 2 ln 2 and -1 - ln 8."""
     ragged = [RaggedColumn.of(pa.chunked_array([pa.array([[one], [other]], pa.list_(pa.float32()))])) for one, other in PAIRS]
     traces = Traces(0, np.array(["a", "b"]), ragged[0], ragged[0], *ragged, np.array([2.0, -1.0], np.float32), 0)
-    tokens = audit_tokens.Tokens(traces, np.array([0, 1]), np.zeros(2, int), np.ones(2, bool), [])
-    found = {name: audit_tokens.made(name, tokens).tolist() for name in audit_tokens.MADE}
+    tokens = read.Tokens(traces, np.array([0, 1]), np.zeros(2, int), np.ones(2, bool), [])
+    found = {name: read.made(name, tokens).tolist() for name in read.MADE}
     assert found["linear"] == pytest.approx([2 + 2 * math.log(2), -1 - math.log(8)])
     assert found["clipped"] == pytest.approx([4, -3])
     assert (found["uncertain"], found["certain"]) == ([2, 0], [0, -1])
@@ -109,10 +111,10 @@ def test_the_step_is_the_rounds_own(audited):
     """rlsd changes over its first steps. A later round was weighed as if it were the first."""
     store, _ = audited
     work = open_round(store, store.load_run(), "rounds", 0)
-    assert audit_tokens.first_step(work) == 0
+    assert read.first_step(work) == 0
     for number, steps in ((0, (0, 1)), (1, (2, 3))):
         store.write_metrics("train", number, [{"round": number, "step": step} for step in steps])
-    assert [audit_tokens.first_step(replace(work, number=number)) for number in (0, 1, 2)] == [0, 2, 4]
+    assert [read.first_step(replace(work, number=number)) for number in (0, 1, 2)] == [0, 2, 4]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""The figures of an audit: of each weighting with intervals, and where its push comes from by regime, decile and true class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.audit.tokens import Tokens
+from pipeline.contract import Regime
+from pipeline.evidence.intervals import estimate, jackknife
+from pipeline.method import directions as maths
+from pipeline.method import regimes
+from pipeline.problems import worlds
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import Round
+
+STEP = "adamw"  # cosine of AdamW's step
+LONGER = "longer"  # the gradient of the mean length, with the baseline of the reference
+DECILES = 10
+FREE = (-np.inf, np.inf)
+BOUNDS = dict.fromkeys(("cosine", "minibatch", "batch_cosine", "averaged_cosine", STEP, LONGER), (-1.0, 1.0))
+BOUNDS |= dict.fromkeys(("share", "batch_share"), (0.0, 1.0))
+
+
+def points(
+    names: list[str], products: maths.Products, sizes: tuple[float, int], beta: float, lengths: maths.Products
+) -> list[dict[str, Any]]:
+    """Figures of each weighting with 95 % intervals over blocks, and their differences from the first audited objective.
+
+    averaged_cosine: of the first moment of AdamW. With `beta` it has the noise of (1 + beta) / (1 - beta) minibatches' mean.
+    push: along the gradient of accuracy, as a multiple of the reference's. A weighting without a direction of its own has one.
+    longer: cosine with the gradient of the mean length. `lengths` are the products with that gradient, its own first.
+    """
+    taken = maths.all_but_one(products.own.shape[1])
+    drawn = maths.estimates(products, taken)
+    in_block, batch = sizes
+    share = maths.in_minibatch(drawn.share, in_block, batch)
+    shown = {"cosine": drawn.cosine, "minibatch": drawn.minibatch, "share": drawn.share}
+    averaged = maths.in_minibatch(drawn.share, in_block, batch * (1 + beta) / (1 - beta))
+    shown |= {"batch_share": share, "batch_cosine": drawn.cosine * np.sqrt(share)}
+    shown |= {"averaged_cosine": drawn.cosine * np.sqrt(averaged), "push": drawn.push}
+    shown |= {LONGER: maths.estimates(lengths, taken).cosine[:, 1:]}
+    found = []
+    for place, name in enumerate(names):
+        figures = {key: jackknife(values[0, place], values[1:, place], BOUNDS.get(key, FREE)) for key, values in shown.items()}
+        gaps = {key: values[:, place] - values[:, 1] for key, values in shown.items()} if place > 1 else {}
+        differences = {key: jackknife(values[0], values[1:]) for key, values in gaps.items()}
+        found.append({"name": name, **figures, "difference": differences})
+    return found
+
+
+def add_steps(found: list[dict[str, Any]], flows: np.ndarray, references: np.ndarray, eps: float) -> None:
+    """Add the cosine of AdamW's step to the figures of each weighting, and its difference from the first audited objective."""
+    values, without = maths.adamw(flows, references, eps)
+    for place, (point, value, left) in enumerate(zip(found, values, without, strict=True)):
+        point[STEP] = jackknife(value, left, BOUNDS[STEP])
+        if place > 1:
+            point["difference"][STEP] = jackknife(value - values[1], left - without[1])
+
+
+def classes(work: Round, tokens: Tokens, names: list[str], pushed: list[np.ndarray]) -> dict[str, Any]:
+    """Where the push comes from: its shares by regime and by decile of teacher entropy, for each weighting.
+
+    pushed: what each token adds to the push of each weighting, K x [tokens].
+    """
+    entropy = tokens.traces.teacher_entropy.take(tokens.rows)
+    problems = np.repeat(tokens.problems, tokens.lengths)
+    offsets = np.concatenate([[0], np.cumsum(tokens.lengths)])
+    regime = _regimes(work, entropy, offsets)
+    edges = np.quantile(entropy, np.linspace(0, 1, DECILES + 1)[1:-1])
+    decile = np.searchsorted(edges, entropy, side="right")
+    found: dict[str, Any] = {"regimes": list(Regime.NAMES)}
+    kinds = [("regime", regime, len(Regime.NAMES)), ("decile", decile, DECILES)]
+    if tokens.classes is not None:
+        kinds.append(("class", tokens.classes, len(worlds.CLASSES)))
+        found |= {"names": list(worlds.CLASSES), "labels": _labels(work, tokens, regime, entropy, offsets)}
+    for kind, codes, count in kinds:
+        found[kind] = {"tokens": np.bincount(codes[codes >= 0], minlength=count) / len(codes)}
+        for name, values in zip(names, pushed, strict=True):
+            drawn = maths.shares_by_class(values, codes, problems, count)
+            found[kind][name] = [estimate(drawn[:, place]) for place in range(count)]
+    return found
+
+
+def _labels(work: Round, tokens: Tokens, regime: np.ndarray, entropy: np.ndarray, offsets: np.ndarray) -> dict[str, Any]:
+    """Whether the dials and the regimes do what they say, by true class.
+
+    Per class: teacher entropy and its least value within the window ahead, log p_T - log p_S and its absolute value (delta), all
+    means in nats. Per regime: precision and recall for the class it names.
+    """
+    assert tokens.classes is not None
+    ahead = regimes.lookahead_min(entropy, offsets, work.run.profile.window)
+    signals = {"entropy": entropy, "lookahead": ahead, "log_ratio": tokens.log_ratio, "delta": np.abs(tokens.log_ratio)}
+    by_class, scored = {}, {}
+    for code, name in enumerate(worlds.CLASSES):
+        here = tokens.classes == code
+        by_class[name] = {"tokens": int(here.sum()), **{key: _mean(values[here]) for key, values in signals.items()}}
+    for label, name in (("fork", "fork"), ("pivot", "pivot"), ("lock", "filler")):
+        scored[label] = {"class": name, **worlds.scores(regime, tokens.classes, Regime.NAMES.index(label), name)}
+    return {"by_class": by_class, "regimes": scored}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _regimes(work: Round, entropy: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Regime of every token under the run's settings, int8 [N]; -1 when the round has no common scale."""
+    scope, settings = Inventory(work).scope, work.run.profile
+    if scope is None:
+        return np.full(len(entropy), -1, np.int8)
+    scale = regimes.threshold_scale(scope.peak, scope.vocab_size, settings, work.run.label)
+    return regimes.regimes(entropy, regimes.lookahead_min(entropy, offsets, settings.window), offsets, scale, settings)

@@ -1,0 +1,211 @@
+"""The gradient audit: which objective's gradient points where accuracy rises, measured on the stored traces of one round.
+
+No engine is needed. pipeline/method/directions.py has the reference, the estimates and their correction for noise. Figures are
+kept in evidence/audit-NNNN.json. The alignment of every token is kept in evidence/audit-NNNN.parquet, one row per trace. A
+weighting, regime or decile then needs no gradient: its push is a weighted sum of that column, each block by its own traces.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.audit import figures
+from pipeline.audit.tokens import MADE, Tokens, first_step, read_tokens
+from pipeline.config import Run
+from pipeline.errors import SettingError, UserError
+from pipeline.evidence.comparison import variant
+from pipeline.evidence.documents import DIGITS, plain
+from pipeline.evidence.sweep import load_policy
+from pipeline.method import directions as maths
+from pipeline.problems import worlds
+from pipeline.rounds.round import Round
+from pipeline.training.alignment import Directions, Space
+from pipeline.training.step import Trainer
+from pipeline.training.student import student
+from pipeline.training.student.head import Divergence
+
+REFERENCE = "reinforce"
+ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
+MOST_BYTES = 2 << 30  # of the gradients of all blocks
+LEAST_BLOCKS = 6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is audited: objectives as `egrsd compare` names them, or of tokens.MADE; blocks and problems at most; by which
+    parameters. The first objective is compared with.
+
+    problems: 0 is all of the round's; else that many are drawn by the run's seed.
+    """
+
+    objectives: list[str]
+    blocks: int = 16
+    space: Space = "weights"
+    problems: int = 0
+
+
+def objectives(run: Run, names: list[str]) -> dict[str, Run | None]:
+    """The run with each objective, and None for a weighting of MADE. Raises SettingError for one that needs other scores."""
+    if "no_reference" in names:
+        raise SettingError("'no_reference' needs other scores", "--objectives", "Audit a run that was made so")
+    return {name: None if name in MADE else variant(run, name, run.seed) for name in names}
+
+
+def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
+    """The document and the table of a round's audit.
+
+    Raises UserError when its policy is not stored, or when too few problems have both right and wrong traces.
+    """
+    run, clock = work.run, [time.perf_counter()]
+    if not work.store.has_policy(work.policy_version):
+        raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
+    if run.train.threads:
+        torch.set_num_threads(run.train.threads * run.train.workers)  # as many as all ranks of the trainer have
+    model = student.build(run, torch.device("cpu"))
+    load_policy(model, work)
+    trainer = Trainer(run, model, torch.device("cpu"))
+    tokens = read_tokens(work, trainer, objectives(run, plan.objectives), plan.problems)
+    names = [REFERENCE, *plan.objectives]
+    if tokens.classes is not None:
+        decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
+        tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])
+        names += ORACLES
+    longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
+    audited = _Audited(Directions(model, plan.space), tokens, trainer)
+    groups = _blocks(tokens, plan, (len(names) + 3) * audited.space.size * 4, work)
+    clock.append(time.perf_counter())
+    references = np.stack([audited.gradients(rows, tokens.weights[:1], {})[0] for rows in groups])
+    alignment, pushed, towards = audited.alignment(groups, references)
+    clock.append(time.perf_counter())
+    parts = _parts(groups, run)
+    in_part = float(np.mean([len(rows) for rows in parts]))
+    flows = np.stack([audited.gradients(rows, [*tokens.weights, longer], tokens.divergences) for rows in parts], axis=1)
+    products = maths.Products.of_parts(flows[:-1], references, towards)
+    lengths = maths.Products.of([flows[-1], *flows[:-1]])
+    points = figures.points(names, products, (in_part, run.train.batch_traces), run.train.betas[0], lengths)
+    length = float(tokens.lengths.mean())  # these gradients are sums over tokens, and those of training are means
+    figures.add_steps(points, flows[:-1], references, trainer.optimizer.defaults["eps"] * length)
+    clock.append(time.perf_counter())
+    document = {
+        "run": run.name,
+        "round": work.number,
+        "policy": work.policy_version,
+        "space": plan.space,
+        "parameters": audited.space.size,
+        "traces": len(tokens.rows),
+        "tokens": int(tokens.lengths.sum()),
+        "problems": int(tokens.problems.max()) + 1,
+        "accuracy": float(tokens.correct.mean()),
+        "blocks": len(groups),
+        "traces_in_block": float(np.mean([len(rows) for rows in groups])),
+        "traces_in_part": in_part,
+        "step": first_step(work),
+        "points": points,
+        "classes": figures.classes(work, tokens, names, pushed),
+        "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
+    }
+    return plain(document, DIGITS), _table(tokens, alignment, groups)
+
+
+# ---- blocks and gradients ----------------------------------------------------------------------------------------------
+
+
+def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np.ndarray]:
+    """Rows of each block: all problems in the order of a seed, shared out as evenly as they go, and as many blocks as fit.
+
+    Raises UserError for fewer than LEAST_BLOCKS.
+    """
+    size = int(tokens.problems.max()) + 1
+    fit = MOST_BYTES // bytes_each
+    wanted = min(plan.blocks, size, fit)
+    if wanted < LEAST_BLOCKS:
+        why = f"{size} problems" if size < LEAST_BLOCKS else f"gradients of {bytes_each / 2**20:.0f} MiB a block"
+        remedy = "Audit a larger round" if size < LEAST_BLOCKS else "Audit fewer objectives, or use --parameters adapter"
+        raise UserError(f"{why} are no {LEAST_BLOCKS} blocks, which the intervals need", work.area, remedy)
+    order = np.random.default_rng([work.run.seed, work.number, 1]).permutation(size)
+    return [np.flatnonzero(np.isin(tokens.problems, part)) for part in np.array_split(order, wanted)]
+
+
+def _parts(groups: list[np.ndarray], run: Run) -> list[np.ndarray]:
+    """The traces of each block whose gradients are taken: all, but a minibatch of them at most, drawn at random.
+
+    The norms of gradients are seen in those, and so is the cosine with the gradient of length. What points towards accuracy is
+    seen in all traces.
+    """
+    most, rng = run.train.batch_traces, np.random.default_rng([run.seed, 2])
+    return [np.sort(rng.choice(rows, most, replace=False)) if len(rows) > most else rows for rows in groups]
+
+
+@dataclass(frozen=True)
+class _Audited:
+    """The tokens of a round, and the model whose gradients they have."""
+
+    space: Directions
+    tokens: Tokens
+    trainer: Trainer
+
+    def gradients(self, rows: np.ndarray, sets: list[np.ndarray], divergences: dict[int, Divergence]) -> np.ndarray:
+        """Gradients of some traces under each set of token weights, divided by the number of traces, float32 [K, P].
+
+        divergences: those that a set descends too, by its place.
+        """
+        ends = np.cumsum(self.tokens.lengths)
+        every = [*sets, *(found.kept.weights.numpy() for found in divergences.values())]
+        moves = np.any([np.add.reduceat(weights != 0, ends - self.tokens.lengths) for weights in every], axis=0)
+        total = torch.zeros(len(sets), self.space.size)
+        if (moving := rows[moves[rows]]).size:
+            for micro, places in self.tokens.micros(moving, self.trainer):
+                parts = {place: found.at(torch.from_numpy(places)) for place, found in divergences.items()}
+                total += self.space.gradients(micro, [torch.from_numpy(weights[places]) for weights in sets], parts)
+        return (total / len(rows)).numpy()
+
+    def alignment(self, groups: list[np.ndarray], references: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """d log p_t . r of every token, r: the mean reference of the blocks that the trace is not in, divided by
+        the norm of the mean of all blocks.
+
+        So no trace's own noise is in its direction, and all blocks have one scale. -> float32 [tokens]; what each token adds to
+        each weighting's product with r, K x [tokens]; and the product of the undivided mean with every weighting's gradient of
+        the block, [K, M].
+        """
+        found, divergences = np.zeros(int(self.tokens.lengths.sum()), np.float32), self.tokens.divergences
+        further = {place: np.zeros_like(found) for place in divergences}
+        total = references.sum(0, dtype=np.float64)
+        norm = max(float(np.linalg.norm(total)) / len(groups), 1e-30)
+        for block, rows in enumerate(groups):
+            direction = torch.from_numpy(((total - references[block]) / (len(groups) - 1) / norm).astype(np.float32))
+            for micro, places in self.tokens.micros(rows, self.trainer):
+                descended = [divergence.at(torch.from_numpy(places)) for divergence in divergences.values()]
+                aligned, falls = self.space.alignments(micro, direction, descended)
+                found[places] = aligned.numpy()
+                for values, fall in zip(further.values(), falls, strict=True):
+                    values[places] = fall.numpy()
+        pushed = [weights * found for weights in self.tokens.weights]
+        for place, values in further.items():
+            pushed[place] += values
+        seen = [(self.tokens.places(rows), len(rows)) for rows in groups]
+        towards = [[values[places].sum(dtype=np.float64) / traces for places, traces in seen] for values in pushed]
+        return found, pushed, norm * np.array(towards)
+
+
+def _table(tokens: Tokens, alignment: np.ndarray, groups: list[np.ndarray]) -> pa.Table:
+    block = np.zeros(len(tokens.rows), np.int16)
+    for number, rows in enumerate(groups):
+        block[rows] = number
+    offsets = pa.array(np.concatenate([[0], np.cumsum(tokens.lengths)]).astype(np.int32))
+    columns = {} if tokens.classes is None else {"token_class": pa.ListArray.from_arrays(offsets, pa.array(tokens.classes))}
+    return pa.table(
+        columns
+        | {
+            "trace_id": pa.array(tokens.traces.trace_ids[tokens.rows]),
+            "block": pa.array(block),
+            "correct": pa.array(tokens.correct),
+            "advantage_of_verdict": pa.array(tokens.weights[0][np.cumsum(tokens.lengths) - 1], pa.float32()),
+            "alignment": pa.ListArray.from_arrays(offsets, pa.array(alignment, pa.float32())),
+        }
+    )
