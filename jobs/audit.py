@@ -50,13 +50,12 @@ def audit_run(
         asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
         if trained := [name for name in asked if name not in MADE]:
             chosen_objectives(",".join(trained))
-        plan = measure.Plan(asked, blocks, cast(Space, space), problems)
         [work] = choose_rounds(store, resolve(run, sets), [number])
-        measure.objectives(work.run, plan.objectives)
+        objectives = measure.objectives(work.run, asked)
         if (note := stale_note(work)) is not None:
             out.say(note)
         with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
-            document, table = measure.measure(work, plan)
+            document, table = measure.measure(work, objectives, measure.Plan(blocks, cast(Space, space), problems))
         write_audit(store, number, document, table)
         show(document, out, work.run.train.batch_traces)
         for sentence in verdicts(document) if judge else ():

@@ -141,13 +141,19 @@ def sweep(
     ] = None,
     round: Annotated[list[int] | None, typer.Option("--round", help="Only this round; may be repeated.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Traces for the gradient cosine; 0 leaves it out.")] = 96,
+    choose: Annotated[
+        bool, typer.Option("--choose", help="Propose label.gamma and label.window by an audit of one round, with the evidence.")
+    ] = False,
     csv: Csv = None,
     _json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Label stored traces with a grid of settings, without engines."""
-    from jobs.sweep import sweep_run
+    from jobs.sweep import choose_gate, sweep_run
 
+    if choose:
+        choose_gate(run, set or [], round, debug, csv)
+        return
     sweep_run(run, set or [], round, sample, debug, csv)
 
 

@@ -38,27 +38,28 @@ LEAST_BLOCKS = 6
 
 @dataclass(frozen=True)
 class Plan:
-    """What is audited: objectives as `egrsd compare` names them, or of tokens.MADE; blocks and problems at most; by which
-    parameters. The first objective is compared with.
+    """How much is audited: blocks and problems at most, and by which parameters.
 
     problems: 0 is all of the round's; else that many are drawn by the run's seed.
     """
 
-    objectives: list[str]
     blocks: int = 16
     space: Space = "weights"
     problems: int = 0
 
 
 def objectives(run: Run, names: list[str]) -> dict[str, Run | None]:
-    """The run with each objective, and None for a weighting of MADE. Raises SettingError for one that needs other scores."""
+    """The run with each objective as `egrsd compare` names it, and None for a weighting of MADE.
+
+    Raises SettingError for an objective that needs other scores.
+    """
     if "no_reference" in names:
         raise SettingError("'no_reference' needs other scores", "--objectives", "Audit a run that was made so")
     return {name: None if name in MADE else variant(run, name, run.seed) for name in names}
 
 
-def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
-    """The document and the table of a round's audit.
+def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict[str, Any], pa.Table]:
+    """The document and the table of a round's audit, of the objectives that are asked. The first of them is compared with.
 
     Raises UserError when its policy is not stored, or when too few problems have both right and wrong traces.
     """
@@ -70,8 +71,8 @@ def measure(work: Round, plan: Plan) -> tuple[dict[str, Any], pa.Table]:
     model = student.build(run, torch.device("cpu"))
     load_policy(model, work)
     trainer = Trainer(run, model, torch.device("cpu"))
-    tokens = read_tokens(work, trainer, objectives(run, plan.objectives), plan.problems)
-    names = [REFERENCE, *plan.objectives]
+    tokens = read_tokens(work, trainer, asked, plan.problems)
+    names = [REFERENCE, *asked]
     if tokens.classes is not None:
         decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
         tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])

@@ -84,7 +84,7 @@ def of_shares(values: np.ndarray, samples: int | None = None) -> Estimate:
     size, mean = len(values), float(values.mean())
     spread, most = float(values.var(ddof=1)), max(size, samples or 0)
     count = min(most, max(1.0, mean * (1 - mean) * size / spread)) if spread else size
-    square = _quantile(size - 1) ** 2
+    square = quantile(size - 1) ** 2
     middle = (mean + square / (2 * count)) / (1 + square / count)
     half = math.sqrt(square * (mean * (1 - mean) / count + square / (4 * count**2))) / (1 + square / count)
     return Estimate(mean, max(0.0, min(mean, middle - half)), min(1.0, max(mean, middle + half)))
@@ -100,14 +100,14 @@ def of_gaps(values: np.ndarray, samples: int | None = None) -> Estimate:
     size, added = len(values), len(values) / max(len(values), samples or 0)
     middle = float(values.sum()) / (size + 2)
     variance = (float((values**2).sum()) + 2 * added**2) / (size + 2) - middle**2
-    half, mean = _quantile(size - 1) * math.sqrt(variance / (size + 2)), float(values.mean())
+    half, mean = quantile(size - 1) * math.sqrt(variance / (size + 2)), float(values.mean())
     return Estimate(mean, max(-1.0, min(mean, middle - half)), min(1.0, max(mean, middle + half)))
 
 
 def of_means(values: np.ndarray) -> Estimate:
     """Mean of per-problem values [N] by Student's t. A NaN is left out. Raises ValueError for fewer than two values."""
     values = _known(values)
-    half = _quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    half = quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Estimate(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
 
 
@@ -127,11 +127,11 @@ def _known(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _quantile(freedom: int) -> float:
-    """The .975 quantile of Student's t."""
+def quantile(freedom: int, share: float = 0.975) -> float:
+    """The quantile of Student's t below which `share` of it lies."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.975))
+    return float(stdtrit(freedom, share))
 
 
 def jackknife(value: float, without: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Estimate | None:
@@ -142,7 +142,7 @@ def jackknife(value: float, without: np.ndarray, bounds: tuple[float, float] = (
     parts = len(without)
     if not np.isfinite([value, *without]).all():
         return None
-    half = _quantile(parts - 1) * np.sqrt((parts - 1) * without.var())
+    half = quantile(parts - 1) * np.sqrt((parts - 1) * without.var())
     return Estimate(*(float(part) for part in np.clip([value, value - half, value + half], *bounds)))
 
 

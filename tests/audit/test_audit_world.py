@@ -31,6 +31,10 @@ def audited(tmp_path_factory):
     return store, store.read_json(documents.path_of(0, "json"))
 
 
+def measured(work, names):
+    return measure.measure(work, measure.objectives(work.run, names), measure.Plan(12, "adapter"))
+
+
 def test_every_token_has_its_true_class_and_the_dials_are_read_back(audited):
     store, document = audited
     by_class = document["classes"]["labels"]["by_class"]
@@ -64,7 +68,9 @@ def test_what_points_where_is_seen_in_all_traces_and_norms_in_a_minibatch_of_eac
     """16 traces a block. With minibatches of 8 the norms come from half of them, and the push must not change with that."""
     store, document = audited
     work = open_round(store, resolve(store.load_run(), [f"train.batch_traces={batch}"]), "rounds", 0)
-    found, _ = measure.measure(work, measure.Plan(["grpo", "linear", "egrsd", "cl_egrsd"], 12, "adapter"))
+    found, _ = measure.measure(
+        work, measure.objectives(work.run, ["grpo", "linear", "egrsd", "cl_egrsd"]), measure.Plan(12, "adapter")
+    )
     assert found["traces_in_part"] == min(batch, 16)
     for one, other in zip(found["points"], document["points"], strict=True):
         assert one["push"]["value"] == pytest.approx(other["push"]["value"], abs=2e-4)
@@ -79,7 +85,9 @@ def test_every_token_is_held_against_the_reference_of_the_other_blocks(audited, 
     of_parts = directions.Products.of_parts
     monkeypatch.setattr(measure.maths.Products, "of_parts", lambda *parts: seen.append(parts) or of_parts(*parts))
     work = open_round(store, resolve(store.load_run(), ["train.batch_traces=192"]), "rounds", 0)
-    _, table = measure.measure(work, measure.Plan(["linear", "fkl", "egrsd", "eopd"], 12, "adapter"))
+    _, table = measure.measure(
+        work, measure.objectives(work.run, ["linear", "fkl", "egrsd", "eopd"]), measure.Plan(12, "adapter")
+    )
     [(flows, references, towards)] = seen
     others = (references.sum(0) - references) / 11
     np.testing.assert_allclose(towards, np.einsum("kmp,mp->km", flows, others), rtol=2e-3, atol=1e-6)

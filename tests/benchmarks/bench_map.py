@@ -43,6 +43,7 @@ STEPS, ROUNDS, PROBLEMS, SEEDS = 300, 6, 256, 8
 AUDITED_SEEDS = 4  # of each world; their figures are averaged
 PERMUTATIONS = 10_000
 LEVEL = 0.05
+NOTHING = 0.02  # H3: this much accuracy is as good as none
 RESULTS = Path(__file__).parent / "map"  # world-0.json and so on
 
 
@@ -106,15 +107,22 @@ def rank_correlation(one: np.ndarray, other: np.ndarray, seed: int = 0) -> tuple
     return here, float((1 + (drawn >= here - 1e-12).sum()) / (1 + PERMUTATIONS))
 
 
-def power(slope: float, worlds: list[World], seeds: int = SEEDS, times: int = 400) -> float:
-    """Share of simulated maps that keep H1 when forks x style is worth `slope` points each, before Holm's correction."""
-    rng, weights, kept = np.random.default_rng(0), design(worlds)[1], 0
-    x = np.array([world.forks * world.style for world in worlds])
+def power(hypothesis: str, slope: float, worlds: list[World], seeds: int = SEEDS, times: int = 400) -> float:
+    """Share of simulated maps that keep H1, H2 or H3 when a unit of its dial is worth `slope` points, before Holm's correction.
+
+    The dial of H1 is forks x style, that of H2 pivots, and that of H3 is none: there `slope` is the constant itself.
+    """
+    place = {"H3": 0, "H1": 1, "H2": 2}[hypothesis]
+    rng, weights, kept = np.random.default_rng(0), design(worlds)[place], 0
+    x = np.array([(1.0, world.forks * world.style, float(world.pivots))[place] for world in worlds])
     for _ in range(times):
         shift = slope * x[:, None] / 100 + 0.03 * rng.standard_normal((len(worlds), seeds))
         answers = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.9, 0.05], size=(len(worlds), seeds, PROBLEMS))
         found = coefficient(answers + shift[..., None], weights)
-        kept += found.value > 0 and found.p is not None and found.p < 0.05
+        if hypothesis == "H3":
+            kept += -NOTHING < found.low and found.high < NOTHING
+        else:
+            kept += found.value > 0 and found.p is not None and found.p < LEVEL
     return kept / times
 
 
@@ -234,6 +242,11 @@ def conclude(results: Path, worlds: list[World]) -> dict[str, object]:
     trained = np.stack([(found[name] - found["rlsd"]).mean((1, 2)) for name in names], axis=1)
     asked = [(number, figure) for number in (0, ROUNDS // 2) for figure in FIGURES]
     predicted = {f"round {n}, {figure}": rank_correlation(gaps(audits, names, n, figure), trained) for n, figure in asked}
+    of_gates = names.index("egrsd"), names.index("cl_egrsd")  # gamma 1, without and with a window, against gamma 0
+    gates = {
+        f"round {n}, {figure}": rank_correlation(gaps(audits, names, n, figure)[:, of_gates], trained[:, of_gates])
+        for n, figure in asked
+    }
     no_direction = {f"round {n}, {figure}": rank_correlation(gaps(audits, names, n, figure, 0.0), trained) for n, figure in asked}
     return {
         "H1": {**vars(tested[0]), "p_holm": raised[0]},
@@ -245,6 +258,7 @@ def conclude(results: Path, worlds: list[World]) -> dict[str, object]:
             "H1 over worlds": over_worlds(gate, worlds, 1),
             "H2 over worlds": over_worlds(ahead, worlds, 2),
             "audit, no direction as 0": no_direction,
+            "audit, gates alone": gates,
         },
         "means": {name: values.mean((1, 2)).tolist() for name, values in found.items()},
     }
@@ -266,8 +280,10 @@ def main() -> None:
         return
     worlds = WORLDS[: asked.worlds]
     if asked.power:
-        for slope in (0.25, 0.5, 1.0, 1.5):
-            print(f"{slope} points for each fork x style: kept in {100 * power(slope, worlds, asked.seeds):.0f} %")
+        for name, slopes in (("H1", (0.25, 0.5, 1.0, 1.5)), ("H2", (0.5, 1.0, 1.5)), ("H3", (0.0, 1.0, 2.0))):
+            for slope in slopes:
+                share = power(name, slope, worlds, asked.seeds)
+                print(f"{name}, {slope} points for each unit of its dial: kept in {100 * share:.0f} %", flush=True)
     elif asked.out is not None:
         for place, world in enumerate(worlds):
             if asked.only is None or place in asked.only:

@@ -37,8 +37,11 @@ def test_ranks_that_agree_have_correlation_one():
 
 
 def test_the_power_grows_with_the_effect():
-    assert bench_map.power(0.0, bench_map.WORLDS, times=60) < 0.15
-    assert bench_map.power(3.0, bench_map.WORLDS, times=20) > 0.9
+    for name in ("H1", "H2"):
+        assert bench_map.power(name, 0.0, bench_map.WORLDS, times=60) < 0.15
+        assert bench_map.power(name, 3.0, bench_map.WORLDS, times=20) > 0.9
+    shares = [bench_map.power("H3", constant, bench_map.WORLDS, times=100) for constant in (0.0, 2.0)]
+    assert shares[0] > 0.15 > 0.1 > shares[1]
 
 
 def test_the_project_takes_every_setting_and_objective_of_the_benchmarks():

@@ -1,0 +1,94 @@
+"""`egrsd sweep --choose`: the choice from made-up audits with known answers, and on a tiny world."""
+
+from __future__ import annotations
+
+import pytest
+from audited_world import audited_world
+from scipy import stats
+
+from jobs import sweep as job
+from pipeline.audit import choose
+from pipeline.config import Run
+from pipeline.errors import SettingError
+
+AXES = {"label.gamma": [0.0, 0.3, 1.0], "profile.window": [3]}
+RUN = Run(name="made up")
+ASKED = choose.gates(RUN, AXES)
+
+
+def audit(*gaps):
+    """An audit of 16 blocks and 800 traces, with the difference of each gate as (value, half of its own 95 % interval)."""
+    one = {"value": 0.9, "low": 0.8, "high": 1.0}
+    points = [{"name": name, choose.FIGURE: one, "difference": {}} for name in ("reinforce", choose.UNGATED)]
+    for name, gap in zip(list(ASKED)[1:], gaps, strict=True):
+        told = gap and {"value": gap[0], "low": gap[0] - gap[1], "high": gap[0] + gap[1]}
+        points.append({"name": name, choose.FIGURE: one, "difference": {choose.FIGURE: told}})
+    return {"run": "r", "round": 0, "policy": 0, "traces": 800, "blocks": 16, "points": points}
+
+
+def test_the_gates_are_the_grid_and_gamma_0_once():
+    assert list(ASKED) == ["gamma 0", "gamma 0.3, window 3", "gamma 1, window 3"]
+    settings = [(run.objective.name, run.objective.gamma, run.objective.window) for run in ASKED.values()]
+    assert settings == [("cl_egrsd", 0.0, 0), ("cl_egrsd", 0.3, 3), ("cl_egrsd", 1.0, 3)]
+
+
+def test_the_gate_above_0_with_the_largest_difference_is_chosen_and_a_half_interval_costs_four_times():
+    found = choose.choose(audit((0.02, 0.005), (0.03, 0.01)), ASKED, 60.0)
+    wider = stats.t.ppf(1 - 0.025 / 2, 15) / stats.t.ppf(0.975, 15)  # two gates, fifteen degrees of freedom: 2.49 / 2.13
+    assert wider == pytest.approx(1.168, abs=1e-3)
+    assert found["chosen"]["gate"] == "gamma 1, window 3"
+    assert found["chosen"]["gap"]["low"] == pytest.approx(0.03 - wider * 0.01)
+    assert found["wanted"] == {"gate": "gamma 1, window 3", "times": 4.0, "traces": 2400, "seconds": 180.0}
+    assert choose.sentences(found) == [
+        "choice: gamma 1, window 3, whose averaged cosine is +0.0300 [+0.0183, +0.0417] above that of gamma 0",
+        "train with --set objective.gamma=1 --set objective.window=3",
+        "to halve this interval: 4.0 times these traces, 2400 more, some 180 s of engines as in this round",
+    ]
+
+
+def test_an_interval_of_one_gate_alone_is_not_enough():
+    """.0105 +- .01 is above 0 alone, and .0105 +- .0117 with two gates is not. Noise falls with the root of the traces."""
+    found = choose.choose(audit((0.0105, 0.01), (-0.001, 0.01)), ASKED, None)
+    assert found["chosen"] is None
+    times = (0.01168 / 0.0105) ** 2
+    assert found["wanted"]["times"] == pytest.approx(times, rel=1e-2)
+    assert choose.sentences(found) == [
+        "choice: none. These traces tell no gate of the grid apart from gamma 0 in the good direction",
+        "to tell gamma 0.3, window 3 from gamma 0: 1.2 times these traces, 190 more",
+    ]
+
+
+def test_gates_that_all_lose_and_traces_that_tell_nothing():
+    lost = choose.choose(audit((-0.05, 0.01), (-0.06, 0.02)), ASKED, None)
+    assert choose.sentences(lost) == ["choice: gamma 0, because every gate of the grid lowers the averaged cosine"]
+    silent = choose.choose(audit(None, None), ASKED, None)
+    assert choose.sentences(silent) == ["choice: none. These traces are too few, or too noisy, to tell a direction"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "rounds", "message"),
+    [
+        (["label.gamma=0"], None, "gamma is 0.*above 0"),
+        (["label.floor=.1,.2"], None, "no axis of --choose"),
+        (["objective.gamma=.1"], None, "label"),
+        ([], [0, 1], "reads one round"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(world, sets, rounds, message):
+    with pytest.raises(SettingError, match=message):
+        job.choose_gate(world.uri, sets, rounds, True)
+
+
+def test_a_stored_round_gets_a_proposal(world, capfd):
+    job.choose_gate(world.uri, ["label.gamma=.5,1", "label.window=0,1"], [0], True)
+    document = world.read_json(choose.EVIDENCE)
+    asked = choose.gates(RUN, {"label.gamma": [0.5, 1.0], "profile.window": [0, 1]})
+    assert [point["gate"] for point in document["points"]] == list(asked)
+    shown = capfd.readouterr().out
+    assert "choice: " in shown
+    assert "rank correlation .84 in round 0" in " ".join(shown.split())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return audited_world(tmp_path_factory.mktemp("choose") / "run")
