@@ -120,7 +120,7 @@ def power(hypothesis: str, slope: float, worlds: list[World], seeds: int = SEEDS
         answers = rng.choice([-1.0, 0.0, 1.0], p=[0.05, 0.9, 0.05], size=(len(worlds), seeds, PROBLEMS))
         found = coefficient(answers + shift[..., None], weights)
         if hypothesis == "H3":
-            kept += -NOTHING < found.low and found.high < NOTHING
+            kept += found.low > -NOTHING and found.high < NOTHING
         else:
             kept += found.value > 0 and found.p is not None and found.p < LEVEL
     return kept / times
