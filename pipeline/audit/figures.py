@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.audit.tokens import Tokens
 from pipeline.contract import Regime
-from pipeline.evidence.intervals import estimate, jackknife
+from pipeline.evidence.intervals import jackknife, of_part
 from pipeline.method import directions as maths
 from pipeline.method import regimes
 from pipeline.problems import worlds
@@ -78,8 +78,8 @@ def classes(work: Round, tokens: Tokens, names: list[str], pushed: list[np.ndarr
     for kind, codes, count in kinds:
         found[kind] = {"tokens": np.bincount(codes[codes >= 0], minlength=count) / len(codes)}
         for name, values in zip(names, pushed, strict=True):
-            drawn = maths.shares_by_class(values, codes, problems, count)
-            found[kind][name] = [estimate(drawn[:, place]) for place in range(count)]
+            *parts, whole = maths.sums_by_class(values, codes, problems, count).T
+            found[kind][name] = [of_part(part, whole) for part in parts]
     return found
 
 

@@ -22,6 +22,7 @@ from pipeline.errors import SettingError, UserError
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
 from pipeline.evidence.sweep import load_policy
+from pipeline.fit.machine import processors
 from pipeline.method import directions as maths
 from pipeline.problems import worlds
 from pipeline.rounds.round import Round
@@ -66,8 +67,7 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
     run, clock = work.run, [time.perf_counter()]
     if not work.store.has_policy(work.policy_version):
         raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
-    if run.train.threads:
-        torch.set_num_threads(run.train.threads * run.train.workers)  # as many as all ranks of the trainer have
+    torch.set_num_threads(processors())  # train.threads leaves some to engines, and none run here
     model = student.build(run, torch.device("cpu"))
     load_policy(model, work)
     trainer = Trainer(run, model, torch.device("cpu"))

@@ -20,7 +20,7 @@ from pipeline.answers.texts import normal_form
 from pipeline.config import Run
 from pipeline.contract import PooledEngines, Reject, Verdict
 from pipeline.digest import digest
-from pipeline.evidence.intervals import RESAMPLES, Estimate, estimate, of_gaps, of_means, of_shares, resampled, together
+from pipeline.evidence.intervals import Estimate, between, of_gaps, of_means, of_median, of_ratio, of_shares, ranked, together
 from pipeline.problems.sources import ProblemSet
 from pipeline.problems.survey import normal
 from pipeline.rounds.inventory import Inventory
@@ -35,10 +35,9 @@ FIGURES = ("avg", "pass", "maj", "length", "median_length", "truncated", "tokens
 MEANS = ("avg", "length")  # `egrsd distill` and the report show these
 SHARES = ("avg", "pass", "maj", "truncated")
 MEANT = ("avg", "pass", "maj", "length", "truncated")
-DRAWN = ("median_length", "tokens_per_correct")  # no means over problems: these are bootstrapped
 INTERVAL = (
     "95 % over problems. Shares: Wilson with the effective number of problems; their differences: Bonett and Price, paired. "
-    "Lengths: Student's t. Median and tokens per correct answer: a bootstrap of 2000 resamples."
+    "Lengths: Student's t. Median: Woodruff. Tokens per correct answer: the delta method on its logarithm."
 )
 
 
@@ -212,59 +211,59 @@ def pass_at(correct: np.ndarray, k: int) -> np.ndarray:
     return np.array(chances)
 
 
-def figures(found: Samples, k: int, seed: int = 0, names: tuple[str, ...] = FIGURES) -> dict[str, Estimate]:
-    """Figures, by name, with 95 % intervals over the problems that were answered. `values_of` and `draws` define them.
+def figures(found: Samples, k: int, names: tuple[str, ...] = FIGURES) -> dict[str, Estimate]:
+    """Figures, by name, with 95 % intervals over the problems that were answered. `values_of` and `_no_mean` define them.
 
     A figure without a value is left out, such as pass@k when rejected rows leave fewer than k samples. Raises ValueError when
     fewer than two problems were answered.
     """
     found = _select(found, _answered(found))
-    rows = resampled(len(found), seed)
-    made: dict[str, Estimate | None] = {}
-    for name in names:
-        made[name] = estimate(draws(found, name, rows)) if name in DRAWN else _over_problems(found, None, name, k)
+    made = {name: _over_problems(found, None, name, k) if name in MEANT else _no_mean(found, name)[0] for name in names}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
-def differences(after: Samples, before: Samples, k: int, seed: int = 0, names: tuple[str, ...] = FIGURES) -> dict[str, Estimate]:
+def differences(after: Samples, before: Samples, k: int, names: tuple[str, ...] = FIGURES) -> dict[str, Estimate]:
     """`after` - `before` in each figure, paired by problem, over the problems that both policies answered.
 
-    A figure is left out when its interval has an infinite end, because correct answers are too few. Raises ValueError when the
-    problems differ, or fewer than two problems have answers of both policies.
+    A figure is left out when it is infinite on one side, because no answer is correct. Raises ValueError when the problems
+    differ, or fewer than two problems have answers of both policies.
     """
     before = _in_order_of(after, before)
     both = _answered(after) & _answered(before)
-    rows = resampled(int(both.sum()), seed)
     after, before = _select(after, both), _select(before, both)
-    made: dict[str, Estimate | None] = {}
-    for name in names:
-        if name in DRAWN:
-            with np.errstate(invalid="ignore"):  # without a correct answer on either side there is no difference
-                made[name] = estimate(draws(after, name, rows) - draws(before, name, rows), bounded=True)
-        else:
-            made[name] = _over_problems(after, before, name, k)
+    made = {name: _over_problems(after, before, name, k) if name in MEANT else _gap(after, before, name) for name in names}
     return {name: figure for name, figure in made.items() if figure is not None}
 
 
 def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str, Estimate]:
-    """Mean over sources of each figure, or of its difference to a second policy. Each source is resampled on its own."""
-    parts = [
-        figures(one, k, names=MEANT) if other is None else differences(one, other, k, names=MEANT) for one, other in of_sources
-    ]
-    found = {name: together([part[name] for part in parts]) for name in MEANT if all(name in part for part in parts)}
-    total: dict[str, np.ndarray] = {name: np.zeros(RESAMPLES + 1) for name in DRAWN}
-    for number, (one, other) in enumerate(of_sources):
-        other = _in_order_of(one, other) if other is not None else None
-        both = _answered(one) & (_answered(other) if other is not None else True)
-        one, other = _select(one, both), _select(other, both) if other is not None else None
-        rows = resampled(len(one), number)
-        for name in DRAWN:
-            with np.errstate(invalid="ignore"):
-                part = draws(one, name, rows) - (draws(other, name, rows) if other is not None else 0.0)
-                total[name] = total[name] + part / len(of_sources)
-    bounded = any(other is not None for _, other in of_sources)
-    drawn = {name: estimate(values, bounded) for name, values in total.items()}
-    return found | {name: figure for name, figure in drawn.items() if figure is not None}
+    """Mean over sources of each figure, or of its difference to a second policy. Every source counts the same.
+
+    A figure that a source lacks is left out, and so is an infinite one.
+    """
+    parts = [figures(one, k) if other is None else differences(one, other, k) for one, other in of_sources]
+    whole = [name for name in FIGURES if all(name in part and math.isfinite(part[name].value) for part in parts)]
+    return {name: together([part[name] for part in parts]) for name in whole}
+
+
+def _no_mean(found: Samples, name: str) -> tuple[Estimate, np.ndarray]:
+    """A figure that is no mean over problems, and how each problem moves it, in units of its own [N].
+
+    median_length: median over all samples. tokens_per_correct: tokens of all samples per correct sample, infinite without one.
+    """
+    if name == "median_length":
+        return of_median(found.length), -ranked(found.length)
+    tokens, right = _row_mean(found.length), _row_mean(found.correct)
+    return of_ratio(tokens, right), tokens / tokens.mean() - (right / right.mean() if right.any() else 0.0)
+
+
+def _gap(after: Samples, before: Samples, name: str) -> Estimate | None:
+    """The difference in a figure of `_no_mean`; None where one side is infinite."""
+    (one, moves), (other, moved) = _no_mean(after, name), _no_mean(before, name)
+    if not math.isfinite(one.value + other.value):
+        return None
+    spread = float(moves.std() * moved.std())
+    shared = float(((moves - moves.mean()) * (moved - moved.mean())).mean()) / spread if spread else 0.0
+    return between(one, other, min(1.0, max(-1.0, shared)))
 
 
 def _over_problems(found: Samples, other: Samples | None, name: str, k: int) -> Estimate | None:
@@ -310,18 +309,6 @@ def values_of(found: Samples, name: str, k: int) -> np.ndarray:
     if name in of_samples:
         return _row_mean(of_samples[name])
     return pass_at(found.correct, k) if name == "pass" else found.majority
-
-
-def draws(found: Samples, name: str, rows: np.ndarray) -> np.ndarray:
-    """A figure that is no mean on each choice of problems, `rows` [R, N] -> [R].
-
-    median_length: median over all samples. tokens_per_correct: tokens of all samples per correct sample, infinite without one.
-    """
-    with np.errstate(all="ignore"):
-        if name == "median_length":
-            return np.array([np.nanmedian(found.length[chosen]) for chosen in rows])
-        tokens, right = _row_mean(found.length), _row_mean(found.correct)
-        return np.asarray(np.nansum(tokens[rows], axis=1) / np.nansum(right[rows], axis=1))
 
 
 def per_problem(found: Samples, name: str) -> np.ndarray:

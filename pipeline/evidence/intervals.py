@@ -1,7 +1,7 @@
 """How far a figure can be trusted: intervals over problems, and tests over seeds.
 
-A problem is one observation, so that its samples stay together. Shares and their differences have intervals of their own, since
-a bootstrap of few or rare events is too narrow. Figures that are no means (a median, a ratio) are bootstrapped.
+A problem is one observation, so that its samples stay together. Shares, medians and ratios have intervals of their own, since a
+bootstrap of few or rare events is too narrow. What each method holds in simulations stands in tests/evidence/test_intervals.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 2000
 FEW = 5  # with fewer seeds, Satterthwaite's intervals would contain the true mean in 87 to 94 % of the cases
-TOLD = 0.8  # least share of resamples with a value; the share is lower when only one or two problems have a value
 
 
 @dataclass(frozen=True)
@@ -44,34 +42,6 @@ class Tested:
     low: float
     high: float
     p: float | None
-
-
-def resampled(size: int, seed: int = 0) -> np.ndarray:
-    """Row numbers of `size` problems in their order, then of RESAMPLES draws with replacement -> int64 [1 + R, N].
-
-    Both sides of a difference take the same rows, so that they are paired by problem. Raises ValueError for fewer than two
-    problems, which have no spread.
-    """
-    if size < 2:
-        raise ValueError(f"{size} problems are too few for an interval: 2 at least")
-    draws = np.random.default_rng(seed).integers(0, size, (RESAMPLES, size))
-    return np.concatenate([np.arange(size)[None], draws])
-
-
-def estimate(drawn: np.ndarray, bounded: bool = False) -> Estimate | None:
-    """A figure and its 95 % percentile interval. drawn [1 + R]: its value on the problems themselves, then on every resample.
-
-    A resample without a value (NaN) is left out. The result is None when the figure itself has no value, or when less than TOLD
-    of the resamples have one. A bound may be infinite; with `bounded` the result is then None too. Each bound is the value of
-    one resample, because there is nothing to interpolate between a finite and an infinite value.
-    """
-    known = drawn[1:][~np.isnan(drawn[1:])]
-    if np.isnan(drawn[0]) or len(known) < TOLD * (len(drawn) - 1):
-        return None
-    low, high = np.quantile(known, (0.025, 0.975), method="nearest")
-    if bounded and not np.isfinite([drawn[0], low, high]).all():
-        return None
-    return Estimate(float(drawn[0]), float(low), float(high))
 
 
 def of_shares(values: np.ndarray, samples: int | None = None) -> Estimate:
@@ -109,6 +79,71 @@ def of_means(values: np.ndarray) -> Estimate:
     values = _known(values)
     half = quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Estimate(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+
+
+def of_median(values: np.ndarray) -> Estimate:
+    """Median of all samples [N, K] by Woodruff's interval (1952); a problem is one observation. A NaN is left out.
+
+    The share of samples below the median has an interval around one half, by Student's t over problems. The samples at its ends
+    are the ends of the interval. Raises ValueError for fewer than two problems.
+    """
+    placed = ranked(values)
+    known, size = np.sort(values[np.isfinite(values)]), len(placed)
+    half = quantile(size - 1) * float(placed.std(ddof=1)) / math.sqrt(size)
+    value, last = float(np.median(known)), len(known) - 1
+    low, high = math.floor((0.5 - half) * len(known)), math.ceil((0.5 + half) * len(known)) - 1
+    return Estimate(value, min(value, float(known[max(0, low)])), max(value, float(known[min(last, high)])))
+
+
+def ranked(values: np.ndarray) -> np.ndarray:
+    """By how much each problem's samples lie below the median of all samples [N, K], in units of a problem's samples: [N]."""
+    known = np.isfinite(values)
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} problems are too few for an interval: 2 at least")
+    median = np.median(values[known])
+    placed = np.where(known, (values < median) + 0.5 * (values == median) - 0.5, 0.0).sum(1)
+    return np.asarray(placed * len(values) / known.sum())
+
+
+def of_ratio(top: np.ndarray, bottom: np.ndarray) -> Estimate:
+    """The ratio of the means of positive values [N] to those of [N] at least 0, paired by problem.
+
+    The logarithm has an interval by the delta method and Student's t. Infinite where all of `bottom` is 0. Raises ValueError for
+    fewer than two problems.
+    """
+    if len(top) < 2:
+        raise ValueError(f"{len(top)} problems are too few for an interval: 2 at least")
+    if not bottom.any():
+        return Estimate(math.inf, math.inf, math.inf)
+    value = float(top.mean() / bottom.mean())
+    error = float((top / top.mean() - bottom / bottom.mean()).std(ddof=1)) / math.sqrt(len(top))
+    factor = math.exp(min(quantile(len(top) - 1) * error, 700.0))
+    return Estimate(value, value / factor, value * factor)
+
+
+def of_part(part: np.ndarray, whole: np.ndarray) -> Estimate | None:
+    """The ratio of two means of values [N] of any sign, paired by problem, by Fieller's interval (1954).
+
+    None where the mean of `whole` cannot be told from 0: the interval has no end then.
+    """
+    size = len(whole)
+    (pp, pw), (_, ww) = np.cov(part, whole) / size * quantile(size - 1) ** 2
+    top, bottom = float(part.mean()), float(whole.mean())
+    square, cross = bottom**2 - ww, top * bottom - pw
+    if not square > 0:
+        return None
+    half = math.sqrt(max(0.0, cross**2 - square * (top**2 - pp)))
+    return Estimate(top / bottom, float(cross - half) / float(square), float(cross + half) / float(square))
+
+
+def between(one: Estimate, other: Estimate, correlation: float) -> Estimate:
+    """one - other, from their intervals and the correlation of their errors, by MOVER (Zou and Donner 2008)."""
+    value = one.value - other.value
+    below, above = one.value - one.low, one.high - one.value
+    down, up = other.value - other.low, other.high - other.value
+    low = math.sqrt(max(0.0, below**2 + up**2 - 2 * correlation * below * up))
+    high = math.sqrt(max(0.0, above**2 + down**2 - 2 * correlation * above * down))
+    return Estimate(value, value - low, value + high)
 
 
 def together(parts: list[Estimate]) -> Estimate:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESAMPLES = 1000
 LEFT_OUT = 8  # parts of the blocks that `adamw` leaves out in turn
 
 
@@ -84,12 +83,6 @@ def leave_one_out(correct: np.ndarray, problems: np.ndarray) -> np.ndarray:
         return right - (right.sum() - right) / max(1, len(right) - 1)
     others = counts[problems] - 1
     return np.where(others > 0, right - (sums[problems] - right) / np.maximum(others, 1), 0.0)
-
-
-def choices(blocks: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each block is taken, [1 + R, M]: once each, then bootstrap draws with replacement."""
-    rng = np.random.default_rng(seed)
-    return np.concatenate([np.ones((1, blocks), np.int64), rng.multinomial(blocks, np.full(blocks, 1 / blocks), resamples)])
 
 
 def all_but_one(blocks: int) -> np.ndarray:
@@ -170,19 +163,15 @@ def in_minibatch(share: np.ndarray, measured: float, wanted: float) -> np.ndarra
         return np.asarray(1 / (1 + (1 / share - 1) * measured / wanted))
 
 
-def shares_by_class(values: np.ndarray, classes: np.ndarray, problems: np.ndarray, num_classes: int, seed: int = 0) -> np.ndarray:
-    """Share of each class of tokens in a sum over tokens, on the problems themselves and on bootstrap draws: [1 + R, C].
+def sums_by_class(values: np.ndarray, classes: np.ndarray, problems: np.ndarray, num_classes: int) -> np.ndarray:
+    """Sums over the tokens of each problem and class, and of each problem: [N, C + 1].
 
-    values [N] per token, such as weight x alignment; classes [N] from 0 (negative: left out of every class); problems [N] from 0.
-    A draw whose sum has another sign than the sum itself is NaN.
+    values [tokens], such as weight x alignment; classes [tokens] from 0 (negative: in the last column alone); problems [tokens]
+    from 0.
     """
-    size = int(problems.max(initial=-1)) + 1
+    size, columns = int(problems.max(initial=-1)) + 1, num_classes + 1
     known = classes >= 0
-    cells = np.bincount(
-        problems[known] * num_classes + classes[known], values[known].astype(np.float64), size * num_classes
-    ).reshape(size, num_classes)
-    whole = np.bincount(problems, values.astype(np.float64), size)
-    taken = choices(size, seed).astype(np.float64)
-    total = taken @ whole
-    total = np.where(total * total[0] > 0, total, np.nan)  # shares of a sum of the other sign mean nothing
-    return np.asarray((taken @ cells) / total[:, None])
+    cells = np.bincount(problems[known] * columns + classes[known], values[known].astype(np.float64), size * columns)
+    found = cells.reshape(size, columns)
+    found[:, -1] = np.bincount(problems, values.astype(np.float64), size)
+    return found

@@ -68,10 +68,11 @@ def fields_of(template: str) -> set[str]:
 def controls(tokenizer: Any) -> re.Pattern[str] | None:
     """A pattern of the texts that a tokenizer turns into control ids: special tokens, and added ones that its template writes.
 
-    None for a tokenizer without such tokens.
+    An added token of white space is text in any template (Gemma has one for each number of line ends). None for a tokenizer
+    without control tokens.
     """
-    added = tokenizer.added_tokens_decoder.values()
-    texts = {token.content for token in added if token.special or token.content in (tokenizer.chat_template or "")}
+    added, template = tokenizer.added_tokens_decoder.values(), tokenizer.chat_template or ""
+    texts = {token.content for token in added if token.special or (token.content.strip() and token.content in template)}
     longest_first = sorted((text for text in texts if text), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 

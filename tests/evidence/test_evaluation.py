@@ -121,8 +121,9 @@ def test_no_correct_answer_has_no_price():
     assert found["tokens_per_correct"].value == math.inf
     assert found["avg"].value == 0.0
     changed = evaluation.differences(answered([[0], [1], [0]]), answered([[1], [0], [0]]), 1)
-    assert "tokens_per_correct" not in changed  # some resamples have no correct answer on one side: no bound
+    assert "tokens_per_correct" in changed
     assert "avg" in changed
+    assert "tokens_per_correct" not in evaluation.differences(answered([[0], [0]]), answered([[1], [0]]), 1)
 
 
 def test_differences_pair_by_problem_and_leave_what_one_side_lacks():
@@ -175,14 +176,30 @@ def test_pass_at_k_is_that_of_the_problems_with_k_samples_if_there_are_two():
 def test_intervals_over_problems_cover_as_often_as_they_say():
     """Of 100 evaluations of 60 problems x 2 samples about 95 % hold the truth; so do differences of two policies."""
     rng, held = np.random.default_rng(5), {"figures": 0, "differences": 0}
-    for seed in range(100):
+    for _ in range(100):
         chance = rng.beta(2, 2, 60)
         draw = lambda chance=chance: answered((rng.random((60, 2)) < chance[:, None]).astype(float))  # noqa: E731
-        found = evaluation.figures(draw(), 1, seed)["avg"]
+        found = evaluation.figures(draw(), 1)["avg"]
         held["figures"] += found.low <= 0.5 <= found.high
-        found = evaluation.differences(draw(), draw(), 1, seed)["avg"]
+        found = evaluation.differences(draw(), draw(), 1)["avg"]
         held["differences"] += found.low <= 0 <= found.high
     assert all(0.90 <= count / 100 <= 0.99 for count in held.values()), held
+
+
+def test_differences_of_medians_and_prices_hold_the_truth():
+    """Of 1 000 pairs of evaluations, whose problems are easy or hard for both policies, about 95 % hold the truth, which is 0."""
+    rng, held = np.random.default_rng(6), {"median_length": 0, "tokens_per_correct": 0}
+    for _ in range(1000):
+        easy = rng.standard_normal((60, 1))
+
+        def draw(easy=easy):
+            right = rng.random((60, 2)) < 1 / (1 + np.exp(-easy))
+            return answered(right.astype(float), np.exp(4 - 0.3 * easy + 0.3 * rng.standard_normal((60, 2))))
+
+        found = evaluation.differences(draw(), draw(), 1, tuple(held))
+        for name in held:
+            held[name] += found[name].low <= 0 <= found[name].high
+    assert all(0.93 <= count / 1000 <= 0.985 for count in held.values()), held
 
 
 def test_the_macro_mean_counts_sources_not_problems():

@@ -144,6 +144,16 @@ def test_prompts_without_control_tokens_keep_their_ids(tokenizer):
         assert student_prompt(tokenizer, problem, "{problem}?") == tokenizer.apply_chat_template(messages, **asked)
 
 
+def test_an_added_token_of_white_space_is_text():
+    """Gemma has an id for each number of line ends. Every template writes one, so those of a problem were spelled otherwise."""
+    tokenizer = trained("metaspace")
+    tokenizer.add_tokens(["\n", "\n\n"])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|end|>", "\n<|end|>")
+    ids = student_prompt(tokenizer, "1 + 2\n\nwhat is")
+    assert [tokenizer.convert_ids_to_tokens(i) for i in ids if "\n" in tokenizer.convert_ids_to_tokens(i)] == ["\n\n", "\n"]
+    assert control_ids(tokenizer, student_prompt(tokenizer, "1 <think> 2")) == control_ids(tokenizer, ids)
+
+
 TOLD = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "1+1?"},

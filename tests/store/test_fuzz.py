@@ -31,7 +31,6 @@ from fuzzed import (
 )
 
 from pipeline.errors import EgrsdError
-from pipeline.evidence import intervals
 from pipeline.stages import PLAIN
 from pipeline.store.manifest import Origin, data_name
 
@@ -40,14 +39,6 @@ from pipeline.store.manifest import Origin, data_name
 def store(tmp_path_factory):
     """A run of two rounds with every kind of file."""
     return complete_run(tmp_path_factory.mktemp("fuzz"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    """Intervals from few draws: their width is not looked at here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervals, "RESAMPLES", 20)
-        yield
 
 
 @pytest.fixture(scope="module")
