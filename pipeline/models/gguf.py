@@ -24,15 +24,21 @@ EXPECTED_FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokeniz
 def dequantise(gguf: Path, remedy: str) -> Any:
     """The model in a GGUF file as plain bf16 weights. Its configuration no longer names the quantisation.
 
-    Raises ModelError with the remedy when the file is damaged.
+    Raises ModelError with the remedy when the file is damaged, or lacks a weight: transformers would draw it at random.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
     except (ValueError, struct.error) as error:
         raise ModelError(f"cannot be read as GGUF: {error}", str(gguf), remedy) from error
+    loaded, told = found
+    tied = set(getattr(loaded, "_tied_weights_keys", None) or ()) if loaded.config.tie_word_embeddings else set()
+    if missing := sorted(set(told["missing_keys"]) - tied):
+        raise ModelError(f"has no weight {missing[0]}, and lacks {len(missing)} in all", str(gguf), remedy)
     settings = loaded.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
         settings.pop(name, None)
