@@ -11,12 +11,14 @@ from jobs.screen.tables import aligned
 from jobs.screen.terminal import Session, session
 from pipeline.audit import figures, measure
 from pipeline.audit.tokens import MADE
+from pipeline.config import Run
 from pipeline.errors import SettingError
 from pipeline.evidence.comparison import chosen_objectives
-from pipeline.evidence.documents import path_of, write_audit
+from pipeline.evidence.documents import path_of, read_audits, write_audit
 from pipeline.evidence.sweep import choose_rounds, stale_note
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import resolve
+from pipeline.store.directory import Store
 from pipeline.training.alignment import Space
 
 FIGURES = ("cosine", "batch_cosine", "batch_share")
@@ -32,6 +34,11 @@ NOTES = (
     "rank correlation .39 to .48, p below .004 (tests/benchmarks/MAP.md). --verdict says what they say of the gate.",
 )
 GATED = ("egrsd", "cl_egrsd")  # objectives whose gate a verdict is about
+UNGATED = "egrsd+off"  # what both are without their gate
+MEANING = (
+    "Of nine generated worlds such a difference ranked where a gate gained (tests/benchmarks/MAP.md). "
+    "The gains themselves were .0 points on average there, and .9 at most."
+)
 
 
 def audit_run(
@@ -40,7 +47,8 @@ def audit_run(
     """Print the audit of a round, and write evidence/audit-NNNN.json and evidence/audit-NNNN.parquet.
 
     wanted: objectives, `--set` lines, and blocks and problems at most with the parameters. judge: also say in words whether the
-    gate helps. Raises SettingError for an option that is none, and what `audit.measure` raises.
+    gate helps. The first weighting is then the gated objective without its gate. Raises SettingError for an option that is none,
+    and what `measure.measure` raises.
     """
     names, sets, (blocks, problems, space) = wanted
     with session(debug) as out:
@@ -50,36 +58,64 @@ def audit_run(
         asked = list(dict.fromkeys(name.strip() for name in names.split(",")))
         if trained := [name for name in asked if name not in MADE]:
             chosen_objectives(",".join(trained))
+        if judge:
+            if not any(map(_is_gated, asked)):
+                raise SettingError("--verdict is about a gate", "--objectives", "Name egrsd, cl_egrsd or one of their gates")
+            asked = list(dict.fromkeys([UNGATED, *asked]))
         [work] = choose_rounds(store, resolve(run, sets), [number])
         objectives = measure.objectives(work.run, asked)
-        if (note := stale_note(work)) is not None:
-            out.say(note)
+        for note in (stale_note(work), _biased(work.run)):
+            if note is not None:
+                out.say(note)
         with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
             document, table = measure.measure(work, objectives, measure.Plan(blocks, cast(Space, space), problems))
-        write_audit(store, number, document, table)
         show(document, out, work.run.train.batch_traces)
         for sentence in verdicts(document) if judge else ():
             out.say(sentence)
+        if (larger := _larger(store, number, document)) is not None:
+            out.say(
+                f"not kept: round {number} has an audit of {larger} traces. Delete {store.locate(path_of(number, 'json'))} first"
+            )
+            return
+        write_audit(store, number, document, table)
         out.say(f"figures: {store.locate(path_of(number, 'json'))}; alignment of every token: ...{number:04d}.parquet")
 
 
-def verdicts(document: dict[str, Any]) -> list[str]:
-    """A sentence for each gated objective: whether it helps, hurts or cannot be told apart, by averaged cosine.
+def _is_gated(name: str) -> bool:
+    return name.split("+")[0] in GATED and name != UNGATED and "+off" not in name
 
-    The map of tests/benchmarks/MAP.md found that it ranks what training gains. So does the batch cosine. But that can be high by
+
+def _biased(run: Run) -> str | None:
+    """A note about sampling under which the reference is not quite the gradient of accuracy, else None."""
+    sampling = run.rollout
+    if sampling.temperature == 1 and sampling.top_p == 1 and not sampling.top_k:
+        return None
+    how = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, top-k {sampling.top_k or 'off'}"
+    return f"note: traces were sampled at {how}, so the reference is the gradient of accuracy only nearly"
+
+
+def _larger(store: Store, number: int, document: dict[str, Any]) -> int | None:
+    """The traces of the stored audit of this round, where they are more than those of `document`."""
+    [*stored] = read_audits(store, [number])
+    return stored[0]["traces"] if stored and stored[0]["traces"] > document["traces"] else None
+
+
+def verdicts(document: dict[str, Any]) -> list[str]:
+    """A sentence for each gated objective, and what they are worth: whether its gate helps, hurts or cannot be told apart.
+
+    Each is compared with itself without the gate, by averaged cosine; the intervals hold for all sentences together. The map of
+    tests/benchmarks/MAP.md found that this figure ranks what training gains. So does the batch cosine. But that can be high by
     its signal alone, of which the map found nothing.
     """
-    first, found = document["points"][1]["name"], []
-    for point in document["points"]:
-        gap = point["difference"].get("averaged_cosine")
-        if point["name"].split("+")[0] not in GATED or point["name"] == first:
-            continue
+    gated, found = [point for point in document["points"] if _is_gated(point["name"])], []
+    for point in gated:
+        gap = figures.together(point["difference"].get("averaged_cosine"), document["blocks"], len(gated))
         if gap is None:
-            found.append(f"{point['name']}: these traces do not tell whether it helps against {first}")
+            found.append(f"{point['name']}: these traces do not tell whether its gate helps")
             continue
-        told = "helps" if gap["low"] > 0 else "hurts" if gap["high"] < 0 else "cannot be told apart from doing nothing"
-        found.append(f"{point['name']}: against {first} it {told} here, averaged cosine {_text(gap, '+')}")
-    return found
+        told = "helps" if gap["low"] > 0 else "hurts" if gap["high"] < 0 else "cannot be told apart from no gate"
+        found.append(f"{point['name']}: the gate {told} here, averaged cosine {_text(gap, '+')} against the same without it")
+    return [*found, MEANING]
 
 
 def show(document: dict[str, Any], out: Session, batch: int) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from pipeline.audit.figures import together
 from pipeline.config import Run
 from pipeline.errors import SettingError
-from pipeline.evidence.intervals import quantile
 from pipeline.overrides import resolve
 
 EVIDENCE = "evidence/choice.json"
@@ -26,17 +26,19 @@ def gates(run: Run, axes: dict[str, list[Any]]) -> dict[str, Run | None]:
         raise SettingError("is no axis of --choose", other[0], "Write label.gamma=... and label.window=...")
     objective = run.objective
     gammas, windows = (axes.get(name, [value]) for name, value in zip(AXES, (objective.gamma, objective.window), strict=True))
-    found: dict[str, Run | None] = {UNGATED: _gated(run, 0.0, 0)}
+    found: dict[str, Run | None] = {UNGATED: resolve(run, settings(0.0, 0))}
     for gamma, window in itertools.product(gammas, windows):
         if gamma:
-            found[f"gamma {gamma:g}, window {window}"] = _gated(run, gamma, window)
+            found[f"gamma {gamma:g}, window {window}"] = resolve(run, settings(gamma, window))
     if len(found) == 1:
         raise SettingError("has no gate: gamma is 0", "--set label.gamma", "List a gamma above 0")
     return found
 
 
-def _gated(run: Run, gamma: float, window: int) -> Run:
-    return resolve(run, ["objective.name=cl_egrsd", f"objective.gamma={gamma}", f"objective.window={window}"])
+def settings(gamma: float, window: int) -> list[str]:
+    """The `--set` lines of a gate. They name all of it, whatever gate or control the run has."""
+    gate = ["objective.name=cl_egrsd", "objective.gate=own", "objective.control=none", "objective.entropy=teacher"]
+    return [*gate, f"objective.gamma={gamma:g}", f"objective.window={window}"]
 
 
 def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float | None) -> dict[str, Any]:
@@ -44,20 +46,21 @@ def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float |
 
     Intervals against gamma 0 hold for all gates together (Bonferroni). A gate is chosen when its own lies above 0: the one with
     the largest difference. wanted: what a surer choice needs, in traces of this kind. With a chosen gate, its interval becomes
-    half as wide. Without one, the most distant gate is told apart. seconds: of engines for all traces of the audit; None where
-    it is not known.
+    half as wide. Without one, the gate that may be better and is nearest to be told apart. seconds: of engines for all traces of
+    the audit; None where it is not known.
     """
     found = {point["name"]: point for point in audit["points"]}
-    freedom, tests = audit["blocks"] - 1, len(asked) - 1
-    wider = quantile(freedom, 1 - 0.025 / tests) / quantile(freedom, 0.975)
-    points = [_point(found[name], run, wider) for name, run in asked.items() if run is not None]
+    points = [_point(found[name], run, audit["blocks"], len(asked) - 1) for name, run in asked.items() if run is not None]
+    gaps = [point["gap"] for point in points[1:]]
     told = [point for point in points[1:] if point["gap"] is not None]
     above = [point for point in told if point["gap"]["low"] > 0]
-    best = max(above or told, key=lambda point: point["gap"]["value"] if above else abs(point["gap"]["value"]), default=None)
+    chosen = max(above, key=lambda point: point["gap"]["value"], default=None)
+    open_ = [point for point in told if point["gap"]["value"] > 0]
+    nearest = chosen or min(open_, key=lambda point: point["gap"]["half"] / point["gap"]["value"], default=None)
     wanted = None
-    if best is not None and best["gap"]["value"]:
-        times = 4.0 if above else max(1.0, (best["gap"]["half"] / abs(best["gap"]["value"])) ** 2)
-        wanted = {"gate": best["gate"], "times": times, "traces": round(audit["traces"] * (times - 1))}
+    if nearest is not None:
+        times = 4.0 if chosen else (nearest["gap"]["half"] / nearest["gap"]["value"]) ** 2
+        wanted = {"gate": nearest["gate"], "times": times, "traces": round(audit["traces"] * (times - 1))}
         wanted["seconds"] = seconds and seconds * (times - 1)
     return {
         "run": audit["run"],
@@ -65,19 +68,17 @@ def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float |
         "policy": audit["policy"],
         "traces": audit["traces"],
         "points": points,
-        "chosen": best if above else None,
-        "worse": bool(told) and all(point["gap"]["high"] < 0 for point in told),
+        "chosen": chosen,
+        "worse": all(gap is not None and gap["high"] < 0 for gap in gaps),
+        "told": bool(told),
         "wanted": wanted,
     }
 
 
-def _point(audited: dict[str, Any], run: Run, wider: float) -> dict[str, Any]:
-    gap, shown = audited["difference"].get(FIGURE), None
-    if gap is not None:
-        half = wider * (gap["high"] - gap["value"])
-        shown = {"value": gap["value"], "low": gap["value"] - half, "high": gap["value"] + half, "half": half}
-    settings = {"gamma": run.objective.gamma, "window": run.objective.window}
-    return {"gate": audited["name"], **settings, FIGURE: audited[FIGURE], "gap": shown}
+def _point(audited: dict[str, Any], run: Run, blocks: int, tests: int) -> dict[str, Any]:
+    gate = {"gamma": run.objective.gamma, "window": run.objective.window}
+    gap = together(audited["difference"].get(FIGURE), blocks, tests)
+    return {"gate": audited["name"], **gate, FIGURE: audited[FIGURE], "gap": gap}
 
 
 def sentences(document: dict[str, Any]) -> list[str]:
@@ -86,16 +87,15 @@ def sentences(document: dict[str, Any]) -> list[str]:
     if chosen is not None:
         gap = "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**chosen["gap"])
         found.append(f"choice: {chosen['gate']}, whose averaged cosine is {gap} above that of gamma 0")
-        found.append(f"train with --set objective.gamma={chosen['gamma']:g} --set objective.window={chosen['window']}")
+        found.append(f"train with {' '.join(f'--set {line}' for line in settings(chosen['gamma'], chosen['window']))}")
     elif document["worse"]:
         found.append("choice: gamma 0, because every gate of the grid lowers the averaged cosine")
-    elif wanted is not None:
+    elif document["told"]:
         found.append("choice: none. These traces tell no gate of the grid apart from gamma 0 in the good direction")
     else:
         found.append("choice: none. These traces are too few, or too noisy, to tell a direction")
     if wanted is not None:
         aim = "to halve this interval" if chosen is not None else f"to tell {wanted['gate']} from gamma 0"
         cost = "" if wanted["seconds"] is None else f", some {wanted['seconds']:.0f} s of engines as in this round"
-        if wanted["times"] > 1:
-            found.append(f"{aim}: {wanted['times']:.1f} times these traces, {wanted['traces']} more{cost}")
+        found.append(f"{aim}: {wanted['times']:.1f} times these traces, {wanted['traces']} more{cost}")
     return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from pipeline.audit.tokens import Tokens
 from pipeline.contract import Regime
-from pipeline.evidence.intervals import jackknife, of_part
+from pipeline.evidence.intervals import jackknife, of_part, quantile
 from pipeline.method import directions as maths
 from pipeline.method import regimes
 from pipeline.problems import worlds
@@ -50,6 +51,14 @@ def points(
     return found
 
 
+def together(gap: Mapping[str, float] | None, blocks: int, tests: int) -> dict[str, float] | None:
+    """A difference whose 95 % interval over blocks holds for so many tests together (Bonferroni), with the half of its width."""
+    if gap is None:
+        return None
+    half = (gap["high"] - gap["value"]) * quantile(blocks - 1, 1 - 0.025 / tests) / quantile(blocks - 1)
+    return {"value": gap["value"], "low": gap["value"] - half, "high": gap["value"] + half, "half": half}
+
+
 def add_steps(found: list[dict[str, Any]], flows: np.ndarray, references: np.ndarray, eps: float) -> None:
     """Add the cosine of AdamW's step to the figures of each weighting, and its difference from the first audited objective."""
     values, without = maths.adamw(flows, references, eps)
@@ -62,7 +71,7 @@ def add_steps(found: list[dict[str, Any]], flows: np.ndarray, references: np.nda
 def classes(work: Round, tokens: Tokens, names: list[str], pushed: list[np.ndarray]) -> dict[str, Any]:
     """Where the push comes from: its shares by regime and by decile of teacher entropy, for each weighting.
 
-    pushed: what each token adds to the push of each weighting, K x [tokens].
+    pushed: what each token adds to the push of each weighting, K x [tokens]. A push away from accuracy has no shares.
     """
     entropy = tokens.traces.teacher_entropy.take(tokens.rows)
     problems = np.repeat(tokens.problems, tokens.lengths)
@@ -79,7 +88,7 @@ def classes(work: Round, tokens: Tokens, names: list[str], pushed: list[np.ndarr
         found[kind] = {"tokens": np.bincount(codes[codes >= 0], minlength=count) / len(codes)}
         for name, values in zip(names, pushed, strict=True):
             *parts, whole = maths.sums_by_class(values, codes, problems, count).T
-            found[kind][name] = [of_part(part, whole) for part in parts]
+            found[kind][name] = [of_part(part, whole) if whole.mean() > 0 else None for part in parts]
     return found
 
 

@@ -98,6 +98,8 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         "round": work.number,
         "policy": work.policy_version,
         "space": plan.space,
+        "sampling": {name: getattr(run.rollout, name) for name in ("temperature", "top_p", "top_k")},
+        "settings": {name: _read(one) for name, one in asked.items() if one is not None},
         "parameters": audited.space.size,
         "traces": len(tokens.rows),
         "tokens": int(tokens.lengths.sum()),
@@ -112,6 +114,11 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
     }
     return plain(document, DIGITS), _table(tokens, alignment, groups)
+
+
+def _read(run: Run) -> dict[str, Any]:
+    """The settings that an objective reads."""
+    return {name: value for name, value in run.objective.model_dump(mode="json").items() if run.objective.reads(name)}
 
 
 # ---- blocks and gradients ----------------------------------------------------------------------------------------------

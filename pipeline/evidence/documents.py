@@ -139,7 +139,8 @@ class Weighting(Document):
     cosine: Shown
     batch_cosine: Shown
     batch_share: Shown
-    push: Shown = None  # an earlier version wrote none of these
+    averaged_cosine: Shown = None  # an earlier version wrote none of these
+    push: Shown = None
     longer: Shown = None
     adamw: Shown = None
     difference: dict[Text, Shown]

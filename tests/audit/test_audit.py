@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 
 from jobs import audit as job
 from pipeline.audit import figures, measure
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence import documents
 from pipeline.method import directions
+from pipeline.overrides import resolve
 from pipeline.store.directory import Store
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
@@ -54,19 +56,45 @@ def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, mo
 
 
 def test_a_verdict_is_a_sentence_with_its_interval():
-    """Only gated objectives get one. An interval that holds 0 tells nothing, and a figure that is not there says so."""
-    gaps = {"grpo": (0.2, 0.1, 0.3), "egrsd": (0.1, 0.02, 0.2), "cl_egrsd": (-0.1, -0.2, -0.01), "egrsd+off": (0.1, -0.1, 0.3)}
-    points = [{"name": name, "difference": {}} for name in ("reinforce", "rlsd")]
-    for name, values in gaps.items():
-        gap = dict(zip(("value", "low", "high"), values, strict=True))
-        points.append({"name": name, "difference": {"averaged_cosine": gap}})
+    """Only gated objectives get one. Three sentences widen each interval: t of 11 degrees at 1 - .025 / 3, over that at .975.
+
+    An interval that then holds 0 tells nothing, and a figure that is not there says so.
+    """
+    wider = stats.t.ppf(1 - 0.025 / 3, 11) / stats.t.ppf(0.975, 11)
+    assert wider == pytest.approx(1.28, abs=0.01)
+    gaps = {"rlsd": (0.2, 0.1), "egrsd": (0.1, 0.05), "cl_egrsd": (-0.1, 0.09), "grpo+entropy": (0.1, 0.01)}
+    points = [{"name": name, "difference": {}} for name in ("reinforce", job.UNGATED)]
+    for name, (value, half) in gaps.items():
+        points.append(
+            {"name": name, "difference": {"averaged_cosine": {"value": value, "low": value - half, "high": value + half}}}
+        )
     points.append({"name": "cl_egrsd+cl_entropy+inverted", "difference": {"averaged_cosine": None}})
-    assert job.verdicts({"points": points}) == [
-        "egrsd: against rlsd it helps here, averaged cosine +0.100 [+0.020, +0.200]",
-        "cl_egrsd: against rlsd it hurts here, averaged cosine -0.100 [-0.200, -0.010]",
-        "egrsd+off: against rlsd it cannot be told apart from doing nothing here, averaged cosine +0.100 [-0.100, +0.300]",
-        "cl_egrsd+cl_entropy+inverted: these traces do not tell whether it helps against rlsd",
+    assert job.verdicts({"points": points, "blocks": 12}) == [
+        "egrsd: the gate helps here, averaged cosine +0.100 [+0.036, +0.164] against the same without it",
+        "cl_egrsd: the gate cannot be told apart from no gate here, averaged cosine -0.100 [-0.215, +0.015] against the same "
+        "without it",
+        "cl_egrsd+cl_entropy+inverted: these traces do not tell whether its gate helps",
+        job.MEANING,
     ]
+
+
+def test_a_smaller_audit_does_not_replace_a_larger_one(stored, capfd, monkeypatch):
+    monkeypatch.setattr(measure, "LEAST_BLOCKS", 3)
+    path = documents.path_of(0, "json")
+    job.audit_run(stored.uri, 0, ("grpo", [], (6, 0, "adapter")), True)
+    before = stored.read_bytes(path)
+    job.audit_run(stored.uri, 0, ("grpo", [], (6, 3, "adapter")), True)
+    assert stored.read_bytes(path) == before
+    assert "not kept: round 0 has an audit of" in " ".join(capfd.readouterr().out.split())
+    assert stored.read_json(path)["settings"]["grpo"]["name"] == "grpo"
+
+
+def test_a_verdict_without_a_gate_and_open_sampling_are_said(stored, capfd):
+    with pytest.raises(SettingError, match=r"--verdict is about a gate.*Name egrsd"):
+        job.audit_run(stored.uri, 0, ("grpo,rlsd,egrsd+off", [], (6, 0, "adapter")), True, True)
+    run = stored.load_run()
+    assert job._biased(resolve(run, ["rollout.top_p=1", "rollout.top_k=0", "rollout.temperature=1"])) is None
+    assert "top-p 0.9, top-k off" in job._biased(resolve(run, ["rollout.top_p=.9", "rollout.top_k=0"]))
 
 
 def test_adamws_first_moment_has_the_noise_of_nineteen_minibatches():

@@ -10,8 +10,10 @@ from jobs import sweep as job
 from pipeline.audit import choose
 from pipeline.config import Run
 from pipeline.errors import SettingError
+from pipeline.overrides import resolve
 
 AXES = {"label.gamma": [0.0, 0.3, 1.0], "profile.window": [3]}
+GATE = "--set objective.name=cl_egrsd --set objective.gate=own --set objective.control=none --set objective.entropy=teacher"
 RUN = Run(name="made up")
 ASKED = choose.gates(RUN, AXES)
 
@@ -32,6 +34,24 @@ def test_the_gates_are_the_grid_and_gamma_0_once():
     assert settings == [("cl_egrsd", 0.0, 0), ("cl_egrsd", 0.3, 3), ("cl_egrsd", 1.0, 3)]
 
 
+def test_a_gate_is_whole_whatever_the_run_has():
+    """A run of the inverted gate had this gate audited under the name of another."""
+    base = resolve(RUN, ["objective.control=inverted", "objective.entropy=student", "objective.name=egrsd"])
+    for run in choose.gates(base, AXES).values():
+        assert (run.objective.control, run.objective.gate, run.objective.entropy) == ("none", "own", "teacher")
+
+
+def test_what_is_open_is_what_may_be_better():
+    """A gate that is told to be worse is no open question, and one without a figure is no bad one."""
+    found = choose.choose(audit((0.01, 0.012), (-0.05, 0.01)), ASKED, None)
+    assert found["wanted"]["gate"] == "gamma 0.3, window 3"
+    assert not found["worse"]
+    half = choose.choose(audit(None, (-0.05, 0.01)), ASKED, None)
+    assert choose.sentences(half)[0].startswith("choice: none. These traces tell no gate")
+    same = choose.choose(audit((0.0, 0.0), (0.0, 0.0)), ASKED, None)
+    assert choose.sentences(same)[0].startswith("choice: none. These traces tell no gate")
+
+
 def test_the_gate_above_0_with_the_largest_difference_is_chosen_and_a_half_interval_costs_four_times():
     found = choose.choose(audit((0.02, 0.005), (0.03, 0.01)), ASKED, 60.0)
     wider = stats.t.ppf(1 - 0.025 / 2, 15) / stats.t.ppf(0.975, 15)  # two gates, fifteen degrees of freedom: 2.49 / 2.13
@@ -41,7 +61,7 @@ def test_the_gate_above_0_with_the_largest_difference_is_chosen_and_a_half_inter
     assert found["wanted"] == {"gate": "gamma 1, window 3", "times": 4.0, "traces": 2400, "seconds": 180.0}
     assert choose.sentences(found) == [
         "choice: gamma 1, window 3, whose averaged cosine is +0.0300 [+0.0183, +0.0417] above that of gamma 0",
-        "train with --set objective.gamma=1 --set objective.window=3",
+        f"train with {GATE} --set objective.gamma=1 --set objective.window=3",
         "to halve this interval: 4.0 times these traces, 2400 more, some 180 s of engines as in this round",
     ]
 

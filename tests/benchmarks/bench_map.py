@@ -1,4 +1,4 @@
-"""When does the gate help? The map over nine tiny worlds, as MAP.md fixed it before anything ran.
+"""When does the gate help? The map over nine tiny worlds. MAP.md says what was fixed before anything ran, and what was not.
 
     python -m tests.benchmarks.bench_map --out runs/map [--only 1,3,5,7]    # trains and audits the worlds that map/ lacks
     python -m tests.benchmarks.bench_map [--worlds 9]                       # concludes from map/

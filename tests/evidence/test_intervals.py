@@ -100,7 +100,9 @@ def test_the_golden_interval_of_a_ratio():
     tokens, right = np.array([10.0, 20, 30, 40]), np.array([1.0, 0, 1, 0])
     found = intervals.of_ratio(tokens, right)
     assert (found.value, found.low, found.high) == pytest.approx((50, 50 / math.exp(2.324131), 50 * math.exp(2.324131)), rel=1e-5)
-    assert intervals.of_ratio(tokens, np.zeros(4)).value == math.inf
+    none = intervals.of_ratio(tokens, np.zeros(4))
+    assert (none.value, none.high) == (math.inf, math.inf)
+    assert none.low == pytest.approx(25 / intervals.of_shares(np.zeros(4)).high)
 
 
 def test_the_golden_interval_of_a_part():
@@ -358,6 +360,39 @@ def test_intervals_of_parts_hold_the_truth(size, part):
     told = [one for one in found if one is not None]
     assert len(told) > 0.8 * MANY
     assert 0.94 <= np.mean([one.low <= part <= one.high for one in told]) <= 0.97
+
+
+def test_a_median_at_a_limit_does_not_look_certain():
+    """Lengths up to a cap, which half of the samples reach: mid-ranks gave 87 to 89 %, and one in ten no width."""
+    rng = np.random.default_rng(2)
+    for size in (20, 40, 128):
+        lengths = np.where(rng.random((4000, size)) < 0.48, 32.0, rng.integers(1, 32, (4000, size)))[..., None]
+        median = 31.0  # of the mixture: .52 x 30 / 31 is the first share above one half
+        found = [intervals.of_median(one) for one in lengths]
+        assert np.mean([one.low <= median <= one.high for one in found]) >= 0.94, size
+
+
+@pytest.mark.parametrize(("seeds", "size"), [(2, 40), (3, 128), (5, 20), (5, 40), (8, 256)])
+@pytest.mark.parametrize("share", [0.9, 0.95, 0.98, 0.99])
+def test_intervals_of_accuracy_over_seeds_hold_the_truth(seeds, size, share):
+    """2 000 simulations of answers. Student's t alone held .99 in 48 % with two seeds of 40 problems, and in 86 % with five."""
+    rng = np.random.default_rng([seeds, size, round(100 * share)])
+    answers = (rng.random((2000, seeds, size)) < share).astype(float)
+    found = [intervals.over_seeds(one, intervals.of_shares) for one in answers]
+    assert np.mean([one.low <= share <= one.high for one in found]) >= 0.935
+    sure = intervals.over_seeds(np.ones((seeds, size)), intervals.of_shares)
+    assert sure.low < 1
+
+
+@pytest.mark.parametrize(("seeds", "size"), [(2, 40), (5, 40), (8, 256)])
+@pytest.mark.parametrize("won", [0.001, 0.01, 0.05])
+def test_intervals_of_rare_differences_over_seeds_hold_the_truth(seeds, size, won):
+    """2 000 simulations of paired answers. Student's t alone held a difference of .02 in 65 % with two seeds."""
+    rng = np.random.default_rng([seeds, size, round(1000 * won)])
+    gaps = (rng.random((2000, seeds, size)) < won).astype(float)
+    found = [intervals.over_seeds(one, intervals.of_gaps) for one in gaps]
+    assert np.mean([one.low <= won <= one.high for one in found]) >= 0.935
+    assert all((one.p < 0.05) == (not one.low <= 0 <= one.high) for one in found)
 
 
 def test_p_and_interval_agree():

@@ -30,7 +30,9 @@ def test_the_figures_of_an_audit_are_on_the_page(driver, world):
     assert "From 192 stored traces of 24 problems" in shown
     points = store.read_json(documents.path_of(0, "json"))["points"]
     push = next(point["push"] for point in points if point["name"] == "oracle")
-    assert f"{push['value']:.3f} [{push['low']:.3f}, {push['high']:.3f}]" in shown.replace("\u2212", "-")
+    averaged = next(point["averaged_cosine"] for point in points if point["name"] == "grpo")
+    for one in (push, averaged):
+        assert f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" in shown.replace("\u2212", "-")
     for words in ("by tenth of the teacher's entropy", "What each true class of tokens has", "1.278", "75.0 %"):
         assert words.lower() in shown.lower(), words
     assert complaints(driver) == []
