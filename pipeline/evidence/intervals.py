@@ -84,8 +84,8 @@ def of_means(values: np.ndarray) -> Estimate:
 def of_median(values: np.ndarray) -> Estimate:
     """Median of all samples [N, K] by Woodruff's interval (1952); a problem is one observation. A NaN is left out.
 
-    The share of samples below the median has an interval around one half, by Student's t over problems, and so has the share
-    up to it. They differ where many samples are equal, as at a limit. The samples at the ends are the ends of the interval.
+    The share of samples below the median has an interval around one half, by Student's t over problems. So has the share up to
+    it, and the two differ where many samples are equal, as at a limit. The samples at the ends are the ends of the interval.
     Raises ValueError for fewer than two problems.
     """
     known, median = np.sort(values[np.isfinite(values)]), np.nanmedian(values)
@@ -113,9 +113,8 @@ def ranked(values: np.ndarray, equal: float = 0.5) -> np.ndarray:
 def of_ratio(top: np.ndarray, bottom: np.ndarray) -> Estimate:
     """The ratio of the means of positive values [N] to those of [N] at least 0, paired by problem.
 
-    The logarithm has an interval by the delta method and Student's t. Where all of `bottom`, which are shares then, is 0, the
-    ratio is infinite, and its lower end is that of the largest share that is likely. Raises ValueError for fewer than two
-    problems.
+    The logarithm has an interval by the delta method and Student's t. `bottom` are shares. Where all of them are 0 the ratio is
+    infinite, and its lower end is that of the largest share that is likely. Raises ValueError for fewer than two problems.
     """
     if len(top) < 2:
         raise ValueError(f"{len(top)} problems are too few for an interval: 2 at least")
