@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.inference import adapters, vllm_scoring
-from pipeline.errors import EngineError
+from pipeline.errors import ModelError
 from pipeline.training.student import whole
 from pipeline.training.student.whole import Probe
 
@@ -68,7 +68,10 @@ class Reloader:
         self._last: _Said | None = None  # of the policy that is loaded; None: of the base
 
     def __call__(self, engine: Any, wanted: Whole | None, loaded: Whole | None) -> None:
-        """Load the weights `wanted` in place of `loaded`; None stands for the base. Raises EngineError when the probe fails."""
+        """Load the weights `wanted` in place of `loaded`; None stands for the base.
+
+        Raises ModelError when the probe fails. Another engine would fail as well, so none is started in its place.
+        """
         started = time.monotonic()
         if loaded is None and wanted is not None and wanted.probe.tokens not in self._base:
             self._base[wanted.probe.tokens] = _measure(engine, wanted.probe.tokens)
@@ -88,11 +91,11 @@ class Reloader:
         numerics = _gap(base, np.asarray(probe.base_logprobs)) if base is not None else 0.0
         if not numerics <= _NUMERICS[self._dtype]:
             what = f"engine and trainer compute another base: log-probs differ by {numerics:.2g} nat in the mean"
-            raise EngineError(what, self._path, "Use another model, or another dtype")
+            raise ModelError(what, self._path, "Use another model, or another dtype")
         most = 3 * numerics + _ROOM[self._dtype]
         if not (gap := _gap(found, expected)) <= most:
             what = f"policy {wanted.version} was loaded and does not answer: {gap:.2g} nat from the trainer, at most {most:.2g}"
-            raise EngineError(what, wanted.folder, _REMEDY)
+            raise ModelError(what, wanted.folder, _REMEDY)
         before = self._last
         if before is None and base is not None:
             before = _Said("", np.asarray(probe.base_logprobs), base)
@@ -100,14 +103,14 @@ class Reloader:
             change = _gap(expected, before.expected)
             if change > 2 * numerics:  # a smaller one may be hidden, above all in half precision
                 what = f"policy {wanted.version} was loaded, and the answers are those from before, bit for bit"
-                raise EngineError(f"{what}. The trainer's changed by {change:.2g} nat", wanted.folder, _REMEDY)
+                raise ModelError(f"{what}. The trainer's changed by {change:.2g} nat", wanted.folder, _REMEDY)
         self._last = _Said(wanted.content, expected, found)
 
     def _check_base(self, engine: Any) -> None:
         for tokens, before in self._base.items():
             if not (gap := _gap(_measure(engine, tokens), before)) <= _ROOM[self._dtype]:
                 what = f"the base was loaded again and does not answer as before: log-probs differ by {gap:.2g} nat in the mean"
-                raise EngineError(what, self._path, _REMEDY)
+                raise ModelError(what, self._path, _REMEDY)
         self._last = None
 
 
@@ -131,7 +134,7 @@ def _measure(engine: Any, tokens: tuple[int, ...]) -> np.ndarray:
         for answer in engine.step():
             found = vllm_scoring.read(answer, len(tokens) - 1)
             if found is None:
-                raise EngineError("vLLM gave no log-probs for the probe", "engine", "Use another version of vLLM")
+                raise ModelError("vLLM gave no log-probs for the probe", "engine", "Use another version of vLLM")
             return found.table[:, 0].astype(np.float64)
 
 

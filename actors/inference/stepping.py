@@ -18,7 +18,7 @@ from actors.inference.reload import Reload, Whole
 from actors.inference.startup import memory_remedy, start_error
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure
-from pipeline.errors import EngineError, ModelError, first_line, whole_cause
+from pipeline.errors import EgrsdError, EngineError, ModelError, first_line, whole_cause
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -102,7 +102,7 @@ class Stepper:
         """Hand an item to vLLM's thread, and return what it will give. Raises EngineError when vLLM broke or was closed."""
         with self._gate:
             if self._broken is not None:
-                raise EngineError(f"the engine broke: {whole_cause(self._broken)}", self._path, "Start it again")
+                raise self._told(self._broken, "Start it again")
             self._inbox.put(item)
         return item.done
 
@@ -185,8 +185,13 @@ class Stepper:
             if batch is not None:
                 batches[id(batch)] = batch
         for batch in batches.values():
-            what, remedy = f"the engine broke: {whole_cause(broken)}", memory_remedy(broken, self._pool)
-            batch.done.set_exception(EngineError(what, self._path, remedy))
+            batch.done.set_exception(self._told(broken, memory_remedy(broken, self._pool)))
+
+    def _told(self, broken: BaseException, remedy: str) -> EgrsdError:
+        """What callers get from an engine that broke: EngineError, or the ModelError that every other engine would give too."""
+        if isinstance(broken, ModelError):
+            return broken
+        return EngineError(f"the engine broke: {whole_cause(broken)}", self._path, remedy)
 
 
 def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -> None:

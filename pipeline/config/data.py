@@ -109,6 +109,12 @@ class Model(Section):
         description="names of the linear layers that get an adapter",
     )
 
+    @field_validator("lora_targets")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Each name once: peft keeps a set."""
+        return tuple(dict.fromkeys(names))
+
 
 class Prompts(Section):
     """Prompt templates. The tokenizer's own chat template wraps the filled text.

@@ -108,9 +108,10 @@ def _recipe(run: Run, version: int) -> str:
     train, model = run.train, run.model
     adapter = f"LoRA rank {model.lora_rank}, alpha {model.lora_alpha:g} on {', '.join(model.lora_targets)}"
     adapter = "All weights were trained" if model.tuning == "full" else adapter
+    rounds = f"{version} of {run.rounds} rounds" if version else f"{run.rounds} rounds"
     planned = "" if version else "None of this was trained for policy 0. The recipe of later policies:\n\n"
     return (
-        f"## Recipe\n\n{planned}Objective `{run.objective.name}`, {run.rounds} rounds, seed {run.seed}. AdamW, learning rate "
+        f"## Recipe\n\n{planned}Objective `{run.objective.name}`, {rounds}, seed {run.seed}. AdamW, learning rate "
         f"{train.learning_rate:g}, {train.batch_traces} traces a step. {adapter}. Every setting stands at the end."
     )
 

@@ -8,7 +8,7 @@ from pipeline.config import Model
 from pipeline.errors import ModelError, whole_cause
 from pipeline.models.resolve import open_model
 
-_MISTAKES = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError)
+_MISTAKES = (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, RuntimeError, AssertionError, ArithmeticError)
 
 
 def settings_of(model: Model) -> Any:

@@ -17,11 +17,13 @@ from pipeline.models.blueprint import blueprint, has_experts, settings_of
 from pipeline.models.lora_support import serves_lora
 from pipeline.models.resolve import MODEL_NAME, asset_path
 from pipeline.models.stops import stop_ids
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 LONG = ("longrope", "dynamic")  # ways to scale positions that depend on the length of the whole batch
 # Families that vLLM's build for CPUs computes wrongly (dense DeepSeek: 1.9 nat) or ends with an AssertionError (Mamba 2).
 NOT_ON_CPU = ("deepseek_v2", "deepseek_v3", "mamba", "mamba2", "falcon_mamba")
 IN_BFLOAT16 = ("apertus",)  # families of which vLLM computes a part in bfloat16, whatever model.dtype says
+WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "max_target_positions")
 _SAME = 1e-4  # relative difference of logits
 
 
@@ -39,6 +41,8 @@ def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
     settings = settings_of(run.model)
     check_window(run.model, settings)
     _check_parts(run.model, settings)
+    _check_plain(run.model, settings)
+    _check_vocabulary(run.model, settings)
     stop_ids(run.model, settings)
     net = blueprint(run.model, settings)
     if has_experts(net) and not on_gpu:
@@ -61,7 +65,7 @@ def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
 def check_window(model: Model, settings: Any) -> None:
     """Raise ModelError when `max_model_len` exceeds the model's window, or the window up to which positions are the same."""
     text = settings.get_text_config()
-    _check_fits(model, getattr(text, "max_position_embeddings", None))
+    _check_fits(model, next((size for name in WINDOWS if isinstance(size := getattr(text, name, None), int)), None))
     for kind, original in _scaled(text):
         if kind in LONG and original and model.max_model_len >= original:  # an engine has room for one token more
             raise ModelError(
@@ -96,6 +100,28 @@ def _check_parts(model: Model, settings: Any) -> None:
         )
 
 
+def _check_plain(model: Model, settings: Any) -> None:
+    """Raise ModelError for quantised weights: the trainer cannot train them, nor compare itself with an engine that rounds."""
+    found = getattr(settings, "quantization_config", None) or getattr(settings.get_text_config(), "quantization_config", None)
+    if found:
+        kind = found.get("quant_method", "") if isinstance(found, dict) else getattr(found, "quant_method", "")
+        what = f"its weights are quantised ({kind or 'quantization_config in config.json'})"
+        raise ModelError(what, model.path, "Use the model without quantisation, in bfloat16 or float32")
+
+
+def _check_vocabulary(model: Model, settings: Any) -> None:
+    """Raise ModelError for a tokenizer that writes ids which the model does not have.
+
+    Added tokens may lie beyond: those of Gemma 3 stand for images, which its text models do not read.
+    """
+    size = getattr(settings.get_text_config(), "vocab_size", None)
+    tokenizer = tokenizer_of(model)
+    largest = max(set(tokenizer.get_vocab().values()) - set(tokenizer.added_tokens_decoder), default=0)
+    if isinstance(size, int) and largest >= size:
+        what = f"the tokenizer has ids up to {largest}, and the model has {size} tokens"
+        raise ModelError(what, model.path, "Take the tokenizer that belongs to the model, or resize its embedding")
+
+
 def _check_teachers(run: Run, for_gpus: bool) -> None:
     """Raise ModelError for a teacher's own model that engines compute wrongly. A server's model is not ours to look at."""
     for teacher in run.teachers.values():
@@ -104,6 +130,9 @@ def _check_teachers(run: Run, for_gpus: bool) -> None:
             settings = settings_of(model)
             check_window(model, settings)
             _check_parts(model, settings)
+            _check_plain(model, settings)
+            _check_vocabulary(model, settings)
+            blueprint(model, settings)
             _check_alike(run, model, settings, for_gpus or run.pool_of(teacher).placement.gpus > 0)
 
 

@@ -87,6 +87,8 @@ def check(model: Model, net: Any, begun: bool = False) -> str:
     match nothing.
     """
     there, names = linear(net), model.lora_targets
+    if ALL_LINEAR in names:
+        raise SettingError(f"'{ALL_LINEAR}' stands alone", _SETTING, f"Write model.lora_targets={ALL_LINEAR}")
     for name in names:
         if why := unserved(net, name):
             raise SettingError(f"{name} cannot be trained: {why}", _SETTING, _instead(net))

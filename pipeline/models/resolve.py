@@ -48,7 +48,16 @@ def open_model(kind: Any, model: Model, part: str, **options: Any) -> Any:
     try:
         with late(f"model {part}", f"waiting for the {part} of {path}, from {where}: for {NOTICE_S:g} s so far."):
             return kind.from_pretrained(path, revision=model.revision, trust_remote_code=model.trust_remote_code, **options)
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError, StrictDataclassError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+        StrictDataclassError,
+    ) as error:
         kind_of, why = UnreachableError if _unanswered(error) else ModelError, first_line(error)
         why = whole_cause(error, 300) if why.endswith(":") else why
         raise kind_of(f"no model here: the {part} cannot be loaded ({why})", path, _REMEDY) from error

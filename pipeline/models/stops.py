@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.config import Model
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
@@ -13,17 +13,18 @@ from pipeline.models.tokenizers.tokenizer import tokenizer_of
 def stop_ids(model: Model, settings: Any) -> list[int]:
     """Ids of the tokens that end a trace. `settings` is the configuration of the model.
 
-    Raises ModelError when nobody names a token, since every trace would then be cut off.
+    Raises ModelError when nobody names a token that the model can write, since every trace would then be cut off.
     """
     of_model = (getattr(config, "eos_token_id", None) for config in (settings.get_text_config(), settings))
     named = {one for eos in (*of_model, _generation(model), tokenizer_of(model).eos_token_id) for one in _as_ids(eos, model.path)}
-    if not named:
-        raise ModelError(
-            "neither the tokenizer nor the model names a token that ends a trace: all traces would be cut off",
-            model.path,
-            "Set eos_token in its tokenizer_config.json",
-        )
-    return sorted(named)
+    size = getattr(settings.get_text_config(), "vocab_size", None)
+    written = sorted(one for one in named if one >= 0 and (size is None or one < size))
+    if not written:
+        named_none = "neither the tokenizer nor the model names a token that ends a trace"
+        stray = f"no token that ends a trace ({', '.join(map(str, sorted(named)))}) is one of the model's {size}"
+        what = f"{stray if named else named_none}: all traces would be cut off"
+        raise ModelError(what, model.path, "Set eos_token in its tokenizer_config.json")
+    return written
 
 
 def _generation(model: Model) -> Any:
@@ -35,6 +36,9 @@ def _generation(model: Model) -> Any:
         return GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
     except OSError:
         return None
+    except (ValueError, TypeError, AttributeError) as error:
+        what = f"generation_config.json cannot be read ({first_line(error)})"
+        raise ModelError(what, model.path, "Correct the file, or remove it") from error
 
 
 def _as_ids(eos: Any, where: str) -> list[int]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from whole_engine import ONE
 
 from actors.inference import reload
-from pipeline.errors import EngineError
+from pipeline.errors import ModelError
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.recipes import demo
@@ -118,8 +118,8 @@ def test_a_reload_that_does_nothing_is_noticed_at_the_first_policy_and_at_the_ne
     if change <= 2 * off:  # nobody could tell
         loads(Idle(), first, None)
         return
-    with pytest.raises(EngineError, match="policy 1 was loaded, and the answers are those from before, bit for bit"):
+    with pytest.raises(ModelError, match="policy 1 was loaded, and the answers are those from before, bit for bit"):
         loads(Idle(), first, None)
     loads._last = reload._Said("content 1", base + change, base + off)
-    with pytest.raises(EngineError, match="policy 2 was loaded, and the answers"):
+    with pytest.raises(ModelError, match="policy 2 was loaded, and the answers"):
         loads(Idle(), second, first)

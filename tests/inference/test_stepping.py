@@ -213,13 +213,16 @@ def test_each_request_is_answered_under_its_own_weights_and_requests_are_grouped
     assert len(loads) < 30
 
 
-def test_weights_that_cannot_be_loaded_reach_every_caller_that_waits(started):
+@pytest.mark.parametrize("kind", [EngineError, ModelError])
+def test_weights_that_cannot_be_loaded_reach_every_caller_that_waits(started, kind):
+    """A ModelError stays one: with an EngineError the pool started hundreds of engines that failed alike."""
+
     def reload(*_):
-        raise EngineError("policy 1 was loaded and does not answer", "policy/1")
+        raise kind("policy 1 was loaded and does not answer", "policy/1")
 
     stepper = started(Echo(), reload)
     assert ids(stepper.submit([([4], None)], None)) == [[4]]
-    with pytest.raises(EngineError, match="policy 1 was loaded and does not answer"):
+    with pytest.raises(kind, match="policy 1 was loaded and does not answer"):
         stepper.submit([([5], None)], weights(1))
-    with pytest.raises(EngineError, match="the engine broke"):
+    with pytest.raises(kind, match="the engine broke" if kind is EngineError else "does not answer"):
         stepper.submit([([6], None)], None)

@@ -195,6 +195,49 @@ def test_an_end_of_traces_that_is_no_id_is_refused(tmp_path: Path) -> None:
         stop_ids(run.model, settings("llama"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantization_config": {"quant_method": "gptq"}}, "its weights are quantised .gptq.*without quantisation"),
+        ({"vocab_size": 40}, "the tokenizer has ids up to 56, and the model has 40 tokens"),
+        ({"num_attention_heads": 0}, "no causal language model|no model here"),
+        ({"num_key_value_heads": 0}, "no causal language model|no model here"),
+    ],
+)
+def test_what_no_run_can_use_is_refused_in_one_line_also_as_a_teacher(tmp_path, change, message) -> None:
+    run = run_of(tmp_path, settings("llama"))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError, match=message):
+        fitness.check(run, for_gpus=False)
+    with pytest.raises(ModelError, match=message):
+        fitness.check(resolve(demo(), [f"teachers.big.model={tmp_path}"]), for_gpus=False)
+
+
+@pytest.mark.parametrize("eos", [9999, -1, [9999, -1]])
+def test_an_end_of_traces_that_the_model_cannot_write_does_not_count(tmp_path: Path, eos: Any) -> None:
+    run = run_of(tmp_path, settings("llama"))
+    for name, change in (("config.json", {"eos_token_id": eos}), ("tokenizer_config.json", {"eos_token": None})):
+        file = tmp_path / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ModelError, match=r"no token that ends a trace .* is one of the model's \d+: all traces would be cut off"):
+        fitness.check(run, for_gpus=False)
+
+
+@pytest.mark.parametrize("text", ['{"max_new_tokens": 0}', "[]", '"x"', '{"watermarking_config": "x"}'])
+def test_a_generation_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    run = run_of(tmp_path, settings("llama"))
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"generation_config.json cannot be read.*Correct the file, or remove it"):
+        fitness.check(run, for_gpus=False)
+
+
+def test_the_window_is_found_under_its_other_names() -> None:
+    made = AutoConfig.for_model("mpt", max_seq_len=64)
+    with pytest.raises(ModelError, match="window is 64 tokens"):
+        fitness.check_window(Model(max_model_len=128), made)
+
+
 def test_a_model_that_lacks_a_package_says_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(*_: Any, **__: Any) -> None:
         raise ImportError("This model requires the timm library")

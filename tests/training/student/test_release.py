@@ -67,6 +67,15 @@ def test_tokenizer_and_generation_configuration_go_along(policy, tmp_path: Path,
     assert (found.do_sample, found.temperature, found.top_p, found.top_k, found.eos_token_id) == (True, 0.7, 0.9, 0, 2)
 
 
+def test_penalties_of_the_base_that_no_figure_was_measured_with_stay_behind(policy, tmp_path: Path, monkeypatch) -> None:
+    """Servers apply a repetition_penalty of generation_config.json, and engines here never did."""
+    base = GenerationConfig(repetition_penalty=1.1, no_repeat_ngram_size=3, pad_token_id=0, max_new_tokens=5)
+    monkeypatch.setattr(release.GenerationConfig, "from_pretrained", lambda *_, **__: base)
+    found = release.generation(tiny_run(), [2])
+    assert (found.repetition_penalty or 1.0, found.no_repeat_ngram_size or 0, found.max_new_tokens) == (1.0, 0, None)
+    assert found.pad_token_id == 0
+
+
 def test_merged_weights_have_the_dtype_of_engines(policy, tmp_path: Path) -> None:
     folder = write(policy[0], tmp_path, "model.dtype=bfloat16", merge=True)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
@@ -85,7 +94,7 @@ def test_an_adapter_that_is_lost_in_the_merge_is_noticed(policy, tmp_path: Path,
     from peft import PeftModel
 
     monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self: self.unload(), raising=False)
-    with pytest.raises(ModelError, match="the merged weights answer otherwise than the adapter"):
+    with pytest.raises(ModelError, match="the merged weights in float32 answer otherwise than the adapter"):
         write(policy[0], tmp_path, merge=True)
 
 
