@@ -135,6 +135,8 @@ def show(document: dict[str, Any], out: Session, batch: int) -> None:
     out.console.print(table)
     out.console.print(_class_table(document))
     out.console.print(_decile_table(document))
+    if document["classes"]["each"]:
+        out.console.print(_alone_table(document))
     if "labels" in document["classes"]:
         for labels in _label_tables(document["classes"]["labels"]):
             out.console.print(labels)
@@ -151,6 +153,17 @@ def _class_table(document: dict[str, Any]) -> Table:
     table.add_row("tokens", *(f"{100 * share:.1f}" for share in shares["tokens"]))
     for point in document["points"]:
         table.add_row(point["name"], *(_text(part, scale=100, digits=0) for part in shares[point["name"]]))
+    return table
+
+
+def _alone_table(document: dict[str, Any]) -> Table:
+    """The reference's gradient on the tokens of one class alone: which tokens' gradients point up?"""
+    title = "the reference on the tokens of one class alone"
+    table = aligned(title, "tokens", "cosine", "batch cosine", "signal", "push")
+    names = {"regime": document["classes"]["regimes"], "decile": [f"tenth {1 + place}" for place in range(figures.DECILES)]}
+    for kind, points in document["classes"]["each"].items():
+        for name, point in zip(names[kind], points, strict=True):
+            table.add_row(name, *(_text(point[figure]) for figure in ("cosine", "batch_cosine", "batch_share", "push")))
     return table
 
 

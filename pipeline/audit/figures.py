@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,37 +68,54 @@ def add_steps(found: list[dict[str, Any]], flows: np.ndarray, references: np.nda
             point["difference"][STEP] = jackknife(value - values[1], left - without[1])
 
 
-def classes(work: Round, tokens: Tokens, names: list[str], pushed: list[np.ndarray]) -> dict[str, Any]:
-    """Where the push comes from: its shares by regime and by decile of teacher entropy, for each weighting.
+class Kind(NamedTuple):
+    """One way to class tokens: its name, the names of the classes, and the class of every token [tokens]; -1 is none."""
 
-    pushed: what each token adds to the push of each weighting, K x [tokens]. A push away from accuracy has no shares.
-    """
+    name: str
+    classes: tuple[str, ...]
+    codes: np.ndarray
+
+
+def kinds(work: Round, tokens: Tokens) -> list[Kind]:
+    """Classes by regime, by decile of the teacher's entropy, and by true class where the source knows it."""
     entropy = tokens.traces.teacher_entropy.take(tokens.rows)
-    problems = np.repeat(tokens.problems, tokens.lengths)
-    offsets = np.concatenate([[0], np.cumsum(tokens.lengths)])
-    regime = _regimes(work, entropy, offsets)
     edges = np.quantile(entropy, np.linspace(0, 1, DECILES + 1)[1:-1])
     decile = np.searchsorted(edges, entropy, side="right")
-    found: dict[str, Any] = {"regimes": list(Regime.NAMES)}
-    kinds = [("regime", regime, len(Regime.NAMES)), ("decile", decile, DECILES)]
+    found = [Kind("regime", Regime.NAMES, _regimes(work, tokens, entropy))]
+    found.append(Kind("decile", tuple(str(1 + place) for place in range(DECILES)), decile))
+    return found if tokens.classes is None else [*found, Kind("class", worlds.CLASSES, tokens.classes)]
+
+
+def classes(
+    work: Round, tokens: Tokens, into: list[Kind], names: list[str], pushed: list[np.ndarray], each: dict[str, Any]
+) -> dict[str, Any]:
+    """Where the push comes from: its shares by regime, decile and true class, for each weighting.
+
+    pushed: what each token adds to the push of each weighting, K x [tokens]. A push away from accuracy has no shares.
+    each: figures of the reference's gradient on the tokens of one class alone, by kind.
+    """
+    problems = np.repeat(tokens.problems, tokens.lengths)
+    found: dict[str, Any] = {"regimes": list(Regime.NAMES), "each": each}
     if tokens.classes is not None:
-        kinds.append(("class", tokens.classes, len(worlds.CLASSES)))
-        found |= {"names": list(worlds.CLASSES), "labels": _labels(work, tokens, regime, entropy, offsets)}
-    for kind, codes, count in kinds:
-        found[kind] = {"tokens": np.bincount(codes[codes >= 0], minlength=count) / len(codes)}
+        found |= {"names": list(worlds.CLASSES), "labels": _labels(work, tokens, into[0].codes)}
+    for kind in into:
+        codes, count = kind.codes, len(kind.classes)
+        found[kind.name] = {"tokens": np.bincount(codes[codes >= 0], minlength=count) / len(codes)}
         for name, values in zip(names, pushed, strict=True):
             *parts, whole = maths.sums_by_class(values, codes, problems, count).T
-            found[kind][name] = [of_part(part, whole) if whole.mean() > 0 else None for part in parts]
+            found[kind.name][name] = [of_part(part, whole) if whole.mean() > 0 else None for part in parts]
     return found
 
 
-def _labels(work: Round, tokens: Tokens, regime: np.ndarray, entropy: np.ndarray, offsets: np.ndarray) -> dict[str, Any]:
+def _labels(work: Round, tokens: Tokens, regime: np.ndarray) -> dict[str, Any]:
     """Whether the dials and the regimes do what they say, by true class.
 
     Per class: teacher entropy and its least value within the window ahead, log p_T - log p_S and its absolute value (delta), all
     means in nats. Per regime: precision and recall for the class it names.
     """
     assert tokens.classes is not None
+    entropy = tokens.traces.teacher_entropy.take(tokens.rows)
+    offsets = np.concatenate([[0], np.cumsum(tokens.lengths)])
     ahead = regimes.lookahead_min(entropy, offsets, work.run.profile.window)
     signals = {"entropy": entropy, "lookahead": ahead, "log_ratio": tokens.log_ratio, "delta": np.abs(tokens.log_ratio)}
     by_class, scored = {}, {}
@@ -114,10 +131,11 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _regimes(work: Round, entropy: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _regimes(work: Round, tokens: Tokens, entropy: np.ndarray) -> np.ndarray:
     """Regime of every token under the run's settings, int8 [N]; -1 when the round has no common scale."""
     scope, settings = Inventory(work).scope, work.run.profile
     if scope is None:
         return np.full(len(entropy), -1, np.int8)
+    offsets = np.concatenate([[0], np.cumsum(tokens.lengths)])
     scale = regimes.threshold_scale(scope.peak, scope.vocab_size, settings, work.run.label)
     return regimes.regimes(entropy, regimes.lookahead_min(entropy, offsets, settings.window), offsets, scale, settings)

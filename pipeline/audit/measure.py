@@ -22,7 +22,6 @@ from pipeline.errors import SettingError, UserError
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
 from pipeline.evidence.sweep import load_policy
-from pipeline.fit.machine import processors
 from pipeline.method import directions as maths
 from pipeline.problems import worlds
 from pipeline.rounds.round import Round
@@ -33,6 +32,8 @@ from pipeline.training.student.head import Divergence
 
 REFERENCE = "reinforce"
 ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
+ALONE = ("regime", "decile")  # kinds of classes whose tokens' own gradients are measured, where they fit into memory
+SHOWN = ("cosine", "batch_cosine", "batch_share", "averaged_cosine", "push")  # of these
 MOST_BYTES = 2 << 30  # of the gradients of all blocks
 LEAST_BLOCKS = 6
 
@@ -41,12 +42,14 @@ LEAST_BLOCKS = 6
 class Plan:
     """How much is audited: blocks and problems at most, and by which parameters.
 
-    problems: 0 is all of the round's; else that many are drawn by the run's seed.
+    problems: 0 is all of the round's; else that many are drawn by the run's seed. alone: whether the reference is also measured
+    on the tokens of each regime and decile alone.
     """
 
     blocks: int = 16
     space: Space = "weights"
     problems: int = 0
+    alone: bool = True
 
 
 def objectives(run: Run, names: list[str]) -> dict[str, Run | None]:
@@ -67,7 +70,8 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
     run, clock = work.run, [time.perf_counter()]
     if not work.store.has_policy(work.policy_version):
         raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
-    torch.set_num_threads(processors())  # train.threads leaves some to engines, and none run here
+    if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down many times
+        torch.set_num_threads(run.train.threads * run.train.workers)
     model = student.build(run, torch.device("cpu"))
     load_policy(model, work)
     trainer = Trainer(run, model, torch.device("cpu"))
@@ -79,7 +83,13 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         names += ORACLES
     longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
     audited = _Audited(Directions(model, plan.space), tokens, trainer)
+    into = figures.kinds(work, tokens)
     groups = _blocks(tokens, plan, (len(names) + 3) * audited.space.size * 4, work)
+    split = [kind for kind in into if plan.alone and kind.name in ALONE]
+    more = [tokens.weights[0] * (kind.codes == place) for kind in split for place in range(len(kind.classes))]
+    if len(groups) * (len(names) + len(more) + 3) * audited.space.size * 4 > MOST_BYTES:
+        split, more = [], []
+    tokens.weights.extend(more)
     clock.append(time.perf_counter())
     references = np.stack([audited.gradients(rows, tokens.weights[:1], {})[0] for rows in groups])
     alignment, pushed, towards = audited.alignment(groups, references)
@@ -89,9 +99,12 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
     flows = np.stack([audited.gradients(rows, [*tokens.weights, longer], tokens.divergences) for rows in parts], axis=1)
     products = maths.Products.of_parts(flows[:-1], references, towards)
     lengths = maths.Products.of([flows[-1], *flows[:-1]])
-    points = figures.points(names, products, (in_part, run.train.batch_traces), run.train.betas[0], lengths)
+    every = [*names, *(name for kind in split for name in kind.classes)]
+    points = figures.points(every, products, (in_part, run.train.batch_traces), run.train.betas[0], lengths)
+    points, alone = points[: len(names)], iter(points[len(names) :])
+    each = {kind.name: [_shown(next(alone)) for _ in kind.classes] for kind in split}
     length = float(tokens.lengths.mean())  # these gradients are sums over tokens, and those of training are means
-    figures.add_steps(points, flows[:-1], references, trainer.optimizer.defaults["eps"] * length)
+    figures.add_steps(points, flows[: len(names)], references, trainer.optimizer.defaults["eps"] * length)
     clock.append(time.perf_counter())
     document = {
         "run": run.name,
@@ -110,10 +123,14 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         "traces_in_part": in_part,
         "step": first_step(work),
         "points": points,
-        "classes": figures.classes(work, tokens, names, pushed),
+        "classes": figures.classes(work, tokens, into, names, pushed[: len(names)], each),
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
     }
     return plain(document, DIGITS), _table(tokens, alignment, groups)
+
+
+def _shown(point: dict[str, Any]) -> dict[str, Any]:
+    return {name: point[name] for name in SHOWN}
 
 
 def _read(run: Run) -> dict[str, Any]:

@@ -120,16 +120,17 @@ def path_of(number: int, kind: str) -> str:
     return f"evidence/audit-{number:04d}.{kind}"
 
 
+Shown = dict[Text, Number | float | None] | None
+
+
 class Classes(Document):
     """Shares by regime and decile: of the tokens, and by name of each weighting with an interval. labels: of a tiny world."""
 
     regimes: list[Text]
     regime: dict[Text, list[Any]]
     decile: dict[Text, list[Any]] = Field(default_factory=dict)
+    each: dict[Text, list[dict[Text, Shown]]] = Field(default_factory=dict)  # an earlier version wrote none
     labels: dict[str, Any] | None = None
-
-
-Shown = dict[Text, Number | float | None] | None
 
 
 class Weighting(Document):

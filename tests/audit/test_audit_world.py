@@ -32,7 +32,7 @@ def audited(tmp_path_factory):
 
 
 def measured(work, names):
-    return measure.measure(work, measure.objectives(work.run, names), measure.Plan(12, "adapter"))
+    return measure.measure(work, measure.objectives(work.run, names), measure.Plan(12, "adapter", alone=False))
 
 
 def test_every_token_has_its_true_class_and_the_dials_are_read_back(audited):
@@ -61,6 +61,15 @@ def test_the_two_oracles_share_out_the_push_of_the_reference(audited):
     push = {point["name"]: point["push"]["value"] for point in audited[1]["points"] if point["push"]}
     assert push["reinforce"] == 1
     assert push["oracle"] + push["inverted_oracle"] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_reference_of_each_class_alone_shares_out_its_push(audited):
+    """Which tokens' gradients point up: those of regimes and of tenths add up to the whole, and so do the shares."""
+    classes = audited[1]["classes"]
+    for kind in ("regime", "decile"):
+        pushes = [point["push"]["value"] for point in classes["each"][kind]]
+        assert sum(pushes) == pytest.approx(1, abs=1e-3)
+        assert pushes == pytest.approx([part["value"] for part in classes[kind]["reinforce"]], abs=2e-3)
 
 
 @pytest.mark.parametrize("batch", [8, 192])

@@ -33,7 +33,13 @@ def test_the_figures_of_an_audit_are_on_the_page(driver, world):
     averaged = next(point["averaged_cosine"] for point in points if point["name"] == "grpo")
     for one in (push, averaged):
         assert f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]" in shown.replace("\u2212", "-")
-    for words in ("by tenth of the teacher's entropy", "What each true class of tokens has", "1.278", "75.0 %"):
+    for words in (
+        "by tenth of the teacher's entropy",
+        "What each true class of tokens has",
+        "tokens of one class alone",
+        "1.278",
+        "75.0 %",
+    ):
         assert words.lower() in shown.lower(), words
     assert complaints(driver) == []
 

@@ -55,8 +55,21 @@ function auditCard(audit) {
     (audit.classes.decile.tokens || []).length
       ? below("decile", "tenth of the teacher's entropy", audit.classes.decile.tokens.map((_, place) => String(place + 1)))
       : "",
+    ...(audit.classes.each.regime ? [aloneOf(audit.classes, interval, three)] : []),
     ...(audit.classes.labels ? truthOf(audit.classes.labels) : []),
   );
+}
+
+// The reference's gradient on the tokens of one class alone: which tokens' gradients point up?
+function aloneOf(classes, interval, three) {
+  const named = [
+    ...classes.each.regime.map((point, place) => [classes.regimes[place], point]),
+    ...classes.each.decile.map((point, place) => [`tenth ${place + 1}`, point]),
+  ];
+  const rows = named.map(([name, p]) => [foreign(name), ...[p.cosine, p.batch_cosine, p.batch_share, p.push].map((e) => interval(e, three))]);
+  return tableBelow("The reference on the tokens of one class alone", ["tokens", "cosine", "batch cosine", "signal", "push"], rows, {
+    summary: "Which tokens' gradients point where accuracy rises",
+  });
 }
 
 // What a tiny world knows of its tokens: the signals of each true class, and how well the regimes find the classes.
