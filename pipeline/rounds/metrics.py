@@ -86,14 +86,21 @@ _SUMMARISED = {
 
 
 def agreement(metrics: Iterable[dict[str, Any]]) -> str | None:
-    """How far trainer and engine are apart, in words: mean and largest gap over all steps that were compared. None without."""
-    compared = [row for row in metrics if "logprob_gap" in row]
+    """How far trainer and engine are apart, in words: mean and largest gap over all steps that were compared.
+
+    Rounds that trained and were not compared are counted: their policy was no longer there. None without a trained round.
+    """
+    rows = [row for row in metrics if "tokens_per_s" in row]
+    compared = [row for row in rows if "logprob_gap" in row]
+    trained, watched = {row["round"] for row in rows}, {row["round"] for row in compared}
+    missed = len(trained - watched)
     if not compared:
-        return None
+        return f"not compared in {missed} rounds" if missed else None
     tokens = sum(row["tokens"] for row in compared)
     mean = sum(row["logprob_gap"] * row["tokens"] for row in compared) / max(1, tokens)
     largest = max(row["logprob_gap_max"] for row in compared)
-    return f"{mean:.2g} nat on average, {largest:.2g} at most, over {len(compared)} steps"
+    told = f"{mean:.2g} nat on average, {largest:.2g} at most, over {len(compared)} steps"
+    return f"{told}; not compared in {missed} of {len(trained)} rounds" if missed else told
 
 
 def summarise_round(work: Round) -> dict[str, float]:

@@ -46,3 +46,13 @@ def test_regime_shares_weigh_rows_by_their_tokens():
     table = pa.table({**shares, "share_fork": [0.0, 1.0], "share_lock": [1.0, 0.0]})
     found = metrics.regime_summary([table], [np.array([30, 10])])
     assert (found["share_lock"], found["share_fork"]) == (0.75, 0.25)
+
+
+def test_rounds_whose_engine_was_not_compared_are_counted():
+    """A round whose policy is gone trains without a comparison, and the summary once did not say so."""
+    step = {"tokens_per_s": 9.0, "tokens": 10}
+    rows = [{"round": 0, **step, "logprob_gap": 0.02, "logprob_gap_max": 0.1}, {"round": 0, **step}, {"round": 1, **step}]
+    assert metrics.agreement(rows[:2]) == "0.02 nat on average, 0.1 at most, over 1 steps"
+    assert metrics.agreement(rows) == "0.02 nat on average, 0.1 at most, over 1 steps; not compared in 1 of 2 rounds"
+    assert metrics.agreement(rows[2:]) == "not compared in 1 rounds"
+    assert metrics.agreement([{"round": 0, "seconds_round": 1.0}]) is None
