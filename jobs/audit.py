@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, cast, get_args
 
 from rich.table import Table
@@ -12,7 +13,7 @@ from jobs.screen.terminal import Session, session
 from pipeline.audit import figures, measure
 from pipeline.audit.tokens import MADE
 from pipeline.config import Run
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, StoreError
 from pipeline.evidence.comparison import chosen_objectives
 from pipeline.evidence.documents import path_of, read_audits, write_audit
 from pipeline.evidence.sweep import choose_rounds, stale_note
@@ -67,15 +68,15 @@ def audit_run(
         for note in (stale_note(work), _biased(work.run)):
             if note is not None:
                 out.say(note)
+        held = _held(store, number)
         with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
             document, table = measure.measure(work, objectives, measure.Plan(blocks, cast(Space, space), problems))
         show(document, out, work.run.train.batch_traces)
         for sentence in verdicts(document) if judge else ():
             out.say(sentence)
-        if (larger := _larger(store, number, document)) is not None:
-            out.say(
-                f"not kept: round {number} has an audit of {larger} traces. Delete {store.locate(path_of(number, 'json'))} first"
-            )
+        if held is not None and held["traces"] > document["traces"] and held["policy"] == document["policy"]:
+            kept = store.locate(path_of(number, "json"))
+            out.say(f"not kept: round {number} has an audit of {held['traces']} traces. Delete {kept} for a smaller one")
             return
         write_audit(store, number, document, table)
         out.say(f"figures: {store.locate(path_of(number, 'json'))}; alignment of every token: ...{number:04d}.parquet")
@@ -94,10 +95,11 @@ def _biased(run: Run) -> str | None:
     return f"note: traces were sampled at {how}, so the reference is the gradient of accuracy only nearly"
 
 
-def _larger(store: Store, number: int, document: dict[str, Any]) -> int | None:
-    """The traces of the stored audit of this round, where they are more than those of `document`."""
-    [*stored] = read_audits(store, [number])
-    return stored[0]["traces"] if stored and stored[0]["traces"] > document["traces"] else None
+def _held(store: Store, number: int) -> dict[str, Any] | None:
+    """The stored audit of this round, as it is before another is made. One that cannot be read is none, and gives way."""
+    with contextlib.suppress(StoreError):
+        return next(iter(read_audits(store, [number])), None)
+    return None
 
 
 def verdicts(document: dict[str, Any]) -> list[str]:

@@ -52,12 +52,12 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
         store = open_folder(uri) if uri is not None else None
         run = chosen_run(choices, store)
         known = store is not None and store.exists() and bool(store.numbers("rounds"))
-        with contextlib.suppress(EgrsdError):  # what is wrong with the model is a finding of its own below
-            run = with_targets(run, new=not known)
         own_source = choices.config is not None or any(line.startswith(SOURCES) for line in choices.sets)
         here = machine.gather(nearest_folder(store))
         findings = tell([*machine.judge(here, machine.requirements()), *judge_folders()], out)
         largest = here
+        with contextlib.suppress(EgrsdError):  # what is wrong with the model is a finding of its own below
+            run = with_targets(run, new=not known)
         if address is not None:
             nodes = look_at(out, address)
             findings += tell(machine.judge_nodes(nodes, machine.requirements()), out)

@@ -99,7 +99,7 @@ def choose_gate(uri: str, sets: list[str], rounds: list[int] | None, debug: bool
         if (note := stale_note(work)) is not None:
             out.say(note)
         with late("sweep", f"{len(asked)} gates on round {work.number}: {NOTICE_S:g} s so far, and not done."):
-            audit, _ = measure.measure(work, asked, measure.Plan(alone=False))
+            audit, _ = measure.measure(work, asked, measure.Plan(space=None, alone=False))
         document = choose.choose(audit, asked, _engine_seconds(store, work.number, audit["traces"]))
         store.write_json(choose.EVIDENCE, document)
         out.told.result = document

@@ -70,7 +70,7 @@ class Reloader:
     def __call__(self, engine: Any, wanted: Whole | None, loaded: Whole | None) -> None:
         """Load the weights `wanted` in place of `loaded`; None stands for the base.
 
-        Raises ModelError when the probe fails. Another engine would fail as well, so none is started in its place.
+        Raises ModelError when the probe fails, which ends the run: a vLLM that reloads a model wrong does so on every engine.
         """
         started = time.monotonic()
         if loaded is None and wanted is not None and wanted.probe.tokens not in self._base:

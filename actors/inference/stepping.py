@@ -1,6 +1,6 @@
 """The thread that owns one vLLM: it takes batches in as they come, steps them together, and hands each its answers.
 
-When vLLM breaks or is closed, every batch in it or on its way gets EngineError, and no other batch is let in.
+When vLLM breaks or is closed, every batch in it or on its way gets its error, and no other batch is let in.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Stepper:
         """A RequestOutput of vLLM for each request, in order, or a Failure where vLLM refuses the request. Blocks.
 
         `lora` is vLLM's LoRARequest, the whole weights that must answer, or None for the base model.
-        Raises ModelError when vLLM cannot load the adapter, and EngineError when vLLM broke or was closed.
+        Raises ModelError when vLLM cannot load what is asked for, and EngineError when vLLM broke or was closed.
         """
         if isinstance(lora, Whole):
             return self._put(_Batch(requests, None, lora)).result()
@@ -99,7 +99,7 @@ class Stepper:
         return self._put(_Call(work)).result()
 
     def _put(self, item: _Batch | _Call) -> Future[Any]:
-        """Hand an item to vLLM's thread, and return what it will give. Raises EngineError when vLLM broke or was closed."""
+        """Hand an item to vLLM's thread, and return what it will give. Raises the error of a vLLM that broke or was closed."""
         with self._gate:
             if self._broken is not None:
                 raise self._told(self._broken, "Start it again")
@@ -112,7 +112,7 @@ class Stepper:
         self._thread.join(timeout=60)
 
     def _run(self, start: Callable[[], tuple[Any, EngineFacts]], started: Future[EngineFacts]) -> None:
-        """Start vLLM, then step it until it is closed or breaks. Every caller that waits then gets EngineError."""
+        """Start vLLM, then step it until it is closed or breaks. Every caller that waits then gets its error."""
         try:
             engine, facts = start()
             started.set_result(facts)

@@ -42,12 +42,13 @@ LEAST_BLOCKS = 6
 class Plan:
     """How much is audited: blocks and problems at most, and by which parameters.
 
-    problems: 0 is all of the round's; else that many are drawn by the run's seed. alone: whether the reference is also measured
-    on the tokens of each regime and decile alone.
+    space: None is all weights, where their gradients fit into memory, else the adapter. problems: 0 is all of the round's; else
+    that many are drawn by the run's seed. alone: whether the reference is also measured on the tokens of each regime and decile
+    alone.
     """
 
     blocks: int = 16
-    space: Space = "weights"
+    space: Space | None = "weights"
     problems: int = 0
     alone: bool = True
 
@@ -82,7 +83,8 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])
         names += ORACLES
     longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
-    audited = _Audited(Directions(model, plan.space), tokens, trainer)
+    space = plan.space or _fitting(model, len(names))
+    audited = _Audited(Directions(model, space), tokens, trainer)
     into = figures.kinds(work, tokens)
     groups = _blocks(tokens, plan, (len(names) + 3) * audited.space.size * 4, work)
     split = [kind for kind in into if plan.alone and kind.name in ALONE]
@@ -110,7 +112,7 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         "run": run.name,
         "round": work.number,
         "policy": work.policy_version,
-        "space": plan.space,
+        "space": space,
         "sampling": {name: getattr(run.rollout, name) for name in ("temperature", "top_p", "top_k")},
         "settings": {name: _read(one) for name, one in asked.items() if one is not None},
         "parameters": audited.space.size,
@@ -127,6 +129,12 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
     }
     return plain(document, DIGITS), _table(tokens, alignment, groups)
+
+
+def _fitting(model: student.Student, weightings: int) -> Space:
+    """All weights, where the gradients of the least number of blocks fit into memory; else the adapter."""
+    size = sum(parameter.numel() for parameter in model.base.parameters())
+    return "weights" if model.trains_all or LEAST_BLOCKS * (weightings + 3) * size * 4 <= MOST_BYTES else "adapter"
 
 
 def _shown(point: dict[str, Any]) -> dict[str, Any]:

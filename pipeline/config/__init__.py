@@ -244,14 +244,12 @@ class Run(Section):
 
     def _trains_all_weights(self) -> None:
         """Raise ValueError for settings that do not go with `model.tuning`."""
-        if self.train.dtype == "float16":
-            raise ValueError("train.dtype float16: its gradients underflow without loss scaling: set bfloat16 or float32")
         if self.model.tuning == "lora":
             return
         if any(teacher.rate is not None for teacher in self.teachers.values()):
             raise ValueError("teachers.NAME.policy ema is a mean of adapters: with model.tuning full use base or lag:N")
-        if self.model.dtype == "float16":
-            raise ValueError("model.tuning full publishes float32 or bfloat16: set model.dtype to one of them")
+        if self.train.dtype == "float16" or self.model.dtype == "float16":
+            raise ValueError("model.tuning full trains in float32 or bfloat16: set train.dtype and model.dtype to one of them")
 
     @property
     def kept_policies(self) -> int:

@@ -218,6 +218,7 @@ def figures(found: Samples, k: int, names: tuple[str, ...] = FIGURES) -> dict[st
     fewer than two problems were answered.
     """
     found = _select(found, _answered(found))
+    _check_enough(len(found))
     made = {name: _over_problems(found, None, name, k) if name in MEANT else _no_mean(found, name)[0] for name in names}
     return {name: figure for name, figure in made.items() if figure is not None}
 
@@ -231,6 +232,7 @@ def differences(after: Samples, before: Samples, k: int, names: tuple[str, ...] 
     before = _in_order_of(after, before)
     both = _answered(after) & _answered(before)
     after, before = _select(after, both), _select(before, both)
+    _check_enough(len(after))
     made = {name: _over_problems(after, before, name, k) if name in MEANT else _gap(after, before, name) for name in names}
     return {name: figure for name, figure in made.items() if figure is not None}
 
@@ -243,6 +245,11 @@ def macro(of_sources: list[tuple[Samples, Samples | None]], k: int) -> dict[str,
     parts = [figures(one, k) if other is None else differences(one, other, k) for one, other in of_sources]
     whole = [name for name in FIGURES if all(name in part and math.isfinite(part[name].value) for part in parts)]
     return {name: together([part[name] for part in parts]) for name in whole}
+
+
+def _check_enough(problems: int) -> None:
+    if problems < 2:
+        raise ValueError(f"{problems} problems are too few for an interval: 2 at least")
 
 
 def _no_mean(found: Samples, name: str) -> tuple[Estimate, np.ndarray]:

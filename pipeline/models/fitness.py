@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from pipeline.config import Model, Run
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, SettingError
 from pipeline.models import head_form, layers
 from pipeline.models.blueprint import blueprint, has_experts, settings_of
 from pipeline.models.lora_support import serves_lora
@@ -32,6 +32,8 @@ def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
 
     for_gpus: whether this vLLM is the build for GPUs. Models of teachers are checked too. The model that ships is known to do.
     """
+    if run.train.dtype == "float16":
+        raise SettingError("float16 gradients underflow without loss scaling", "train.dtype", "Use bfloat16 or float32")
     _check_teachers(run, for_gpus)
     on_gpu = for_gpus or run.engines.rollout.placement.gpus > 0
     if run.model.path == MODEL_NAME and run.model.lora_targets == layers.DEFAULT:
@@ -101,7 +103,7 @@ def _check_parts(model: Model, settings: Any) -> None:
 
 
 def _check_plain(model: Model, settings: Any) -> None:
-    """Raise ModelError for quantised weights: the trainer cannot train them, nor compare itself with an engine that rounds."""
+    """Raise ModelError for a student with quantised weights: the trainer cannot train them. A teacher may have such weights."""
     found = getattr(settings, "quantization_config", None) or getattr(settings.get_text_config(), "quantization_config", None)
     if found:
         kind = found.get("quant_method", "") if isinstance(found, dict) else getattr(found, "quant_method", "")
@@ -130,9 +132,9 @@ def _check_teachers(run: Run, for_gpus: bool) -> None:
             settings = settings_of(model)
             check_window(model, settings)
             _check_parts(model, settings)
-            _check_plain(model, settings)
             _check_vocabulary(model, settings)
-            blueprint(model, settings)
+            if settings.get_text_config() is settings:  # one that also reads images is none that transformers builds by itself
+                blueprint(model, settings)
             _check_alike(run, model, settings, for_gpus or run.pool_of(teacher).placement.gpus > 0)
 
 

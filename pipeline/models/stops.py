@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Model
@@ -31,12 +32,12 @@ def _generation(model: Model) -> Any:
     """eos_token_id of generation_config.json, or None. Many models have no such file."""
     from transformers import GenerationConfig
 
+    path, revision = resolve_model(model.path), model.revision or "main"
     try:
-        path, revision = resolve_model(model.path), model.revision or "main"
         return GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
-    except OSError:
-        return None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and not (Path(path) / "generation_config.json").is_file():
+            return None
         what = f"generation_config.json cannot be read ({first_line(error)})"
         raise ModelError(what, model.path, "Correct the file, or remove it") from error
 

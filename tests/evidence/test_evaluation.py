@@ -150,8 +150,11 @@ def test_only_equal_problems_pair_and_in_any_order():
 
 
 def test_one_problem_has_no_interval():
-    with pytest.raises(ValueError, match="1 problems are too few"):
-        evaluation.figures(answered([[1]]), 1)
+    for names in (evaluation.FIGURES, evaluation.MEANS):  # the report asks for means alone
+        with pytest.raises(ValueError, match="1 problems are too few"):
+            evaluation.figures(answered([[1]]), 1, names)
+        with pytest.raises(ValueError, match="1 problems are too few"):
+            evaluation.differences(answered([[1]]), answered([[0]]), 1, names)
 
 
 def test_problems_without_an_answer_leave_and_the_rest_keep_every_figure():

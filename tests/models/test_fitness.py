@@ -13,7 +13,7 @@ from test_layers import settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.config import Model, Run
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, SettingError
 from pipeline.models import fitness, head_form
 from pipeline.models.blueprint import blueprint
 from pipeline.models.stops import stop_ids
@@ -210,8 +210,17 @@ def test_what_no_run_can_use_is_refused_in_one_line_also_as_a_teacher(tmp_path, 
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(ModelError, match=message):
         fitness.check(run, for_gpus=False)
+    teaches = resolve(demo(), [f"teachers.big.model={tmp_path}"])
+    if "quantised" in message:
+        fitness.check(teaches, for_gpus=False)
+        return
     with pytest.raises(ModelError, match=message):
-        fitness.check(resolve(demo(), [f"teachers.big.model={tmp_path}"]), for_gpus=False)
+        fitness.check(teaches, for_gpus=False)
+
+
+def test_float16_does_not_train_and_is_said_before_anything_starts() -> None:
+    with pytest.raises(SettingError, match="float16 gradients underflow"):
+        fitness.check(resolve(demo(), ["train.dtype=float16"]), for_gpus=False)
 
 
 @pytest.mark.parametrize("eos", [9999, -1, [9999, -1]])
@@ -224,7 +233,7 @@ def test_an_end_of_traces_that_the_model_cannot_write_does_not_count(tmp_path: P
         fitness.check(run, for_gpus=False)
 
 
-@pytest.mark.parametrize("text", ['{"max_new_tokens": 0}', "[]", '"x"', '{"watermarking_config": "x"}'])
+@pytest.mark.parametrize("text", ['{"max_new_tokens": 0}', "[]", '"x"', '{"watermarking_config": "x"}', '{"eos_token_id": [1'])
 def test_a_generation_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     run = run_of(tmp_path, settings("llama"))
     (tmp_path / "generation_config.json").write_text(text)
