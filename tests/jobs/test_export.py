@@ -46,7 +46,13 @@ def test_a_policy_goes_out_with_card_and_record(stored, tmp_path, capfd):
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\npipeline_tag: text-generation\n")
-    for part in ("tiny-arithmetic, split train", "`cl_egrsd`, 2 rounds", "| base | policy 2 |", "- code 31aa128", "lora_rank: 1"):
+    for part in (
+        "tiny-arithmetic, split train",
+        "`cl_egrsd`, 2 of 2 rounds",
+        "| base | policy 2 |",
+        "- code 31aa128",
+        "lora_rank: 1",
+    ):
         assert part in card, part
     record = json.loads((tmp_path / "out" / "egrsd.json").read_text())
     assert (record["policy"], record["weights"], record["versions"]["code"]) == (2, "adapter", "31aa128")
