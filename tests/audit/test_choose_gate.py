@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from audited_world import audited_world
 from scipy import stats
 
 from jobs import sweep as job
-from pipeline.audit import choose
+from pipeline.audit import choose, measure
 from pipeline.config import Run
 from pipeline.errors import SettingError
 from pipeline.overrides import resolve
@@ -107,6 +110,15 @@ def test_a_stored_round_gets_a_proposal(world, capfd):
     shown = capfd.readouterr().out
     assert "choice: " in shown
     assert "rank correlation .84 in round 0" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "whole", "space"), [(10**6, False, "weights"), (10**8, False, "adapter"), (10**8, True, "weights")]
+)
+def test_a_large_model_is_audited_by_its_adapter(numbers, whole, space):
+    """Six blocks of 11 + 3 gradients of 10^6 numbers take .34 GB, and those of SmolLM2 45 GB. A whole model has no adapter."""
+    model = SimpleNamespace(trains_all=whole, base=SimpleNamespace(parameters=lambda: [torch.empty(numbers, device="meta")]))
+    assert measure._fitting(model, 11) == space
 
 
 @pytest.fixture(scope="module")
