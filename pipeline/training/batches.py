@@ -234,11 +234,6 @@ def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int, 
     return batches + [_idle(traces)] * (most - len(batches))
 
 
-def padded_tokens(lengths: np.ndarray, budget: int) -> int:
-    """Tokens of the padded passes that traces of `lengths` take in one rank, padding included."""
-    return int(sum(len(group) * lengths[group].max() for group in pack(lengths, budget)))
-
-
 def deal(lengths: np.ndarray, ranks: int, rows: np.ndarray) -> list[np.ndarray]:
     """Deal `rows` to ranks so that tokens balance: longest first, to ranks in turn and back again (0 1 1 0 0 1 ...)."""
     order = np.argsort(-lengths, kind="stable")

@@ -111,7 +111,8 @@ class Trainer:
         train = self.run.train
         if train.packing != "auto" or not self.student.packs:
             return self.student.packs
-        return layout.pays(traces, rows, batches.padded_tokens(traces.lengths[rows], train.micro_batch_tokens))
+        padded = batches.pack(traces.lengths[rows], train.micro_batch_tokens)
+        return layout.pays(traces, rows, padded, self.student.layer_weights)
 
     def train_step(self, share: list[MicroBatch], where: str, policy: int | None = None) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.

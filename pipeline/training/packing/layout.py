@@ -21,18 +21,22 @@ if TYPE_CHECKING:
 
 SQUARE = 1.25  # cells of a block for each of its tokens, at most
 FEW = 512  # a block of so few cells may have more: one call is then cheaper than two
-SHORT = 64  # tokens of a mean trace below which packing does not pay: calls of attention cost what it saves
 PAYS = 0.05  # share of a padded pass that must be padding or repeated prompts
+CALL = 16e6  # weights of a layer in which a token costs what a call of attention does, with all that cuts and joins for it
 
 
-def pays(traces: Traces, rows: np.ndarray, area: int) -> bool:
-    """Whether packing pays for a minibatch that takes `area` tokens in padded passes.
+def pays(traces: Traces, rows: np.ndarray, padded: list[np.ndarray], weights: float) -> bool:
+    """Whether packing pays for a minibatch whose padded passes would be `padded`, by places in `rows`.
 
-    It does where traces are on average at least SHORT tokens long, and PAYS of the padded passes need not be computed.
+    weights: of one layer of the model. Packing saves tokens, and takes more calls of attention: one for each prompt and block,
+    where a padded pass takes one. It pays where it saves PAYS of the padded passes, and more tokens than its calls cost.
     """
-    if traces.lengths[rows].mean() < SHORT:
-        return False
-    return bool(sum(cost(traces, piece) for piece in pieces(traces, rows, area)) <= (1 - PAYS) * area)
+    lengths = traces.lengths[rows]
+    area = sum(len(group) * int(lengths[group].max()) for group in padded)
+    parts = pieces(traces, rows, area)
+    saved = area - sum(cost(traces, part) for part in parts)
+    calls = sum((len(part) > 1) + len(blocks(traces.response_tokens.lengths[part])) for part in parts)
+    return saved >= max(PAYS * area, (calls - len(padded)) * CALL / weights)
 
 
 def cost(traces: Traces, rows: np.ndarray) -> int:

@@ -81,6 +81,14 @@ class Student(nn.Module):
         """Ids that the model has an embedding for."""
         return int(self.base.get_input_embeddings().num_embeddings)
 
+    @property
+    def layer_weights(self) -> float:
+        """Weights of the base in one layer, on average, without embeddings and head."""
+        ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
+        outside = {id(weight): weight.numel() for layer in ends for weight in layer.parameters()}
+        inside = sum(weight.numel() for weight in self.base.parameters() if self.trains_all or not weight.requires_grad)
+        return (inside - sum(outside.values())) / self.base.config.get_text_config().num_hidden_layers
+
     def states(self, tokens: Tensor, sources: Tensor, layout: Layout | None = None) -> Tensor:
         """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L], or of a stream [1, L] with its layout."""
         decoder, half = self.base.get_decoder(), self.trains_all and self.product != torch.float32

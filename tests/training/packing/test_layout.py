@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,14 +69,38 @@ def test_blocks_hold_every_token_once_and_little_padding(drawn: list[int]) -> No
     assert at == len(lengths)
 
 
-def test_packing_pays_where_prompts_repeat_or_padding_is_much_and_traces_are_not_short() -> None:
-    short, long = shared_traces(), shared_traces(prompt=(80, 90))
-    apart = shared_traces(groups=(1,) * 12, prompt=(80, 81))
-    area = {id(t): batches.padded_tokens(t.lengths, 400) for t in (short, long, apart)}
-    assert not layout.pays(short, ALL, area[id(short)])
-    assert layout.pays(long, ALL, area[id(long)])
-    assert not layout.pays(apart, ALL, int(apart.lengths.sum()))
-    assert layout.pays(apart, ALL, int(apart.lengths.sum() * 1.1))
+TINY, SMOLLM2, LARGE = 2e5, 3.5e6, 1e8  # weights of one layer
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "expected"),
+    [
+        ({"prompt": (10, 12)}, TINY, False),  # the demo: calls cost what it saves
+        ({"prompt": (40, 50)}, SMOLLM2, True),  # short traces of a model whose tokens are dear
+        ({"prompt": (80, 90)}, SMOLLM2, True),
+    ],
+)
+def test_packing_pays_where_it_saves_more_tokens_than_its_calls_cost(
+    settings: dict[str, Any], weights: float, expected: bool
+) -> None:
+    traces = shared_traces(**settings)
+    rows = np.arange(len(traces.advantage))
+    assert layout.pays(traces, rows, batches.pack(traces.lengths, 400), weights) == expected
+
+
+def test_packing_does_not_pay_where_nothing_repeats_and_nothing_is_padded() -> None:
+    apart = shared_traces(groups=(1,) * 12)
+    assert not layout.pays(apart, np.arange(12), [np.array([row]) for row in range(12)], LARGE)
+
+
+def test_packing_pays_by_the_arithmetic_of_tokens_and_calls() -> None:
+    """Two prompts of 50 tokens with two responses each: one padded pass of four rows, or 2 prompts + 2 blocks = 4 calls."""
+    traces = shared_traces(groups=(2, 2), prompt=(50, 51))
+    rows = np.arange(4)
+    saved = 4 * int(traces.lengths.max()) - 2 * 50 - int(traces.response_tokens.lengths.sum())
+    even = (4 - 1) * layout.CALL / saved  # of a layer with so many weights, `saved` tokens cost what three calls more cost
+    assert layout.pays(traces, rows, [rows], even * 1.001)
+    assert not layout.pays(traces, rows, [rows], even * 0.999)
 
 
 def test_prompts_of_8000_tokens_leave_no_padding() -> None:
