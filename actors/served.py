@@ -2,7 +2,7 @@
 
 vLLM's HTTP gives the k most likely tokens of a position, and no entropy. Entropies are the middle of the bounds that these tokens
 allow, with the half-width beside them. A server whose environment has this project, and EGRSD_EXACT_ENTROPY=served, gives exact
-ones: actors/inference/exact_entropy.py then puts the entropy where the k-th best token would stand. It is recognised by a
+ones: actors/inference/hooks/exact_entropy.py then puts the entropy where the k-th best token would stand. It is recognised by a
 handshake: the tokens of the prompt have rank 0, which vLLM never gives, and the entropies lie within the bounds.
 """
 

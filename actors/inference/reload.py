@@ -72,11 +72,14 @@ class Reloader:
 
         Raises ModelError when the probe fails, which ends the run: a vLLM that reloads a model wrong does so on every engine.
         """
+        from actors.inference.hooks import head  # imports torch
+
         started = time.monotonic()
         if loaded is None and wanted is not None and wanted.probe.tokens not in self._base:
             self._base[wanted.probe.tokens] = _measure(engine, wanted.probe.tokens)
         engine.collective_rpc("reload_weights", kwargs={"weights_path": wanted.folder if wanted is not None else self._path})
         engine.apply_model(renew_packed_heads)
+        engine.apply_model(head.forget)
         engine.reset_prefix_cache()  # keys and values of other weights
         if wanted is not None:
             self._check_policy(engine, wanted)

@@ -7,7 +7,7 @@ import os
 import warnings
 from typing import Any
 
-from actors.inference import phase
+from actors.inference import phase, vllm_sleep
 from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
@@ -19,7 +19,7 @@ from pipeline.models.stops import stop_ids
 
 log = logging.getLogger(__name__)
 
-EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.inference.exact_entropy is installed only where this is "1"
+EXACT_ENTROPY = "EGRSD_EXACT_ENTROPY"  # the hook of actors.inference.hooks.exact_entropy is installed only where this is "1"
 DEBUG = "EGRSD_DEBUG"  # vLLM's own log is shown where this is set
 LOGPROBS_MODE = "raw_logprobs"
 MOST_LOGPROBS = 1 << 24  # numbers of a token that a request may ask for; -1 would be the size of the vocabulary
@@ -68,8 +68,8 @@ def inspect_model(model: config.Model) -> tuple[list[int], int]:
     return stop_ids(model, settings), settings.get_text_config().hidden_size
 
 
-def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = True) -> Any:
-    """Start a vLLM LLMEngine in this process, after `set_environment`. Without `lora` it takes no adapters.
+def start_vllm(model: config.Model, pool: config.Pool, path: str, adapters: bool = True) -> Any:
+    """Start a vLLM LLMEngine in this process, after `set_environment`. Without `adapters` it takes none.
 
     Raises EngineError for log-probs of another mode.
     """
@@ -81,15 +81,14 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, lora: bool = T
         phase.enter(phase.IMPORTS)
         from vllm import EngineArgs, LLMEngine
 
-        from actors.inference import exact_entropy, prompt_arrays, vllm_lora, vllm_sleep
+        from actors.inference.hooks import exact_entropy, head, lora, prompt_logprobs, sampling
 
         if not torch.cuda.is_available():
             _look_at_classes_here()
-        exact_entropy.install()
-        prompt_arrays.install()
-        vllm_lora.install()
+        for hook in (exact_entropy, prompt_logprobs, head, sampling, lora):
+            hook.install()
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
-        arguments = arguments if lora else {key: value for key, value in arguments.items() if "lora" not in key}
+        arguments = arguments if adapters else {key: value for key, value in arguments.items() if "lora" not in key}
         arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()
         phase.enter(phase.WEIGHTS)
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))

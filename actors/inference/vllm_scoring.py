@@ -1,15 +1,16 @@
 """How vLLM is asked to score a response, and how its answer is read.
 
-There are two ways. `prompt` asks for the log-probs of a whole prompt, so every position of the long privileged prompt goes
-through the output head. `response` names the first position, and the token ids of each position from there on. Only vLLM's V2
-runner knows it. `shared` is the same way, and sequences with the same prompt share its keys and values in vLLM's prefix cache.
+There are two ways. `prompt` asks for the log-probs of a whole prompt. vLLM's V1 runner would put every position of the long
+privileged prompt through the output head; hooks/prompt_logprobs.py leaves out those before the response. `response` names the
+first position, and the token ids of each position from there on. Only vLLM's V2 runner knows it. `shared` is the same way, and
+sequences with the same prompt share its keys and values in vLLM's prefix cache.
 
 A position that comes from the cache has no hidden state. vLLM has no scores for it, and drops those of the whole request.
 `cap_hits` therefore ends every hit before the first position that is scored.
 
 The most likely tokens of a position are not known when a request is made, so it cannot name them. A request for `keep` of them
-names the response's token 2 x keep + 2 times. The hook of actors.inference.exact_entropy knows such a row. It answers with the
-token's log-prob, the best log-probs, the ids that they belong to, and the entropy. Float32 holds ids below 2 ** 24 exactly.
+names the response's token 2 x keep + 2 times. hooks/exact_entropy.py knows such a row. It answers with the token's log-prob,
+the best log-probs, the ids that they belong to, and the entropy. Float32 holds ids below 2 ** 24 exactly.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from actors.inference.hooks.prompt_logprobs import FIRST
 from pipeline.stages.chat import splice
 
 if TYPE_CHECKING:
@@ -47,11 +49,12 @@ def sampling_params(**chosen: Any) -> SamplingParams:
 def request(prompt: list[int], response: list[int], way: str, columns: int, keep: int = 0) -> tuple[list[int], SamplingParams]:
     """A request for `columns` numbers of each response token beside its log-prob. With `prompt` these are the best log-probs.
 
-    The first `keep` of them are the best log-probs in every way. The hook of actors.inference.exact_entropy writes the entropy
-    into the last column.
+    The first `keep` of them are the best log-probs in every way. hooks/exact_entropy.py writes the entropy into the last
+    column.
     """
     if way == "prompt":
-        return splice(prompt, response), sampling_params(max_tokens=1, temperature=0.0, prompt_logprobs=columns)
+        wanted = {"prompt_logprobs": columns, "extra_args": {FIRST: len(prompt) - 1}}
+        return splice(prompt, response), sampling_params(max_tokens=1, temperature=0.0, **wanted)
     return asking(prompt, response, np.repeat(np.asarray(response)[:, None], columns + 1 + keep, axis=1), way)
 
 

@@ -124,7 +124,8 @@ def scoring_logits(model: Model, pool: Pool, size: Size) -> int:
     """Bytes of the logits that exist at one time while an engine scores. The head computes in float32.
 
     On a GPU, vLLM's V2 runner sends the positions of the response through the head in pieces, and keeps no log-probs of the
-    whole vocabulary. On a CPU, V1 takes all positions of a sequence at one time, and makes log-probs beside the logits.
+    whole vocabulary. On a CPU, V1 takes all positions of a response at one time, and makes log-probs beside the logits. A
+    response may fill the window.
     """
     if pool.placement.gpus > 0:
         return 4 * min(_ROWS, pool.max_batched_tokens) * size.vocab
@@ -216,7 +217,8 @@ def _host_bytes(model: Model, pool: Pool, size: Size) -> int:
     if pool.placement.gpus > 0:
         return 0
     cache = int(pool.kv_cache_gib * GIB)
-    return max(1, pool.min) * (weight_bytes(size, model.dtype) + cache + scoring_logits(model, pool, size))
+    wide = 4 * size.vocab * size.hidden if _BYTES[model.dtype] < 4 else 0  # the head's weight in float32
+    return max(1, pool.min) * (weight_bytes(size, model.dtype) + wide + cache + scoring_logits(model, pool, size))
 
 
 def summed(parts: dict[str, int]) -> str:

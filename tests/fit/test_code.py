@@ -89,7 +89,7 @@ def test_workers_their_children_and_the_entropy_hook_are_the_drivers_and_listen_
     assert found["place"] == str(tmp_path / "home")  # relative paths mean the same as for the driver
     assert found["found"]["hashes"] == found["child"]["hashes"] == found["here"]["hashes"] == code.here()["hashes"]
     assert found["found"]["folders"] == found["child"]["folders"] == {name: str(ROOT / name) for name in code.PACKAGES}
-    assert found["hook"] == str(ROOT / "actors" / "inference" / "exact_entropy.py")
+    assert found["hook"] == str(ROOT / "actors" / "inference" / "hooks" / "exact_entropy.py")
     assert set(found["listening"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert found["session"] == 0o700
     token = tmp_path / "home" / ".ray" / "auth_token"

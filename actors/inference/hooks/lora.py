@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from actors.inference.exact_entropy import on_gpu_runner
+from actors.inference.hooks.exact_entropy import on_gpu_runner
 from actors.inference.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from actors.inference import exact_entropy
+from actors.inference.hooks import exact_entropy
 from actors.inference.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
 
@@ -40,10 +40,10 @@ def test_the_hook_of_another_copy_of_this_project_is_refused(sampler, monkeypatc
     exact_entropy.check_origin()
     exact_entropy.install()
     exact_entropy.check_origin()
-    other = {"__file__": "/rival/actors/inference/exact_entropy.py"}
+    other = {"__file__": "/rival/actors/inference/hooks/exact_entropy.py"}
     exec("def gather_logprobs(*_): ...\ngather_logprobs.exact_entropy = True", other)
     monkeypatch.setattr(sampler, "gather_logprobs", staticmethod(other["gather_logprobs"]))
-    with pytest.raises(EngineError, match=r"hook of another copy: /rival/actors/inference/exact_entropy\.py"):
+    with pytest.raises(EngineError, match=r"hook of another copy: /rival/actors/inference/hooks/exact_entropy\.py"):
         exact_entropy.check_origin()
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.inference import vllm_lora
+from actors.inference.hooks import lora
 from actors.inference.startup import EXACT_ENTROPY
 
 
@@ -25,17 +25,17 @@ def test_every_token_gets_the_adapter_of_its_slot_or_none(slots, seed):
             delta = [b[part][slot, 0] @ (a[part][slot, 0] @ x[token]) for part in range(len(widths))]
             expected[token] += 0.5 * torch.cat(delta)
 
-    wrapper, masked = SimpleNamespace(slot_rows=vllm_lora.group_by_slot(torch.tensor(slots))), y.clone()
-    vllm_lora._add_lora_linear(wrapper, y, x, a, b, 0.5, widths, buffer=None)
+    wrapper, masked = SimpleNamespace(slot_rows=lora.group_by_slot(torch.tensor(slots))), y.clone()
+    lora._add_lora_linear(wrapper, y, x, a, b, 0.5, widths, buffer=None)
     torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
-    vllm_lora._add_lora_masked(torch.tensor(slots), masked, x, vllm_lora.Loaded(a, b, 0.5, widths))
+    lora._add_lora_masked(torch.tensor(slots), masked, x, lora.Loaded(a, b, 0.5, widths))
     torch.testing.assert_close(masked, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_step_of_one_slot_indexes_nothing():
-    assert vllm_lora.group_by_slot(torch.tensor([-1, -1])) == []
-    assert vllm_lora.group_by_slot(torch.tensor([1, 1, 1])) == [(1, None)]
-    [(slot, rows)] = vllm_lora.group_by_slot(torch.tensor([0, -1, 0]))
+    assert lora.group_by_slot(torch.tensor([-1, -1])) == []
+    assert lora.group_by_slot(torch.tensor([1, 1, 1])) == [(1, None)]
+    [(slot, rows)] = lora.group_by_slot(torch.tensor([0, -1, 0]))
     assert (slot, rows.tolist()) == (0, [0, 2])
 
 
@@ -45,5 +45,5 @@ def test_the_kernels_stay_as_they_are_in_other_peoples_vllm(monkeypatch):
 
     monkeypatch.delenv(EXACT_ENTROPY, raising=False)
     before = vars(PunicaWrapperCPU).copy()
-    vllm_lora.install()
+    lora.install()
     assert vars(PunicaWrapperCPU) == before

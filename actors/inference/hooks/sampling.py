@@ -1,0 +1,59 @@
+"""Sampling with top_p and top_k on a CPU: of the k most likely tokens, instead of the whole vocabulary in order.
+
+vLLM sorts all V logits of every row where both are set. With 64 rows of 49 152 logits that took 70 ms of a step of 190 ms.
+The kept tokens are the same. Rows without a k, a large k, and ties at an edge go vLLM's way.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+_MOST = 1024  # a larger k is left to vLLM's sort
+
+
+def install() -> bool:
+    """Change this process's vLLM, once. False when it has no such place: then it sorts."""
+    try:
+        from vllm.v1.sample.ops import topk_topp_sampler as module
+
+        original = module.apply_top_k_top_p
+    except (ImportError, AttributeError):
+        return False
+    if hasattr(original, "sorts_few"):
+        return True
+
+    @functools.wraps(original)
+    def apply_top_k_top_p(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
+        """Logits [N, V] with -inf for the tokens that top-k and top-p leave out. k int [N] and p float [N], or None."""
+        least = None if k is None or p is None or logits.is_cuda else least_kept(logits, k.long(), p)
+        return original(logits, k, p) if least is None else logits.masked_fill_(logits < least[:, None], -torch.inf)
+
+    apply_top_k_top_p.sorts_few = True  # type: ignore[attr-defined]
+    module.apply_top_k_top_p = apply_top_k_top_p
+    return True
+
+
+def least_kept(logits: Tensor, k: Tensor, p: Tensor) -> Tensor | None:
+    """The least logit [N] that top-k and then top-p keep in each row, or None where only a whole sort can tell.
+
+    logits float32 [N, V], k int64 [N], p float32 [N]. Top-p leaves out the least likely of the k tokens, of a mass of at most
+    1 - p. It never leaves out the most likely one.
+    """
+    most = int(k.max())
+    if most > min(_MOST, logits.shape[1] - 1):
+        return None
+    best = logits.topk(most + 1, dim=-1).values
+    ends = best.gather(1, torch.stack([k - 1, k], 1))
+    if bool((ends[:, 0] == ends[:, 1]).any()):
+        return None  # a tie at the edge of k
+    inside = torch.arange(most) < k[:, None]
+    upward = best[:, :most].masked_fill(~inside, -torch.inf).flip(1)
+    dropped = upward.softmax(-1).cumsum(-1) <= 1 - p[:, None]
+    dropped[:, -1] = False
+    first = dropped.sum(-1, keepdim=True)
+    least = upward.gather(1, first)[:, 0]
+    below = upward.gather(1, (first - 1).clamp(min=0))[:, 0]
+    return None if bool(((first[:, 0] > 0) & (below == least)).any()) else least  # a tie at the edge of p
