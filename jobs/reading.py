@@ -140,7 +140,9 @@ def sweep(
         list[str] | None, typer.Option("--set", help="Axis: label.gamma=0,.1 or objective.name=grpo,opd; repeatable.")
     ] = None,
     round: Annotated[list[int] | None, typer.Option("--round", help="Only this round; may be repeated.")] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Traces for the gradient cosine; 0 leaves it out.")] = 96,
+    sample: Annotated[
+        int | None, typer.Option(min=0, help="Traces for the gradient cosine; default: 96, and 0 leaves it out.")
+    ] = None,
     choose: Annotated[
         bool, typer.Option("--choose", help="Propose label.gamma and label.window by an audit of one round, with the evidence.")
     ] = False,
@@ -149,12 +151,14 @@ def sweep(
     debug: Debug = False,
 ) -> None:
     """Label stored traces with a grid of settings, without engines."""
-    from jobs.sweep import choose_gate, sweep_run
+    from jobs.sweep import SAMPLE, choose_gate, sweep_run
 
-    if choose:
-        choose_gate(run, set or [], round, debug, csv)
+    if not choose:
+        sweep_run(run, set or [], round, SAMPLE if sample is None else sample, debug, csv)
         return
-    sweep_run(run, set or [], round, sample, debug, csv)
+    if sample is not None:
+        raise UsageError("--sample does not go with --choose, which reads a whole round.")
+    choose_gate(run, set or [], round, debug, csv)
 
 
 @app.command(cls=Verb)

@@ -43,6 +43,7 @@ CHOICE_NOTES = (
     "rank correlation .84 in round 0 and .45 in round 3, for gamma 1 with and without a window (looked at after the map).",
     "The gains themselves were .0 points on average there (tests/benchmarks/MAP.md).",
 )
+SAMPLE = 96  # traces for the gradient cosine, where nobody says how many
 SLOW = "Gradients take most of it: --sample 0 leaves them out"
 OBJECTIVE_NOTE = "eff: effective share of tokens (Kish); cosine: of the gradients, mean over rounds"
 

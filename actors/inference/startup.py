@@ -7,7 +7,7 @@ import os
 import warnings
 from typing import Any
 
-from actors.inference import phase, vllm_sleep
+from actors.inference import hooks, phase, vllm_sleep
 from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
@@ -81,12 +81,12 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, adapters: bool
         phase.enter(phase.IMPORTS)
         from vllm import EngineArgs, LLMEngine
 
-        from actors.inference.hooks import exact_entropy, head, lora, prompt_logprobs, sampling
+        from actors.inference.hooks import exact_entropy
 
         if not torch.cuda.is_available():
             _look_at_classes_here()
-        for hook in (exact_entropy, prompt_logprobs, head, sampling, lora):
-            hook.install()
+        exact_entropy.install()
+        hooks.install()
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
         arguments = arguments if adapters else {key: value for key, value in arguments.items() if "lora" not in key}
         arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()

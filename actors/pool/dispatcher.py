@@ -32,8 +32,7 @@ from pipeline.fit import code
 
 log = logging.getLogger(__name__)
 
-_WATCH_S = 3.0
-_SIZE_S = 0.25
+_WATCH_S, _SIZE_S = 3.0, 0.25
 _FORGET_S = 15.0  # a ticket that its engine has not known for this long has lost its caller
 _START_TRIES = 3  # the pool gives up when this many engines in a row fail to load
 _REMEMBERED = 8  # `overview` lists this many dead engines

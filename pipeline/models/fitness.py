@@ -14,14 +14,20 @@ from pipeline.config import Model, Run
 from pipeline.errors import ModelError, SettingError
 from pipeline.models import head_form, layers
 from pipeline.models.blueprint import blueprint, has_experts, settings_of
-from pipeline.models.lora_support import serves_lora
+from pipeline.models.lora_support import has_class, serves_lora
 from pipeline.models.resolve import MODEL_NAME, asset_path
 from pipeline.models.stops import stop_ids
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 LONG = ("longrope", "dynamic")  # ways to scale positions that depend on the length of the whole batch
-# Families that vLLM's build for CPUs computes wrongly (dense DeepSeek: 1.9 nat) or ends with an AssertionError (Mamba 2).
-NOT_ON_CPU = ("deepseek_v2", "deepseek_v3", "mamba", "mamba2", "falcon_mamba")
+# Families that vLLM's build for CPUs computes wrongly (dense DeepSeek: 1.9 nat), or ends with an error (Mamba 2, Youtu).
+NOT_ON_CPU = ("deepseek_v2", "deepseek_v3", "mamba", "mamba2", "falcon_mamba", "youtu")
+NOT_THROUGH = (
+    "biogpt",
+    "ctrl",
+    "diffllama",
+    "doge",
+)  # families without a class in vLLM, which tries that of transformers in vain
 IN_BFLOAT16 = ("apertus",)  # families of which vLLM computes a part in bfloat16, whatever model.dtype says
 WINDOWS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "max_target_positions")
 _SAME = 1e-4  # relative difference of logits
@@ -44,6 +50,7 @@ def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
     check_window(run.model, settings)
     _check_parts(run.model, settings)
     _check_plain(run.model, settings)
+    _check_class(run.model, settings)
     _check_vocabulary(run.model, settings)
     stop_ids(run.model, settings)
     net = blueprint(run.model, settings)
@@ -52,7 +59,7 @@ def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
         if run.model.tuning == "full":
             what = "is a mixture of experts, of which vLLM's build for CPUs was never seen to reload all weights"
         raise ModelError(what, run.model.path, "Use a dense model, or engines on GPUs")
-    if not (hasattr(net, "get_decoder") and net.get_decoder() is not net and net.get_output_embeddings() is not None):
+    if not _comes_apart(net):
         raise ModelError("has no decoder and output layer that can be taken apart", run.model.path, "Use another model")
     _check_alike(run, run.model, settings, on_gpu)
     if run.model.tuning == "lora" and serves_lora(type(net).__name__) is False:
@@ -111,6 +118,32 @@ def _check_plain(model: Model, settings: Any) -> None:
         raise ModelError(what, model.path, "Use the model without quantisation, in bfloat16 or float32")
 
 
+def _check_class(model: Model, settings: Any) -> None:
+    """Raise ModelError for an architecture that vLLM has no class for, where it cannot run the class of transformers either."""
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    if model.trust_remote_code:
+        return
+    names = settings.architectures or [MODEL_MAPPING_NAMES.get(settings.model_type)]  # as vLLM fills a missing list
+    if any(name and has_class(name) is not False for name in names):
+        return
+    if not settings.architectures:
+        remedy = 'Add "architectures" to config.json, as save_pretrained of transformers writes it'
+        raise ModelError("its configuration names no architecture, so vLLM does not know its class", model.path, remedy)
+    own = getattr(transformers, names[0], None)
+    runs = own is not None and (own.is_backend_compatible() or own._can_set_attn_implementation())  # vLLM's own condition
+    if not runs or settings.model_type in NOT_THROUGH:
+        what = f"vLLM has no class for {names[0]}, and cannot run that of transformers"
+        raise ModelError(what, model.path, "Use a model of another family: actors/README.md has a table")
+
+
+def _comes_apart(net: Any) -> bool:
+    """Whether a model is a decoder, which makes hidden states, and an output layer, which makes logits of them."""
+    decoder = net.get_decoder() if hasattr(net, "get_decoder") else None
+    return hasattr(decoder, "get_input_embeddings") and decoder is not net and net.get_output_embeddings() is not None
+
+
 def _check_vocabulary(model: Model, settings: Any) -> None:
     """Raise ModelError for a tokenizer that writes ids which the model does not have.
 
@@ -132,6 +165,7 @@ def _check_teachers(run: Run, for_gpus: bool) -> None:
             settings = settings_of(model)
             check_window(model, settings)
             _check_parts(model, settings)
+            _check_class(model, settings)
             _check_vocabulary(model, settings)
             if settings.get_text_config() is settings:  # one that also reads images is none that transformers builds by itself
                 blueprint(model, settings)
@@ -164,6 +198,9 @@ def _check_alike(run: Run, model: Model, settings: Any, on_gpu: bool) -> None:
 def _check_head(model: Model, net: Any, form: head_form.Form) -> None:
     """Raise ModelError when a model makes its logits in a way that the trainer's head does not know."""
     gap = head_form.gap(net, form)
+    if gap != gap and net.config.get_text_config() is net.config:  # its code does not run with hidden states of ours
+        what = "has something between its decoder and its output layer, or takes its decoder otherwise than others do"
+        raise ModelError(what, model.path, "Use a model whose logits are its output layer's, of its decoder's hidden states")
     if gap > _SAME:
         raise ModelError(
             f"does something unknown to its logits: they differ by {gap:.2g} (relative) from {form}",

@@ -47,6 +47,13 @@ def gap(net: Any, form: Form) -> float:
     import torch
     from transformers.modeling_outputs import MoeModelOutputWithPast
 
+    class States(MoeModelOutputWithPast):
+        """Hidden states, and None for whatever else a model reads of its decoder's answer (caches, cross attentions)."""
+
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
     width = net.get_output_embeddings().in_features
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(width, 8, bias=getattr(net.get_output_embeddings(), "bias", None) is not None, device="cpu")
@@ -60,7 +67,7 @@ def gap(net: Any, form: Form) -> float:
         for name, module in list(parent.named_children()):
             if module is output:
                 setattr(parent, name, head)
-    net.get_decoder().forward = lambda *_, **__: MoeModelOutputWithPast(last_hidden_state=hidden)
+    net.get_decoder().forward = lambda *_, **__: States(last_hidden_state=hidden)
     try:
         with torch.no_grad(), torch.device("cpu"):
             logits = net(input_ids=torch.zeros(1, 3, dtype=torch.long), use_cache=False).logits[0]

@@ -65,6 +65,8 @@ def unserved(net: Any, name: str) -> str:
     """Why engines do not serve a layer of this name; "" when they do."""
     if name in UNSERVED:
         return UNSERVED[name]
+    if name.isdigit():
+        return "its name is a number, and peft would take other modules of that name too"
     if has_experts(net) and name in _EXPERTS:
         return _EXPERT
     return _refused(net.config.model_type, name)

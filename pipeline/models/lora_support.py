@@ -10,14 +10,25 @@ from pathlib import Path
 PACKAGE = "vllm.model_executor.models."
 
 
+def has_class(architecture: str) -> bool | None:
+    """Whether vLLM has a class of its own for this architecture. None where vLLM or its registry is not here."""
+    known = _registered(models) if (models := _models()) is not None else {}
+    return architecture in known if known else None
+
+
 def serves_lora(architecture: str) -> bool | None:
     """Whether vLLM's class of this architecture takes adapters. None where its sources do not tell, or vLLM is not here."""
+    models = _models()
+    entry = None if models is None else _registered(models).get(architecture)
+    return None if models is None or entry is None else _takes(models, *entry)
+
+
+def _models() -> Path | None:
+    """The folder of vLLM's models, where vLLM is here."""
     found = find_spec("vllm")
     if found is None or not found.submodule_search_locations:
         return None
-    models = Path(found.submodule_search_locations[0], "model_executor", "models")
-    entry = _registered(models).get(architecture)
-    return None if entry is None else _takes(models, *entry)
+    return Path(found.submodule_search_locations[0], "model_executor", "models")
 
 
 @cache

@@ -252,7 +252,7 @@ def main(
     seed: Annotated[int, typer.Option(help="of initialisation and traces")] = 0,
     threads: Annotated[int, typer.Option(help="torch threads")] = 2,
     teacher: Annotated[bool, typer.Option("--teacher", help="a larger model on careful traces")] = False,
-    world: Annotated[str | None, typer.Option(help="dials of a tiny world: forks=2,pivots=2,filler=3,style=0.5")] = None,
+    world: Annotated[str | None, typer.Option(help="dials of a tiny world: forks=2,pivots=2,filler=3,style=0.5,early=0")] = None,
 ) -> None:
     """Make the tiny reasoner, a teacher of it, or the reasoner of a tiny world."""
     torch.set_num_threads(threads)

@@ -13,7 +13,8 @@ models are unsure there, the reference helps, and certain tokens follow. After `
 A stretch of forks is sustained only where it has more letters than the window of the lookahead. A shorter one looks like pivots.
 
 Style S is what the sight of the reference does to a writer beyond being right. It leaves remarks out, and it prefers the letters
-`pqr` in forks. The dials stand in the source: `tiny-worlds:forks=2,pivots=2,filler=3,style=0.5`.
+`pqr` in forks. With `early` E it also skips steps: a trace may name its answer after any step, `ok,abcqt=7:7#749`. The choices
+that are left are then made there. The dials stand in the source: `tiny-worlds:forks=2,pivots=2,filler=3,style=0.5,early=0`.
 """
 
 from __future__ import annotations
@@ -42,33 +43,40 @@ TEST_SHARE = 10  # per cent of all problems that are held out
 class Habits:
     """Chances in [0, 1] of a writer: the larger digit at a pivot and at an easy choice, a remark before a step.
 
-    tilt in [0, 1]: how much more than half of the fork letters are of the first half of FORK.
+    tilt in [0, 1]: how much more than half of the fork letters are of the first half of FORK. early: the answer after a step
+    that is not the last.
     """
 
     pivot: float
     choice: float
     remark: float
     tilt: float
+    early: float = 0.0
 
 
 @dataclass(frozen=True)
 class World:
-    """The dials. forks, filler: letters in each step. pivots: unsure choices among the three. style: from 0 to 1."""
+    """The dials. forks, filler: letters in each step. pivots: unsure choices among the three. style, early: from 0 to 1.
+
+    With early 0 no trace of the world skips a step, whoever writes it.
+    """
 
     forks: int = 2
     pivots: int = 2
     filler: int = 3
     style: float = 0.5
+    early: float = 0.0
 
     @property
     def unaided(self) -> Habits:
         """The habits of a writer who does not see the reference."""
-        return Habits(pivot=0.6, choice=0.9, remark=0.5, tilt=0.0)
+        return Habits(pivot=0.6, choice=0.9, remark=0.5, tilt=0.0, early=_EARLY if self.early else 0.0)
 
     @property
     def aided(self) -> Habits:
         """The habits of a writer who sees the reference: it is right more often, and style changes what does not matter."""
-        return Habits(pivot=0.8, choice=0.97, remark=0.5 * (1 - 0.9 * self.style), tilt=0.9 * self.style)
+        early = _EARLY + (0.9 - _EARLY) * self.early if self.early else 0.0
+        return Habits(pivot=0.8, choice=0.97, remark=0.5 * (1 - 0.9 * self.style), tilt=0.9 * self.style, early=early)
 
 
 _DIALS: dict[str, tuple[type, float]] = {
@@ -76,7 +84,9 @@ _DIALS: dict[str, tuple[type, float]] = {
     "pivots": (int, STEPS),
     "filler": (int, len(FILLER)),
     "style": (float, 1),
+    "early": (float, 1),
 }
+_EARLY = 0.1  # chance of a writer without the reference to name the answer after a step, in a world where that happens
 
 
 def read_world(text: str) -> World:
@@ -88,7 +98,7 @@ def read_world(text: str) -> World:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, sep, value = (piece.strip() for piece in part.partition("="))
         if name not in _DIALS or not sep or name in found:
-            hint = nearest(name, _DIALS, "Write tiny-worlds:forks=2,pivots=2,filler=3,style=0.5")
+            hint = nearest(name, _DIALS, "Write tiny-worlds:forks=2,pivots=2,filler=3,style=0.5,early=0")
             raise SettingError(f"'{part}' is no dial with one value", "source.uri", hint)
         kind, most = _DIALS[name]
         try:
@@ -122,10 +132,16 @@ def problem(index: int, seed: int, split: str, world: World) -> dict[str, str]:
 
 def trace(text: str, rng: random.Random, world: World, habits: Habits) -> str:
     """A response of a writer with these habits to a problem. The warm start trains on such traces."""
-    parts, picks = [], []
+    parts: list[str] = []
+    picks: list[str] = []
+    is_early = False
     for pair, mark in _choices(text):
         right = rng.random() < (habits.pivot if mark == "?" else habits.choice)
         pick = max(pair) if right else min(pair)
+        is_early = is_early or (bool(parts) and habits.early > 0 and rng.random() < habits.early)
+        if is_early:
+            picks.append(pick)
+            continue
         remark = REMARK if rng.random() < habits.remark else ""
         fork = "".join(rng.choice(FORK[:3] if rng.random() < (1 + habits.tilt) / 2 else FORK[3:]) for _ in range(world.forks))
         parts.append(f"{remark}{FILLER[: world.filler]}{fork}={pick}:{pick}")
@@ -136,30 +152,37 @@ def trace(text: str, rng: random.Random, world: World, habits: Habits) -> str:
 def token_classes(problem_text: str, response: str, world: World) -> list[int]:
     """The true class of every character of a response, as places in CLASSES.
 
-    The character where a remark may begin is `style`, remark or not. The picked digit is `pivot` or `choice`. From the first
-    character on that no trace of this world can have there, all are `other`.
+    The character where a remark may begin is `style`, remark or not. So is the one that goes on or names the answer early. The
+    picked digit is `pivot` or `choice`. From the first character on that no trace of this world can have there, all are `other`.
     """
     found: list[str] = []
     choices = _choices(problem_text)
     for step, (pair, mark) in enumerate(choices):
-        slots = _slots(pair, mark, ";" if step + 1 < len(choices) else "#", world)
+        is_last = step + 1 == len(choices)
+        ending = ("#", "filler") if is_last else (";#", "style") if world.early else (";", "filler")
+        slots = _slots(pair, mark, ending, world)
         if response.startswith(REMARK, len(found)):
             found += ["style"] * len(REMARK)
         else:
             slots[0] = (slots[0][0], "style")
         if not _walk(found, response, slots):
             break
-    else:
-        _walk(found, response, [("0123456789", "filler")] * STEPS)
+        if response[len(found) - 1] == "#":
+            told = [("0123456789", "filler")] * (step + 1)
+            _walk(found, response, told + [_pick(*one) for one in choices[step + 1 :]])
+            break
     found += ["other"] * (len(response) - len(found))
     return [CLASSES.index(kind) for kind in found]
 
 
-def _slots(pair: str, mark: str, ending: str, world: World) -> list[tuple[str, str]]:
+def _slots(pair: str, mark: str, ending: tuple[str, str], world: World) -> list[tuple[str, str]]:
     """What may stand at each place of a step, and its class. "" is the character before the last one: the digit is copied."""
     letters = [(letter, "filler") for letter in FILLER[: world.filler]] + [(FORK, "fork")] * world.forks
-    pick = (pair, "pivot" if mark == "?" else "choice")
-    return [*letters, ("=", "filler"), pick, (":", "filler"), ("", "filler"), (ending, "filler")]
+    return [*letters, ("=", "filler"), _pick(pair, mark), (":", "filler"), ("", "filler"), ending]
+
+
+def _pick(pair: str, mark: str) -> tuple[str, str]:
+    return pair, "pivot" if mark == "?" else "choice"
 
 
 def _walk(found: list[str], response: str, slots: list[tuple[str, str]]) -> bool:

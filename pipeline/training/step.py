@@ -111,8 +111,9 @@ class Trainer:
         train = self.run.train
         if train.packing != "auto" or not self.student.packs:
             return self.student.packs
-        padded = batches.pack(traces.lengths[rows], train.micro_batch_tokens)
-        return layout.pays(traces, rows, padded, self.student.layer_weights)
+        budget = train.micro_batch_tokens
+        limit = layout.most(traces, rows, self.ranks, budget)
+        return layout.pays(traces, rows, batches.pack(traces.lengths[rows], budget), limit, self.student.layer_weights)
 
     def train_step(self, share: list[MicroBatch], where: str, policy: int | None = None) -> dict[str, float]:
         """One optimiser step on this rank's `share` of a minibatch; returns metrics of the whole minibatch.

@@ -8,8 +8,10 @@ import pytest
 import torch
 from audited_world import audited_world
 from scipy import stats
+from typer.testing import CliRunner
 
 from jobs import sweep as job
+from jobs.cli import app
 from pipeline.audit import choose, measure
 from pipeline.config import Run
 from pipeline.errors import SettingError
@@ -124,3 +126,9 @@ def test_a_large_model_is_audited_by_its_adapter(numbers, whole, space):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return audited_world(tmp_path_factory.mktemp("choose") / "run")
+
+
+def test_a_number_of_traces_is_refused_since_a_choice_reads_a_whole_round(world):
+    done = CliRunner().invoke(app, ["sweep", "--run", world.uri, "--choose", "--sample", "96"])
+    assert done.exit_code == 2
+    assert "--sample does not go with --choose" in " ".join(done.output.split())

@@ -1,13 +1,14 @@
-"""What log-prob and exact entropy of every token cost: `python -m tests.benchmarks.bench_engine`.
+"""What log-prob and exact entropy of every token cost: `python -m tests.benchmarks.bench_engine [smollm2]`.
 
-Ratios within one process on the tiny reasoner, repetitions alternating, the best of each (what a busy machine disturbed
-least). Generation with log-prob and entropy against plain generation, scoring with entropy against prompt_logprobs=0, scoring
-with 32 kept tokens against scoring without, adapter on against adapter off.
+Ratios within one process on the tiny reasoner or on SmolLM2, repetitions alternating, the best of each (what a busy machine
+disturbed least). Generation with log-prob and entropy against plain generation, scoring with entropy against prompt_logprobs=0,
+scoring with 32 kept tokens against scoring without, adapter on against adapter off.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,19 +20,26 @@ from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.problems.tiny import problem
+from pipeline.recipes import recipe
 
 NUM_TRACES, NUM_TOKENS, REPEATS, KEPT = 128, 48, 9, 32
+SMOL_PROMPT, SMOL_TOKENS, SMOL_TRACES, SMOL_REPEATS = 46, 32, 64, 5  # as in a round of the recipe
 
 
-def measure() -> dict[str, float]:
-    """Tokens per second and their ratios; __main__.py says what is required of which."""
-    engine = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings())
-    keeping = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings(keep_topk=KEPT), engine.vllm)
+def measure(name: str = "") -> dict[str, float]:
+    """Tokens per second and their ratios; __main__.py says what is required of which. name: "" or smollm2."""
+    model, pool, sampling, repeats = config.Model(), config.Pool(threads=1), Sampling(1.0, 1.0, 0, NUM_TOKENS), REPEATS
     encode = build_tokenizer().encode
     requests = [Generate(encode(f"<bos>{problem(i, 0, 'test')['problem']}\n"), i) for i in range(NUM_TRACES)]
-    sampling, base = Sampling(1.0, 1.0, 0, NUM_TOKENS), Policy(0)
+    if name:
+        model, pool = recipe(name).model, recipe(name).engines.rollout
+        requests = [Generate([100 + 7 * place + i for place in range(SMOL_PROMPT)], i) for i in range(SMOL_TRACES)]
+        sampling, repeats = Sampling(1.0, 1.0, 0, SMOL_TOKENS), SMOL_REPEATS
+    engine = Engine(model, pool, config.ScoreSettings())
+    keeping = Engine(model, pool, config.ScoreSettings(keep_topk=KEPT), engine.vllm)
+    base = Policy(0)
     with tempfile.TemporaryDirectory() as folder:
-        adapter = Policy(1, random_adapter(folder))
+        adapter = Policy(1, random_adapter(folder, model))
         traces = engine.generate(requests, base, sampling)
         sequences = [Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(requests, traces, strict=True)]
         speeds = alternate(
@@ -43,7 +51,8 @@ def measure() -> dict[str, float]:
                 "kept_scoring": lambda: (keeping.score(sequences, base), scored(sequences))[1],
                 "plain_scoring": lambda: plain_scoring(engine, sequences),
                 "adapter_scoring": lambda: (engine.score(sequences, adapter), scored(sequences))[1],
-            }
+            },
+            repeats,
         )
     engine.close()
     best = {name: max(found) for name, found in speeds.items()}
@@ -119,4 +128,4 @@ def random_adapter(folder: str, model: config.Model | None = None, std: float = 
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(), indent=1))
+    print(json.dumps(measure(*sys.argv[1:]), indent=1))

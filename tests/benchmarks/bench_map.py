@@ -48,8 +48,8 @@ RESULTS = Path(__file__).parent / "map"  # world-0.json and so on
 
 
 def dials(world: World) -> str:
-    """`forks=2,pivots=1,filler=3,style=0.5`."""
-    return ",".join(f"{name}={value}" for name, value in vars(world).items())
+    """`forks=2,pivots=1,filler=3,style=0.5`, and `early` where a world has it: runs are found by this text."""
+    return ",".join(f"{name}={value}" for name, value in vars(world).items() if name != "early" or value)
 
 
 def settings(world: World, model: str) -> list[str]:

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from families.models import FAMILIES
+from families.models import COMMON, FAMILIES, WHOLE
 from test_layers import settings
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from pipeline.config import Model, Run
 from pipeline.errors import ModelError, SettingError
 from pipeline.models import fitness, head_form
 from pipeline.models.blueprint import blueprint
+from pipeline.models.layers import with_targets
 from pipeline.models.stops import stop_ids
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.overrides import resolve
@@ -26,6 +28,7 @@ LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 
 
 def run_of(folder: Path, made: Any, *sets: str) -> Run:
     """The demo with a model of which configuration and tokenizer are there, and no weights."""
+    made.architectures = made.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[made.model_type]]  # as a saved model has it
     made.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return resolve(demo(), [f"model.path={folder}", *sets])
@@ -259,3 +262,43 @@ def test_a_model_that_lacks_a_package_says_to_install_it(monkeypatch: pytest.Mon
 def test_every_family_is_one_that_transformers_builds() -> None:
     assert len(FAMILIES) >= 25
     assert torch.get_default_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("RWKV", "vLLM has no class for RwkvForCausalLM, and cannot run that of transformers"),
+        ("GPT-Neo", "vLLM has no class for GPTNeoForCausalLM"),
+        ("Doge", "vLLM has no class for DogeForCausalLM"),
+        ("BERT as decoder", "has something between its decoder and its output layer"),
+        ("ModernBERT decoder", "has no decoder and output layer that can be taken apart"),
+    ],
+)
+def test_a_class_that_engines_or_the_trainers_head_cannot_use_is_refused(tmp_path: Path, family: str, message: str) -> None:
+    kind, own = FAMILIES[family]
+    run = run_of(tmp_path, AutoConfig.for_model(kind, **{**COMMON, **own}), "model.lora_targets=all-linear")
+    with pytest.raises(ModelError, match=message):
+        fitness.check(run, for_gpus=False)
+
+
+@pytest.mark.parametrize("family", ["GPT-2", "Helium", "BitNet", "StableLM"])
+def test_a_class_of_transformers_and_one_with_an_answer_of_its_own_kind_are_taken(tmp_path: Path, family: str) -> None:
+    """vLLM runs Helium's by transformers. GPT-2 reads cross attentions of its decoder's answer, which a stand-in must have."""
+    kind, own = FAMILIES[family]
+    sets = ["model.tuning=full"] if family in WHOLE else ["model.lora_targets=all-linear"]
+    run = run_of(tmp_path, AutoConfig.for_model(kind, **{**COMMON, **own}), *sets)
+    fitness.check(with_targets(run), for_gpus=False)
+
+
+def test_a_missing_architecture_is_what_vllm_takes_it_for(tmp_path: Path) -> None:
+    """vLLM takes a Llama for `LlamaModel`, which it knows as a language model, and a Qwen 3 for one of embeddings."""
+    for kind in ("llama", "qwen3"):
+        run = run_of(tmp_path / kind, AutoConfig.for_model(kind, **COMMON))
+        settings = json.loads((tmp_path / kind / "config.json").read_text())
+        del settings["architectures"]
+        (tmp_path / kind / "config.json").write_text(json.dumps(settings))
+        if kind == "llama":
+            fitness.check(run, for_gpus=False)
+            continue
+        with pytest.raises(ModelError, match="names no architecture"):
+            fitness.check(run, for_gpus=False)

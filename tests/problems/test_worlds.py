@@ -11,6 +11,8 @@ from pipeline.problems import worlds
 from pipeline.problems.sources import open_source
 from pipeline.problems.worlds import CLASSES, World
 
+EARLIER = ("84!34?78?", ["abcqt=8:8;abcqp=4:4;abcuu=8:8#848", "abctq=8:8;abcqq=4:4;abcqp=8:8#848"])
+
 
 def named(classes):
     return [CLASSES[code] for code in classes]
@@ -86,6 +88,42 @@ def test_style_moves_what_does_not_matter_and_nothing_else():
     assert sum(letter in "pqr" for letter in letters) / len(letters) == pytest.approx(0.95, abs=0.02)
 
 
+def test_an_early_answer_has_its_choices_in_the_answer():
+    """After the first step: the digit that was told is filler, the two choices that are left are a choice and a pivot."""
+    world, text = World(forks=2, pivots=2, filler=3, early=0.5), "ok,abcqt=7:7#742"
+    found = named(worlds.token_classes("37?42!21?", text, world))
+    assert found[11:] == ["filler", "style", "filler", "choice", "pivot"]
+    plain = named(worlds.token_classes("37?42!21?", text, World()))
+    assert plain[12:] == ["other"] * 4
+    assert named(worlds.token_classes("37?42!21?", "ok,abcqt=7:7;", world))[-1] == "style"
+
+
+def test_early_moves_how_often_a_step_is_skipped_and_not_how_often_an_answer_is_right():
+    """Unaided .1 after each of two steps, .19 in all; aided .1 + .8 x .5 = .5, .75 in all. Without early nobody skips."""
+    for world, writer, expected in (
+        (World(early=0.5), "unaided", 0.19),
+        (World(early=0.5), "aided", 0.75),
+        (World(), "aided", 0),
+    ):
+        rng, short, right = random.Random(0), 0, 0
+        for index in range(1000):
+            item = worlds.problem(index, 0, "train", world)
+            text = worlds.trace(item["problem"], rng, world, getattr(world, writer))
+            found = named(worlds.token_classes(item["problem"], text, world))
+            assert "other" not in found
+            assert found.count("pivot") == world.pivots
+            short += text.count("=") < worlds.STEPS
+            right += text.endswith("#" + item["answer"])
+        assert short / 1000 == pytest.approx(expected, abs=0.04)
+        assert right / 1000 == pytest.approx(0.8**2 * 0.97 if writer == "aided" else 0.6**2 * 0.9, abs=0.04)
+
+
+def test_a_world_without_early_answers_writes_what_it_always_wrote():
+    item, world = worlds.problem(0, 0, "train", World()), World()
+    texts = [worlds.trace(item["problem"], random.Random(seed), world, world.aided) for seed in range(2)]
+    assert (item["problem"], texts) == EARLIER
+
+
 def test_a_source_reads_its_dials():
     source = Source(uri="tiny-worlds:forks=1,pivots=3,filler=0,style=0.2", split="test")
     rows = open_source(source).rows([0, 5])
@@ -100,6 +138,7 @@ def test_a_source_reads_its_dials():
         ("pivots=1.5", "pivots is '1.5'.*whole number"),
         ("style=nan", "style is 'nan'"),
         ("style=2", "from 0 to 1"),
+        ("early=1.2", "from 0 to 1"),
         ("fork=2", "is no dial"),
         ("forks", "is no dial"),
         ("forks=1,forks=2", "is no dial with one value"),

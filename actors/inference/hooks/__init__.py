@@ -1,1 +1,20 @@
 """What is hooked into vLLM where it returns too little, computes wrong or computes too much; each is checked, or falls back."""
+
+from __future__ import annotations
+
+import os
+
+
+def install() -> None:
+    """Install the hooks that change no answer, and the LoRA kernels, in this process's vLLM.
+
+    This is the entry point `egrsd_lora` of `vllm.general_plugins`, which vLLM calls in its own process and in its workers. It
+    does nothing where no engine of this project has set EGRSD_EXACT_ENTROPY. exact_entropy.py, which changes answers, has an
+    entry point of its own.
+    """
+    if "EGRSD_EXACT_ENTROPY" not in os.environ:
+        return
+    from actors.inference.hooks import head, lora, prompt_logprobs, sampling  # torch takes seconds to import
+
+    for hook in (prompt_logprobs, head, sampling, lora):
+        hook.install()

@@ -12,7 +12,6 @@ and adds those of the slot's own. No step waits for the GPU, so that CUDA graphs
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor
 
 from actors.inference.hooks.exact_entropy import on_gpu_runner
-from actors.inference.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
 
 
@@ -43,13 +41,7 @@ class Loaded(NamedTuple):
 
 
 def install() -> None:
-    """Replace the kernels in this process, once. Raises EngineError when vLLM does not have the CPU kernels of 0.32.
-
-    This is a `vllm.general_plugins` entry point, which vLLM calls in its own process and in its workers. It does nothing where no
-    engine of this project has set EGRSD_EXACT_ENTROPY.
-    """
-    if EXACT_ENTROPY not in os.environ:
-        return
+    """Replace the kernels in this process, once. Raises EngineError when vLLM does not have the CPU kernels of 0.32."""
     if not torch.cuda.is_available():
         _install_cpu()
     if on_gpu_runner():

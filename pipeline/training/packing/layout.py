@@ -25,17 +25,20 @@ PAYS = 0.05  # share of a padded pass that must be padding or repeated prompts
 CALL = 16e6  # weights of a layer in which a token costs what a call of attention does, with all that cuts and joins for it
 
 
-def pays(traces: Traces, rows: np.ndarray, padded: list[np.ndarray], weights: float) -> bool:
+def pays(traces: Traces, rows: np.ndarray, padded: list[np.ndarray], limit: int, weights: float) -> bool:
     """Whether packing pays for a minibatch whose padded passes would be `padded`, by places in `rows`.
 
-    weights: of one layer of the model. Packing saves tokens, and takes more calls of attention: one for each prompt and block,
-    where a padded pass takes one. It pays where it saves PAYS of the padded passes, and more tokens than its calls cost.
+    limit: tokens of a piece, at most (`most`). weights: of one layer of the model. Packing saves tokens, and takes more calls of
+    attention: one for each prompt and block, where a padded pass takes one. It pays where it saves PAYS of the padded passes, and
+    more tokens than its calls cost.
     """
     lengths = traces.lengths[rows]
     area = sum(len(group) * int(lengths[group].max()) for group in padded)
-    parts = pieces(traces, rows, area)
+    parts = pieces(traces, rows, limit)
     saved = area - sum(cost(traces, part) for part in parts)
-    calls = sum((len(part) > 1) + len(blocks(traces.response_tokens.lengths[part])) for part in parts)
+    shared = [part for part in parts if len(part) > 1]
+    alone = np.sort(traces.lengths[[part[0] for part in parts if len(part) == 1]])[::-1]
+    calls = sum(1 + len(blocks(traces.response_tokens.lengths[part])) for part in shared) + len(blocks(alone))
     return saved >= max(PAYS * area, (calls - len(padded)) * CALL / weights)
 
 
@@ -66,13 +69,18 @@ def pieces(traces: Traces, rows: np.ndarray, limit: int) -> list[np.ndarray]:
     return found
 
 
+def most(traces: Traces, rows: np.ndarray, ranks: int, budget: int) -> int:
+    """Tokens of a piece, at most: the budget, and the share of one rank in a minibatch."""
+    whole = sum(cost(traces, piece) for piece in pieces(traces, rows, traces.lengths[rows].sum()))
+    return min(budget, -(-whole // ranks))
+
+
 def dealt(traces: Traces, rows: np.ndarray, ranks: int, budget: int) -> list[list[list[np.ndarray]]]:
     """The micro-batches of every rank, each a list of pieces: the dearest piece first, to the rank with the fewest tokens.
 
     A piece has at most `budget` tokens, and at most the share of one rank, as far as that is possible.
     """
-    whole = sum(cost(traces, piece) for piece in pieces(traces, rows, traces.lengths[rows].sum()))
-    parts = pieces(traces, rows, min(budget, -(-whole // ranks)))
+    parts = pieces(traces, rows, most(traces, rows, ranks, budget))
     costs = np.array([cost(traces, part) for part in parts])
     mine: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks

@@ -26,6 +26,7 @@ from pipeline.training.student import student
 
 MERGE_TOLERANCE = 1e-3  # nats between adapter and merged weights in float32; an adapter that is lost differs by more
 _INDEX = "model.safetensors.index.json"
+_TERMS = ("license", "licence", "notice", "copying", "use_policy")  # how files begin that tell the terms of a model
 SHARD = "5GB"  # largest file of merged weights
 _PROBE = "1+2=3; so 3+4=7, and 7-2=5."  # text: special tokens, some never trained, blow rounding up to .01 nat in SmolLM2
 
@@ -47,8 +48,18 @@ def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: lis
         raise UserError("policy 0 is the base model, which has no adapter", "--policy 0", "Add --merge, or name a later policy")
     else:
         _write_adapter(run.model, policy, out)
+    if merge or run.model.tuning == "full":
+        copy_terms(run.model, out)
     tokenizer_of(run.model).save_pretrained(out)
     generation(run, ends).save_pretrained(out)
+
+
+def copy_terms(model: Model, out: Path) -> None:
+    """Copy the files that tell the terms of the base, where it is a local folder: who hands its weights on owes them."""
+    base = Path(resolve_model(model.path))
+    for file in base.iterdir() if base.is_dir() else ():
+        if file.name.lower().startswith(_TERMS) and file.is_file():
+            shutil.copyfile(file, out / file.name)
 
 
 def merged(run: Run, policy: Path | None) -> Any:

@@ -83,11 +83,13 @@ class Student(nn.Module):
 
     @property
     def layer_weights(self) -> float:
-        """Weights of the base in one layer, on average, without embeddings and head."""
-        ends = (self.base.get_input_embeddings(), self.base.get_output_embeddings())
-        outside = {id(weight): weight.numel() for layer in ends for weight in layer.parameters()}
-        inside = sum(weight.numel() for weight in self.base.parameters() if self.trains_all or not weight.requires_grad)
-        return (inside - sum(outside.values())) / self.base.config.get_text_config().num_hidden_layers
+        """Weights of the decoder in one layer, on average, without embeddings and adapter."""
+        decoder = self.base.get_decoder()
+        tables = {
+            id(weight) for module in decoder.modules() if isinstance(module, nn.Embedding) for weight in module.parameters()
+        }
+        weights = [w for name, w in decoder.named_parameters() if "lora_" not in name and id(w) not in tables]
+        return sum(weight.numel() for weight in weights) / getattr(self.base.config.get_text_config(), "num_hidden_layers", 1)
 
     def states(self, tokens: Tensor, sources: Tensor, layout: Layout | None = None) -> Tensor:
         """Hidden states [N, H] at the flat positions `sources` [N] of tokens [B, L], or of a stream [1, L] with its layout."""

@@ -53,7 +53,7 @@ def main(path):
         gradient_accumulation_steps=traces // wanted["micro_batch"],
         num_generations=wanted["group"],
         max_completion_length=wanted["max_new_tokens"],
-        temperature=1.0,
+        **wanted["sampling"],
         learning_rate=wanted["learning_rate"],
         beta=0.0,
         gradient_checkpointing=False,

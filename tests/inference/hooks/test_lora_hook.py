@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.inference import hooks
 from actors.inference.hooks import lora
 from actors.inference.startup import EXACT_ENTROPY
 
@@ -45,5 +46,5 @@ def test_the_kernels_stay_as_they_are_in_other_peoples_vllm(monkeypatch):
 
     monkeypatch.delenv(EXACT_ENTROPY, raising=False)
     before = vars(PunicaWrapperCPU).copy()
-    lora.install()
+    hooks.install()
     assert vars(PunicaWrapperCPU) == before

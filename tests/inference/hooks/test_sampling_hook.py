@@ -42,15 +42,16 @@ def test_the_same_tokens_are_left_as_by_a_whole_sort(seed, rows, spread):
     k, p = torch.tensor([k for k, _ in rows], dtype=torch.int32), torch.tensor([p for _, p in rows])
     least = sampling.least_kept(logits, k.long(), p)
     expected = apply_top_k_top_p_pytorch(logits.clone(), k, p, allow_cpu_sync=True)
-    assert least is not None
+    assert not least.isnan().any()
     assert torch.equal(logits.masked_fill(logits < least[:, None], -torch.inf), expected)
 
 
 def test_ties_at_an_edge_and_large_k_are_left_to_vllm(module):
-    tied = torch.tensor([[3.0, 2.0, 2.0, 1.0, 0.0]])
-    k, p = torch.tensor([2], dtype=torch.int32), torch.tensor([0.9])
-    assert sampling.least_kept(tied, k.long(), p) is None
-    assert sampling.least_kept(tied, torch.tensor([5]), p) is None  # 5 is the whole vocabulary: vLLM's word for no top-k
+    tied = torch.tensor([3.0, 2.0, 2.0, 1.0, 0.0]).repeat(4, 1)
+    k, p = torch.tensor([2, 5, 5, 1], dtype=torch.int32), torch.tensor([0.9, 0.9, 1.0, 0.9])
+    least = sampling.least_kept(tied, k.long(), p)
+    assert least.isnan().tolist() == [True, True, False, False]  # 5 is the whole vocabulary: vLLM's word for no top-k
+    assert least[2:].tolist() == [-torch.inf, 3.0]
     expected = module.apply_top_k_top_p.__wrapped__(tied.clone(), k, p)
     assert torch.equal(module.apply_top_k_top_p(tied.clone(), k, p), expected)
     assert torch.equal(module.apply_top_k_top_p(tied.clone(), None, None), tied)
@@ -59,4 +60,4 @@ def test_ties_at_an_edge_and_large_k_are_left_to_vllm(module):
 def test_an_edge_of_p_between_equal_logits_is_left_to_vllm():
     """Four equal tokens of .25: with p = .6 a sort keeps three of them, and no logit tells which."""
     logits = torch.tensor([[1.0, 1.0, 1.0, 1.0, -9.0, -9.5]])
-    assert sampling.least_kept(logits, torch.tensor([4]), torch.tensor([0.6])) is None
+    assert sampling.least_kept(logits, torch.tensor([4]), torch.tensor([0.6])).isnan().all()

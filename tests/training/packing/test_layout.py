@@ -85,12 +85,30 @@ def test_packing_pays_where_it_saves_more_tokens_than_its_calls_cost(
 ) -> None:
     traces = shared_traces(**settings)
     rows = np.arange(len(traces.advantage))
-    assert layout.pays(traces, rows, batches.pack(traces.lengths, 400), weights) == expected
+    assert layout.pays(traces, rows, batches.pack(traces.lengths, 400), 400, weights) == expected
 
 
 def test_packing_does_not_pay_where_nothing_repeats_and_nothing_is_padded() -> None:
     apart = shared_traces(groups=(1,) * 12)
-    assert not layout.pays(apart, np.arange(12), [np.array([row]) for row in range(12)], LARGE)
+    assert not layout.pays(apart, np.arange(12), [np.array([row]) for row in range(12)], 10_000, LARGE)
+
+
+def test_traces_that_are_alone_with_their_prompts_share_their_calls() -> None:
+    """Twelve traces of one padded pass are one block or few, so saving their padding pays where twelve calls would not."""
+    apart, rows = shared_traces(groups=(1,) * 12), np.arange(12)
+    lengths = np.sort(apart.lengths)[::-1].copy()
+    saved, calls = int(12 * lengths[0] - lengths.sum()), len(layout.blocks(lengths))
+    assert calls < 4
+    weights = 1.001 * (calls - 1) * layout.CALL / saved
+    assert layout.pays(apart, rows, [rows], 10_000, weights or 1.0)
+
+
+def test_a_prompt_that_pieces_repeat_saves_nothing() -> None:
+    """One prompt of 90 tokens and six responses; a piece of at most 100 tokens has the prompt and hardly a response."""
+    traces, rows = shared_traces(groups=(6,), prompt=(90, 91)), np.arange(6)
+    padded = [np.array([row]) for row in range(6)]
+    assert layout.pays(traces, rows, padded, layout.most(traces, rows, 1, 10_000), LARGE)
+    assert not layout.pays(traces, rows, padded, layout.most(traces, rows, 1, 91), LARGE)
 
 
 def test_packing_pays_by_the_arithmetic_of_tokens_and_calls() -> None:
@@ -99,8 +117,8 @@ def test_packing_pays_by_the_arithmetic_of_tokens_and_calls() -> None:
     rows = np.arange(4)
     saved = 4 * int(traces.lengths.max()) - 2 * 50 - int(traces.response_tokens.lengths.sum())
     even = (4 - 1) * layout.CALL / saved  # of a layer with so many weights, `saved` tokens cost what three calls more cost
-    assert layout.pays(traces, rows, [rows], even * 1.001)
-    assert not layout.pays(traces, rows, [rows], even * 0.999)
+    assert layout.pays(traces, rows, [rows], 10_000, even * 1.001)
+    assert not layout.pays(traces, rows, [rows], 10_000, even * 0.999)
 
 
 def test_prompts_of_8000_tokens_leave_no_padding() -> None:

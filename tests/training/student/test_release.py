@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pipeline.training.student import release, student
 
 CPU = torch.device("cpu")
 TOKENS = torch.arange(4, 24)[None]
+KINDS = ("merged", "adapter")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def write(policy: Path | None, out: Path, *overrides: str, merge: bool) -> Path:
+    out.mkdir(exist_ok=True)
     release.write_model(tiny_run(*overrides), policy, out, merge, [2])
     return out
 
@@ -88,6 +91,18 @@ def test_policy_0_is_the_base_and_has_no_adapter(tmp_path: Path) -> None:
         write(None, tmp_path / "adapter", merge=False)
     base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny-reasoner"), dtype=torch.float32)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(write(None, tmp_path, merge=True))), logits(base))
+
+
+def test_whole_weights_take_the_terms_of_the_base_along(policy, tmp_path: Path) -> None:
+    base = tmp_path / "tiny-reasoner"
+    shutil.copytree(resolve_model("tiny-reasoner"), base)
+    for name in ("LICENSE.txt", "Notice", "README.md"):
+        (base / name).write_text(name)
+    merged, adapter = (write(policy[0], tmp_path / kind, f"model.path={base}", merge=kind == "merged") for kind in KINDS)
+    assert (merged / "LICENSE.txt").read_text() == "LICENSE.txt"
+    assert (merged / "Notice").exists()
+    assert not (merged / "README.md").exists()  # the export writes a card of its own
+    assert not (adapter / "LICENSE.txt").exists()
 
 
 def test_an_adapter_that_is_lost_in_the_merge_is_noticed(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
