@@ -11,6 +11,7 @@ from jobs.opened import open_run
 from jobs.screen.tables import aligned
 from jobs.screen.terminal import Session, session
 from pipeline.audit import figures, measure
+from pipeline.audit.choose import GAINS
 from pipeline.audit.tokens import MADE
 from pipeline.config import Run
 from pipeline.errors import SettingError, StoreError
@@ -36,10 +37,7 @@ NOTES = (
 )
 GATED = ("egrsd", "cl_egrsd")  # objectives whose gate a verdict is about
 UNGATED = "egrsd+off"  # what both are without their gate
-MEANING = (
-    "Of nine generated worlds such a difference ranked where a gate gained (tests/benchmarks/MAP.md). "
-    "The gains themselves were .0 points on average there, and .9 at most."
-)
+MEANING = f"Of nine generated worlds such a difference ranked where a gate gained. {GAINS}"
 
 
 def audit_run(

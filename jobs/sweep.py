@@ -41,7 +41,7 @@ CHOICE_NOTES = (
     "averaged cosine: of AdamW's first moment with the gradient of accuracy; 95 % intervals over blocks of problems,",
     "those against gamma 0 for all gates together. On nine generated worlds these differences ranked what gates gained:",
     "rank correlation .84 in round 0 and .45 in round 3, for gamma 1 with and without a window (looked at after the map).",
-    "The gains themselves were .0 points on average there (tests/benchmarks/MAP.md).",
+    choose.GAINS,
 )
 SAMPLE = 96  # traces for the gradient cosine, where nobody says how many
 SLOW = "Gradients take most of it: --sample 0 leaves them out"

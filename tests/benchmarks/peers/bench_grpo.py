@@ -50,7 +50,8 @@ def ours(name: str, folder: Path, lines: list[str]) -> list[float]:
 def wanted(run: Run, name: str, folder: Path) -> dict[str, Any]:
     """What TRL is asked for: the prompts of our first round as texts, and their tokens as we send them."""
     store = Store(str(folder))
-    rows = [row for entry in store.entries(area("rounds", 0), "prompts").values() for row in store.read(entry).to_pylist()]
+    every = [row for entry in store.entries(area("rounds", 0), "prompts").values() for row in store.read(entry).to_pylist()]
+    rows = [row for row in every if row["reject_reason"] is None]
     tokens = [row["prompt_tokens"] for row in rows]
     return {
         "model": resolve_model(run.model.path),
