@@ -179,6 +179,7 @@ def test_the_model_of_a_new_run_is_checked_before_its_base_is_measured(tmp_path,
         "num_attention_heads": 2,
         "max_position_embeddings": 256,
         "pad_token_id": 0,
+        "architectures": ["Phi3ForCausalLM"],
     }
     AutoConfig.for_model("phi3", **sizes, intermediate_size=96, num_key_value_heads=1).save_pretrained(model)
     build_tokenizer().save_pretrained(model)
