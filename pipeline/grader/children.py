@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, spawn
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -28,6 +28,7 @@ OVERRAN, LATE = "overran", "late"  # two `ended` of Outcome
 _LOOK_S = 1.0  # seconds between two looks at the processor time of the children
 _UNKNOWN = 255  # the exit code that multiprocessing gives when the server died before it told one
 _STARTS = 2  # tries to start a child, each with a server of its own
+_NAME = "egrsd-child"  # of the processes
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Children:
         """A new child. None when two servers in a row stood still, or died."""
         for _ in range(_STARTS):
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=_begin, args=(self._work, theirs), daemon=True)
+            process = self._context.Process(target=_begin, args=(self._work, theirs), name=_NAME, daemon=True)
             try:
                 with theirs, _watched_server(self._stall_s):
                     process.start()
@@ -207,6 +208,21 @@ class Children:
             child.handle.kill()
         with _watched_server(self._stall_s):
             child.process.join()
+
+
+_told = spawn.get_preparation_data
+
+
+def _tell(name: str) -> dict[str, Any]:
+    """What multiprocessing tells a new process. Children do not hear of the main script, and so do not run it.
+
+    A script without `if __name__ == "__main__"` would start its own work again. A worker of Ray would import Ray, for .6 s.
+    """
+    told = _told(name)
+    return {key: value for key, value in told.items() if name != _NAME or not key.startswith("init_main")}
+
+
+spawn.get_preparation_data = _tell
 
 
 def _begin(work: Callable[[Connection], None], pipe: Connection) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -185,3 +187,15 @@ def test_the_deadline_counts_processor_seconds_and_no_time_in_which_a_question_i
     waker.join()
     assert outcomes == [Outcome("went on")]
     assert len(woken) == 1  # a child that is ended has its question asked again, by another
+
+
+def test_a_script_without_a_guard_is_not_run_again_by_a_child(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from pipeline.grader.verifier import Grader\n"
+        "print('begins', flush=True)\n"
+        "grader = Grader(processes=1)\n"
+        r"print(*(row.verdict for row in grader.grade([r'\boxed{2/4}'], ['0.5'], ['stop'])))" + "\n"
+        "grader.close()\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.split() == ["begins", "correct"], done.stderr
