@@ -8,14 +8,13 @@ import importlib
 import pytest
 import torch
 import typer
+from tiny_gguf import gguf, weights, written
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 from typer.testing import CliRunner
 
 from pipeline.errors import ModelError
 from pipeline.models import gemma3
 from pipeline.models.gguf import dequantise
-
-gguf = pytest.importorskip("gguf")
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 LETTERS = ["\n", "▁", *(chr(c) for c in range(33, 127))]
@@ -43,34 +42,17 @@ def original():
 def parts(original, tmp_path_factory):
     """`original` as llama.cpp lays it out (norms less one are stored whole), cut into four files."""
     folder, c = tmp_path_factory.mktemp("parts"), original.config
-    w = gguf.GGUFWriter(folder / "whole.gguf", "gemma3")
-    w.add_context_length(c.max_position_embeddings)
-    w.add_embedding_length(c.hidden_size)
-    w.add_block_count(c.num_hidden_layers)
-    w.add_feed_forward_length(c.intermediate_size)
-    w.add_head_count(c.num_attention_heads)
-    w.add_head_count_kv(c.num_key_value_heads)
-    w.add_key_length(c.head_dim)
-    w.add_value_length(c.head_dim)
-    w.add_sliding_window(c.sliding_window)
-    w.add_rope_freq_base(1_000_000.0)
-    w.add_layer_norm_rms_eps(c.rms_norm_eps)
-    w.add_vocab_size(c.vocab_size)
-    w.add_tokenizer_model("llama")
-    w.add_token_list(SPECIAL + LETTERS)
-    w.add_token_scores([0.0] * len(SPECIAL) + [-float(place) for place in range(len(LETTERS))])
-    w.add_token_types([3] * len(SPECIAL) + [1] * len(LETTERS))
-    for name, number in (("pad", 0), ("eos", 1), ("bos", 2), ("unk", 3)):
-        getattr(w, f"add_{name}_token_id")(number)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, c.num_hidden_layers)
-    for name, tensor in original.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        w.add_tensor(names.get_name(name, try_suffixes=(".weight",)), (tensor + 1 if tensor.ndim == 1 else tensor).numpy())
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+    with written(folder / "whole.gguf", "gemma3", c, SPECIAL, LETTERS) as w:
+        w.add_key_length(c.head_dim)
+        w.add_value_length(c.head_dim)
+        w.add_sliding_window(c.sliding_window)
+        w.add_rope_freq_base(1_000_000.0)
+        w.add_tokenizer_model("llama")
+        w.add_token_scores([0.0] * len(SPECIAL) + [-float(place) for place in range(len(LETTERS))])
+        for name, number in (("pad", 0), ("eos", 1), ("bos", 2), ("unk", 3)):
+            getattr(w, f"add_{name}_token_id")(number)
+        for target, _, tensor in weights(original, gguf.MODEL_ARCH.GEMMA3):
+            w.add_tensor(target, (tensor + 1 if tensor.ndim == 1 else tensor).numpy())
     data = (folder / "whole.gguf").read_bytes()
     size = -(-len(data) // 4)
     found = [folder / f"gemma.part{number}" for number in range(4)]

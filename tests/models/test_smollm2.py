@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_gguf import gguf, weights, written
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from pipeline.errors import ModelError
 from pipeline.models import smollm2
-
-gguf = pytest.importorskip("gguf")
 
 TEMPLATE = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -40,42 +39,24 @@ def original() -> LlamaForCausalLM:
 def gguf_file(original: LlamaForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`original` as the GGUF writer of llama.cpp would lay it out: Q8_0 matrices, query and key rows interleaved for its rope."""
     path, c = tmp_path_factory.mktemp("gguf") / "tiny.Q8_0.gguf", original.config
-    w = gguf.GGUFWriter(path, "llama")
-    w.add_context_length(c.max_position_embeddings)
-    w.add_embedding_length(c.hidden_size)
-    w.add_block_count(c.num_hidden_layers)
-    w.add_feed_forward_length(c.intermediate_size)
-    w.add_head_count(c.num_attention_heads)
-    w.add_head_count_kv(c.num_key_value_heads)
-    w.add_rope_dimension_count(c.head_dim)
-    w.add_rope_freq_base(c.rope_parameters["rope_theta"])
-    w.add_layer_norm_rms_eps(c.rms_norm_eps)
-    w.add_vocab_size(c.vocab_size)
-    w.add_tokenizer_model("gpt2")
-    w.add_token_list(SPECIAL + LETTERS)
-    w.add_token_types([3] * len(SPECIAL) + [1] * len(LETTERS))
-    w.add_token_merges(["! !"])
-    w.add_bos_token_id(1)
-    w.add_eos_token_id(2)
-    w.add_chat_template(TEMPLATE)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.num_hidden_layers)
-    for name, tensor in original.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        heads = {"q_proj.weight": c.num_attention_heads, "k_proj.weight": c.num_key_value_heads}.get(name.split("self_attn.")[-1])
-        if heads:
-            tensor = tensor.view(heads, 2, -1, c.hidden_size).swapaxes(1, 2).reshape(tensor.shape)
-        data = tensor.float().numpy()
-        target = names.get_name(name, try_suffixes=(".weight",))
-        if data.ndim == 1:
-            w.add_tensor(target, data)
-        else:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            w.add_tensor(target, gguf.quants.quantize(data, kind), raw_dtype=kind)
-    w.write_header_to_file()
-    w.write_kv_data_to_file()
-    w.write_tensors_to_file()
-    w.close()
+    interleaved = {"q_proj.weight": c.num_attention_heads, "k_proj.weight": c.num_key_value_heads}
+    with written(path, "llama", c, SPECIAL, LETTERS) as w:
+        w.add_rope_dimension_count(c.head_dim)
+        w.add_rope_freq_base(c.rope_parameters["rope_theta"])
+        w.add_tokenizer_model("gpt2")
+        w.add_token_merges(["! !"])
+        w.add_bos_token_id(1)
+        w.add_eos_token_id(2)
+        w.add_chat_template(TEMPLATE)
+        for target, name, tensor in weights(original, gguf.MODEL_ARCH.LLAMA):
+            if heads := interleaved.get(name.split("self_attn.")[-1]):
+                tensor = tensor.view(heads, 2, -1, c.hidden_size).swapaxes(1, 2).reshape(tensor.shape)
+            data = tensor.float().numpy()
+            if data.ndim == 1:
+                w.add_tensor(target, data)
+            else:
+                kind = gguf.GGMLQuantizationType.Q8_0
+                w.add_tensor(target, gguf.quants.quantize(data, kind), raw_dtype=kind)
     return path
 
 

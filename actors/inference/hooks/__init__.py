@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pkgutil
+from collections.abc import Callable
+from typing import Any
 
 
 def install() -> None:
@@ -18,3 +22,21 @@ def install() -> None:
 
     for hook in (prompt_logprobs, head, sampling, lora):
         hook.install()
+
+
+def replace(place: str, name: str, mark: str, change: Callable[[Any], Any]) -> bool:
+    """Put `change(original)` into the place of a function of vLLM, once. False when vLLM lacks it, or what `change` imports.
+
+    place: `module` or `module:Class`. mark: the attribute by which a function is known as changed, by this copy or another.
+    """
+    try:
+        holder = pkgutil.resolve_name(place)
+        original = getattr(holder, name)
+        if hasattr(original, mark):
+            return True
+        changed = functools.wraps(original)(change(original))
+    except (ImportError, AttributeError):
+        return False
+    setattr(changed, mark, True)
+    setattr(holder, name, staticmethod(changed) if isinstance(vars(holder).get(name), staticmethod) else changed)
+    return True

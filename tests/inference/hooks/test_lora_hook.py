@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from actors.inference import hooks
 from actors.inference.hooks import lora
 from actors.inference.startup import EXACT_ENTROPY
+from pipeline.errors import EngineError
 
 
 @settings(max_examples=40, deadline=None)
@@ -48,3 +50,15 @@ def test_the_kernels_stay_as_they_are_in_other_peoples_vllm(monkeypatch):
     before = vars(PunicaWrapperCPU).copy()
     hooks.install()
     assert vars(PunicaWrapperCPU) == before
+
+
+def test_the_cpu_kernels_are_replaced_once_and_a_vllm_without_them_is_refused(shipped, hooked, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("update_metadata", "add_lora_linear"):
+        wrapper = shipped(lora._CPU, name)
+    for name in ("update_metadata", "add_lora_linear"):
+        hooked(wrapper, name, lambda: lora.install() is None)
+    assert wrapper.add_lora_linear is lora._add_lora_linear
+    monkeypatch.setattr(lora, "_CPU", "vllm.lora.punica_wrapper.punica_cpu:Other")
+    with pytest.raises(EngineError, match=r"are not those of 0\.32"):
+        lora.install()

@@ -11,13 +11,9 @@ from actors.inference.hooks import prompt_logprobs
 
 
 @pytest.fixture
-def processor(monkeypatch):
-    """vLLM's class that takes log-probs, as it ships and with the change."""
-    from vllm.v1.engine.logprobs import LogprobsProcessor
-
-    found = LogprobsProcessor._update_prompt_logprobs
-    monkeypatch.setattr(LogprobsProcessor, "_update_prompt_logprobs", getattr(found, "__wrapped__", found))
-    return LogprobsProcessor
+def processor(shipped):
+    """vLLM's class that takes log-probs, as it ships."""
+    return shipped("vllm.v1.engine.logprobs:LogprobsProcessor", "_update_prompt_logprobs")
 
 
 def taken(kind, flat):
@@ -31,13 +27,9 @@ def taken(kind, flat):
     return one.pop_prompt_logprobs()
 
 
-def test_arrays_are_read_like_lists(processor):
+def test_arrays_are_read_like_lists(processor, hooked):
     plain = taken(processor, flat=True)
-    assert prompt_logprobs.install() is True
-    changed = processor._update_prompt_logprobs
-    assert prompt_logprobs.install() is True
-    assert processor._update_prompt_logprobs is changed, "installing twice must not wrap twice"
-    arrays = taken(processor, flat=True)
+    arrays = taken(hooked(processor, "_update_prompt_logprobs", prompt_logprobs.install), flat=True)
     assert isinstance(arrays, prompt_logprobs.Arrays)
     answers = [
         SimpleNamespace(prompt_token_id_logprobs=None, prompt_logprobs=found, prompt_token_ids=[9, 0, 3, 6, 9])

@@ -9,17 +9,10 @@ from actors.inference.hooks import sampling
 
 
 @pytest.fixture
-def module(monkeypatch):
+def module(shipped, hooked):
     """vLLM's module that applies top-k and top-p, with the change."""
-    from vllm.v1.sample.ops import topk_topp_sampler
-
-    found = topk_topp_sampler.apply_top_k_top_p
-    monkeypatch.setattr(topk_topp_sampler, "apply_top_k_top_p", getattr(found, "__wrapped__", found))
-    assert sampling.install() is True
-    changed = topk_topp_sampler.apply_top_k_top_p
-    assert sampling.install() is True
-    assert topk_topp_sampler.apply_top_k_top_p is changed, "installing twice must not wrap twice"
-    return topk_topp_sampler
+    plain = shipped("vllm.v1.sample.ops.topk_topp_sampler", "apply_top_k_top_p")
+    return hooked(plain, "apply_top_k_top_p", sampling.install)
 
 
 def test_the_kept_tokens_by_hand():
