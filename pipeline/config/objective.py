@@ -194,6 +194,11 @@ class Objective(Weights):
         return self.ratio_kind != "none" or self.correction_kind != "off" or self.kl_weight > 0
 
     @property
+    def needs_advantage(self) -> bool:
+        """Whether a trace whose advantage is 0 teaches nothing: every term of its loss has the advantage as a factor."""
+        return self.name in SCALES_ADVANTAGE and self.kl_weight == 0
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the objective reads beside those that every objective reads."""
         rollout = ("rollout_logprobs",) if self.correction_kind != "off" or self.name == "iw_opd" else ()

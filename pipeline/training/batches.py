@@ -28,6 +28,7 @@ from pipeline.training.packing.attention import Layout
 if TYPE_CHECKING:
     from pipeline.config import Objective
 
+SILENT = 1e9  # tokens times weights of a layer: below it, a pass more for silent traces costs what it saves
 SIGNALS = ("teacher_logprobs", "student_logprobs", "teacher_entropy")
 
 
@@ -136,7 +137,8 @@ class MicroBatch:
     `sources` [N] are flat positions in `tokens`: the hidden state there predicts a response token. `targets` [N] are those
     tokens, in the row-major order of `mask` [B, T]. Signals [B, T] in nats are 0 outside the mask; advantage [B]. `extra` has
     columns that only some objectives read: [B, T] like the signals. The teacher's most likely tokens are [N, K], like targets.
-    `num_tokens` counts the tokens of the pass without padding, and `num_shared` those that a prompt saved.
+    `num_tokens` counts the tokens of the pass without padding, and `num_shared` those that a prompt saved. `is_silent`: nothing
+    is learned from these traces, so they take no backward pass.
     """
 
     tokens: Tensor
@@ -152,6 +154,7 @@ class MicroBatch:
     layout: Layout | None = None
     num_tokens: int = 0
     num_shared: int = 0
+    is_silent: bool = False
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same micro-batch on `device`."""
@@ -216,6 +219,15 @@ def steps(num_traces: int, batch_traces: int, seed: int, number: int) -> list[np
         return []
     order = np.random.default_rng([seed, number]).permutation(num_traces)
     return np.array_split(order, -(-num_traces // batch_traces))
+
+
+def silent(traces: Traces, rows: np.ndarray, constants: Objective, weights: float) -> np.ndarray:
+    """Which `rows` of a minibatch teach nothing, bool [B]: those without an advantage, where an objective needs one.
+
+    weights: of one layer of the model. All are False where a backward pass for these traces costs less than SILENT.
+    """
+    found = np.full(len(rows), constants.needs_advantage) & (traces.advantage[rows] == 0)
+    return found if weights * traces.lengths[rows[found]].sum() >= SILENT else np.zeros_like(found)
 
 
 def share(traces: Traces, rows: np.ndarray, rank: int, ranks: int, budget: int, packed: bool = False) -> list[MicroBatch]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.config import Run
 from pipeline.errors import TrainingError
+from pipeline.training.batches import MicroBatch
 from pipeline.training.student import student
 
 _BASE = (
@@ -26,6 +28,13 @@ _BASE = (
 _ADAPTER = "Likely: the engine does not apply the adapter to a layer as peft does. Take that layer out of model.lora_targets"
 _WHOLE = "Likely: the engine does not load all weights of a policy as the trainer has them. Set model.tuning=lora"
 _ANYWAY = "train.logprob_gap and train.logprob_gap_max set what is accepted"
+
+
+class Worst(NamedTuple):
+    """The largest gap between trainer and engine on this rank, a scalar in nats, and the trace that has it."""
+
+    gap: Tensor
+    trace: str
 
 
 def check(run: Run, policy: int, mean: float, largest: float, where: str, trace: str = "") -> None:
@@ -71,6 +80,15 @@ def as_answered(
         student.rest(module)
         for own, before in kept:
             own.copy_(before)
+
+
+def gaps(micro: MicroBatch, logprobs: Tensor) -> tuple[Tensor, Worst]:
+    """|trainer's - engine's log-prob| of every response token, [N] nats, and the largest with its trace."""
+    gaps = (logprobs - micro.student_logprobs[micro.mask]).abs()
+    if not len(gaps):
+        return gaps, Worst(logprobs.new_zeros(()), "")
+    largest, place = gaps.max(dim=0)
+    return gaps, Worst(largest, micro.trace_ids[int(micro.mask.nonzero()[place, 0])])
 
 
 def _local(value: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,13 +49,6 @@ class Whole:
     mean_gate: float | None = None
 
 
-class Worst(NamedTuple):
-    """The largest gap between trainer and engine on this rank, a scalar in nats, and the trace that has it."""
-
-    gap: Tensor
-    trace: str
-
-
 class Trainer:
     """Student, optimiser and step count of one rank.
 
@@ -88,8 +80,7 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence((self.run.seed, data.number, self.rank)).generate_state(1)[0]))
         parts = batches.steps(len(traces.advantage), self.run.train.batch_traces, self.run.seed, data.number)
         for index, rows in enumerate(parts):
-            budget = self.run.train.micro_batch_tokens
-            share = batches.share(traces, rows, self.rank, self.ranks, budget, self.packs(traces, rows))
+            share = self._share(traces, rows)
             where, watched = f"round {data.number}, step {self.step}", index == 0 and data.comparable
             aside = watched and (data.policy_version != data.number or self.run.model.lora_dropout > 0)
             found = self._probe(share if data.policy_version == data.number else share[:1], data, where) if aside else {}
@@ -105,6 +96,17 @@ class Trainer:
         traces = batches.usable(data, run.max_staleness, run.objective)
         batches.check_ids(traces, self.student.vocab_size)
         return traces
+
+    def _share(self, traces: Traces, rows: np.ndarray) -> list[MicroBatch]:
+        """This rank's micro-batches of the minibatch `rows`. Silent traces have some of their own, at the end."""
+        silent = batches.silent(traces, rows, self.run.objective, self.student.layer_weights)
+        found: list[MicroBatch] = []
+        for part, is_silent in ((rows[~silent], False), (rows[silent], True)):
+            if len(part):
+                budget, packed = self.run.train.micro_batch_tokens, self.packs(traces, part)
+                made = batches.share(traces, part, self.rank, self.ranks, budget, packed)
+                found += [replace(micro, is_silent=is_silent) for micro in made]
+        return found
 
     def packs(self, traces: Traces, rows: np.ndarray) -> bool:
         """Whether the minibatch `rows` is packed. All ranks get the same answer."""
@@ -126,7 +128,7 @@ class Trainer:
         share = [micro.to(self.device) for micro in share]
         whole = self.whole(share)
         num_tokens = whole.num_tokens
-        sums, worst, broken = self._backward(share, whole)
+        sums, worst, broken = self._backward(share, whole, compares=policy is not None)
         norm = self._clip()
         total = dict(zip(SUMS, reduce_(sums, dist.ReduceOp.SUM).tolist(), strict=True))
         self._check_finite(total["loss"], norm, where, broken, share)
@@ -146,7 +148,7 @@ class Trainer:
         }
         if self.run.objective.is_distributional:
             metrics["divergence"] = total["divergence"] / num_tokens
-        metrics |= self._passes(share)
+        metrics |= self._passes([micro for micro in share if policy is not None or not micro.is_silent])
         seconds = time.perf_counter() - started
         return metrics | compared | {"seconds": seconds, "tokens_per_s": num_tokens / seconds}
 
@@ -155,18 +157,23 @@ class Trainer:
 
         The pass has the weights of the policy that answered, and no dropout.
         """
-        sums, worst = torch.zeros(2, dtype=torch.float64, device=self.device), Worst(torch.zeros((), device=self.device), "")
+        sums, worst = torch.zeros(2, dtype=torch.float64, device=self.device), gap.Worst(torch.zeros((), device=self.device), "")
         with gap.as_answered(self.module, self.parameters(), data.answered):
             for micro in (micro.to(self.device) for micro in share):
-                terms = Terms(micro.targets, torch.zeros(len(micro.targets), device=self.device))
-                _, logprobs = self.module(micro.tokens, micro.sources, terms, layout=micro.layout)
-                gaps, largest = _gaps(micro, logprobs)
+                gaps, largest = gap.gaps(micro, self._logprobs(micro))
                 worst = max(worst, largest, key=lambda one: float(one.gap))
                 sums += torch.stack([gaps.double().sum(), gaps.new_tensor(len(gaps)).double()])
         total, count = reduce_(sums, dist.ReduceOp.SUM).tolist()
         return self._compared(total, int(count), worst, data.policy_version, where)
 
-    def _compared(self, total: float, num_tokens: int, worst: Worst, policy: int, where: str) -> dict[str, float]:
+    @torch.no_grad()
+    def _logprobs(self, micro: MicroBatch) -> Tensor:
+        """Log-probs of the response tokens of a micro-batch, [N] nats, by a pass that nobody learns from."""
+        terms = Terms(micro.targets, torch.zeros(len(micro.targets), device=self.device))
+        logprobs: Tensor = self.module(micro.tokens, micro.sources, terms, layout=micro.layout)[1]
+        return logprobs
+
+    def _compared(self, total: float, num_tokens: int, worst: gap.Worst, policy: int, where: str) -> dict[str, float]:
         """The metrics of the gap to the engine, after they were judged. `worst` is this rank's largest gap, with its trace."""
         largest = float(reduce_(worst.gap.clone(), dist.ReduceOp.MAX))
         mean = total / max(1, num_tokens)
@@ -175,9 +182,9 @@ class Trainer:
 
     def _passes(self, share: list[MicroBatch]) -> dict[str, float]:
         """The padding of a step's forward passes over all ranks, and what shared prompts saved."""
-        counts = [(micro.tokens.numel(), micro.num_tokens, micro.num_shared) for micro in share]
+        counts = [(0, 0, 0), *((micro.tokens.numel(), micro.num_tokens, micro.num_shared) for micro in share)]
         passed, real, shared = reduce_(torch.tensor(counts, device=self.device).sum(0), dist.ReduceOp.SUM).tolist()
-        return {"padded_share": 1 - real / passed, "shared_share": shared / (real + shared)}
+        return {"padded_share": 1 - real / max(1, passed) if passed else 0.0, "shared_share": shared / max(1, real + shared)}
 
     def gradient(self, share: list[MicroBatch]) -> Tensor:
         """Gradient of the loss of one minibatch by all trained parameters, flat [P]. No weight changes. For one process."""
@@ -226,20 +233,31 @@ class Trainer:
             found.append((weights if spread is None else weights + spread)[micro.mask])
         return torch.cat(found)
 
-    def _backward(self, share: list[MicroBatch], whole: Whole) -> tuple[Tensor, Worst, list[str]]:
-        """Gradients of the loss over the global minibatch.
+    def _backward(self, share: list[MicroBatch], whole: Whole, compares: bool = False) -> tuple[Tensor, gap.Worst, list[str]]:
+        """Gradients of the loss over the global minibatch. Silent micro-batches have a forward pass only if it `compares`.
 
         Returns this rank's SUMS, its largest log-prob gap, and the ids of its traces whose log-probs are not finite.
         """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
-        worst = Worst(torch.zeros((), device=self.device), "")
+        worst = gap.Worst(torch.zeros((), device=self.device), "")
         broken: list[str] = []
+        learned = sum(not micro.is_silent for micro in share)
+        if not learned:  # AdamW leaves a parameter without a gradient as it is, and its moments too
+            for parameter in self.parameters().values():
+                parameter.grad = torch.zeros_like(parameter)
         for index, micro in enumerate(share):
             weights, terms = self._terms(micro, whole)
-            with student.accumulate(self.module, last=index == len(share) - 1):
-                loss, logprobs, *values = self.module(micro.tokens, micro.sources, terms, layout=micro.layout)
-                (loss * self.ranks).backward()  # both strategies average over ranks; the mean is already global
-            gaps, found = _gaps(micro, logprobs)
+            loss, values = torch.zeros((), device=self.device), []
+            if not micro.is_silent:
+                with student.accumulate(self.module, last=index == learned - 1):
+                    loss, logprobs, *values = self.module(micro.tokens, micro.sources, terms, layout=micro.layout)
+                    (loss * self.ranks).backward()  # both strategies average over ranks; the mean is already global
+            elif compares:
+                logprobs = self._logprobs(micro)
+                student.rest(self.module)
+            else:
+                logprobs = micro.student_logprobs[micro.mask]
+            gaps, found = gap.gaps(micro, logprobs)
             sums += _sums(micro, weights, gaps, (loss.detach(), *(value.sum() for value in values)), self._scales_advantage())
             worst = found if found.gap > worst.gap else worst
             broken += _broken(micro, logprobs)
@@ -370,15 +388,6 @@ def _sums(micro: MicroBatch, weights: Tensor, gaps: Tensor, terms: tuple[Tensor,
     positive = (micro.advantage > 0).sum()
     parts = (loss, traces, micro.advantage.sum(), positive, factors.sum(), signal.sum(), delta.sum(), gaps.sum())
     return torch.stack([part.double() for part in (*parts, *(divergence or (loss.new_zeros(()),)))])
-
-
-def _gaps(micro: MicroBatch, logprobs: Tensor) -> tuple[Tensor, Worst]:
-    """|trainer's - engine's log-prob| of every response token, [N] nats, and the largest with its trace."""
-    gaps = (logprobs - micro.student_logprobs[micro.mask]).abs()
-    if not len(gaps):
-        return gaps, Worst(logprobs.new_zeros(()), "")
-    largest, place = gaps.max(dim=0)
-    return gaps, Worst(largest, micro.trace_ids[int(micro.mask.nonzero()[place, 0])])
 
 
 def _broken(micro: MicroBatch, logprobs: Tensor) -> list[str]:

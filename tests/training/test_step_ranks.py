@@ -7,20 +7,31 @@ from pathlib import Path
 import pytest
 import torch
 from packed_round import shared_round
-from steps import CONTROLS, EVERY, same, trained, trainer
+from steps import CONTROLS, EVERY, same, trainer
 from torch import multiprocessing
 from training_rounds import make_round, tiny_run
 
 from pipeline.config.objective import OBJECTIVES
 from pipeline.models.resolve import asset_path
 from pipeline.store.directory import Store
-from pipeline.training import base
+from pipeline.training import base, batches
+from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 from pipeline.training.student import student
 
+ALL = batches.SILENT  # tokens times weights from which silent traces have passes of their own
 RANKED = {case: EVERY[case] for case in (*OBJECTIVES, "opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
 RANKED |= {control: (f"objective.control={control}",) for control in CONTROLS}
+RANKED |= {f"silent {n} {s}": (f"train.strategy={s}",) for n in (7, 13) for s in ("ddp", "fsdp2")}
+RANKED["silent 7 whole"] = ("train.strategy=fsdp2", "model.tuning=full", "train.learning_rate=0.001")
 RANKED |= {f"packed {s}": ("train.packing=packed", f"train.strategy={s}") for s in ("ddp", "fsdp2")}
+
+
+def round_of(case: str) -> RoundTable:
+    """The round of a case. In the silent ones so many traces have no advantage."""
+    if "silent" in case:
+        return make_round(num_traces=13, advantage=[0.0] * int(case.split()[1]) + [0.5] * (13 - int(case.split()[1])))
+    return shared_round() if "packed" in case else make_round(num_traces=13)
 
 
 def rank_main(rank: int, ranks: int, folder: str) -> None:
@@ -43,8 +54,11 @@ def rank_main(rank: int, ranks: int, folder: str) -> None:
             if rank == 0:
                 torch.save(metrics, Path(folder, strategy, dtype, "metrics.pt"))
     for case, settings in RANKED.items():
-        data = shared_round() if "packed" in case else make_round(num_traces=13)
-        metrics = list(trainer(tiny_run("train.batch_traces=13", *settings)).train_round(data))
+        batches.SILENT = 0 if "silent" in case else ALL
+        made = trainer(tiny_run("train.batch_traces=13", *settings))
+        metrics = list(made.train_round(round_of(case)))
+        if "silent" in case:  # a pass without a backward one must leave no stale weights
+            metrics += made.train_round(make_round(1, num_traces=13))
         if rank == 0:
             torch.save(metrics, Path(folder, f"{case}.pt"))
     torch.distributed.destroy_process_group()
@@ -92,8 +106,10 @@ def test_what_the_base_answers_with_a_random_adapter_is_the_same_on_one_rank(two
 
 @pytest.mark.parametrize("case", RANKED)
 def test_objectives_and_controls_are_the_same_on_two_ranks(two_ranks: Path, case: str) -> None:
-    data = shared_round() if "packed" in case else make_round(num_traces=13)
-    alone, _ = trained(tiny_run("train.batch_traces=13", *RANKED[case]), data)
+    made = trainer(tiny_run("train.batch_traces=13", *RANKED[case]))
+    alone = list(made.train_round(round_of(case)))
+    if "silent" in case:
+        alone += made.train_round(make_round(1, num_traces=13))
     together = torch.load(two_ranks / f"{case}.pt")
     assert len(alone) == len(together) > 0
     for a, b in zip(alone, together, strict=True):

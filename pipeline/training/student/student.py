@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
+from pipeline.method.objective import weighted_sum
 from pipeline.models.blueprint import settings_of
 from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
@@ -100,6 +101,9 @@ class Student(nn.Module):
 
     def head(self, hidden: Tensor, terms: Terms) -> tuple[Tensor, ...]:
         """sum_n c_n log p_n and log p [N] nats of hidden states [N, H]; see `forward`. `terms` has no surrogate."""
+        if not torch.is_grad_enabled() and terms.divergence is None:  # the gradient of a chunk would be made beside its logits
+            logprobs = logprobs_of(hidden, self._head(), terms.targets)
+            return weighted_sum(logprobs, terms.coefficients), logprobs
         if self.trains_all:
             layer = self.base.get_output_embeddings()
             own = layer.weight, getattr(layer, "bias", None)
