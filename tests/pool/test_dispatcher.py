@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from actors.fakes import FakeEngine
 from actors.pool.asking import Actors
@@ -381,4 +381,14 @@ def test_a_pool_that_has_failed_tells_the_driver_when_it_is_put_to_sleep():
         await asyncio.wait_for(pool.acquire(1, 0, False), 5)
 
     with pytest.raises(EngineError, match="no model"):
+        asyncio.run(told())
+
+
+def test_every_line_of_an_unknown_error_reaches_the_caller():
+    async def told():
+        error = RayTaskError("load", "a traceback", ValueError("no room\nin the cache of 2 GiB"))
+        pool = dispatcher(Given(Handle(load=Method(error))), min=1)
+        await asyncio.wait_for(pool.acquire(1, 0, False), 5)
+
+    with pytest.raises(EngineError, match=r"ValueError: no room in the cache of 2 GiB"):
         asyncio.run(told())
