@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # with tiny tensors a second thre
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray's workers would give way to the tests of other processes. One that needs 3 s alone took 83 s beside two busy processes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import hypothesis
 import pytest
@@ -27,8 +29,8 @@ CHATML = (
 # A process of pytest-xdist takes one test file at a time, or all files that share one vLLM or forks of it (ENGINE).
 # Files that take minutes begin first (LONGEST).
 ENGINE = (
-    *("test_engine", "test_tensor_parallel", "test_sweep", "test_report", "test_page"),
-    *("test_reload", "test_teacher", "test_half_precision", "test_families", "test_doctor"),
+    *("test_engine", "test_tensor_parallel", "test_sweep", "test_report", "test_page", "test_page_moves", "test_page_audit"),
+    *("test_collect", "test_reload", "test_teacher", "test_half_precision", "test_families", "test_doctor", "test_lora_support"),
 )
 LONGEST = (
     *("test_cluster", *ENGINE, "test_end_to_end", "test_damage", "test_object_store", "test_pool", "test_worker", "test_submit"),
@@ -140,6 +142,14 @@ def environment():
     """Each test leaves the environment as it found it. The product sets variables itself, which no monkeypatch takes back."""
     with given_back():
         yield
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Each test leaves torch its one thread. With two of them on busy cores, a later test took ten times as long."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="module", autouse=True)

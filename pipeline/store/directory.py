@@ -52,7 +52,7 @@ from pipeline.store.manifest import SUMMARY, Entry, Origin, data_name, survey, t
 from pipeline.store.names import DATA, EVALUATION_FOLDER, METRICS_FILE, NUMBER, SHARD
 from pipeline.store.shards import check_table, count_rejected, from_parquet, to_parquet
 
-_READERS = 16  # entries read at one time, since an object store needs tens of milliseconds for each
+_READERS = 16  # entries read at one time from an object store, which needs tens of milliseconds for each
 RUN_REMEDY = "Restore the file from a copy: without it the run cannot go on"
 EDITED = "Undo the edit, and change settings with `egrsd distill --set ... --accept-changes`"
 Shard = Annotated[str, Field(pattern=f"^{SHARD.pattern}$")]
@@ -166,8 +166,9 @@ class Store(Files):
         known, unknown = self._survey(f"{where}/{stage}")
         if not unknown:
             return known
-        with ThreadPoolExecutor(min(_READERS, len(unknown))) as pool:
-            known |= {e.shard: e for e in pool.map(lambda shard: self.entry(where, stage, shard), unknown) if e is not None}
+        with ThreadPoolExecutor(min(_READERS, len(unknown))) if self.local_root is None else contextlib.nullcontext() as pool:
+            found = (pool.map if pool else map)(lambda shard: self.entry(where, stage, shard), unknown)
+            known |= {entry.shard: entry for entry in found if entry is not None}
         return dict(sorted(known.items()))
 
     def summarise(self, where: str, stage: str) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from audited_world import audited_world
+from audited_world import answered_world
 from scipy import stats
 from typer.testing import CliRunner
 
@@ -125,7 +125,7 @@ def test_a_large_model_is_audited_by_its_adapter(numbers, whole, space):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return audited_world(tmp_path_factory.mktemp("choose") / "run")
+    return answered_world(tmp_path_factory.mktemp("choose") / "run")
 
 
 def test_a_number_of_traces_is_refused_since_a_choice_reads_a_whole_round(world):

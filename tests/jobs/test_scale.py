@@ -16,19 +16,28 @@ from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
 
 ROOT = Path(__file__).parents[2]
+# A batch takes a second until the test has asked what it wants. What is left of the run then takes no time.
 DRIVER = """
-import sys
+import os, sys, time
 sys.path.insert(0, "tests")
 import trainer_here
-from functools import partial
-from actors.fakes import Behaviour, FakeEngine, UNWATCHED
+from actors.fakes import FakeEngine, UNWATCHED
 from jobs import distill
 from jobs.settle import Choices
+
+uri, asked = sys.argv[1:]
+
+class Slow(FakeEngine):
+    def _take_time(self, num_tokens):
+        if not os.path.exists(asked):
+            time.sleep(1.0)
+        super()._take_time(num_tokens)
+
 sets = [*UNWATCHED, "rounds=2", "rollout.prompts_per_round=16", "rollout.prompts_per_shard=1", "rollout.group_size=2"]
 sets += ["train.batch_traces=16", "grade.advantage=running", "evaluation.problems=0"]
 sets += ["engines.inflight_shards=1", "engines.rollout.max=2"]
 with trainer_here.instead_of_ray_train():
-    distill.distill(sys.argv[1], Choices("demo", sets), engine_class=partial(FakeEngine, behaviour=Behaviour(batch_s=1.0)))
+    distill.distill(uri, Choices("demo", sets), engine_class=Slow)
 """
 
 
@@ -40,8 +49,8 @@ def serving(store):
 
 @pytest.mark.timeout(1200)
 def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(egrsd, tmp_path):
-    store = Store(str(tmp_path / "run"))
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, store.uri], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    store, asked = Store(str(tmp_path / "run")), tmp_path / "asked"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, store.uri, str(asked)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         until(lambda: store.entries("rounds/0000", "rollout"), 400, "the first shard")
         more = egrsd("scale", "--run", store.uri, "rollout=4")
@@ -58,6 +67,7 @@ def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(egrsd, tmp
         assert never.returncode == 2
         assert "5000 x 1 (engines.rollout) + 1 x 1 (train)" in never.stderr
         assert len(never.stderr.splitlines()) == 1
+        asked.touch()
         assert driver.wait(timeout=400) == 0, driver.stdout.read()
     finally:
         driver.kill()

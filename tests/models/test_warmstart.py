@@ -107,7 +107,7 @@ def test_the_reasoner_of_a_world_learns_traces_of_that_world(tmp_path: Path) -> 
     made = warmstart.make(tmp_path, steps=1, seed=0, num_problems=2, kind=kind)
     assert made["aided"]["num_problems"] == 2
     with pytest.raises(typer.BadParameter, match="forkz"):
-        warmstart.main(tmp_path / "no", world="forkz=2")
+        warmstart.main(tmp_path / "no", threads=1, world="forkz=2")
     assert not (tmp_path / "no").exists()
 
 

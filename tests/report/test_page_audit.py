@@ -33,7 +33,7 @@ def test_the_figures_of_an_audit_are_on_the_page(driver, world):
     for summary in driver.find_elements(By.CSS_SELECTOR, "#view-evidence summary"):
         summary.click()
     shown = text(driver, "#view-evidence")
-    assert "From 192 stored traces of 24 problems" in shown
+    assert "From 96 stored traces of 24 problems" in shown
     points = store.read_json(documents.path_of(0, "json"))["points"]
     push = next(point["push"] for point in points if point["name"] == "oracle")
     for one in (push, AVERAGED):
