@@ -232,6 +232,7 @@ def judge_model(run: config.Run, facts: Facts) -> list[Line]:
     """Memory and pace of a run on a machine, and whether the weights of a hub's model are here. Raises ModelError."""
     size = footprint.measure(run.model)
     lines = [*footprint.fit(run, size, facts), *one_card.judge(run, size, facts), *pace.estimate(run, size, facts)]
+    lines += pace.threads(run, facts)
     if has_weights(run.model):
         return lines
     text = f"{run.model.path}: not on this machine. The first engine of each node loads them from the hub, within start_timeout_s"

@@ -8,6 +8,7 @@ forward pass that checkpointing repeats. The base is frozen, so gradients of its
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from pipeline.config import Pool, Run
@@ -39,6 +40,29 @@ HOST_RATE = 20e9  # bytes/s between a card and the machine's memory; assumed (PC
 BANDWIDTH_SHARE, SCORE_SHARE, TRAIN_SHARE = 0.6, 0.4, 0.35  # of a card's rates that are used; assumed
 MEASURED = {"demo": "1 min 35 s", "smollm2": "2 min 39 s"}  # whole recipes as they ship (tests/benchmarks/RESULTS.md)
 TOPIC = "pace (estimate)"
+
+
+WAITS = "OMP_WAIT_POLICY"  # the environment variable that says how threads of torch wait
+
+
+def threads(run: Run, facts: Facts) -> list[Line]:
+    """A warning where an engine or a rank has more threads than CPUs are free. Nothing elsewhere, or where they sleep anyway.
+
+    A thread of torch that waits spins for milliseconds, on the core that the others need. Two threads on two cores, one of which
+    was busy, took 100 times as long a step (2026-11-30).
+    """
+    pool, train = run.engines.rollout, run.train
+    asked = {
+        "engines.rollout.threads": 0 if pool.placement.gpus else pool.threads or int(pool.placement.cpus),
+        "train.threads": 0 if train.placement.gpus else train.threads or int(train.placement.cpus),
+    }
+    free = max(1, round(facts.cpus - facts.load))
+    if os.environ.get(WAITS) == "PASSIVE" or all(count <= free for count in asked.values()):
+        return []
+    name, count = max(asked.items(), key=lambda item: item[1])
+    what = f"{name} is {count}, and the load of {facts.load:.1f} leaves {free} of {facts.cpus} CPUs free"
+    remedy = f"Threads that spin may be slow: set it to {free}, end other processes, or set {WAITS}=PASSIVE in the environment"
+    return [Line("warning", "threads", f"{what}. {remedy}")]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Estimates of speed and hours: arithmetic by hand, on a model and a card with round numbers."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -101,3 +102,23 @@ def test_a_recipe_on_a_cpu_has_what_was_measured():
     assert "took 1 min 35 s on two cores" in line.text
     [line] = pace.estimate(recipes.demo().model_copy(update={"name": "mine"}), SIZE, FACTS)
     assert line.text == "none: no rates are stated for what runs on a CPU"
+
+
+@pytest.mark.parametrize(
+    ("sets", "load", "said"),
+    [
+        (["engines.rollout.threads=8"], 0.4, ""),
+        (["engines.rollout.threads=8"], 2.7, "engines.rollout.threads is 8, and the load of 2.7 leaves 5 of 8 CPUs free"),
+        (["engines.rollout.threads=5", "train.threads=6"], 2.7, "train.threads is 6, .*set it to 5"),
+        (["engines.rollout.threads=1", "train.threads=1"], 40.0, ""),
+        (["engines.rollout.threads=8", "engines.rollout.placement.gpus=1"], 2.7, ""),
+    ],
+)
+def test_more_threads_than_free_cpus_are_told(sets, load, said, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    run, facts = resolve(recipes.demo(), sets), replace(FACTS, load=load)
+    found = pace.threads(run, facts)
+    assert [line.level for line in found] == ["warning"] * bool(said)
+    assert not said or re.search(said, found[0].text)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert pace.threads(run, facts) == []
