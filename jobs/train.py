@@ -25,6 +25,7 @@ from pipeline.rounds.refused import refuse_wide_bounds
 from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
 from pipeline.store.directory import Store, area
+from pipeline.training import base
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def train_committed(
                 late("trainer", f"the trainer has worked on rounds {first} to {last - 1} for {NOTICE_S:g} s so far."),
             ):
                 trainer.join()
+            held.store.delete(base.ADAPTER)  # the trainer wrote it for engines, and here are none
             if not held.store.has_policy(last):
                 what = f"the trainer ended before it published policy {last}"
                 raise TrainingError(what, held.store.uri, "Run the same command again")

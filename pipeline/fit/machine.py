@@ -45,7 +45,7 @@ class Facts:
     versions: None for a package that is not installed. broken: package -> the error of its import. cards: names of the GPUs.
     driver: version of NVIDIA's driver, "" without a card. cuda: the CUDA that torch was built for, "" for none. cuda_error: why
     torch cannot use the card that the driver drives, or "". no_build: what Triton lacks to build the launchers of its kernels, or
-    "". load: processes that ran in the last minute, on average.
+    "". load: processes that ran in the last minute, on average, as a share for these CPUs of what the whole machine tells.
     """
 
     python: str
@@ -108,7 +108,7 @@ def gather(folder: str = ".") -> Facts:
         torch.version.cuda or "",
         _cuda_error() if driver and not cards else "",
         _build_lack(),
-        os.getloadavg()[0],
+        os.getloadavg()[0] * processors() / (os.cpu_count() or 1),
     )
 
 

@@ -57,7 +57,7 @@ def threads(run: Run, facts: Facts) -> list[Line]:
         "train.threads": 0 if train.placement.gpus else train.threads or int(train.placement.cpus),
     }
     free = max(1, round(facts.cpus - facts.load))
-    if os.environ.get(WAITS) == "PASSIVE" or all(count <= free for count in asked.values()):
+    if os.environ.get(WAITS, "").upper() == "PASSIVE" or all(count <= free for count in asked.values()):
         return []
     name, count = max(asked.items(), key=lambda item: item[1])
     what = f"{name} is {count}, and the load of {facts.load:.1f} leaves {free} of {facts.cpus} CPUs free"

@@ -46,10 +46,10 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("delta", "nats", "mean", "mean |teacher log-prob - student log-prob|"),
         Metric("logprob_gap", "nats", "mean", "mean |trainer's - engine's log-prob|, in the first step of a round"),
         Metric("logprob_gap_max", "nats", "max", "the largest of these gaps"),
-        Metric("padded_share", "share", "mean", "share of the tokens of forward passes that are padding"),
+        Metric("padded_share", "share", "mean", "share of the tokens of forward passes that are padding; 0 without a pass"),
         Metric("shared_share", "share", "mean", "share of the minibatch's tokens that packing saved, as traces share a prompt"),
         Metric("seconds", "s", "sum", "time of the step"),
-        Metric("tokens_per_s", "tokens/s", "mean", "response tokens trained in a second"),
+        Metric("tokens_per_s", "tokens/s", "mean", "response tokens of the step in a second, those of silent traces too"),
     ),
     "round": (
         Metric("round", "", "last", "number of the round"),

@@ -52,7 +52,7 @@ from pipeline.store.manifest import SUMMARY, Entry, Origin, data_name, survey, t
 from pipeline.store.names import DATA, EVALUATION_FOLDER, METRICS_FILE, NUMBER, SHARD
 from pipeline.store.shards import check_table, count_rejected, from_parquet, to_parquet
 
-_READERS = 16  # entries read at one time from an object store, which needs tens of milliseconds for each
+_READERS = 16  # entries read at one time from an object store, which needs tens of milliseconds for each; a disk does not
 RUN_REMEDY = "Restore the file from a copy: without it the run cannot go on"
 EDITED = "Undo the edit, and change settings with `egrsd distill --set ... --accept-changes`"
 Shard = Annotated[str, Field(pattern=f"^{SHARD.pattern}$")]

@@ -25,7 +25,7 @@ from pipeline.notices import tell
 from pipeline.overrides import load
 from pipeline.store.directory import Store
 from pipeline.store.files import RAY_FOLDER
-from pipeline.training import base, leaders
+from pipeline.training import leaders
 
 _CONTROLLER_DIED = (RayActorError, OutOfMemoryError)  # Ray's memory monitor raises an error of its own kind
 MOST_SAID = 300  # characters of an error of Ray, which may be a page in one line
@@ -75,7 +75,6 @@ class Handle:
             self._error.__cause__ = error
         finally:
             store.delete(RAY_FOLDER)
-            store.delete(base.ADAPTER)  # no engine has asked for it where a trainer runs alone
 
 
 def start(store_uri: str, run: Run) -> Handle:

@@ -120,5 +120,5 @@ def test_more_threads_than_free_cpus_are_told(sets, load, said, monkeypatch):
     found = pace.threads(run, facts)
     assert [line.level for line in found] == ["warning"] * bool(said)
     assert not said or re.search(said, found[0].text)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     assert pace.threads(run, facts) == []

@@ -13,7 +13,7 @@ from pipeline.errors import TrainingError
 from pipeline.overrides import resolve
 from pipeline.store import replaced
 from pipeline.store.directory import Store
-from pipeline.training import worker
+from pipeline.training import base, worker
 
 SETS = (
     *UNWATCHED,
@@ -49,6 +49,12 @@ def test_a_policy_is_not_replaced_without_a_word(trained, capfd):
     said = "".join(capfd.readouterr())
     assert f"would replace policies 1 ({replaced.policy_hash(trained, 1)}) of this run. Train into a new run with --out" in said
     assert content(trained) == before
+
+
+def test_the_random_adapter_that_no_engine_asks_for_goes(trained, tmp_path):
+    trained.write(f"{base.ADAPTER}/manifest.json", b"{}")
+    train.train_committed(trained.uri, 0, [], None, False, train.Target(replace=True))
+    assert "probe" not in trained.names("train")
 
 
 def test_replace_names_what_goes_and_deletes_it_at_the_end(trained, capfd, monkeypatch):

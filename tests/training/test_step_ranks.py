@@ -23,6 +23,7 @@ ALL = batches.SILENT  # tokens times weights from which silent traces have passe
 RANKED = {case: EVERY[case] for case in (*OBJECTIVES, "opd top_entropy:0.3", "norm sequence", "gspo", "kl")}
 RANKED |= {control: (f"objective.control={control}",) for control in CONTROLS}
 RANKED |= {f"silent {n} {s}": (f"train.strategy={s}",) for n in (7, 13) for s in ("ddp", "fsdp2")}
+RANKED["silent 7 packed"] = ("train.strategy=fsdp2", "train.packing=packed")
 RANKED["silent 7 whole"] = ("train.strategy=fsdp2", "model.tuning=full", "train.learning_rate=0.001")
 RANKED |= {f"packed {s}": ("train.packing=packed", f"train.strategy={s}") for s in ("ddp", "fsdp2")}
 

@@ -17,7 +17,6 @@ from waiting import below
 
 from pipeline import notices
 from pipeline.errors import TrainingError
-from pipeline.models.resolve import asset_path
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store, area
 from pipeline.training import leaders, rank, worker
@@ -40,14 +39,6 @@ def rank_pid() -> int:
     """The process of the one rank."""
     [pid] = ranks()
     return pid
-
-
-def test_the_random_adapter_goes_with_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`egrsd train` asks no engine, so nobody else deletes what engines would be compared with."""
-    monkeypatch.setattr(worker, "fit", lambda store, run: rank.tell_base(rank.resume(store, run, torch.device("cpu")), store))
-    store = Store(str(tmp_path / "run"))
-    worker.start(store.uri, tiny_run(f"model.path={asset_path()}")).join()
-    assert store.names("train") == ["base.json"]
 
 
 @pytest.mark.usefixtures("ray_local")
