@@ -184,7 +184,7 @@ class Trainer:
         """The padding of a step's forward passes over all ranks, and what shared prompts saved."""
         counts = [(0, 0, 0), *((micro.tokens.numel(), micro.num_tokens, micro.num_shared) for micro in share)]
         passed, real, shared = reduce_(torch.tensor(counts, device=self.device).sum(0), dist.ReduceOp.SUM).tolist()
-        return {"padded_share": 1 - real / max(1, passed) if passed else 0.0, "shared_share": shared / max(1, real + shared)}
+        return {"padded_share": 1 - real / passed if passed else 0.0, "shared_share": shared / max(1, real + shared)}
 
     def gradient(self, share: list[MicroBatch]) -> Tensor:
         """Gradient of the loss of one minibatch by all trained parameters, flat [P]. No weight changes. For one process."""
