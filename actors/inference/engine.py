@@ -158,12 +158,15 @@ class Engine:
 
     # ---- requests and answers --------------------------------------------------------------------------------------
 
-    def _submit(self, prepared: list[Request | Failure], lora: Any) -> list[Any]:
-        """A RequestOutput of vLLM or a Failure for each row of `prepared`, in order. Rows that are Failures stay as they are."""
+    def _submit(self, prepared: list[Request | Failure], lora: Any, shares: str = "") -> list[Any]:
+        """A RequestOutput of vLLM or a Failure for each row of `prepared`, in order. Rows that are Failures stay as they are.
+
+        Rows share the keys and values of the prompts that they have in common, also with calls of the same `shares`.
+        """
         if self._asleep:
             raise EngineError("the engine sleeps", self._path, "Wake it first")
         requests = [row for row in prepared if not isinstance(row, Failure)]
-        answers = iter(self.vllm.submit(requests, lora) if requests else ())
+        answers = iter(self.vllm.submit(requests, lora, shares) if requests else ())
         return [row if isinstance(row, Failure) else next(answers) for row in prepared]
 
     def _sampling(self, request: Generate, sampling: Sampling, room: int) -> SamplingParams:
@@ -176,7 +179,7 @@ class Engine:
             seed=request.seed,
             logprobs=self._best + 1,
             stop_token_ids=self._stop_ids,
-            skip_reading_prefix_cache=True,  # a trace must not depend on what the engine did before
+            skip_reading_prefix_cache=False,
         )
 
     def _generation(self, answer: Any, policy: Policy) -> Generation:
@@ -233,7 +236,7 @@ class Engine:
         if self._score.entropy == "bounds":
             return replace(self.vllm.facts, entropy_method="bounds", scoring="prompt")
         phase.enter(phase.CHECKS)
-        facts = self_check.settle(lambda request: self._submit([request], None)[0], self.vllm.facts, self._keep)
+        facts = self_check.settle(lambda request: self._submit([request], None, "check")[0], self.vllm.facts, self._keep)
         if facts.fallback and not self._score.fallback:
             what = f"exact entropies are not available from {facts.engine} ({facts.fallback})"
             remedy = "Install a vLLM in the supported window, or let bounds take their place: score.fallback=true"

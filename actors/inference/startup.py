@@ -8,7 +8,6 @@ import warnings
 from typing import Any
 
 from actors.inference import hooks, phase, vllm_sleep
-from actors.inference.vllm_scoring import cap_hits
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, whole_cause
@@ -81,7 +80,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, adapters: bool
         phase.enter(phase.IMPORTS)
         from vllm import EngineArgs, LLMEngine
 
-        from actors.inference.hooks import exact_entropy
+        from actors.inference.hooks import exact_entropy, prefix_cache
 
         if not torch.cuda.is_available():
             _look_at_classes_here()
@@ -90,6 +89,7 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, adapters: bool
         arguments = engine_args(model, pool, path, torch.cuda.is_available(), exact_entropy.on_gpu_runner())
         arguments = arguments if adapters else {key: value for key, value in arguments.items() if "lora" not in key}
         arguments["enable_sleep_mode"] = pool.colocate and vllm_sleep.available()
+        arguments |= _prefix_cache(EngineArgs(**arguments), prefix_cache.install())
         phase.enter(phase.WEIGHTS)
         engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         exact_entropy.check_origin()
@@ -98,6 +98,18 @@ def start_vllm(model: config.Model, pool: config.Pool, path: str, adapters: bool
     if engine.model_config.logprobs_mode != LOGPROBS_MODE:
         raise EngineError(f"log-probs come as {engine.model_config.logprobs_mode}, not {LOGPROBS_MODE}", path)
     return engine
+
+
+def _prefix_cache(engine_args: Any, capped: bool) -> dict[str, Any]:
+    """vLLM's arguments for its prefix cache, which is off where hits are not `capped` (hooks/prefix_cache.py)."""
+    if not capped:
+        return {"enable_prefix_caching": False}
+    if engine_args.enable_chunked_prefill:  # the V2 runner
+        return {"enable_prefix_caching": True}
+    if engine_args.create_model_config().is_hybrid:  # vLLM keeps states in its cache only where it prefills in chunks
+        return {"enable_prefix_caching": False}
+    # Only whole blocks are shared, and vLLM's 128 tokens are more than most prompts. Its CPU kernels want multiples of 32.
+    return {"enable_prefix_caching": True, "block_size": 32}
 
 
 def _look_at_classes_here() -> None:
@@ -131,7 +143,6 @@ def engine_args(model: config.Model, pool: config.Pool, path: str, gpu: bool, gp
         "seed": 0,
         "logprobs_mode": LOGPROBS_MODE,
         "max_logprobs": MOST_LOGPROBS,
-        "enable_prefix_caching": gpu_runner,  # requests say whether they read it (actors.inference.vllm_scoring)
         # A seeded request crashes the CPU runner when its prompt is split over two steps.
         "enable_chunked_prefill": gpu_runner,
         "max_num_batched_tokens": pool.max_batched_tokens if gpu_runner else max(pool.max_batched_tokens, window),
@@ -156,7 +167,8 @@ def facts(engine: Any, model: config.Model) -> EngineFacts:
     """What the numbers of a started engine mean. Entropy method and way to score are the best until the self-check."""
     import vllm
 
-    way = "prompt" if not engine.vllm_config.use_v2_model_runner else "shared" if cap_hits(engine) else "response"
+    reads_cache = engine.vllm_config.cache_config.enable_prefix_caching
+    way = "prompt" if not engine.vllm_config.use_v2_model_runner else "shared" if reads_cache else "response"
     return EngineFacts(
         entropy_method="exact",
         logprobs_mode=LOGPROBS_MODE,

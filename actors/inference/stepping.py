@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from actors.inference.reload import Reload, Whole
@@ -34,11 +35,13 @@ Request = tuple[list[int], "SamplingParams"]
 class _Batch:
     """The requests of one call. `rows` gets each answer as its request ends, and `done` gets them all at the end.
 
-    lora: vLLM's LoRARequest, or None. weights: the whole weights that must answer; None for the base.
+    lora: vLLM's LoRARequest, or None. salt: requests of one salt share what they have in common in vLLM's prefix cache.
+    weights: the whole weights that must answer; None for the base.
     """
 
     requests: list[Request]
     lora: Any
+    salt: str
     weights: Whole | None = None
     rows: list[Any] = field(default_factory=list)
     pending: int = 0
@@ -74,6 +77,7 @@ class Stepper:
         self._held: deque[_Batch] = deque()  # batches that wait for other weights, the oldest first
         self._inbox: queue.SimpleQueue[_Batch | _Call | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
+        self._salts = count()
         self.steps = 0  # steps of vLLM so far: they show that it is at work
         self._gate = threading.Lock()  # guards _broken: nothing may enter the inbox of a broken vLLM
         started: Future[EngineFacts] = Future()
@@ -81,15 +85,16 @@ class Stepper:
         self._thread.start()
         self.facts = started.result()
 
-    def submit(self, requests: list[Request], lora: Any) -> list[Any]:
+    def submit(self, requests: list[Request], lora: Any, shares: str = "") -> list[Any]:
         """A RequestOutput of vLLM for each request, in order, or a Failure where vLLM refuses the request. Blocks.
 
-        `lora` is vLLM's LoRARequest, the whole weights that must answer, or None for the base model.
+        `lora` is vLLM's LoRARequest, the whole weights that must answer, or None for the base model. Calls share the keys and
+        values of their prompts only where they name the same `shares`: an answer must not depend on what vLLM did before.
         Raises ModelError when vLLM cannot load what is asked for, and EngineError when vLLM broke or was closed.
         """
-        if isinstance(lora, Whole):
-            return self._put(_Batch(requests, None, lora)).result()
-        return self._put(_Batch(requests, lora)).result()
+        salt = shares or str(next(self._salts))
+        weights = lora if isinstance(lora, Whole) else None
+        return self._put(_Batch(requests, None if weights else lora, salt, weights)).result()
 
     def alone(self, work: Callable[[Any], Any]) -> Any:
         """The result of `work(vllm)` in vLLM's thread. Blocks, and raises what `work` raises.
@@ -214,7 +219,7 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
         name = f"{id(batch)}-{row}"
         waiting[name] = (batch, row)
         try:
-            engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=batch.lora)
+            engine.add_request(name, {"prompt_token_ids": ids, "cache_salt": batch.salt}, params, lora_request=batch.lora)
         except Exception as error:
             if not _refuses(error):
                 raise

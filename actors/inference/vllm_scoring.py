@@ -2,11 +2,10 @@
 
 There are two ways. `prompt` asks for the log-probs of a whole prompt. vLLM's V1 runner would put every position of the long
 privileged prompt through the output head; hooks/prompt_logprobs.py leaves out those before the response. `response` names the
-first position, and the token ids of each position from there on. Only vLLM's V2 runner knows it. `shared` is the same way, and
-sequences with the same prompt share its keys and values in vLLM's prefix cache.
+first position, and the token ids of each position from there on. Only vLLM's V2 runner knows it.
 
-A position that comes from the cache has no hidden state. vLLM has no scores for it, and drops those of the whole request.
-`cap_hits` therefore ends every hit before the first position that is scored.
+In the ways `prompt` and `shared`, sequences of a call with the same prompt share its keys and values in vLLM's prefix cache
+(hooks/prefix_cache.py). `shared` is otherwise the way `response`.
 
 The most likely tokens of a position are not known when a request is made, so it cannot name them. A request for `keep` of them
 names the response's token 2 x keep + 2 times. hooks/exact_entropy.py knows such a row. It answers with the token's log-prob,
@@ -53,7 +52,7 @@ def request(prompt: list[int], response: list[int], way: str, columns: int, keep
     column.
     """
     if way == "prompt":
-        wanted = {"prompt_logprobs": columns, "extra_args": {FIRST: len(prompt) - 1}}
+        wanted = {"prompt_logprobs": columns, "extra_args": {FIRST: len(prompt) - 1}, "skip_reading_prefix_cache": False}
         return splice(prompt, response), sampling_params(max_tokens=1, temperature=0.0, **wanted)
     return asking(prompt, response, np.repeat(np.asarray(response)[:, None], columns + 1 + keep, axis=1), way)
 
@@ -81,22 +80,3 @@ def read(answer: Any, num_tokens: int, keep: int = 0) -> Numbers | None:
     table = np.asarray(flat.logprobs[-num_tokens * width :], np.float32).reshape(num_tokens, width)
     rows = np.asarray(flat.token_ids[-num_tokens * width :], np.int32).reshape(num_tokens, width)
     return Numbers(rows[:, 0].copy(), table, rows[:, 1 : 1 + keep].copy())
-
-
-def cap_hits(engine: Any) -> bool:
-    """Let hits of vLLM's prefix cache end before a request's first scored position. False when vLLM has no such place."""
-    try:
-        manager = engine.engine_core.engine_core.scheduler.kv_cache_manager
-        look_up, find = manager.get_computed_blocks, manager.coordinator.find_longest_cache_hit
-    except AttributeError:
-        return False
-
-    def get_computed_blocks(request: Any) -> Any:
-        """The cached blocks of a request, without those that reach its first scored position."""
-        start = request.sampling_params.prompt_logprob_start
-        capped = find if start is None else lambda hashes, most: find(hashes, min(most, start))
-        manager.coordinator.find_longest_cache_hit = capped
-        return look_up(request)
-
-    manager.get_computed_blocks = get_computed_blocks
-    return True

@@ -24,6 +24,7 @@ NEEDED = {
     },
     "bench_parquet": {"parquet_share": ">= 0.25"},
     "bench_packing": {"word_problems_speedup": ">= 1.2", "long_prompts_speedup": ">= 1.6", "alone_padded_packed": "<= 0.05"},
+    "bench_shared_prompt": {"first": ">= 2", "scoring": ">= 1.5"},
     "bench_silent": {"compared": ">= 1.3", "later": ">= 2.5"},
     "bench_stored": {"memory_ratio": "<= 0.1"},
     "bench_round": {"overhead_share": "<= 0.35"},

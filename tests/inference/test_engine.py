@@ -103,6 +103,41 @@ def test_a_trace_does_not_depend_on_its_batch(engine, traces):
     assert not same_traces(engine.generate([replace(r, seed=r.seed + 1) for r in REQUESTS], BASE, SAMPLING), traces[0])
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_rows_of_a_prompt_share_its_keys_and_values_and_keep_their_numbers(engine, policies, monkeypatch, number):
+    """A block of the cache has 32 tokens. The second prompt's own second block would hold its last token, which is computed."""
+    policy, cached = policies[number], []
+    prompts = [(PROMPTS[0] * 8)[:40], (PROMPTS[1] * 8)[:64], PROMPTS[2]]
+    requests = [Generate(prompt, seed) for prompt in prompts for seed in range(3)]
+    alone = [engine.generate([request], policy, replace(SAMPLING, max_new_tokens=32))[0] for request in requests]
+    sequences = [Sequence(r.prompt, t.tokens.tolist()) for r, t in zip(requests, alone, strict=True)]
+    scored = [engine.score([sequence], policy)[0] for sequence in sequences]
+    submit = engine.vllm.submit
+
+    def counting(*args):
+        answers = submit(*args)
+        cached.append([answer.num_cached_tokens for answer in answers])
+        return answers
+
+    monkeypatch.setattr(engine.vllm, "submit", counting)
+    together = engine.generate(requests, policy, replace(SAMPLING, max_new_tokens=32))
+    twice = [engine.score(sequences, policy) for _ in range(2)]  # the second call reads nothing of the first
+    assert cached == [[0, 32, 32, 0, 32, 32, 0, 0, 0]] * 3
+    assert same_traces(together, alone)
+    for one, others in ((alone, together), (scored, twice[0]), (scored, twice[1])):
+        for row, other in zip(one, others, strict=True):
+            np.testing.assert_allclose([row.logprobs, row.entropy], [other.logprobs, other.entropy], atol=1e-5)
+
+
+def test_a_sequence_that_stands_twice_in_a_call_has_all_its_scores(engine):
+    """Its blocks are in the cache up to its end. A hit beyond the first scored position would leave rows without numbers."""
+    sequence = Sequence(PROMPTS[0], (PROMPTS[1] * 12)[:90])
+    alone, (one, other) = engine.score([sequence], BASE)[0], engine.score([sequence, sequence], BASE)
+    assert len(alone.logprobs) == 90
+    for twin in (one, other):
+        np.testing.assert_allclose(twin.logprobs, alone.logprobs, atol=1e-5)
+
+
 def test_threads_and_policies_interleave_without_touching_each_other(engine, policies, traces):
     """Base and adapters in one step: vLLM's own CPU kernels answer the base's requests with an adapter here."""
     answers = {}

@@ -81,13 +81,18 @@ def test_scoring_lets_only_response_positions_through_the_head_and_shares_the_pr
     assert sum(answers["cached"]) >= 2 * 2 * BLOCK  # under each policy two of three take the prompt's block from the cache
 
 
-def test_a_sequence_that_is_scored_again_is_not_cut_by_the_cache(answers):
+def test_traces_of_a_prompt_share_its_keys_and_values(answers, plain_forward):
+    assert answers["cached_group"] == [0, BLOCK, BLOCK]
+    assert gap(answers["group"], plain_forward, 1, [answers["teacher"]] * 3) <= 1e-4
+
+
+def test_a_sequence_that_is_scored_twice_is_not_cut_by_the_cache(answers):
     """Two of its blocks are in the cache. The second goes beyond the first scored position, which would drop the scores."""
     assert len(answers["teacher"]) + len(answers["again"][0][0]) > 2 * BLOCK >= len(answers["teacher"]) > BLOCK
-    assert answers["cached_again"] == [BLOCK, BLOCK]
-    for one, other in zip(answers["again"], answers["scores"][0][:2], strict=True):
-        assert one[0] == other[0]
-        np.testing.assert_allclose(one[1:], other[1:], atol=1e-4)
+    assert answers["cached_again"] == [0, BLOCK]
+    for one in answers["again"]:
+        assert one[0] == answers["scores"][0][0][0]
+        np.testing.assert_allclose(one[1:], answers["scores"][0][0][1:], atol=1e-4)
 
 
 @pytest.mark.parametrize(("part", "version"), [(0, 0), (1, 1), (2, 0)])

@@ -41,3 +41,18 @@ def test_float32_stays_float32_in_tritons_kernels_unless_the_user_says_otherwise
     environment["TRITON_F32_DEFAULT"] = "tf32"
     startup.set_environment(config.Pool(), exact=True)
     assert environment["TRITON_F32_DEFAULT"] == "tf32"
+
+
+@pytest.mark.parametrize(
+    ("capped", "chunked", "hybrid", "expected"),
+    [
+        (True, False, False, {"enable_prefix_caching": True, "block_size": 32}),
+        (True, False, True, {"enable_prefix_caching": False}),  # vLLM would refuse to start
+        (True, True, True, {"enable_prefix_caching": True}),
+        (False, True, False, {"enable_prefix_caching": False}),
+    ],
+)
+def test_prompts_are_shared_where_hits_are_capped_and_vllm_can_keep_a_models_states(capped, chunked, hybrid, expected):
+    described = SimpleNamespace(is_hybrid=hybrid)
+    engine_args = SimpleNamespace(enable_chunked_prefill=chunked, create_model_config=lambda: described)
+    assert startup._prefix_cache(engine_args, capped) == expected

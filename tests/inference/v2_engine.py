@@ -45,8 +45,11 @@ def main(adapter, path):
     scores = together([lambda p=policy: engine.score(sequences, p) for policy in policies])
     head, cached = seen()
     seen = watch(engine)
-    again = engine.score(sequences[:2], policies[0])
+    again = engine.score([sequences[0], sequences[0]], policies[0])
     _, cached_again = seen()
+    seen = watch(engine)
+    group = engine.generate([Generate(teacher, seed) for seed in range(3)], policies[1], SAMPLING)
+    _, cached_group = seen()
     whole = on_the_other_way(engine, sequences[:2])
     keeping = Engine(config.Model(), POOL, config.ScoreSettings(keep_topk=KEPT), engine.vllm)
     scored = [*together([lambda p=policy: keeping.score(sequences, p) for policy in policies])]
@@ -66,6 +69,8 @@ def main(adapter, path):
         "head": head,
         "cached": cached,
         "cached_again": cached_again,
+        "group": [row(trace) for trace in group],
+        "cached_group": cached_group,
     }
     engine.close()
     with open(path, "w") as file:
