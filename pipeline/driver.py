@@ -57,7 +57,7 @@ from pipeline.stages.grade import check_references
 from pipeline.stages.reward import check as check_rewards
 from pipeline.stages.template import get_ready
 from pipeline.store.directory import Store
-from pipeline.training import base
+from pipeline.training import base, teachers
 
 END_S = 30.0  # limited, since a trainer that waits for resources does not look for a request to stop
 
@@ -231,6 +231,9 @@ class Driver:
                 base.compare(self.store, self.run, self.engines, partial(self._expect, trainer, 1))
             if remaining.train and self.run.teachers:
                 self._wake()
+                if trainer is not None and remaining.train[0] == 0:
+                    for text in teachers.compare(self.store, self.run, self.engines, partial(self._expect, trainer, 1)):
+                        self.screen.say(text)
                 with late("teachers", f"teachers and base have answered the sampled problems for {NOTICE_S:g} s so far."):
                     probe_teachers(self.run, self.sources.rounds, self.engines)
                     for text in sample_teachers(self.store, self.run, self.sources.rounds, self.engines):
@@ -253,7 +256,8 @@ class Driver:
         if not numbers:
             yield None
             return
-        self.store.delete(base.FILE)  # of an earlier trainer, perhaps with another model
+        for file in (base.FILE, teachers.FILE):  # of an earlier trainer, perhaps with another model
+            self.store.delete(file)
         withdraw_rounds(self.store, numbers)  # an earlier driver committed them; they are committed again when they are fresh
         usage(self.engines)  # it answers once the pools have asked for engines: the first round needs these before a trainer
         with until_end(self.start_trainer(self.store.uri, self.run), holding) as trainer:

@@ -60,6 +60,7 @@ class Engine:
         self._adapters: dict[tuple[int, str, str], Any] = {}  # by policy version, folder and hash of the content
         self._adapters_lock = threading.Lock()
         self._asleep = False
+        self._shares = True  # whether traces share their prompts
         reload = Reloader(self._path, model.dtype) if model.tuning == "full" else None
         self.vllm = vllm or Stepper(self._start, self._path, pool, reload)
         try:
@@ -163,6 +164,10 @@ class Engine:
 
         Rows share the keys and values of the prompts that they have in common, also with calls of the same `shares`.
         """
+        if not self._shares:
+            for row in prepared:
+                if not isinstance(row, Failure):
+                    row[1].skip_reading_prefix_cache = True
         if self._asleep:
             raise EngineError("the engine sleeps", self._path, "Wake it first")
         requests = [row for row in prepared if not isinstance(row, Failure)]
@@ -236,7 +241,12 @@ class Engine:
         if self._score.entropy == "bounds":
             return replace(self.vllm.facts, entropy_method="bounds", scoring="prompt")
         phase.enter(phase.CHECKS)
-        facts = self_check.settle(lambda request: self._submit([request], None, "check")[0], self.vllm.facts, self._keep)
+        try:
+            facts = self._check_itself()
+        except EngineError as error:
+            self._shares = False
+            facts = self._check_itself()
+            log.warning("traces do not share their prompts, since this engine computes a shared one wrong: %s", error.what)
         if facts.fallback and not self._score.fallback:
             what = f"exact entropies are not available from {facts.engine} ({facts.fallback})"
             remedy = "Install a vLLM in the supported window, or let bounds take their place: score.fallback=true"
@@ -244,6 +254,11 @@ class Engine:
         if facts.fallback:
             log.warning("%s", bounds_instead(facts.fallback))
         return facts
+
+    def _check_itself(self) -> EngineFacts:
+        """The verdict of the self-check. Its requests share their prompts with each other, unless the engine shares none."""
+        salt = f"check {id(self)}"
+        return self_check.settle(lambda request: self._submit([request], None, salt)[0], self.vllm.facts, self._keep)
 
     def _check_topk(self) -> None:
         """Raise EngineError when vLLM does not give the tokens that score.keep_topk asks for, for example since it caps them."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from actors.inference import adapters, vllm_scoring
-from pipeline.errors import ModelError
+from pipeline.errors import EngineError, ModelError
 from pipeline.training.student import whole
 from pipeline.training.student.whole import Probe
 
@@ -80,7 +80,8 @@ class Reloader:
         engine.collective_rpc("reload_weights", kwargs={"weights_path": wanted.folder if wanted is not None else self._path})
         engine.apply_model(renew_packed_heads)
         engine.apply_model(head.forget)
-        engine.reset_prefix_cache()  # keys and values of other weights
+        if not engine.reset_prefix_cache():
+            raise EngineError("vLLM keeps keys and values of other weights", self._path, "Start it again")
         if wanted is not None:
             self._check_policy(engine, wanted)
         else:

@@ -25,7 +25,7 @@ from pipeline.method.bounds import bounds
 
 Ask = Callable[[tuple[list[int], Any]], Any]  # makes one request alone; the answer is vLLM's, or a Failure
 
-_PROMPT, _RESPONSE = 40, 4  # tokens. Two blocks of 16 of vLLM's prefix cache fit into the prompt
+_PROMPT, _RESPONSE = 40, 4  # tokens. A block of 16 or 32 of vLLM's prefix cache fits into the prompt
 _SAME_FORWARD = 1e-3  # nats by which an entropy may differ from that of its own row
 # Nats by which the numbers of two requests may differ. In half precision they depend on what else is in the batch.
 _OTHER_FORWARD = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.3}

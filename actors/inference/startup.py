@@ -104,7 +104,7 @@ def _prefix_cache(engine_args: Any, capped: bool) -> dict[str, Any]:
     """vLLM's arguments for its prefix cache, which is off where hits are not `capped` (hooks/prefix_cache.py)."""
     if not capped:
         return {"enable_prefix_caching": False}
-    if engine_args.enable_chunked_prefill:  # the V2 runner
+    if engine_args.enable_chunked_prefill:  # with a GPU, or the V2 runner
         return {"enable_prefix_caching": True}
     if engine_args.create_model_config().is_hybrid:  # vLLM keeps states in its cache only where it prefills in chunks
         return {"enable_prefix_caching": False}

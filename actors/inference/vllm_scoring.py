@@ -69,14 +69,21 @@ def asking(prompt: list[int], response: list[int], ids: np.ndarray, way: str) ->
 
 
 def read(answer: Any, num_tokens: int, keep: int = 0) -> Numbers | None:
-    """The numbers of the last `num_tokens` tokens of a sequence scored with the same `keep`. None when there are none."""
+    """The numbers of the last `num_tokens` tokens of a sequence scored with the same `keep`. None when some are missing.
+
+    A position that came out of the cache has no numbers, and a runner may leave its row out or fill it with anything.
+    """
+    if (answer.num_cached_tokens or 0) > len(answer.prompt_token_ids) - num_tokens - 1:
+        return None
     if (named := answer.prompt_token_id_logprobs) is not None:
         tokens, table = np.asarray(answer.prompt_token_ids[-num_tokens:], np.int32), np.asarray(named, np.float32)
         ids = slice(1 + keep, 1 + 2 * keep)
         return Numbers(tokens, np.delete(table, ids, axis=1) if keep else table, table[:, ids].astype(np.int32))
     if (flat := answer.prompt_logprobs) is None:
         return None
-    width = len(flat.logprobs) // max(1, len(answer.prompt_token_ids) - 1)
+    width, rest = divmod(len(flat.logprobs), max(1, len(answer.prompt_token_ids) - 1))
+    if rest or not width:
+        return None
     table = np.asarray(flat.logprobs[-num_tokens * width :], np.float32).reshape(num_tokens, width)
     rows = np.asarray(flat.token_ids[-num_tokens * width :], np.int32).reshape(num_tokens, width)
     return Numbers(rows[:, 0].copy(), table, rows[:, 1 : 1 + keep].copy())

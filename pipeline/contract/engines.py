@@ -94,7 +94,7 @@ class EngineFacts:
     """What the numbers of an engine mean. They are stored with the data, and stage `score` refuses an engine with other facts.
 
     scoring: the positions of a scored sequence that go through the output head. `prompt`: all. `response`: those that predict
-    its response. `shared`: the latter, and sequences with the same prompt also share its keys and values.
+    its response. `shared`: the latter, by an engine that lets sequences with the same prompt share its keys and values.
     fallback: why exact entropies were asked for and are not there. Empty when they are there, or when bounds were asked for.
     """
 

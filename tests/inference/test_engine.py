@@ -129,6 +129,32 @@ def test_rows_of_a_prompt_share_its_keys_and_values_and_keep_their_numbers(engin
             np.testing.assert_allclose([row.logprobs, row.entropy], [other.logprobs, other.entropy], atol=1e-5)
 
 
+def test_an_engine_that_computes_a_shared_prompt_wrong_shares_none(engine, monkeypatch, caplog):
+    """The self-check sees another log-prob where the prompt came out of the cache. Without the cache it passes."""
+    submit, cached = engine.vllm.submit, []
+
+    def wrong_from_the_cache(*args):
+        answers = submit(*args)
+        cached.extend(answer.num_cached_tokens for answer in answers)
+        for answer in answers:
+            if answer.num_cached_tokens:
+                answer.outputs[0].logprobs.logprobs[0] -= 0.1
+        return answers
+
+    monkeypatch.setattr(engine.vllm, "submit", wrong_from_the_cache)
+    with caplog.at_level(logging.WARNING):
+        other = Engine(config.Model(), config.Pool(threads=1), config.ScoreSettings(), engine.vllm)
+    assert (
+        "traces do not share their prompts, since this engine computes a shared one wrong: the self-check failed" in caplog.text
+    )
+    assert max(cached) == 32
+    cached.clear()
+    prompt = (PROMPTS[0] * 8)[:40]
+    traces = other.generate([Generate(prompt, seed) for seed in range(2)], BASE, SAMPLING)
+    other.score([Sequence(prompt, trace.tokens.tolist()) for trace in traces], BASE)
+    assert cached == [0] * 4
+
+
 def test_a_sequence_that_stands_twice_in_a_call_has_all_its_scores(engine):
     """Its blocks are in the cache up to its end. A hit beyond the first scored position would leave rows without numbers."""
     sequence = Sequence(PROMPTS[0], (PROMPTS[1] * 12)[:90])

@@ -99,7 +99,7 @@ class Idle:
     """A vLLM whose reload does nothing. It answers the probe as `answers` says, whatever it was told to load."""
 
     def collective_rpc(self, *_, **__):
-        pass
+        return True
 
     apply_model = reset_prefix_cache = collective_rpc
 

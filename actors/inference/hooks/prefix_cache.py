@@ -5,6 +5,7 @@ A position that comes from the cache has no hidden state. vLLM has no scores for
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,16 @@ from actors.inference.hooks.prompt_logprobs import FIRST
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
+_LOOKS_UP = "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator"
+
 
 def install() -> bool:
     """Change this process's vLLM, once. False when it has no such place: then no scored sequence may read the cache."""
+    try:
+        if not hasattr(pkgutil.resolve_name(_LOOKS_UP), "find_longest_cache_hit"):
+            return False
+    except (ImportError, AttributeError):
+        return False
     return replace("vllm.v1.core.kv_cache_manager:KVCacheManager", "get_computed_blocks", "caps_hits", _capping)
 
 

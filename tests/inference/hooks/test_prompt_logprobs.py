@@ -32,7 +32,9 @@ def test_arrays_are_read_like_lists(processor, hooked):
     arrays = taken(hooked(processor, "_update_prompt_logprobs", prompt_logprobs.install), flat=True)
     assert isinstance(arrays, prompt_logprobs.Arrays)
     answers = [
-        SimpleNamespace(prompt_token_id_logprobs=None, prompt_logprobs=found, prompt_token_ids=[9, 0, 3, 6, 9])
+        SimpleNamespace(
+            prompt_token_id_logprobs=None, prompt_logprobs=found, prompt_token_ids=[9, 0, 3, 6, 9], num_cached_tokens=None
+        )
         for found in (plain, arrays)
     ]
     lists, read = (vllm_scoring.read(answer, 2, 1) for answer in answers)
@@ -127,3 +129,17 @@ def test_only_wanted_positions_go_through_the_head_and_have_the_same_numbers(ste
     for name, first in firsts.items():
         for one, other in zip(expected[name][:3], found[name][:3], strict=True):
             torch.testing.assert_close(one[first or 0 :], other[first or 0 :])
+
+
+@pytest.mark.parametrize(("numbers", "cached"), [(22, 0), (3, 0), (43, 40)])
+def test_an_answer_without_all_its_rows_has_no_scores(numbers, cached):
+    """Of 44 tokens with a response of 4: rows that a runner left out, too few to be a row each, rows out of the cache."""
+    flat = prompt_logprobs.Arrays(np.zeros(numbers, np.int32), np.zeros(numbers, np.float32))
+    answer = SimpleNamespace(
+        prompt_token_id_logprobs=None, prompt_logprobs=flat, prompt_token_ids=[7] * 44, num_cached_tokens=cached
+    )
+    assert vllm_scoring.read(answer, 4) is None
+    whole = flat._replace(token_ids=np.zeros(43, np.int32), logprobs=np.zeros(43, np.float32))
+    assert (
+        vllm_scoring.read(SimpleNamespace(**{**vars(answer), "prompt_logprobs": whole, "num_cached_tokens": 32}), 4) is not None
+    )
