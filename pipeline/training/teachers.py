@@ -29,7 +29,8 @@ from pipeline.training.student.whole import Logprobs, Tokens, sequence
 log = logging.getLogger(__name__)
 
 FILE = "train/teachers.json"
-_NOT_HERE = (ModelError, SafetensorError, RuntimeError, ValueError, ImportError)  # of weights that only an engine computes with
+# What transformers and torch raise for weights that only an engine computes with.
+_NOT_HERE = (ModelError, SafetensorError, RuntimeError, ValueError, ImportError, AttributeError, KeyError, TypeError)
 
 
 class Answer(Document):
@@ -78,6 +79,8 @@ def _answer(model: Model) -> dict[str, object]:
         ids = torch.tensor(tokens)
         with torch.inference_mode():
             logprobs = net(ids[None]).logits[0, :-1].float().log_softmax(-1)
+        if not logprobs.isfinite().all():
+            return {"left_out": f"its log-probs on this CPU are not finite in {model.dtype}"}
         return {"tokens": tokens, "logprobs": logprobs.gather(1, ids[1:, None])[:, 0].tolist()}
     except _NOT_HERE as error:
         return {"left_out": f"transformers cannot compute it on this CPU ({first_line(error)[:300]})"}

@@ -36,6 +36,16 @@ class Pool:
         return [self.failure or Score(np.array(one.response), values, values, 0.0)]
 
 
+class Broken(torch.nn.Module):
+    """A model whose numbers are not finite."""
+
+    def get_input_embeddings(self):
+        return SimpleNamespace(num_embeddings=57)
+
+    def forward(self, ids):
+        return SimpleNamespace(logits=torch.full((*ids.shape, 57), torch.nan))
+
+
 def taught(*sets):
     """A run whose teacher `big` is the shipped model under another name, and is therefore asked."""
     return resolve(tiny_run(), [f"teachers.big.model={asset_path()}", "train.logprob_gap=null", *sets])
@@ -94,6 +104,9 @@ def test_a_teacher_that_is_too_large_or_that_transformers_cannot_load_is_left_ou
     teachers.tell(run, store)
     [line] = compared(store, run, Pool(None))
     assert line.startswith("teachers.big is not compared with transformers: transformers cannot compute it on this CPU (")
+    monkeypatch.setattr(teachers, "open_model", lambda *_, **__: Broken())
+    teachers.tell(run, store)
+    assert compared(store, run, Pool(None))[0].endswith("its log-probs on this CPU are not finite in float32")
     monkeypatch.setattr(teachers, "free_memory", lambda: GIB // 1024)
     teachers.tell(taught(), store)
     [line] = compared(store, taught(), Pool(None))
