@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from pipeline.store.directory import Store
 from pipeline.store.documents import Document
 from pipeline.training.student.whole import Logprobs, Tokens
 
+T = TypeVar("T", bound=Document)
 log = logging.getLogger(__name__)
 
 FILE = "train/base.json"
@@ -53,10 +55,16 @@ def compare(store: Store, run: Run, engines: Mapping[str, Engines], look: Callab
     if not is_asked(run):
         return
     with late("base", f"trainer and engines load the model: the run has waited {NOTICE_S:g} s to compare their answers."):
-        while (told := store.read_document(FILE, Answered, "Delete the file: the trainer writes it again")) is None:
-            look()
-            time.sleep(store.poll_s)
+        told = awaited(store, FILE, Answered, look)
         check(run, store, told, engines)
+
+
+def awaited(store: Store, file: str, kind: type[T], look: Callable[[], None]) -> T:
+    """The document that the trainer writes to `file`, once it is there. `look` raises when the trainer ended."""
+    while (told := store.read_document(file, kind, "Delete the file: the trainer writes it again")) is None:
+        look()
+        time.sleep(store.poll_s)
+    return told
 
 
 def check(run: Run, store: Store, trainer: Answered, engines: Mapping[str, Engines]) -> None:

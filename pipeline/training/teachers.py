@@ -8,7 +8,6 @@ left out with a word. So are servers, whose weights are elsewhere. base.py asks 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -23,7 +22,7 @@ from pipeline.models.resolve import MODEL_NAME, open_model
 from pipeline.notices import NOTICE_S, late
 from pipeline.store.directory import Store
 from pipeline.store.documents import Document, Text
-from pipeline.training.base import ROOM
+from pipeline.training.base import ROOM, awaited
 from pipeline.training.student.whole import Logprobs, Tokens, sequence
 
 log = logging.getLogger(__name__)
@@ -95,9 +94,7 @@ def compare(store: Store, run: Run, engines: Mapping[str, Engines], look: Callab
     if not (models := asked(run)):
         return
     with late("teachers", f"the trainer loads the teachers, to compare their engines: the run has waited {NOTICE_S:g} s."):
-        while (told := store.read_document(FILE, Answered, "Delete the file: the trainer writes it again")) is None:
-            look()
-            time.sleep(store.poll_s)
+        told = awaited(store, FILE, Answered, look)
     for name, model in models.items():
         pool, answer = engines.get(f"teachers.{name}"), told.answers.get(name)
         if pool is None or answer is None or pool.facts().engine == "fake":

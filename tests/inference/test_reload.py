@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from whole_engine import ONE
 
 from actors.inference import reload
-from pipeline.errors import ModelError
+from pipeline.errors import EngineError, ModelError
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.recipes import demo
@@ -102,6 +102,13 @@ class Idle:
         return True
 
     apply_model = reset_prefix_cache = collective_rpc
+
+
+def test_keys_and_values_of_other_weights_that_vllm_keeps_end_the_engine():
+    keeping = Idle()
+    keeping.reset_prefix_cache = lambda: False
+    with pytest.raises(EngineError, match="base: vLLM keeps keys and values of other weights"):
+        reload.Reloader("base", "float32")(keeping, None, None)
 
 
 @pytest.mark.parametrize(
