@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.screen.envelope import HEAVY
+
 ROOT = Path(__file__).parent.parent
 # Processor seconds of an import by itself, measured where the empty process takes .02: ray .5, torch 1.7, vllm 4.4,
 # transformers 3 with a class of it, datasets 1, scipy.special .4, reasoning_gym 1.2, sympy .4, numpy .15, pyarrow .2.
@@ -106,3 +108,9 @@ def test_a_verb_loads_no_dear_package_before_its_settings_are_checked(name):
     """Ray also reads variables of the environment at its import, which a session sets."""
     computing = {"jobs.audit", "jobs.sweep", "jobs.model_folder"}  # each is imported where its verb begins to compute
     assert not packages(name) & (DEAR - LIGHT) or name in computing
+
+
+@pytest.mark.parametrize("name", ["status", "ls", "report", "export", "verify", "explain", "init", "recipes", "cli"])
+def test_a_verb_that_reads_runs_loads_nothing_that_a_light_installation_lacks(name):
+    """tests/test_wheel.py runs such an installation, which takes a minute. Here the module at fault is found at once."""
+    assert not packages(f"jobs.{name}") & set(HEAVY)

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-from safetensors import SafetensorError
 
 from pipeline.config import Model, Run
 from pipeline.contract import Engines, Failure, Policy, Sequence
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FILE = "train/teachers.json"
 # What transformers and torch raise for weights that only an engine computes with.
-_NOT_HERE = (ModelError, SafetensorError, RuntimeError, ValueError, ImportError, AttributeError, KeyError, TypeError)
+_NOT_HERE = (ModelError, RuntimeError, ValueError, ImportError, AttributeError, KeyError, TypeError)
 
 
 class Answer(Document):
@@ -66,7 +65,8 @@ def tell(run: Run, store: Store) -> None:
 
 def _answer(model: Model) -> dict[str, object]:
     """The fields of an Answer."""
-    import torch  # the driver imports this module, and takes seconds to import torch
+    import torch  # the driver imports this module, and takes seconds to import torch. A light install lacks all three
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
@@ -81,7 +81,7 @@ def _answer(model: Model) -> dict[str, object]:
         if not logprobs.isfinite().all():
             return {"left_out": f"its log-probs on this CPU are not finite in {model.dtype}"}
         return {"tokens": tokens, "logprobs": logprobs.gather(1, ids[1:, None])[:, 0].tolist()}
-    except _NOT_HERE as error:
+    except (*_NOT_HERE, SafetensorError) as error:
         return {"left_out": f"transformers cannot compute it on this CPU ({first_line(error)[:300]})"}
 
 
