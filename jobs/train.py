@@ -84,7 +84,7 @@ def train_committed(
                 late("trainer", f"the trainer has worked on rounds {first} to {last - 1} for {NOTICE_S:g} s so far."),
             ):
                 trainer.join()
-            held.store.delete(base.ADAPTER)  # the trainer wrote it for engines, and here are none
+            held.store.delete(base.ADAPTER)  # of a distillation that was killed: here are no engines to compare
             if not held.store.has_policy(last):
                 what = f"the trainer ended before it published policy {last}"
                 raise TrainingError(what, held.store.uri, "Run the same command again")

@@ -53,10 +53,12 @@ def train(store: Store, run: Run, device: torch.device, card: Card | None = None
                 offload.leave(trainer)
         if trainer.rank == 0:  # a rank that was killed after it published a policy had no time to drop what is older
             store.prune_states(run.train.keep_checkpoints)
-        if base.is_asked(run) and first_rank(store.latest_policy) == 0:
-            tell_base(trainer, store)
-        if trainer.rank == 0 and store.latest_policy() == 0:
-            teachers.tell(run, store)
+        # a driver waits for these before it pays for round 0; `egrsd train` begins with a committed round, and has no engines
+        if first_rank(lambda: store.latest_policy() == 0 and store.ready(0) is None):
+            if base.is_asked(run):
+                tell_base(trainer, store)
+            if trainer.rank == 0:
+                teachers.tell(run, store)
         for number in range(first_rank(store.latest_policy), run.rounds):
             if not wait(store, number) or not train_round(trainer, store, number, card):
                 return

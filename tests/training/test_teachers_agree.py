@@ -137,15 +137,19 @@ def test_the_driver_waits_for_the_first_rank_and_hears_of_the_trainers_end(tmp_p
         list(teachers.compare(Store(str(tmp_path)), taught(), {}, look))
 
 
-def test_the_first_rank_tells_before_round_0_and_no_later(tmp_path, monkeypatch):
+def test_the_first_rank_tells_a_driver_that_waits_for_round_0_and_no_other(tmp_path, monkeypatch):
     store, run = Store(str(tmp_path)), taught()
     store.save_run(run, {})
     monkeypatch.setattr(rank, "wait", lambda *_: False)
     rank.train(store, run, torch.device("cpu"))
     assert store.read_document(teachers.FILE, teachers.Answered).answers["big"].logprobs
     store.delete(teachers.FILE)
-    monkeypatch.setattr(type(store), "latest_policy", lambda _: 1)
     monkeypatch.setattr(rank, "resume", lambda *_: SimpleNamespace(rank=0))
+    with monkeypatch.context() as later:
+        later.setattr(Store, "latest_policy", lambda _: 1)
+        rank.train(store, run, torch.device("cpu"))
+        assert not (tmp_path / teachers.FILE).exists()
+    monkeypatch.setattr(Store, "ready", lambda *_: object())  # `egrsd train` commits its rounds first
     rank.train(store, run, torch.device("cpu"))
     assert not (tmp_path / teachers.FILE).exists()
 
