@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -63,67 +63,103 @@ def score(
     kept = TOPK if run.score.keep_topk else ()
     base = ("base_logprobs",) if run.score.base_logprobs else ()
     draft = Draft.after(STAGE, rollout)
-    facts = engines.facts()
     if taught is not None:
         taught.begin(draft)
-    indices, sources = rollout["prompt_index"].to_pylist(), rollout["trace_source"].to_pylist()
-    ids = {name: views(prompts[name]) for name in ("prompt_tokens", "teacher_prompt_tokens")}
-    responses, logprobs, entropies = (views(rollout[n]) for n in ("response_tokens", "rollout_logprobs", "rollout_entropy"))
-    by_student = [row for row in draft.live() if sources[row] == "student"]
-    by_teacher = [row for row in draft.live() if sources[row] == "teacher"]
-    imports = [row for row in draft.live() if sources[row] == "import"]  # nobody measured them yet
-    again = [row for row in by_student if _in_sample(draft.keys[row], run.score.rescore_share)]
-    for row in draft.live():
-        draft.values[row] |= {"entropy_method": facts.entropy_method, "entropy_error": 0.0}
-    for row in by_student:
-        draft.values[row] |= {"student_logprobs": logprobs[row], "student_logprob_source": "rollout"}
-    for row in by_teacher:
-        draft.values[row] |= {"teacher_logprobs": logprobs[row], "teacher_entropy": entropies[row]}
-        draft.values[row]["entropy_error"] = rollout["rollout_entropy_error"][row].as_py()
-
-    def prompted(name: str) -> Callable[[int], list[int]]:
-        """The prompt of a row in a prompt column."""
-        return lambda row: ids[name][indices[row]].tolist()
-
-    def ask(rows: list[int], prompt: Callable[[int], list[int]], seat: Seat) -> list[tuple[int, Score]]:
-        """The usable scores of these rows, as (row, score), each under its prompt. Other rows are rejected."""
-        sequences = [Sequence(prompt(row), responses[row].tolist()) for row in rows]
-        answers = seat.engines.score(sequences, seat.policy) if rows else []
-        pairs = zip(rows, answers, strict=True)
-        vocab_size = min(seat.engines.facts().vocab_size, facts.vocab_size)  # a teacher's head may have rows that no token has
-        scored = [(row, _usable(draft, row, answer, responses[row], vocab_size)) for row, answer in pairs]
-        refuse_many(draft, rows, "stage score")
-        return [(row, answer) for row, answer in scored if answer is not None]
-
-    for name, seat in ({"": Seat(engines, Policy(0))} if taught is None else taught.seats).items():
-        by_others = sorted(by_student + imports + (by_teacher if kept else []))
-        rows, means = by_others if taught is None else taught.rows_of(name, draft.live()), seat.engines.facts()
-        found = ask(rows, prompted("teacher_prompt_tokens") if taught is None else taught.prompt, seat)
-        refuse_degenerate(name, [scored for _, scored in found], means)
-        for row, scored in found:
-            draft.values[row] |= {"teacher_logprobs": scored.logprobs, "teacher_entropy": scored.entropy}
-            draft.values[row] |= {"entropy_error": scored.entropy_error, "entropy_method": means.entropy_method}
-            if kept:
-                draft.values[row] |= dict(zip(kept, _topk(scored, run.score.keep_topk), strict=True))
-        if taught is not None and name in taught.compared:
-            sample = [row for row, _ in found if _in_sample(draft.keys[row], run.teachers[name].gap_share)]
-            for row, scored in ask(sample, taught.prompt, Seat(engines, seat.policy)):
-                gap = np.abs(scored.logprobs - draft.values[row]["teacher_logprobs"]).max()
-                draft.values[row]["teacher_logprob_gap"] = float(gap)
+    shard = _Shard.of(draft, prompts, rollout, engines.facts())
+    shard.note_generation(rollout)
+    again = [row for row in shard.wrote["student"] if _in_sample(draft.keys[row], run.score.rescore_share)]
+    if taught is None:
+        others = sorted(shard.wrote["student"] + shard.wrote["import"] + (shard.wrote["teacher"] if kept else []))
+        shard.teach("", others, shard.prompt("teacher_prompt_tokens"), Seat(engines, Policy(0)), run.score.keep_topk)
+    else:
+        for name, seat in taught.seats.items():
+            found = shard.teach(name, taught.rows_of(name, draft.live()), taught.prompt, seat, run.score.keep_topk)
+            if name in taught.compared:
+                sample = [row for row in found if _in_sample(draft.keys[row], run.teachers[name].gap_share)]
+                shard.compare(sample, taught.prompt, Seat(engines, seat.policy), "teacher")
     student = Seat(engines, policy)
-    unmeasured = [row for row in (*by_teacher, *imports) if draft.reasons[row] is None]
-    for row, scored in ask(unmeasured, prompted("prompt_tokens"), student):
+    for row, scored in shard.ask(shard.unmeasured(), shard.prompt("prompt_tokens"), student):
         draft.values[row] |= {"student_logprobs": scored.logprobs, "student_logprob_source": "score"}
-    for row, scored in ask(again, prompted("prompt_tokens"), student):
-        draft.values[row]["student_logprob_gap"] = float(np.abs(scored.logprobs - logprobs[row]).max())
+    shard.compare(again, shard.prompt("prompt_tokens"), student, "student")
     if base:
-        known = set(by_student if policy.version == 0 else ())  # the base itself wrote these
+        known = set(shard.wrote["student"] if policy.version == 0 else ())  # the base itself wrote these
         for row in known:
-            draft.values[row]["base_logprobs"] = logprobs[row]
+            draft.values[row]["base_logprobs"] = draft.values[row]["student_logprobs"]
         others = [row for row in draft.live() if row not in known]
-        for row, scored in ask(others, prompted("prompt_tokens"), Seat(engines, Policy(0))):
+        for row, scored in shard.ask(others, shard.prompt("prompt_tokens"), Seat(engines, Policy(0))):
             draft.values[row]["base_logprobs"] = scored.logprobs
     return draft.table((*kept, *base, *(() if taught is None else TEACHER_COLUMNS)))
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The traces of a shard, and the one way in which engines score them into `draft`.
+
+    wrote: the live rows before anything was scored, by who wrote them: student, teacher, or import for others.
+    """
+
+    draft: Draft
+    facts: EngineFacts
+    ids: dict[str, list[np.ndarray]]
+    indices: list[int]
+    responses: list[np.ndarray]
+    wrote: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, draft: Draft, prompts: pa.Table, rollout: pa.Table, facts: EngineFacts) -> _Shard:
+        wrote: dict[str, list[int]] = {"student": [], "teacher": [], "import": []}
+        sources = rollout["trace_source"].to_pylist()
+        for row in draft.live():
+            wrote[sources[row]].append(row)
+        ids = {name: views(prompts[name]) for name in ("prompt_tokens", "teacher_prompt_tokens")}
+        return cls(draft, facts, ids, rollout["prompt_index"].to_pylist(), views(rollout["response_tokens"]), wrote)
+
+    def prompt(self, name: str) -> Callable[[int], list[int]]:
+        """The prompt of a row in a prompt column."""
+        return lambda row: self.ids[name][self.indices[row]].tolist()
+
+    def note_generation(self, rollout: pa.Table) -> None:
+        """Note what generation measured: the writer's log-probs, and the entropies where the teacher wrote."""
+        logprobs, entropies = views(rollout["rollout_logprobs"]), views(rollout["rollout_entropy"])
+        for row in self.draft.live():
+            self.draft.values[row] |= {"entropy_method": self.facts.entropy_method, "entropy_error": 0.0}
+        for row in self.wrote["student"]:
+            self.draft.values[row] |= {"student_logprobs": logprobs[row], "student_logprob_source": "rollout"}
+        for row in self.wrote["teacher"]:
+            self.draft.values[row] |= {"teacher_logprobs": logprobs[row], "teacher_entropy": entropies[row]}
+            self.draft.values[row]["entropy_error"] = rollout["rollout_entropy_error"][row].as_py()
+
+    def unmeasured(self) -> list[int]:
+        """The live rows without log-probs of the student."""
+        return [row for row in (*self.wrote["teacher"], *self.wrote["import"]) if self.draft.reasons[row] is None]
+
+    def ask(self, rows: list[int], prompt: Callable[[int], list[int]], seat: Seat) -> list[tuple[int, Score]]:
+        """The usable scores of these rows, as (row, score), each under its prompt. Other rows are rejected."""
+        sequences = [Sequence(prompt(row), self.responses[row].tolist()) for row in rows]
+        answers = seat.engines.score(sequences, seat.policy) if rows else []
+        pairs = zip(rows, answers, strict=True)
+        # a teacher's head may have rows that no token has
+        vocab_size = min(seat.engines.facts().vocab_size, self.facts.vocab_size)
+        scored = [(row, _usable(self.draft, row, answer, self.responses[row], vocab_size)) for row, answer in pairs]
+        refuse_many(self.draft, rows, "stage score")
+        return [(row, answer) for row, answer in scored if answer is not None]
+
+    def teach(self, name: str, rows: list[int], prompt: Callable[[int], list[int]], seat: Seat, keep: int) -> list[int]:
+        """Have a teacher score these rows, with its `keep` most likely tokens a position. The rows that it could score."""
+        means, found = seat.engines.facts(), self.ask(rows, prompt, seat)
+        refuse_degenerate(name, [scored for _, scored in found], means)
+        for row, scored in found:
+            self.draft.values[row] |= {"teacher_logprobs": scored.logprobs, "teacher_entropy": scored.entropy}
+            self.draft.values[row] |= {"entropy_error": scored.entropy_error, "entropy_method": means.entropy_method}
+            if keep:
+                self.draft.values[row] |= dict(zip(TOPK, _topk(scored, keep), strict=True))
+        return [row for row, _ in found]
+
+    def compare(self, rows: list[int], prompt: Callable[[int], list[int]], seat: Seat, whose: str) -> None:
+        """Store the largest gap between these rows' log-probs of `whose` (student, teacher) and those that `seat` has."""
+        for row, scored in self.ask(rows, prompt, seat):
+            gap = np.abs(scored.logprobs - self.draft.values[row][f"{whose}_logprobs"]).max()
+            self.draft.values[row][f"{whose}_logprob_gap"] = float(gap)
 
 
 def _in_sample(key: str, share: float) -> bool:
