@@ -69,35 +69,21 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
     Raises UserError when its policy is not stored, or when too few problems have both right and wrong traces.
     """
     run, clock = work.run, [time.perf_counter()]
-    if not work.store.has_policy(work.policy_version):
-        raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
-    if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down many times
-        torch.set_num_threads(run.train.threads * run.train.workers)
-    model = student.build(run, torch.device("cpu"))
-    load_policy(model, work)
-    trainer = Trainer(run, model, torch.device("cpu"))
+    trainer = _trainer(work)
     tokens = read_tokens(work, trainer, asked, plan.problems)
-    names = [REFERENCE, *asked]
-    if tokens.classes is not None:
-        decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
-        tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])
-        names += ORACLES
-    longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
-    space = plan.space or _fitting(model, len(names))
-    audited = _Audited(Directions(model, space), tokens, trainer)
+    names = [REFERENCE, *asked, *_add_oracles(tokens)]
+    space = plan.space or _fitting(trainer.student, len(names))
+    audited = _Audited(Directions(trainer.student, space), tokens, trainer)
     into = figures.kinds(work, tokens)
-    groups = _blocks(tokens, plan, (len(names) + 3) * audited.space.size * 4, work)
-    split = [kind for kind in into if plan.alone and kind.name in ALONE]
-    more = [tokens.weights[0] * (kind.codes == place) for kind in split for place in range(len(kind.classes))]
-    if len(groups) * (len(names) + len(more) + 3) * audited.space.size * 4 > MOST_BYTES:
-        split, more = [], []
-    tokens.weights.extend(more)
+    groups = _blocks(tokens, plan, audited.bytes_of(len(names)), work)
+    split = _add_classes(audited, into if plan.alone else [], len(groups))
     clock.append(time.perf_counter())
     references = np.stack([audited.gradients(rows, tokens.weights[:1], {})[0] for rows in groups])
     alignment, pushed, towards = audited.alignment(groups, references)
     clock.append(time.perf_counter())
     parts = _parts(groups, run)
     in_part = float(np.mean([len(rows) for rows in parts]))
+    longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
     flows = np.stack([audited.gradients(rows, [*tokens.weights, longer], tokens.divergences) for rows in parts], axis=1)
     products = maths.Products.of_parts(flows[:-1], references, towards)
     lengths = maths.Products.of([flows[-1], *flows[:-1]])
@@ -108,27 +94,64 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
     length = float(tokens.lengths.mean())  # these gradients are sums over tokens, and those of training are means
     figures.add_steps(points, flows[: len(names)], references, trainer.optimizer.defaults["eps"] * length)
     clock.append(time.perf_counter())
-    document = {
-        "run": run.name,
-        "round": work.number,
-        "policy": work.policy_version,
+    document = _setting(work, asked, tokens) | {
         "space": space,
-        "sampling": {name: getattr(run.rollout, name) for name in ("temperature", "top_p", "top_k")},
-        "settings": {name: _read(one) for name, one in asked.items() if one is not None},
         "parameters": audited.space.size,
-        "traces": len(tokens.rows),
-        "tokens": int(tokens.lengths.sum()),
-        "problems": int(tokens.problems.max()) + 1,
-        "accuracy": float(tokens.correct.mean()),
         "blocks": len(groups),
         "traces_in_block": float(np.mean([len(rows) for rows in groups])),
         "traces_in_part": in_part,
-        "step": first_step(work),
         "points": points,
         "classes": figures.classes(work, tokens, into, names, pushed[: len(names)], each),
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
     }
     return plain(document, DIGITS), _table(tokens, alignment, groups)
+
+
+def _trainer(work: Round) -> Trainer:
+    """The trainer of a round's policy on this CPU. Raises UserError when the policy is not stored."""
+    run = work.run
+    if not work.store.has_policy(work.policy_version):
+        raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
+    if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down many times
+        torch.set_num_threads(run.train.threads * run.train.workers)
+    model = student.build(run, torch.device("cpu"))
+    load_policy(model, work)
+    return Trainer(run, model, torch.device("cpu"))
+
+
+def _add_oracles(tokens: Tokens) -> list[str]:
+    """Add the weights of both oracles where the true class of a token is known. Their names."""
+    if tokens.classes is None:
+        return []
+    decides = np.isin(tokens.classes, [worlds.CLASSES.index(name) for name in worlds.DECIDES])
+    tokens.weights.extend([tokens.weights[0] * decides, tokens.weights[0] * ~decides])
+    return ORACLES
+
+
+def _add_classes(audited: _Audited, into: list[figures.Kind], blocks: int) -> list[figures.Kind]:
+    """Add the reference's weights on the tokens of each class alone. The kinds of these classes; none where memory lacks."""
+    weights, split = audited.tokens.weights, [kind for kind in into if kind.name in ALONE]
+    more = [weights[0] * (kind.codes == place) for kind in split for place in range(len(kind.classes))]
+    if blocks * audited.bytes_of(len(weights) + len(more)) > MOST_BYTES:
+        return []
+    weights.extend(more)
+    return split
+
+
+def _setting(work: Round, asked: dict[str, Run | None], tokens: Tokens) -> dict[str, Any]:
+    """What was audited: the round, how its traces were written, what objectives read, and how large it is."""
+    return {
+        "run": work.run.name,
+        "round": work.number,
+        "policy": work.policy_version,
+        "step": first_step(work),
+        "sampling": {name: getattr(work.run.rollout, name) for name in ("temperature", "top_p", "top_k")},
+        "settings": {name: _read(one) for name, one in asked.items() if one is not None},
+        "traces": len(tokens.rows),
+        "tokens": int(tokens.lengths.sum()),
+        "problems": int(tokens.problems.max()) + 1,
+        "accuracy": float(tokens.correct.mean()),
+    }
 
 
 def _fitting(model: student.Student, weightings: int) -> Space:
@@ -182,6 +205,10 @@ class _Audited:
     space: Directions
     tokens: Tokens
     trainer: Trainer
+
+    def bytes_of(self, weightings: int) -> int:
+        """Bytes of a block's gradients: those of the weightings, of lengths, and two more while they are made."""
+        return (weightings + 3) * self.space.size * 4
 
     def gradients(self, rows: np.ndarray, sets: list[np.ndarray], divergences: dict[int, Divergence]) -> np.ndarray:
         """Gradients of some traces under each set of token weights, divided by the number of traces, float32 [K, P].
