@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.audit.tokens import Tokens
 from pipeline.contract import Regime
-from pipeline.evidence.intervals import jackknife, of_part, quantile
+from pipeline.evidence.intervals import Estimate, jackknife, of_part, of_signal, quantile, with_signal
 from pipeline.method import directions as maths
 from pipeline.method import regimes
 from pipeline.problems import worlds
@@ -21,7 +21,7 @@ LONGER = "longer"  # the gradient of the mean length, with the baseline of the r
 DECILES = 10
 FREE = (-np.inf, np.inf)
 BOUNDS = dict.fromkeys(("cosine", "minibatch", "batch_cosine", "averaged_cosine", STEP, LONGER), (-1.0, 1.0))
-BOUNDS |= dict.fromkeys(("share", "batch_share"), (0.0, 1.0))
+SIGNALS = ("share", "batch_share")
 
 
 def points(
@@ -44,11 +44,19 @@ def points(
     shown |= {LONGER: maths.estimates(lengths, taken).cosine[:, 1:]}
     found = []
     for place, name in enumerate(names):
-        figures = {key: jackknife(values[0, place], values[1:, place], BOUNDS.get(key, FREE)) for key, values in shown.items()}
+        figures = {key: _interval(key, values[0, place], values[1:, place]) for key, values in shown.items()}
+        figures["batch_cosine"] = with_signal(figures["batch_cosine"], figures["batch_share"])
+        signal = of_signal(averaged[0, place], averaged[1:, place])
+        figures["averaged_cosine"] = with_signal(figures["averaged_cosine"], signal)
         gaps = {key: values[:, place] - values[:, 1] for key, values in shown.items()} if place > 1 else {}
         differences = {key: jackknife(values[0], values[1:]) for key, values in gaps.items()}
         found.append({"name": name, **figures, "difference": differences})
     return found
+
+
+def _interval(key: str, value: float, without: np.ndarray) -> Estimate | None:
+    """A figure with its interval over blocks, from its values without each of them."""
+    return of_signal(value, without) if key in SIGNALS else jackknife(value, without, BOUNDS.get(key, FREE))
 
 
 def together(gap: Mapping[str, float] | None, blocks: int, tests: int) -> dict[str, float] | None:

@@ -186,6 +186,40 @@ def jackknife(value: float, without: np.ndarray, bounds: tuple[float, float] = (
     return Estimate(*(float(part) for part in np.clip([value, value - half, value + half], *bounds)))
 
 
+def of_signal(value: float, without: np.ndarray) -> Estimate | None:
+    """A share of signal in (0, 1), from its values without each of G equal parts of the sample [G].
+
+    Noise that differs much between the parts makes Student's interval too short. So its ends are the wider ones of `jackknife`
+    and of the log odds under Hall's transformation (1992), which takes the skewness of the parts out. None as for `jackknife`.
+    """
+    found, parts = jackknife(value, without, (0.0, 1.0)), len(without)
+    if found is None:
+        return None
+    odds, left = (np.log(x / (1 - x)) for x in (np.clip(part, 1e-6, 1 - 1e-6) for part in (value, without)))
+    pseudo = parts * odds - (parts - 1) * left
+    spread = float(pseudo.std(ddof=1))
+    if not spread:
+        return found
+    skew = float(((pseudo - pseudo.mean()) ** 3).mean()) / float(pseudo.std()) ** 3 * math.sqrt(parts * (parts - 1)) / (parts - 2)
+    times, each = quantile(parts - 1), spread / math.sqrt(parts)
+    ends = [odds - _unskewed(sign * times, skew / math.sqrt(parts)) * each for sign in (1, -1)]
+    low, high = (float(1 / (1 + np.exp(-end))) for end in sorted(ends))
+    return Estimate(found.value, min(found.low, low), max(found.high, high))
+
+
+def _unskewed(times: float, skew: float) -> float:
+    """Hall's transformation backwards: of a quantile. skew: that of a mean, which is the values' by the root of their number."""
+    return times if abs(skew) < 1e-6 else 3 / skew * float(np.cbrt(1 + skew * (times - skew / 6)) - 1)
+
+
+def with_signal(found: Estimate | None, signal: Estimate | None) -> Estimate | None:
+    """A cosine that has the root of `signal` as a factor, with an interval at least as wide as the signal's would make it."""
+    if found is None or signal is None or not signal.value > 0:
+        return found
+    ends = [found.value * math.sqrt(end / signal.value) for end in (signal.low, signal.high)]
+    return Estimate(found.value, max(-1.0, min(found.low, *ends)), min(1.0, max(found.high, *ends)))
+
+
 class Crossed(NamedTuple):
     """Means over seeds and problems that are both random, their standard errors, and degrees of freedom of Student's t, [...]."""
 

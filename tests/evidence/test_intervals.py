@@ -151,6 +151,37 @@ def test_the_jackknife_of_a_mean_is_students_interval():
     assert jackknife(1.0, np.array([1.0, np.nan])) is None
 
 
+def test_the_golden_interval_of_a_signal():
+    """Log odds 0 0 0 .4 of four parts: mean .1, error .1, skewness 6 / 3^1.5 x sqrt(12) / 2 = 2, so 1 of the mean.
+
+    Hall's transformation backwards of t = +-3.18245: 3 (cbrt(1 + 3.18245 - 1 / 6) - 1) = 1.76846, and -6.98805. So the odds end
+    at .1 - .176846 and .1 + .698805. As shares these are .480798 and .689718. Student's interval ends at .4453 and .6046.
+    """
+    parts = np.array([0.0, 0.0, 0.0, 0.4])
+    share = 1 / (1 + np.exp(-parts.mean()))
+    without = 1 / (1 + np.exp(-(parts.sum() - parts) / 3))
+    plain, found = jackknife(share, without), intervals.of_signal(share, without)
+    assert (found.value, found.low, found.high) == pytest.approx((share, plain.low, 0.689718), abs=1e-6)
+    assert (plain.low, plain.high) == pytest.approx((0.4453, 0.6046), abs=5e-4)
+    mirrored = intervals.of_signal(1 - share, 1 - without)
+    assert (mirrored.low, mirrored.high) == pytest.approx((1 - 0.689718, 1 - plain.low), abs=1e-6)
+    even = intervals.of_signal(0.5, np.array([0.4, 0.6, 0.4, 0.6]))
+    assert even.low + even.high == pytest.approx(1)
+    assert intervals.of_signal(0.3, np.full(4, 0.3)) == intervals.Estimate(0.3, 0.3, 0.3)
+    assert intervals.of_signal(0.3, np.array([0.3, np.nan])) is None
+
+
+def test_a_cosine_with_a_signal_in_it_is_told_no_better_than_the_signal():
+    """.6 sqrt(.16 / .36) = .4 and .6 sqrt(.64 / .36) = .8."""
+    signal, narrow = intervals.Estimate(0.36, 0.16, 0.64), intervals.Estimate(0.6, 0.5, 0.9)
+    found = intervals.with_signal(narrow, signal)
+    assert (found.low, found.high) == pytest.approx((0.4, 0.9))
+    found = intervals.with_signal(intervals.Estimate(-0.6, -0.7, -0.5), signal)
+    assert (found.low, found.high) == pytest.approx((-0.8, -0.4))
+    assert intervals.with_signal(narrow, None) is narrow
+    assert intervals.with_signal(None, signal) is None
+
+
 def test_holm_raises_the_least_most():
     assert intervals.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert intervals.holm([]) == []

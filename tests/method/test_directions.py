@@ -111,8 +111,8 @@ def test_estimates_are_free_of_the_noise_that_both_gradients_share(cosine):
 @pytest.mark.parametrize("count", [6, 16])
 @pytest.mark.parametrize(("size", "noise"), [(60, 1.0), (1000, 2.0)])
 def test_intervals_hold_the_truth(count, size, noise):
-    """300 synthetic audits. A bootstrap over blocks held the share in three of four, and the cosine in 84 to 97 of 100."""
-    rng, truth, held = np.random.default_rng(5), {"cosine": 0.8, "push": 0.8, "share": 1 / (1 + noise**2)}, {}
+    """300 synthetic audits. A bootstrap over blocks held the cosine in 84 to 97 of 100."""
+    rng, truth, held = np.random.default_rng(5), {"cosine": 0.8, "push": 0.8}, {}
     taken = directions.all_but_one(count)
     for flows in blocks(rng, 0.8, noise, count, size, times=300):
         drawn = directions.estimates(directions.Products.of(flows), taken)
@@ -121,7 +121,6 @@ def test_intervals_hold_the_truth(count, size, noise):
             found = jackknife(values[0], values[1:])
             held.setdefault(name, []).append(found is not None and found.low <= true <= found.high)
     assert min(np.mean(held["cosine"]), np.mean(held["push"])) >= 0.94
-    assert np.mean(held["share"]) >= 0.88
 
 
 def test_an_oracle_wins_and_its_inverse_loses_outside_the_intervals():
