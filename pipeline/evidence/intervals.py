@@ -189,8 +189,8 @@ def jackknife(value: float, without: np.ndarray, bounds: tuple[float, float] = (
 def of_signal(value: float, without: np.ndarray) -> Estimate | None:
     """A share of signal in (0, 1), from its values without each of G equal parts of the sample [G].
 
-    Noise that differs much between the parts makes Student's interval too short. So its ends are the wider ones of `jackknife`
-    and of the log odds under Hall's transformation (1992), which takes the skewness of the parts out. None as for `jackknife`.
+    Noise that differs much between the parts makes Student's interval too short. Hall's transformation (1992) takes the skewness
+    out of the parts' log odds. The ends are the wider ones of its interval and of `jackknife`'s. None as for `jackknife`.
     """
     found, parts = jackknife(value, without, (0.0, 1.0)), len(without)
     if found is None:
