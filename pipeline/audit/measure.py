@@ -207,7 +207,7 @@ class _Audited:
     trainer: Trainer
 
     def bytes_of(self, weightings: int) -> int:
-        """Bytes of a block's gradients: those of the weightings, of lengths, and two more while they are made."""
+        """Bytes of a block's gradients: those of the weightings, of lengths, of the reference, and one while they are made."""
         return (weightings + 3) * self.space.size * 4
 
     def gradients(self, rows: np.ndarray, sets: list[np.ndarray], divergences: dict[int, Divergence]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """How far a figure can be trusted: intervals over problems, and tests over seeds.
 
 A problem is one observation, so that its samples stay together. Shares, medians and ratios have intervals of their own, since a
-bootstrap of few or rare events is too narrow. What each method holds in simulations stands in tests/evidence/test_intervals.py.
+bootstrap of few or rare events is too narrow. What each method holds in simulations stands in tests/evidence/test_intervals.py
+and tests/audit/test_audit_figures.py.
 """
 
 from __future__ import annotations
@@ -198,7 +199,7 @@ def of_signal(value: float, without: np.ndarray) -> Estimate | None:
     odds, left = (np.log(x / (1 - x)) for x in (np.clip(part, 1e-6, 1 - 1e-6) for part in (value, without)))
     pseudo = parts * odds - (parts - 1) * left
     spread = float(pseudo.std(ddof=1))
-    if not spread:
+    if not spread or parts < 3:
         return found
     skew = float(((pseudo - pseudo.mean()) ** 3).mean()) / float(pseudo.std()) ** 3 * math.sqrt(parts * (parts - 1)) / (parts - 2)
     times, each = quantile(parts - 1), spread / math.sqrt(parts)

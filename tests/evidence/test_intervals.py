@@ -169,6 +169,7 @@ def test_the_golden_interval_of_a_signal():
     assert even.low + even.high == pytest.approx(1)
     assert intervals.of_signal(0.3, np.full(4, 0.3)) == intervals.Estimate(0.3, 0.3, 0.3)
     assert intervals.of_signal(0.3, np.array([0.3, np.nan])) is None
+    assert intervals.of_signal(0.3, np.array([0.2, 0.4])) == jackknife(0.3, np.array([0.2, 0.4]), (0.0, 1.0))
 
 
 def test_a_cosine_with_a_signal_in_it_is_told_no_better_than_the_signal():
