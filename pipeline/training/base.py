@@ -2,8 +2,8 @@
 
 Where a driver waits for round 0, the trainer writes what the base answers to a fixed sequence as soon as it has loaded it. It
 answers alone and with a random adapter. The driver has an engine score the same. A weight that one side does not load shows
-here, and so does a layer whose adapter it does not apply. The gap of every round (gap.py) is the finer check, and needs traces. No
-torch.
+here, and so does a layer whose adapter it does not apply. The gap of every round (gap.py) is the finer check, and needs traces.
+No torch.
 """
 
 from __future__ import annotations
