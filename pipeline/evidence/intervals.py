@@ -76,10 +76,14 @@ def of_gaps(values: np.ndarray, samples: int | None = None) -> Estimate:
 
 
 def of_means(values: np.ndarray) -> Estimate:
-    """Mean of per-problem values [N] by Student's t. A NaN is left out. Raises ValueError for fewer than two values."""
+    """Mean of per-problem values [N] by the wider ends of Student's t and of `_unskewed`, since lengths are skew.
+
+    A NaN is left out. Raises ValueError for fewer than two values.
+    """
     values = _known(values)
-    half = quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Estimate(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+    mean, half = float(values.mean()), _half(values)
+    below, above = _unskewed(values)
+    return Estimate(mean, mean - max(half, below), mean + max(half, above))
 
 
 def of_median(values: np.ndarray) -> Estimate:
@@ -122,8 +126,7 @@ def of_ratio(top: np.ndarray, bottom: np.ndarray) -> Estimate:
     if not bottom.any():
         return Estimate(math.inf, float(top.mean()) / of_shares(bottom).high, math.inf)
     value = float(top.mean() / bottom.mean())
-    error = float((top / top.mean() - bottom / bottom.mean()).std(ddof=1)) / math.sqrt(len(top))
-    factor = math.exp(min(quantile(len(top) - 1) * error, 700.0))
+    factor = math.exp(min(_half(top / top.mean() - bottom / bottom.mean()), 700.0))
     return Estimate(value, value / factor, value * factor)
 
 
@@ -197,20 +200,32 @@ def of_signal(value: float, without: np.ndarray) -> Estimate | None:
     if found is None:
         return None
     odds, left = (np.log(x / (1 - x)) for x in (np.clip(part, 1e-6, 1 - 1e-6) for part in (value, without)))
-    pseudo = parts * odds - (parts - 1) * left
-    spread = float(pseudo.std(ddof=1))
-    if not spread or parts < 3:
+    below, above = _unskewed(parts * odds - (parts - 1) * left)
+    if not below:
         return found
-    skew = float(((pseudo - pseudo.mean()) ** 3).mean()) / float(pseudo.std()) ** 3 * math.sqrt(parts * (parts - 1)) / (parts - 2)
-    times, each = quantile(parts - 1), spread / math.sqrt(parts)
-    ends = [odds - _unskewed(sign * times, skew / math.sqrt(parts)) * each for sign in (1, -1)]
-    low, high = (float(1 / (1 + np.exp(-end))) for end in sorted(ends))
+    low, high = (float(1 / (1 + np.exp(-end))) for end in (odds - below, odds + above))
     return Estimate(found.value, min(found.low, low), max(found.high, high))
 
 
-def _unskewed(times: float, skew: float) -> float:
-    """Hall's transformation backwards: of a quantile. skew: that of a mean, which is the values' by the root of their number."""
-    return times if abs(skew) < 1e-6 else 3 / skew * float(np.cbrt(1 + skew * (times - skew / 6)) - 1)
+def _half(values: np.ndarray) -> float:
+    """Half of Student's interval of the mean of values [N]."""
+    return quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def _unskewed(values: np.ndarray) -> tuple[float, float]:
+    """How far Hall's interval (1992) of the mean of values [N] reaches below the mean and above it. 0 without a spread.
+
+    His transformation takes the skewness out of Student's statistic. It is monotone, so the quantiles are transformed back.
+    """
+    size, spread = len(values), float(values.std())
+    if size < 3 or not spread:
+        return 0.0, 0.0
+    skew = float(((values - values.mean()) ** 3).mean()) / spread**3 * math.sqrt(size - 1) / (size - 2)  # of the mean
+    if abs(skew) < 1e-6:
+        return _half(values), _half(values)
+    times, error = quantile(size - 1), float(values.std(ddof=1)) / math.sqrt(size)
+    one, other = (error * 3 / skew * float(np.cbrt(1 + skew * (t - skew / 6)) - 1) for t in (times, -times))
+    return one, -other
 
 
 def with_signal(found: Estimate | None, signal: Estimate | None) -> Estimate | None:
