@@ -213,7 +213,7 @@ def _half(values: np.ndarray) -> float:
 
 
 def _unskewed(values: np.ndarray) -> tuple[float, float]:
-    """How far Hall's interval (1992) of the mean of values [N] reaches below the mean and above it. 0 without a spread.
+    """How far Hall's interval (1992) of the mean of values [N] reaches below the mean and above it. Both are 0 without a spread.
 
     His transformation takes the skewness out of Student's statistic. It is monotone, so the quantiles are transformed back.
     """

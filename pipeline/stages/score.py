@@ -107,6 +107,7 @@ class _Shard:
 
     @classmethod
     def of(cls, draft: Draft, prompts: pa.Table, rollout: pa.Table, facts: EngineFacts) -> _Shard:
+        """From the tables of the stages before. facts: those of the student's engines."""
         wrote: dict[str, list[int]] = {"student": [], "teacher": [], "import": []}
         sources = rollout["trace_source"].to_pylist()
         for row in draft.live():

@@ -2,7 +2,7 @@
 
 The first rank loads such a teacher once, on its CPU, writes what it answers to a fixed sequence, and drops it. The driver has the
 teacher's engines score the same. A teacher that does not fit into half of the free memory, or that transformers cannot load, is
-left out with a word. So are servers, whose weights are elsewhere. base.py asks the same of the student's model.
+left out with a line. So are servers, whose weights are elsewhere. base.py asks the same of the student's model.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Answered(Document):
 def asked(run: Run) -> dict[str, Model]:
     """The teachers with other weights than the student's base and engines of their own, by name. The model that ships is right.
 
-    None where trainer and engine take turns on one card: the trainer starts after a round there.
+    Empty where trainer and engine take turns on one card: the trainer starts after a round there.
     """
     if run.engines.rollout.colocate:
         return {}
