@@ -33,8 +33,9 @@ MICRO_BATCH = {"demo": 256, "smollm2": 16}  # traces of one backward pass of TRL
 
 
 def settings(turn: int, rounds: int, sets: list[str]) -> list[str]:
-    """The `--set` lines of our rounds: another seed in each turn, two threads, no evaluation, and what was asked for."""
-    threads = [f"engines.rollout.threads={THREADS}", f"train.threads={THREADS}"]
+    """The `--set` lines of our rounds: another seed in each turn, no evaluation, two threads or what `sets` says of them."""
+    asked = {line.split("=", 1)[0] for line in sets}
+    threads = [f"{name}={THREADS}" for name in ("engines.rollout.threads", "train.threads") if name not in asked]
     return [f"rounds={rounds}", "evaluation.problems=0", f"seed={turn}", *threads, *sets]
 
 
