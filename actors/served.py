@@ -26,6 +26,8 @@ from pipeline.notices import NOTICE_S, late
 
 T = TypeVar("T")
 _SAMPLE = 48  # ids of the handshake
+# Sampling that this project does not have. A server takes what a request leaves out from the model's generation configuration.
+_PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _SLACK = 2e-2  # nats by which an entropy may leave its bounds: a server may compute in half precision
 
 
@@ -118,8 +120,10 @@ class Served:
             "top_p": sampling.top_p,
             "top_k": sampling.top_k or -1,
             "seed": request.seed,
+            **_PLAIN,
         }
-        body = {"prompt": request.prompt, "max_tokens": min(sampling.max_new_tokens, room), "return_token_ids": True, **chosen}
+        asked = {"model": self._served, "prompt": request.prompt, "return_token_ids": True}
+        body = asked | chosen | {"max_tokens": min(sampling.max_new_tokens, room)}
         try:
             choice = self._choice(self._server.post("/v1/completions", body))
         except Refused as error:

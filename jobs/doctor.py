@@ -22,7 +22,7 @@ from pipeline.errors import EgrsdError, UnreachableError, command
 from pipeline.evidence import trackers
 from pipeline.fit import footprint, machine, one_card, pace
 from pipeline.fit.machine import Facts, Line
-from pipeline.grader.code import codes_of
+from pipeline.grader.code import Code, codes_of
 from pipeline.inspection import looked as rows
 from pipeline.inspection.shown import show_prompts
 from pipeline.live.probe import judge_store
@@ -37,6 +37,7 @@ from pipeline.problems.sources import named as named_source
 from pipeline.problems.sources import open_source
 from pipeline.problems.survey import overlap, survey
 from pipeline.recipes import recipe as named
+from pipeline.rounds.round import reward_codes
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 
@@ -69,11 +70,11 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
         findings += tell(judge("tokenizer", lambda: [judge_tokenizer(run)]), out)
         findings += tell(judge("model", lambda: judge_layers(run, known)), out)
         findings += tell(judge("model", lambda: judge_model(run, largest)), out)
-        findings += tell(judge("rewards", lambda: judge_rewards(run)), out)
+        findings += tell(judge("rewards", lambda: judge_rewards(run, store)), out)
         findings += tell(judge("teachers", lambda: judge_teachers(run, largest)), out)
         asked = choices.config is not None or bool(choices.sets)
         if asked and not any(line.level == "error" for line in findings):
-            findings += tell(judge("settings", lambda: judge_settings(run, choices, known)), out)
+            findings += tell(judge("settings", lambda: judge_settings(run, choices, known, store)), out)
         findings += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
         findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, address, debug)], "a real engine to start"), out)
         if store is not None:
@@ -103,7 +104,7 @@ def judge_sources(run: config.Run) -> list[Line]:
     counted = survey(training, None, solutions=run.reads_solutions)
     lines += [Line("warning", "rows", said)] if (said := counted.repeats()) else []
     if run.evaluation.problems:
-        held_out = open_source(run.evaluation.source)
+        held_out = open_source(run.evaluation.source, setting="evaluation.source").without_solutions()
         asked = survey(held_out, None, run.evaluation.problems)
         usable = asked.rows - asked.rejected.total()
         size = f"{len(held_out)} rows, of which {asked.rows} are asked and {usable} can be used"
@@ -190,18 +191,23 @@ def judge_layers(run: config.Run, known: bool) -> list[Line]:
     return [Line("ok", "model", note.removeprefix("note: ")) for note in notes]
 
 
-def judge_settings(run: config.Run, choices: Choices, known: bool) -> list[Line]:
+def judge_settings(run: config.Run, choices: Choices, known: bool, store: Store | None) -> list[Line]:
     """All that `egrsd distill` checks of these settings before it starts anything. Raises what it raises."""
     refuse_unread_objective([run], list(choices.sets))
     trackers.check(run)
-    open_sources(with_targets(run, new=not known), begun=known)
+    open_sources(with_targets(run, new=not known), _codes(store, run), begun=known)
     return [Line("ok", "settings", "a run would start with them")]
 
 
-def judge_rewards(run: config.Run) -> list[Line]:
+def judge_rewards(run: config.Run, store: Store | None) -> list[Line]:
     """What the rewards of a run are, after each was tried here. A lock that is open is a warning. Raises SettingError."""
-    notes = check_rewards(run, codes_of(run), open_source(run.source)) if run.grade.rewards else []
+    notes = check_rewards(run, _codes(store, run), open_source(run.source)) if run.grade.rewards else []
     return [Line("warning" if "without a lock" in note else "ok", "rewards", note.removeprefix("note: ")) for note in notes]
+
+
+def _codes(store: Store | None, run: config.Run) -> dict[str, Code]:
+    """The code of each reward. None of it may lie in the folder of the run."""
+    return codes_of(run) if store is None else reward_codes(store, run)
 
 
 def judge_teachers(run: config.Run, facts: Facts) -> list[Line]:

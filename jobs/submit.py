@@ -136,7 +136,8 @@ def parse_verb(context: Any, verb: list[str]) -> dict[str, Any]:
 
 def _check_paths(parsed: dict[str, Any]) -> None:
     """Raise SettingError for a run or output at a relative path, which would be lost with the job's working directory."""
-    for name in ("run", "out"):
+    names = ("run", "out", "csv", "model") if "merge" in parsed else ("run", "out", "csv")  # of `export`, --model is written
+    for name in names:
         path = parsed.get(name)
         if path is not None and "://" not in path and not os.path.isabs(path):
             raise SettingError(

@@ -44,6 +44,7 @@ CHOICE_NOTES = (
     choose.GAINS,
 )
 SAMPLE = 96  # traces for the gradient cosine, where nobody says how many
+WHOLE = "note: all weights are trained, and gradient cosines here are of adapters, so they are left out: `egrsd audit` has them"
 SLOW = "Gradients take most of it: --sample 0 leaves them out"
 OBJECTIVE_NOTE = "eff: effective share of tokens (Kish); cosine: of the gradients, mean over rounds"
 
@@ -68,13 +69,15 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         for note in map(stale_note, chosen):
             if note is not None:
                 out.say(note)
+        if sample and run.model.tuning == "full":
+            out.say(WHOLE)
         started = time.perf_counter()
         with late("sweep", f"{len(points)} points: {NOTICE_S:g} s so far, and not done. {SLOW}"):
             stored = read(run, chosen)
             loaded = time.perf_counter()
             figures = sweep(stored.signals, points)
             swept = time.perf_counter()
-            cosine = gradient_cosines(stored, list(figures), sample) if sample else {}
+            cosine = gradient_cosines(stored, list(figures), sample) if sample and run.model.tuning == "lora" else {}
         clock = {"read": loaded - started, "sweep": swept - loaded, "gradient": time.perf_counter() - swept}
         document = summarise(stored, axes, figures, cosine, clock)
         again = " (in place of those of an earlier sweep)" if store.read_bytes(EVIDENCE) is not None else ""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from pipeline.config import Pool, Run, Teacher
 from pipeline.config.objective import as_meant, readers, unread
+from pipeline.config.section import Section
 from pipeline.errors import SettingError, nearest
 from pipeline.written import read_override
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, Any] | None = None) -> Run:
@@ -34,11 +37,16 @@ def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, A
 
 def load(data: dict[str, Any]) -> Run:
     """A Run from plain data. Raises SettingError that names the first wrong field and says what it should be."""
+    return read_section(Run, data)
+
+
+def read_section(kind: type[Kind], data: dict[str, Any], name: str = "") -> Kind:
+    """The section `name` from plain data. Raises SettingError that names the first wrong field and says what it should be."""
     try:
-        return Run.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "configuration"
+        where = ".".join(str(part) for part in (*([name] if name else []), *first["loc"])) or "configuration"
         explained = first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
         what = first["msg"].removeprefix("Value error, ") + ("" if explained else f" (got {first['input']!r})")
         raise SettingError(what, where, _remedy(where)) from None

@@ -31,7 +31,7 @@ from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy
 from pipeline.errors import EngineError
 from pipeline.fit.machine import Line
 from pipeline.method.bounds import bounds
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolve import local_folder, resolve_model
 from pipeline.stages.chat import splice
 from pipeline.stages.score import bounds_instead
 from pipeline.stages.signals import broken
@@ -61,7 +61,7 @@ class Engine:
         self._adapters_lock = threading.Lock()
         self._asleep = False
         self._shares = True  # whether traces share their prompts
-        reload = Reloader(self._path, model.dtype) if model.tuning == "full" else None
+        reload = Reloader(local_folder(model), model.dtype) if model.tuning == "full" else None
         self.vllm = vllm or Stepper(self._start, self._path, pool, reload)
         try:
             score.check_vocabulary(self.vllm.facts.vocab_size)

@@ -60,7 +60,7 @@ class _Said(NamedTuple):
 
 
 class Reloader:
-    """Puts weights into one vLLM. `path` is the base. Call it in vLLM's thread, while vLLM holds no request."""
+    """Puts weights into one vLLM. `path` is the base's folder. Call it in vLLM's thread, while vLLM holds no request."""
 
     def __init__(self, path: str, dtype: str) -> None:
         self._path, self._dtype = path, dtype
@@ -93,10 +93,11 @@ class Reloader:
         probe, base = wanted.probe, self._base.get(wanted.probe.tokens)
         found, expected = _measure(engine, probe.tokens), np.asarray(probe.logprobs)
         numerics = _gap(base, np.asarray(probe.base_logprobs)) if base is not None else 0.0
-        if not numerics <= _NUMERICS[self._dtype]:
+        dtype = "bfloat16" if "bfloat16" in (self._dtype, probe.dtype) else self._dtype  # the coarser one counts
+        if not numerics <= _NUMERICS[dtype]:
             what = f"engine and trainer compute another base: log-probs differ by {numerics:.2g} nat in the mean"
             raise ModelError(what, self._path, "Use another model, or another dtype")
-        most = 3 * numerics + _ROOM[self._dtype]
+        most = 3 * numerics + _ROOM[dtype]
         if not (gap := _gap(found, expected)) <= most:
             what = f"policy {wanted.version} was loaded and does not answer: {gap:.2g} nat from the trainer, at most {most:.2g}"
             raise ModelError(what, wanted.folder, _REMEDY)

@@ -197,8 +197,8 @@ def memory_remedy(error: BaseException, pool: config.Pool | None) -> str:
     if not _is_memory(error):
         return ""
     if pool is not None and pool.placement.gpus <= 0:
-        cache = f"engines.rollout.kv_cache_gib ({pool.kv_cache_gib:g})"
-        return f"Set {cache} to what `egrsd doctor` finds room for: at least one trace of model.max_model_len tokens must fit"
+        cache = f"these engines' kv_cache_gib ({pool.kv_cache_gib:g})"
+        return f"Set {cache} to what `egrsd doctor` finds room for: at least one trace of max_model_len tokens must fit"
     remedy = "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
     if pool is None:
         return remedy

@@ -16,12 +16,12 @@ import pyarrow as pa
 import torch
 
 from pipeline.audit import figures
-from pipeline.audit.tokens import MADE, Tokens, first_step, read_tokens
+from pipeline.audit.tokens import MADE, Tokens, read_tokens
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
-from pipeline.evidence.sweep import load_policy
+from pipeline.evidence.sweep import first_step, load_policy
 from pipeline.method import directions as maths
 from pipeline.problems import worlds
 from pipeline.rounds.round import Round

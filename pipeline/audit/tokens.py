@@ -13,7 +13,7 @@ import torch
 from pipeline.config import Run
 from pipeline.contract import Verdict
 from pipeline.errors import UserError
-from pipeline.evidence.sweep import read_round
+from pipeline.evidence.sweep import first_step, read_round
 from pipeline.method import directions as maths
 from pipeline.method.objective import Kept
 from pipeline.problems import worlds
@@ -138,17 +138,6 @@ def read_tokens(work: Round, trainer: Trainer, asked: dict[str, Run | None], mos
             found.divergences[len(found.weights)] = spread[0]._replace(kept=whole).at(order)
         found.weights.append(torch.cat(trainer.weights(micros))[order].numpy())
     return found
-
-
-def first_step(work: Round) -> int:
-    """The optimiser step at which a round began to train, or would. Some objectives change with it (`rlsd_decay_steps`)."""
-    steps: dict[int, list[int]] = {}
-    for row in work.store.metrics():
-        if row["writer"] == "train" and row["round"] <= work.number:
-            steps.setdefault(row["round"], []).append(int(row["step"]))
-    if work.number in steps:
-        return min(steps[work.number])
-    return max(map(max, steps.values())) + 1 if steps else 0
 
 
 class Fact(NamedTuple):

@@ -13,7 +13,7 @@ from pipeline.config.data import Evaluation, Model, Prompts, Rollout, Source
 from pipeline.config.machines import TOLERANCES, Client, EnginePools, Metrics, Placement, Pool, Train
 from pipeline.config.method import Grade, Label, Profile, ScoreSettings, Weights
 from pipeline.config.objective import Objective, refuse_missing
-from pipeline.config.rewards import Reward
+from pipeline.config.rewards import Reward, SoftOverlong
 from pipeline.config.section import CHOOSES, LATER, UNCOUNTED, Count, Dtype, Positive, Section, Share, counted, left_out
 from pipeline.config.teachers import Teacher, check_name, reads_solution, template_of
 from pipeline.digest import digest
@@ -165,7 +165,9 @@ class Run(Section):
         refuse_missing(self.objective, self.score, {name for name, writes in others.items() if writes})
         for reward in self.grade.rewards:
             if reward.function == "soft_overlong":
-                limit, cache = reward.settings.get("limit") or self.rollout.max_new_tokens, reward.settings["cache"]
+                shipped = reward.shipped()
+                assert isinstance(shipped, SoftOverlong)
+                limit, cache = shipped.limit or self.rollout.max_new_tokens, shipped.cache
                 if cache > limit:
                     raise ValueError(f"grade.rewards.{reward.name}: settings.cache {cache} is above the limit of {limit} tokens")
         if self.grade.advantage == "group" and self.rollout.group_size < 2:

@@ -18,7 +18,7 @@ import torch
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.documents import DIGITS, plain
-from pipeline.evidence.sweep import load_policy, read_round, spaced
+from pipeline.evidence.sweep import first_step, is_kept, load_policy, read_round, spaced
 from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.rounds.round import Round
 from pipeline.training import batches
@@ -83,7 +83,7 @@ def measure(run: Run, points: list[Point], rounds: list[Round], sample: int) -> 
     About `sample` traces in all are taken from up to three rounds whose policy is stored, the same for every objective. Raises
     UserError when there is no such round.
     """
-    places = spaced([place for place, work in enumerate(rounds) if work.store.has_policy(work.policy_version)])
+    places = spaced([place for place, work in enumerate(rounds) if is_kept(work)])
     if not places:
         raise UserError(
             "no policy that wrote these rounds is stored", rounds[0].store.uri, "Keep them with train.keep_policies=0"
@@ -118,6 +118,7 @@ def _of_round(trainer: Trainer, points: list[Point], work: Round, count: int) ->
     rng = np.random.default_rng([work.run.seed, work.number])
     chosen = np.sort(rng.choice(common, min(count, len(common)), replace=False))
     load_policy(trainer.student, work)
+    trainer.step = first_step(work)
     gradients, strengths = [], []
     for point, traces in zip(points, usable, strict=True):
         trainer.run = point.run

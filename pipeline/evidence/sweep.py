@@ -24,6 +24,7 @@ from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import joined, left_out, training_rows, without
 from pipeline.stages import MEASURE, chain_of
 from pipeline.store.directory import Store, area
+from pipeline.store.folders import is_dropped
 from pipeline.training import batches, checkpoint, gradients
 from pipeline.training.batches import RoundTable, Traces
 from pipeline.training.student import student
@@ -200,12 +201,25 @@ def gradient_cosines(stored: Stored, points: list[Point], sample: int) -> dict[s
 
 def _gradient_rounds(stored: Stored) -> list[int]:
     """Indices of up to GRADIENT_ROUNDS rounds whose policy is stored and which have an advantage, evenly spaced."""
-    kept = [
-        place
-        for place, work in enumerate(stored.rounds)
-        if work.store.has_policy(work.policy_version) and stored.traces[place].advantage.any()
-    ]
+    kept = [place for place, work in enumerate(stored.rounds) if is_kept(work) and stored.traces[place].advantage.any()]
     return spaced(kept)
+
+
+def is_kept(work: Round) -> bool:
+    """Whether the weights of the policy that wrote a round are stored. `train.keep_policies` drops them."""
+    version = work.policy_version
+    return work.store.has_policy(version) and not is_dropped(work.store, area("policy", version))
+
+
+def first_step(work: Round) -> int:
+    """The optimiser step at which a round began to train, or would. Some objectives change with it (`rlsd_decay_steps`)."""
+    steps: dict[int, list[int]] = {}
+    for row in work.store.metrics():
+        if row["writer"] == "train" and row["round"] <= work.number:
+            steps.setdefault(row["round"], []).append(int(row["step"]))
+    if work.number in steps:
+        return min(steps[work.number])
+    return max(map(max, steps.values())) + 1 if steps else 0
 
 
 def spaced(places: list[int]) -> list[int]:

@@ -79,19 +79,20 @@ def _in_layer(text: Any) -> int:
 
 def check_cache(run: Run) -> None:
     """Raise SettingError when the KV cache of engines on CPU holds no trace of full length. Only the configuration is read."""
-    pools = [(f"engines.{name}", pool) for name, pool in (("rollout", run.engines.rollout), ("score", run.engines.score)) if pool]
-    for name, pool in pools:
-        if pool.placement.gpus > 0:
-            continue
-        numbers = _cached(settings_of(run.model).get_text_config())
-        if not numbers:  # no attention as vLLM caches it
-            return
-        trace = numbers * _BYTES[run.model.dtype] * run.model.max_model_len
+    student = [("rollout", run.engines.rollout), ("score", run.engines.score)]
+    pools = [(f"engines.{name}", pool, run.model, "model") for name, pool in student if pool]
+    for name, teacher in run.teachers.items():
+        if run.has_pool(teacher) and not teacher.server:
+            own = f"teachers.{name}"
+            setting = f"{own}.engines" if teacher.engines else f"engines.{'score' if run.engines.score else 'rollout'}"
+            pools.append((setting, run.pool_of(teacher), run.model_of(teacher), own if teacher.max_model_len else "model"))
+    for setting, pool, model, section in pools:
+        numbers = 0 if pool.placement.gpus > 0 else _cached(settings_of(model).get_text_config())
+        trace = numbers * _BYTES[model.dtype] * model.max_model_len  # 0 without attention as vLLM caches it
         if pool.kv_cache_gib * GIB < trace:
-            what = (
-                f"{pool.kv_cache_gib:g} GiB hold no trace of {run.model.max_model_len} tokens, which takes {trace / GIB:.4g} GiB"
-            )
-            raise SettingError(what, f"{name}.kv_cache_gib", f"Set it to {trace / GIB:.4g} or more, or lower model.max_model_len")
+            what = f"{pool.kv_cache_gib:g} GiB hold no trace of {model.max_model_len} tokens, which takes {trace / GIB:.4g} GiB"
+            remedy = f"Set it to {trace / GIB:.4g} or more, or lower {section}.max_model_len"
+            raise SettingError(f"{what} ({model.path})", f"{setting}.kv_cache_gib", remedy)
 
 
 def head_chunk(train: Train, vocab: int) -> int:

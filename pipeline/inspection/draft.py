@@ -20,7 +20,7 @@ from pipeline.fit import footprint
 from pipeline.fit.machine import GIB, Facts
 from pipeline.models.resolve import open_model
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.overrides import resolve
+from pipeline.overrides import read_section, resolve
 from pipeline.problems.shape import ROLES
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.stages.grade import check_references
@@ -85,10 +85,12 @@ def draft(name: str, model: str, uri: str, sets: list[str], facts: Facts) -> Dra
     made.put("name", name)
     made.put("rounds", 1)  # its place in the file
     given = _nested(sets)
-    base = Model.model_validate({"path": model} | given.get("model", {}))
-    source = Source.model_validate({"uri": uri} | given.get("source", {}))
+    base = read_section(Model, {"path": model} | given.get("model", {}), "model")
+    source = read_section(Source, {"uri": uri} | given.get("source", {}), "source")
     problems = _opened(source)
     held_out = _put_source(made, problems, bool(facts.gpus))
+    if "size" in made.values["source"]:  # rows are held out of those that `sets` ask for, and are none to train on
+        given.get("source", {}).pop("size", None)
     size = footprint.measure(base)
     _put_model(made, base, size, facts)
     _put_prompts(made, problems)
@@ -188,7 +190,7 @@ def _put_source(made: Draft, problems: ProblemSet, on_gpu: bool) -> Source | Non
     held_out = _split_of(problems)
     if held_out is not None:
         return held_out
-    size = min(len(problems), source.size)
+    size = len(problems)
     held = min(int(size * _HELD_OUT_SHARE), _MOST_HELD_OUT[on_gpu])
     if held < 2:
         made.notes.append("too few rows to hold some out: there is no evaluation before and after the run")
@@ -199,7 +201,7 @@ def _put_source(made: Draft, problems: ProblemSet, on_gpu: bool) -> Source | Non
         f"the last {held} rows are held out for the evaluation: shuffle a sorted file before the first run",
     )
     shaped = {"problem": shape.problem, "solution": shape.solution, "answer": shape.answer}
-    return source.model_copy(update={"skip": size - held, "size": held} | shaped)
+    return source.model_copy(update={"skip": source.skip + size - held, "size": held} | shaped)
 
 
 def _split_of(problems: ProblemSet) -> Source | None:
@@ -238,8 +240,7 @@ def _put_model(made: Draft, model: Model, size: footprint.Size, facts: Facts) ->
 
 def _put_prompts(made: Draft, problems: ProblemSet) -> None:
     """Write the templates. A source whose problems ask for a box, and a generated one, keeps its own words."""
-    rows = problems.rows(range(min(_LOOKED_AT, len(problems))), others=False)
-    asks = any("\\boxed" in (row.problem or "") for row in rows)
+    asks = _ask_for_box(problems)
     student = "{problem}" if asks else BOXED
     teacher = (
         TEACHER if problems.shape.solution else TEACHER.replace("{solution}", "{answer}").replace("solution of", "answer to")
@@ -248,6 +249,11 @@ def _put_prompts(made: Draft, problems: ProblemSet) -> None:
     made.put(
         "prompts.teacher", teacher.replace(BOXED, "{problem}") if asks else teacher, "the teacher is the model before training"
     )
+
+
+def _ask_for_box(problems: ProblemSet) -> bool:
+    rows = problems.rows(range(min(_LOOKED_AT, len(problems))), others=False)
+    return any("\\boxed" in (row.problem or "") for row in rows)
 
 
 def _put_lengths(made: Draft, problems: ProblemSet, model: Model, facts: Facts) -> None:
@@ -304,6 +310,8 @@ def _put_grade(made: Draft, problems: ProblemSet) -> None:
         made.notes += [note] if note else []
     except SourceError:
         made.put("grade.verifier", "exact", "the answers are no mathematics: the text in the last \\boxed{} is compared")
+    if _ask_for_box(problems):
+        made.put("grade.fallback", "off", "the problems ask for a box themselves: an answer without one counts as none")
     made.put("grade.advantage", "group", "each answer is compared with the others to its problem")
 
 

@@ -5,6 +5,7 @@ Weights are not needed: the configuration, the tokenizer and the modules without
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from pipeline.errors import ModelError, SettingError
 from pipeline.models import head_form, layers
 from pipeline.models.blueprint import blueprint, has_experts, settings_of
 from pipeline.models.lora_support import has_class, serves_lora
-from pipeline.models.resolve import MODEL_NAME, asset_path
+from pipeline.models.resolve import MODEL_NAME, asset_path, check_folder, hub_answers, resolve_model
 from pipeline.models.stops import stop_ids
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
@@ -42,6 +43,7 @@ def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
         window = json.loads((asset_path() / "config.json").read_text())["max_position_embeddings"]
         _check_fits(run.model, window)  # without transformers, whose import takes seconds
         return []
+    _check_adapter(run.model)
     settings = settings_of(run.model)
     check_window(run.model, settings)
     _check_parts(run.model, settings)
@@ -65,6 +67,18 @@ def check(run: Run, for_gpus: bool, begun: bool = False) -> list[str]:
     if run.model.tuning == "full":
         return []
     return [f"note: {run.model.path}: {layers.check(run.model, net, begun)} (model.lora_targets)"]
+
+
+def _check_adapter(model: Model) -> None:
+    """Raise ModelError for a model with an adapter: transformers adds it, engines do not, and a new one takes its place."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    path = resolve_model(model.path)
+    check_folder(path)
+    with contextlib.suppress(OSError):  # the hub cannot be asked
+        if find_adapter_config_file(path, revision=model.revision, local_files_only=not hub_answers()):
+            remedy = "Merge it into the weights (egrsd export --merge, peft's merge_and_unload), or take adapter_config.json away"
+            raise ModelError("holds an adapter (adapter_config.json), which engines would leave out", model.path, remedy)
 
 
 def check_window(model: Model, settings: Any) -> None:
@@ -158,6 +172,7 @@ def _check_teachers(run: Run, for_gpus: bool) -> None:
     for teacher in run.teachers.values():
         model = run.model_of(teacher)
         if model != run.model and not teacher.server:
+            _check_adapter(model)
             settings = settings_of(model)
             check_window(model, settings)
             _check_parts(model, settings)

@@ -98,6 +98,16 @@ def vocabulary_size(model: Model) -> int:
     return int(open_model(AutoConfig, model, "configuration").get_text_config().vocab_size)
 
 
+def local_folder(model: Model) -> str:
+    """The folder of a run's model on this machine: its own, or that of its revision in the hub's local copy."""
+    path = resolve_model(model.path)
+    if os.path.isdir(path):
+        return path
+    from transformers.utils import cached_file
+
+    return str(Path(str(cached_file(path, "config.json", revision=model.revision or "main"))).parent)
+
+
 def has_weights(model: Model) -> bool:
     """Whether all weights of a run's model are on this machine, in its folder or in the hub's local copy. Nothing is loaded."""
     path = resolve_model(model.path)

@@ -12,6 +12,7 @@ from itertools import product
 
 from pipeline.config import Source
 from pipeline.errors import SourceError, nearest
+from pipeline.overrides import read_section
 from pipeline.problems.sources import ProblemSet, open_source
 
 # `question` is tried first: a copy that has both columns keeps the number of a problem in `problem`
@@ -70,8 +71,10 @@ def open_benchmark(spec: str) -> ProblemSet:
 
 def _places(known: Benchmark, copy: str) -> list[Source]:
     """Sources to try, in order: the hub or its cache, or the copy as a folder of splits, a file, a folder of Parquet files."""
-    hub = Source(uri=f"datasets:{copy.removeprefix('datasets:') or known.hub}", split=known.split, solution="")
+    plain = {"split": known.split, "solution": ""}
+    name = f"datasets:{copy.removeprefix('datasets:') or known.hub}"
+    hub = read_section(Source, {"uri": name, **plain}, "--source")
     if not copy or copy.startswith("datasets:"):
         return [hub.model_copy(update={"options": dict(known.options)})]
-    direct = Source(uri=copy, split=known.split, solution="")
+    direct = read_section(Source, {"uri": copy, **plain}, "--source")
     return [hub, direct] if os.path.isdir(copy) else [direct]

@@ -87,7 +87,7 @@ def _load(source: Source, name: str) -> Any:
         if is_saved(name):
             return _saved(source, datasets.load_from_disk(name))
         return datasets.load_dataset(name, split=source.split, **source.options)
-    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise SourceError(
             f"cannot be loaded: {first_line(error)}",
             f"{source.uri}, split '{source.split}'",

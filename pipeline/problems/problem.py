@@ -161,7 +161,7 @@ def _imported(value: Any) -> tuple[str, ...] | None:
 
 def _others(row: Mapping[str, Any], shape: Shape, most: int) -> tuple[str | None, tuple[str, ...]]:
     """The other columns as one JSON object of at most `most` bytes, and the names of those left out, the largest first."""
-    parts = {name: json.dumps(_plain(row[name]), ensure_ascii=False) for name in shape.other if row.get(name) is not None}
+    parts = {clean(name): json.dumps(_plain(row[name]), ensure_ascii=False) for name in shape.other if row.get(name) is not None}
     if not parts:
         return None, ()
     sizes = {name: len(name.encode()) + len(text.encode()) + 6 for name, text in parts.items()}

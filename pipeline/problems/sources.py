@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipeline.config import Source
+from pipeline.contract import Reject
 from pipeline.digest import digest
 from pipeline.errors import EgrsdError, SettingError, SourceError, first_line, nearest
 from pipeline.notices import NOTICE_S, late
@@ -73,6 +74,7 @@ class ProblemSet:
             )
         self.source, self.size, self.fingerprint = source, min(len(rows) - source.skip, source.size), rows.fingerprint
         self.total, self.shape, self._rows = rows.total, rows.shape, rows
+        self._solved = True
 
     def __len__(self) -> int:
         return self.size
@@ -87,7 +89,8 @@ class ProblemSet:
             raise IndexError(f"row {wrong[0]} of a source of {self.size}")
         places = [index + self.source.skip for index in indices] if self.source.skip else indices
         raw, shape = self._rows.read(places, others), self.shape if others else replace(self.shape, other=())
-        return [read_problem(int(index), row, shape, self.source) for index, row in zip(indices, raw, strict=True)]
+        found = [read_problem(int(index), row, shape, self.source) for index, row in zip(indices, raw, strict=True)]
+        return found if self._solved else [_unsolved(row) for row in found]
 
     def carried(self) -> str:
         """Hash of the columns that rewards may want and that `fingerprint` leaves out; "" for none. It may take long."""
@@ -96,8 +99,8 @@ class ProblemSet:
             return self._rows.carried()
 
     def without_solutions(self) -> ProblemSet:
-        """The same problems for an evaluation, where a column of solutions may be missing."""
-        self.shape = replace(self.shape, lacks="")
+        """The same problems for an evaluation, which reads no solution: a row without one, or a source without any, is asked."""
+        self.shape, self._solved = replace(self.shape, lacks=""), False
         return self
 
     def cautions(self, held_out: Source | None = None) -> list[str]:
@@ -118,6 +121,12 @@ class ProblemSet:
         if first and (said := gym.caution(task, [row.answer or "" for row in first])):
             notes.append(said)
         return [f"note: {self.source.uri}: {text}" for text in notes]
+
+
+def _unsolved(row: Problem) -> Problem:
+    """A row for somebody who reads no solutions."""
+    usable = row.reject == Reject.MISSING_SOLUTION and row.answer is not None
+    return replace(row, reject=None, detail="") if usable else row
 
 
 def open_source(source: Source, look: bool = True, setting: str = "source") -> ProblemSet:

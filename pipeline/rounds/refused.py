@@ -80,7 +80,10 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
         reason, count = reasons.most_common(1)[0]
         things = "imported traces" if brings else "prompts"
         what = f"all {reasons.total()} {things} of {whose} are rejected, {count} as {reason}: {details[reason]}"
-        raise UserError(what, source.source.uri, REMEDIES[Reject(reason)])
+        remedy = REMEDIES[Reject(reason)]
+        if whose == "the evaluation":
+            remedy = remedy.replace("source.", "evaluation.source.").replace("rollout.max", "evaluation.max")
+        raise UserError(what, source.source.uri, remedy)
 
 
 def refuse_unknown_teachers(source: ProblemSet, run: Run) -> None:

@@ -71,7 +71,7 @@ def controls(tokenizer: Any) -> re.Pattern[str] | None:
     An added token of white space is text in any template (Gemma has one for each number of line ends). None for a tokenizer
     without control tokens.
     """
-    added, template = tokenizer.added_tokens_decoder.values(), tokenizer.chat_template or ""
+    added, template = tokenizer.added_tokens_decoder.values(), tokenizer.get_chat_template() if tokenizer.chat_template else ""
     texts = {token.content for token in added if token.special or (token.content.strip() and token.content in template)}
     longest_first = sorted((text for text in texts if text), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

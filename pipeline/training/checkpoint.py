@@ -133,7 +133,7 @@ def load_policy(student: Student, folder: Path, model: Model) -> None:
     is_state = any(folder.glob(f"{WEIGHTS}*.safetensors"))
     if not is_state:
         whole.check(folder, str(folder), student.base.config.get_text_config().hidden_size)
-    saved = _parts(folder, WEIGHTS) if is_state else whole_weights(student, Model(path=str(folder)), torch.float32)
+    saved = _parts(folder, WEIGHTS) if is_state else whole_weights(student, whole.at(model, folder), torch.float32)
     with torch.no_grad():
         for name, parameter in _fitting(student, saved, str(folder)).items():
             if not saved[name].isfinite().all():
@@ -185,7 +185,8 @@ def probe(trainer: Trainer) -> whole.Probe:
     student.eval()
     logprobs = answers(trainer.module, trainer.device, tokens)
     student.train()
-    return whole.Probe(tokens=tuple(tokens), logprobs=logprobs, base_logprobs=student.base_answers)
+    said = {"logprobs": logprobs, "base_logprobs": student.base_answers}
+    return whole.Probe.model_validate({"tokens": tokens, **said, "dtype": trainer.run.train.dtype})
 
 
 def load_optimizer(trainer: Trainer, folder: Path) -> int:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import distributed as dist
 
-from pipeline.config import Model, Run
+from pipeline.config import Run
 from pipeline.errors import StoreError, TrainingError
 from pipeline.live.card import Card
 from pipeline.rounds.rows import is_comparable, shard_tables
@@ -212,7 +212,7 @@ def _weights_of(trainer: Trainer, store: Store, version: int) -> dict[str, torch
         assert folder is not None  # has_policy
         if not whole_model:
             return checkpoint.tensors(folder / ADAPTER)
-        return checkpoint.whole_weights(trainer.student, Model(path=str(folder)), dtype)
+        return checkpoint.whole_weights(trainer.student, whole.at(run.model, folder), dtype)
 
 
 def _write(trainer: Trainer, version: int, policy: Path, state: Path | None) -> None:

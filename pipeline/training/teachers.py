@@ -17,6 +17,7 @@ from pipeline.contract import Engines, Failure, Policy, Sequence
 from pipeline.errors import EngineError, ModelError, TrainingError, first_line
 from pipeline.fit import footprint
 from pipeline.fit.machine import GIB, free_memory
+from pipeline.models.blueprint import settings_of
 from pipeline.models.resolve import MODEL_NAME, open_model
 from pipeline.notices import NOTICE_S, late
 from pipeline.store.directory import Store
@@ -69,11 +70,14 @@ def _answer(model: Model) -> dict[str, object]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from pipeline.training.student.student import attention_for
+
     try:
         need, free = footprint.weight_bytes(footprint.measure(model), model.dtype), free_memory()
         if need > free / 2:
             return {"left_out": f"{need / GIB:.3g} GiB of weights are more than half of the {free / GIB:.3g} GiB that are free"}
-        net = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, model.dtype)).eval()
+        more = attention_for(settings_of(model))
+        net = open_model(AutoModelForCausalLM, model, "weights", dtype=getattr(torch, model.dtype), **more).eval()
         tokens = sequence(net.get_input_embeddings().num_embeddings, model.max_model_len)
         ids = torch.tensor(tokens)
         with torch.inference_mode():

@@ -66,6 +66,7 @@ class Played(BaseHTTPRequestHandler):
             text = f"Requested prompt logprobs of {k}, which is greater than max allowed: 5"
             return self.reply(400, {"error": {"message": text}})
         if k is None:
+            server.writes = asked
             return self.reply(200, {"choices": [{"token_ids": [7, 8, 2], "finish_reason": "stop"}]})
         places = [None, *(self.place(row, token, k) for row, token in zip(logits(ids)[1:], ids[1:], strict=True))]
         return self.reply(200, {"choices": [{"prompt_logprobs": places[:-1] if server.fault == "short" else places}]})
@@ -155,6 +156,15 @@ def test_a_trace_that_the_server_writes_is_scored_by_it_too(played):
     [trace] = client(played).generate([Generate(PROMPT, 3)], Policy(0), Sampling(1.0, 1.0, 0, 8))
     assert (trace.tokens.tolist(), trace.finish_reason, trace.policy_version) == ([7, 8, 2], "stop", 0)
     assert len(trace.logprobs) == len(trace.entropy) == 3
+
+
+def test_the_model_that_scores_is_the_one_that_writes_and_samples_as_this_project_does(played):
+    """Without a name a vLLM writes with its base. What a request leaves out comes from the model's generation configuration."""
+    client(played, served_model="teacher").generate([Generate(PROMPT, 3)], Policy(0), Sampling(0.5, 0.9, 7, 8))
+    asked = {name: value for name, value in played.writes.items() if name != "prompt"}
+    plain = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    chosen = {"temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3, "max_tokens": 8}
+    assert asked == {"model": "teacher", "return_token_ids": True, **plain, **chosen}
 
 
 def test_sequences_that_cannot_be_scored_are_failures_of_their_row(played):

@@ -16,6 +16,7 @@ from pipeline.audit import measure
 from pipeline.audit import tokens as read
 from pipeline.errors import StoreError
 from pipeline.evidence import documents
+from pipeline.evidence.sweep import first_step
 from pipeline.method import directions
 from pipeline.overrides import resolve
 from pipeline.rounds.round import open_round
@@ -127,10 +128,10 @@ def test_the_step_is_the_rounds_own(audited):
     """rlsd changes over its first steps. A later round was weighed as if it were the first."""
     store, _ = audited
     work = open_round(store, store.load_run(), "rounds", 0)
-    assert read.first_step(work) == 0
+    assert first_step(work) == 0
     for number, steps in ((0, (0, 1)), (1, (2, 3))):
         store.write_metrics("train", number, [{"round": number, "step": step} for step in steps])
-    assert [read.first_step(replace(work, number=number)) for number in (0, 1, 2)] == [0, 2, 4]
+    assert [first_step(replace(work, number=number)) for number in (0, 1, 2)] == [0, 2, 4]
 
 
 @pytest.mark.parametrize(

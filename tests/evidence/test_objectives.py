@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 from jobs import sweep as job
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence import objectives
+from pipeline.evidence.sweep import first_step, is_kept
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
+from pipeline.store.folders import drop_weights
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
 
@@ -64,6 +67,30 @@ def test_a_setting_that_only_some_objectives_read_makes_no_copies_of_the_others(
     base = resolve(demo(), ["score.keep_topk=16"])
     points = objectives.grid(base, ["objective.name=grpo,gkd", "objective.gkd_beta=0,.5,1"])
     assert [tuple(point.settings.values()) for point in points] == [("grpo", "0"), ("gkd", "0"), ("gkd", ".5"), ("gkd", "1")]
+
+
+def test_a_later_round_is_computed_at_its_own_step(stored):
+    """`rlsd` forgets the magnitude over its first steps. All rounds were computed at step 0."""
+    sets = ["objective.name=grpo,rlsd", "objective.rlsd_decay_steps=1"]
+    run = stored.load_run()
+    works = job.choose_rounds(stored, run, [1])
+    assert first_step(works[0]) >= 1
+    found = objectives.measure(run, objectives.grid(run, sets), works, 8)
+    assert found["points"][1]["cosine"] == [pytest.approx(1, abs=1e-5)]
+    early = objectives.measure(run, objectives.grid(run, sets), job.choose_rounds(stored, run, [0]), 8)
+    assert early["points"][1]["cosine"][0] < 0.9999
+
+
+def test_a_round_whose_policy_was_dropped_is_left_out(stored, tmp_path):
+    """The manifest of a dropped policy stays, so its round was chosen, and the sweep failed at its end."""
+    store = Store(str(shutil.copytree(stored.uri, tmp_path / "run")))
+    run = store.load_run()
+    works = job.choose_rounds(store, run, None)
+    assert [is_kept(work) for work in works[:2]] == [True, True]
+    drop_weights(store, "policy/0001")
+    assert [is_kept(work) for work in works[:2]] == [True, False]
+    found = objectives.measure(run, objectives.grid(run, ["objective.name=grpo,rlsd"]), works[:2], 8)
+    assert found["rounds"] == [0]
 
 
 def test_objectives_without_a_common_trace_are_told(stored):

@@ -132,3 +132,15 @@ def test_layers_that_differ_are_counted_one_by_one(tmp_path):
     run = resolve(recipes.demo(), [f"model.path={tmp_path}", "engines.rollout.kv_cache_gib=0.0001"])
     with pytest.raises(SettingError, match=r"hold no trace of 128 tokens"):
         footprint.check_cache(run)
+
+
+def test_the_cache_of_a_teachers_engines_is_checked_too(tmp_path):
+    """A teacher with a longer window started its engines first, which then failed with the student's setting as advice."""
+    teacher = [f"teachers.big.model={tmp_path}", "teachers.big.max_model_len=4096", "teachers.big.engines.kv_cache_gib=0.001"]
+    AutoConfig.for_model("llama", **COMMON).save_pretrained(tmp_path)
+    with pytest.raises(
+        SettingError, match=r"teachers\.big\.engines\.kv_cache_gib: .* of 4096 tokens.*lower teachers\.big\.max_model_len"
+    ):
+        footprint.check_cache(resolve(recipes.demo(), teacher))
+    with pytest.raises(SettingError, match=r"engines\.rollout\.kv_cache_gib: .* hold no trace of 999999 tokens"):
+        footprint.check_cache(resolve(recipes.demo(), [teacher[0], "teachers.big.max_model_len=999999"]))

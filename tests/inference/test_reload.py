@@ -1,5 +1,6 @@
 """Whole weights in a running engine: after each load it answers as transformers does, and a load that does nothing is noticed."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -109,6 +110,17 @@ def test_keys_and_values_of_other_weights_that_vllm_keeps_end_the_engine():
     keeping.reset_prefix_cache = lambda: False
     with pytest.raises(EngineError, match="base: vLLM keeps keys and values of other weights"):
         reload.Reloader("base", "float32")(keeping, None, None)
+
+
+@pytest.mark.parametrize(("trainers", "refused"), [("bfloat16", False), ("float32", True), ("", True)])
+def test_the_coarser_dtype_of_engine_and_trainer_says_how_far_apart_they_may_be(monkeypatch, trainers, refused):
+    """A trainer in bfloat16 is .02 nat from an engine in float32. Such a run ended after it had paid for round 0."""
+    base, tokens, change = np.linspace(-2, -1, 5), (1, 2, 3, 4, 5, 6), 0.1
+    measured = iter([base + 0.02, base + change + 0.02])
+    monkeypatch.setattr(reload, "_measure", lambda *_: next(measured))
+    probe = Probe(tokens=tokens, logprobs=tuple(base + change), base_logprobs=tuple(base), dtype=trainers)
+    with pytest.raises(ModelError, match="compute another base") if refused else contextlib.nullcontext():
+        reload.Reloader("base", "float32")(Idle(), reload.Whole(1, "folder", "content", probe), None)
 
 
 @pytest.mark.parametrize(

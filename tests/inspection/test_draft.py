@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import SettingError, SourceError
 from pipeline.fit.machine import GIB, Facts
+from pipeline.grader.verifier import reads_unmarked
 from pipeline.inspection.draft import _why, check, draft
 from pipeline.problems.sources import open_source
 
@@ -37,6 +38,27 @@ def test_a_file_for_a_cpu_holds_out_rows_and_is_a_whole_configuration(source):
     assert "{solution}" in run.prompts.teacher
     assert run.grade.verifier == "math"
     assert "# such as '0+0'" in text
+
+
+@pytest.mark.parametrize(("size", "skip"), [(100_000, 0), (20, 0), (100_000, 10), (20, 10)])
+def test_rows_that_are_held_out_are_never_trained_on(source, size, skip):
+    """`--set source.size=20` trained on all held-out rows, and `source.skip=10` on those that it moved the training rows to."""
+    made = draft("mine", "tiny-reasoner", source, [*NAMED, f"source.size={size}", f"source.skip={skip}"], facts())
+    run = check(made.text([]), "mine.yaml")
+    train, held_out = (
+        {row.problem for row in rows.rows(range(len(rows)))} for rows in map(open_source, (run.source, run.evaluation.source))
+    )
+    assert not train & held_out
+    assert train | held_out == {f"{i}+{i}" for i in range(skip, min(40, skip + size))}
+
+
+@pytest.mark.parametrize(("asks", "fallback"), [(" Put it into \\boxed{}.", "off"), ("", "auto")])
+def test_problems_that_ask_for_a_box_themselves_take_no_answer_without_one(tmp_path, asks, fallback):
+    """The template was then `{problem}`, which asks for nothing, so `auto` took the last number of any response."""
+    path = tmp_path / "b.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i}+1?{asks}", "answer": str(i + 1)}) + "\n" for i in range(12)))
+    run = check(draft("b", "tiny-reasoner", str(path), [], facts()).text([]), "b.yaml")
+    assert (run.grade.fallback, reads_unmarked(run)) == (fallback, False)
 
 
 def test_columns_that_are_not_clear_are_shown_with_an_example_each(source):
@@ -105,6 +127,22 @@ def test_every_value_has_its_reason(source, cards):
 )
 def test_the_bound_that_made_the_longest_response_is_told(new, typical, most, said):
     assert _why(new, typical, most).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("uri", "sets", "setting"),
+    [
+        ("s3://KEY:SECRET@bucket/x.jsonl", [], "source.uri"),
+        ("x.jsonl", ["source.size=0"], "source.size"),
+        ("x.jsonl", ["model.lora_rank=0"], "model.lora_rank"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_its_setting(uri, sets, setting):
+    """It ended in an internal error, which repeated the key."""
+    with pytest.raises(SettingError) as refused:
+        draft("mine", "tiny-reasoner", uri, sets, facts())
+    assert refused.value.where == setting
+    assert "SECRET" not in str(refused.value)
 
 
 def test_what_is_set_decides(source):

@@ -1,15 +1,22 @@
 """The doctor as a user runs it."""
 
+import json
+
 import pytest
 from waiting import until
 
 from actors import cluster, resources
 from jobs import doctor
 from pipeline import notices, recipes
+from pipeline.driver import open_sources
 from pipeline.errors import ModelError, UnreachableError
 from pipeline.fit.machine import Facts, Line
 from pipeline.live.probe import judge_store
+from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.overrides import resolve
+from pipeline.problems.survey import survey
+from pipeline.rounds.round import evaluation_run
+from pipeline.stages.prompts import prompts
 from pipeline.store.directory import Store
 
 
@@ -72,14 +79,41 @@ def test_a_place_that_cannot_hold_a_run_is_one_error_line(tmp_path):
 def test_a_reward_that_is_missing_is_one_error_line(tmp_path):
     (tmp_path / "mine.py").write_text("def mine(completions):\n    return [1.0] * len(completions)\n")
     run = resolve(recipes.demo(), [f"grade.rewards=[{{name: mine, function: '{tmp_path / 'mine.py'}'}}]"])
-    [line] = doctor.judge("rewards", lambda: doctor.judge_rewards(run))
+    [line] = doctor.judge("rewards", lambda: doctor.judge_rewards(run, None))
     assert (line.level, line.topic) == ("ok", "rewards")
     assert "grade.rewards.mine runs" in line.text
     (tmp_path / "mine.py").unlink()
-    [line] = doctor.judge("rewards", lambda: doctor.judge_rewards(run))
+    [line] = doctor.judge("rewards", lambda: doctor.judge_rewards(run, None))
     assert line.level == "error"
     assert "grade.rewards.mine: " in line.text
-    assert doctor.judge_rewards(recipes.demo()) == []
+    assert doctor.judge_rewards(recipes.demo(), None) == []
+
+
+def test_a_reward_that_lies_in_the_runs_folder_is_not_run(tmp_path):
+    """`egrsd doctor --run` of a run that somebody sent ran the code that lay beside it. `distill` refused it."""
+    file = tmp_path / "run" / "theirs.py"
+    file.parent.mkdir()
+    file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef theirs(completions):\n    return [1.0] * len(completions)\n")
+    run, store = resolve(recipes.demo(), [f"grade.rewards=[{{name: theirs, function: '{file}'}}]"]), Store(str(file.parent))
+    for find in (doctor.judge_rewards, lambda *of: doctor.judge_settings(of[0], doctor.Choices("demo"), False, of[1])):
+        [line] = doctor.judge("rewards", lambda find=find: find(run, store))
+        assert line.level == "error"
+        assert "lies in the folder of the run" in line.text
+    assert not (tmp_path / "ran").exists()
+
+
+def test_held_out_problems_need_no_solutions(tmp_path):
+    """`distill` took rows with problem and answer alone, and `doctor` said that none of them can be used."""
+    rows = [{"problem": f"{i}+1", "answer": str(i + 1)} for i in range(6)]
+    for name, more in (("none.jsonl", [{}] * 6), ("some.jsonl", [{"solution": "It is so."}] * 2 + [{"solution": None}] * 4)):
+        (tmp_path / name).write_text("".join(json.dumps(row | one) + "\n" for row, one in zip(rows, more, strict=True)))
+        held_out = resolve(recipes.demo(), [f"evaluation.source.uri={tmp_path / name}", "evaluation.problems=6"])
+        [line] = [line for line in doctor.judge_sources(held_out) if line.topic == "held out"]
+        assert line.level == "ok"
+        assert line.text.endswith("6 rows, of which 6 are asked and 6 can be used")
+        assert survey(open_sources(held_out).evals, None).rejected.total() == 0
+        table = prompts(open_sources(held_out).evals.rows(range(6)), evaluation_run(held_out), tokenizer_of(held_out.model))
+        assert table["reject_reason"].null_count == 6
 
 
 def test_a_check_that_takes_long_names_who_is_waited_for(monkeypatch):
@@ -121,11 +155,11 @@ def test_the_doctor_refuses_what_distill_refuses_before_it_starts(line, message)
     """It rendered prompts only for a source of its own, and never looked at settings that nobody reads."""
     sets = ("objective.name=grpo", line) if line.startswith("objective") else (line,)
     run = resolve(recipes.demo(), list(sets))
-    [found] = doctor.judge("settings", lambda: doctor.judge_settings(run, doctor.Choices("demo", sets), False))
+    [found] = doctor.judge("settings", lambda: doctor.judge_settings(run, doctor.Choices("demo", sets), False, None))
     assert (found.level, found.topic) == ("error", "settings")
     assert message in found.text
 
 
 def test_settings_with_which_a_run_would_start_are_said_to():
-    [found] = doctor.judge_settings(recipes.demo(), doctor.Choices("demo"), False)
+    [found] = doctor.judge_settings(recipes.demo(), doctor.Choices("demo"), False, None)
     assert found == Line("ok", "settings", "a run would start with them")

@@ -23,11 +23,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import requests
+import typer
 from waiting import free_port, until
 
 from jobs import submit
 from pipeline import notices
-from pipeline.errors import EgrsdError
+from pipeline.errors import EgrsdError, SettingError
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "b5d1c0ffee" * 4
@@ -347,3 +348,23 @@ def test_every_request_to_the_job_server_has_a_deadline(monkeypatch):
     over.set()
     server.shutdown()
     assert said == ["waiting for the cluster's job server, about job: for 30 s so far."]
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        (["distill", "--run", "runs/a"], "run"),
+        (["export", "--run", "s3://b/r", "--out", "traces"], "out"),
+        (["export", "--run", "s3://b/r", "--model", "policy"], "model"),
+        (["sweep", "--run", "s3://b/r", "--csv", "x.csv"], "csv"),
+        (["export", "--run", "s3://b/r", "--model", "/data/policy"], None),
+    ],
+)
+def test_what_would_be_written_into_the_jobs_own_folder_is_refused(verb, option):
+    """Ray deletes that folder, so the model or the table was lost after a job that succeeded."""
+    from jobs.cli import app
+
+    context = typer.main.get_command(app).make_context("egrsd", ["submit", "--", *verb], resilient_parsing=True)
+    parsed = submit.parse_verb(context, verb)
+    with pytest.raises(SettingError, match=f"--{option}: .*which Ray deletes") if option else contextlib.nullcontext():
+        submit._check_paths(parsed)

@@ -40,6 +40,16 @@ def test_the_model_that_ships_is_known_to_do() -> None:
         fitness.check(resolve(demo(), ["model.max_model_len=300"]), for_gpus=False)
 
 
+@pytest.mark.parametrize("teacher", [False, True])
+def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path, teacher: bool) -> None:
+    """Transformers added it, engines did not, and the trainer's own adapter then took its place without a word."""
+    run = run_of(tmp_path, settings("llama"), "train.logprob_gap=1")
+    run = resolve(demo(), [f"teachers.big.model={tmp_path}"]) if teacher else run
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"holds an adapter \(adapter_config\.json\).*merge_and_unload"):
+        fitness.check(run, for_gpus=False)
+
+
 @pytest.mark.parametrize("scaled", [LONGROPE, {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}])
 @pytest.mark.parametrize(
     ("window", "refused"), [(199, None), (200, "from 200 tokens on.*to 199 or less"), (300, "window is 256 tokens")]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import SettingError, SourceError
 from pipeline.problems.benchmarks import BENCHMARKS, benchmark, near, open_benchmark
 
 GSM8K = [
@@ -24,6 +24,12 @@ SHAPES = {
 }
 ANSWERS = {"aime24": "204", "aime25": "70", "hmmt25": r"\frac{1}{576}", "math500": SHAPES["math500"][0]["answer"]}
 ANSWERS |= {"minerva": "4.5e33", "gsm8k": "4"}
+
+
+def test_a_copy_at_an_address_with_credentials_is_refused_without_repeating_them():
+    with pytest.raises(SettingError) as refused:
+        open_benchmark("gsm8k=s3://KEY:SECRET@bucket/x.jsonl")
+    assert "SECRET" not in str(refused.value)
 
 
 @pytest.fixture(params=["jsonl", "parquet", "folder of splits", "saved"])

@@ -210,6 +210,19 @@ def test_a_byte_order_mark_blank_lines_and_half_surrogates_are_survived(tmp_path
     pa.array([row.problem for row in rows])
 
 
+def test_the_name_of_another_column_may_have_half_a_surrogate(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0] | {"le\ud800vel": 3}) + "\n")
+    assert open_source(Source(uri=str(tmp_path / "a.jsonl"))).rows([0])[0].extra == '{"le?vel": 3}'
+
+
+def test_a_time_that_python_has_no_date_for_is_named_with_its_column(tmp_path):
+    """Milliseconds that are called seconds. It ended in an OverflowError."""
+    late = pa.array([1_700_000_000_000] * len(ROWS), pa.timestamp("s"))
+    pq.write_table(pa.Table.from_pylist(ROWS).append_column("made", late), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"columns made lies outside the years 1 to 9999.*take the column out"):
+        open_source(Source(uri=str(tmp_path / "a.parquet")))
+
+
 GOOD = json.dumps(ROWS[0]) + "\n"
 
 

@@ -204,6 +204,8 @@ def test_code_in_the_folder_of_the_run_is_refused(tmp_path, file):
         (["{name: a, function: format}"], "a: settings.pattern: Field required"),
         (["{name: a, function: format, settings: {pattern: '('}}"], "pattern is not a regular expression"),
         (["{name: a, function: soft_overlong, settings: {cache: 73}}"], "settings.cache 73 is above the limit of 72 tokens"),
+        (["{name: a, function: soft_overlong, settings: {cache: '73'}}"], "settings.cache 73 is above the limit of 72 tokens"),
+        (["{name: a, function: soft_overlong, settings: {cache: 9, limit: '8'}}"], "settings.cache 9 is above the limit of 8"),
         (["{name: a, function: 'x.py', weight: 0}"], "every weight is 0"),
         (["{name: a, function: 'x.py', settings: {answer: 1}}"], "settings.answer has the name of an argument"),
         (["{name: a, function: 'x.py', weight: nan}"], "finite number"),

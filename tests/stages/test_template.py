@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from pipeline.errors import ModelError
+from pipeline.models.tokenizers.tokenizer import check_template
 from pipeline.stages import template
-from pipeline.stages.chat import student_prompt
+from pipeline.stages.chat import controls, student_prompt
 
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in messages %}{% endfor %}{% endfor %}{% endfor %}"
 DOUBLED = "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
@@ -25,6 +26,21 @@ def hostile(chatml, monkeypatch):
         return chatml
 
     return with_template
+
+
+def test_todays_date_is_the_same_on_every_day(hostile):
+    """A template of Llama or SmolLM writes it. A resumed run then had other prompts, and so had its last evaluation."""
+    dated = hostile("{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}")
+    assert template.render(dated, [{"role": "user", "content": "Hi"}]) == "26 Jul 2024 Hi"
+
+
+def test_several_templates_without_a_default_are_refused(hostile):
+    named = hostile({"tool_use": "{{ messages }}", "rag": "{{ messages }}"})
+    with pytest.raises(ModelError, match="several chat templates, and none of them is named default"):
+        check_template(named)
+    both = hostile({"tool_use": "<tool>", "default": "{{ messages }}"})
+    check_template(both)
+    assert controls.__wrapped__(both).findall("<|im_end|> <think>") == ["<|im_end|>"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config import Model
 from pipeline.digest import digest
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, first_line
 from pipeline.models.resolve import check_folder, hub_answers, open_model, resolve_model
 from pipeline.models.tokenizers.light import LightTokenizer, read_light
 from pipeline.models.tokenizers.read_tokenizer import facts_of
@@ -73,10 +73,18 @@ def template_hash(tokenizer: Any) -> str:
 
 
 def check_template(tokenizer: Any) -> None:
-    """Raise ModelError when a tokenizer has no chat template."""
+    """Raise ModelError when a tokenizer has no chat template, or several without a default."""
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
             "the tokenizer has no chat template",
             str(getattr(tokenizer, "name_or_path", "")),
             "Use an instruction-tuned model, or put a chat_template.jinja beside its tokenizer",
         )
+    try:
+        tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ModelError(
+            f"the tokenizer has several chat templates, and none of them is named default ({first_line(error)[:200]})",
+            str(getattr(tokenizer, "name_or_path", "")),
+            "Put the one to use into a chat_template.jinja beside its tokenizer",
+        ) from error

@@ -215,7 +215,7 @@ def widened(head: Head) -> Head:
 def logits_of(hidden: Tensor, head: Head) -> tuple[Tensor, Tensor | float]:
     """Logits float32 [n, V] of hidden states [n, H], and d logits / d (W h): the scale, or [n, V] with a cap."""
     if head.weight.is_cuda and head.weight.dtype in (torch.bfloat16, torch.float16):
-        logits = torch.mm(hidden, head.weight.T, out_dtype=torch.float32)
+        logits = torch.mm(hidden.to(head.weight.dtype), head.weight.T, out_dtype=torch.float32)  # float32 where all weights train
     else:
         logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight).float()
     if head.bias is not None:

@@ -55,10 +55,11 @@ def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: lis
 
 
 def copy_terms(model: Model, out: Path) -> None:
-    """Copy the files that tell the terms of the base, where it is a local folder: who hands its weights on owes them."""
-    base = Path(resolve_model(model.path))
+    """Copy the files in a local base's folder that tell its terms: who hands its weights on owes them."""
+    base = Path(resolve_model(model.path)).resolve()
     for file in base.iterdir() if base.is_dir() else ():
-        if file.name.lower().startswith(_TERMS) and file.is_file():
+        inside = file.resolve().is_relative_to(base)  # a link may lead to anything on this machine, and --push would send it
+        if file.name.lower().startswith(_TERMS) and file.is_file() and inside:
             shutil.copyfile(file, out / file.name)
 
 

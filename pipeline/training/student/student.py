@@ -198,14 +198,19 @@ def accumulate(module: nn.Module, last: bool) -> AbstractContextManager[None]:
 def _load(model: Model, train: Train) -> nn.Module:
     trained_whole = model.tuning == "full"
     settings = without_dropout(settings_of(model))
-    capped = bool(getattr(settings.get_text_config(), "attn_logit_softcapping", None))  # torch's fused attention ignores it
-    more: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}
+    more = attention_for(settings)
     more["dtype"] = torch.float32 if trained_whole else getattr(torch, train.dtype)
     base = open_model(AutoModelForCausalLM, model, "weights", config=settings, **more)
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return base.requires_grad_(trained_whole)
+
+
+def attention_for(settings: Any) -> dict[str, Any]:
+    """The option with which transformers computes a model's own attention. Torch's fused one ignores a cap of its logits."""
+    capped = bool(getattr(settings.get_text_config(), "attn_logit_softcapping", None))
+    return {"attn_implementation": "eager"} if capped else {}
 
 
 def without_dropout(settings: Any) -> Any:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.config import Model
 from pipeline.errors import ModelError
 from pipeline.store.documents import Count, Document, parse
 from pipeline.store.folders import ADAPTER_CONFIG, CONFIG, POLICY_REMEDY, WEIGHTS
@@ -30,11 +31,20 @@ Logprobs = tuple[Annotated[float, Field(le=1e-3, allow_inf_nan=False)], ...]
 
 
 class Probe(Document):
-    """probe.json: ids of a sequence, and the log-probs in nats of all but its first token, under the policy and the base."""
+    """probe.json: ids of a sequence, and the log-probs in nats of all but its first token, under the policy and the base.
+
+    dtype: the trainer's, in which they were computed. "" in a file from before 2026-11-30.
+    """
 
     tokens: Tokens
     logprobs: Logprobs
     base_logprobs: Logprobs
+    dtype: Literal["", "float32", "bfloat16"] = ""
+
+
+def at(model: Model, folder: Path) -> Model:
+    """The settings of a run's model, with the whole weights of a policy for its own."""
+    return model.model_copy(update={"path": str(folder), "revision": None})
 
 
 def sequence(vocab_size: int, window: int) -> list[int]:

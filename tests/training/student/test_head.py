@@ -107,6 +107,28 @@ def test_large_logits_in_half_precision_are_those_of_a_head_in_double_precision(
     assert (rounded - expected).abs().max() > 0.03
 
 
+class Products(TorchDispatchMode):
+    """Remembers the types of what is multiplied. A fake card multiplies different types, and a real one refuses them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: list[tuple[torch.dtype, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mm" in str(func):
+            self.types.append(tuple(arg.dtype for arg in args[:2]))
+        return func(*args, **(kwargs or {}))
+
+
+def test_on_a_card_hidden_states_in_float32_take_the_type_of_the_weight() -> None:
+    """Where all weights train in bfloat16, autocast leaves the last norm in float32. A card refused the product."""
+    with FakeTensorMode(), Products() as seen, torch.no_grad():
+        weight, hidden = torch.empty(500, 32, device="cuda", dtype=torch.bfloat16), torch.empty(16, 32, device="cuda")
+        logits, _ = head.logits_of(hidden, Head(weight, None, 16))
+    assert logits.dtype == torch.float32
+    assert seen.types == [(torch.bfloat16, torch.bfloat16)]
+
+
 @pytest.mark.parametrize("cap", [0.0, 30.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_on_a_card_logits_come_in_float32_without_a_copy_of_the_weight(dtype: torch.dtype, cap: float) -> None:

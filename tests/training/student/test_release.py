@@ -11,6 +11,7 @@ import torch
 from training_rounds import make_round, tiny_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from pipeline.config import Model
 from pipeline.errors import ModelError, UserError
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
@@ -103,6 +104,19 @@ def test_whole_weights_take_the_terms_of_the_base_along(policy, tmp_path: Path) 
     assert (merged / "Notice").exists()
     assert not (merged / "README.md").exists()  # the export writes a card of its own
     assert not (adapter / "LICENSE.txt").exists()
+
+
+def test_a_link_out_of_the_bases_folder_is_not_followed(tmp_path: Path) -> None:
+    """A model's folder from an archive had `NOTICE` lead to a key, which the export copied and --push would send."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    for folder in (base, out):
+        folder.mkdir()
+    (tmp_path / "key").write_text("secret")
+    (base / "terms").write_text("terms")
+    (base / "NOTICE").symlink_to(tmp_path / "key")
+    (base / "LICENSE").symlink_to("terms")
+    release.copy_terms(Model(path=str(base)), out)
+    assert [(file.name, file.read_text()) for file in out.iterdir()] == [("LICENSE", "terms")]
 
 
 def test_an_adapter_that_is_lost_in_the_merge_is_noticed(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
