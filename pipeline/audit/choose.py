@@ -6,6 +6,7 @@ Nine generated worlds are the evidence for the averaged cosine (tests/benchmarks
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 from pipeline.audit.figures import together
@@ -62,12 +63,15 @@ def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float |
     if nearest is not None:
         times = 4.0 if chosen else (nearest["gap"]["half"] / nearest["gap"]["value"]) ** 2
         wanted = {"gate": nearest["gate"], "times": times, "traces": round(audit["traces"] * (times - 1))}
+        minibatch = next(run for run in asked.values() if run is not None).train.batch_traces
+        wanted["blocks"] = max(audit["blocks"], math.ceil(audit["traces"] * times / minibatch))  # norms are seen in one of each
         wanted["seconds"] = seconds and seconds * (times - 1)
     return {
         "run": audit["run"],
         "round": audit["round"],
         "policy": audit["policy"],
         "traces": audit["traces"],
+        "blocks": audit["blocks"],
         "points": points,
         "chosen": chosen,
         "worse": all(gap is not None and gap["high"] < 0 for gap in gaps),
@@ -98,5 +102,6 @@ def sentences(document: dict[str, Any]) -> list[str]:
     if wanted is not None:
         aim = "to halve this interval" if chosen is not None else f"to tell {wanted['gate']} from gamma 0"
         cost = "" if wanted["seconds"] is None else f", some {wanted['seconds']:.0f} s of engines as in this round"
-        found.append(f"{aim}: {wanted['times']:.1f} times these traces, {wanted['traces']} more{cost}")
+        more = "" if wanted["blocks"] == document["blocks"] else f", audited in {wanted['blocks']} blocks (--blocks)"
+        found.append(f"{aim}: {wanted['times']:.1f} times these traces, {wanted['traces']} more{more}{cost}")
     return found

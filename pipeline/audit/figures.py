@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.audit.tokens import Tokens
 from pipeline.contract import Regime
-from pipeline.evidence.intervals import Estimate, jackknife, of_part, of_signal, quantile, with_signal
+from pipeline.evidence.intervals import Estimate, jackknife, of_part, of_parts, of_signal, quantile, with_signal
 from pipeline.method import directions as maths
 from pipeline.method import regimes
 from pipeline.problems import worlds
@@ -49,7 +49,7 @@ def points(
         signal = of_signal(averaged[0, place], averaged[1:, place])
         figures["averaged_cosine"] = with_signal(figures["averaged_cosine"], signal)
         gaps = {key: values[:, place] - values[:, 1] for key, values in shown.items()} if place > 1 else {}
-        differences = {key: jackknife(values[0], values[1:]) for key, values in gaps.items()}
+        differences = {key: of_parts(values[0], values[1:]) for key, values in gaps.items()}
         found.append({"name": name, **figures, "difference": differences})
     return found
 
@@ -63,8 +63,9 @@ def together(gap: Mapping[str, float] | None, blocks: int, tests: int) -> dict[s
     """A difference whose 95 % interval over blocks holds for so many tests together (Bonferroni), with the half of its width."""
     if gap is None:
         return None
-    half = (gap["high"] - gap["value"]) * quantile(blocks - 1, 1 - 0.025 / tests) / quantile(blocks - 1)
-    return {"value": gap["value"], "low": gap["value"] - half, "high": gap["value"] + half, "half": half}
+    times = quantile(blocks - 1, 1 - 0.025 / tests) / quantile(blocks - 1)
+    low, high = (gap["value"] + (gap[end] - gap["value"]) * times for end in ("low", "high"))
+    return {"value": gap["value"], "low": low, "high": high, "half": (high - low) / 2}
 
 
 def add_steps(found: list[dict[str, Any]], flows: np.ndarray, references: np.ndarray, eps: float) -> None:

@@ -21,7 +21,7 @@ from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
-from pipeline.evidence.sweep import first_step, load_policy
+from pipeline.evidence.sweep import first_step, is_kept, load_policy
 from pipeline.method import directions as maths
 from pipeline.problems import worlds
 from pipeline.rounds.round import Round
@@ -82,7 +82,7 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
     alignment, pushed, towards = audited.alignment(groups, references)
     clock.append(time.perf_counter())
     parts = _parts(groups, run)
-    in_part = float(np.mean([len(rows) for rows in parts]))
+    in_part = len(parts) / sum(1 / len(rows) for rows in parts)  # noise of a block falls as one over its traces
     longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
     flows = np.stack([audited.gradients(rows, [*tokens.weights, longer], tokens.divergences) for rows in parts], axis=1)
     products = maths.Products.of_parts(flows[:-1], references, towards)
@@ -110,7 +110,7 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
 def _trainer(work: Round) -> Trainer:
     """The trainer of a round's policy on this CPU. Raises UserError when the policy is not stored."""
     run = work.run
-    if not work.store.has_policy(work.policy_version):
+    if not is_kept(work):
         raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
     if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down many times
         torch.set_num_threads(run.train.threads * run.train.workers)

@@ -47,7 +47,8 @@ OTHER_PROBLEMS = "was evaluated on other problems than the runs before it, and o
 REJECTED = "`reject_reason` in the shards of its evaluation says why. Correct the cause, then remove this run"
 _Figure = Annotated[float, Field(allow_inf_nan=True)]
 TEST = (
-    "paired by seed and problem: t over seeds and problems, both random, degrees of freedom by Satterthwaite; "
+    "paired by seed and problem: t over seeds and problems, both random, degrees of freedom by Satterthwaite (S - 1 below five "
+    "seeds). No interval is narrower than that over the means of problems. "
     "beyond noise: p < 0.05 after Holm's correction over the comparisons of one measure"
 )
 
@@ -121,7 +122,7 @@ class Comparison:
             "seeds": self.seeds,
             "baseline": self.baseline,
             "test": TEST,
-            "intervals": "points: 95 % over problems; objectives and pairs: 95 %, over seeds and problems",
+            "intervals": "points: 95 % over problems; objectives and pairs: 95 % over seeds and problems (one seed: problems)",
             "sampling": {name: getattr(ev, name) for name in ("temperature", "top_p", "top_k", "max_new_tokens", "samples")},
             "source": ev.source.model_dump(mode="json"),
             "template_hash": template_hash(tokenizer_of(base.model)),
@@ -228,12 +229,13 @@ def share(donor: Store, own: Store, run: Run) -> None:
 class Series:
     """The results of one objective, by seed: points as in compare.json, and accuracy and length of each problem [N].
 
-    keys: what the problems are, in one order for all objectives and seeds.
+    keys: what the problems are, in one order for all objectives and seeds. samples: of each problem.
     """
 
     points: dict[int, dict[str, Any]] = field(default_factory=dict)
     accuracy: dict[int, np.ndarray] = field(default_factory=dict)
     length: dict[int, np.ndarray] = field(default_factory=dict)
+    samples: int = 1
     keys: list[tuple[str, int]] = field(default_factory=list)
 
 
@@ -315,7 +317,7 @@ def add_point(series: Series, folder: Store, key: Key, run: Run) -> None:
     keys = [answered.keys[place] for place in order]
     if series.keys and series.keys != keys:
         raise ValueError(OTHER_PROBLEMS)
-    series.keys = keys
+    series.keys, series.samples = keys, answered.correct.shape[1]
     series.accuracy[key.seed] = per_problem(answered, "correct")[order]
     series.length[key.seed] = per_problem(answered, "length")[order]
 
@@ -331,7 +333,7 @@ def summary(name: str, series: Series) -> dict[str, Any]:
     found: dict[str, Any] = {"objective": name, "seeds": sorted(series.points)}
     for measure in MEASURES:
         rows = np.stack([rows for _, rows in sorted(getattr(series, measure).items())])
-        value = over_seeds(rows, of_shares if measure == "accuracy" else of_means)
+        value = over_seeds(rows, of_shares if measure == "accuracy" else of_means, series.samples)
         found[measure] = {"value": value.value, "mean": value.value, "low": value.low, "high": value.high}
     return found
 

@@ -37,7 +37,8 @@ SHARES = ("avg", "pass", "maj", "truncated")
 MEANT = ("avg", "pass", "maj", "length", "truncated")
 INTERVAL = (
     "95 % over problems. Shares: Wilson with the effective number of problems; their differences: Bonett and Price, paired. "
-    "Lengths: Student's t. Median: Woodruff. Tokens per correct answer: the delta method on its logarithm."
+    "Lengths: the wider ends of Student's t and Hall's transformation. Median: Woodruff. "
+    "Tokens per correct answer: the delta method on its logarithm."
 )
 
 
@@ -281,7 +282,7 @@ def _over_problems(found: Samples, other: Samples | None, name: str, k: int) -> 
     if name not in SHARES:
         return of_means(values)
     samples = int(np.isfinite(values).sum()) if name == "maj" else int(np.isfinite(found.correct).sum())
-    return of_shares(values, samples) if other is None else of_gaps(values, samples)
+    return of_shares(values, samples) if other is None else of_gaps(values)
 
 
 def comparable(after: Samples, before: Samples) -> bool:

@@ -61,14 +61,15 @@ def of_shares(values: np.ndarray, samples: int | None = None) -> Estimate:
     return Estimate(mean, max(0.0, min(mean, middle - half)), min(1.0, max(mean, middle + half)))
 
 
-def of_gaps(values: np.ndarray, samples: int | None = None) -> Estimate:
+def of_gaps(values: np.ndarray) -> Estimate:
     """Mean of differences of shares [N], paired by problem and in [-1, 1], by the interval of Bonett and Price (2012).
 
-    Two problems are added, one for each side. They differ by one sample of a problem, so that rare differences do not look
-    certain. samples: of all problems together; None: one each. A NaN is left out. Raises ValueError for fewer than two values.
+    Two problems are added, one for each side, so that rare differences do not look certain. They differ as much as the problem
+    that differs most, since samples of a problem may change together. Where none differs, they do by all of their samples.
+    A NaN is left out. Raises ValueError for fewer than two values.
     """
     values = _known(values)
-    size, added = len(values), len(values) / max(len(values), samples or 0)
+    size, added = len(values), float(np.abs(values).max()) or 1.0
     middle = float(values.sum()) / (size + 2)
     variance = (float((values**2).sum()) + 2 * added**2) / (size + 2) - middle**2
     half, mean = quantile(size - 1) * math.sqrt(variance / (size + 2)), float(values.mean())
@@ -207,6 +208,18 @@ def of_signal(value: float, without: np.ndarray) -> Estimate | None:
     return Estimate(found.value, min(found.low, low), max(found.high, high))
 
 
+def of_parts(value: float, without: np.ndarray) -> Estimate | None:
+    """A figure without bounds, such as a difference, by the wider ends of `jackknife` and of Hall's transformation (1992).
+
+    Noise that differs much between the parts makes the error skew. None as for `jackknife`.
+    """
+    found, parts = jackknife(value, without), len(without)
+    if found is None:
+        return None
+    below, above = _unskewed(parts * value - (parts - 1) * without)
+    return Estimate(value, min(found.low, value - below), max(found.high, value + above))
+
+
 def _half(values: np.ndarray) -> float:
     """Half of Student's interval of the mean of values [N]."""
     return quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
@@ -268,17 +281,18 @@ def crossed(values: np.ndarray) -> Crossed:
     return Crossed(mean, np.sqrt(total / (seeds * size)), freedom)
 
 
-def over_seeds(values: np.ndarray, alone: Callable[..., Estimate] = of_means) -> Tested:
+def over_seeds(values: np.ndarray, alone: Callable[[np.ndarray], Estimate] | None = None, samples: int = 1) -> Tested:
     """Mean of values [S, N], seeds x problems, where seeds and problems are both random samples. See `crossed`.
 
-    `alone` makes the interval over the problems of one seed. That of shares and of their differences also bounds the interval
-    over all seeds, with each seed as a sample of a problem: answers that are nearly all right would otherwise look certain.
-    A problem with a NaN is left out. Raises ValueError for fewer than two problems.
+    `alone` makes an interval over problems from values [N]; None: nothing but `crossed`, and `of_means` for one seed. That over
+    the means of seeds also bounds the interval over all seeds: answers that are nearly all right would otherwise look certain,
+    and lengths are skew. samples: of a problem in one seed, for shares. A problem with a NaN is left out. Raises ValueError for
+    fewer than two problems.
     """
     values = values[:, np.isfinite(values).all(0)]
     seeds, size = values.shape
     if seeds == 1:
-        found = alone(values[0])
+        found = _alone(values[0], alone or of_means, samples * size)
         return Tested(found.value, found.low, found.high, None)
     if size < 2:
         raise ValueError(f"{size} problems are too few for an interval: 2 at least")
@@ -287,12 +301,16 @@ def over_seeds(values: np.ndarray, alone: Callable[..., Estimate] = of_means) ->
     mean, error, freedom = (float(part) for part in crossed(values))
     times = float(stdtrit(freedom, 0.975))
     low, high = mean - times * error, mean + times * error
-    if alone is not of_means:
-        floor = alone(values.mean(0), values.size)
+    if alone is not None:
+        floor = _alone(values.mean(0), alone, samples * values.size)
         low, high = min(low, floor.low), max(high, floor.high)
     reach = mean - low if mean > 0 else high - mean
     p = 2 * float(stdtr(freedom, -times * abs(mean) / reach)) if reach else float(mean == 0)
     return Tested(mean, low, high, p)
+
+
+def _alone(values: np.ndarray, alone: Callable[..., Estimate], samples: int) -> Estimate:
+    return alone(values, samples) if alone is of_shares else alone(values)
 
 
 def holm(chances: list[float]) -> list[float]:

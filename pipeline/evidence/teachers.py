@@ -79,11 +79,17 @@ def sample_teachers(store: Store, run: Run, source: ProblemSet, engines: Mapping
 
 
 def sentence(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a sample says of a teacher, with a warning when it is no better than the base."""
-    right = [sum(row[f"{who}_verdict"] == Verdict.CORRECT for row in rows) for who in ("teacher", "base")]
-    said = f"teacher {name}: solves {right[0]} of {len(rows)} sampled problems, the base {right[1]}"
+    """What a sample says of a teacher, with a warning when it is no better than the base. What has no verdict is counted."""
     if not rows:
         return f"warning: teacher {name}: none of the first problems could be asked, so nothing is known of it."
+    answered = [row for row in rows if None not in (row["teacher_verdict"], row["base_verdict"])]
+    right = [sum(row[f"{who}_verdict"] == Verdict.CORRECT for row in answered) for who in ("teacher", "base")]
+    said = f"teacher {name}: solves {right[0]} of {len(answered)} sampled problems, the base {right[1]}"
+    if left := len(rows) - len(answered):
+        why = next((cause for row in rows for who in ("teacher", "base") if (cause := row.get(f"{who}_cause"))), "no verdict")
+        said = f"{said}; {left} got no answer or no verdict ({why})"
+        if not answered:
+            return f"warning: {said}: nothing is known of it."
     if right[0] > right[1]:
         return f"{said}."
     return f"warning: {said}: it is no better than its student, which may learn nothing from it. {FILE} has the answers."
@@ -115,7 +121,7 @@ def _answered(
 
 
 def _written(run: Run, rows: Sequence[Mapping[str, Any]], asked: list[list[int]], engines: Engines) -> list[dict[str, JsonValue]]:
-    """Text and verdict of one answer of the base policy for each prompt of `asked`."""
+    """Text and verdict of one answer of the base policy for each prompt of `asked`; where it failed no verdict, and why."""
     chosen = run.rollout
     sampling = Sampling(chosen.temperature, chosen.top_p, chosen.top_k, chosen.max_new_tokens)
     seeds = [int(digest(f"sample/{run.seed}/{row['prompt_id']}"), 16) & 0x7FFFFFFF for row in rows]
@@ -126,4 +132,8 @@ def _written(run: Run, rows: Sequence[Mapping[str, Any]], asked: list[list[int]]
     ends = ["length" if t is None else t.finish_reason for t in whole]
     verdicts = grader.grade(texts, [row["answer"] for row in rows], ends)
     grader.close()
-    return [{"text": text, "verdict": graded.verdict} for text, graded in zip(texts, verdicts, strict=True)]
+    told: list[dict[str, JsonValue]] = []
+    for trace, text, graded in zip(traces, texts, verdicts, strict=True):
+        failed = isinstance(trace, Failure)
+        told.append({"text": text, "verdict": None if failed else graded.verdict} | ({"cause": trace.cause} if failed else {}))
+    return told

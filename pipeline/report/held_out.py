@@ -67,7 +67,7 @@ class Evaluations:
                 values = figures(answered, 1, names=MEANS)
                 means = {"accuracy": plain(values["avg"]), "length": plain(values["length"])}
                 asked = {"source": named(self.run.evaluation.source), "sampling": self.run.evaluation.sampling}
-                cut = {"truncated": float(answered.truncated.mean())}
+                cut = {"truncated": float(np.nanmean(answered.truncated))}
                 shown.append({"policy": version, "problems": len(answered), **means, **asked, **cut})
         return shown
 

@@ -63,7 +63,14 @@ def test_the_gate_above_0_with_the_largest_difference_is_chosen_and_a_half_inter
     assert wider == pytest.approx(1.168, abs=1e-3)
     assert found["chosen"]["gate"] == "gamma 1, window 3"
     assert found["chosen"]["gap"]["low"] == pytest.approx(0.03 - wider * 0.01)
-    assert found["wanted"] == {"gate": "gamma 1, window 3", "times": 4.0, "traces": 2400, "seconds": 180.0}
+    assert found["wanted"] == {"gate": "gamma 1, window 3", "times": 4.0, "traces": 2400, "seconds": 180.0, "blocks": 16}
+    small = {name: run and resolve(run, ["train.batch_traces=32"]) for name, run in ASKED.items()}
+    wide = choose.choose(
+        audit((0.02, 0.005), (0.03, 0.01)), small, None
+    )  # 3 200 traces, and one minibatch a block tells its norm
+    assert (
+        choose.sentences(wide)[2] == "to halve this interval: 4.0 times these traces, 2400 more, audited in 100 blocks (--blocks)"
+    )
     assert choose.sentences(found) == [
         "choice: gamma 1, window 3, whose averaged cosine is +0.0300 [+0.0183, +0.0417] above that of gamma 0",
         f"train with {GATE} --set objective.gamma=1 --set objective.window=3",

@@ -28,14 +28,13 @@ def test_the_golden_intervals_of_shares():
 def test_the_golden_intervals_of_differences():
     """Bonett and Price: 2 of 50 problems lost, 9 won. Middle 7 / 52, variance 13 / 52 - (7 / 52)^2, t of 49 degrees 2.0096.
 
-    With four samples a problem the two that are added count a quarter each.
+    Halves of these differences have halves of this interval: the two that are added differ by one half too.
     """
     found = intervals.of_gaps(np.array([-1.0] * 2 + [1.0] * 9 + [0.0] * 39))
     half = 2.009575 * math.sqrt((13 / 52 - (7 / 52) ** 2) / 52)
     assert (found.value, found.low, found.high) == pytest.approx((0.14, 7 / 52 - half, 7 / 52 + half), abs=1e-6)
-    four = intervals.of_gaps(np.array([-1.0] * 2 + [1.0] * 9 + [0.0] * 39), 200)
-    half = 2.009575 * math.sqrt(((11 + 2 / 16) / 52 - (7 / 52) ** 2) / 52)
-    assert (four.low, four.high) == pytest.approx((7 / 52 - half, 7 / 52 + half), abs=1e-6)
+    halves = intervals.of_gaps(np.array([-0.5] * 2 + [0.5] * 9 + [0.0] * 39))
+    assert (halves.value, halves.low, halves.high) == pytest.approx((0.07, 7 / 104 - half / 2, 7 / 104 + half / 2), abs=1e-6)
 
 
 def test_the_interval_of_a_mean_has_students_end_and_that_of_halls_transformation():
@@ -63,7 +62,7 @@ def test_the_mean_of_figures_has_an_interval_of_theirs():
 def test_an_interval_holds_its_mean_and_stays_within_what_is_possible(values, samples):
     shares = intervals.of_shares(np.array(values), samples)
     assert 0 <= shares.low <= shares.value <= shares.high <= 1
-    gaps = intervals.of_gaps(np.array(values) - np.array(values[::-1]), samples)
+    gaps = intervals.of_gaps(np.array(values) - np.array(values[::-1]))
     assert -1 <= gaps.low <= gaps.value <= gaps.high <= 1
 
 
@@ -355,6 +354,30 @@ def test_intervals_of_paired_differences_hold_the_truth(size, won, lost):
     assert 0.94 <= held(intervals.of_gaps, values, won - lost) <= (0.97 if size * (won + lost) > 50 else 1.0)
 
 
+@pytest.mark.parametrize(("size", "won", "lost"), [(30, 0.033, 0), (40, 0.03, 0.01), (20, 0.03, 0.01), (128, 0.03, 0.01)])
+def test_differences_of_samples_that_change_together_hold_the_truth(size, won, lost):
+    """10 000 simulations. pass@4 of four samples is 0 or 1, and so are greedy answers. Intervals held it in 56 to 93 %."""
+    draws = np.random.default_rng([size, round(1000 * won)]).random((MANY, size, 1))
+    before = np.zeros((MANY, size, 4)) + ((draws >= won) & (draws < won + lost))
+    after = np.zeros((MANY, size, 4)) + (draws < won)
+    values = {name: ((after - before).mean(2) if name == "avg" else after.max(2) - before.max(2)) for name in ("avg", "pass")}
+    assert min(held(intervals.of_gaps, one, won - lost) for one in values.values()) >= 0.94
+
+
+@pytest.mark.parametrize(
+    ("size", "noisy", "samples", "shift"), [(30, 1, 4, 0.2), (128, 1, 4, 0), (30, 0.2, 4, 0), (128, 0.2, 16, 0.1)]
+)
+def test_differences_of_several_samples_hold_the_truth(size, noisy, samples, shift):
+    """10 000 simulations: a part of the problems is answered by chance, 3 % of the others are won, and the rest stays."""
+    rng = np.random.default_rng([size, samples])
+    chance, by_chance = rng.random((MANY, size)), rng.random((MANY, size)) < noisy
+    better = np.minimum(chance + shift, 1)
+    gaps = (rng.binomial(samples, better) - rng.binomial(samples, chance)) / samples
+    values = np.where(by_chance, gaps, rng.random((MANY, size)) < 0.03)
+    truth = noisy * (shift - shift**2 / 2) + (1 - noisy) * 0.03
+    assert 0.94 <= held(intervals.of_gaps, values, truth) <= 0.985
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("spread", [0.3, 0.6])
 def test_intervals_of_lengths_hold_the_truth(size, spread):
@@ -432,6 +455,18 @@ def test_intervals_of_rare_differences_over_seeds_hold_the_truth(seeds, size, wo
     found = [intervals.over_seeds(one, intervals.of_gaps) for one in gaps]
     assert np.mean([one.low <= won <= one.high for one in found]) >= 0.935
     assert all((one.p < 0.05) == (not one.low <= 0 <= one.high) for one in found)
+
+
+@pytest.mark.parametrize(("seeds", "size"), [(5, 20), (5, 40), (8, 20)])
+def test_intervals_over_seeds_of_what_all_seeds_share_hold_the_truth(seeds, size):
+    """2 000 simulations. Lengths of spread .6 held it in 91 to 93 %, and 3 % of problems that every seed wins in 71 %."""
+    rng = np.random.default_rng([seeds, size])
+    lengths = np.exp(rng.normal(0, 0.6, (2000, 1, size)) + rng.normal(0, 0.1, (2000, seeds, size)))
+    found = [intervals.over_seeds(one, intervals.of_means) for one in lengths]
+    assert np.mean([one.low <= math.exp(0.37 / 2) <= one.high for one in found]) >= 0.94
+    gaps = np.repeat((rng.random((2000, 1, size)) < 0.03).astype(float), seeds, axis=1)
+    found = [intervals.over_seeds(one, intervals.of_gaps) for one in gaps]
+    assert np.mean([one.low <= 0.03 <= one.high for one in found]) >= 0.94
 
 
 def test_p_and_interval_agree():

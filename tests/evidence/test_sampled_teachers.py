@@ -49,6 +49,32 @@ def test_a_teacher_is_compared_with_the_base_once_and_the_answers_are_stored(tmp
     assert alike[0].startswith("warning: teacher big: solves 0 of 4 sampled problems, the base 0: it is no better")
 
 
+class Silent(FakeEngine):
+    """An engine whose server answers every second request."""
+
+    def generate(self, requests, policy, sampling):
+        answers = super().generate(requests, policy, sampling)
+        return [answer if place % 2 else Failure("the server is busy") for place, answer in enumerate(answers)]
+
+
+def test_a_teacher_whose_engine_failed_has_not_answered_wrongly(tmp_path):
+    """Its failures were graded as truncated answers, and kept: a teacher that timed out was called no better than its student."""
+    work = planned(tmp_path / "run", "teachers.big.prompt=plain", "teachers.big.dtype=bfloat16")
+    run, source = resolve(work.run, ["teachers.big.sample=4"]), open_source(work.run.source)
+    fakes = [kind(run.model, run.engines.rollout, run.score) for kind in (FakeEngine, Silent)]
+    [said] = sample_teachers(work.store, run, source, {"rollout": fakes[0], "score": fakes[0], "teachers.big": fakes[1]})
+    stored = json.loads(work.store.read_bytes(FILE))["teachers"]["big"]
+    assert [row["teacher_verdict"] is None for row in stored] == [True, False, True, False]
+    assert stored[0]["teacher_cause"] == "the server is busy"
+    assert "of 2 sampled problems" in said
+    assert "; 2 got no answer or no verdict (the server is busy)" in said
+    none = sentence("big", [{"teacher_verdict": None, "base_verdict": "wrong", "teacher_cause": "it is down"}])
+    assert none == (
+        "warning: teacher big: solves 0 of 0 sampled problems, the base 0; 1 got no answer or no verdict (it is down): "
+        "nothing is known of it."
+    )
+
+
 class Flat(FakeEngine):
     """An engine that gives every token the same log-prob."""
 

@@ -33,6 +33,9 @@ function chosenPair() {
   return { all, a, b };
 }
 
+/** What changed between two policies; null where one of them has no answer, since all of its rows were rejected. */
+const gap = (before, after) => (before == null || after == null ? null : after - before);
+
 function pairRows({ a, b }) {
   const rows = [];
   a.run.answers.keys.forEach((key, place) => {
@@ -42,7 +45,7 @@ function pairRows({ a, b }) {
     const [before, after] = [of(a, "correct", place), of(b, "correct", other)];
     const [short, long] = [of(a, "length", place), of(b, "length", other)];
     const cut = [of(a, "truncated", place), of(b, "truncated", other)];
-    rows.push({ key, place, other, before, after, short, long, cut, moved: (after ?? 0) - (before ?? 0), longer: (long ?? 0) - (short ?? 0), problem: a.run.answers.problems[place] });
+    rows.push({ key, place, other, before, after, short, long, cut, moved: gap(before, after), longer: gap(short, long), problem: a.run.answers.problems[place] });
   });
   return rows;
 }
@@ -109,10 +112,10 @@ function updatePolicies(root) {
 // One sign for the samples of a problem: all right, all cut off at the limit of tokens, none right; else the share that is right.
 const share = (value, cut) => (value === 1 ? "✓" : value === 0 ? (cut === 1 ? "…" : "✗") : known(value) ? percent(value, 0) : "–");
 const moveOf = (row) => `${share(row.before, row.cut[0])} → ${share(row.after, row.cut[1])}`;
-const wordOf = (row) => (row.moved > 0 ? "won" : row.moved < 0 ? "lost" : "unchanged");
+const wordOf = (row) => (row.moved === null ? "not answered" : row.moved > 0 ? "won" : row.moved < 0 ? "lost" : "unchanged");
 
 const problemItem = (row) => [
-  el("span", { class: `verdict ${row.moved > 0 ? "good" : row.moved < 0 ? "bad" : "dim"}`, "aria-hidden": "true" }, row.moved > 0 ? "▲" : row.moved < 0 ? "▼" : "="),
+  el("span", { class: `verdict ${row.moved > 0 ? "good" : row.moved < 0 ? "bad" : "dim"}`, "aria-hidden": "true" }, row.moved === null ? "–" : row.moved > 0 ? "▲" : row.moved < 0 ? "▼" : "="),
   el("span", { class: "what" }, el("span", { class: "unseen" }, `${wordOf(row)}. `), foreign(row.problem.slice(0, 120))),
   el("span", { class: "facts" }, `${moveOf(row)} · ${count(row.short)} → ${count(row.long)} tokens`),
 ];
