@@ -138,8 +138,8 @@ def add_round(
     store.write_metrics("round", number, [{"round": number, "seconds_round": 3.0, "seconds_stage_rollout": 1.0}])
 
 
-def evaluated(store: Store, version: int, verdicts: list[str]) -> None:
-    """An evaluation of policy `version`: one answer to each problem, with these verdicts."""
+def evaluated(store: Store, version: int, verdicts: list[str | None]) -> None:
+    """An evaluation of policy `version`: one answer to each problem, with these verdicts. None: its row was rejected."""
     rows, where = len(verdicts), area("evals", version)
     ids = [f"e{version}-{row}" for row in range(rows)]
     problems = [f"held {row}" for row in range(rows)]
@@ -166,7 +166,13 @@ def evaluated(store: Store, version: int, verdicts: list[str]) -> None:
             "policy_lag": [0] * rows,
             "seed": [0] * rows,
         },
-        "grade": {"trace_id": ids, "verdict": verdicts, "reward": [0.0] * rows, "advantage": [0.0] * rows},
+        "grade": {
+            "trace_id": ids,
+            "verdict": verdicts,
+            "reward": [0.0] * rows,
+            "advantage": [0.0] * rows,
+            "reject_reason": [None if verdict else "verifier_error" for verdict in verdicts],
+        },
     }
     store.write_json(f"{where}/plan.json", {"policy": version, "shards": {"0000": list(range(rows))}, "source": ""})
     for name, columns in tables.items():

@@ -355,6 +355,21 @@ def test_a_truncated_answer_has_a_sign_of_its_own_and_only_whole_words_are_alike
     assert alike == {"so held 0 is"}  # correct and truncated differ from the first letter on; the words before are the same
 
 
+def test_a_problem_that_one_policy_did_not_answer_is_neither_won_nor_lost(driver, stored_run, tmp_path):
+    """It counted as wrong and 0 tokens long, and stood first. One rejected row also hid that answers were cut off."""
+    store = Store(str(shutil.copytree(stored_run.uri, tmp_path / "run")))
+    store.save_run(resolve(store.load_run(), ["evaluation.problems=4"]), {})
+    evaluated(store, 0, ["correct", "wrong", "correct", None])
+    evaluated(store, 2, [None, "truncated", "correct", "correct"])
+    report.report_run([store.uri], None, None, True)
+    opened(driver, f"{store.uri}/report.html", "#policies")
+    assert "0 won, 0 lost" in text(driver, "#view-policies aside")
+    signs = [item.text for item in driver.find_elements(By.CSS_SELECTOR, "#view-policies .unseen")]
+    assert sum(sign.startswith("not answered") for sign in signs) == 2
+    opened(driver, f"{store.uri}/report.html", "#run")
+    soon(driver, ".story", "of the held-out answers of policy 2 reached the limit of tokens")
+
+
 def test_an_axis_that_crosses_zero_has_a_zero(driver, real):
     """Steps that were added up gave the mark -5.6e-17 on a page of two runs."""
     opened(driver, real, "#run")
