@@ -134,6 +134,8 @@ def _written(run: Run, rows: Sequence[Mapping[str, Any]], asked: list[list[int]]
     grader.close()
     told: list[dict[str, JsonValue]] = []
     for trace, text, graded in zip(traces, texts, verdicts, strict=True):
-        failed = isinstance(trace, Failure)
-        told.append({"text": text, "verdict": None if failed else graded.verdict} | ({"cause": trace.cause} if failed else {}))
+        if isinstance(trace, Failure):
+            told.append({"text": text, "verdict": None, "cause": trace.cause})
+        else:
+            told.append({"text": text, "verdict": graded.verdict})
     return told

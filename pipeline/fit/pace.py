@@ -38,7 +38,7 @@ CARDS = {
 }
 HOST_RATE = 20e9  # bytes/s between a card and the machine's memory; assumed (PCIe 4.0 x16 can do 32 GB/s)
 BANDWIDTH_SHARE, SCORE_SHARE, TRAIN_SHARE = 0.6, 0.4, 0.35  # of a card's rates that are used; assumed
-MEASURED = {"demo": "1 min 35 s", "smollm2": "2 min 39 s"}  # whole recipes as they ship (tests/benchmarks/RESULTS.md)
+MEASURED = {"demo": "2 min 4 s", "smollm2": "2 min 14 s"}  # whole recipes as they ship (tests/benchmarks/RESULTS.md)
 TOPIC = "pace (estimate)"
 WAITS = "OMP_WAIT_POLICY"  # the environment variable that says how threads of torch wait
 

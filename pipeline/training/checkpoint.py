@@ -186,7 +186,7 @@ def probe(trainer: Trainer) -> whole.Probe:
     logprobs = answers(trainer.module, trainer.device, tokens)
     student.train()
     said = {"logprobs": logprobs, "base_logprobs": student.base_answers}
-    return whole.Probe.model_validate({"tokens": tokens, **said, "dtype": trainer.run.train.dtype})
+    return whole.Probe.model_validate({"tokens": tuple(tokens), **said, "dtype": trainer.run.train.dtype})
 
 
 def load_optimizer(trainer: Trainer, folder: Path) -> int:

@@ -99,7 +99,7 @@ def test_without_known_rates_there_is_no_figure(run, facts, sets, said):
 
 def test_a_recipe_on_a_cpu_has_what_was_measured():
     [line] = pace.estimate(recipes.demo(), SIZE, FACTS)
-    assert "took 1 min 35 s on two cores" in line.text
+    assert "took 2 min 4 s on two cores" in line.text
     [line] = pace.estimate(recipes.demo().model_copy(update={"name": "mine"}), SIZE, FACTS)
     assert line.text == "none: no rates are stated for what runs on a CPU"
 

@@ -164,6 +164,7 @@ def test_a_killed_trainer_resumes_to_the_same_bits_and_publishes_what_transforme
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == getattr(torch, run.model.dtype)
     probe = whole.read_probe(folder)
+    assert probe.dtype == run.train.dtype
     ids = torch.tensor([probe.tokens])
     with torch.no_grad():
         logprobs = model(input_ids=ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
