@@ -58,10 +58,10 @@ def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float |
     above = [point for point in told if point["gap"]["low"] > 0]
     chosen = max(above, key=lambda point: point["gap"]["value"], default=None)
     open_ = [point for point in told if point["gap"]["value"] > 0]
-    nearest = chosen or min(open_, key=lambda point: point["gap"]["half"] / point["gap"]["value"], default=None)
+    nearest = chosen or min(open_, key=lambda point: _times(point["gap"]), default=None)
     wanted = None
     if nearest is not None:
-        times = 4.0 if chosen else (nearest["gap"]["half"] / nearest["gap"]["value"]) ** 2
+        times = 4.0 if chosen else _times(nearest["gap"])
         wanted = {"gate": nearest["gate"], "times": times, "traces": round(audit["traces"] * (times - 1))}
         minibatch = next(run for run in asked.values() if run is not None).train.batch_traces
         wanted["blocks"] = max(audit["blocks"], math.ceil(audit["traces"] * times / minibatch))  # norms are seen in one of each
@@ -78,6 +78,11 @@ def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float |
         "told": bool(told),
         "wanted": wanted,
     }
+
+
+def _times(gap: dict[str, float]) -> float:
+    """How many times the traces lift the lower end of a difference above 0: noise falls with the root of the traces."""
+    return ((gap["value"] - gap["low"]) / gap["value"]) ** 2
 
 
 def _point(audited: dict[str, Any], run: Run, blocks: int, tests: int) -> dict[str, Any]:
@@ -102,6 +107,7 @@ def sentences(document: dict[str, Any]) -> list[str]:
     if wanted is not None:
         aim = "to halve this interval" if chosen is not None else f"to tell {wanted['gate']} from gamma 0"
         cost = "" if wanted["seconds"] is None else f", some {wanted['seconds']:.0f} s of engines as in this round"
-        more = "" if wanted["blocks"] == document["blocks"] else f", audited in {wanted['blocks']} blocks (--blocks)"
+        wide = f" (`egrsd audit --blocks {wanted['blocks']} --verdict` takes the norms of all)"
+        more = "" if wanted["blocks"] == document["blocks"] else wide
         found.append(f"{aim}: {wanted['times']:.1f} times these traces, {wanted['traces']} more{more}{cost}")
     return found

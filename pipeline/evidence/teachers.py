@@ -6,6 +6,7 @@ answers are graded like any trace and stored in `evidence/teachers.json`. They t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,10 +73,16 @@ def sample_teachers(store: Store, run: Run, source: ProblemSet, engines: Mapping
     decides = ("seed", "model", "prompts", "rollout", "grade", "source", *WRITERS)
     made_of = digest([run.digest(decides), source.fingerprint, {name: teacher.sample for name, teacher in asked.items()}])
     found = store.read_document(FILE, Sampled)
-    if found is None or found.made_of != made_of:
+    if found is None or found.made_of != made_of or any(map(_failed, itertools.chain(*found.teachers.values()))):
         found = Sampled(made_of=made_of, teachers=_answered(store, run, source, engines, asked))
         store.write_json(FILE, found.model_dump())
     return [sentence(name, rows) for name, rows in found.teachers.items()]
+
+
+def _failed(row: Mapping[str, Any]) -> bool:
+    """Whether an engine gave no answer, so that it is asked again. Before 2026-11-30 this stood as an empty truncated one."""
+    empty = [row[f"{who}_text"] == "" and row[f"{who}_verdict"] == Verdict.TRUNCATED for who in ("teacher", "base")]
+    return any(empty) or "teacher_cause" in row or "base_cause" in row
 
 
 def sentence(name: str, rows: Sequence[Mapping[str, Any]]) -> str:

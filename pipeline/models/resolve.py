@@ -105,7 +105,8 @@ def local_folder(model: Model) -> str:
         return path
     from transformers.utils import cached_file
 
-    return str(Path(str(cached_file(path, "config.json", revision=model.revision or "main"))).parent)
+    only = not hub_answers()
+    return str(Path(str(cached_file(path, "config.json", revision=model.revision or "main", local_files_only=only))).parent)
 
 
 def has_weights(model: Model) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from pipeline.config import Source
-from pipeline.errors import SourceError, nearest
+from pipeline.errors import SettingError, SourceError, nearest
 from pipeline.overrides import read_section
 from pipeline.problems.sources import ProblemSet, open_source
 
@@ -73,8 +73,11 @@ def _places(known: Benchmark, copy: str) -> list[Source]:
     """Sources to try, in order: the hub or its cache, or the copy as a folder of splits, a file, a folder of Parquet files."""
     plain = {"split": known.split, "solution": ""}
     name = f"datasets:{copy.removeprefix('datasets:') or known.hub}"
-    hub = read_section(Source, {"uri": name, **plain}, "--source")
+    try:
+        hub = read_section(Source, {"uri": name, **plain})
+    except SettingError as error:
+        raise SettingError(error.what, f"the copy of {known.hub} in --source", "Write another address") from error
     if not copy or copy.startswith("datasets:"):
         return [hub.model_copy(update={"options": dict(known.options)})]
-    direct = read_section(Source, {"uri": copy, **plain}, "--source")
+    direct = read_section(Source, {"uri": copy, **plain})
     return [hub, direct] if os.path.isdir(copy) else [direct]

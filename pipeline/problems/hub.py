@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config import Source
 from pipeline.errors import SourceError, first_line
 from pipeline.problems.parquet import hash_rows
-from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, understand, writable
+from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, listed, understand, writable
 from pipeline.problems.splits import check_split
 
 OPTIONS = ("name", "data_dir", "data_files", "revision")  # those of `load_dataset` that source.options may set
@@ -39,9 +39,14 @@ class Hub:
         return digest.hexdigest()[:16] if columns else ""
 
     def read(self, indices: Sequence[int], others: bool = True) -> list[dict[str, Any]]:
-        """Rows in the order asked."""
+        """Rows in the order asked. Raises SourceError for values that Python has none for."""
         data = self.data if others else self.data.select_columns(self.shape.roots(self.data.column_names))
-        columns = data[[int(i) for i in indices]]
+        places = [int(i) for i in indices]
+        try:
+            columns = data[places]
+        except (OverflowError, ValueError):
+            listed(data.with_format("arrow")[places], "a data set of the hub")  # says which column
+            raise
         return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
@@ -54,7 +59,7 @@ def open_hub(source: Source, name: str, look: bool = True) -> Hub:
     if len(data) == 0:
         raise SourceError("is empty", source.uri, "A split with at least one row is expected")
     plain, digest, total = writable(data.features.arrow_schema), hashlib.sha256(), len(data)
-    first = data.select_columns(plain).select(range(min(total, LOOKED_AT))).to_list()
+    first = listed(data.select_columns(plain).select(range(min(total, LOOKED_AT))).with_format("arrow")[:], source.uri)
     shape = carried(plain, understand(source, Look(names := data.column_names, first, source.uri), look), source, source.uri)
     data = data.select(range(min(total, source.size)))
     for table in data.select_columns(shape.roots(names)).with_format("arrow").iter(1024):

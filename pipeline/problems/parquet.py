@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from pipeline.config import Source
-from pipeline.errors import SourceError, first_line
+from pipeline.errors import SourceError
 from pipeline.problems.jsonl import CHANGED
-from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, missing, understand, writable
+from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, listed, missing, understand, writable
 
 # Row groups (file, number, hash) that this process has read whole, with size and time of the file before. To hash a group takes
 # longer than to read it, and it is read for every shard: its hash is taken again when the file has another time or size.
@@ -60,7 +60,7 @@ class Parquet:
                 if _mark(table, self.shape.roots(names)) != mark:
                     raise SourceError(f"row group {number} is another one than when the file was opened", path, CHANGED)
                 _SEEN[path, number, mark] = stamp
-            for place, row in zip(places.tolist(), _listed(table.take(wanted[places] - first), path), strict=True):
+            for place, row in zip(places.tolist(), listed(table.take(wanted[places] - first), path), strict=True):
                 rows[place] = row
         return rows
 
@@ -112,19 +112,9 @@ def _shape(source: Source, filesystem: FileSystem, path: str, look: bool) -> Sha
         plain = writable(file.schema_arrow)
         for number in range(file.num_row_groups):
             if len(first) < LOOKED_AT:
-                first += _listed(_row_group(file, number, plain, path).slice(0, LOOKED_AT - len(first)), path)
+                first += listed(_row_group(file, number, plain, path).slice(0, LOOKED_AT - len(first)), path)
         shape = understand(source, Look(names, first, path), look)
         return carried(plain, shape, source, path)
-
-
-def _listed(table: pa.Table, path: str) -> list[dict[str, Any]]:
-    """The rows as Python's own values. Raises SourceError for a time that Python has no date for."""
-    try:
-        return cast("list[dict[str, Any]]", table.to_pylist())
-    except (OverflowError, ValueError) as error:
-        times = ", ".join(field.name for field in table.schema if pa.types.is_temporal(field.type))
-        what = f"a time in one of the columns {times} lies outside the years 1 to 9999 ({first_line(error)})"
-        raise SourceError(what, path, "Mend its unit, or take the column out") from error
 
 
 def _check(source: Source, shape: Shape, names: list[str], path: str) -> None:

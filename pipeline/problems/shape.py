@@ -10,13 +10,13 @@ import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 
 from pipeline.answers.responses import stated_answer
 from pipeline.config import Source
-from pipeline.errors import SourceError, nearest
+from pipeline.errors import SourceError, first_line, nearest
 
 LOOKED_AT = 64  # first rows of a source that are looked at
 ROLES = ("problem", "solution", "answer", "response")
@@ -243,6 +243,26 @@ def carried(names: Sequence[str], shape: Shape, source: Source, where: str) -> S
     own = {shape.problem, shape.response, "problem", "solution", "answer"}
     wanted = (name for name in names if name not in own)
     return replace(shape, other=tuple(name for name in wanted if source.carry is None or name in source.carry))
+
+
+def listed(table: pa.Table, where: str) -> list[dict[str, Any]]:
+    """The rows as Python's own values. Raises SourceError, with the columns, for values that Python has none for."""
+    try:
+        return cast("list[dict[str, Any]]", table.to_pylist())
+    except (OverflowError, ValueError) as error:
+        names = ", ".join(repr(name) for name in table.column_names if not _is_readable(table.column(name)))
+        if isinstance(error, UnicodeDecodeError):
+            raise SourceError(f"column {names} holds text that is no UTF-8", where, "Write the file again as UTF-8") from error
+        what = f"column {names} holds what Python has no value for, as a time outside the years 1 to 9999 ({first_line(error)})"
+        raise SourceError(what, where, "Mend the unit of its times, or take the column out") from error
+
+
+def _is_readable(column: pa.ChunkedArray) -> bool:
+    try:
+        column.to_pylist()
+    except (OverflowError, ValueError):
+        return False
+    return True
 
 
 def writable(schema: pa.Schema) -> list[str]:

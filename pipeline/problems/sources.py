@@ -90,7 +90,7 @@ class ProblemSet:
         places = [index + self.source.skip for index in indices] if self.source.skip else indices
         raw, shape = self._rows.read(places, others), self.shape if others else replace(self.shape, other=())
         found = [read_problem(int(index), row, shape, self.source) for index, row in zip(indices, raw, strict=True)]
-        return found if self._solved else [_unsolved(row) for row in found]
+        return found if self._solved else [_unsolved(row, shape.answer) for row in found]
 
     def carried(self) -> str:
         """Hash of the columns that rewards may want and that `fingerprint` leaves out; "" for none. It may take long."""
@@ -123,10 +123,13 @@ class ProblemSet:
         return [f"note: {self.source.uri}: {text}" for text in notes]
 
 
-def _unsolved(row: Problem) -> Problem:
-    """A row for somebody who reads no solutions."""
-    usable = row.reject == Reject.MISSING_SOLUTION and row.answer is not None
-    return replace(row, reject=None, detail="") if usable else row
+def _unsolved(row: Problem, answer: str) -> Problem:
+    """A row for somebody who reads no solutions. `answer` is the column of answers."""
+    if row.reject != Reject.MISSING_SOLUTION:
+        return row
+    if row.answer is None:
+        return replace(row, reject=Reject.MISSING_ANSWER, detail=f"column '{answer}' is empty")
+    return replace(row, reject=None, detail="")
 
 
 def open_source(source: Source, look: bool = True, setting: str = "source") -> ProblemSet:

@@ -23,6 +23,9 @@ RUN = Run(name="made up")
 ASKED = choose.gates(RUN, AXES)
 
 
+WIDE = " (`egrsd audit --blocks 100 --verdict` takes the norms of all)"
+
+
 def audit(*gaps):
     """An audit of 16 blocks and 800 traces, with the difference of each gate as (value, half of its own 95 % interval)."""
     one = {"value": 0.9, "low": 0.8, "high": 1.0}
@@ -65,17 +68,25 @@ def test_the_gate_above_0_with_the_largest_difference_is_chosen_and_a_half_inter
     assert found["chosen"]["gap"]["low"] == pytest.approx(0.03 - wider * 0.01)
     assert found["wanted"] == {"gate": "gamma 1, window 3", "times": 4.0, "traces": 2400, "seconds": 180.0, "blocks": 16}
     small = {name: run and resolve(run, ["train.batch_traces=32"]) for name, run in ASKED.items()}
-    wide = choose.choose(
-        audit((0.02, 0.005), (0.03, 0.01)), small, None
-    )  # 3 200 traces, and one minibatch a block tells its norm
-    assert (
-        choose.sentences(wide)[2] == "to halve this interval: 4.0 times these traces, 2400 more, audited in 100 blocks (--blocks)"
-    )
+    wide = choose.choose(audit((0.02, 0.005), (0.03, 0.01)), small, None)  # 3 200 traces; a minibatch a block tells its norm
+    assert choose.sentences(wide)[2] == "to halve this interval: 4.0 times these traces, 2400 more" + WIDE
     assert choose.sentences(found) == [
         "choice: gamma 1, window 3, whose averaged cosine is +0.0300 [+0.0183, +0.0417] above that of gamma 0",
         f"train with {GATE} --set objective.gamma=1 --set objective.window=3",
         "to halve this interval: 4.0 times these traces, 2400 more, some 180 s of engines as in this round",
     ]
+
+
+def test_an_interval_that_is_wider_above_asks_for_no_fewer_traces_than_there_are():
+    """+.03 [-.002, .045]: half of the width is less than the value, and the audit asked for -309 more traces."""
+    found = audit((0.03, 0.0), (-0.05, 0.01))
+    wider = stats.t.ppf(1 - 0.025 / 2, 15) / stats.t.ppf(0.975, 15)
+    gap = {"value": 0.03, "low": 0.03 - 0.032 / wider, "high": 0.03 + 0.015 / wider}
+    found["points"][2]["difference"][choose.FIGURE] = gap
+    chosen = choose.choose(found, ASKED, None)
+    assert chosen["chosen"] is None
+    assert chosen["wanted"]["times"] == pytest.approx((0.032 / 0.03) ** 2)
+    assert chosen["wanted"]["traces"] == round(800 * ((0.032 / 0.03) ** 2 - 1))
 
 
 def test_an_interval_of_one_gate_alone_is_not_enough():

@@ -68,6 +68,8 @@ def test_a_teacher_whose_engine_failed_has_not_answered_wrongly(tmp_path):
     assert stored[0]["teacher_cause"] == "the server is busy"
     assert "of 2 sampled problems" in said
     assert "; 2 got no answer or no verdict (the server is busy)" in said
+    [again] = sample_teachers(work.store, run, source, {"rollout": fakes[0], "score": fakes[0], "teachers.big": fakes[0]})
+    assert "of 4 sampled problems" in again  # the server is back
     none = sentence("big", [{"teacher_verdict": None, "base_verdict": "wrong", "teacher_cause": "it is down"}])
     assert none == (
         "warning: teacher big: solves 0 of 0 sampled problems, the base 0; 1 got no answer or no verdict (it is down): "

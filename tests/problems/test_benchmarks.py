@@ -30,6 +30,7 @@ def test_a_copy_at_an_address_with_credentials_is_refused_without_repeating_them
     with pytest.raises(SettingError) as refused:
         open_benchmark("gsm8k=s3://KEY:SECRET@bucket/x.jsonl")
     assert "SECRET" not in str(refused.value)
+    assert str(refused.value).startswith("the copy of openai/gsm8k in --source: the URI holds credentials")
 
 
 @pytest.fixture(params=["jsonl", "parquet", "folder of splits", "saved"])

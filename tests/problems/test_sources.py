@@ -8,6 +8,7 @@ import os
 import pickle
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -219,8 +220,17 @@ def test_a_time_that_python_has_no_date_for_is_named_with_its_column(tmp_path):
     """Milliseconds that are called seconds. It ended in an OverflowError."""
     late = pa.array([1_700_000_000_000] * len(ROWS), pa.timestamp("s"))
     pq.write_table(pa.Table.from_pylist(ROWS).append_column("made", late), tmp_path / "a.parquet")
-    with pytest.raises(SourceError, match=r"columns made lies outside the years 1 to 9999.*take the column out"):
-        open_source(Source(uri=str(tmp_path / "a.parquet")))
+    table = pa.Table.from_pylist(ROWS)
+    datasets.Dataset(table.append_column("made", late)).save_to_disk(str(tmp_path / "saved"))
+    for uri in (str(tmp_path / "a.parquet"), f"datasets:{tmp_path / 'saved'}"):
+        with pytest.raises(
+            SourceError, match=r"column 'made' holds what Python has no value for.*1 to 9999.*take the column out"
+        ):
+            open_source(Source(uri=uri))
+    broken = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff"))
+    pq.write_table(table.slice(0, 1).append_column("note", broken), tmp_path / "b.parquet")
+    with pytest.raises(SourceError, match="column 'note' holds text that is no UTF-8"):
+        open_source(Source(uri=str(tmp_path / "b.parquet")))
 
 
 GOOD = json.dumps(ROWS[0]) + "\n"

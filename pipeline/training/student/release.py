@@ -57,8 +57,10 @@ def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: lis
 def copy_terms(model: Model, out: Path) -> None:
     """Copy the files in a local base's folder that tell its terms: who hands its weights on owes them."""
     base = Path(resolve_model(model.path)).resolve()
+    own = [base, base.parents[1] / "blobs"] if base.parent.name == "snapshots" else [base]  # as the hub's copy keeps files
+    # a link may lead to anything on this machine, and --push would send it
     for file in base.iterdir() if base.is_dir() else ():
-        inside = file.resolve().is_relative_to(base)  # a link may lead to anything on this machine, and --push would send it
+        inside = any(file.resolve().is_relative_to(place) for place in own)
         if file.name.lower().startswith(_TERMS) and file.is_file() and inside:
             shutil.copyfile(file, out / file.name)
 

@@ -119,6 +119,18 @@ def test_a_link_out_of_the_bases_folder_is_not_followed(tmp_path: Path) -> None:
     assert [(file.name, file.read_text()) for file in out.iterdir()] == [("LICENSE", "terms")]
 
 
+def test_the_terms_of_a_hubs_copy_are_links_into_its_blobs(tmp_path: Path) -> None:
+    snapshot, out = tmp_path / "models--x" / "snapshots" / "abc", tmp_path / "out"
+    for folder in (snapshot, tmp_path / "models--x" / "blobs", out):
+        folder.mkdir(parents=True)
+    (tmp_path / "models--x" / "blobs" / "1").write_text("terms")
+    (tmp_path / "models--x" / "key").write_text("secret")
+    (snapshot / "LICENSE").symlink_to("../../blobs/1")
+    (snapshot / "NOTICE").symlink_to("../../key")
+    release.copy_terms(Model(path=str(snapshot)), out)
+    assert [(file.name, file.read_text()) for file in out.iterdir()] == [("LICENSE", "terms")]
+
+
 def test_an_adapter_that_is_lost_in_the_merge_is_noticed(policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from peft import PeftModel
 
