@@ -53,7 +53,7 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         stages = [stage for stage in PLAN if stage in chosen]
         store, old, _ = hold_run(out, uri)
         run = resolve(old, list(asked.sets))
-        numbers = parse_numbers(asked.rounds, "--round", "3 or 0..15")
+        numbers = sorted(parse_numbers(asked.rounds, "--round", "3 or 0..15"))
         changed = differences(old, run)
         for stage in stages:
             _check(stage, run, [name for name, _, _ in changed if not any(other.reads_setting(name) for other in stages)])
@@ -65,7 +65,10 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
             start(out, store, address)
         else:
             begin(out, store)
-        told = [_redo(work, stage, asked, out) for work in works for stage in stages]
+        told = []
+        for number in numbers:
+            work = open_round(store, run, "rounds", number)  # with the running baseline of the rounds before it as they are now
+            told += [_redo(work, stage, asked, out) for stage in stages]
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         if back := undoing(changed):

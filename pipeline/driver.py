@@ -259,6 +259,8 @@ class Driver:
         for file in (base.FILE, teachers.FILE):  # of an earlier trainer, perhaps with another model
             self.store.delete(file)
         withdraw_rounds(self.store, numbers)  # an earlier driver committed them; they are committed again when they are fresh
+        for number in numbers:  # of traces from before, where policies were deleted or replaced
+            self.store.delete_metrics("round", number)
         usage(self.engines)  # it answers once the pools have asked for engines: the first round needs these before a trainer
         with until_end(self.start_trainer(self.store.uri, self.run), holding) as trainer:
             yield trainer

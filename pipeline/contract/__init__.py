@@ -14,12 +14,13 @@ from pipeline.contract.engines import (
     Sequence,
     Usage,
 )
-from pipeline.contract.stage import ENGINE_SETTINGS, Place, Scope, Seat, ShardInputs, ShardResult, Stage, schema
+from pipeline.contract.stage import ENGINE_SETTINGS, TEACHER_PROMPTS, Place, Scope, Seat, ShardInputs, ShardResult, Stage, schema
 
 __all__ = [
     "COLUMNS",
     "ENGINE_SETTINGS",
     "REWARD_PREFIX",
+    "TEACHER_PROMPTS",
     "TOPK",
     "Column",
     "EngineFacts",

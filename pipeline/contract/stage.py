@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.problems.sources import Problem
 
 # these settings change an engine's numbers
+# what named teachers see, where their own settings do not say it: the shard of prompts does not have it
+TEACHER_PROMPTS = ("prompts.teacher", "prompts.teacher_thinking")
 ENGINE_SETTINGS = ("model.path", "model.revision", "model.dtype", "model.max_model_len")
 
 

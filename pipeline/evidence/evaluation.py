@@ -160,13 +160,17 @@ def _gave_up(entry: Entry) -> int:
 def held_out(store: Store, run: Run, version: int) -> Samples | None:
     """The samples of a policy on the run's own held-out problems.
 
-    None when that evaluation is missing or incomplete, or when its shards have different numbers of samples per problem. An
-    evaluation of another number of problems, from settings that changed since, is shown as it is.
+    None when that evaluation is missing or incomplete, or when answers were written again since they were graded. None too when
+    its shards have different numbers of samples per problem. An evaluation of another number of problems, from settings that
+    changed since, is shown as it is.
     """
     if read_plan(store, "evals", version) is None:
         return None
     seen = Inventory(open_round(store, evaluation_run(run), "evals", version))
     whole = seen.is_whole("rollout", "grade") and len(_sample_counts(seen)) == 1
+    rollouts, grades = seen.entries("rollout"), seen.entries("grade")
+    if whole and any(grades[shard].inputs.get("rollout") not in (None, rollouts[shard].sha256) for shard in seen.work.shards):
+        return None  # answers were written again, and wait for their verdicts
     return read(seen.work) if whole else None
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from pipeline.contract import REWARD_PREFIX, Scope, Stage
+from pipeline.contract import REWARD_PREFIX, TEACHER_PROMPTS, Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError, command
 from pipeline.grader.code import identity
@@ -100,7 +100,8 @@ class Inventory:
             return "input missing"
         # a shard is stale that has an input which is no more: a policy where the base answers now, a reward, the stage of rewards
         gone = entry.inputs.keys() & {"policy", "teacher_policy", "reward"}
-        named = expected.keys() | gone | self._gone(entry)
+        untold = {"teacher_prompts"} - entry.inputs.keys()  # shards from before 2026-11-30 do not tell it
+        named = (expected.keys() | gone | self._gone(entry)) - untold
         changed = [name for name in sorted(named) if entry.inputs.get(name) != expected.get(name)]
         if "problems" in changed and same_problems(entry.inputs.get("problems"), expected.get("problems")):
             changed.remove("problems")
@@ -218,6 +219,8 @@ class Inventory:
                 return self._policy if self.work.policy_version else None
             case "teacher_policy":
                 return seats.digest_of_policies(self.work)
+            case "teacher_prompts":
+                return self.work.run.digest(TEACHER_PROMPTS)
             case "writers":
                 return self.work.run.digest(WRITERS)
             case "baseline":

@@ -65,16 +65,17 @@ def _again(store: Store, entry: Entry) -> str:
 def joined_round(work: Round, columns: Collection[str] | None = None) -> pa.Table:
     """All rows of a round, one per trace: `round`, the columns of its prompt, then the columns of every stage that exists.
 
-    reject_reason is the first one that a stage gave. Where a shard lacks a later stage, the columns of that stage are null. Every
-    shard of prompts and rollout must exist. With `columns` only these are read, and come in their order. Raises StoreError when a
-    shard is damaged, and UserError for a column that no shard has.
+    reject_reason is the first one that a stage gave. Where a shard lacks a later stage, or has one of traces from before, the
+    columns of that stage are null. Every shard of prompts and rollout must exist. With `columns` only these are read, and come in
+    their order. Raises StoreError when a shard is damaged, and UserError for a column that no shard has.
     """
     inventory = Inventory(work)
     wanted = None if columns is None else _wanted(columns)
     entries = {stage.name: inventory.entries(stage.name) for stage in PLAN}
     tables = []
     for shard in sorted(work.shards):
-        here = {name: shards[shard] for name, shards in entries.items() if shard in shards and (wanted is None or name in wanted)}
+        made = of_now({name: shards[shard] for name, shards in entries.items() if shard in shards})
+        here = {name: entry for name, entry in made.items() if wanted is None or name in wanted}
         parts = read_shard(work.store, here, wanted)
         parts["prompts"] = parts["prompts"].take(parts["rollout"]["prompt_index"])
         found = {"round": pa.array([work.number] * parts["rollout"].num_rows, pa.int32())}
@@ -93,6 +94,22 @@ def joined_round(work: Round, columns: Collection[str] | None = None) -> pa.Tabl
             f"no column {', '.join(sorted(unknown))} in {work.area}", work.store.uri, "pipeline/README.md has all columns"
         )
     return whole.select(list(columns))
+
+
+def of_now(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The stages of one shard in their order, without those that were made from traces, or signals, of before.
+
+    A trace_id does not tell that: it stays when a trace is written again.
+    """
+    kept: dict[str, Entry] = {}
+    for stage in PLAN:
+        entry = entries.get(stage.name)
+        if entry is None:
+            continue
+        later = {name: made for name, made in entry.inputs.items() if name in entries and name != "prompts"}
+        if all(name in kept and kept[name].sha256 == made for name, made in later.items()):
+            kept[stage.name] = entry
+    return kept
 
 
 _REASONS = ("reject_reason", "reject_detail")

@@ -95,7 +95,7 @@ def execute(
     if missing and any(STAGES[name].where == "engines" for name in chain):
         work.store.check_policy(work.policy_version)
         seats.prepare(work)
-    named: dict[str, dict[str, str]] = {name: {} for name in chain}
+    named, computes = {name: dict[str, str]() for name in chain}, bool(missing)  # Ray Data empties the list
     for item in _stream(work, chain, source, missing, choice.force, inflight) if missing else ():
         if item["error"]:
             raise from_data(item["error"])
@@ -104,7 +104,7 @@ def execute(
             named[entry.stage][entry.shard] = entry.data
             on_entry(entry, computed)
     for name in chain:
-        if missing:
+        if computes:
             work.store.tidy(work.area, name, named[name])
         if len(work.shards) >= SUMMARISED_FROM:
             work.store.summarise(work.area, name)

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.config import Run
 from pipeline.contract import (
     ENGINE_SETTINGS,
+    TEACHER_PROMPTS,
     Engines,
     Failure,
     Generate,
@@ -174,7 +175,7 @@ def _compute(shard: ShardInputs) -> ShardResult:
 
 def _writers(run: Run) -> tuple[str, ...]:
     """The values of the round that make traces stale where named teachers write some."""
-    return ("teacher_policy", "writers") if run.teachers and "teacher" in run.writers else ()
+    return ("teacher_policy", "teacher_prompts", "writers") if run.teachers and "teacher" in run.writers else ()
 
 
 STAGE = Stage(
@@ -194,6 +195,7 @@ STAGE = Stage(
     ),
     compute=_compute,
     round_inputs=lambda run: () if run.only_imports else ("policy", *_writers(run)),
+    by_round=TEACHER_PROMPTS,
     asks=lambda run: not run.only_imports,
     more_reads=lambda run: PROBLEM if _writers(run) else (),
 )

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pipeline.config import Run
 from pipeline.contract import (
     ENGINE_SETTINGS,
+    TEACHER_PROMPTS,
     TOPK,
     EngineFacts,
     Engines,
@@ -270,6 +271,7 @@ STAGE = Stage(
         *(f"teachers.*.{name}" for name in ("policy", "server", "served_model", "top_k", "gap_share")),
     ),
     compute=_compute,
-    round_inputs=lambda run: ("policy", *(("teacher_policy",) if run.teachers else ())),
+    round_inputs=lambda run: ("policy", *(("teacher_policy", "teacher_prompts") if run.teachers else ())),
+    by_round=TEACHER_PROMPTS,
     more_reads=_more_reads,
 )

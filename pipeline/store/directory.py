@@ -310,6 +310,10 @@ class Store(Files):
         lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
         self.write(f"metrics/{number:04d}-{writer}.jsonl", lines.encode())
 
+    def delete_metrics(self, writer: str, number: int) -> None:
+        """Delete one writer's metrics of one round, if there are some."""
+        self.delete(f"metrics/{number:04d}-{writer}.jsonl")
+
     def metrics(self) -> Iterator[dict[str, Any]]:
         """All rows of metrics in the order of round and writer.
 

@@ -140,7 +140,7 @@ def test_a_step_without_memory_names_what_to_lower():
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     card = config.Pool(placement=config.Placement(gpus=1))
-    for pool, remedy in ((card, "Lower memory_share"), (config.Pool(), r"Set engines\.rollout\.kv_cache_gib \(")):
+    for pool, remedy in ((card, "Lower memory_share"), (config.Pool(), r"Set these engines' kv_cache_gib \(")):
         stepper = Stepper(lambda: (Full(), FACTS), "path", pool)
         with pytest.raises(EngineError, match=rf"path: the engine broke: RuntimeError: CUDA out of memory.* {remedy}"):
             stepper.submit([([5], None)], None)

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.stage import Redo, run_stage
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import open_round
+from pipeline.stages import STAGES
 from pipeline.store.directory import Store
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
@@ -35,3 +39,16 @@ def test_a_stage_of_few_shards_imports_neither_ray_nor_torch_and_writes_the_same
     after = {shard: entry.sha256 for shard, entry in store.entries("rounds/0000", stage).items()}
     assert (after == before) == (not sets)
     assert ("--set label.gamma=0.3`." in done.stdout) == bool(sets)
+
+
+def test_a_round_is_graded_with_the_baseline_that_the_rounds_before_it_leave(tmp_path):
+    """All rounds were opened first, so each was graded with the old state and stayed stale: one round a run was mended."""
+    with tarfile.open(STORED.with_name("running.tar.xz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    store = Store(str(tmp_path / "running"))
+    run_stage(store.uri, Redo("grade", "1,0", ["grade.beta_length=0.01"]), debug=True)
+    works = [open_round(store, store.load_run(), "rounds", number) for number in (0, 1)]
+    assert [dict(Inventory(work).reasons("grade")) for work in works] == [{}, {}]
+    assert {entry.settings for work in works for entry in store.entries(work.area, "grade").values()} == {
+        Inventory(works[0]).settings(STAGES["grade"])
+    }

@@ -1,14 +1,18 @@
 """The rows that the trainer and the export get are those of the committed shards."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from committed import round_table
 from in_process import bring_up_to_date, brought, planned
 
+from actors.fakes import FakeEngine
 from pipeline.contract import TOPK
 from pipeline.errors import StoreError
 from pipeline.problems.sources import open_source
 from pipeline.rounds import inventory
+from pipeline.rounds.round import with_engines
 from pipeline.rounds.rows import joined_round
 from pipeline.stages import LABELS, MEASURE, PLAIN, STAGES
 
@@ -67,3 +71,27 @@ def test_kept_tokens_are_joined_and_null_where_a_shard_is_older(tmp_path):
     assert {name: work.store.entries(work.area, name) for name in before} == before
     assert brought(work, *MEASURE) == [("score", "0000")]
     assert joined_round(work)["teacher_topk_tokens"].null_count == 0
+
+
+class Other(FakeEngine):
+    """An engine that draws other tokens."""
+
+    def generate(self, requests, policy, sampling):
+        return super().generate([replace(request, seed=request.seed + 1) for request in requests], policy, sampling)
+
+
+def test_what_was_made_from_traces_of_before_is_left_out_of_a_join(tmp_path):
+    """A trace_id stays when a trace is written again. New tokens stood beside verdicts and log-probs of the old ones."""
+    work = planned(tmp_path)
+    brought(work)
+    old = joined_round(work)
+    assert old["verdict"].null_count == 0
+    other = Other(work.run.model, work.run.engines.rollout, work.run.score)
+    work = with_engines(work, {"rollout": other, "score": other})
+    brought(work, "rollout", force=True)
+    new = joined_round(work)
+    assert new["trace_id"].equals(old["trace_id"])
+    assert not new["response_tokens"].equals(old["response_tokens"])
+    assert {"verdict", "student_logprobs", "teacher_entropy", "regime"}.isdisjoint(new.column_names)
+    brought(work, "grade")
+    assert joined_round(work)["verdict"].null_count == 0

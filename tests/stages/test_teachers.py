@@ -11,7 +11,7 @@ import pytest
 from committed import round_table
 from hypothesis import given
 from hypothesis import strategies as st
-from in_process import Refusing, brought, planned, stale
+from in_process import Refusing, bring_up_to_date, brought, planned, stale
 
 from actors.fakes import Behaviour, FakeEngine, token_evidence
 from pipeline.config import Teacher
@@ -26,7 +26,7 @@ from pipeline.recipes import demo
 from pipeline.rounds.refused import refuse_unknown_teachers
 from pipeline.rounds.round import with_engines
 from pipeline.rounds.rows import joined_round
-from pipeline.stages import MEASURE, chain_of
+from pipeline.stages import MEASURE, STAGES, chain_of
 from pipeline.stages.prompts import prompts
 from pipeline.stages.score import AGREE, check_facts
 from pipeline.stages.teachers import choose_sibling, contexts, feedback, refuse_degenerate
@@ -116,6 +116,29 @@ def test_another_teacher_makes_scores_stale_and_no_trace(tmp_path):
     refusing = {**work.engines, "rollout": Refusing(None, None, work.run.score)}
     again = with_engines(type(work)(**{**vars(work), "run": other}), refusing)
     assert {name for name, _ in brought(again, "prompts", "rollout", "score")} == {"prompts", "score"}  # no trace was written
+
+
+@pytest.mark.parametrize("setting", ["prompts.teacher=Known: {solution}. {problem}", "prompts.teacher_thinking=false"])
+def test_what_the_prompts_of_all_teachers_say_makes_their_scores_stale(tmp_path, setting):
+    """The shard of prompts has no prompt of a named teacher, so it stays as it was. Old scores then counted as fresh."""
+    work = taught(tmp_path, "teachers.big.dtype=bfloat16")
+    brought(work, "prompts", "rollout", "grade", "score")
+    again = with_engines(type(work)(**{**vars(work), "run": resolve(work.run, [setting])}), work.engines)
+    brought(again, "prompts")
+    assert ("score", "0000") in stale(again)
+    assert ("rollout", "0000") not in stale(again)
+    assert {name for name, _ in brought(again, "prompts", "rollout", "score")} == {"score"}
+    assert [stage.name for stage in STAGES.values() if stage.reads_setting("prompts.teacher")] == ["prompts", "rollout", "score"]
+
+
+def test_scores_from_before_that_do_not_tell_their_prompts_stay_fresh(tmp_path):
+    work = taught(tmp_path, "teachers.big.dtype=bfloat16")
+    brought(work, "prompts", "rollout", "grade")
+    before = replace(STAGES["score"], round_inputs=lambda _: ("policy", "teacher_policy"))
+    for shard in work.shards:
+        bring_up_to_date(work, before, shard)
+    assert "teacher_prompts" not in work.store.entry(work.area, "score", "0000").inputs
+    assert not {key for key in stale(work) if key[0] == "score"}
 
 
 def test_a_run_without_named_teachers_has_none_of_their_columns(tmp_path):
