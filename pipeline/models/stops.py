@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Model
 from pipeline.errors import ModelError, first_line
-from pipeline.models.resolve import resolve_model
+from pipeline.models.resolve import hub_answers, resolve_model
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 
@@ -33,8 +34,9 @@ def _generation(model: Model) -> Any:
     from transformers import GenerationConfig
 
     path, revision = resolve_model(model.path), model.revision or "main"
+    here = os.path.isdir(path) or not hub_answers()  # else each file is asked for again and again, for a minute
     try:
-        return GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+        return GenerationConfig.from_pretrained(path, revision=revision, local_files_only=here).eos_token_id
     except (OSError, ValueError, TypeError, AttributeError) as error:
         if isinstance(error, OSError) and not (Path(path) / "generation_config.json").is_file():
             return None
