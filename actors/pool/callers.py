@@ -39,10 +39,12 @@ class Callers:
         """
         self._changed.set()
         self._changed = asyncio.Event()
-        for _ in range(len(self._line) if room is None else min(room, len(self._line))):
+        left = len(self._line) if room is None else room
+        while left > 0 and self._line:
             turn = self._line.popleft()
-            if not turn.done():
+            if not turn.done():  # a caller that was cancelled takes nobody's turn
                 turn.set_result(None)
+                left -= 1
 
     def fail(self, error: EgrsdError) -> None:
         """End the pool with an error, unless it has ended already. Every waiting and later call raises the first error."""

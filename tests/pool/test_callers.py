@@ -42,3 +42,18 @@ def test_the_first_error_reaches_who_waits_and_who_comes_later():
                 await caller
 
     asyncio.run(told())
+
+
+def test_a_cancelled_caller_takes_nobodys_turn():
+    """Room for one went to a caller that was gone, and the next one waited beside a free engine."""
+
+    async def waits():
+        callers = Callers(None)
+        gone, here = (asyncio.create_task(callers.change(in_line=True)) for _ in range(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        callers.notify(1)
+        await asyncio.wait_for(here, 5)
+
+    asyncio.run(waits())
