@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 from jobs.screen.terminal import session
+from pipeline.config import Source
 from pipeline.errors import SettingError, UserError, command
 from pipeline.fit import machine
 from pipeline.inspection import draft
+from pipeline.overrides import read_section
 from pipeline.store.files import replace_local
 
 
@@ -26,6 +28,7 @@ def write_settings(file: str, asked: tuple[str, str], sets: list[str], replace: 
             raise UserError("is there already", file, "Name another file, or pass --replace")
         name = re.sub(r"\W+", "_", path.stem).strip("_") or "run"
         check, run = command("doctor", "--config", file), command("distill", "--config", file, "--run", f"runs/{name}")
+        read_section(Source, {"uri": asked[1]}, "source")  # before it is shown: an address may hold credentials
         out.say(f"looking at the source {asked[1]}, the model {asked[0]} and this machine ...")
         made = draft.draft(name, *asked, sets, machine.gather(str(path.parent) if path.parent.is_dir() else "."))
         head = [

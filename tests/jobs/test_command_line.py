@@ -226,3 +226,11 @@ def test_figures_never_take_the_place_of_a_file_of_another_kind(tmp_path):
         given("sweep", str(tmp_path), "--csv", str(data))
     for free in (tmp_path / "new.txt", tmp_path / "a.csv", Path(os.devnull)):
         assert given("sweep", str(tmp_path), "--csv", str(free))["csv"] == str(free)
+
+
+def test_credentials_in_the_address_of_a_source_are_not_shown(egrsd, tmp_path):
+    """`looking at the source ...` said them, before the address was refused."""
+    done = egrsd("init", str(tmp_path / "a.yaml"), "--model", "tiny-reasoner", "--source", "s3://KEY:SECRET@bucket/x.jsonl")
+    assert done.returncode == 2
+    assert "the URI holds credentials" in done.stderr
+    assert "SECRET" not in done.stdout + done.stderr

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from pipeline import recipes
 from pipeline.config import Model
 from pipeline.errors import ModelError, UnreachableError
-from pipeline.models.resolve import asset_path, has_weights, open_model
+from pipeline.models.resolve import asset_path, has_weights, local_folder, open_model
 
 LOOK = """
 import sys
@@ -72,3 +72,17 @@ def test_a_folder_that_is_no_model_is_not_taken_for_an_unreachable_hub(tmp_path,
 def test_a_folder_that_is_not_there_names_both_settings_that_may_hold_it():
     with pytest.raises(ModelError, match=r"no such folder\. Set model\.path \(or teachers\.NAME\.model\) to a folder or hub id"):
         open_model(None, Model(path="/no/such"), "tokenizer")
+
+
+def test_the_folder_of_a_hubs_model_is_that_of_its_revision(copies, monkeypatch):
+    """An engine that goes back to the base read `main`, whatever model.revision says."""
+    monkeypatch.setenv("HF_HOME", str(copies))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    snapshots = copies / "hub" / "models--some--light" / "snapshots"
+    shutil.copytree(snapshots / "a1", snapshots / "b2")
+    code = "from pipeline.config import Model\nfrom pipeline.models.resolve import local_folder\n"
+    code += "for revision in (None, 'b2'):\n    print(local_folder(Model(path='some/light', revision=revision)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(snapshots / name) for name in ("a1", "b2")]
+    assert local_folder(Model()) == str(asset_path())

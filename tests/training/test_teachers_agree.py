@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from training_rounds import tiny_run
+from transformers import AutoConfig
 
 from pipeline.contract import Failure, Score
 from pipeline.errors import EngineError, StoreError, TrainingError
@@ -17,6 +18,7 @@ from pipeline.models.resolve import asset_path
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store
 from pipeline.training import rank, teachers
+from pipeline.training.student.student import attention_for
 
 
 class Pool:
@@ -159,3 +161,9 @@ def test_a_forged_file_is_named(tmp_path):
     store.write_json(teachers.FILE, {"answers": {"big": {"tokens": [1], "logprobs": [float("nan")]}}})
     with pytest.raises(StoreError, match="Delete the file: the trainer writes it again"):
         compared(store, taught(), Pool(None))
+
+
+def test_a_capped_teacher_is_computed_with_its_cap():
+    """Torch's fused attention leaves the cap out, so a right teacher in float32 was called another model."""
+    for kind, expected in (("gemma2", {"attn_implementation": "eager"}), ("llama", {})):
+        assert attention_for(AutoConfig.for_model(kind)) == expected
