@@ -143,7 +143,7 @@ def _check_paths(parsed: dict[str, Any]) -> None:
             raise SettingError(
                 f"{path!r} would lie in the job's working directory, which Ray deletes",
                 f"--{name}",
-                "Give a URI, or an absolute path that every node reaches",
+                f"Give {'' if name in ('model', 'csv') else 'a URI, or '}an absolute path that every node reaches",
             )
 
 

@@ -366,5 +366,6 @@ def test_what_would_be_written_into_the_jobs_own_folder_is_refused(verb, option)
 
     context = typer.main.get_command(app).make_context("egrsd", ["submit", "--", *verb], resilient_parsing=True)
     parsed = submit.parse_verb(context, verb)
-    with pytest.raises(SettingError, match=f"--{option}: .*which Ray deletes") if option else contextlib.nullcontext():
+    advice = "Give an absolute path" if option in ("model", "csv") else "Give a URI, or an absolute path"  # these go to no URI
+    with pytest.raises(SettingError, match=f"--{option}: .*which Ray deletes. {advice}") if option else contextlib.nullcontext():
         submit._check_paths(parsed)
