@@ -108,7 +108,10 @@ def wandb_history(store):
         while at + 7 <= len(data):
             if 32768 - at % 32768 < 7:
                 at += 32768 - at % 32768
-            length, kind = struct.unpack("<HB", data[at + 4 : at + 7])
+            header = data[at + 4 : at + 7]
+            length, kind = struct.unpack("<HB", header) if len(header) == 3 else (0, 0)
+            if kind == 0 or at + 7 + length > len(data):
+                break  # W&B's own process has not written the rest yet
             whole += data[at + 7 : at + 7 + length]
             at += 7 + length
             if kind in (1, 4):  # a whole record, or the last part of one
