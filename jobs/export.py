@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
             raise UserError("no round has all its traces yet", store.uri, f"Run {command('distill', '--run', store.uri)} first")
         store.check_policy(store.latest_policy())
         target, rows = Files(out_uri), 0
-        there = [name for name in target.names("") if name.startswith("round-") and name.endswith(".parquet")]
+        there = [name for name in target.names("") if re.fullmatch(r"round-\d{4,}\.parquet", name)]
         if there and not replace:
             raise UserError(f"{len(there)} rounds are there already", out_uri, "Name another folder, or pass --replace")
         with late("export", f"{len(rounds)} rounds of {store.uri} have been joined for {NOTICE_S:g} s so far."):

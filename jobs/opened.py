@@ -17,6 +17,7 @@ from jobs.screen import keeper
 from jobs.screen.progress import phase
 from jobs.screen.terminal import QUIET, Session
 from pipeline.config import Run
+from pipeline.errors import UserError, command
 from pipeline.fit.versions import changed_code
 from pipeline.live import lease
 from pipeline.store import replaced
@@ -47,24 +48,27 @@ def open_run(uri: str) -> tuple[Store, Run]:
     return store, store.load_run()
 
 
-def hold_run(out: Session, uri: str) -> Held:
-    """A run that was started, with its lease until the verb ends.
+def hold_run(out: Session, uri: str, replaces: bool = False) -> Held:
+    """A run that was started, with its lease until the verb ends. `replaces` as in `holding_for`.
 
     Raises UserError when there is no run, or when another command holds its lease.
     """
     store, _ = open_run(uri)
-    holding = hold(out, store)
+    holding = hold(out, store, replaces)
     return Held(store, store.load_run(), holding)  # read again: another command may have changed the settings before
 
 
-def hold(out: Session, store: Store) -> lease.Lease:
-    """The lease of a folder until the verb ends. Raises UserError that names the command which holds it."""
-    return out.exits.enter_context(holding_for(out, store))
+def hold(out: Session, store: Store, replaces: bool = False) -> lease.Lease:
+    """The lease of a folder until the verb ends. Raises UserError as `holding_for` does."""
+    return out.exits.enter_context(holding_for(out, store, replaces))
 
 
 @contextlib.contextmanager
-def holding_for(out: Session, store: Store) -> Iterator[lease.Lease]:
+def holding_for(out: Session, store: Store, replaces: bool = False) -> Iterator[lease.Lease]:
     """The lease of a folder for the length of a block. Raises UserError that names the command which holds it.
+
+    replaces: whether the verb may go on with a `train --replace` that was killed. For others this is an error: they would write
+    the traces of later rounds again, with new policies, and the old ones of both would be gone.
 
     The verb ends when the folder has gone. A keeper frees the lease when this process ends without doing so.
     Policies that a killed `train --replace` has set aside are put back first.
@@ -73,7 +77,11 @@ def holding_for(out: Session, store: Store) -> Iterator[lease.Lease]:
     keeper.tell(holds=store.uri)
     try:
         with lease.held(store, pid=keeper.main_pid(), on_gone=out.end, on_free=lambda: keeper.tell(frees=store.uri)) as holding:
-            if line := replaced.settle(store):
+            line = replaced.settle(store)
+            if line and not replaces and replaced.is_going_on(store):
+                again = command("train", "--run", store.uri)
+                raise UserError(line.rstrip("."), store.uri, f"Run {again} to its end first")
+            if line:
                 out.say(line)
             yield holding
     finally:

@@ -22,6 +22,7 @@ from pipeline.recipes import recipe as named
 from pipeline.written import read_override
 
 PACKAGES = ("pipeline", "actors", "jobs")
+MARKS = ("pipeline/driver.py", "jobs/cli.py")  # a folder with both is a checkout; other projects have a `jobs` of their own
 _FILES = (".jsonl", ".json", ".parquet", ".gz", ".zst", ".bz2", ".lz4", ".py")  # ends of names that mean files
 _PLACES = ("source.uri", "model.path", "evaluation.source.uri")  # settings that may name files of the folder
 _TEACHER = re.compile(r"teachers\.[^.]+\.model")
@@ -93,7 +94,7 @@ def _product(folder: Path) -> Iterator[tuple[str, Path]]:
 
     A folder without the project's packages sends those that are installed here, as from a wheel.
     """
-    if not any((folder / PACKAGES[-1]).glob("*.py")):
+    if not all((folder / name).is_file() for name in MARKS):
         yield from _installed(code_root())
         return
     project = folder / "pyproject.toml"
@@ -127,12 +128,11 @@ def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
     document, sets = {}, list(asked.get("set") or [])
     if config := asked.get("config"):
         yield "--config", config
-        if not (folder / config).is_file():
-            raise SettingError(
-                "no such file in the folder that is sent", f"--config {config}", "Check the path and --working-dir"
-            )
+        if _elsewhere(config) or not (folder / config).is_file():
+            remedy = "Give a path relative to --working-dir"
+            raise SettingError("no such file in the folder that is sent", f"--config {config}", remedy)
         document = read_config(str(folder / config))
-    for text in asked.get("source") or []:
+    for text in _listed(asked.get("source")):
         yield "--source", text.partition("=")[2] or text
     if recipe := asked.get("recipe"):
         yield from _places(resolve(named(recipe), sets, document).model_dump())
@@ -142,6 +142,11 @@ def _named(folder: Path, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if line.strip().startswith(_SECTIONS):  # a sweep writes several values of other settings in one line
             places |= _places(read_override(Run, line))
     yield from places.items()
+
+
+def _listed(value: str | Sequence[str] | None) -> Sequence[str]:
+    """An option that one verb takes once and another several times, as a list."""
+    return [value] if isinstance(value, str) else value or []
 
 
 def _places(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

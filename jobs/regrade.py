@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from rich.markup import escape
+
 from jobs.opened import open_run
 from jobs.screen.tables import aligned
-from jobs.screen.terminal import session
+from jobs.screen.terminal import printable, session
 from jobs.settle import parse_numbers
 from pipeline.config import Run
 from pipeline.errors import UserError, command
@@ -83,4 +85,5 @@ def _all_works(store: Store, run: Run) -> Iterator[Round]:
 
 def _cells(change: Change) -> tuple[str, ...]:
     end = " ".join(change.response.split())[-_SHOWN_CHARS:]
-    return change.prompt_id, " ".join(change.gold.split())[:_SHOWN_CHARS], end, change.old, change.new
+    cells = change.prompt_id, " ".join(change.gold.split())[:_SHOWN_CHARS], end, change.old, change.new
+    return tuple(escape(printable(cell)) for cell in cells)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from jobs.engines import open_engines
 from jobs.opened import begin, hold_run, start
@@ -26,6 +26,9 @@ from pipeline.rounds.schedule import Choice, execute, takes_ray
 from pipeline.stages import PLAN, check_settings, find_stage
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Entry
+
+if TYPE_CHECKING:
+    from actors.pool.pool import EnginePool
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,20 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         else:
             begin(out, store)
         told = []
+
+        @cache
+        def engines() -> dict[str, EnginePool]:
+            """The pools, from the first shard that needs them to the end of the verb: a large model takes minutes to load."""
+            return out.exits.enter_context(open_engines(run, say=out.say))
+
         for number in numbers:
             work = open_round(store, run, "rounds", number)  # with the running baseline of the rounds before it as they are now
-            told += [_redo(work, stage, asked, out) for stage in stages]
+            told += [_redo(work, stage, asked, out, engines) for stage in stages]
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         if back := undoing(changed):
             out.say(f"The way back: {command('stage', asked.stage, '--run', store.uri, '--round', asked.rounds, *back)}.")
-        if "label" in {stage.name for stage in stages} and (apart := run.label.differs_from(run.objective)):
+        if "label" in {stage.name for stage in stages} and (apart := run.label.differs_from(run.objective, run.profile.window)):
             out.say(f"note: {apart}.")
         store.save_run(run, versions())  # after the computation, so that settings which failed are not kept
         tell_stale(store, run, out.say)
@@ -98,13 +107,13 @@ def _check_input(work: Round, stage: Stage, asked: Redo) -> None:
             raise UserError(f"its input is stale: {reason}", f"{work.area}, shard {shard}", f"Run {first} first")
 
 
-def _redo(work: Round, stage: Stage, asked: Redo, out: Session) -> dict[str, Any]:
+def _redo(work: Round, stage: Stage, asked: Redo, out: Session, engines: Callable[[], dict[str, EnginePool]]) -> dict[str, Any]:
     """Bring the chosen shards of one stage of one round up to date, and say what was done."""
     _check_input(work, stage, asked)
     only, inventory = frozenset(asked.shards or work.shards), Inventory(work)
     if going := _replaced(inventory, stage, Choice(only, asked.force)):
         out.say(f"{work.area} {stage.name}: {len(going)} shards are replaced, each once its new one is whole.")
-    computed = _bring_up(work, stage, Choice(only, asked.force), out)
+    computed = _bring_up(work, stage, Choice(only, asked.force), out, engines)
     rows = sum(entry.rows for entry in computed)
     out.say(f"{work.area} {stage.name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
     return {
@@ -122,7 +131,9 @@ def _replaced(inventory: Inventory, stage: Stage, choice: Choice) -> list[str]:
     return [shard for shard in names if choice.force or inventory.why_stale(stage, shard) is not None]
 
 
-def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[Entry]:
+def _bring_up(
+    work: Round, stage: Stage, choice: Choice, out: Session, engines: Callable[[], dict[str, EnginePool]]
+) -> list[Entry]:
     """Compute shards, and return their manifest entries. No engine starts when all shards are fresh."""
     source = None if stage.reads else open_source(work.run.source)
     for text in origin.changes(work.store, {"source": source}, bool(work.run.grade.rewards)) if source else ():
@@ -131,11 +142,8 @@ def _bring_up(work: Round, stage: Stage, choice: Choice, out: Session) -> list[E
     if not choice.force and source is None and all(inventory.why_stale(stage, shard) is None for shard in choice.only or ()):
         return []
     computed: list[Entry] = []
-    with contextlib.ExitStack() as stack:
-        if stage.where == "engines" and stage.asks(work.run):
-            work = with_engines(work, stack.enter_context(open_engines(work.run, say=out.say)))
-        with spinner(out, f"{work.area} {stage.name}"):
-            execute(
-                work, (stage.name,), source, choice=choice, on_entry=lambda entry, new: computed.append(entry) if new else None
-            )
+    if stage.where == "engines" and stage.asks(work.run):
+        work = with_engines(work, engines())
+    with spinner(out, f"{work.area} {stage.name}"):
+        execute(work, (stage.name,), source, choice=choice, on_entry=lambda entry, new: computed.append(entry) if new else None)
     return computed

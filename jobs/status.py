@@ -137,7 +137,7 @@ def _tables(seen: Seen) -> list[RenderableType]:
         first, last = min(known[0][1]), max(known[0][1])
         table = aligned(escape(printable(title)), "learning", f"round {first}", f"round {last}", "by round")
         for (_, _, label, scale, digits), values in known:
-            ends = (f"{scale * values[number]:.{digits}f}" for number in (min(values), max(values)))
+            ends = (f"{scale * values[number]:.{digits}f}" if number in values else "-" for number in (first, last))
             table.add_row(label, *ends, learning.sparkline([values[number] for number in sorted(values)]))
         tables += [table, Text()]
     return [*tables, _work(seen, "work" if known else title)]

@@ -29,6 +29,7 @@ import requests
 
 from actors.token import offer_token
 from jobs.parcel import collect
+from jobs.screen import envelope
 from jobs.screen.terminal import Session, session
 from pipeline.digest import short
 from pipeline.errors import EgrsdError, SettingError, UserError, command, first_line
@@ -130,7 +131,9 @@ def parse_verb(context: Any, verb: list[str]) -> dict[str, Any]:
     name, command, rest = context.command.resolve_command(context, verb)
     if name == "submit":
         context.fail("A job cannot submit itself: give another verb.")
+    mine = envelope.asked.get()
     parsed: dict[str, Any] = command.make_context(name, list(rest), parent=context).params
+    envelope.asked.set(mine)  # the verb's own --json is the job's
     return parsed
 
 
@@ -138,13 +141,14 @@ def _check_paths(parsed: dict[str, Any]) -> None:
     """Raise SettingError for a run or output at a relative path, which would be lost with the job's working directory."""
     names = ("run", "out", "csv", "model") if "merge" in parsed else ("run", "out", "csv")  # of `export`, --model is written
     for name in names:
-        path = parsed.get(name)
-        if path is not None and "://" not in path and not os.path.isabs(path):
-            raise SettingError(
-                f"{path!r} would lie in the job's working directory, which Ray deletes",
-                f"--{name}",
-                f"Give {'' if name in ('model', 'csv') else 'a URI, or '}an absolute path that every node reaches",
-            )
+        given = parsed.get(name)
+        for path in [given] if isinstance(given, str) else given or []:  # `report` takes several runs
+            if "://" not in path and not os.path.isabs(path):
+                raise SettingError(
+                    f"{path!r} would lie in the job's working directory, which Ray deletes",
+                    f"--{name}",
+                    f"Give {'' if name in ('model', 'csv') else 'a URI, or '}an absolute path that every node reaches",
+                )
 
 
 def default_id(verb: list[str]) -> str:

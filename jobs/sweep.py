@@ -23,6 +23,7 @@ from pipeline.evidence.sweep import (
     grid,
     read,
     read_grid,
+    sampling_note,
     stale_note,
     summarise,
 )
@@ -81,9 +82,9 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         clock = {"read": loaded - started, "sweep": swept - loaded, "gradient": time.perf_counter() - swept}
         document = summarise(stored, axes, figures, cosine, clock)
         again = " (in place of those of an earlier sweep)" if store.read_bytes(EVIDENCE) is not None else ""
-        write_evidence(store, document)
         out.told.result = document
-        show(document, out)
+        show(document, out)  # first: a run that may only be read takes no file
+        write_evidence(store, document)
         if csv is not None:
             write_csv(csv, document["points"])
         out.say(f"figures: {store.locate(EVIDENCE)}{again}")
@@ -100,14 +101,15 @@ def choose_gate(uri: str, sets: list[str], rounds: list[int] | None, debug: bool
         if rounds is not None and len(rounds) > 1:
             raise SettingError("--choose reads one round", "--round", "Give one")
         [work, *_] = choose_rounds(store, run, rounds)
-        if (note := stale_note(work)) is not None:
-            out.say(note)
+        for note in (stale_note(work), sampling_note(run)):
+            if note is not None:
+                out.say(note)
         with late("sweep", f"{len(asked)} gates on round {work.number}: {NOTICE_S:g} s so far, and not done."):
             audit, _ = measure.measure(work, asked, measure.Plan(space=None, alone=False))
         document = choose.choose(audit, asked, _engine_seconds(store, work.number, audit["traces"]))
-        store.write_json(choose.EVIDENCE, document)
         out.told.result = document
         show_choice(document, out)
+        store.write_json(choose.EVIDENCE, document)
         if csv is not None:
             write_csv(csv, document["points"])
         out.say(f"figures: {store.locate(choose.EVIDENCE)}")

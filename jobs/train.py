@@ -48,7 +48,7 @@ def train_committed(
     the trainer ends before its last policy.
     """
     with session(debug) as out:
-        held = hold_run(out, uri)
+        held = hold_run(out, uri, replaces=True)
         run = resolve(held.run, sets)
         changed = differences(held.run, run)
         refuse_unread(

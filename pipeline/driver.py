@@ -168,7 +168,7 @@ def cautions(run: Run, sources: Sources) -> list[str]:
     held_out_rows = run.evaluation.source if sources.evals is not None else None
     notes = [*approximation(run.objective, run.score), *sources.rounds.cautions(held_out_rows), *training.notes(), *sources.notes]
     notes += [f"note: {training.uri}: {COSTS}"] if training.rejected and not training.generated else []
-    if apart := run.label.differs_from(run.objective):
+    if apart := run.label.differs_from(run.objective, run.profile.window):
         notes.append(f"note: {apart}")
     if sources.evals is not None:
         if (most := run.evaluation.max_new_tokens) != run.rollout.max_new_tokens:

@@ -136,6 +136,7 @@ def test_what_is_no_gate_is_told(gate):
         (["name=gkd", "top_k=32"], "reads 32 of the teacher's most likely tokens.* set score.keep_topk=32"),
         (["kl=0.1"], "egrsd stage score --round N --set score.base_logprobs=true"),
         (["name=sft"], "traces of others: set source.response, or rollout.teacher_share above 0"),
+        (["name=eopd", "gate=entropy", "entropy=student"], "would also decide which tokens learn the teacher's distribution"),
         (["clip=ppo", "correction=token"], "clip and correction would use one ratio twice"),
         (["name=eopd", "correction=token"], "clip and correction would use one ratio twice"),
     ],
@@ -143,6 +144,14 @@ def test_what_is_no_gate_is_told(gate):
 def test_an_objective_without_what_it_needs_is_refused_with_what_to_do(sets, message):
     with pytest.raises(SettingError, match=message):
         resolve(BASE, [f"objective.{text}" for text in sets])
+
+
+def test_a_share_that_is_no_trace_brings_no_trace_of_a_teacher():
+    """.05 of 8 traces is none: `sft` trained nothing for a whole run."""
+    share = "rollout.teacher_share=0.05"
+    with pytest.raises(SettingError, match="traces of others"):
+        resolve(BASE, [share, "rollout.group_size=8", "objective.name=sft"])
+    assert resolve(BASE, [share, "rollout.group_size=8", "objective.gate=top_entropy:0.2"]).writers == ["student"] * 8
 
 
 def test_eopd_needs_its_sixteen_tokens_and_top_entropy_the_student():

@@ -150,6 +150,16 @@ def test_a_trainer_that_ends_early_is_told_and_a_later_one_does_not_meet_its_com
     assert Remaining.of(driver.store, driver.run).is_empty
 
 
+def test_figures_of_rounds_that_are_measured_anew_do_not_outlive_a_driver_that_dies(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.driver.execute", in_turn)
+    driver, _ = made(tmp_path, last=1)
+    for number in range(2):
+        driver.store.write_metrics("round", number, [{"round": number, "num_rows": 99}])  # of traces from before
+    with pytest.raises(TrainingError, match="ended before it published policy 2"):
+        brought_to_end(driver)
+    assert {row["num_rows"] for row in driver.store.metrics() if row["writer"] == "round"} == {8}
+
+
 def test_a_driver_that_lost_its_run_ends_and_leaves_the_trainer_to_the_other(tmp_path):
     driver, trainer = made(tmp_path)
     with pytest.raises(StoreError, match="another has taken over this run"):

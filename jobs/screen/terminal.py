@@ -122,7 +122,7 @@ class Session:
         """Send the output of Ray, vLLM and logging to a new file in the run's logs/. An object store gets the file at the end."""
         if self.debug:
             return
-        name = f"logs/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        name = f"logs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}.log"
         self.log_uri = store.locate(name)
         if store.local_root is None:
             self.log_path = Path(self.exits.enter_context(tempfile.TemporaryDirectory(prefix="egrsd-"))) / "run.log"

@@ -8,6 +8,7 @@ weighting, regime or decile then needs no gradient: its push is a weighted sum o
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,14 @@ import torch
 from pipeline.audit import figures
 from pipeline.audit.tokens import MADE, Tokens, read_tokens
 from pipeline.config import Run
-from pipeline.errors import SettingError, UserError
+from pipeline.errors import SettingError, UserError, refuse_unread
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
 from pipeline.evidence.sweep import first_step, is_kept, load_policy
 from pipeline.method import directions as maths
+from pipeline.overrides import named, refuse_unread_objective, resolve
 from pipeline.problems import worlds
+from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 from pipeline.training.alignment import Directions, Space
 from pipeline.training.step import Trainer
@@ -31,6 +34,9 @@ from pipeline.training.student import student
 from pipeline.training.student.head import Divergence
 
 REFERENCE = "reinforce"
+NAMED = ("objective.name", "objective.gate", "objective.control", "objective.entropy")
+NAMES = "Write it in --objectives as NAME+GATE+CONTROL, such as egrsd+entropy+inverted, or student_entropy"
+READS = "It reads the sections objective, train and profile. The gate of training has objective.gamma and objective.window"
 ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
 ALONE = ("regime", "decile")  # kinds of classes whose tokens' own gradients are measured, where they fit into memory
 SHOWN = ("cosine", "batch_cosine", "batch_share", "averaged_cosine", "push")  # of these
@@ -53,14 +59,25 @@ class Plan:
     alone: bool = True
 
 
-def objectives(run: Run, names: list[str]) -> dict[str, Run | None]:
-    """The run with each objective as `egrsd compare` names it, and None for a weighting of MADE.
+def objectives(run: Run, names: list[str], sets: Sequence[str] = ()) -> dict[str, Run | None]:
+    """The run under the lines `sets` with each objective as `egrsd compare` names it, and None for a weighting of MADE.
 
-    Raises SettingError for an objective that needs other scores.
+    Raises SettingError for an objective that needs other scores, and for a setting that an audit does not read. Raises it too for
+    a setting that the names of the objectives say.
     """
     if "no_reference" in names:
         raise SettingError("'no_reference' needs other scores", "--objectives", "Audit a run that was made so")
-    return {name: None if name in MADE else variant(run, name, run.seed) for name in names}
+    changed = named(list(sets))
+    refuse_unread("an audit does not read this setting", sorted(changed), _is_read, lambda _: READS)
+    refuse_unread("the name of an objective says this", sorted(changed), lambda name: name not in NAMED, lambda _: NAMES)
+    base = resolve(run, list(sets))
+    asked = {name: None if name in MADE else variant(base, name, run.seed) for name in names}
+    refuse_unread_objective(filter(None, asked.values()), list(sets))
+    return asked
+
+
+def _is_read(setting: str) -> bool:
+    return setting.startswith(("objective.", "train.", "profile.", "model.")) or setting == "label.min_normaliser"
 
 
 def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict[str, Any], pa.Table]:
@@ -144,8 +161,10 @@ def _setting(work: Round, asked: dict[str, Run | None], tokens: Tokens) -> dict[
         "run": work.run.name,
         "round": work.number,
         "policy": work.policy_version,
+        "measured": Inventory(work).measured,
         "step": first_step(work),
         "sampling": {name: getattr(work.run.rollout, name) for name in ("temperature", "top_p", "top_k")},
+        "advantage": {name: getattr(work.run.grade, name) for name in ("advantage", "beta_length")},
         "settings": {name: _read(one) for name, one in asked.items() if one is not None},
         "traces": len(tokens.rows),
         "tokens": int(tokens.lengths.sum()),

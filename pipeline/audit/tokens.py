@@ -96,14 +96,18 @@ def made(name: str, tokens: Tokens) -> np.ndarray:
 def read_tokens(work: Round, trainer: Trainer, asked: dict[str, Run | None], most: int) -> Tokens:
     """The traces that every objective may learn from, of `most` problems (0: all), with their weights under each of `asked`.
 
-    That of a distributional objective has a divergence, too. M of the gate is the largest entropy of these traces, as if they
-    were one minibatch. Their step is the round's first.
+    Traces of other writers are left out: what raises their reward does not raise the student's accuracy. That of a
+    distributional objective has a divergence, too. M of the gate is the largest entropy of these traces, as if they were one
+    minibatch. Their step is the round's first.
     """
     named = {name: run for name, run in asked.items() if run is not None}
     columns = tuple(dict.fromkeys(name for run in named.values() for name in run.objective.columns))
     data = read_round(work, columns)
     usable = [batches.usable(data, work.number), *(batches.usable(data, work.number, run.objective) for run in named.values())]
     facts = _facts(work)
+    if not facts:
+        what = "the student wrote no graded trace of this round"
+        raise UserError(what, work.area, "Audit a round of its own traces, without rollout.import_share=1")
     questions = sorted({fact.problem for fact in facts.values()})
     if most and most < len(questions):
         drawn = np.random.default_rng([work.run.seed, work.number, 3]).choice(len(questions), most, replace=False)
@@ -150,18 +154,16 @@ class Fact(NamedTuple):
 
 
 def _facts(work: Round) -> dict[str, Fact]:
-    """The facts of every trace with a verdict, by its id."""
+    """The facts of every trace of the student with a verdict, by its id."""
     seen, found = Inventory(work), {}
-    entries = {stage: seen.entries(stage) for stage in ("prompts", "rollout", "grade")}
+    written = ["trace_id", "prompt_index", "response_text", "trace_source"]
+    columns = {"prompts": ["problem"], "rollout": written, "grade": ["verdict"]}
+    entries = {stage: seen.entries(stage) for stage in columns}
     for shard in sorted(work.shards):
-        tables = read_shard(
-            work.store,
-            {stage: shards[shard] for stage, shards in entries.items()},
-            {"prompts": ["problem"], "rollout": ["trace_id", "prompt_index", "response_text"], "grade": ["verdict"]},
-        )
+        tables = read_shard(work.store, {stage: shards[shard] for stage, shards in entries.items()}, columns)
         asked, verdicts = tables["prompts"]["problem"].to_pylist(), tables["grade"]["verdict"].to_pylist()
         for row, verdict in zip(tables["rollout"].to_pylist(), verdicts, strict=True):
-            if verdict is not None:
+            if verdict is not None and row.get("trace_source", "student") == "student":
                 prompt = row["prompt_index"]
                 right = verdict == Verdict.CORRECT
                 found[row["trace_id"]] = Fact(f"{shard}/{prompt}", right, asked[prompt] or "", row["response_text"] or "")

@@ -94,7 +94,10 @@ class Planner:
     def _decides(self, number: int) -> bool:
         """Whether a round is not planned as with the default settings."""
         before = read_plan(self.store, "rounds", number - 1) if number else None
-        return self.run.source.chooses or self._filling() is not None or (before is not None and _end(before) is not None)
+        if self.run.source.chooses or self._filling() is not None:
+            return True
+        usual = (None, self.run.rollout.prompts_per_round)
+        return before is not None and (_end(before) is not None or before.asked not in usual)
 
     def _filling(self) -> Filling | None:
         most = self.run.rollout.fill_groups
@@ -132,7 +135,8 @@ class Planner:
         """The place in the endless order behind the problems of the earlier rounds."""
         before = read_plan(self.store, "rounds", number - 1) if number else None
         end = _end(before) if before is not None else None
-        return number * self.run.rollout.prompts_per_round if end is None else end
+        asked = before.asked if before is not None else None  # another number, where rollout.prompts_per_round has changed
+        return number * (asked or self.run.rollout.prompts_per_round) if end is None else end
 
     def _further(self, work: Round, plan: Plan) -> tuple[list[int], int | None]:
         """Further problems that a graded round asks now, and the place behind them. None when it is full."""

@@ -196,12 +196,13 @@ def _read_area(store: Store, kind: str, number: int) -> Iterator[tuple[str, int,
 
 
 def _verdicts(store: Store, entry: Entry, prompts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Correct and graded traces of each prompt of a graded shard, int64 [prompts] each. Traces of a prompt are neighbours."""
-    verdict = store.read(entry, ["verdict"])["verdict"]
+    """Correct and graded traces of each prompt of a shard, int64 [prompts] each. Traces of a prompt are neighbours."""
+    table = store.read(entry, ["verdict", "reject_reason"])
+    verdict, is_live = table["verdict"], pc.is_null(table["reject_reason"])  # a verifier or a reward that failed says nothing
     if len(verdict) % prompts:
         raise StoreError(f"{len(verdict)} rows are not groups of {prompts} prompts", store.locate(entry.path), "Grade it again")
-    right = pc.fill_null(pc.equal(verdict, pa.scalar(str(Verdict.CORRECT))), False).to_numpy()
-    known = pc.is_valid(verdict).to_numpy()
+    right = pc.and_(is_live, pc.fill_null(pc.equal(verdict, pa.scalar(str(Verdict.CORRECT))), False)).to_numpy()
+    known = pc.and_(is_live, pc.is_valid(verdict)).to_numpy()
     return tuple(values.reshape(prompts, -1).sum(axis=1, dtype=np.int64) for values in (right, known))  # type: ignore[return-value]
 
 

@@ -161,8 +161,7 @@ class Run(Section):
         if self.evaluation.source.response:
             raise ValueError("evaluation.source.response: an evaluation asks the model; leave it empty")
         self._shares_fit()
-        others = {"teacher": self.rollout.teacher_share > 0, "import": bool(self.source.response)}
-        refuse_missing(self.objective, self.score, {name for name, writes in others.items() if writes})
+        refuse_missing(self.objective, self.score, set(self.writers) - {"student"})
         for reward in self.grade.rewards:
             if reward.function == "soft_overlong":
                 shipped = reward.shipped()

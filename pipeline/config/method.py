@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.rewards import Reward, check_rewards
 from pipeline.config.section import LATER, UNCOUNTED, Count, Positive, Section, Share
 from pipeline.errors import SettingError
+
+if TYPE_CHECKING:
+    from pipeline.config.objective import Objective
 
 
 class Grade(Section):
@@ -114,12 +117,18 @@ class Label(Weights):
 
     lookahead: bool = Field(True, description="whether the gate reads the lookahead entropy (CL-EGRSD) or the plain one (EGRSD)")
 
-    def differs_from(self, trained: Weights) -> str:
-        """What to know of constants that labels and report show otherwise than training has them; "" when they are the same."""
-        apart = [name for name in Weights.model_fields if getattr(self, name) != getattr(trained, name)]
-        listed = ", ".join(f"label.{name} {getattr(self, name):g} (training: {getattr(trained, name):g})" for name in apart)
-        return (
-            f"labels and report show weights that training does not use: {listed}. Training reads those of the section objective"
-            if apart
-            else ""
-        )
+    def differs_from(self, trained: Objective, window: int) -> str:
+        """What to know of a gate that labels and report show otherwise than training has it; "" when it is the same.
+
+        window: of the profile, in tokens. An objective without a gate on the entropy is compared by its constants alone.
+        """
+        apart = [
+            f"label.{name} {getattr(self, name):g} (training: {getattr(trained, name):g})"
+            for name in Weights.model_fields
+            if getattr(self, name) != getattr(trained, name)
+        ]
+        mine, its = (window if self.lookahead else 0), (trained.window if trained.gate_kind == "cl_entropy" else 0)
+        if trained.gate_kind in ("entropy", "cl_entropy") and mine != its:
+            apart.append(f"a lookahead of {mine} tokens (training: {its})")
+        what = "labels and report show weights that training does not use"
+        return f"{what}: {', '.join(apart)}. Training reads those of the section objective" if apart else ""

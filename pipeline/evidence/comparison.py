@@ -290,7 +290,7 @@ def keep_point(compared: Comparison, found: dict[str, Series], key: Key, setting
             "points": [point for series in found.values() for _, point in sorted(series.points.items())],
             "objectives": [summary(name, series) for name, series in found.items() if series.points],
             "pairs": pairs(found, compared.baseline),
-            "settings": settings,
+            "settings": settings | {"problems": len(found[key.objective].keys)},  # a source may have fewer than are asked for
         }
     except ValueError as error:
         raise UserError(str(error), folder.locate("evals"), REJECTED) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -15,12 +16,14 @@ from pydantic import Field
 from pipeline.digest import digest
 from pipeline.errors import StoreError, first_line
 from pipeline.evidence.intervals import Estimate
+from pipeline.rounds.rows import are_of_now
 from pipeline.stages.tables import views
 from pipeline.store.directory import Store
 from pipeline.store.documents import Count, Digest, Document, Number, Text, parse
 from pipeline.store.names import EVALUATION_FOLDER
 
 EVIDENCE = "evidence/sweep.json"
+MEASURED = b"measured"  # in the metadata of the column of alignments
 DIGITS = 6  # significant digits of the figures in the file
 REMEDY = "Delete the file and run `egrsd sweep` again"
 Figure = int | float | None
@@ -76,9 +79,13 @@ class SweptPoint(Document):
 
 
 class Evidence(Document):
-    """evidence/sweep.json. `digest` is the hash of all the rest; earlier versions wrote none."""
+    """evidence/sweep.json. `digest` is the hash of all the rest; earlier versions wrote none.
+
+    measured: `Inventory.measured` of each round, by number. Earlier versions wrote none.
+    """
 
     digest: Digest | None = None
+    measured: dict[Text, Digest] = Field(default_factory=dict)
     axes: dict[Text, list[bool | Figure | Text]]
     points: list[SweptPoint]
     deciles: Deciles
@@ -157,20 +164,29 @@ class Audit(Document):
     blocks: Count
     points: list[Weighting]
     classes: Classes
+    measured: Digest | None = None  # `Inventory.measured` of the round; earlier versions wrote none
 
 
-def read_audits(store: Store, rounds: list[int]) -> list[dict[str, Any]]:
-    """The audits of these rounds that are stored. Raises StoreError for a file that holds no audit."""
-    found = []
-    for number in rounds:
-        document = store.read_document(path_of(number, "json"), Audit, "Delete the file and run `egrsd audit` again")
-        if document is not None:
-            found.append(document.model_dump())
-    return found
+def read_audit(store: Store, number: int) -> dict[str, Any] | None:
+    """The stored audit of a round, or None. Raises StoreError for a file that holds no audit."""
+    document = store.read_document(path_of(number, "json"), Audit, "Delete the file and run `egrsd audit` again")
+    return None if document is None else document.model_dump()
 
 
-def read_alignment(store: Store, number: int) -> dict[str, np.ndarray]:
+def is_of_now(document: dict[str, Any], measured: Mapping[int, str]) -> bool:
+    """Whether a sweep or an audit read the rounds as they are now: their `Inventory.measured` by number.
+
+    Documents of earlier versions do not say it, and are trusted. So is what they say of rounds that are not among these.
+    """
+    said = document.get("measured") or {}
+    found = said if isinstance(said, dict) else {str(document["round"]): said}
+    return all(found.get(str(number), now) == now for number, now in measured.items())
+
+
+def read_alignment(store: Store, number: int, measured: str) -> dict[str, np.ndarray]:
     """The alignment of every token of the audited traces of a round, by trace id. Empty without an audit.
+
+    measured: `Inventory.measured` of the round. An audit of other traces has none for these.
 
     Raises StoreError for a file that holds no such column, and for values that are not finite.
     """
@@ -182,17 +198,18 @@ def read_alignment(store: Store, number: int) -> dict[str, np.ndarray]:
         table = pq.read_table(pa.BufferReader(data), columns=["trace_id", "alignment"])
         table.validate(full=True)
         values = views(table["alignment"])
+        of_others = (table.schema.metadata or {}).get(MEASURED, measured.encode()) != measured.encode()
     except (pa.ArrowException, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise StoreError(f"holds no alignment of tokens ({first_line(error)})", store.locate(path), remedy) from error
     if not all(one.dtype == np.float32 and np.isfinite(one).all() for one in values):
         raise StoreError("alignment: must be finite numbers", store.locate(path), remedy)
-    return dict(zip(table["trace_id"].to_pylist(), values, strict=True))
+    return {} if of_others else dict(zip(table["trace_id"].to_pylist(), values, strict=True))
 
 
 def write_audit(store: Store, number: int, document: dict[str, Any], table: pa.Table) -> None:
     """Keep an audit in the run, in place of an earlier one of the same round."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata({MEASURED: document["measured"]}), sink, compression="zstd")
     store.write(path_of(number, "parquet"), sink.getvalue().to_pybytes())
     store.write_json(path_of(number, "json"), document)
 
@@ -227,6 +244,8 @@ def asked(store: Store, version: int) -> list[str]:
     for folder in store.named("evals", EVALUATION_FOLDER):
         summary = store.read_document(f"evals/{folder[0]}/summary.json", _Summary)
         if summary is None or str(version) not in summary.policies:
+            continue
+        if not are_of_now(store, version, store.entries(f"evals/{folder[0]}/{version:04d}", "rollout").values()):
             continue
         avg = summary.policies[str(version)].figures.get("avg")
         numbers = [avg.get(name) for name in ("value", "low", "high")] if isinstance(avg, dict) else []

@@ -26,7 +26,7 @@ from pipeline.problems.survey import normal
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, with_engines
-from pipeline.rounds.rows import read_shard
+from pipeline.rounds.rows import are_of_now, read_shard
 from pipeline.rounds.schedule import execute, inflight
 from pipeline.stages import EVALUATION, chain_of
 from pipeline.store.directory import Entry, Store
@@ -96,7 +96,7 @@ def samples(tables: list[tuple[pa.Table, pa.Table]], size: int, problems: tuple[
         shaped((verdict == Verdict.TRUNCATED).astype(float)),
         shaped(pc.fill_null(pc.list_value_length(lengths), 0).to_numpy().astype(float)),
         np.array([majority(right, given) for right, given in zip(correct, answers, strict=True)]),
-        dict(Counter(v for v in verdict if v is not None)),
+        dict(Counter(verdict[live | (verdict == Verdict.TIMEOUT)])),  # others were rejected for a reward that failed
         dict(Counter(pc.drop_null(grade["reject_reason"]).to_pylist())),
         problems,
     )
@@ -160,9 +160,9 @@ def _gave_up(entry: Entry) -> int:
 def held_out(store: Store, run: Run, version: int) -> Samples | None:
     """The samples of a policy on the run's own held-out problems.
 
-    None when that evaluation is missing or incomplete, or when answers were written again since they were graded. None too when
-    its shards have different numbers of samples per problem. An evaluation of another number of problems, from settings that
-    changed since, is shown as it is.
+    None when that evaluation is missing or incomplete, or when answers were written again since they were graded. None too for
+    answers of a policy that was trained again since, and when its shards have different numbers of samples per problem. An
+    evaluation of another number of problems, from settings that changed since, is shown as it is.
     """
     if read_plan(store, "evals", version) is None:
         return None
@@ -171,7 +171,7 @@ def held_out(store: Store, run: Run, version: int) -> Samples | None:
     rollouts, grades = seen.entries("rollout"), seen.entries("grade")
     if whole and any(grades[shard].inputs.get("rollout") not in (None, rollouts[shard].sha256) for shard in seen.work.shards):
         return None  # answers were written again, and wait for their verdicts
-    return read(seen.work) if whole else None
+    return read(seen.work) if whole and are_of_now(store, version, rollouts.values()) else None
 
 
 def _sample_counts(seen: Inventory) -> set[float]:

@@ -79,28 +79,41 @@ def _metadata(run: Run, released: Released) -> str:
         base_model=None if local else released.base,
         library_name="transformers" if released.whole else "peft",
         pipeline_tag="text-generation",
-        tags=["egrsd", "self-distillation", run.objective.name],
+        tags=["egrsd", *(["self-distillation"] if _is_guided(run) else []), run.objective.name],
     )
     return f"---\n{data.to_yaml()}\n---"
 
 
 def _title(run: Run, released: Released) -> str:
     kind = "whole weights" if released.whole else "LoRA adapter"
-    how = "by entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))"
-    learned = f"The model learned from its own answers {how}." if released.version else f"{UNTRAINED} Later policies learn {how}."
+    paper = "by entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))"
+    how = paper if _is_guided(run) else f"with the objective `{run.objective.name}`"
+    learned = f"The model learned from {_writers(run)} {how}." if released.version else f"{UNTRAINED} Later policies learn {how}."
     return (
         f"# Policy {released.version} of {called(run)}: {kind}\n\n"
         f"The base model is `{released.base}`. Its licence applies to these weights too. {learned}"
     )
 
 
+def _is_guided(run: Run) -> bool:
+    """Whether a teacher's entropy guides the objective, as in the paper."""
+    return run.objective.gate_kind in ("entropy", "cl_entropy") and run.objective.control == "none"
+
+
+def _writers(run: Run) -> str:
+    """Who wrote the answers that are learned from."""
+    names = {"student": "its own answers", "teacher": "answers of a teacher", "import": "answers that the source brings"}
+    return " and ".join(text for one, text in names.items() if one in run.writers and one in run.objective.sources)
+
+
 def _data(run: Run) -> str:
     rollout, source = run.rollout, run.source
-    who = "brought by the source" if source.response else "written by the model itself"
+    judge = run.grade.verdict_reward
+    graded = f"A verifier ({run.grade.verifier})" if judge is None else f"The reward function `{judge}`"
     return (
         f"## Data\n\n{rollout.prompts_per_round} problems a round of {named(source)}, with {rollout.group_size} "
-        f"traces of at most {rollout.max_new_tokens} tokens for each problem, {who}. A verifier ({run.grade.verifier}) graded "
-        f"every answer.\n\nThe prompt, inside the tokenizer's chat template:\n\n{_quoted(run.prompts.student)}"
+        f"traces of at most {rollout.max_new_tokens} tokens for each problem. The model learned from {_writers(run)}. {graded} "
+        f"graded every answer.\n\nThe prompt, inside the tokenizer's chat template:\n\n{_quoted(run.prompts.student)}"
     )
 
 

@@ -135,6 +135,15 @@ def stale_note(work: Round) -> str | None:
     return f"note: {work.area} is stale ({', '.join(reasons)}); swept as it is stored" if reasons else None
 
 
+def sampling_note(run: Run) -> str | None:
+    """A note about sampling under which the reference of an audit is not quite the gradient of accuracy, else None."""
+    sampling = run.rollout
+    if sampling.temperature == 1 and sampling.top_p == 1 and not sampling.top_k:
+        return None
+    how = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, top-k {sampling.top_k or 'off'}"
+    return f"note: traces were sampled at {how}, so the reference is the gradient of accuracy only nearly"
+
+
 def read(run: Run, rounds: list[Round]) -> Stored:
     """The stored traces of these rounds. Raises UserError when every trace was rejected."""
     traces = [read_traces(work) for work in rounds]
@@ -267,6 +276,7 @@ def summarise(
         "axes": axes,
         "stored": _settings(point_of(stored.run)),
         "rounds": [work.number for work in stored.rounds],
+        "measured": {str(work.number): Inventory(work).measured for work in stored.rounds},
         "traces": len(stored.signals.advantage),
         "traces_with_signal": int(np.count_nonzero(stored.signals.advantage)),
         "tokens": len(stored.signals.entropy),

@@ -42,14 +42,15 @@ def soft_overlong(num_tokens: np.ndarray, max_tokens: int, cache: int) -> np.nda
 def weighted_sum(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The sum over rewards of weight x value, without the absent ones.
 
-    values [R, N], NaN where a reward is absent; weights [R] -> [N] float64, NaN where every reward is absent.
+    values [R, N], NaN where a reward is absent; weights [R] -> [N] float64, NaN where every reward that counts is absent. One of
+    weight 0 is stored only, and does not count.
     """
     values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
     if values.ndim != 2 or weights.shape != values.shape[:1]:
         raise ValueError(f"weights: shape {weights.shape}, expected [R] for values of shape {values.shape}")
     known = np.isfinite(values)
     total = np.where(known, values * weights[:, None], 0.0).sum(0)
-    return np.where(known.any(0), total, np.nan)
+    return np.where(known[weights != 0].any(0), total, np.nan)
 
 
 def group_advantage(rewards: np.ndarray, groups: int, std: str = "population") -> np.ndarray:
@@ -65,7 +66,7 @@ def group_advantage(rewards: np.ndarray, groups: int, std: str = "population") -
     count = np.maximum(np.bincount(index, known), 1)
     mean = (np.bincount(index, value) / count)[index]
     centred = np.where(known, value - mean, 0.0)
-    centred[np.abs(centred) < 1e-12] = 0  # equal rewards: rounding in the mean is no direction
+    centred[np.abs(centred) < 1e-12 * np.maximum(1, np.abs(value))] = 0  # equal rewards: rounding in the mean is no direction
     spread = np.sqrt(np.bincount(index, centred**2) / (np.maximum(count - 1, 1) if std == "sample" else count))
     return np.where(known, centred / (spread[index] + GROUP_EPSILON), np.nan)
 

@@ -9,7 +9,7 @@ from pipeline.choice.plans import told
 from pipeline.config import Run
 from pipeline.errors import UserError, command
 from pipeline.evidence.comparison import COMPARE, Compared
-from pipeline.evidence.documents import asked, plain, read_audits, read_evidence
+from pipeline.evidence.documents import asked, is_of_now, plain, read_audit, read_evidence
 from pipeline.models.tokenizers.vocabulary import token_reader
 from pipeline.overrides import differences
 from pipeline.problems.sources import named
@@ -50,10 +50,11 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
     limits = limits or Limits()
     measured = _measured(store, run)
     evaluated = evaluated or Evaluations.of(store, run)
+    evidence, outdated = _evidence(store, {part.figures["round"]: part.labelled.seen.measured for part in measured})
     document = {
         "run": _identity(store, run),
         "warnings": [text] if (text := warning_over(part.labelled.seen for part in measured)) is not None else [],
-        "notes": told(store, run),
+        "notes": [*told(store, run), *outdated],
         "settings": run.to_yaml(),
         "window": run.profile.window,
         "rounds": [part.figures for part in measured],
@@ -64,8 +65,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
         "asked": {version: lines for version in (0, *store.numbers("policy")) if (lines := asked(store, version))},
         "answers": evaluated.answers(limits.text),
         "sample": sample.sample([part.labelled for part in measured], token_reader(run.model), limits),
-        "sweep": read_evidence(store),
-        "audits": read_audits(store, [part.figures["round"] for part in measured]),
+        **evidence,
     }
     return dict(plain(document | {"story": story.tell(document)}))
 
@@ -114,6 +114,20 @@ def _measured(store: Store, run: Run) -> list[Measured]:
     return measured
 
 
+def _evidence(store: Store, measured: dict[int, str]) -> tuple[dict[str, Any], list[str]]:
+    """The sweep and the audits of a run, and a note for each that read other traces than those of now. These are left out."""
+    notes, swept = [], read_evidence(store)
+    if swept is not None and not is_of_now(swept, measured):
+        notes.append(f"The sweep is left out: rounds were made anew since. Run {command('sweep', '--run', store.uri)} again.")
+        swept = None
+    audits = [audit for number in measured if (audit := read_audit(store, number)) is not None]
+    for audit in audits:
+        if not is_of_now(audit, measured):
+            again = command("audit", "--run", store.uri, "--round", audit["round"])
+            notes.append(f"The audit of round {audit['round']} is left out: the round was made anew since. Run {again} again.")
+    return {"sweep": swept, "audits": [audit for audit in audits if is_of_now(audit, measured)]}, notes
+
+
 def _ledger(measured: list[Measured], group_size: int) -> dict[str, Any]:
     counts = [part.counts for part in measured]
     return {
@@ -125,8 +139,11 @@ def _ledger(measured: list[Measured], group_size: int) -> dict[str, Any]:
 
 
 def _against(other: Evaluations, first: Evaluations) -> dict[str, Any] | None:
-    """The last policy of a run against that of the first run, on the same held-out problems. None when they do not pair."""
-    if other.last is None or first.last is None:
+    """The last policy of a run against that of the first run, on the same held-out problems. None when they do not pair.
+
+    A run that has evaluated its base alone has no last policy yet.
+    """
+    if other.last is None or first.last is None or not (max(other.samples) and max(first.samples)):
         return None
     return held_out.between(other.last, first.last)
 

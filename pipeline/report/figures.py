@@ -6,7 +6,8 @@ whole rounds, before the trainer starts, and counts what `grade` has not rejecte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.report import ledger
 from pipeline.report.room import LINE, asked
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.rows import read_shard
+from pipeline.rounds.rows import of_now, read_shard
 from pipeline.stages.tables import ragged
 
 CLOCK = ("seconds_round", "seconds_measure", "seconds_label", "seconds_engines")
@@ -72,6 +73,7 @@ def measure(seen: Inventory, metrics: list[dict[str, Any]]) -> Measured:
         "round": work.number,
         "policy": work.policy_version,
         "lag": work.lag,
+        "complete": len(whole) == len(shards),
         "traces": len(live),
         "verdicts": {str(v): int((verdicts == v).sum()) for v in Verdict},
         "accuracy": _mean(verdicts[live] == Verdict.CORRECT),
@@ -88,9 +90,9 @@ def measure(seen: Inventory, metrics: list[dict[str, Any]]) -> Measured:
         **{name: clock.get(name) for name in CLOCK},
         "seconds_engines_idle": clock.get("seconds_engines_idle", _idle(clock)),
     }
-    return Measured(
-        figures, ledger.count_round(seen, fit, train), _labelled(seen, shards), [r for s in shards for r in s.rejected]
-    )
+    first = {stage: sum((shard.first.get(stage, Counter()) for shard in shards), Counter()) for stage in _GRADED}
+    counts = ledger.count_round(seen, fit | {"rejected": first, "complete": len(whole) == len(shards)}, train)
+    return Measured(figures, counts, _labelled(seen, shards), [r for s in shards for r in s.rejected])
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,18 +115,22 @@ class _Shard:
     entropy: np.ndarray
     shares: np.ndarray
     rejected: list[dict[str, Any]]
+    first: dict[str, Counter[str]] = field(default_factory=dict)  # rejected rows by the stage that rejected them first
+    unread: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # traces of writers that training does not read
 
     @classmethod
     def of(cls, seen: Inventory, name: str) -> _Shard:
         """One shard of a round, with the stages that it has."""
-        entries = {stage: entry for stage in _COLUMNS if (entry := seen.entry(stage, name)) is not None}
+        entries = of_now({stage: entry for stage in _COLUMNS if (entry := seen.entry(stage, name)) is not None})
         tables = read_shard(seen.work.store, entries, _COLUMNS)
         none, text = np.zeros(0), np.zeros(0, object)
         if not {"rollout", "grade", "score"} <= tables.keys():
             whole, no = none.astype(int), none.astype(bool)
-            return cls(name, False, False, text, whole, no, whole, text, none, none, none, none, none, none, none, [])
-        rollout, grade, score = (tables[stage] for stage in ("rollout", "grade", "score"))
+            first = {"rollout": Counter(entries["rollout"].rejected)} if "rollout" in entries else {}
+            return cls(name, False, False, text, whole, no, whole, text, none, none, none, none, none, none, none, [], first)
+        rollout, grade, score = (tables[stage] for stage in _GRADED)
         reasons = pc.coalesce(*(table["reject_reason"] for table in (rollout, grade, score)))
+        first, sources = _rejected_first(tables), seen.work.run.objective.sources
         live = np.asarray(pc.is_null(reasons))
         profile = tables.get("profile")
         deltas = np.abs(ragged(score["teacher_logprobs"])[0] - ragged(score["student_logprobs"])[0])
@@ -145,12 +151,27 @@ class _Shard:
             _floats(profile["entropy_mean"]) if profile is not None else none,
             np.stack([_floats(profile[f"share_{n}"]) for n in Regime.NAMES], 1) if profile is not None else none,
             _examples(seen, name, rollout, reasons, pc.coalesce(*(t["reject_detail"] for t in (rollout, grade, score)))),
+            first,
+            np.array([source not in sources for source in rollout["trace_source"].to_pylist()], bool),
         )
 
 
+def _rejected_first(tables: dict[str, pa.Table]) -> dict[str, Counter[str]]:
+    """Rejected rows of a shard by stage and reason. A row that two stages reject counts once, under the first of them."""
+    found: dict[str, Counter[str]] = {}
+    met = np.zeros(tables["rollout"].num_rows, bool)
+    for stage in _GRADED:
+        reasons = np.array(tables[stage]["reject_reason"].to_pylist(), object)
+        is_rejected = np.array([reason is not None for reason in reasons], bool)
+        found[stage] = Counter(reasons[is_rejected & ~met])
+        met |= is_rejected
+    return found
+
+
+_GRADED = ("rollout", "grade", "score")
 _REASONS = ["reject_reason", "reject_detail"]
 _COLUMNS = {
-    "rollout": ["trace_id", "prompt_index", *_REASONS, "response_tokens", "rollout_entropy"],
+    "rollout": ["trace_id", "prompt_index", "trace_source", *_REASONS, "response_tokens", "rollout_entropy"],
     "grade": [*_REASONS, "verdict", "reward", "advantage"],
     "score": [*_REASONS, "teacher_logprobs", "student_logprobs", "student_logprob_gap"],
     "profile": ["entropy_mean", *(f"share_{name}" for name in Regime.NAMES)],
@@ -159,14 +180,17 @@ _COLUMNS = {
 
 
 def _unused(seen: Inventory, shards: list[_Shard]) -> np.ndarray:
-    """Traces of the groups that the trainer does not take, since a filled round leaves them out: bool [traces of the shards]."""
+    """Traces that the trainer does not take, bool [traces of the shards].
+
+    A filled round leaves groups out, and an objective may not learn from what some writers wrote.
+    """
     ready = seen.work.store.ready(seen.work.number)
     left = {} if ready is None else ready.left_out
     parts = [np.zeros(0, bool)]
     for shard in shards:
         prompts = len(seen.work.shards[shard.name])
         groups = np.isin(np.arange(prompts), left.get(shard.name, []))
-        parts.append(np.repeat(groups, len(shard.live) // prompts))
+        parts.append(np.repeat(groups, len(shard.live) // prompts) | shard.unread)
     return np.concatenate(parts)
 
 

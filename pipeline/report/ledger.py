@@ -22,7 +22,9 @@ from pipeline.store.directory import Entry
 class Counts:
     """Counts of one round, or the sums of several rounds.
 
-    unused, unused_tokens: of traces that are fit, but whose groups a filled round leaves out (rollout.fill_groups).
+    rejected: rows by stage and reason; a row that two stages reject counts under the first.
+    unused, unused_tokens: of traces that are fit, but whose groups a filled round leaves out (rollout.fill_groups), or whose
+    writers the objective may not learn from.
     complete: all shards up to `score` are there. trained: the trainer has reported metrics. current: no shard was computed again
     since the round was committed to the trainer. Only then can the stored rows be compared with those that were trained on.
     """
@@ -47,7 +49,7 @@ class Counts:
 
 
 def count_round(seen: Inventory, rows: dict[str, Any], train: list[dict[str, Any]]) -> Counts:
-    """Counts of a round. `rows`: from fit to unused_tokens as counted in its shards. `train`: the trainer's metrics of it.
+    """Counts of a round. `rows`: the fields that are counted in its shards. `train`: the trainer's metrics of it.
 
     A round that lacks a shard is not complete, and the rows of that shard are not counted.
     """
@@ -59,8 +61,6 @@ def count_round(seen: Inventory, rows: dict[str, Any], train: list[dict[str, Any
         prompts_rejected=seen.rejected("prompts"),
         expected=_rows(entries["prompts"]) * work.run.rollout.group_size,
         traces=_rows(entries["rollout"]),
-        rejected={"rollout": seen.rejected("rollout"), **{name: seen.rejected_first(name) for name in ("grade", "score")}},
-        complete=seen.is_whole(*entries),
         trained=bool(train),
         current=seen.as_committed is not False,
         **rows,
@@ -89,7 +89,7 @@ def total(parts: Iterable[Counts]) -> Counts:
 def checks(counts: Counts) -> list[dict[str, Any]]:
     """The equations: what each says, both sides, and whether they are equal. `ok` is None while that cannot be known."""
     rejected = sum(sum(reasons.values()) for reasons in counts.rejected.values())
-    unused = " − groups not trained on" if counts.unused else ""
+    unused = " − not trained on" if counts.unused else ""
     equations = [
         ("prompts planned = prompts stored", counts.planned, counts.prompts, True),
         ("prompts × traces per prompt = traces stored", counts.expected, counts.traces, counts.complete),

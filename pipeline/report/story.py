@@ -84,6 +84,7 @@ def _direction(low: float, high: float, up: str, down: str) -> tuple[str, str]:
 
 def _training(rounds: list[dict[str, Any]]) -> Iterator[Sentence]:
     """The first and the last round of training, which asked different problems."""
+    rounds = [figures for figures in rounds if figures.get("complete", True)]  # a round at work has some of its problems
     if len(rounds) < 2:
         return
     first, last = rounds[0], rounds[-1]
@@ -122,7 +123,8 @@ def _odd(document: dict[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Sen
         cut = f"{worst['truncated']:.0%} of the traces of round {worst['round']} reached the limit of tokens"
         yield Sentence("odd", f"{cut}, and count as wrong.", "run")
     yield from _of_signal(rounds)
-    start, end = (rounds[place].get("student_entropy") if rounds else None for place in (0, -1))
+    whole = [figures for figures in rounds if figures.get("complete", True)]
+    start, end = (whole[place].get("student_entropy") if whole else None for place in (0, -1))
     if start and end is not None and end < COLLAPSE * start:
         yield Sentence("odd", f"The student's entropy fell to {end / start:.0%} of the first round's: it explores less.", "run")
 

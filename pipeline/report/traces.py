@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import Label
 from pipeline.contract import REWARD_PREFIX, TOPK, Regime
@@ -17,7 +18,7 @@ from pipeline.report.figures import LabelledTraces
 from pipeline.report.groups import partings
 from pipeline.report.room import LINE, MOST_TEXT, asked
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.rows import read_shard
+from pipeline.rounds.rows import of_now, read_shard
 from pipeline.stages.tables import matrices, ragged, views
 
 ALTERNATIVES = 5  # likeliest tokens of the teacher that are shown of a position, where they were kept
@@ -34,7 +35,7 @@ SIGNALS = (*STORED, "delta", "magnitude", "restored")
 
 def groups_of_round(rows: LabelledTraces, chosen: np.ndarray) -> Iterator[dict[str, Any]]:
     """The groups of the chosen rows of one round, shard by shard."""
-    alignment = read_alignment(rows.seen.work.store, rows.seen.work.number)
+    alignment = read_alignment(rows.seen.work.store, rows.seen.work.number, rows.seen.measured)
     for shard in np.unique(rows.shards[chosen].astype(str)):
         mine = chosen[rows.shards[chosen] == shard]
         yield from _of_shard(rows.seen, str(shard), rows.places[mine], alignment)
@@ -49,7 +50,7 @@ def of_labels(seen: Inventory) -> dict[str, Any]:
         f"The labels of this round are stale ({', '.join(sorted(reasons))}). Regime, gate and weight are as stored. "
         "Magnitude, restored weight and M are computed with the settings of now."
     )
-    apart = run.label.differs_from(run.objective)
+    apart = run.label.differs_from(run.objective, run.profile.window)
     notes = [stale] if reasons else []
     notes += [f"{apart[0].upper()}{apart[1:]}."] if apart else []
     return {"normaliser": float(regimes.normaliser(peak, run.label)), "note": " ".join(notes) or None}
@@ -59,8 +60,10 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray, alignment: dict[s
     """The groups of some rows of a shard, in their order. alignment: of each audited trace, by its id."""
     work, peak = seen.work, seen.scope.peak if seen.scope else 0.0
     columns = _columns(work.run.grade.rewards)
-    entries = {name: entry for name in columns if (entry := seen.entry(name, shard)) is not None}
+    entries = of_now({name: entry for name in columns if (entry := seen.entry(name, shard)) is not None})
     tables = read_shard(work.store, entries, columns)
+    siblings = pa.table({"prompt": tables["rollout"]["prompt_index"], **{n: tables["grade"][n] for n in ("verdict", "reward")}})
+    siblings = siblings.filter(pc.is_valid(siblings["reward"]))
     tables = {name: table.take(places) if name != "prompts" else table for name, table in tables.items()}
     signals, facts = _signals(tables, peak, work.run.label), _facts(tables)
     score, ids, regime = tables["score"], views(tables["rollout"]["response_tokens"]), views(tables["label"]["regime"])
@@ -77,7 +80,8 @@ def _of_shard(seen: Inventory, shard: str, places: np.ndarray, alignment: dict[s
         traces.append(fact | arrays | {"taught": taught[row], "alternatives": kept[row]})
     indices = tables["rollout"]["prompt_index"].to_pylist()
     for index, members in groupby(zip(indices, traces, strict=True), lambda pair: pair[0]):
-        yield _group(work.number, prompts.slice(index, 1), [trace for _, trace in members])
+        group = siblings.filter(pc.equal(siblings["prompt"], index))
+        yield _group(work.number, prompts.slice(index, 1), [trace for _, trace in members], group)
 
 
 def _facts(tables: dict[str, pa.Table]) -> list[dict[str, Any]]:
@@ -116,9 +120,12 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(f"{value:.5g}")
 
 
-def _group(number: int, prompt: pa.Table, traces: list[dict[str, Any]]) -> dict[str, Any]:
-    """One group: its prompt, its traces, and where they part ways."""
-    row, rewards = prompt.to_pylist()[0], [trace["facts"]["reward"] or 0.0 for trace in traces]
+def _group(number: int, prompt: pa.Table, traces: list[dict[str, Any]], siblings: pa.Table) -> dict[str, Any]:
+    """One group: its prompt, those of its traces that the page shows, and where these part ways.
+
+    siblings: verdict and reward of all its traces that are not rejected.
+    """
+    row, rewards = prompt.to_pylist()[0], siblings["reward"].to_numpy()
     common, apart = partings([trace["ids"] for trace in traces])
     for trace, first in zip(traces, apart, strict=True):
         trace["facts"]["apart"] = first
@@ -126,7 +133,8 @@ def _group(number: int, prompt: pa.Table, traces: list[dict[str, Any]]) -> dict[
     facts = {
         "round": number,
         "problem": problem[:LINE],
-        "correct": sum(trace["facts"]["verdict"] == "correct" for trace in traces),
+        "of": siblings.num_rows,
+        "correct": siblings["verdict"].to_pylist().count("correct"),
         "common": common,
         "reward": _rounded(float(np.mean(rewards))),
         "spread": _rounded(float(np.std(rewards))),

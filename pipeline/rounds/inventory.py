@@ -189,6 +189,11 @@ class Inventory:
         return {shard: {name: e[shard].sha256 for name, e in stages.items() if shard in e} for shard in self.work.shards}
 
     @cached_property
+    def measured(self) -> str:
+        """One hash of all shards that training reads. Evidence keeps it: a trace_id stays when its trace is written again."""
+        return digest(self.hashes(MEASURE))
+
+    @cached_property
     def scope(self) -> Scope | None:
         """The round's largest teacher entropy and the size of its vocabulary. None while a shard is not scored."""
         if self.work.scope is not None:

@@ -193,10 +193,12 @@ def round_summary(grades: list[pa.Table], lengths: list[np.ndarray], group_size:
     """Counts that show early whether a round has a signal: verdicts, rewards and groups without signal.
 
     grades: tables of the shards of stage `grade`. lengths: response tokens of the traces, an array for each shard.
+    A rejected row may have a verdict, since its reward failed later. It counts under `timeout` alone.
     """
     table = pa.concat_tables(grades)
     live = table.filter(pc.is_null(table["reject_reason"]))
-    counts = Counter(pc.drop_null(table["verdict"]).to_pylist())
+    counts = Counter(live["verdict"].to_pylist())
+    counts[Verdict.TIMEOUT] = pc.sum(pc.equal(table["verdict"], str(Verdict.TIMEOUT))).as_py() or 0
     reward = live["reward"].to_numpy()
     advantage = np.array(table["advantage"].to_pylist(), np.float64)
     groups = np.nan_to_num(advantage).reshape(-1, group_size) if len(advantage) % group_size == 0 else advantage[None]

@@ -68,7 +68,7 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
     reasons, details, tokenizer, brings = Counter[str](), dict[str, str](), tokenizer_of(run.model), "import" in run.writers
     with late("prompts", f"prompts of {source.source.uri} have been made for {NOTICE_S:g} s so far: none fits yet."):
         for start in range(0, len(indices), _AT_ONCE):
-            asked = prompts(source.rows(indices[start : start + _AT_ONCE]), run, tokenizer)
+            asked = prompts(source.rows(indices[start : start + _AT_ONCE]), run, tokenizer, taught=whose != "the evaluation")
             if brings:
                 asked = imported(asked, run, Place(""))
             for reason, detail in zip(asked["reject_reason"].to_pylist(), asked["reject_detail"].to_pylist(), strict=True):

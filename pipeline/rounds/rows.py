@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -110,6 +110,17 @@ def of_now(entries: Mapping[str, Entry]) -> dict[str, Entry]:
         if all(name in kept and kept[name].sha256 == made for name, made in later.items()):
             kept[stage.name] = entry
     return kept
+
+
+def are_of_now(store: Store, version: int, answers: Iterable[Entry]) -> bool:
+    """Whether the stored policy of this version gave these answers: it may have been trained again since.
+
+    answers: entries of stage `rollout`. A policy that is not stored, and an entry that does not name its policy, are trusted.
+    """
+    if not (version and store.has_policy(version)):
+        return True
+    now = digest_of(store, area("policy", version))
+    return all(entry.inputs.get("policy", now) == now for entry in answers)
 
 
 _REASONS = ("reject_reason", "reject_detail")

@@ -22,7 +22,10 @@ _FEW = 0.02  # share of right answers below which nearly every group has none
 
 @dataclass(frozen=True)
 class Tally:
-    """The graded answers of one policy. verdicts: how many have each verdict. rejected: rows that a stage rejected."""
+    """The graded answers of one policy. verdicts: how many have each verdict. rejected: rows that a stage rejected.
+
+    A rejected row is no answer, also where it got a verdict before its reward failed.
+    """
 
     policy: int
     verdicts: dict[str, int]
@@ -67,7 +70,8 @@ def tally(work: Round) -> Tally | None:
         return None
     verdicts: Counter[str] = Counter()
     for entry in seen.entries("grade").values():
-        verdicts.update(pc.drop_null(work.store.read(entry, ["verdict"])["verdict"]).to_pylist())
+        table = work.store.read(entry, ["verdict", "reject_reason"])
+        verdicts.update(table.filter(pc.is_null(table["reject_reason"]))["verdict"].to_pylist())
     return Tally(work.policy_version, dict(verdicts), seen.rejected("grade").total())
 
 
@@ -75,12 +79,10 @@ def examples(work: Round) -> Iterator[str]:
     """The first answers of a graded evaluation that are not right, each with its verdict, in a line."""
     seen = Inventory(work)
     shard = min(work.shards)
-    texts, verdicts = (
-        work.store.read(seen.entries(stage)[shard], [column])[column].to_pylist()
-        for stage, column in (("rollout", "response_text"), ("grade", "verdict"))
-    )
-    wrong = [(text, verdict) for text, verdict in zip(texts, verdicts, strict=True) if verdict not in (None, Verdict.CORRECT)]
-    for text, verdict in wrong[:_EXAMPLES]:
+    texts = work.store.read(seen.entries("rollout")[shard], ["response_text"])["response_text"].to_pylist()
+    graded = work.store.read(seen.entries("grade")[shard], ["verdict", "reject_reason"]).to_pylist()
+    found = [(text, row["verdict"]) for text, row in zip(texts, graded, strict=True) if row["reject_reason"] is None]
+    for text, verdict in [one for one in found if one[1] != Verdict.CORRECT][:_EXAMPLES]:
         yield f"    {verdict}: {textwrap.shorten(text, _WIDEST, placeholder=' ...')!r}"
 
 

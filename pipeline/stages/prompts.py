@@ -19,11 +19,12 @@ from pipeline.stages.teachers import problem_prompt, teacher_of
 _CARRIED = ("messages", "extra", "imported")  # columns of a shard in which a row has them
 
 
-def prompts(problems: Sequence[Problem], run: Run, tokenizer: Any) -> pa.Table:
+def prompts(problems: Sequence[Problem], run: Run, tokenizer: Any, taught: bool = True) -> pa.Table:
     """The student's and the teacher's prompt of every problem, as ids. A row without room for a response is rejected.
 
     A teacher that the run names gets its prompt when it scores, so that another one makes no trace stale. Here its prompt is only
-    measured.
+    measured. taught: whether a teacher reads the rows. In an evaluation none does, so the length of its prompt rejects none: that
+    would leave out the problems with long solutions, which are hard.
     """
     rows = []
     for item in problems:
@@ -34,7 +35,7 @@ def prompts(problems: Sequence[Problem], run: Run, tokenizer: Any) -> pa.Table:
             continue
         try:
             student, teacher = _both(item, run, tokenizer)
-            detail = _too_long(item, max(len(student), len(teacher or ())), run)
+            detail = _too_long(item, max(len(student), len(teacher or ()) if taught else 0), run)
         except ModelError as error:
             if item.messages is None:
                 raise
@@ -91,8 +92,7 @@ def _both(item: Problem, run: Run, tokenizer: Any) -> tuple[list[int], list[int]
     settings = run.prompts
     before = turns_before(item.messages, settings.system)
     student = student_prompt(tokenizer, item.problem, settings.student, before, settings.student_thinking)
-    needs = "{solution}" in settings.teacher or settings.teacher == settings.student
-    if run.teachers or (item.solution is None and needs):
+    if run.teachers or (item.solution is None and "{solution}" in settings.teacher):
         return student, None
     if settings.teacher == settings.student:  # a control: the teacher without the reference
         return student, student_prompt(tokenizer, item.problem, settings.teacher, before, settings.teacher_thinking)
@@ -104,7 +104,8 @@ def _compute(shard: ShardInputs) -> ShardResult:
     if shard.problems is None:
         raise StoreError("the source is not open", "stage prompts", "Run it through `egrsd stage prompts`")
     left_out = sum(bool(item.left_out) for item in shard.problems)
-    table = prompts(shard.problems, shard.run, tokenizer_of(shard.run.model))
+    taught = shard.place.where.startswith("rounds/")
+    table = prompts(shard.problems, shard.run, tokenizer_of(shard.run.model), taught)
     return ShardResult(table, {"left_out": left_out} if left_out else {})  # rows that lost a column, see source.carry_bytes
 
 

@@ -35,6 +35,7 @@ SCRATCH = ".tmp"
 RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train demands a folder that all nodes see; the run keeps nothing in it
 _ANY: TypeAdapter[Any] = TypeAdapter(JsonValue)
 NO_SPACE = "Free some space and run the same command again: unfinished files are ignored"
+USER_FIRST = ("abfs", "abfss", "hdfs", "viewfs")  # their URIs name a container or a user before the host
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _REMEDIES = {
     "ACCESS_DENIED": "Give these credentials the right to list, read, write and delete there, or use another place",
@@ -45,6 +46,9 @@ _REMEDIES = {
 
 class Files:
     """The files below `uri`, a local path or any URI that pyarrow.fs opens. Picklable: the file system opens on first use.
+
+    An object store shows a file when it is whole, but for Azure, which shows it empty while it is written. No file of ours is
+    empty, so an empty one there is none yet.
 
     Endpoint and credentials come from the environment or a profile, and never from the URI, since the URI is logged.
     """
@@ -113,7 +117,8 @@ class Files:
             contextlib.suppress(FileNotFoundError, NotADirectoryError),
             filesystem.open_input_file(f"{root}/{path}") as file,
         ):
-            return file.read()
+            data: bytes = file.read()
+            return data if data or self.local_root is not None else None
         return None
 
     def size(self, path: str) -> int | None:
@@ -216,8 +221,9 @@ class Files:
 
 
 def _check_uri(uri: str) -> None:
-    rest = uri.split("://", 1)[1]
-    if "@" in rest.split("/")[0]:
+    scheme, rest = uri.split("://", 1)
+    user, at, _ = rest.split("/")[0].rpartition("@")
+    if at and (":" in user or scheme not in USER_FIRST):
         remedy = "Give them by environment or profile"
         raise UserError("the URI holds credentials, which would end up in logs", "--run", remedy)
     if sign := next((sign for sign in "?#" if sign in rest), None):

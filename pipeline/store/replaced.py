@@ -68,9 +68,14 @@ def settle(store: Store) -> str | None:
         store.delete(_BEFORE)
         return f"policies {back[0]} to {back[-1]} and the settings are as they were before." if back else None
     return (
-        f"policies {aside[0][0]} to {aside[-1][0]} are replaced only up to {store.latest_policy()}, and the old ones lie in "
-        f"policy/*.replaced-*. `egrsd train --run {store.uri}` goes on, and deletes them at its end."
+        f"policies {aside[0][0]} to {aside[-1][0]} are replaced only up to {store.latest_policy()}. The old ones lie in "
+        "policy/*.replaced-* until `egrsd train` has come to its end."
     )
+
+
+def is_going_on(store: Store) -> bool:
+    """Whether a replacement was cut off between its first and its last policy. Call `settle` before."""
+    return store.read_bytes(_BEFORE) is not None
 
 
 def drop(store: Store) -> None:

@@ -14,6 +14,7 @@ from jobs import audit as job
 from pipeline.audit import figures, measure
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence import documents
+from pipeline.evidence.sweep import sampling_note
 from pipeline.method import directions
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store
@@ -50,7 +51,8 @@ def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, mo
     assert np.isfinite(table["alignment"].combine_chunks().flatten().to_numpy()).all()
     assert set(table["block"].to_pylist()) == {0, 1, 2, 3}
     assert sum(document["classes"]["regime"]["tokens"]) == pytest.approx(1, abs=1e-5)
-    [shown] = documents.read_audits(stored, [0, 1])
+    assert documents.read_audit(stored, 1) is None
+    shown = documents.read_audit(stored, 0)
     assert (shown["round"], len(shown["points"])) == (0, 5)
     assert "cosines ranked what training gained" in capfd.readouterr().out
 
@@ -93,8 +95,8 @@ def test_a_verdict_without_a_gate_and_open_sampling_are_said(stored, capfd):
     with pytest.raises(SettingError, match=r"--verdict is about a gate.*Name egrsd"):
         job.audit_run(stored.uri, 0, ("grpo,rlsd,egrsd+off", [], (6, 0, "adapter")), True, True)
     run = stored.load_run()
-    assert job._biased(resolve(run, ["rollout.top_p=1", "rollout.top_k=0", "rollout.temperature=1"])) is None
-    assert "top-p 0.9, top-k off" in job._biased(resolve(run, ["rollout.top_p=.9", "rollout.top_k=0"]))
+    assert sampling_note(resolve(run, ["rollout.top_p=1", "rollout.top_k=0", "rollout.temperature=1"])) is None
+    assert "top-p 0.9, top-k off" in sampling_note(resolve(run, ["rollout.top_p=.9", "rollout.top_k=0"]))
 
 
 def test_adamws_first_moment_has_the_noise_of_nineteen_minibatches():
@@ -124,6 +126,31 @@ def test_adamws_first_moment_has_the_noise_of_nineteen_minibatches():
 def test_what_cannot_be_audited_is_refused(stored, names, space, message):
     with pytest.raises(SettingError, match=message):
         job.audit_run(stored.uri, 0, (names, [], (6, 0, space)), True)
+
+
+@pytest.mark.parametrize(
+    ("names", "line", "message"),
+    [
+        (
+            "egrsd",
+            "objective.control=inverted",
+            r"objective\.control: the name .* says this.*egrsd\+entropy\+inverted",
+        ),
+        ("egrsd", "objective.entropy=student", r"objective\.entropy: the name of an objective says this"),
+        ("egrsd", "label.gamma=1", r"label\.gamma: an audit does not read this setting.*objective\.gamma"),
+        ("egrsd", "rollout.top_p=.5", r"rollout\.top_p: an audit does not read this setting"),
+        ("grpo", "objective.gamma=1", r"objective 'grpo' does not read this setting"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(stored, names, line, message):
+    """An audit of `egrsd` with the inverted control showed the figures of the upright gate."""
+    with pytest.raises(SettingError, match=message):
+        job.audit_run(stored.uri, 0, (names, [line], (6, 0, "adapter")), True)
+
+
+def test_a_setting_that_an_audit_reads_changes_its_objectives(stored):
+    asked = measure.objectives(stored.load_run(), ["egrsd"], ["objective.gamma=.75", "train.threads=1", "profile.window=2"])
+    assert asked["egrsd"].objective.gamma == 0.75
 
 
 def test_a_round_that_is_not_there_is_refused(stored):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,14 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from audited_world import ENTROPY, GAIN, audited_world
 
+from jobs import sweep
+from jobs.audit import audit_run
 from pipeline.audit import measure
 from pipeline.audit import tokens as read
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, UserError
 from pipeline.evidence import documents
 from pipeline.evidence.sweep import first_step
 from pipeline.method import directions
 from pipeline.overrides import resolve
+from pipeline.report import collect
+from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
+from pipeline.stages import STAGES
+from pipeline.store.directory import Store
+from pipeline.store.manifest import Origin
 from pipeline.training.batches import RaggedColumn, Traces
 
 COLUMNS = ("alignment", "advantage_of_verdict", "block")
@@ -59,6 +67,52 @@ def test_every_token_has_its_true_class_and_the_dials_are_read_back(audited):
     assert by_class["fork"]["lookahead"] == pytest.approx((3 * 1.7 + 0.01) / 4, abs=1e-5)
     table = pq.read_table(store.locate(documents.path_of(0, "parquet")))
     assert table["token_class"].combine_chunks().value_lengths().equals(table["alignment"].combine_chunks().value_lengths())
+
+
+def test_evidence_of_other_traces_is_no_evidence_of_these(audited, tmp_path):
+    """A trace_id stays when its trace is written again, so new tokens were tinted by the alignment of old ones."""
+    store = Store(str(shutil.copytree(audited[0].uri, tmp_path / "run")))
+    run = store.load_run()
+    sweep.sweep_run(store.uri, ["label.gamma=.3"], None, 0, True)
+    before = Inventory(open_round(store, run, "rounds", 0)).measured
+    found = collect.collect(store, run)
+    assert ([audit["round"] for audit in found["audits"]], found["sweep"] is None) == ([0], False)
+    assert len(documents.read_alignment(store, 0, before)) == 96
+    old = store.entry("rounds/0000", "grade", "0000")
+    table = store.read(old)
+    rows = table.to_pylist()
+    rows[0]["reward"] += 0.25
+    again = pa.Table.from_pylist(rows, schema=table.schema)
+    store.commit("rounds/0000", STAGES["grade"], "0000", again, Origin(seconds=0.1, facts=old.facts))
+    after = Inventory(open_round(store, run, "rounds", 0)).measured
+    assert before != after
+    found = collect.collect(store, run)
+    assert (found["audits"], found["sweep"]) == ([], None)
+    assert [note.split(":")[0] for note in found["notes"][-2:]] == ["The sweep is left out", "The audit of round 0 is left out"]
+    assert documents.read_alignment(store, 0, after) == {}
+    document = documents.read_audit(store, 0)
+    assert not documents.is_of_now(document, {0: after})
+    assert documents.is_of_now(document | {"measured": None}, {0: after})  # of an earlier version
+    audit_run(store.uri, 0, ("grpo", [], (12, 12, "adapter")), True)  # a smaller one takes its place
+    assert documents.read_audit(store, 0)["problems"] == 12
+
+
+def test_traces_of_other_writers_tell_no_gradient_of_the_students_accuracy(audited, tmp_path):
+    store = Store(str(shutil.copytree(audited[0].uri, tmp_path / "run")))
+    old = store.entry("rounds/0000", "rollout", "0000")
+    table = store.read(old)
+
+    def written(writers):
+        place = table.schema.get_field_index("trace_source")
+        again = table.set_column(place, table.schema.field(place), pa.array(writers, pa.string()))
+        store.commit("rounds/0000", STAGES["rollout"], "0000", again, Origin(seconds=0.1, facts=old.facts))
+        return store
+
+    half = ["student", "teacher"] * 48
+    audit_run(written(half).uri, 0, ("grpo", [], (12, 0, "adapter")), True)
+    assert documents.read_audit(store, 0)["traces"] == 48
+    with pytest.raises(UserError, match="the student wrote no graded trace"):
+        audit_run(written(["teacher"] * 96).uri, 0, ("grpo", [], (12, 0, "adapter")), True)
 
 
 def test_regimes_are_scored_against_the_truth(audited):
@@ -150,13 +204,13 @@ def test_a_damaged_column_is_named(tmp_path, audited, table, message):
         pq.write_table(pa.table(table), sink)
     store.write(documents.path_of(0, "parquet"), sink.getvalue().to_pybytes() + b"x" * (table is None))
     with pytest.raises(StoreError, match=f"{message}.*Delete the file and run"):
-        documents.read_alignment(store, 0)
+        documents.read_alignment(store, 0, "")
 
 
 def test_the_column_is_read_back(audited):
     store, document = audited
-    found = documents.read_alignment(store, 0)
+    found = documents.read_alignment(store, 0, document["measured"])
     assert len(found) == document["traces"]
     assert sum(map(len, found.values())) == document["tokens"]
     assert any(np.abs(values).max() > 0 for values in found.values())
-    assert documents.read_alignment(store, 1) == {}
+    assert documents.read_alignment(store, 1, "") == {}

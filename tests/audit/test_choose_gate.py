@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from audited_world import answered_world
@@ -16,6 +17,8 @@ from pipeline.audit import choose, measure
 from pipeline.config import Run
 from pipeline.errors import SettingError
 from pipeline.overrides import resolve
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import open_round
 
 AXES = {"label.gamma": [0.0, 0.3, 1.0], "profile.window": [3]}
 GATE = "--set objective.name=cl_egrsd --set objective.gate=own --set objective.control=none --set objective.entropy=teacher"
@@ -33,7 +36,8 @@ def audit(*gaps):
     for name, gap in zip(list(ASKED)[1:], gaps, strict=True):
         told = gap and {"value": gap[0], "low": gap[0] - gap[1], "high": gap[0] + gap[1]}
         points.append({"name": name, choose.FIGURE: one, "difference": {choose.FIGURE: told}})
-    return {"run": "r", "round": 0, "policy": 0, "traces": 800, "blocks": 16, "points": points}
+    made = {"run": "r", "round": 0, "policy": 0, "traces": 800, "blocks": 16, "measured": "0" * 16}
+    return made | {"sampling": {}, "points": points}
 
 
 def test_the_gates_are_the_grid_and_gamma_0_once():
@@ -85,19 +89,30 @@ def test_an_interval_that_is_wider_above_asks_for_no_fewer_traces_than_there_are
     found["points"][2]["difference"][choose.FIGURE] = gap
     chosen = choose.choose(found, ASKED, None)
     assert chosen["chosen"] is None
-    assert chosen["wanted"]["times"] == pytest.approx((0.032 / 0.03) ** 2)
-    assert chosen["wanted"]["traces"] == round(800 * ((0.032 / 0.03) ** 2 - 1))
+    times = ((0.032 + 0.032 / 2.4899 * 0.8662) / 0.03) ** 2  # t of fifteen degrees at 1 - .025 / 2 and at .8
+    assert chosen["wanted"]["times"] == pytest.approx(times, rel=1e-4)
+    assert chosen["wanted"]["traces"] == pytest.approx(800 * (times - 1), abs=1)
+
+
+def test_the_traces_that_are_asked_for_tell_the_difference_in_four_of_five_audits():
+    """Once the expected end of the interval stood at 0: half of all audits with so many traces told nothing."""
+    found = choose.choose(audit((0.0105, 0.01), (-0.001, 0.01)), ASKED, None)
+    quantiles = [stats.t.ppf(share, 15) for share in (0.975, 1 - 0.025 / 2)]
+    error = 0.01 / quantiles[0] / np.sqrt(found["wanted"]["times"])
+    drawn = np.random.default_rng(0).standard_normal((20000, 16)) * error * 4 + 0.0105  # sixteen blocks
+    low = drawn.mean(1) - quantiles[1] * drawn.std(1, ddof=1) / 4
+    assert np.mean(low > 0) == pytest.approx(0.8, abs=0.02)
 
 
 def test_an_interval_of_one_gate_alone_is_not_enough():
     """.0105 +- .01 is above 0 alone, and .0105 +- .0117 with two gates is not. Noise falls with the root of the traces."""
     found = choose.choose(audit((0.0105, 0.01), (-0.001, 0.01)), ASKED, None)
     assert found["chosen"] is None
-    times = (0.01168 / 0.0105) ** 2
+    times = (0.01168 * (1 + 0.8662 / 2.4899) / 0.0105) ** 2
     assert found["wanted"]["times"] == pytest.approx(times, rel=1e-2)
     assert choose.sentences(found) == [
         "choice: none. These traces tell no gate of the grid apart from gamma 0 in the good direction",
-        "to tell gamma 0.3, window 3 from gamma 0: 1.2 times these traces, 190 more",
+        "to tell gamma 0.3, window 3 from gamma 0 in four of five audits: 2.2 times these traces, 999 more",
     ]
 
 
@@ -122,13 +137,17 @@ def test_what_cannot_be_chosen_is_refused(world, sets, rounds, message):
         job.choose_gate(world.uri, sets, rounds, True)
 
 
-def test_a_stored_round_gets_a_proposal(world, capfd):
+def test_a_stored_round_gets_a_proposal(world, capfd, monkeypatch):
+    filtered = resolve(world.load_run(), ["rollout.top_p=.9"])
+    monkeypatch.setattr(job, "open_run", lambda _: (world, filtered))
     job.choose_gate(world.uri, ["label.gamma=.5,1", "label.window=0,1"], [0], True)
     document = world.read_json(choose.EVIDENCE)
     asked = choose.gates(RUN, {"label.gamma": [0.5, 1.0], "profile.window": [0, 1]})
     assert [point["gate"] for point in document["points"]] == list(asked)
+    assert document["measured"] == Inventory(open_round(world, world.load_run(), "rounds", 0)).measured
     shown = capfd.readouterr().out
     assert "choice: " in shown
+    assert "traces were sampled at temperature 1, top-p 0.9, top-k off, so the reference is" in " ".join(shown.split())
     assert "rank correlation .84 in round 0" in " ".join(shown.split())
 
 

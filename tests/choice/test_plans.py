@@ -12,7 +12,7 @@ from pipeline.choice.plans import prepare, told
 from pipeline.errors import SettingError, StoreError, UserError
 from pipeline.inspection.remaining import trainable_rounds
 from pipeline.overrides import resolve
-from pipeline.problems.sources import open_source
+from pipeline.problems.sources import epoch_indices, open_source
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.metrics import summarise_round, warning
 from pipeline.rounds.plan import Filling, Further, Plan, read_plan, write_plan
@@ -36,6 +36,21 @@ def test_with_the_default_settings_plans_are_what_they_were(tmp_path):
     old = [planned(tmp_path / "old", *run_sets(run), number=number).shards for number in range(2)]
     assert made == old
     assert json.loads(store.read_bytes("rounds/0001/plan.json")).keys() == {"policy", "shards", "source", "asked"}
+
+
+@pytest.mark.parametrize("later", [2, 8])
+def test_a_changed_number_of_prompts_repeats_no_problem_and_leaves_none_out(tmp_path, later):
+    """Round 2 started at 2 x 2 = 4 of an epoch, where 8 problems had been asked: four came twice."""
+    store, run = run_at(tmp_path, "source.size=40")
+    asked = [planner_of(store, run).plan(number, 0) for number in range(2)]
+    changed = resolve(run, [f"rollout.prompts_per_round={later}"])
+    asked += [planner_of(store, changed).plan(number, 0) for number in range(2, 4)]
+    problems = [index for work in asked for indices in work.shards.values() for index in indices]
+    order = epoch_indices(40, run.seed, 0, 8 + 2 * later).tolist()
+    assert problems == order
+    assert [read_plan(store, "rounds", number).end for number in range(4)] == [None, None, 8 + later, 8 + 2 * later]
+    again = [planner_of(store, changed).plan(number, 0).shards for number in range(2, 4)]
+    assert again == [work.shards for work in asked[2:]]
 
 
 def run_sets(run):

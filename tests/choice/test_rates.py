@@ -1,8 +1,10 @@
 """Pass rates from stored verdicts: of a run's own rounds, of other runs and of evaluations; what other runs say is checked."""
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from filled_runs import measured, planner_of, run_at
 from in_process import brought
@@ -19,6 +21,9 @@ from pipeline.rounds.origin import keep as keep_sources
 from pipeline.rounds.origin import read_sources
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import plan_round, with_engines
+from pipeline.stages import STAGES
+from pipeline.store.directory import Store
+from pipeline.store.manifest import Origin
 
 COLUMNS = [f"source.{name}={name}" for name in ("problem", "solution", "answer")]
 
@@ -67,6 +72,19 @@ def test_the_verdicts_of_a_round_are_those_of_its_rows(other):
     assert not rates.of_round(store, 7, open_source(run.source)).known.any()
     foreign = open_source(run.source.model_copy(update={"seed": 5}))
     assert not rates.of_round(store, 0, foreign).known.any()
+
+
+def test_a_verdict_whose_row_was_rejected_tells_nothing(other, tmp_path):
+    store = Store(str(shutil.copytree(other[0].uri, tmp_path / "run")))
+    entry = store.entry("rounds/0000", "grade", "0000")
+    before = rates._verdicts(store, entry, 2)
+    table = store.read(entry)
+    rows = table.to_pylist()
+    rows[0] |= {"reject_reason": "reward_error", "verdict": "correct"}
+    store.commit("rounds/0000", STAGES["grade"], "0000", pa.Table.from_pylist(rows, schema=table.schema), Origin())
+    right, graded = rates._verdicts(store, store.entry("rounds/0000", "grade", "0000"), 2)
+    assert graded.tolist() == [before[1][0] - 1, before[1][1]]
+    assert right[0] == before[0][0] - (table["verdict"][0].as_py() == "correct")
 
 
 def test_an_evaluation_of_the_base_tells_the_pass_rates_of_its_problems(other, tmp_path):

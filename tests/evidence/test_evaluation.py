@@ -18,6 +18,7 @@ from pipeline.rounds.plan import Plan, write_plan
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
+from pipeline.store.folders import NEEDED, digest_of
 from pipeline.store.manifest import Origin
 
 
@@ -214,8 +215,8 @@ def test_the_macro_mean_counts_sources_not_problems():
 # ---- what is stored
 
 
-def commit(store, shard, verdicts, lengths):
-    """One shard of evaluation 0, its rollouts and its grades; columns that evaluations do not read hold fillers."""
+def commit(store, shard, verdicts, lengths, where="evals/0000", inputs=None):
+    """One shard of an evaluation, its rollouts and its grades; columns that evaluations do not read hold fillers."""
     facts = {"engine": f"engine {shard}", "dtype": "float32", "logprobs_mode": "raw", "entropy_method": "exact"}
     for name, known in zip(("rollout", "grade"), shards(verdicts, lengths, ["7"] * len(verdicts)), strict=True):
         columns = {field.name: filler(field.type, lengths) for field in schema(STAGES[name])}
@@ -223,7 +224,7 @@ def commit(store, shard, verdicts, lengths):
         columns |= {"trace_id": [str(i) for i in range(len(verdicts))], "reject_reason": [None] * len(verdicts)}
         columns |= {column: known[column].to_pylist() for column in known.column_names}
         table = pa.table(columns, schema(STAGES[name]))
-        store.commit("evals/0000", STAGES[name], shard, table, Origin(facts=facts))
+        store.commit(where, STAGES[name], shard, table, Origin(facts=facts, inputs=(inputs or {}) if name == "rollout" else {}))
 
 
 def filler(kind, lengths):
@@ -253,6 +254,27 @@ def test_held_out_answers_are_read_in_order_once_they_are_whole(evaluated):
     assert found.length.tolist() == [[1], [2], [3], [4]]
     work = open_round(evaluated, evaluation_run(run), "evals", 0)
     assert evaluation.engine_facts(work)["engine"] == "engine 0000, engine 0001"
+
+
+def test_answers_of_a_policy_that_was_trained_again_are_not_those_of_the_new_one(evaluated, tmp_path):
+    """After `train --replace` the page and the model card gave the old policy's accuracy to the new one."""
+    run = evaluated.load_run()
+    write_plan(evaluated, "evals", 1, Plan(1, {"0000": [0, 1]}))
+
+    def publish(weights):
+        (tmp_path / "new").mkdir(exist_ok=True)
+        for name in NEEDED["policy"]:
+            (tmp_path / "new" / name).write_bytes(weights)
+        evaluated.delete("policy/0001")
+        evaluated.publish_policy(1, tmp_path / "new")
+        return digest_of(evaluated, "policy/0001")
+
+    commit(evaluated, "0000", ["correct", "wrong"], [1, 2], "evals/0001", {"policy": publish(b"old")})
+    assert evaluation.held_out(evaluated, run, 1).correct.tolist() == [[1], [0]]
+    publish(b"new")
+    assert evaluation.held_out(evaluated, run, 1) is None
+    evaluated.delete("policy/0001")
+    assert evaluation.held_out(evaluated, run, 1) is not None  # nothing says that they are another's
 
 
 def test_an_evaluation_half_done_anew_with_more_samples_is_not_read(evaluated):

@@ -1,13 +1,17 @@
 """The map's statistics: planted coefficients, an orthogonal array of worlds, ranks, and settings that the project takes."""
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from jobs import audit as job
+from pipeline.audit import choose
 from pipeline.evidence.comparison import chosen_objectives, variant
+from pipeline.evidence.intervals import over_seeds
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
 from tests.benchmarks import bench_map, bench_objectives, map_figure
@@ -85,6 +89,92 @@ def test_a_gate_that_helps_with_forks_and_style_is_found_in_the_files_of_worlds_
     circles = list(picture.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(circles) == 9 + 9 + 7 * (9 + 1)  # two panels of worlds, one of worlds and objectives with its legend
     assert all(0 <= float(mark.get(side)) <= map_figure.WIDTH for mark in circles for side in ("cx", "cy"))
+
+
+# ---- what is written about the map is what its files say ---------------------------------------------------------------
+
+TEXTS = {name: (Path(bench_map.__file__).parent / name).read_text() for name in ("MAP.md", "RESULTS.md", "map/map.svg")}
+
+
+def cell(found):
+    """Points with their interval, as the table has them. Equal answers in all seeds have no width."""
+    parts = [f"{100 * value:+.1f}".replace("+0.", "+.").replace("-0.", "-.") for value in (found.value, found.low, found.high)]
+    value, low, high = parts if found.low != found.high else [".0"] * 3
+    return f"{value} [{low}, {high}]"
+
+
+@pytest.fixture(scope="module")
+def of_files():
+    """(answers of each objective, audits, conclusion) of the committed files."""
+    answers, audits = bench_map.read(bench_map.RESULTS, bench_map.WORLDS)
+    return answers, audits, bench_map.conclude(bench_map.RESULTS, bench_map.WORLDS)
+
+
+def test_the_table_of_the_map_is_that_of_its_files(of_files):
+    answers = of_files[0]
+    shown = ("grpo", "egrsd", "cl_egrsd", "position", "grpo+top_entropy:0.2", "inverted")
+    rows = [line.replace("*", "") for line in TEXTS["RESULTS.md"].splitlines() if line.startswith("|")]
+    for place, world in enumerate(bench_map.WORLDS):
+        style = f"{world.style:g}".replace("0.", ".")
+        first = f"{100 * answers['rlsd'][place].mean():.1f}"
+        cells = [cell(over_seeds((answers[name] - answers["rlsd"])[place])) for name in shown]
+        assert f"| {world.forks}, {world.pivots}, {style} | {first} | {' | '.join(cells)} |" in rows
+    pooled = [cell(over_seeds((answers[name] - answers["rlsd"]).mean(0))) for name in shown]
+    assert f"| all nine | | {' | '.join(pooled)} |" in rows
+
+
+def test_the_hypotheses_and_what_the_audit_predicts_are_those_of_the_files(of_files):
+    found, text = of_files[2], TEXTS["RESULTS.md"].replace("*", "")
+    for name, unit in (("H1", " points a unit"), ("H2", " points a pivot")):
+        value, low, high = (f"{100 * found[name][end]:+.2f}".replace("0.", ".") for end in ("value", "low", "high"))
+        p, holm = (f"{found[name][key]:.2f}".replace("0.", ".") for key in ("p", "p_holm"))
+        assert f"| {value}{unit} [{low}, {high}], p {p} (Holm {holm}) | lost |" in text
+    figures = {"cosine": "cosine", "batch_cosine": "batch cosine", "batch_share": "signal"}
+    figures |= {"averaged_cosine": "averaged cosine (AdamW's first moment)"}
+    for key, name in figures.items():
+        told = [found["audit"][f"round {number}, {key}"] for number in (0, 3)]
+        digits = [2 if key == "batch_share" else 4] * 2
+        cells = [f"{r:.2f}, p {p:.{d}f}".replace("0.", ".") for (r, p), d in zip(told, digits, strict=True)]
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    assert [name for name in found["validated"] if "share" in name] == []
+    assert len(found["validated"]) == 6
+
+
+def test_the_figure_of_the_map_is_drawn_from_its_files():
+    assert map_figure.draw(bench_map.RESULTS, bench_map.WORLDS).strip() == TEXTS["map/map.svg"].strip()
+
+
+def test_the_audits_predict_seeds_whose_traces_they_did_not_read(of_files):
+    """Four seeds of a world were audited, and the other four trained on traces of their own. Five of six stay below .05 / 8."""
+    answers, audits, _ = of_files
+    names = list(bench_map.AUDITED)[1:]
+    others = np.stack([(answers[name] - answers["rlsd"])[:, bench_map.AUDITED_SEEDS :].mean((1, 2)) for name in names], axis=1)
+    rows = []
+    for figure, name in (("cosine", "cosine"), ("batch_cosine", "batch cosine"), ("averaged_cosine", "averaged cosine")):
+        told = [bench_map.rank_correlation(bench_map.gaps(audits, names, number, figure), others) for number in (0, 3)]
+        cells = [f"{r:.2f}, p {p:.4f}".replace("0.", ".") for r, p in told]
+        rows.append(f"| {name}, seeds 4 to 7 | {' | '.join(cells)} |")
+    assert [row for row in rows if row not in TEXTS["RESULTS.md"]] == []
+
+
+def test_what_a_verdict_says_of_the_worlds_is_what_the_files_say(of_files):
+    """MEANING: worlds in which all four audits of round 0 put the gate on one side, and what training gained there."""
+    answers, audits, _ = of_files
+    gains, sides = (answers["egrsd"] - answers["rlsd"]), []
+    for one in audits:
+        told = [[row[name]["averaged_cosine"] for name in ("egrsd", "rlsd")] for row in one["0"]]
+        sides.append([a - b for a, b in told])
+    above = [place for place, side in enumerate(sides) if min(side) > 0]
+    below = [place for place, side in enumerate(sides) if max(side) < 0]
+    beyond = [place for place in above if over_seeds(gains[place]).low > 0]
+    assert (len(above), len(below), len(beyond)) == (5, 1, 1)
+    mean, lost = 100 * gains[above].mean(), 100 * gains[below].mean()
+    text = f"{mean:.1f} points on average, beyond noise in one; where they put it below, in one, it lost {-lost:.1f}"
+    assert text.replace("0.", ".") in job.MEANING
+    averages = [100 * values.mean() for values in gains]
+    assert f".0 points on average there, {max(averages):.1f}".replace("0.", ".") in choose.GAINS
+    assert abs(np.mean(averages)) < 0.05
+    assert f"and {min(averages):.1f} at least" in choose.GAINS
 
 
 def test_a_file_of_another_world_is_refused(tmp_path):

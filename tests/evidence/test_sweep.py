@@ -15,6 +15,7 @@ from pipeline.contract import Regime
 from pipeline.evidence import documents, sweep
 from pipeline.method import relabel
 from pipeline.method.relabel import Relabel
+from pipeline.overrides import resolve
 from pipeline.rounds.round import open_round
 from pipeline.stages.tables import ragged
 from pipeline.store.directory import Store
@@ -87,6 +88,15 @@ def test_sweep_writes_its_evidence_and_shows_it(stored, capfd):
     assert max(cosines[2]) < 0.9999  # the gate changes the gradient
     assert min(cosines[2]) > 0
     assert {part["policy"] for part in found["gradient"].values()} == {0, 1}
+
+
+@pytest.mark.engine
+def test_a_run_that_trains_all_weights_has_no_cosines_of_an_adapter_and_the_sweep_says_so(stored_run, tmp_path, capfd):
+    store = Store(str(shutil.copytree(stored_run.uri, tmp_path / "run")))
+    store.save_run(resolve(store.load_run(), ["model.tuning=full"]), {})
+    found = swept(store, "label.gamma=0,1", sample=24)
+    assert [point["cosine_mean"] for point in found["points"]] == [None, None]
+    assert job.WHOLE in capfd.readouterr().out
 
 
 @pytest.mark.engine

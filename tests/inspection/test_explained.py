@@ -5,6 +5,8 @@ import pytest
 from pipeline.config import Run
 from pipeline.errors import SettingError
 from pipeline.inspection.explained import explain, settings
+from pipeline.overrides import resolve
+from pipeline.recipes import demo
 from pipeline.stages import PLAN
 
 
@@ -48,9 +50,27 @@ def test_the_gate_of_labels_and_that_of_training_are_told_apart():
     assert explain("label.gamma")[0].meaning.endswith("Stored labels and report read it; training reads objective.gamma")
     assert explain("objective.gamma")[0].meaning.endswith("Training reads it")
     run = Run(name="x")
-    assert run.label.differs_from(run.objective) == ""
+    assert run.label.differs_from(run.objective, run.profile.window) == ""
     changed = run.label.model_copy(update={"gamma": 1.0, "floor": 0.2})
-    assert "label.gamma 1 (training: 0.3), label.floor 0.2 (training: 0.1)" in changed.differs_from(run.objective)
+    assert "label.gamma 1 (training: 0.3), label.floor 0.2 (training: 0.1)" in changed.differs_from(
+        run.objective, run.profile.window
+    )
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["objective.window=5"], "a lookahead of 3 tokens (training: 5)"),
+        (["objective.name=egrsd"], "a lookahead of 3 tokens (training: 0)"),
+        (["objective.name=egrsd", "label.lookahead=false"], ""),
+        (["profile.window=0"], "a lookahead of 0 tokens (training: 3)"),
+        (["objective.name=rlsd", "profile.window=1"], ""),
+    ],
+)
+def test_labels_that_look_ahead_otherwise_than_training_are_told(sets, told):
+    run = resolve(demo(), sets)
+    found = run.label.differs_from(run.objective, run.profile.window)
+    assert (told in found) if told else found == ""
 
 
 def test_the_stages_that_are_named_are_those_whose_shards_a_change_makes_stale():

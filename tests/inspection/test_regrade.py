@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from in_process import brought, planned
+from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.regrade import _cells
 from pipeline.grader.verifier import Grader, grader_of
-from pipeline.inspection.regrade import Regraded, regrade
+from pipeline.inspection.regrade import Change, Regraded, regrade
 from pipeline.overrides import resolve
 from pipeline.rounds.round import open_round, with_engines
 from pipeline.store.directory import Store
@@ -47,6 +50,19 @@ def test_a_grader_that_reads_answers_otherwise_changes_verdicts_and_they_are_tol
     assert changes
     assert {change.new for change in changes} == {"unparsable"}
     assert {change.old for change in changes} <= {"correct", "wrong"}
+
+
+def test_what_a_model_wrote_is_text_on_the_terminal():
+    """`[/b]` ended the table in a traceback, and escape sequences reached the terminal."""
+    change = Change("id", "gold [a]", "so it is \x1b[2J[/b] and [x]", "correct", "wrong")
+    table = Table(*"abcde")
+    table.add_row(*_cells(change))
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(table)
+    assert "gold [a]" in captured.get()
+    assert "[/b] and [x]" in captured.get()
+    assert "\x1b" not in captured.get()
 
 
 def test_the_command_shows_the_changes_and_writes_nothing(folder, capfd):

@@ -17,7 +17,7 @@ def project(tmp_path):
     """A folder with a package, settings, data, a model and a place outside it."""
     folder = tmp_path / "project"
     for name in (
-        "jobs/parcel.py",
+        *parcel.MARKS,
         "data/a.parquet",
         "data/b.parquet",
         "models/m/config.json",
@@ -51,6 +51,8 @@ def test_the_project_itself_goes_whole_and_alone():
         ({"recipe": "demo", "config": "mine.yaml", "set": ["model.path=models/m"]}, {"mine.yaml", "models/m/config.json"}),
         ({"set": ["source.uri=data"]}, {"data/a.parquet", "data/b.parquet"}),
         ({"source": ["held=held.jsonl"]}, {"held.jsonl"}),
+        ({"source": "held.jsonl"}, {"held.jsonl"}),  # of `doctor`, which takes one: its "." sent the whole folder
+        ({"source": "s3://bucket/data.parquet"}, set()),
         (
             {"set": ["source={uri: held.jsonl}", "evaluation={source: {uri: data}}"]},
             {"held.jsonl", "data/a.parquet", "data/b.parquet"},
@@ -67,7 +69,7 @@ def test_what_the_options_name_goes(project, asked, named):
     assert named <= sent
     assert "notes.txt" not in sent
     if "recipe" not in asked:
-        assert sent == named | {"jobs/parcel.py"}
+        assert sent == named | set(parcel.MARKS)
 
 
 @pytest.mark.parametrize("name", ["data/link.parquet", "data/folder", "jobs/link.py"])
@@ -82,6 +84,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(project, name):
     ("asked", "include", "message"),
     [
         ({"config": "yours.yaml"}, (), "no such file in the folder that is sent"),
+        ({"config": "/etc/hosts"}, (), "no such file in the folder that is sent.*relative to --working-dir"),
         ({"set": ["source.uri=lost.jsonl"]}, (), "'lost.jsonl' is not in the folder"),
         ({"set": ["source.uri=../outside/private.jsonl"]}, (), "leads out of the folder"),
         ({"recipe": "demo", "set": ["label.gama=1"]}, (), "label.gama"),
@@ -137,7 +140,10 @@ def test_names_of_secrets_stay_inside_a_named_folder_and_a_model_goes_whole(proj
 
 
 def test_a_folder_without_the_project_sends_the_packages_that_run_here(tmp_path):
+    """Also one with a `jobs` of its own, as many projects have: a cluster ran `python -m jobs` of foreign code."""
     (tmp_path / "mine.yaml").write_text("rounds: 2\n")
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "nightly.py").write_text("raise SystemExit(3)\n")
     sent = collect(tmp_path, {"config": "mine.yaml"}, [])
     assert {
         "jobs/cli.py",
@@ -146,5 +152,6 @@ def test_a_folder_without_the_project_sends_the_packages_that_run_here(tmp_path)
         "mine.yaml",
     } <= sent.files.keys()
     assert not [name for name in sent.files if "__pycache__" in name or name.startswith(("tests/", "runs/"))]
+    assert "jobs/nightly.py" not in sent.files
     sent.put(tmp_path / "job")
     assert (tmp_path / "job/jobs/cli.py").is_file()

@@ -1,12 +1,16 @@
 """`egrsd stage` without engines: it starts in no time, since it needs neither Ray nor torch."""
 
+import contextlib
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from filled_runs import measured, planner_of, run_at
 
+from actors.fakes import FakeEngine
+from jobs import stage as job
 from jobs.stage import Redo, run_stage
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
@@ -39,6 +43,25 @@ def test_a_stage_of_few_shards_imports_neither_ray_nor_torch_and_writes_the_same
     after = {shard: entry.sha256 for shard, entry in store.entries("rounds/0000", stage).items()}
     assert (after == before) == (not sets)
     assert ("--set label.gamma=0.3`." in done.stdout) == bool(sets)
+
+
+def test_engines_are_loaded_once_for_all_rounds_and_stages(ray_local, tmp_path, monkeypatch):
+    """`egrsd stage rollout,score --round 0..15` loaded them 32 times."""
+    store, run = run_at(tmp_path)
+    planner, pool = planner_of(store, run), FakeEngine(run.model, run.engines.rollout, run.score)
+    for number in range(2):
+        measured(planner, planner.plan(number, 0), engine=pool)
+    opened = []
+
+    @contextlib.contextmanager
+    def engines(*_, **__):
+        opened.append("open")
+        yield {"rollout": pool, "score": pool}
+        opened.append("closed")
+
+    monkeypatch.setattr(job, "open_engines", engines)
+    run_stage(store.uri, Redo("rollout,grade,score", "0..1", force=True), debug=True)
+    assert opened == ["open", "closed"]
 
 
 def test_a_round_is_graded_with_the_baseline_that_the_rounds_before_it_leave(tmp_path):

@@ -10,6 +10,7 @@ from report_runs import GROUP, add_round, new_run
 
 from jobs import status, summary
 from jobs.screen.terminal import session
+from pipeline.inspection import learning
 from pipeline.inspection.staleness import Staleness
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
@@ -77,6 +78,18 @@ def test_rounds_that_are_whole_and_trained_share_a_row(store):
     found = {"prompts": cell, "score": cell | {"rejected": 3}, "label": cell | {"rejected": 3}}
     shown = list(status._cells(found, ("prompts", "rollout", "score", "label")))
     assert shown == ["16 1.5s -1", "-", "16 1.5s -3", "16 1.5s"]
+
+
+def test_a_figure_that_a_round_lacks_is_no_figure_of_it(store):
+    """The gap of round 0 stood under "round 1" too, where only round 0 was compared."""
+    known = {0: 0.25, 1: 0.5}
+    figures = {key: (known if key == "accuracy" else {0: 0.125}) for _, key, *_ in learning.MEASURES}
+    seen = status.Seen(store, demo(), figures, (), Staleness(store, demo()), [])
+    table = status._tables(seen)[0]
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[1][0] != cells[2][0] != "-"
+    assert set(cells[2][1:]) == {"-"}
+    assert "-" not in cells[1]
 
 
 def test_a_slow_round_fits_into_80_columns_and_the_seconds_are_explained(store, capfd):

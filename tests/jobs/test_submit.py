@@ -27,6 +27,7 @@ import typer
 from waiting import free_port, until
 
 from jobs import submit
+from jobs.screen import envelope
 from pipeline import notices
 from pipeline.errors import EgrsdError, SettingError
 
@@ -358,6 +359,8 @@ def test_every_request_to_the_job_server_has_a_deadline(monkeypatch):
         (["export", "--run", "s3://b/r", "--model", "policy"], "model"),
         (["sweep", "--run", "s3://b/r", "--csv", "x.csv"], "csv"),
         (["export", "--run", "s3://b/r", "--model", "/data/policy"], None),
+        (["report", "--run", "s3://b/r", "--run", "runs/b"], "run"),
+        (["report", "--run", "s3://b/r", "--run", "/data/b"], None),
     ],
 )
 def test_what_would_be_written_into_the_jobs_own_folder_is_refused(verb, option):
@@ -369,3 +372,19 @@ def test_what_would_be_written_into_the_jobs_own_folder_is_refused(verb, option)
     advice = "Give an absolute path" if option in ("model", "csv") else "Give a URI, or an absolute path"  # these go to no URI
     with pytest.raises(SettingError, match=f"--{option}: .*which Ray deletes. {advice}") if option else contextlib.nullcontext():
         submit._check_paths(parsed)
+
+
+def test_json_of_submit_is_its_own_whatever_the_verb_prints():
+    """The verb's own default was noted over it: `submit --json` printed text."""
+    from jobs.cli import app
+
+    words = ["submit", "--json", "--", "status", "--run", "s3://b/r"]
+    before = envelope.asked.get()
+    try:
+        typer.main.get_command(app).make_context("egrsd", words, resilient_parsing=True)
+        envelope.asked.set(envelope.Asked("submit", True))
+        context = typer.main.get_command(app).make_context("egrsd", ["submit"], resilient_parsing=True)
+        submit.parse_verb(context, words[3:])
+        assert envelope.asked.get() == envelope.Asked("submit", True)
+    finally:
+        envelope.asked.set(before)

@@ -9,7 +9,7 @@ from actors.fakes import UNWATCHED
 from jobs import train
 from jobs.opened import hold_run
 from jobs.screen.terminal import session
-from pipeline.errors import TrainingError
+from pipeline.errors import TrainingError, UserError
 from pipeline.overrides import resolve
 from pipeline.store import replaced
 from pipeline.store.directory import Store
@@ -140,6 +140,10 @@ def test_after_a_new_policy_a_killed_replacement_is_gone_on_with(trained, tmp_pa
     policy(1, b"new")
     assert "replaced only up to 1" in replaced.settle(trained)
     assert [name[:4] for name in trained.names("policy")] == ["0001", "0001", "0002"]
+    with session(False) as out, pytest.raises(UserError, match=r"replaced only up to 1.*Run `egrsd train --run .*` to its end"):
+        hold_run(out, trained.uri)  # `distill` would have written the traces of round 1 again, and deleted both old ones
+    with session(False) as out:
+        hold_run(out, trained.uri, replaces=True)
     policy(2, b"new")
     assert replaced.settle(trained) == "policies 1 to 2 are replaced: the old ones are deleted."
     assert trained.names("policy") == ["0001", "0002"]

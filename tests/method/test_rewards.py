@@ -53,6 +53,11 @@ def test_a_weighted_sum_leaves_absent_rewards_out() -> None:
         weighted_sum(values, np.ones(3))
 
 
+def test_a_reward_that_is_only_stored_makes_no_absent_reward_a_zero() -> None:
+    values = np.array([[1.0, NAN], [7.0, 7.0]])
+    np.testing.assert_array_equal(weighted_sum(values, np.array([1.0, 0.0])), [1.0, NAN])
+
+
 def test_group_advantage_by_hand() -> None:
     # group 1: mean .5, population std .5; group 2: all equal, no signal; group 3: one row rejected, mean 1.1, std .1
     rewards = np.array([1.0, 0.0, 0.0, 1.0, 0, 0, 0, 0, 1.0, NAN, 1.2, NAN])
@@ -71,6 +76,7 @@ def test_a_sample_spread_divides_by_one_less() -> None:
 
 def test_group_advantage_of_equal_rewards_is_exactly_zero() -> None:
     assert (group_advantage(np.full(7, 1.4995), 7) == 0).all()  # seven of them added up and divided by 7 give 1.49949...98
+    assert (group_advantage(np.full(7, 100000.1), 7) == 0).all()  # 1.5e-7 in every place before: own rewards have any scale
     assert group_advantage(np.array([1.3]), 1).tolist() == [0.0]
     assert np.isnan(group_advantage(np.full(3, NAN), 3)).all()
     assert group_advantage(np.empty(0), 8).shape == (0,)

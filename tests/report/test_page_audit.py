@@ -9,6 +9,8 @@ from selenium.webdriver.common.by import By
 
 from jobs import report
 from pipeline.evidence import documents
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import open_round
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -55,7 +57,7 @@ def test_every_token_is_tinted_by_its_alignment(driver, world):
     chosen(driver, colour="alignment")
     soon(driver, ".legend.marks", "how far a likelier token raises accuracy")
     trace, found = driver.execute_script("return [reader.trace.id, Array.from(reader.signals.alignment)]")
-    stored = documents.read_alignment(store, 0)[trace]
+    stored = documents.read_alignment(store, 0, Inventory(open_round(store, store.load_run(), "rounds", 0)).measured)[trace]
     assert found == pytest.approx(stored.tolist(), rel=2e-3, abs=1e-6)  # half precision
     tints = driver.execute_script("return reader.spans.map(s => s.className)")
     assert len({tint.split()[-1] for tint in tints}) > 2

@@ -41,6 +41,13 @@ def test_a_round_of_rejected_rows_has_no_nan():
     assert (found["num_rejected"], found["num_timeout"]) == (2, 2)
 
 
+def test_a_row_whose_reward_failed_is_no_right_answer():
+    """Eight right answers of which four had no reward: accuracy was 8 / 4."""
+    _, grade = rollout_and_grade(["correct"] * 8, [3] * 8, group=4, rejected={0, 1, 2, 3})
+    found = metrics.round_summary([grade], [np.full(8, 3)], 4)
+    assert (found["accuracy"], found["num_correct"], found["num_rejected"]) == (1.0, 4.0, 4.0)
+
+
 def test_regime_shares_weigh_rows_by_their_tokens():
     shares = {f"share_{n}": [v, v] for n, v in zip(("lock", "mid", "pivot", "fork"), (1.0, 0.0, 0.0, 0.0), strict=True)}
     table = pa.table({**shares, "share_fork": [0.0, 1.0], "share_lock": [1.0, 0.0]})

@@ -3,13 +3,16 @@
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipeline.evidence.evaluation import held_out
 from pipeline.inspection.learning import listed
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.rounds.tally import Tally, tallies, tally_of, told
+from pipeline.stages import STAGES
 from pipeline.store.directory import Store
+from pipeline.store.manifest import Origin
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
 
@@ -45,6 +48,20 @@ def test_a_stored_evaluation_has_the_figures_of_its_samples(store):
     for one in found:
         assert one.verdicts == held_out(store, run, one.policy).verdicts
     assert tally_of(store, run, 1) is None
+
+
+def test_a_rejected_row_is_no_answer_though_it_has_a_verdict(store):
+    """A reward that fails rejects a row which the verifier has judged. It lowered the held-out line."""
+    before, entry = tally_of(store, store.load_run(), 0), store.entry("evals/0000", "grade", "0000")
+    table = store.read(entry)
+    rows = table.to_pylist()
+    place = next(place for place, row in enumerate(rows) if row["verdict"] != "correct")
+    rows[place] |= {"reject_reason": "reward_missing"}
+    again = pa.Table.from_pylist(rows, schema=table.schema)
+    store.commit("evals/0000", STAGES["grade"], "0000", again, Origin(facts=entry.facts, inputs=entry.inputs))
+    after = tally_of(store, store.load_run(), 0)
+    assert (after.answers, after.rejected) == (before.answers - 1, before.rejected + 1)
+    assert after.verdicts["correct"] == before.verdicts["correct"]
 
 
 def test_the_base_is_listed_until_a_round_has_figures(store):

@@ -13,7 +13,7 @@ from odd_engine import PLACE, POLICY, Odd
 from actors.fakes import most_likely, token_evidence
 from pipeline import stages
 from pipeline.config import Model
-from pipeline.contract import Failure, Policy, Reject, Score
+from pipeline.contract import Failure, Place, Policy, Reject, Score, ShardInputs
 from pipeline.errors import EngineError
 from pipeline.grader.verifier import Grader
 from pipeline.method.rewards import RunningBaseline
@@ -37,6 +37,26 @@ PROBLEMS = [
 @pytest.fixture(scope="module")
 def tokenizer():
     return tokenizer_of(Model(path=str(asset_path())))
+
+
+def test_only_the_students_prompt_counts_for_the_window_of_an_evaluation(tokenizer):
+    """No teacher reads it. Its prompt left out held-out problems with long solutions, which are the hard ones."""
+    run = resolve(demo(), ["model.max_model_len=120", "rollout.max_new_tokens=72"])
+    long = [Problem(0, "1+1", "1+1=2;" * 20, "2", None, "")]
+    reasons = [stages.prompts.prompts(long, run, tokenizer, taught)["reject_reason"].to_pylist() for taught in (True, False)]
+    assert reasons == [["prompt_too_long"], [None]]
+    places = [Place("rounds/0000"), Place("evals/0000")]
+    made = [STAGES["prompts"].compute(ShardInputs(run, "0000", place, {}, {}, problems=long)).table for place in places]
+    assert [table["reject_reason"].to_pylist() for table in made] == reasons
+
+
+def test_a_teacher_with_the_students_prompt_needs_no_solution(tokenizer):
+    """The control `no_reference` on a source without solutions lost every row, as an engine error, after a paid rollout."""
+    run = demo()
+    same = run.prompts.model_copy(update={"teacher": run.prompts.student, "teacher_thinking": run.prompts.student_thinking})
+    table = stages.prompts.prompts([Problem(0, "1+1", None, "2")], run.model_copy(update={"prompts": same}), tokenizer)
+    assert table["teacher_prompt_tokens"].to_pylist() == table["prompt_tokens"].to_pylist()
+    assert table["teacher_prompt_tokens"].to_pylist()[0]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,8 @@ def install() -> bool:
 def _sorting_few(original: Callable[..., Any]) -> Callable[..., Any]:
     def apply_top_k_top_p(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
         """Logits [N, V] with -inf for the tokens that top-k and top-p leave out. k int [N] and p float [N], or None."""
+        if k is not None:
+            k = k.clamp(max=logits.shape[1])  # "no top-k" is the padded vocabulary, of which a teacher has a part
         if k is None or p is None or logits.is_cuda:
             return original(logits, k, p)
         least = least_kept(logits, k.long(), p)

@@ -54,7 +54,7 @@ function prepare() {
       whole.group.members.push(whole);
       return whole;
     });
-    for (const group of run.groups) group.wrong = group.members.length - group.correct;
+    for (const group of run.groups) group.wrong = group.of - group.correct;
   });
   DATA = DOC.runs[0];
 }

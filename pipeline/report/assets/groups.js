@@ -8,7 +8,7 @@ const OUTCOMES = {
 };
 const GROUPED = {
   spread: ["Largest spread of rewards", (a, b) => b.spread - a.spread || a.index - b.index],
-  hardest: ["Fewest right", (a, b) => a.correct / a.members.length - b.correct / b.members.length || a.index - b.index],
+  hardest: ["Fewest right", (a, b) => a.correct / a.of - b.correct / b.of || a.index - b.index],
   late: ["Part ways last", (a, b) => b.common - a.common || a.index - b.index],
   round: ["Round", (a, b) => a.index - b.index],
 };
@@ -57,15 +57,17 @@ function updateGroups(root) {
 }
 
 const groupItem = (group) => [
-  el("span", { class: "verdict", "aria-hidden": "true" }, `${group.correct}/${group.members.length}`),
+  el("span", { class: "verdict", "aria-hidden": "true" }, `${group.correct}/${group.of}`),
   el("span", { class: "what" }, foreign(group.problem.slice(0, 120))),
   el(
     "span",
     { class: "facts" },
-    el("span", { class: "unseen" }, `${group.correct} of ${group.members.length} right. `),
-    `round ${group.round} · reward ${fixed(group.reward, 2)} ± ${fixed(group.spread, 2)} · ${count(group.common)}\u00a0tokens\u00a0alike`,
+    el("span", { class: "unseen" }, `${group.correct} of ${group.of} right. `),
+    `round ${group.round} · reward ${fixed(group.reward, 2)} ± ${fixed(group.spread, 2)} · ${isPart(group) ? `${group.members.length}\u00a0shown` : `${count(group.common)}\u00a0tokens\u00a0alike`}`,
   ),
 ];
+
+const isPart = (group) => group.members.length < group.of;
 
 async function drawGroup(group) {
   const all = await Promise.all(group.members.map(signalsOf));
@@ -101,15 +103,15 @@ async function drawGroup(group) {
       el(
         "header",
         {},
-        el("p", { class: "eyebrow" }, `Round ${group.round} · ${group.members.length} traces`),
+        el("p", { class: "eyebrow" }, `Round ${group.round} · ${isPart(group) ? `${group.members.length} of ${group.of} traces are in this page` : `${group.of} traces`}`),
         el("h2", {}, foreign(first.problem)),
         el(
           "p",
           { class: "chips" },
           chip(["reference ", foreign(first.answer)]),
-          chip(`${group.correct} of ${group.members.length} right`),
+          chip(`${group.correct} of ${group.of} right`),
           chip(`mean reward ${fixed(group.reward, 3)}, standard deviation ${fixed(group.spread, 3)}`),
-          chip(whyAlike(group)),
+          isPart(group) ? null : chip(whyAlike(group)),
         ),
         note ? el("p", { class: "fine" }, foreign(note)) : null,
       ),

@@ -180,7 +180,9 @@ function storyCard() {
 }
 
 function tiles() {
-  const rounds = DATA.rounds.filter((r) => r.traces);
+  const known = DATA.rounds.filter((r) => r.traces);
+  const whole = known.filter((r) => r.complete !== false); // a round at work has some of its problems
+  const rounds = whole.length ? whole : known;
   const [first, last] = [rounds[0], rounds[rounds.length - 1]];
   const stale = !DATA.ledger.total.current;
   const tile = (name, value, note) =>

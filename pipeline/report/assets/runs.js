@@ -9,7 +9,8 @@ function runsView(root) {
   const words = (v) => fixed(v, 1);
   const name = (run) => foreign(run.run.folder);
   const results = DOC.runs.map((run) => {
-    const [before, after] = [run.evaluations[0], run.evaluations[run.evaluations.length - 1]];
+    const [before, last] = [run.evaluations[0], run.evaluations[run.evaluations.length - 1]];
+    const after = last === before ? null : last; // a run at work has evaluated its base alone
     return [
       name(run),
       foreign(run.run.called),
@@ -24,7 +25,7 @@ function runsView(root) {
     el("span", {}, name(DOC.runs[i + 1]), " − ", name(first)),
     ...(change
       ? [`${interval(change.accuracy, points)} points`, `${interval(change.length, (v) => signed(v, 1))} tokens`, count(change.better), count(change.worse), count(change.problems)]
-      : ["other problems", "–", "–", "–", "–"]),
+      : ["not on the same problems, or not trained yet", "–", "–", "–", "–"]),
   ]);
   const settings = DOC.settings.map((row) => [foreign(row.name), ...row.values.map((value) => el("code", {}, foreign(value)))]);
   const numbers = [...new Set(DOC.runs.flatMap((run) => run.rounds.map((r) => r.round)))].sort((x, y) => x - y);

@@ -59,7 +59,7 @@ function sampleNote() {
   const { sample } = DATA;
   const shown = DATA.traces.length;
   return shown < sample.labelled
-    ? `A sample: ${count(shown)} of ${count(sample.labelled)} labelled traces (${count(sample.shown_tokens)} of ${count(sample.labelled_tokens)} tokens) in whole groups, even over ${count(sample.strata)} strata of round and verdicts. Rare verdicts are therefore more frequent than in the run. The same run gives the same sample.`
+    ? `A sample: ${count(shown)} of ${count(sample.labelled)} labelled traces (${count(sample.shown_tokens)} of ${count(sample.labelled_tokens)} tokens) in whole groups, or single traces of very long ones, even over ${count(sample.strata)} strata of round and verdicts. Rare verdicts are therefore more frequent than in the run. The same run gives the same sample.`
     : `All ${count(sample.labelled)} labelled traces, ${count(sample.labelled_tokens)} tokens.`;
 }
 

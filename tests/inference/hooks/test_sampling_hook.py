@@ -50,6 +50,13 @@ def test_ties_at_an_edge_and_large_k_are_left_to_vllm(module):
     assert torch.equal(module.apply_top_k_top_p(tied.clone(), None, None), tied)
 
 
+def test_no_top_k_of_a_padded_vocabulary_is_none_of_its_first_part_either(module):
+    """A teacher shares 4 of 8 ids. vLLM's mark of "no top-k" stayed 8, and `topk(8)` of 4 logits ended the engine."""
+    logits, k = torch.tensor([[3.0, 2.0, 1.0, 0.0]] * 2), torch.tensor([8, 2], dtype=torch.int32)
+    found = module.apply_top_k_top_p(logits.clone(), k, None)
+    assert found.isinf().tolist() == [[False] * 4, [False, False, True, True]]
+
+
 def test_an_edge_of_p_between_equal_logits_is_left_to_vllm():
     """Four equal tokens of .25: with p = .6 a sort keeps three of them, and no logit tells which."""
     logits = torch.tensor([[1.0, 1.0, 1.0, 1.0, -9.0, -9.5]])

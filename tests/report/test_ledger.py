@@ -1,0 +1,74 @@
+"""Rows from the source to the loss where stages were done anew, or reject the same row, or an objective leaves writers out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from in_process import brought, planned
+from report_runs import hostile_run
+
+from actors.fakes import FakeEngine
+from pipeline.errors import UserError
+from pipeline.overrides import resolve
+from pipeline.report import collect
+from pipeline.rounds.round import with_engines
+from pipeline.stages import STAGES
+from pipeline.store.manifest import Origin
+
+
+class Shifted(FakeEngine):
+    """An engine that draws other tokens."""
+
+    def generate(self, requests, policy, sampling):
+        return super().generate([replace(request, seed=request.seed + 1) for request in requests], policy, sampling)
+
+
+def collected(store):
+    """Everything the page shows of a run."""
+    return collect.collect(store, store.load_run())
+
+
+def test_new_traces_do_not_stand_beside_what_was_made_of_old_ones(tmp_path):
+    """A trace_id stays when its trace is written again: new tokens were drawn with verdicts and signals of the old ones."""
+    work = planned(tmp_path / "run")
+    work.store.save_run(work.run, {})
+    brought(work)
+    before = collected(work.store)
+    other = Shifted(work.run.model, work.run.engines.rollout, work.run.score)
+    work = with_engines(work, {"rollout": other, "score": other})
+    brought(work, "rollout", force=True)
+    with pytest.raises(UserError, match="no round has graded and scored traces"):
+        collected(work.store)
+    brought(work, "grade", "score")
+    now = collected(work.store)
+    assert (now["rounds"][0]["traces"], now["sample"]["labelled"]) == (before["rounds"][0]["traces"], 0)
+    assert [check["ok"] for check in now["ledger"]["total"]["checks"][:3]] == [True] * 3
+
+
+def test_a_row_that_two_stages_reject_counts_once(tmp_path):
+    """Three verifier errors that `score` rejects too were six, and the ledger said that rows were lost."""
+    store, _ = hostile_run(tmp_path)
+    entry = store.entry("rounds/0000", "score", "0000")
+    table, graded = store.read(entry), store.read(store.entry("rounds/0000", "grade", "0000"))
+    place = table.schema.get_field_index("reject_reason")
+    reasons = ["no_context" if reason else None for reason in graded["reject_reason"].to_pylist()]
+    again = table.set_column(place, table.schema.field(place), pa.array(reasons, pa.string()))
+    store.commit("rounds/0000", STAGES["score"], "0000", again, Origin(facts=entry.facts))
+    total = collected(store)["ledger"]["total"]
+    assert [check["ok"] for check in total["checks"][:3]] == [True] * 3
+    assert total["rejected"] == {"grade": {"verifier_error": 1}}
+
+
+def test_traces_that_the_objective_may_not_learn_from_are_no_lost_rows(tmp_path):
+    store, _ = hostile_run(tmp_path)
+    run = resolve(store.load_run(), ["rollout.teacher_share=0.5", "objective.name=sft"])
+    store.save_run(run, {})
+    entry = store.entry("rounds/0000", "rollout", "0000")
+    table = store.read(entry)
+    place = table.schema.get_field_index("trace_source")
+    again = table.set_column(place, table.schema.field(place), pa.array(["student", "teacher"] * 4, pa.string()))
+    store.commit("rounds/0000", STAGES["rollout"], "0000", again, Origin(facts=entry.facts))
+    found = collected(store)["ledger"]["total"]
+    assert found["unused"] == 4
