@@ -45,6 +45,7 @@ class Behaviour:
     poison_seeds: frozenset[int] = field(default_factory=frozenset)  # a request with such a seed kills the process
     poison_prompts: frozenset[int] = field(default_factory=frozenset)  # so does a prompt that begins with such an id
     start_error: EgrsdError | None = None
+    ask_error: EgrsdError | None = None  # whoever asks for answers gets it
     start_kills: bool = False  # the process dies while the engine starts
     wrong_adapter: str | None = None  # this adapter is refused with ModelError
     falls_back: str | None = None  # where this file exists at the start, the engine has bounds instead of exact entropies
@@ -136,12 +137,14 @@ class FakeEngine:
         return 0.0 if self._exact else 0.01
 
     def _suffer(self, policy: Policy, prompts: list[list[int]], seeds: set[int]) -> None:
-        """Fail as `behaviour` asks: raise ModelError for the wrong adapter, or kill the process for a poisonous row.
+        """Fail as `behaviour` asks: raise its error or ModelError for the wrong adapter, or kill the process for a poisonous row.
 
         Raises EngineError while the engine sleeps.
         """
         if self._asleep:
             raise EngineError("the engine sleeps", "fake")
+        if self._behaviour.ask_error is not None:
+            raise self._behaviour.ask_error
         if policy.adapter is not None and policy.adapter == self._behaviour.wrong_adapter:
             raise ModelError("the adapter does not fit", policy.adapter, "Use another")
         first_ids = {prompt[0] for prompt in prompts if prompt}

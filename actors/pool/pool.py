@@ -38,13 +38,14 @@ from actors.pool.member import EngineClass, PoolStatus, blameless
 from actors.pool.pool_watch import Watch
 from actors.pool.sizing import Bounds
 from pipeline import config
+from pipeline.config.machines import Client
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence, Usage
 from pipeline.errors import EgrsdError, EngineError, SettingError, first_line
 from pipeline.live import card
 
 log = logging.getLogger(__name__)
 
-_DEATHS = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, EngineError)
+_DEATHS: tuple[type[Exception], ...] = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
 _PIECES = 8  # parts of a suspect batch. A death costs the load of an engine; a small batch costs little
 
 
@@ -53,6 +54,8 @@ class EnginePool:
 
     def __init__(self, dispatcher: Any, settings: config.Pool, setting: str) -> None:
         self._dispatcher, self._settings, self._setting = dispatcher, settings, setting
+        # An engine that raises EngineError is broken. A client that does so is well: it has asked its server as often as it may.
+        self._deaths: tuple[type[Exception], ...] = _DEATHS if isinstance(settings, Client) else (*_DEATHS, EngineError)
         self._wanted: Bounds | None = None  # the bounds of the last `resize`
         self._watch: Watch | None = None
         self._facts: EngineFacts | None = None  # those of the last ticket: asking for them at every batch is a call too many
@@ -106,6 +109,7 @@ class EnginePool:
         """One trace per request, in order. A request that keeps killing its engine becomes a Failure; the others are answered.
 
         Raises ModelError for an adapter that does not fit, and EngineError or ModelError when the pool cannot start engines.
+        Raises EngineError for a teacher's server that stays down or slow.
         """
         return self._ask("generate", requests, policy, sampling)
 
@@ -189,7 +193,7 @@ class EnginePool:
             try:
                 call = getattr(ticket.handle, method).remote(ticket.id, [items[row] for row in piece.rows], policy, *more)
                 answered = _get(call)
-            except _DEATHS as error:
+            except self._deaths as error:
                 self._await(self._dispatcher.lost.remote(ticket.engine, first_line(error)))
                 pieces.extend(after_death(piece, error, self._settings.request_tries, answers))
                 continue

@@ -15,8 +15,8 @@ def start(ray_local):
     """Starts pools of fake engines and closes them."""
     pools = []
 
-    def start(size=1, inflight=4, behaviour=NORMAL, most=None, **settings):
-        settings = config.Pool(min=size, max=max(1, most or size), placement=config.Placement(cpus=0.1), **settings)
+    def start(size=1, inflight=4, behaviour=NORMAL, most=None, kind=config.Pool, **settings):
+        settings = kind(min=size, max=max(1, most or size), placement=config.Placement(cpus=0.1), **settings)
         made = EnginePool.start("rollout", MODEL, settings, SCORE, partial(FakeEngine, behaviour=behaviour), inflight)
         pools.append(made)
         return made

@@ -1,6 +1,7 @@
 """The pool of engine actors through real Ray, with the fake engine: answers, deaths and sizes."""
 
 import os
+import re
 import signal
 
 import pytest
@@ -11,7 +12,9 @@ from waiting import until
 
 from actors.fakes import Behaviour
 from actors.pool.pool import Piece, after_death
+from pipeline.config.machines import Client
 from pipeline.contract import Failure, Generate, Policy, Sequence
+from pipeline.errors import EngineError
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -118,6 +121,20 @@ def test_a_row_that_keeps_killing_its_engine_is_isolated(start):
     expected = undisturbed()
     assert same(answers[:17] + answers[18:], expected[:17] + expected[18:])
     assert same(beside(), undisturbed(other))
+
+
+def test_what_a_server_fails_at_is_no_death_of_its_client(start):
+    """Its client has asked `tries` times. Once it was killed and asked again up to five times a row, and the rows were lost."""
+    down = EngineError("the server gave no answer within 300 s, asked 4 times", "teachers.big, http://there", "Then resume")
+    pool = start(size=1, behaviour=Behaviour(ask_error=down), kind=Client)
+    until(lambda: serving(pool))
+    [client] = pool.overview().engines
+    for ask in (lambda: pool.generate(REQUESTS, BASE, SAMPLING), lambda: pool.score([Sequence([1], [7])], BASE)):
+        with pytest.raises(EngineError, match=re.escape(str(down))):
+            ask()
+    until(lambda: not any(engine.batches for engine in pool.overview().engines))
+    assert [engine.name for engine in pool.overview().engines] == [client.name]
+    assert pool.overview().gone == []
 
 
 def test_a_row_is_not_blamed_for_the_deaths_of_its_neighbours_and_one_more():
