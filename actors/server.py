@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
@@ -50,15 +51,15 @@ class Server:
         return self._ask("POST", path, body)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        teacher, why = self._teacher, ""
+        teacher, why, wait_s = self._teacher, "", 0.0
         for attempt in range(teacher.tries):
-            if attempt:
-                time.sleep(min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)))
+            time.sleep(wait_s)
+            wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
             try:
                 url = f"{teacher.server}{path}"
                 answer = self._session.request(method, url, json=body, timeout=(_CONNECT_S, teacher.timeout_s))
-            except requests.Timeout:
-                why = f"gave no answer within {teacher.timeout_s:g} s"
+            except requests.ReadTimeout:
+                why = f"gave no answer within {teacher.timeout_s:g} s (timeout_s)"
                 continue
             except requests.RequestException as error:
                 why = f"cannot be reached ({type(error).__name__})"
@@ -66,6 +67,8 @@ class Server:
             if answer.status_code not in _BUSY:
                 return self._read(answer, path)
             why = f"answered {answer.status_code}: {_words(answer)}"
+            # No server makes a run wait for longer between two tries than for an answer.
+            wait_s = max(wait_s, min(_asked_wait_s(answer), teacher.timeout_s))
         times = f"{teacher.tries} times" if teacher.tries > 1 else "once"
         remedy = "See whether it runs and has room; timeout_s, tries and concurrency say how it is asked. Then resume"
         raise EngineError(f"the server {why}, asked {times}", self.where, remedy)
@@ -85,6 +88,15 @@ class Server:
         if not isinstance(document, dict):
             raise ModelError(f"{path} gives no JSON object", self.where, "It must be a vLLM server that speaks the OpenAI API")
         return document
+
+
+def _asked_wait_s(answer: requests.Response) -> float:
+    """Seconds for which a server asks to be left alone (its header Retry-After: seconds or a date); 0 where it does not."""
+    asked = answer.headers.get("Retry-After", "")
+    try:
+        return float(asked) if asked.isdecimal() else parsedate_to_datetime(asked).timestamp() - time.time()
+    except ValueError:
+        return 0.0
 
 
 def _words(answer: requests.Response) -> str:

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ class Played(BaseHTTPRequestHandler):
         with server.lock:
             server.at_once -= 1
         if server.fault == "busy" and number % 3:
-            return self.reply(503, {"error": {"message": "try later"}})
+            return self.reply(503, {"error": {"message": "try later"}}, **server.headers)
         if server.fault == "down":
             return self.reply(500, {"error": {"message": "the engine is dead"}})
         if server.fault == "token" and self.headers.get("Authorization") != "Bearer sesame":
@@ -88,9 +89,11 @@ class Played(BaseHTTPRequestHandler):
         text = tokenizer_of(TINY).decode([int(key)])
         return {"logprob": float(value), "rank": rank, "decoded_token": "Q" if self.server.fault == "tokenizer" else text}
 
-    def reply(self, code, document):
+    def reply(self, code, document, **headers):
         data = json.dumps(document).encode()
         self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         with contextlib.suppress(OSError):
@@ -102,6 +105,7 @@ def played():
     """A playing server. Its attribute `fault` says how it misbehaves."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Played)
     server.fault, server.slow_s, server.lock, server.at_once, server.most, server.asked = "", 0.0, threading.Lock(), 0, 0, 0
+    server.headers = {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -185,6 +189,21 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(played, monkeypat
 
 
 @pytest.mark.parametrize(
+    ("asked", "waits"),
+    [("7", 7.0), ("600", 20.0), ("Fri, 01 Jan 2100 00:00:00 GMT", 20.0), ("Mon, 01 Jan 2001 00:00:00 GMT", 0.5), ("soon", 0.5)],
+)
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(played, monkeypatch, asked, waits):
+    """But for no longer than `timeout_s`, 20 s, which is what a run waits for an answer."""
+    waited = []
+    monkeypatch.setattr("actors.server.FIRST_WAIT_S", 0.5)
+    teacher = client(played)
+    monkeypatch.setattr("actors.server.time", SimpleNamespace(sleep=waited.append, time=time.time))
+    played.fault, played.asked, played.headers = "busy", 1, {"Retry_After": asked}
+    teacher.score([Sequence(PROMPT, RESPONSE)], Policy(0))
+    assert [seconds for seconds in waited if seconds] == [waits]
+
+
+@pytest.mark.parametrize(
     ("fault", "error", "said"),
     [
         ("down", EngineError, "the server answered 500: the engine is dead, asked 2 times. See whether it runs"),
@@ -219,7 +238,7 @@ def test_a_server_that_is_slow_or_gone_or_lacks_the_model_is_refused(played, mon
     with pytest.raises(ModelError, match=r"serve 'other'\. It serves: teacher\. Name one in teachers\.big\.served_model"):
         client(played, served_model="other")
     played.slow_s = 1.0
-    with pytest.raises(EngineError, match=r"gave no answer within 0\.2 s, asked once"):
+    with pytest.raises(EngineError, match=r"gave no answer within 0\.2 s \(timeout_s\), asked once"):
         client(played, timeout_s=0.2, tries=1)
     with pytest.raises(EngineError, match=r"cannot be reached \(ConnectionError\), asked 2 times"):
         client(free_port())
