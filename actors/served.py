@@ -11,10 +11,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
+from actors.pool.probe import disagreement
 from actors.server import Refused, Server
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
@@ -23,6 +24,7 @@ from pipeline.method.bounds import bounds
 from pipeline.models.tokenizers.agreement import shared_size
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
+from pipeline.store.possible import limits
 
 T = TypeVar("T")
 _SAMPLE = 48  # ids of the handshake
@@ -64,21 +66,29 @@ class Served:
         self._vocab = shared_size(self._tokenizer)
         self._workers = ThreadPoolExecutor(teacher.concurrency, thread_name_prefix="egrsd-served")
         self.steps, self._counting = 0, threading.Lock()
-        self._served, self._window = self._find_model()
-        self._exact, self._k = False, min(max(2, teacher.top_k, score.keep_topk), self._vocab)
-        self._shake_hands()
+        self._top_k = min(max(2, teacher.top_k, score.keep_topk), self._vocab)  # best tokens that are asked for with bounds
+        self._served, self._facts = self._meet()
+        self._window, self._exact = self._facts.max_model_len, self._facts.entropy_method == "exact"
+        self._k = self._keep + 1 if self._exact else self._top_k  # an exact entropy takes the place of the last
 
     def facts(self) -> EngineFacts:
         """What the server's numbers mean. It does not tell its dtype."""
-        method, name = "exact" if self._exact else "bounds", f"vllm {self._version}, served"
-        return EngineFacts(method, "raw_logprobs", "unknown", name, self._window, self._vocab)
+        return self._facts
 
     def generate(self, requests: list[Generate], policy: Policy, sampling: Sampling) -> list[Generation | Failure]:
-        """One trace per request, in order. Its numbers come from scoring it, so that they are raw and at temperature 1."""
+        """One trace per request, in order. Its numbers come from scoring it, so that they are raw and at temperature 1.
+
+        Raises EngineError as `score` does.
+        """
+        self._meet_again()
         return self._all(lambda request: self._write(request, policy, sampling), requests)
 
     def score(self, sequences: list[Sequence], policy: Policy) -> list[Score | Failure]:  # noqa: ARG002  (it has one policy)
-        """Log-prob and entropy of every response token, in nats. A sequence that the server refuses becomes a Failure."""
+        """Log-prob and entropy of every response token, in nats. A sequence that the server refuses becomes a Failure.
+
+        Raises EngineError when the server has been started again, and its numbers do not mean what they meant.
+        """
+        self._meet_again()
         return self._all(self._score_one, sequences)
 
     def close(self) -> None:
@@ -139,13 +149,18 @@ class Served:
 
     def _positions(self, ids: list[int], first: int, k: int) -> list[Position]:
         """What it says of every token of `ids` from place `first` on. Raises Refused or, for a strange answer, ModelError."""
-        body = {"model": self._served, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
+        found = self._prompt_logprobs(self._served, ids, k)
+        return [self._position(place, token, k, self._exact) for place, token in zip(found[first:], ids[first:], strict=True)]
+
+    def _prompt_logprobs(self, model: str, ids: list[int], k: int) -> list[Any]:
+        """What the server says of every place of a prompt, unread. Raises as `_positions` does."""
+        body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": k}
         found = self._choice(self._server.post("/v1/completions", body)).get("prompt_logprobs")
         if not isinstance(found, list) or len(found) != len(ids):
             given = f"{len(found)} positions" if isinstance(found, list) else "no log-probs"
             what = f"the server gave {given} for a prompt of {len(ids)} ids"
             raise ModelError(what, self._server.where, "It must be a vLLM server that takes token ids and prompt_logprobs")
-        return [self._position(place, token, k) for place, token in zip(found[first:], ids[first:], strict=True)]
+        return found
 
     def _choice(self, answer: dict[str, Any]) -> dict[str, Any]:
         choices = answer.get("choices")
@@ -153,19 +168,21 @@ class Served:
             raise ModelError("the server's answer has no choices", self._server.where, "It must speak the OpenAI completions API")
         return choices[0]
 
-    def _position(self, place: Any, token: int, k: int) -> Position:
+    def _position(self, place: Any, token: int, k: int, exact: bool) -> Position:
         try:
             entries = {int(key): (float(entry["logprob"]), int(entry["rank"])) for key, entry in place.items()}
-            own = entries[token][0]
+            own, own_rank = entries[token]
         except (AttributeError, KeyError, TypeError, ValueError):
             what = f"the server's log-probs lack the token {token} of the prompt, its log-prob or its rank"
             raise ModelError(what, self._server.where, "It must be a vLLM server that takes token ids") from None
+        if own_rank == 0 and not exact:
+            raise self._other("it gives exact entropies, and gave none")
         ranked = sorted((rank, key, value) for key, (value, rank) in entries.items() if 1 <= rank <= k)
-        entropy = ranked.pop()[2] if self._exact and ranked and ranked[-1][0] == k else None
+        entropy = ranked.pop()[2] if exact and ranked and ranked[-1][0] == k else None
         return Position(own, [key for _, key, _ in ranked], [value for _, _, value in ranked], entropy)
 
     def _to_score(self, positions: list[Position], response: list[int]) -> Score:
-
+        """The numbers of a response. Raises EngineError when the server gives log-probs in the place of exact entropies."""
         logprobs = np.array([position.logprob for position in positions], np.float32)
         best = min(len(position.tokens) for position in positions)
         kept: tuple[np.ndarray, ...] = ()
@@ -176,16 +193,37 @@ class Served:
             kept = (np.array(rows[0], np.int32), np.array(rows[1], np.float32))
         tokens = np.array(response, np.int32)
         if self._exact:
-            entropy = np.array([np.nan if p.entropy is None else max(0.0, p.entropy) for p in positions], np.float32)
+            entropy = np.array([np.nan if p.entropy is None else p.entropy for p in positions], np.float32)
+            if (entropy < limits("entropy")[0]).any():  # no NaN: that is a fault of its row
+                raise self._other(f"an exact entropy is {np.nanmin(entropy):.3g} nat, which is a log-prob")
             return Score(tokens, logprobs, entropy, 0.0, *kept)
         lower, upper = bounds(np.array([p.logprobs[:best] for p in positions]), self._vocab)
         width = float(((upper - lower) / 2).max(initial=0.0))
         return Score(tokens, logprobs, ((lower + upper) / 2).astype(np.float32), width, *kept)
 
-    # ---- the checks at the start -------------------------------------------------------------------------------------
+    # ---- the checks at the start, and before each batch --------------------------------------------------------------
 
-    def _find_model(self) -> tuple[str, int]:
-        """(name of the model at the server, its window). Raises ModelError when the server does not have it."""
+    def _meet(self) -> tuple[str, EngineFacts]:
+        """(the model's name at the server, what the server's numbers mean). Raises what the constructor raises."""
+        served, window, version = self._find_model()
+        method = "exact" if self._shakes_hands_exactly(served, window) else "bounds"
+        return served, EngineFacts(method, "raw_logprobs", "unknown", f"vllm {version}, served", window, self._vocab)
+
+    def _meet_again(self) -> None:
+        """Raise EngineError when the server is another one than at the start, for someone may have started it again."""
+        served, facts = self._workers.submit(self._meet).result()
+        if served != self._served:
+            raise self._other(f"it serves '{served}', and served '{self._served}'")
+        if differ := disagreement(facts, self._facts, "the server's at the start"):
+            raise self._other(f"its {differ}")
+
+    def _other(self, what: str) -> EngineError:
+        """The error of a server whose numbers do not mean what they meant at the start."""
+        remedy = "Start it again as it was, or with what it should be from now on, and resume"
+        return EngineError(f"the server has changed: {what}", self._server.where, remedy)
+
+    def _find_model(self) -> tuple[str, int, str]:
+        """(model's name at the server, its window, version of vLLM). Raises ModelError when the server lacks the model."""
         served = self._server.get("/v1/models").get("data")
         models = {str(m.get("id")): m for m in served if isinstance(m, dict)} if isinstance(served, list) else {}
         wanted = self._teacher.served_model
@@ -197,38 +235,34 @@ class Served:
             raise ModelError(what, self._server.where, f"It serves: {listed}. Name one in teachers.{self._name}.served_model")
         window = models[wanted].get("max_model_len")
         try:
-            self._version = str(self._server.get("/version").get("version", "unknown"))
+            version = str(self._server.get("/version").get("version", "unknown"))
         except (ModelError, Refused):
-            self._version = "unknown"
+            version = "unknown"
         # Scoring makes the server sample one token, which needs a position of its own.
-        return wanted, min(int(window) - 1, self._model.max_model_len) if isinstance(window, int) else self._model.max_model_len
+        room = min(int(window) - 1, self._model.max_model_len) if isinstance(window, int) else self._model.max_model_len
+        return wanted, room, version
 
-    def _shake_hands(self) -> None:
-        """Check that the ids mean the same at the server, that it gives enough log-probs, and whether its entropies are exact."""
-        count = max(2, min(_SAMPLE, self._window - 1))
+    def _shakes_hands_exactly(self, served: str, window: int) -> bool:
+        """Check that the ids mean the same at the server, and that it gives enough log-probs. True for exact entropies."""
+        count = max(2, min(_SAMPLE, window - 1))
         ids = sorted({int(number) for number in np.linspace(0, self._vocab - 1, count)})
         ids = ids[::-1]  # an order that no model expects, so that most tokens are unlikely
         try:
-            body = {"model": self._served, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": self._k}
-            found = self._choice(self._server.post("/v1/completions", body)).get("prompt_logprobs")
+            found = self._prompt_logprobs(served, ids, self._top_k)
         except Refused as error:
             self._explain(str(error))
-        if not isinstance(found, list) or len(found) != len(ids):
-            self._positions(ids, 1, self._k)  # which says what is wrong
-            raise ModelError("the server answers the same request in two ways", self._server.where)
         self._check_texts(found, ids)
-        places = [place.get(str(token)) or {} for place, token in zip(found[1:], ids[1:], strict=True)]
-        if any(place.get("rank") == 0 for place in places):
-            self._exact = True
-            self._check_entropies(
-                [self._position(place, token, self._k) for place, token in zip(found[1:], ids[1:], strict=True)]
-            )
-            self._k = self._keep + 1  # the entropy takes the place of the last
+        exact = any((place.get(str(token)) or {}).get("rank") == 0 for place, token in zip(found[1:], ids[1:], strict=True))
+        if exact:
+            read = (self._position(place, token, self._top_k, exact) for place, token in zip(found[1:], ids[1:], strict=True))
+            self._check_entropies(list(read))
+        return exact
 
-    def _explain(self, said: str) -> None:
+    def _explain(self, said: str) -> NoReturn:
         if "logprobs" in said:
-            remedy = f"Start it with --max-logprobs {self._k}, or lower teachers.{self._name}.top_k (and score.keep_topk)"
-            raise SettingError(f"the server gives fewer log-probs than {self._k}: {said}", f"teachers.{self._name}.top_k", remedy)
+            remedy = f"Start it with --max-logprobs {self._top_k}, or lower teachers.{self._name}.top_k (and score.keep_topk)"
+            what = f"the server gives fewer log-probs than {self._top_k}: {said}"
+            raise SettingError(what, f"teachers.{self._name}.top_k", remedy)
         what = f"the server refuses a prompt with the first and last ids of this tokenizer: {said}"
         raise ModelError(what, self._server.where, f"It must serve the model of teachers.{self._name}.model")
 

@@ -38,10 +38,13 @@ def difference(before: Probed, now: Probed, dtype: str) -> str:
     return ""
 
 
-def disagreement(facts: EngineFacts, first: EngineFacts) -> str:
-    """In which facts an engine differs from the first one, in words; "" when their numbers mean the same."""
+def disagreement(facts: EngineFacts, first: EngineFacts, whose: str = "the first engine's") -> str:
+    """In which facts an engine differs from the first one, in words; "" when their numbers mean the same.
+
+    `whose` says whose facts the first ones are.
+    """
     return "; ".join(
-        f"{fact.name} is {getattr(facts, fact.name)!r}, the first engine's {getattr(first, fact.name)!r}"
+        f"{fact.name} is {getattr(facts, fact.name)!r}, {whose} {getattr(first, fact.name)!r}"
         for fact in fields(facts)
         if fact.compare and getattr(facts, fact.name) != getattr(first, fact.name)
     )

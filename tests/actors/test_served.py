@@ -18,7 +18,7 @@ import pytest
 from waiting import free_port, until
 
 from actors.served import Served
-from actors.server import TOKEN
+from actors.server import TOKEN, Server
 from pipeline import config
 from pipeline.contract import Failure, Generate, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError, ModelError, SettingError, UserError
@@ -44,7 +44,7 @@ class Played(BaseHTTPRequestHandler):
 
     def do_GET(self):
         models = {"data": [{"id": "teacher", "max_model_len": 64}]}
-        self.reply(200, models if self.path == "/v1/models" else {"version": "9.9"})
+        self.reply(200, models if self.path == "/v1/models" else {"version": self.server.version})
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -105,7 +105,7 @@ def played():
     """A playing server. Its attribute `fault` says how it misbehaves."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Played)
     server.fault, server.slow_s, server.lock, server.at_once, server.most, server.asked = "", 0.0, threading.Lock(), 0, 0, 0
-    server.headers = {}
+    server.headers, server.version = {}, "9.9"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -188,6 +188,35 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(played, monkeypat
     assert teacher.steps == 4
 
 
+@pytest.mark.parametrize("keep", [0, 4])
+@pytest.mark.parametrize(("before", "after"), [("plugin", ""), ("", "plugin")])
+def test_a_server_that_is_started_again_with_other_numbers_ends_the_run(played, monkeypatch, before, after, keep):
+    """Without the plugin the log-prob of the best token stood for the entropy, and every entropy was 0."""
+    played.fault = before
+    teacher, methods = client(played, keep=keep), {"plugin": "exact", "": "bounds"}
+    played.fault = after
+    differ = f"its entropy_method is '{methods[after]}', the server's at the start '{methods[before]}'"
+    for ask in (
+        lambda: teacher.score([Sequence(PROMPT, RESPONSE)], Policy(0)),
+        lambda: teacher.generate([Generate(PROMPT, 3)], Policy(0), Sampling(1.0, 1.0, 0, 8)),
+    ):
+        with pytest.raises(EngineError, match=rf"teachers.big, .*: the server has changed: {differ}\. Start it again as it was"):
+            ask()
+    monkeypatch.setattr(teacher, "_meet_again", lambda: None)  # it was started again just after the handshake
+    said = {"": "an exact entropy is -.* nat, which is a log-prob", "plugin": "it gives exact entropies, and gave none"}[after]
+    with pytest.raises(EngineError, match=f"the server has changed: {said}"):
+        teacher.score([Sequence(PROMPT, RESPONSE)], Policy(0))
+
+
+def test_a_server_that_is_started_again_as_it_was_goes_on(played):
+    teacher = client(played)
+    [first], [second] = (teacher.score([Sequence(PROMPT, RESPONSE)], Policy(0)) for _ in range(2))
+    assert np.array_equal(first.entropy, second.entropy)
+    played.version = "10.0"
+    with pytest.raises(EngineError, match=r"its engine is 'vllm 10\.0, served', the server's at the start 'vllm 9\.9, served'"):
+        teacher.score([Sequence(PROMPT, RESPONSE)], Policy(0))
+
+
 @pytest.mark.parametrize(
     ("asked", "waits"),
     [("7", 7.0), ("600", 20.0), ("Fri, 01 Jan 2100 00:00:00 GMT", 20.0), ("Mon, 01 Jan 2001 00:00:00 GMT", 0.5), ("soon", 0.5)],
@@ -196,10 +225,10 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(played, monkeypatch,
     """But for no longer than `timeout_s`, 20 s, which is what a run waits for an answer."""
     waited = []
     monkeypatch.setattr("actors.server.FIRST_WAIT_S", 0.5)
-    teacher = client(played)
     monkeypatch.setattr("actors.server.time", SimpleNamespace(sleep=waited.append, time=time.time))
     played.fault, played.asked, played.headers = "busy", 1, {"Retry_After": asked}
-    teacher.score([Sequence(PROMPT, RESPONSE)], Policy(0))
+    where = f"http://127.0.0.1:{played.server_address[1]}"
+    Server("big", config.Teacher(model="tiny-reasoner", server=where, timeout_s=20, tries=2)).post("/", {"prompt": [1]})
     assert [seconds for seconds in waited if seconds] == [waits]
 
 
