@@ -18,7 +18,7 @@ from pipeline.method.averages import averaged
 from pipeline.rounds.round import Round
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import Digest, Document
-from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, digest_of, put_folder
+from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, digest_of, is_whole, put_folder
 
 RECORD = "mean.json"
 MEAN_REMEDY = "Delete the folder: the next round makes it again"
@@ -89,8 +89,9 @@ def _made_of(store: Store, rate: float, version: int) -> str:
 
 
 def _is_current(store: Store, name: str, rate: float, version: int) -> bool:
+    """Whether a mean is whole, and made of the policies of now. A driver that died may have left a record alone."""
     record = store.read_document(f"{folder_of(name, version)}/{RECORD}", Record)
-    return record is not None and record.made_of == _made_of(store, rate, version)
+    return record is not None and is_whole(store, folder_of(name, version)) and record.made_of == _made_of(store, rate, version)
 
 
 def _make_mean(store: Store, name: str, rate: float, version: int) -> None:
@@ -104,7 +105,7 @@ def _make_mean(store: Store, name: str, rate: float, version: int) -> None:
         if version > 1:
             with store.local(folder_of(name, version - 1)) as last:
                 if last is None:
-                    raise StoreError("this mean is not there", store.locate(folder_of(name, version - 1)), _REMEDY)
+                    raise StoreError("this mean is not there", store.locate(folder_of(name, version - 1)), MEAN_REMEDY)
                 before = load_file(last / ADAPTER)
         mean = averaged(before, load_file(policy / ADAPTER), rate)
         save_file({key: weight.contiguous() for key, weight in mean.items()}, Path(out) / ADAPTER)

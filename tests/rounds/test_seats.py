@@ -66,6 +66,21 @@ def test_a_mean_is_written_like_a_policy_and_made_again_only_when_its_policies_c
     assert work.store.read_bytes("teachers/old/0003/manifest.json") != digest
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_mean_of_a_driver_that_died_before_its_manifest_is_made_again(work, number):
+    mean = with_policy(work, "ema:.5")
+    seats.prepare(mean)
+    last = load_file(work.store.local_root / "teachers/old/0003" / ADAPTER)
+    work.store.delete(f"teachers/old/000{number}/manifest.json")
+    if number == 2:  # it died two policies ago
+        work.store.delete("teachers/old/0003/mean.json")
+    seats.prepare(mean)
+    for each in (2, 3):
+        check_folder(work.store, f"teachers/old/000{each}", "")
+    again = load_file(work.store.local_root / "teachers/old/0003" / ADAPTER)
+    assert all(torch.equal(again[name], weight) for name, weight in last.items())
+
+
 def test_a_mean_of_a_policy_that_is_gone_is_refused(work):
     work.store.delete("policy/0001/manifest.json")
     with pytest.raises(StoreError, match=r"policy 1 is not published.*keep them all"):
