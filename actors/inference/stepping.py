@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CARD = ("out of memory", "cuda error", "nccl error")  # in what torch says of a card; a process of vLLM hands on the words alone
+_OF_PATHS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)  # a wrong path, and no broken disk
 _LINGER_S = 0.1  # vLLM waits so long for more work under its weights, before it takes the weights that other work waits for
 
 Request = tuple[list[int], "SamplingParams"]
@@ -210,7 +212,7 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
         if batch.lora is not None:  # a bad adapter must fail here, since in a step it would break the engine
             engine.add_lora(batch.lora)
     except (ValueError, RuntimeError, OSError) as error:
-        if _has_lost_a_process(engine):
+        if _has_lost_a_process(engine) or _is_of_the_machine(error):
             raise
         problem = f"vLLM cannot load the adapter ({whole_cause(error)})"
         batch.done.set_exception(ModelError(problem, batch.lora.lora_path))
@@ -229,6 +231,13 @@ def _admit(engine: Any, batch: _Batch, waiting: dict[str, tuple[_Batch, int]]) -
 def _refuses(error: Exception) -> bool:
     """Whether vLLM refuses one request with this error, so that the others go on. Its own errors for that are no ValueError."""
     return isinstance(error, ValueError) or any(kind.__name__ == "VLLMClientError" for kind in type(error).__mro__)
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether a card or a disk failed while vLLM loaded an adapter. Another engine may load the same one."""
+    if isinstance(error, OSError):
+        return error.errno is not None and not isinstance(error, _OF_PATHS)
+    return any(words in str(error).lower() for words in _CARD)
 
 
 def _has_lost_a_process(engine: Any) -> bool:

@@ -1,9 +1,12 @@
 """The thread that owns vLLM, over a vLLM of a few lines: who gets which answer, and what becomes of callers when it breaks."""
 
+import errno
+import re
 import threading
 from types import SimpleNamespace
 
 import pytest
+import torch
 from vllm.exceptions import VLLMValidationError
 
 from actors.inference.reload import Whole
@@ -32,6 +35,8 @@ class Echo:
         self.requests.append((name, prompt["prompt_token_ids"]))
 
     def add_lora(self, lora):
+        if isinstance(lora.lora_path, Exception):
+            raise lora.lora_path
         if lora.lora_path == "bad":
             raise RuntimeError("torn")
         if lora.lora_path == "never seen":
@@ -108,6 +113,31 @@ def test_an_adapter_that_cannot_be_loaded_because_vllm_broke_is_no_mistake_of_th
     for _ in range(2):
         with pytest.raises(EngineError, match="some/model: the engine broke"):
             stepper.submit([([1], None)], SimpleNamespace(lora_path=path))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+        RuntimeError("Worker failed with error 'CUDA error: uncorrectable ECC error encountered'"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError(errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_card_or_a_disk_that_fails_while_an_adapter_is_loaded_is_no_mistake_of_the_user(started, error):
+    """It ended the run, and another engine could have loaded the adapter."""
+    stepper = started(Echo())
+    with pytest.raises(EngineError, match="some/model: the engine broke: .*" + re.escape(str(error))):
+        stepper.submit([([1], None)], SimpleNamespace(lora_path=error))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file"), OSError("no file named adapter_config.json")])
+def test_an_adapter_that_is_not_there_is_refused_and_the_engine_goes_on(started, error):
+    stepper = started(Echo())
+    with pytest.raises(ModelError, match="vLLM cannot load the adapter"):
+        stepper.submit([([1], None)], SimpleNamespace(lora_path=error))
+    assert ids(stepper.submit([([4], None)], None)) == [[4]]
 
 
 def test_a_closed_engine_says_so_and_frees_vllm(started):
