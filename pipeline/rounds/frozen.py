@@ -8,6 +8,7 @@ stopped, or hangs in the kernel. A task of a machine that is merely slow is left
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import socket
 import threading
@@ -129,8 +130,7 @@ def _everywhere(title: str) -> dict[Place, float]:
     """What `here` sees on every machine of the cluster that runs data tasks."""
     session = ray.get_runtime_context().get_session_name()
     found = here(title, session)
-    task = ray.remote(num_cpus=0, max_retries=0)(here)
-    refs = [on(node["NodeID"], task).remote(title, session) for node in _others()]
+    refs = [on(node["NodeID"], here).remote(title, session) for node in _others()]
     for ref in ray.wait(refs, num_returns=len(refs), timeout=ANSWER_S)[0] if refs else ():
         with contextlib.suppress(ray.exceptions.RayError):  # that machine has gone, and its tasks with it
             found |= ray.get(ref)
@@ -141,10 +141,9 @@ def _end_there(place: Place, title: str) -> None:
     """End a process on the machine that `place` names."""
     session = ray.get_runtime_context().get_session_name()
     end_here(place, title, session)
-    task = ray.remote(num_cpus=0, max_retries=0)(end_here)
     for node in _others():
         if node["NodeManagerHostname"] == place[0]:
-            on(node["NodeID"], task).remote(place, title, session)
+            on(node["NodeID"], end_here).remote(place, title, session)
 
 
 def _others() -> Iterable[dict[str, Any]]:
@@ -156,6 +155,12 @@ def _others() -> Iterable[dict[str, Any]]:
             yield node
 
 
-def on(node_id: str, task: Any) -> Any:
-    """A Ray task that runs on one node."""
-    return task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
+def on(node_id: str, work: Callable[..., Any]) -> Any:
+    """A function as a Ray task that runs on one node and takes no CPU."""
+    return _task(work).options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False))
+
+
+@functools.cache
+def _task(work: Callable[..., Any]) -> Any:
+    """A function as a Ray task, made once: Ray's head keeps each task that was ever made as long as the driver lives."""
+    return ray.remote(num_cpus=0, max_retries=0)(work)

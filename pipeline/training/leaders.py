@@ -85,8 +85,7 @@ def everywhere() -> Seen:
         if name == RANK or (name in CLASSES and node == own):
             classes[node][actor["Pid"]] = name
     found = here(classes.pop(own, {}))
-    look = ray.remote(num_cpus=0, max_retries=0)(here)
-    refs = [on(node, look).remote(there) for node, there in classes.items()]
+    refs = [on(node, here).remote(there) for node, there in classes.items()]
     for ref in ray.wait(refs, num_returns=len(refs), timeout=ANSWER_S)[0] if refs else ():
         with contextlib.suppress(ray.exceptions.RayError):  # that machine has gone, and its ranks with it
             found |= ray.get(ref)
@@ -98,10 +97,9 @@ def _end(place: Place) -> None:
     if place[0] == socket.gethostname():
         end_here(place)
         return
-    task = ray.remote(num_cpus=0, max_retries=0)(end_here)
     for node in ray.nodes():
         if node["Alive"] and node["NodeManagerHostname"] == place[0]:
-            on(node["NodeID"], task).remote(place)
+            on(node["NodeID"], end_here).remote(place)
 
 
 def end_here(place: Place) -> None:

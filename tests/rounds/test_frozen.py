@@ -8,6 +8,7 @@ import subprocess
 
 import psutil
 import pytest
+import ray
 from waiting import until
 
 from pipeline import notices
@@ -81,6 +82,23 @@ def test_a_process_that_has_changed_is_not_ended(worker):
     [(machine, pid, created, _)] = [place for place in frozen.here("a_mark") if place[3]]
     frozen.end_here((machine, pid, created - 1, True), "a_mark")
     assert psutil.Process(pid).is_running()
+
+
+def test_looks_at_other_machines_make_one_task(monkeypatch):
+    """Ray's head kept a task of each look, one every five seconds."""
+    made, remote = [], ray.remote
+
+    def counting(**options):
+        made.append(options)
+        return remote(**options)
+
+    def look():
+        return {}
+
+    monkeypatch.setattr(ray, "remote", counting)
+    for node in ("a" * 56, "b" * 56, "a" * 56):
+        frozen.on(node, look)
+    assert made == [{"num_cpus": 0, "max_retries": 0}]
 
 
 def test_a_look_that_fails_ends_nothing_and_is_tried_again():
