@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 NOTICE_S = 30.0
+AGAIN_S = 60.0  # seconds between two texts about one wait
 
 log = logging.getLogger("egrsd.notices")
 
@@ -18,6 +20,21 @@ log = logging.getLogger("egrsd.notices")
 def tell(kind: str, text: str) -> None:
     """Tell the person at the terminal `text`, unless a text of the same `kind` was told before."""
     log.warning(text, extra={"kind": kind})
+
+
+class Sparing:
+    """Tells what a thread sees at every look, without filling the log. `clock` gives seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._last = clock, dict[tuple[str, str], tuple[str, float]]()
+
+    def tell(self, kind: str, text: str, about: str = "") -> None:
+        """Tell `text`, unless it is the last one of its kind `about` the same thing, or comes within AGAIN_S seconds of it."""
+        now = self._clock()
+        last, at = self._last.get((kind, about), ("", -AGAIN_S))
+        if text != last and now - at >= AGAIN_S:
+            self._last[kind, about] = text, now
+            tell(kind, text)
 
 
 @contextlib.contextmanager

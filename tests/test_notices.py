@@ -22,6 +22,14 @@ def test_without_a_terminal_words_are_warnings_of_the_log(caplog):
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", "engine 0")]
 
 
+def test_what_is_seen_again_and_again_is_told_when_it_is_news(caplog):
+    seconds = [0, 2, 59, 60, 61, 200, 201]
+    sparing = notices.Sparing(iter(seconds).__next__)
+    for text, about in (("a", ""), ("b", ""), ("a", ""), ("b", "x"), ("b", ""), ("b", ""), ("c", "")):
+        sparing.tell("engine", text, about)
+    assert [record.getMessage() for record in caplog.records] == ["a", "b", "b", "c"]
+
+
 def test_a_block_is_told_of_only_when_it_is_late(monkeypatch):
     said = []
     with notices.shown(said.append):

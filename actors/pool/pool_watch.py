@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -17,7 +17,7 @@ from actors.pool.member import STALLED, EngineStatus, PoolStatus
 from actors.pool.probe import STRANGE
 from pipeline import config
 from pipeline.errors import first_line
-from pipeline.notices import NOTICE_S, tell
+from pipeline.notices import NOTICE_S, Sparing, tell
 from pipeline.stages.score import bounds_instead
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, dispatcher: Any, settings: config.Pool, setting: str) -> None:
         self._dispatcher, self._settings, self._setting = dispatcher, settings, setting
-        self._ended = threading.Event()
+        self._ended, self._notices = threading.Event(), Sparing()
         self.turn = threading.Lock()  # held while the pool is told whose turn a shared card is
         self.awake = False  # whether it is the engines'
         threading.Thread(target=self._run, name=f"egrsd-{setting}", daemon=True).start()
@@ -50,8 +50,8 @@ class Watch:
                 continue
             if status is not None and status.asleep:
                 self._wake()
-            for kind, text in words(status, self._settings, self._setting) if status is not None else ():
-                tell(kind, text)
+            for notice in words(status, self._settings, self._setting) if status is not None else ():
+                self._notices.tell(*notice)
 
     def _look(self) -> PoolStatus | None:
         """The state of the pool, or None when the dispatcher had to be replaced. Seconds count while this process runs."""
@@ -62,7 +62,7 @@ class Watch:
                 return None
             silent += part
             if silent >= NOTICE_S:
-                tell(f"{self._setting} dispatcher silent", self._dispatcher_words(f"for {silent:.0f} s"))
+                self._notices.tell(f"{self._setting} dispatcher silent", self._dispatcher_words(f"for {silent:.0f} s"))
             if silent >= self._settings.stall_timeout_s:
                 tell(f"{self._setting} dispatcher replaced", f"{self._setting}: the stopped dispatcher is replaced")
                 ray.kill(self._dispatcher, no_restart=False)
@@ -84,22 +84,30 @@ class Watch:
         return f"{self._setting}: no sign of life from the dispatcher {since}. {after}."
 
 
-def words(status: PoolStatus, settings: config.Pool, setting: str) -> Iterator[tuple[str, str]]:
-    """(kind, text) for every engine that has been silent for NOTICE_S seconds, and for those that were replaced for it.
+class Notice(NamedTuple):
+    """What `notices.Sparing` tells: a text of a kind about an engine, or about the pool ("")."""
+
+    kind: str
+    text: str
+    about: str = ""
+
+
+def words(status: PoolStatus, settings: config.Pool, setting: str) -> Iterator[Notice]:
+    """A notice for every engine that has been silent for NOTICE_S seconds, and for those that were replaced for it.
 
     Engines that give bounds where exact entropies were asked for are told too.
     """
     if status.fallback:
-        yield f"{setting} bounds", f"warning: {setting}: {bounds_instead(status.fallback)}"
+        yield Notice(f"{setting} bounds", f"warning: {setting}: {bounds_instead(status.fallback)}")
     serves = any(engine.state == "serving" for engine in status.engines)
     for engine in status.engines:
         told = _words(engine, serves, settings)
         if told is not None:
-            yield f"{setting} {told[0]}", f"{setting}: {told[1]}"
+            yield Notice(f"{setting} {told[0]}", f"{setting}: {told[1]}", engine.name)
     for name, cause, _ in status.gone:
         if cause.startswith((STALLED, STRANGE)):
             text = f"engine {name} {cause} and is replaced. Its unfinished batches are asked again."
-            yield f"{setting} replaced", f"{setting}: {text}"
+            yield Notice(f"{setting} replaced", f"{setting}: {text}", name)
 
 
 def _words(engine: EngineStatus, serves: bool, settings: config.Pool) -> tuple[str, str] | None:

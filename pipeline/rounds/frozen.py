@@ -20,7 +20,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.notices import NOTICE_S, tell
+from pipeline.notices import NOTICE_S, Sparing
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Watch:
         self._title, self._stall_timeout_s = title, stall_timeout_s
         self._look, self._stop = look or _everywhere, stop or _end_there
         self._every = min(LOOK_S, stall_timeout_s / 4)
-        self._ended = threading.Event()
+        self._ended, self._notices = threading.Event(), Sparing()
         self._thread = threading.Thread(target=self._run, name="egrsd-data-tasks", daemon=True)
 
     def __enter__(self) -> Watch:
@@ -110,7 +110,8 @@ class Watch:
                 frozen.update(self._look(self._title), self._every)  # a machine that stood still for a while blames no task
                 idle_s = 0.0 if any(runs for *_, runs in frozen.used) else idle_s + self._every
                 if idle_s >= NOTICE_S:
-                    tell("no data task", f"no data task has run for {idle_s:.0f} s: perhaps no CPU of the cluster is free.")
+                    text = f"no data task has run for {idle_s:.0f} s: perhaps no CPU of the cluster is free."
+                    self._notices.tell("no data task", text)
                 for place, seconds in frozen.still.items():
                     self._judge(place, seconds)
             except Exception:  # the cluster may be ending; the next look tells more
@@ -119,11 +120,12 @@ class Watch:
     def _judge(self, place: Place, seconds: float) -> None:
         who = f"a data task (process {place[1]} on {place[0]})"
         if seconds >= self._stall_timeout_s:
-            tell("data task ended", f"{who} did nothing for {seconds:.0f} s. It is ended, and its shards are done again.")
+            text = f"{who} did nothing for {seconds:.0f} s. It is ended, and its shards are done again."
+            self._notices.tell("data task ended", text, who)
             self._stop(place, self._title)
         elif seconds >= NOTICE_S:
             after = f"It is ended after {self._stall_timeout_s:g} s"
-            tell("data task silent", f"{who} has done nothing for {seconds:.0f} s. {after}.")
+            self._notices.tell("data task silent", f"{who} has done nothing for {seconds:.0f} s. {after}.", who)
 
 
 def _everywhere(title: str) -> dict[Place, float]:

@@ -19,7 +19,7 @@ import psutil
 import ray
 from ray._private.state import actors
 
-from pipeline.notices import NOTICE_S, tell
+from pipeline.notices import NOTICE_S, Sparing
 from pipeline.rounds.frozen import ANSWER_S, LOOK_S, Frozen, Place, on, used
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Watch:
     def __init__(self, stall_timeout_s: float, find: Callable[[], Seen] | None = None) -> None:
         self._stall_timeout_s, self._find = stall_timeout_s, find or everywhere
         self._every = min(LOOK_S, stall_timeout_s / 4)
-        self._ended = threading.Event()
+        self._ended, self._notices = threading.Event(), Sparing()
         self._thread = threading.Thread(target=self._run, name="egrsd-leaders", daemon=True)
 
     def __enter__(self) -> Watch:
@@ -61,10 +61,12 @@ class Watch:
         deadline = self._stall_timeout_s * (_RANK_PATIENCE if name == RANK else 1.0)
         who = f"training: Ray Train's {name} (process {place[1]})"
         if seconds >= deadline:
-            tell(f"{name} ended", f"{who} did nothing for {seconds:.0f} s. It is ended, and Ray Train goes on without it.")
+            text = f"{who} did nothing for {seconds:.0f} s. It is ended, and Ray Train goes on without it."
+            self._notices.tell(f"{name} ended", text, who)
             _end(place)
         elif seconds >= NOTICE_S:
-            tell(f"{name} silent", f"{who} has done nothing for {seconds:.0f} s. It is ended after {deadline:g} s.")
+            text = f"{who} has done nothing for {seconds:.0f} s. It is ended after {deadline:g} s."
+            self._notices.tell(f"{name} silent", text, who)
 
 
 def here(classes: dict[int, str]) -> Seen:

@@ -5,13 +5,14 @@ from dataclasses import replace
 from actors.pool.member import EngineStatus, PoolStatus
 from actors.pool.pool_watch import words
 from pipeline import config
+from pipeline.notices import Sparing
 
 CALM = EngineStatus("rollout-1", "serving", 7, 2, 10, 0, 900.0, 1.0, 100, 5.0)
 
 
 def told(*engines, gone=(), fallback=""):
     status = PoolStatus(list(engines), 0, 1, 1, 1, list(gone), 0.0, 0.0, fallback)
-    return dict(words(status, config.Pool(), "engines.rollout"))
+    return {notice.kind: notice.text for notice in words(status, config.Pool(), "engines.rollout")}
 
 
 def test_an_engine_that_works_or_was_silent_for_a_moment_is_not_named():
@@ -41,6 +42,24 @@ def test_an_engine_that_was_replaced_for_its_silence_is_told_and_one_that_was_ki
     gone = [("rollout-1", "gave no sign of life for 60 s", 1.0), ("rollout-2", "The actor died", 2.0)]
     [text] = told(CALM, gone=gone).values()
     assert text.startswith("engines.rollout: engine rollout-1 gave no sign of life for 60 s and is replaced.")
+
+
+def test_each_fact_is_told_once_and_a_wait_once_a_minute_for_each_engine(caplog):
+    """A look every two seconds wrote each line for as long as the run lasted: 7 MB a day."""
+    now = 0.0
+    told = Sparing(lambda: now)
+    gone = [(f"rollout-{number}", "gave no sign of life for 60 s", 1.0) for number in (8, 9)]
+    for look in range(90):  # three minutes
+        now = 2.0 * look
+        silent = [replace(CALM, name=f"rollout-{number}", silent_s=31.0 + now) for number in (1, 2)]
+        status = PoolStatus(silent, 0, 1, 1, 1, gone, 0.0, 0.0, "scoring differs")
+        for notice in words(status, config.Pool(), "engines.rollout"):
+            told.tell(*notice)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if "bounds" in line] == lines[:1]
+    assert [line.split()[2] for line in lines if "is replaced." in line] == ["rollout-8", "rollout-9"]
+    waits = [line.partition("from engine ")[2].partition(". It")[0] for line in lines if "from engine" in line]
+    assert waits == [f"rollout-{number} for {seconds} s" for seconds in (31, 91, 151) for number in (1, 2)]
 
 
 def test_bounds_in_the_place_of_exact_entropies_are_told():

@@ -84,6 +84,14 @@ def test_a_process_that_has_changed_is_not_ended(worker):
     assert psutil.Process(pid).is_running()
 
 
+def test_one_wait_is_told_once_a_minute_and_not_at_each_look(caplog, monkeypatch):
+    monkeypatch.setattr(frozen, "NOTICE_S", 0.0)
+    looks = []
+    with Watch("a_mark", 0.1, lambda _: looks.append(1) or {}):
+        until(lambda: len(looks) >= 8, 30)
+    assert ["no data task has run" in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_looks_at_other_machines_make_one_task(monkeypatch):
     """Ray's head kept a task of each look, one every five seconds."""
     made, remote = [], ray.remote
