@@ -9,11 +9,13 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources
 from actors.pool.member import EngineActor, Member, Pulse
 from actors.pool.probe import Probed, difference
 from pipeline import config
+from pipeline.config.machines import Client
 from pipeline.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -65,11 +67,18 @@ def _why(error: BaseException) -> str:
 
 
 class Actors:
-    """Starts and ends the Ray actors of engines."""
+    """Starts and ends the Ray actors of the engines of a pool."""
+
+    def __init__(self, settings: config.Pool) -> None:
+        # The driver, on whose node the dispatcher runs, has checked a client's server. Another node may not reach the address.
+        self._here = isinstance(settings, Client)
 
     def start(self, name: str, placement: config.Placement, inflight: int) -> Any:
         """Ask Ray for the actor of one engine. Ray starts it when there is room. Returns its handle."""
         options = resources.options(placement)
+        if self._here:
+            node = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         return ray.remote(EngineActor).options(name=name, max_concurrency=inflight + 2, **options).remote()
 
     def end(self, handle: Any) -> None:

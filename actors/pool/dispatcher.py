@@ -46,7 +46,7 @@ class Dispatcher:
     ) -> None:
         """`load_args` are those of every engine. `actors` starts and ends the actors of engines; None stands for those of Ray."""
         self._name, self._settings, self._inflight, self._load_args = name, settings, inflight, load_args
-        self._actors = actors or Actors()
+        self._actors = actors or Actors(settings)
         self._setting = resources.setting_of(name)
         self._members: dict[str, Member] = {}
         self._at: dict[str, Member] = {}  # ticket id -> the engine that has its batch

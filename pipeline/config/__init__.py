@@ -110,9 +110,9 @@ class Run(Section):
         return self.model_of(teacher) != self.model or bool(teacher.engines or teacher.server)
 
     def pool_of(self, teacher: Teacher) -> Pool:
-        """The settings of a teacher's own pool. The client of a server is a pool of one small process."""
+        """The settings of a teacher's own pool. The client of a server is a pool of one small process that takes no CPU."""
         if teacher.server:
-            return Client(placement=Placement(cpus=0.1), start_timeout_s=max(60.0, 2 * teacher.tries * teacher.timeout_s))
+            return Client(placement=Placement(cpus=0), start_timeout_s=max(60.0, 2 * teacher.tries * teacher.timeout_s))
         return teacher.engines or self.engines.score or self.engines.rollout
 
     @property

@@ -82,7 +82,7 @@ class Pool(Section):
 
 
 class Client(Pool):
-    """A pool of one process that asks a server. It needs no card."""
+    """A pool of one process that asks a server. It runs on the driver's node, which has checked the server, and needs no card."""
 
 
 class EnginePools(Section):

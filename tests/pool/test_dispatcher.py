@@ -113,7 +113,7 @@ def test_an_engine_that_is_slow_to_start_ends_a_pool_without_others():
 
 
 def test_a_placement_that_ray_refuses_ends_the_pool_with_that_error():
-    class Refuses(Actors):
+    class Refuses(Given):
         def start(self, name, placement, inflight):
             raise ValueError("no such resource")
 
