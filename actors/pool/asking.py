@@ -9,16 +9,20 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors import resources
-from actors.pool.member import EngineActor, Member, Pulse
+from actors.pool.member import EngineActor, Member, PoolStatus, Pulse
 from actors.pool.probe import Probed, difference
 from pipeline import config
 from pipeline.config.machines import Client
 from pipeline.errors import first_line
 
 log = logging.getLogger(__name__)
+
+_DISPATCHER = "-pool"  # how the names of dispatchers end
+_ANSWER_S = 10.0  # for another pool
 
 
 async def pulse(member: Member, stall_timeout_s: float, gone: Callable[[], bool]) -> Pulse | None:
@@ -66,10 +70,16 @@ def _why(error: BaseException) -> str:
     return first_line(getattr(error, "cause", None) or error)
 
 
+def dispatcher_of(pool: str) -> str:
+    """The name of the Ray actor that is a pool's dispatcher."""
+    return f"{pool}{_DISPATCHER}"
+
+
 class Actors:
     """Starts and ends the Ray actors of the engines of a pool."""
 
-    def __init__(self, settings: config.Pool) -> None:
+    def __init__(self, pool: str, settings: config.Pool) -> None:
+        self._pool = pool
         # The driver, on whose node the dispatcher runs, has checked a client's server. Another node may not reach the address.
         self._here = isinstance(settings, Client)
 
@@ -80,6 +90,18 @@ class Actors:
             node = ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         return ray.remote(EngineActor).options(name=name, max_concurrency=inflight + 2, **options).remote()
+
+    async def others_hold_more(self) -> bool:
+        """Whether another pool of this driver has more engines in place than it keeps. Without work it ends them."""
+        others = [name for name in list_named_actors() if name.endswith(_DISPATCHER) and name != dispatcher_of(self._pool)]
+        for name in others:
+            try:
+                status: PoolStatus = await asyncio.wait_for(ray.get_actor(name).overview.remote(), _ANSWER_S)
+            except (RayError, TimeoutError, ValueError):  # it ends just now, or gives no sign of life
+                continue
+            if sum(engine.pid > 0 for engine in status.engines) > max(1, status.least):
+                return True
+        return False
 
     def end(self, handle: Any) -> None:
         """End the process of an actor, whatever it does."""

@@ -46,7 +46,7 @@ class Dispatcher:
     ) -> None:
         """`load_args` are those of every engine. `actors` starts and ends the actors of engines; None stands for those of Ray."""
         self._name, self._settings, self._inflight, self._load_args = name, settings, inflight, load_args
-        self._actors = actors or Actors(settings)
+        self._actors = actors or Actors(name, settings)
         self._setting = resources.setting_of(name)
         self._members: dict[str, Member] = {}
         self._at: dict[str, Member] = {}  # ticket id -> the engine that has its batch
@@ -253,15 +253,15 @@ class Dispatcher:
             self._callers.notify()
 
     async def _placed(self, member: Member) -> int:
-        """The process id of an engine, as soon as Ray has placed it.
+        """The process id of an engine, once Ray has placed it. Raises TimeoutError after `start_timeout_s`, but for two cases.
 
-        Raises TimeoutError after `start_timeout_s` if no engine serves. While others serve, this one may wait for the autoscaler.
+        The place may still come from the autoscaler while other engines serve, or from a pool that holds more than it keeps.
         """
         process: asyncio.Future[int] = asyncio.ensure_future(member.handle.pid.remote())
-        served = self._others_serve()
+        may_come = self._others_serve() or await self._actors.others_hold_more()
         while not (await asyncio.wait({process}, timeout=self._settings.start_timeout_s))[0]:
-            before, served = served, self._others_serve()
-            if not (before or served):  # an engine that served until just now may have ended to be replaced
+            before, may_come = may_come, self._others_serve() or await self._actors.others_hold_more()
+            if not (before or may_come):  # an engine that served, or held a place, until just now may have ended
                 process.cancel()
                 raise TimeoutError
         return process.result()

@@ -33,6 +33,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors import resources
 from actors.cluster import check_room
 from actors.inference.engine import Engine
+from actors.pool.asking import dispatcher_of
 from actors.pool.dispatcher import Dispatcher
 from actors.pool.member import EngineClass, PoolStatus, blameless
 from actors.pool.pool_watch import Watch
@@ -86,7 +87,7 @@ class EnginePool:
         dispatcher: Any = (
             ray.remote(Dispatcher)
             .options(
-                name=f"{name}-pool",
+                name=dispatcher_of(name),
                 num_cpus=0,
                 scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
                 max_concurrency=10_000,
