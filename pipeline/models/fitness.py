@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 from pipeline.config import Model, Run
@@ -109,11 +108,10 @@ def _scaled(text: Any) -> Iterator[tuple[str, int | None]]:
 
 
 def _check_parts(model: Model, settings: Any) -> None:
-    """Raise ModelError for a model that also reads images or sound, where the packages for them are not installed."""
-    others = [name for name in ("vision_config", "audio_config") if getattr(settings, name, None) is not None]
-    if others and find_spec("torchvision") is None:
+    """Raise ModelError for a model that also reads images or sound: vLLM starts none without a tokenizer, as engines here are."""
+    if others := [name for name in ("vision_config", "audio_config") if getattr(settings, name, None) is not None]:
         raise ModelError(
-            f"also reads {', '.join(name.removesuffix('_config') for name in others)}: vLLM needs the package torchvision for it",
+            f"also reads {', '.join(name.removesuffix('_config') for name in others)}, and engines here read token ids only",
             model.path,
             "Take the text part of this model, as a folder of its own",
         )
