@@ -95,8 +95,8 @@ def generation(run: Run, ends: list[int]) -> GenerationConfig:
     path, sampling = resolve_model(run.model.path), run.evaluation
     config = GenerationConfig()
     try:
-        base = GenerationConfig.from_pretrained(path, revision=run.model.revision or "main")
-        config.bos_token_id, config.pad_token_id = base.bos_token_id, base.pad_token_id
+        config = student.token_ids(GenerationConfig.from_pretrained(path, revision=run.model.revision or "main"))
+        config.eos_token_id = None
     except OSError:  # many models have no generation_config.json
         pass
     config.update(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)

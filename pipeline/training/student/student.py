@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
 from pipeline.config import Model, Run, Train
@@ -204,7 +204,19 @@ def _load(model: Model, train: Train) -> nn.Module:
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if (sampling := getattr(base, "generation_config", None)) is not None:
+        base.generation_config = token_ids(sampling)
     return base.requires_grad_(trained_whole)
+
+
+def token_ids(sampling: GenerationConfig) -> GenerationConfig:
+    """The tokens that begin, pad and end a trace, and nothing else of a generation configuration. No id below 0 pads.
+
+    Transformers opens a folder whose options contradict each other, and refuses to save them: a round would be paid by then.
+    """
+    pad = sampling.pad_token_id
+    kept = {"bos_token_id": sampling.bos_token_id, "eos_token_id": sampling.eos_token_id}
+    return GenerationConfig(**kept, pad_token_id=None if pad is None or pad < 0 else pad)
 
 
 def attention_for(settings: Any) -> dict[str, Any]:

@@ -80,6 +80,24 @@ def test_penalties_of_the_base_that_no_figure_was_measured_with_stay_behind(poli
     assert found.pad_token_id == 0
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_base_whose_generation_options_contradict_each_other_is_published_and_exported(tmp_path: Path, tuning: str) -> None:
+    """Vicuna's folder has temperature without do_sample: transformers opens it, and refused to save it after a round."""
+    base = tmp_path / "base"
+    shutil.copytree(resolve_model("tiny-reasoner"), base)
+    odd = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": -1, "temperature": 0.9, "top_p": 0.6}
+    (base / "generation_config.json").write_text(json.dumps(odd))
+    sets = [f"model.path={base}", f"model.tuning={tuning}"]
+    made = Trainer(tiny_run(*sets), student.build(tiny_run(*sets), CPU), CPU)
+    checkpoint.save_policy(made, checkpoint.gather(made), tmp_path / "policy")
+    found = GenerationConfig.from_pretrained(write(tmp_path / "policy", tmp_path / "out", *sets, merge=True))
+    assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (1, 2, None)
+    assert (found.do_sample, found.temperature, found.top_p) == (True, 1.0, 1.0)
+    if tuning == "full":
+        inner = GenerationConfig.from_pretrained(tmp_path / "policy")
+        assert (inner.bos_token_id, inner.eos_token_id, inner.pad_token_id, inner.temperature) == (1, 2, None, None)
+
+
 def test_merged_weights_have_the_dtype_of_engines(policy, tmp_path: Path) -> None:
     folder = write(policy[0], tmp_path, "model.dtype=bfloat16", merge=True)
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
