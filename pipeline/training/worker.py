@@ -28,6 +28,9 @@ from pipeline.store.files import RAY_FOLDER
 from pipeline.training import leaders
 
 _CONTROLLER_DIED = (RayActorError, OutOfMemoryError)  # Ray's memory monitor raises an error of its own kind
+# Ranks wait in a collective while rank 0 writes a state or a slow store answers. Ray's half an hour would end them each time.
+# Stopped and dead ranks are found by other means, so this deadline is only for a network that has fallen silent.
+_COLLECTIVE_S = 24 * 3600
 MOST_SAID = 300  # characters of an error of Ray, which may be a page in one line
 
 
@@ -147,7 +150,7 @@ def _trainer(store: Store, run: Run) -> Any:
     return TorchTrainer(
         train_loop,
         train_loop_config={"store": store, "run": run.model_dump(mode="json"), "card": shared},
-        torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo", timeout_s=_COLLECTIVE_S),
         scaling_config=ScalingConfig(
             num_workers=run.train.workers,
             use_gpu=place.gpus > 0,

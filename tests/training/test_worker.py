@@ -118,6 +118,15 @@ def test_a_rank_that_stops_while_its_group_starts_is_replaced(tmp_path: Path) ->
     assert not psutil.pid_exists(stopped)
 
 
+def test_ranks_wait_for_one_that_writes_a_large_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state of 177 GB takes longer than the half an hour after which Ray ended all ranks, at every try again."""
+    asked = []
+    monkeypatch.setattr(worker, "TorchTrainer", lambda *_, torch_config, **__: asked.append(torch_config))
+    monkeypatch.setattr(worker.os, "environ", dict(os.environ))
+    worker._trainer(Store(str(tmp_path)), tiny_run())
+    assert asked[0].timeout_s == 24 * 3600
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_a_trainer_without_room_is_given_up_and_does_not_try_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "4")
