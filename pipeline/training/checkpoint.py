@@ -47,10 +47,13 @@ class Cursor(Document):
 def gather(trainer: Trainer) -> dict[str, Tensor]:
     """The trained weights as whole float32 tensors on the CPU, on rank 0. Every rank must call this, since tensors are sharded.
 
-    Other ranks get nothing, since a machine may have room for one copy only. Raises TrainingError on rank 0 when a weight is not
-    finite, so that no such weight is published.
+    Where all weights are trained, those that a model's class freezes are there too: a policy is a whole model. Other ranks get
+    nothing, since a machine may have room for one copy only. Raises TrainingError on rank 0 when a weight is not finite, so that
+    no such weight is published.
     """
-    found = {name: _full(p.data, trainer.rank == 0) for name, p in trainer.parameters().items()}
+    student = trainer.student
+    parts = dict(student.model.named_parameters()) if student.trains_all else trainer.parameters()
+    found = {name: _full(p.data, trainer.rank == 0) for name, p in parts.items()}
     adapter = {name: value for name, value in found.items() if value is not None}
     broken = [name for name, value in adapter.items() if not value.isfinite().all()]
     if broken:
@@ -63,13 +66,17 @@ def gather(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def save_policy(trainer: Trainer, adapter: dict[str, Tensor], folder: Path) -> None:
-    """Write the policy into a local folder, in the dtype to which engines cast it. `adapter` is from `gather`. For rank 0."""
-    dtype = getattr(torch, trainer.run.model.dtype)
+    """Write the policy into a local folder, in the dtype to which engines cast it. `adapter` is from `gather`. For rank 0.
+
+    Weights that are not trained stay float32, as buffers do: engines keep some of them so, whatever model.dtype says.
+    """
+    dtype, trained = getattr(torch, trainer.run.model.dtype), trainer.parameters()
+    weights = {name: value.to(dtype) if name in trained else value for name, value in adapter.items()}
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.student.trains_all:
-        _save_model(trainer.student, {name: value.to(dtype) for name, value in adapter.items()}, folder, trainer.run.model.dtype)
+        _save_model(trainer.student, weights, folder, trainer.run.model.dtype)
         return
-    _save_adapter(trainer.student, {name: value.to(dtype) for name, value in adapter.items()}, folder)
+    _save_adapter(trainer.student, weights, folder)
 
 
 def save(trainer: Trainer, next_round: int, adapter: dict[str, Tensor], folder: Path) -> None:
@@ -252,7 +259,7 @@ def _save_parts(tensors: dict[str, Tensor], folder: Path, stem: str) -> None:
 
 
 def _save_model(student: Student, tensors: dict[str, Tensor], folder: Path, dtype: str) -> None:
-    """Write whole weights as a folder that transformers and vLLM open. `tensors` has the trained ones, in `dtype`."""
+    """Write whole weights as a folder that transformers and vLLM open. `tensors` has its parameters."""
     kept = {name for module, buffers in _persistent(student.base) for name in (f"{module}{buffer}" for buffer in buffers)}
     buffers = {name: value.detach().cpu().clone() for name, value in student.base.named_buffers() if name in kept}
     student.base.save_pretrained(folder, state_dict=tensors | buffers, max_shard_size=whole.SHARD_BYTES)

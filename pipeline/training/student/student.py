@@ -21,7 +21,7 @@ from transformers.utils import logging
 from pipeline.config import Model, Run, Train
 from pipeline.errors import ModelError, SettingError
 from pipeline.method.objective import weighted_sum
-from pipeline.models.blueprint import settings_of
+from pipeline.models.blueprint import blueprint, settings_of
 from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
 from pipeline.training.base import is_asked
@@ -206,7 +206,13 @@ def _load(model: Model, train: Train) -> nn.Module:
             module.p = 0.0
     if (sampling := getattr(base, "generation_config", None)) is not None:
         base.generation_config = token_ids(sampling)
-    return base.requires_grad_(trained_whole)
+    frozen = {name for name, p in blueprint(model, settings).named_parameters() if not p.requires_grad} if trained_whole else ()
+    for (
+        name,
+        parameter,
+    ) in base.named_parameters():  # transformers unfreezes what it loads: corrections of routers get no gradient
+        parameter.requires_grad_(trained_whole and name not in frozen)
+    return base
 
 
 def token_ids(sampling: GenerationConfig) -> GenerationConfig:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from families.models import COMMON
 from safetensors.torch import load_file
 from steps import engine_logprobs
 from torch import multiprocessing
 from training_rounds import commit_round, make_round, tiny_run
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.config import Model
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.models.resolve import resolve_model
+from pipeline.models.warmstart import build_tokenizer
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store, area
 from pipeline.store.folders import drop_weights, is_weights, read_manifest
@@ -171,6 +173,37 @@ def test_a_killed_trainer_resumes_to_the_same_bits_and_publishes_what_transforme
     gap = (logprobs - torch.tensor(probe.logprobs)).abs().mean()
     assert gap < (1e-5 if run.model.dtype == "float32" else 0.1)
     assert (torch.tensor(probe.base_logprobs) - torch.tensor(probe.logprobs)).abs().mean() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [("afmoe", {"num_dense_layers": 0, "layer_types": ["full_attention"] * 2}), ("ernie4_5_moe", {"moe_layer_start_index": 0})],
+)
+def test_weights_that_a_class_freezes_are_not_trained_and_go_along(tmp_path: Path, kind: str, own: dict) -> None:
+    """Transformers unfreezes what it loads. A router's correction gets no gradient, so no moments to resume from."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**COMMON, **experts, **own}))
+    biases = {name: p for name, p in base.named_parameters() if not p.requires_grad}
+    assert len(biases) == 2
+    for bias in biases.values():
+        bias.data.normal_(0, 0.01)
+    base.save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    run = full_run(f"model.path={tmp_path / 'base'}", "model.dtype=bfloat16")
+    made = trainer(run)
+    assert not biases.keys() & made.parameters().keys()
+    rounds(made, 0)
+    checkpoint.save_policy(made, checkpoint.gather(made), tmp_path / "policy")
+    checkpoint.save(made, 1, checkpoint.gather(made), tmp_path / "state")
+    published = checkpoint.whole_weights(made.student, whole.at(run.model, tmp_path / "policy"), torch.float32)
+    assert all(torch.equal(published[name], bias) for name, bias in biases.items()), (
+        "engines would get other biases, or rounded ones"
+    )
+    again = student.build(run, CPU)
+    checkpoint.load_policy(again, tmp_path / "state", run.model)
+    resumed = Trainer(run, again, CPU)
+    assert checkpoint.load_optimizer(resumed, tmp_path / "state") == 1
+    assert all(torch.equal(p, made.parameters()[name]) for name, p in resumed.parameters().items())
 
 
 def test_a_stale_round_is_compared_under_the_weights_that_answered(tmp_path: Path) -> None:
