@@ -1,5 +1,6 @@
 """A light tokenizer gives the very ids, texts and facts of the tokenizer of transformers that it was made from."""
 
+import base64
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pipeline.config import Model
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizers.light import LightTokenizer, read_light
 from pipeline.models.tokenizers.read_tokenizer import facts_of
-from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
+from pipeline.models.tokenizers.tokenizer import _of_transformers, template_hash, tokenizer_of
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.report.tokens import pieces
 from pipeline.stages.chat import controls, response_ids, student_prompt
@@ -114,3 +115,19 @@ def test_a_process_that_needs_a_tokenizer_imports_neither_transformers_nor_torch
 def test_its_files_are_those_of_transformers(tmp_path):
     tokenizer_of(Model()).save_pretrained(str(tmp_path))
     assert template_hash(read_light(str(tmp_path), None)) == template_hash(tokenizer_of(Model()))
+
+
+def test_mistrals_own_file_beside_the_tokenizer_hides_no_chat_template(tmp_path, chatml):
+    """Transformers takes tekken.json where it is, and Mistral's tokenizer has no chat template: the model was refused for it."""
+    from transformers import MistralConfig
+
+    MistralConfig().save_pretrained(tmp_path)
+    chatml.save_pretrained(tmp_path)
+    vocab = [{"rank": rank, "token_bytes": base64.b64encode(bytes([rank])).decode(), "token_str": None} for rank in range(256)]
+    sizes = {"num_vocab_tokens": 256, "default_vocab_size": 300, "default_num_special_tokens": 44, "version": "v3"}
+    (tmp_path / "tekken.json").write_text(json.dumps({"config": {"pattern": ".", **sizes}, "vocab": vocab}))
+    model = Model(path=str(tmp_path))
+    for found in (read_light(str(tmp_path), None), _of_transformers(model)):
+        assert template_hash(found) == template_hash(chatml)
+    tokenizer_of(model).save_pretrained(str(tmp_path / "out"))
+    assert template_hash(read_light(str(tmp_path / "out"), None)) == template_hash(chatml)

@@ -65,7 +65,8 @@ class LightTokenizer:
         """Write the files of this tokenizer into a folder, as transformers does."""
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(self.name_or_path, revision=self._facts.get("revision")).save_pretrained(folder)
+        revision = self._facts.get("revision")
+        AutoTokenizer.from_pretrained(self.name_or_path, revision=revision, **read_tokenizer.OPTIONS).save_pretrained(folder)
 
     def get_vocab(self) -> dict[str, int]:
         """Every token with its id, also the added ones."""

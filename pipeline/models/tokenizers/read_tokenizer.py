@@ -12,6 +12,8 @@ import os
 import sys
 from typing import Any
 
+# Beside tokenizer.json some folders have Mistral's own tekken.json. Transformers would take that one, which has no chat template.
+OPTIONS = {"mistral_format": False}
 SPECIAL = ("eos", "bos", "pad", "unk")
 _OWN = ("__call__", "_encode_plus", "decode", "batch_decode", "_decode", "get_vocab", "convert_ids_to_tokens", "__len__")
 
@@ -51,7 +53,7 @@ def _main() -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]  # transformers then does without it
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(asked["path"], revision=asked["revision"])
+    tokenizer = AutoTokenizer.from_pretrained(asked["path"], revision=asked["revision"], **OPTIONS)
     with answer:
         json.dump(facts_of(tokenizer, asked["revision"]), answer)
 

@@ -12,7 +12,7 @@ from pipeline.digest import digest
 from pipeline.errors import ModelError, first_line
 from pipeline.models.resolve import check_folder, hub_answers, open_model, resolve_model
 from pipeline.models.tokenizers.light import LightTokenizer, read_light
-from pipeline.models.tokenizers.read_tokenizer import facts_of
+from pipeline.models.tokenizers.read_tokenizer import OPTIONS, facts_of
 from pipeline.notices import NOTICE_S, late
 
 _LOADING = threading.Lock()  # the threads of a task share one tokenizer
@@ -61,7 +61,7 @@ def _of_transformers(model: Model) -> Any:
     """The tokenizer, in its light form where it has one: so it is the same in a process that has imported transformers."""
     from transformers import AutoTokenizer
 
-    tokenizer = open_model(AutoTokenizer, model, "tokenizer")
+    tokenizer = open_model(AutoTokenizer, model, "tokenizer", **OPTIONS)
     facts = None if model.trust_remote_code else facts_of(tokenizer, model.revision)
     return tokenizer if facts is None else LightTokenizer(facts)
 
