@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import Objective, Run
 from pipeline.contract import Place, Reject
-from pipeline.errors import SettingError, UserError
+from pipeline.errors import ModelError, SettingError, UserError
+from pipeline.models.resolve import vocabulary_size
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet
@@ -61,7 +66,8 @@ def refuse_few_imports(source: ProblemSet, run: Run) -> str | None:
 def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose: str) -> None:
     """Raise UserError when all problems `indices` of a source are rejected before an engine is asked. `whose` names them.
 
-    Where the source brings traces (`source.response`), these must be usable too: one of them ends the search.
+    Where the source brings traces (`source.response`), these must be usable too: one of them ends the search. Raises ModelError
+    for a prompt with a token that the model does not have.
 
     It ends at the first problems of which one can be asked, so it takes long only where it ends with the error.
     """
@@ -69,6 +75,7 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
     with late("prompts", f"prompts of {source.source.uri} have been made for {NOTICE_S:g} s so far: none fits yet."):
         for start in range(0, len(indices), _AT_ONCE):
             asked = prompts(source.rows(indices[start : start + _AT_ONCE]), run, tokenizer, taught=whose != "the evaluation")
+            _refuse_unknown_ids(asked, run, tokenizer)
             if brings:
                 asked = imported(asked, run, Place(""))
             for reason, detail in zip(asked["reject_reason"].to_pylist(), asked["reject_detail"].to_pylist(), strict=True):
@@ -84,6 +91,19 @@ def refuse_unusable(source: ProblemSet, indices: Sequence[int], run: Run, whose:
         if whose == "the evaluation":
             remedy = remedy.replace("source.", "evaluation.source.").replace("rollout.max", "evaluation.max")
         raise UserError(what, source.source.uri, remedy)
+
+
+def _refuse_unknown_ids(asked: pa.Table, run: Run, tokenizer: Any) -> None:
+    """Raise ModelError when a prompt has an id that the model does not have: a template may write added tokens beyond them.
+
+    Other tokens lie within, as `pipeline.models.fitness` has seen. Without an added one the configuration is not opened.
+    """
+    columns = [asked[name].combine_chunks().flatten() for name in ("prompt_tokens", "teacher_prompt_tokens")]
+    largest = max((top for ids in columns if (top := pc.max(ids).as_py()) is not None), default=-1)
+    added = tokenizer.added_tokens_decoder.get(largest)
+    if added is not None and largest >= (size := vocabulary_size(run.model)):
+        what = f"its prompts hold {added.content!r}, id {largest}, and the model has {size} tokens"
+        raise ModelError(what, run.model.path, "Take the tokenizer that belongs to the model, or resize its embedding")
 
 
 def refuse_unknown_teachers(source: ProblemSet, run: Run) -> None:

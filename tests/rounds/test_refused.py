@@ -2,11 +2,15 @@
 
 import pytest
 from in_process import brought, planned
+from transformers import LlamaConfig
 
 from pipeline.contract import Reject
-from pipeline.errors import UserError
+from pipeline.errors import ModelError, UserError
+from pipeline.overrides import resolve
+from pipeline.problems.sources import open_source
+from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.refused import REMEDIES, refuse_nothing_left
+from pipeline.rounds.refused import REMEDIES, refuse_nothing_left, refuse_unusable
 from pipeline.stages import MEASURE
 
 
@@ -22,6 +26,20 @@ def test_a_round_with_a_row_left_goes_on(tmp_path):
     brought(work, *MEASURE)
     assert Inventory(work).rejected(MEASURE[-1]).total() < 8
     assert refuse_nothing_left(work, MEASURE) is None
+
+
+@pytest.mark.parametrize("size", [258, 257])
+def test_a_template_that_writes_tokens_beyond_the_model_is_refused_before_anything_starts(tmp_path, chatml, size):
+    """ChatML's tokens, added behind the vocabulary of a Llama whose embedding nobody resized. Engines found it once they ran."""
+    LlamaConfig(vocab_size=size).save_pretrained(tmp_path)
+    chatml.save_pretrained(tmp_path)
+    run = resolve(demo(), [f"model.path={tmp_path}", "model.max_model_len=512"])
+    source = open_source(run.source)
+    if size == 258:
+        assert refuse_unusable(source, range(4), run, "the first round") is None
+        return
+    with pytest.raises(ModelError, match=r"its prompts hold '<\|im_start\|>', id 257, and the model has 257 tokens.*resize"):
+        refuse_unusable(source, range(4), run, "the first round")
 
 
 def test_every_reason_has_a_remedy():
