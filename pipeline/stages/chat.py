@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pipeline.errors import SettingError
+from pipeline.errors import ModelError, SettingError
 from pipeline.models.tokenizers.tokenizer import check_template
 from pipeline.stages.template import render
 
@@ -163,20 +163,43 @@ def _mark(tokenizer: Any, parts: Sequence[Filled]) -> tuple[list[str], list[str]
     return texts, marked, mark
 
 
-def response_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a trace that somebody else wrote, with the end-of-sequence id behind them.
+@lru_cache(maxsize=8)
+def turn_end(tokenizer: Any) -> str | None:
+    """The control token that the chat template writes behind an assistant's turn. None where it writes none there.
 
-    The model itself writes tokens such as `<think>`, so these are read as what they are. A special token is read as text, but an
-    end of sequence that the text already ends with counts once. Empty for a text without a word.
+    A user's turn follows, because some templates (GLM 4) end a turn only with the role of the next one.
     """
-    ended = tokenizer.eos_token or ""
-    text = text.rstrip().removesuffix(ended) if ended and text.rstrip().endswith(ended) else text
+    mark, pattern = chr(_PRIVATE[0]), controls(tokenizer)
+    turns = [("user", "?"), ("assistant", mark), ("user", "?")]
+    try:
+        written = render(tokenizer, [{"role": role, "content": text} for role, text in turns])
+    except ModelError:  # it writes prompts only
+        return None
+    behind = written.partition(mark)[2].lstrip()
+    found = pattern.match(behind) if pattern is not None else None
+    return found[0] if found else None
+
+
+def response_ids(tokenizer: Any, text: str, stops: Collection[int] = ()) -> list[int]:
+    """The ids of a trace that somebody else wrote, and the id with which the model ends one.
+
+    It is that of the chat template's `turn_end`, if the model stops there (`stops`), and else the tokenizer's end of sequence:
+    training on an end that the model never writes would move it by much. The model itself writes tokens such as `<think>`, so
+    these are read as what they are. A special token is read as text, but an end that the text already has counts once. Empty
+    for a text without a word. Raises ModelError where no token ends a trace.
+    """
+    end, added = turn_end(tokenizer), tokenizer.added_tokens_decoder
+    last = next((number for number in stops if number in added and added[number].content == end), tokenizer.eos_token_id)
+    if last is None:
+        what = "neither its chat template nor its tokenizer names a token that ends a trace"
+        raise ModelError(what, str(getattr(tokenizer, "name_or_path", "")), "Set eos_token in its tokenizer_config.json")
+    for ended in dict.fromkeys((tokenizer.eos_token, end)):
+        text = text.rstrip().removesuffix(ended) if ended and text.rstrip().endswith(ended) else text
     if not text.strip():
         return []
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = {token.content for token in added.values() if token.special}
     pieces = re.split(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})", text) if special else [text]
-    ids = [token for piece in pieces for token in (_spelled if piece in special else _ids)(tokenizer, piece)]
-    return [*ids, tokenizer.eos_token_id]
+    return [*(token for piece in pieces for token in (_spelled if piece in special else _ids)(tokenizer, piece)), last]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

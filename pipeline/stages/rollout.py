@@ -29,8 +29,10 @@ from pipeline.contract import (
 )
 from pipeline.digest import digest
 from pipeline.errors import EngineError
+from pipeline.models.blueprint import settings_of
+from pipeline.models.stops import stop_ids
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.stages.chat import response_ids
+from pipeline.stages.chat import response_ids, turn_end
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, clean
 from pipeline.stages.teachers import PROBLEM, prompts_before
@@ -116,12 +118,14 @@ class _Imports:
         self._texts = prompts["imported"].to_pylist() if "imported" in prompts.column_names else [None] * prompts.num_rows
         self._first, self._most = run.writers.index("import"), run.rollout.max_new_tokens
         self._column, self._tokenizer = run.source.response, tokenizer_of(run.model)
+        known = turn_end(self._tokenizer) in (None, self._tokenizer.eos_token)  # the model's files then tell nothing more
+        self._stops = () if known else tuple(stop_ids(run.model, settings_of(run.model)))
 
     def take(self, draft: Draft, row: int, prompt: int, sample: int) -> None:
         """Put the trace that is sample number `sample` of a prompt's group into a row, or reject the row."""
         draft.values[row] = {"prompt_index": prompt, "sample_index": sample, "trace_source": "import"}
         texts, place = self._texts[prompt] or [], sample - self._first
-        ids = response_ids(self._tokenizer, texts[place] if place < len(texts) else "")
+        ids = response_ids(self._tokenizer, texts[place] if place < len(texts) else "", self._stops)
         if not ids:
             draft.reject(row, Reject.EMPTY_RESPONSE, f"column '{self._column}' holds no such trace")
         elif len(ids) > self._most:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 from pipeline.errors import ModelError, SettingError
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.problems import tiny
-from pipeline.stages.chat import context_prompt, controls, fill, fits, response_ids, splice, student_prompt, turns_before
+from pipeline.stages.chat import (
+    context_prompt,
+    controls,
+    fill,
+    fits,
+    response_ids,
+    splice,
+    student_prompt,
+    turn_end,
+    turns_before,
+)
 
 TEACHER = "{problem} || {solution}"
 
@@ -194,3 +205,46 @@ def test_an_imported_trace_ends_once_and_keeps_the_tokens_that_a_model_writes(ch
     spelled = response_ids(chatml, f"a{chatml.eos_token}b")
     assert spelled.count(end) == 1
     assert chatml.decode(spelled[:-1]) == f"a{chatml.eos_token}b"
+
+
+GEMMA = "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+GLM = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}{# <|user|> <|assistant|> #}"
+LLAMA_2 = "{% for m in messages %}{{ m.content }} {{ eos_token if m.role == 'assistant' }}{% endfor %}"
+
+
+def speaking(chatml, template, *tokens):
+    """A copy of the ChatML tokenizer with another template, with control tokens of its own, and <eos> for an end of sequence."""
+    made = copy.deepcopy(chatml)
+    made.add_special_tokens({"additional_special_tokens": list(tokens), "eos_token": "<eos>"})
+    made.chat_template = template
+    return made
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "end"),
+    [
+        (GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<end_of_turn>"),
+        (GLM, ("<|user|>", "<|assistant|>"), "<|user|>"),  # a turn ends with the role of the next one
+        (LLAMA_2, (), "<eos>"),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", (), None),
+        ("{{ raise_exception('one turn only') if messages | length > 1 }}{{ messages[0].content }}", (), None),
+    ],
+)
+def test_an_imported_trace_ends_as_the_model_ends_a_turn(chatml, template, tokens, end):
+    """Gemma's tokenizer says <eos>, and the model writes <end_of_turn>: each trace taught an end that it never wrote."""
+    made = speaking(chatml, template, *tokens)
+    assert turn_end(made) == end
+    vocab, plain = made.get_vocab(), made("It is 2.", add_special_tokens=False)["input_ids"]
+    stops = [vocab["<eos>"], vocab[end or "<eos>"]]
+    both = "".join(dict.fromkeys((end or "<eos>", "<eos>")))
+    for text in ("It is 2.", f"It is 2.{end or '<eos>'}\n", f"It is 2.{both}"):
+        assert response_ids(made, text, stops) == [*plain, stops[-1]]
+        assert response_ids(made, text, stops[:1]) == [*plain, stops[0]], "the model does not stop at the template's end"
+    assert response_ids(made, both, stops) == []
+
+
+def test_a_trace_that_nothing_ends_is_refused(chatml):
+    made = speaking(chatml, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    made.eos_token = None
+    with pytest.raises(ModelError, match="neither its chat template nor its tokenizer names a token that ends a trace"):
+        response_ids(made, "It is 2.")

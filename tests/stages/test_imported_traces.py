@@ -1,10 +1,13 @@
 """Traces that a source brings: rows of a rollout without engines, scored like others, alone or in groups with others."""
 
+import copy
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from odd_engine import PLACE, POLICY, Odd
+from transformers import GenerationConfig, LlamaConfig
 
 from actors.fakes import token_evidence
 from pipeline import stages
@@ -52,6 +55,18 @@ def test_imported_traces_are_the_rows_of_a_rollout_without_engines(importing, to
         assert made[name].null_count == made.num_rows
     ids = stages.rollout.rollout(prompts, importing, Odd(importing.model), POLICY, PLACE)["trace_id"]
     assert made["trace_id"].equals(ids)
+
+
+def test_an_imported_trace_ends_with_the_stop_of_the_model_s_files(tmp_path, importing, chatml):
+    """Its tokenizer's end of sequence is another one, as with Gemma, Phi 3 and GLM 4."""
+    own = copy.deepcopy(chatml)
+    own.add_special_tokens({"eos_token": "<eos>"})
+    own.save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=300).save_pretrained(tmp_path)
+    GenerationConfig(eos_token_id=own.get_vocab()["<|im_end|>"]).save_pretrained(tmp_path)
+    run = resolve(importing, [f"model.path={tmp_path}", "model.max_model_len=512"])
+    made = stages.rollout.imported(stages.prompts.prompts(IMPORTED, run, tokenizer_of(run.model)), run, PLACE)
+    assert own.convert_ids_to_tokens(made["response_tokens"][6].as_py()) == ["#", "8", "<|im_end|>"]
 
 
 def test_imported_traces_are_scored_by_student_and_teacher(importing, tokenizer):
