@@ -12,6 +12,8 @@ from pipeline.models.blueprint import blueprint, settings_of
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 USABLE = 0.95  # of a card's memory that a rank may fill
+START = "more at the start"  # name of a part of a rank's bytes
+WHOLE = "Each card holds the whole model at the start: use larger cards or a smaller model (model.tuning lora takes less)"
 COMMON = (24, 48, 80)  # GiB of cards that are shown where no GPU is here
 CPU_LOGITS = 48 * 2**20  # bytes of logits that exist at one time in a rank on a CPU: more is not faster there
 _ROWS = 1024  # positions whose logits vLLM's V2 runner computes at one time
@@ -134,26 +136,34 @@ def scoring_logits(model: Model, pool: Pool, size: Size) -> int:
 
 
 def rank_bytes(run: Run, size: Size) -> dict[str, int]:
-    """Bytes of one rank by part. Activations are estimated as inputs and outputs of linear layers, or of checkpointed layers."""
+    """Bytes of one rank by part. Activations are estimated as inputs and outputs of linear layers, or of checkpointed layers.
+
+    The part START is there where loading takes more than a step: fsdp2 divides a model that each card holds whole at first.
+    """
     train, width = run.train, _BYTES[run.train.dtype]
     shards = train.workers if train.strategy == "fsdp2" else 1
     gathered = size.parameters - (size.layers - 1) * size.per_layer if shards > 1 else 0
     tokens = max(train.micro_batch_tokens, run.model.max_model_len)  # a longer trace gets a pass of its own
     kept = size.layers * size.hidden + size.linear_width // size.layers if train.gradient_checkpointing else size.linear_width
+    rest = {"logits": head_chunk(train, size.vocab), "activations (estimate)": tokens * kept * width}
     if run.model.tuning == "full":  # float32, and what autocast copies
         copy = size.parameters * width if width < 4 else 0
-        return {
+        whole = size.parameters * 4 + copy
+        parts = {
             "weights": (size.parameters // shards + gathered) * 4 + copy,
             "gradients and AdamW": (size.parameters // shards * 3 + gathered) * 4 + 4 * size.vocab * size.hidden,
-            "logits": head_chunk(train, size.vocab),
-            "activations (estimate)": tokens * kept * width,
+            **rest,
         }
-    return {
-        "weights": (size.parameters // shards + gathered) * width,
-        "LoRA and AdamW": size.lora_width * run.model.lora_rank * 16 // shards,
-        "logits": head_chunk(train, size.vocab),
-        "activations (estimate)": tokens * kept * width,
-    }
+    else:
+        adapter = size.lora_width * run.model.lora_rank
+        whole = size.parameters * width + adapter * 4
+        parts = {
+            "weights": (size.parameters // shards + gathered) * width,
+            "LoRA and AdamW": adapter * 16 // shards,
+            **rest,
+        }
+    more = whole - sum(parts.values())
+    return parts | ({START: more} if more > 0 else {})
 
 
 def engine_fit(model: Model, pool: Pool, size: Size, facts: Facts, name: str = "engines.rollout") -> Line:
@@ -196,7 +206,7 @@ def fit(run: Run, size: Size, facts: Facts) -> list[Line]:
         lines.append(kept_line(run, size))
     parts = rank_bytes(run, size)
     rank = sum(parts.values())
-    lines.append(_rank_line(run, rank, summed(parts), facts))
+    lines.append(_rank_line(run, parts, facts))
     engines = [_host_bytes(run.model, pool, size) for _, pool in there]
     teachers = (teacher for teacher in run.teachers.values() if run.has_pool(teacher) and not teacher.server)
     models = ((run.model_of(teacher), run.pool_of(teacher)) for teacher in teachers)
@@ -240,7 +250,8 @@ def kept_line(run: Run, size: Size) -> Line:
     return Line("ok", "score.keep_topk", f"at most {text}, before compression")
 
 
-def _rank_line(run: Run, rank: int, said: str, facts: Facts) -> Line:
+def _rank_line(run: Run, parts: dict[str, int], facts: Facts) -> Line:
+    rank, said = sum(parts.values()), summed(parts)
     if run.train.placement.gpus <= 0:
         return Line("ok", "train", said)
     if not facts.gpus:
@@ -249,8 +260,8 @@ def _rank_line(run: Run, rank: int, said: str, facts: Facts) -> Line:
         return Line("warning", "train", text)
     card = min(facts.gpus)
     short = rank > USABLE * card
-    remedy = ". Lower micro_batch_tokens or head_chunk_tokens, or use fsdp2" if short else ""
-    return Line("error" if short else "ok", "train", f"{said} of {gib(card)} GiB a card{remedy}")
+    lower = WHOLE if START in parts else "Lower micro_batch_tokens or head_chunk_tokens, or use fsdp2"
+    return Line("error" if short else "ok", "train", f"{said} of {gib(card)} GiB a card{f'. {lower}' if short else ''}")
 
 
 def gib(size: float) -> str:

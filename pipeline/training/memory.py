@@ -43,11 +43,18 @@ def _to_lower(run: Run) -> tuple[str, str]:
         if train.micro_batch_tokens > window
         else f"model.max_model_len (now {window}; a micro-batch holds a whole trace)"
     )
+    more = (
+        f"raise train.workers (now {train.workers})"
+        if train.strategy == "fsdp2"
+        else "train.strategy fsdp2 with more train.workers"
+    )
     remedies = {
         "logits": f"Lower train.head_chunk_tokens (now {train.head_chunk_tokens})",
         "LoRA and AdamW": f"Lower model.lora_rank (now {run.model.lora_rank})",
-        "gradients and AdamW": "Set model.tuning lora, or train.strategy fsdp2 with more train.workers",
+        "gradients and AdamW": f"Set model.tuning lora, or {more}",
     }
+    if footprint.START in parts:
+        return footprint.summed(parts), footprint.WHOLE
     checkpointing = "" if train.gradient_checkpointing else ", or set train.gradient_checkpointing true"
     largest = max(parts.keys() - {"weights"}, key=lambda name: parts[name])
     return footprint.summed(parts), remedies.get(largest, f"Lower {tokens}{checkpointing}")

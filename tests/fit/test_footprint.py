@@ -54,6 +54,28 @@ def test_cache_adapter_and_logits(qwen):
     assert footprint.rank_bytes(recipes.qwen3_8b(), qwen)["LoRA and AdamW"] == 174_587_904 * 16 // 8
 
 
+def test_ranks_hold_the_whole_model_before_they_divide_it(qwen):
+    """`doctor` counted steps only: with 64 ranks it said that cards of 40 GiB do, on which each rank ended at its start."""
+    short = [
+        "model.max_model_len=2048",
+        "train.micro_batch_tokens=2048",
+        "rollout.max_new_tokens=512",
+        "evaluation.max_new_tokens=512",
+    ]
+    run = resolve(recipes.qwen3_8b(), [*short, "train.workers=64", "model.tuning=full"])
+    parts = footprint.rank_bytes(run, qwen)
+    assert sum(parts.values()) == qwen.parameters * (4 + 2)  # float32, and the copies that autocast makes
+    assert sum(parts.values()) - parts[footprint.START] < 0.95 * 40 * 2**30
+    [line] = [line for line in footprint.fit(run, qwen, replace(GOOD, gpus=(40 * 2**30,))) if line.topic == "train"]
+    assert line.level == "error"
+    assert f"more at the start {footprint.gib(parts[footprint.START])} = 45.77 GiB of 40.00 GiB a card" in line.text
+    assert line.text.endswith(footprint.WHOLE)
+    for other in ("train.strategy=ddp", "train.workers=1"):
+        assert footprint.START not in footprint.rank_bytes(resolve(run, [other]), qwen)
+    lora = footprint.rank_bytes(resolve(run, ["model.tuning=lora"]), qwen)
+    assert sum(lora.values()) == qwen.parameters * 2 + 174_587_904 * 4
+
+
 def test_engine_on_a_card(qwen):
     run = recipes.qwen3_8b()
     big = footprint.engine_fit(run.model, run.engines.rollout, qwen, replace(GOOD, gpus=(80 * 2**30,)))

@@ -15,6 +15,7 @@ from pipeline.training import memory, rank
 from pipeline.training.step import Trainer
 
 CPU = torch.device("cpu")
+SHORT = ("model.max_model_len=2", "train.micro_batch_tokens=2", "rollout.max_new_tokens=1", "evaluation.max_new_tokens=1")
 
 
 def test_memory_that_torch_does_not_get_is_told_with_the_arithmetic_of_a_rank() -> None:
@@ -40,6 +41,14 @@ def test_memory_that_torch_does_not_get_is_told_with_the_arithmetic_of_a_rank() 
                 "train.head_chunk_tokens=1",
             ],
             r"Lower model\.lora_rank \(now 512\)",
+        ),
+        (
+            ["model.tuning=full", "train.strategy=fsdp2", "train.workers=64", "train.head_chunk_tokens=1", *SHORT],
+            "Each card holds the whole model at the start: use larger cards",
+        ),
+        (
+            ["model.tuning=full", "train.strategy=fsdp2", "train.workers=2", "train.head_chunk_tokens=1", *SHORT],
+            r"Set model\.tuning lora, or raise train\.workers \(now 2\)$",
         ),
         (
             ["train.gradient_checkpointing=true", "train.micro_batch_tokens=9000"],
