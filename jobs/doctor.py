@@ -38,6 +38,7 @@ from pipeline.problems.sources import open_source
 from pipeline.problems.survey import overlap, survey
 from pipeline.recipes import recipe as named
 from pipeline.rounds.round import reward_codes
+from pipeline.stages.chat import unheard_end
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
 
@@ -187,8 +188,9 @@ def judge_tokenizer(run: config.Run) -> Line:
 def judge_layers(run: config.Run, known: bool) -> list[Line]:
     """Whether trainer and engines can use the model, and which layers are trained. known: the run exists. Raises ModelError."""
     run = with_targets(run, new=not known)
-    notes = fitness.check(run, machine.vllm_for_gpus(), known)
-    return [Line("ok", "model", note.removeprefix("note: ")) for note in notes]
+    lines = [Line("ok", "model", note.removeprefix("note: ")) for note in fitness.check(run, machine.vllm_for_gpus(), known)]
+    unheard = unheard_end(run.model)
+    return [*lines, Line("warning", "model", unheard.removeprefix("note: "))] if unheard else lines
 
 
 def judge_settings(run: config.Run, choices: Choices, known: bool, store: Store | None) -> list[Line]:

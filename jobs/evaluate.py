@@ -24,6 +24,7 @@ from pipeline.overrides import differences, resolve
 from pipeline.recipes import recipe
 from pipeline.rounds.refused import refuse_unusable
 from pipeline.rounds.round import reward_codes
+from pipeline.stages.chat import unheard_end
 from pipeline.stages.grade import check_references
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Store
@@ -95,7 +96,7 @@ def begun(uri: str, options: Options, out: Session) -> tuple[Store, Run]:
         return open_run(uri)
     store = open_folder(uri)
     run = with_targets(resolve(recipe(options.recipe), [], read_config(options.config) if options.config else {}))
-    for note in fitness.check(run, vllm_for_gpus()):
+    for note in filter(None, (*fitness.check(run, vllm_for_gpus()), unheard_end(run.model))):
         out.say(note)
     with holding_for(out, store):
         if not store.exists():

@@ -52,7 +52,7 @@ from pipeline.rounds.rows import left_out
 from pipeline.rounds.schedule import counting, execute, inflight, pools_of, usage
 from pipeline.rounds.tally import told
 from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
-from pipeline.stages.chat import controls
+from pipeline.stages.chat import controls, unheard_end
 from pipeline.stages.grade import check_references
 from pipeline.stages.reward import check as check_rewards
 from pipeline.stages.template import get_ready
@@ -134,7 +134,7 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = F
     get_ready()
     grader_of(run)
     check_teachers(run)
-    notes: list[str | None] = [*fitness.check(run, vllm_for_gpus(), begun)]
+    notes: list[str | None] = [*fitness.check(run, vllm_for_gpus(), begun), unheard_end(run.model)]
     check_cache(run)
     if run.score.keep_topk:
         run.score.check_vocabulary(vocabulary_size(run.model))

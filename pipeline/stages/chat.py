@@ -9,14 +9,18 @@ Only the chat template and the prompt templates of the settings write control to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from pipeline.config import Model
 from pipeline.errors import ModelError, SettingError
-from pipeline.models.tokenizers.tokenizer import check_template
+from pipeline.models.blueprint import settings_of
+from pipeline.models.stops import stop_ids
+from pipeline.models.tokenizers.tokenizer import check_template, tokenizer_of
 from pipeline.stages.template import render
 
 _FIELD = re.compile(r"(\{problem\}|\{solution\}|(?<!\\boxed)\{answer\}|\{feedback\})")  # \boxed{answer} is LaTeX for a person
@@ -164,40 +168,60 @@ def _mark(tokenizer: Any, parts: Sequence[Filled]) -> tuple[list[str], list[str]
 
 
 @lru_cache(maxsize=8)
-def turn_end(tokenizer: Any) -> str | None:
-    """The control token that the chat template writes behind an assistant's turn. None where it writes none there.
+def turn_ends(tokenizer: Any) -> tuple[str, ...]:
+    """The control tokens that the chat template writes behind an assistant's turn: behind a last one, and before a user's.
 
-    A user's turn follows, because some templates (GLM 4) end a turn only with the role of the next one.
+    Templates of GLM 4 end a turn only with the role of the next one. That of GPT-OSS ends the last one in another way.
     """
-    mark, pattern = chr(_PRIVATE[0]), controls(tokenizer)
+    mark, pattern, found = chr(_PRIVATE[0]), controls(tokenizer), list[str]()
     turns = [("user", "?"), ("assistant", mark), ("user", "?")]
-    try:
-        written = render(tokenizer, [{"role": role, "content": text} for role, text in turns])
-    except ModelError:  # it writes prompts only
+    for number in (2, 3) if pattern is not None else ():
+        with contextlib.suppress(ModelError):  # some templates write prompts only
+            written = render(tokenizer, [{"role": role, "content": text} for role, text in turns[:number]])
+            behind = pattern.match(written.partition(mark)[2].lstrip()) if pattern is not None else None
+            found += [behind[0]] if behind else []
+    return tuple(dict.fromkeys(found))
+
+
+def turn_stops(model: Model) -> dict[int, str]:
+    """Those of a chat template's `turn_ends` at which the model's traces end, by their ids."""
+    tokenizer = tokenizer_of(model)
+    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    ends = {added[text]: text for text in turn_ends(tokenizer)}
+    if ends.keys() <= {tokenizer.eos_token_id}:  # the model's files then tell nothing more
+        return ends
+    stops = stop_ids(model, settings_of(model))
+    return {number: token for number, token in ends.items() if number in stops}
+
+
+def unheard_end(model: Model) -> str | None:
+    """A note when a model's traces run on past the token with which its chat template ends a turn."""
+    ends = turn_ends(tokenizer_of(model))
+    if not ends or turn_stops(model):
         return None
-    behind = written.partition(mark)[2].lstrip()
-    found = pattern.match(behind) if pattern is not None else None
-    return found[0] if found else None
+    return (
+        f"note: {model.path}: its chat template ends a turn with {ends[0]}, and neither tokenizer nor model name that as an end: "
+        "traces run on past it. If the model writes it, set it as eos_token in tokenizer_config.json"
+    )
 
 
 def response_ids(tokenizer: Any, text: str, stops: Collection[int] = ()) -> list[int]:
     """The ids of a trace that somebody else wrote, and the id with which the model ends one.
 
-    It is that of the chat template's `turn_end`, if the model stops there (`stops`), and else the tokenizer's end of sequence:
-    training on an end that the model never writes would move it by much. The model itself writes tokens such as `<think>`, so
-    these are read as what they are. A special token is read as text, but an end that the text already has counts once. Empty
-    for a text without a word. Raises ModelError where no token ends a trace.
+    It is the first of `stops`, which are the model's `turn_stops`, and else the tokenizer's end of sequence: training on an end
+    that the model never writes would move it by much. The model itself writes tokens such as `<think>`, so these are read as what
+    they are. A special token is read as text, but an end that the text already has counts once. Empty for a text without a word.
+    Raises ModelError where no token ends a trace.
     """
-    end, added = turn_end(tokenizer), tokenizer.added_tokens_decoder
-    last = next((number for number in stops if number in added and added[number].content == end), tokenizer.eos_token_id)
+    last = next(iter(stops), tokenizer.eos_token_id)
     if last is None:
         what = "neither its chat template nor its tokenizer names a token that ends a trace"
         raise ModelError(what, str(getattr(tokenizer, "name_or_path", "")), "Set eos_token in its tokenizer_config.json")
-    for ended in dict.fromkeys((tokenizer.eos_token, end)):
+    for ended in dict.fromkeys((tokenizer.eos_token, *turn_ends(tokenizer))):
         text = text.rstrip().removesuffix(ended) if ended and text.rstrip().endswith(ended) else text
     if not text.strip():
         return []
-    special = {token.content for token in added.values() if token.special}
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     pieces = re.split(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})", text) if special else [text]
     return [*(token for piece in pieces for token in (_spelled if piece in special else _ids)(tokenizer, piece)), last]
 

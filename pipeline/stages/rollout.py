@@ -29,10 +29,8 @@ from pipeline.contract import (
 )
 from pipeline.digest import digest
 from pipeline.errors import EngineError
-from pipeline.models.blueprint import settings_of
-from pipeline.models.stops import stop_ids
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.stages.chat import response_ids, turn_end
+from pipeline.stages.chat import response_ids, turn_stops
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, clean
 from pipeline.stages.teachers import PROBLEM, prompts_before
@@ -118,8 +116,7 @@ class _Imports:
         self._texts = prompts["imported"].to_pylist() if "imported" in prompts.column_names else [None] * prompts.num_rows
         self._first, self._most = run.writers.index("import"), run.rollout.max_new_tokens
         self._column, self._tokenizer = run.source.response, tokenizer_of(run.model)
-        known = turn_end(self._tokenizer) in (None, self._tokenizer.eos_token)  # the model's files then tell nothing more
-        self._stops = () if known else tuple(stop_ids(run.model, settings_of(run.model)))
+        self._stops = turn_stops(run.model)
 
     def take(self, draft: Draft, row: int, prompt: int, sample: int) -> None:
         """Put the trace that is sample number `sample` of a prompt's group into a row, or reject the row."""

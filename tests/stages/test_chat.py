@@ -8,7 +8,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GenerationConfig, LlamaConfig
 
+from pipeline.config import Model
 from pipeline.errors import ModelError, SettingError
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.problems import tiny
@@ -20,8 +22,10 @@ from pipeline.stages.chat import (
     response_ids,
     splice,
     student_prompt,
-    turn_end,
+    turn_ends,
+    turn_stops,
     turns_before,
+    unheard_end,
 )
 
 TEACHER = "{problem} || {solution}"
@@ -209,6 +213,10 @@ def test_an_imported_trace_ends_once_and_keeps_the_tokens_that_a_model_writes(ch
 
 GEMMA = "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
 GLM = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}{# <|user|> <|assistant|> #}"
+HARMONY = (
+    "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}"
+    "{{ '<|return|>' if loop.last and m.role == 'assistant' else '<|end|>' }}{% endfor %}"
+)
 LLAMA_2 = "{% for m in messages %}{{ m.content }} {{ eos_token if m.role == 'assistant' }}{% endfor %}"
 
 
@@ -221,26 +229,42 @@ def speaking(chatml, template, *tokens):
 
 
 @pytest.mark.parametrize(
-    ("template", "tokens", "end"),
+    ("template", "tokens", "ends"),
     [
-        (GEMMA, ("<start_of_turn>", "<end_of_turn>"), "<end_of_turn>"),
-        (GLM, ("<|user|>", "<|assistant|>"), "<|user|>"),  # a turn ends with the role of the next one
-        (LLAMA_2, (), "<eos>"),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", (), None),
-        ("{{ raise_exception('one turn only') if messages | length > 1 }}{{ messages[0].content }}", (), None),
+        (GEMMA, ("<start_of_turn>", "<end_of_turn>"), ("<end_of_turn>",)),
+        (GLM, ("<|user|>", "<|assistant|>"), ("<|user|>",)),  # a turn ends with the role of the next one
+        (HARMONY, ("<|start|>", "<|message|>", "<|return|>", "<|end|>"), ("<|return|>", "<|end|>")),
+        (LLAMA_2, (), ("<eos>",)),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", (), ()),
+        ("{{ raise_exception('one turn only') if messages | length > 1 }}{{ messages[0].content }}", (), ()),
     ],
 )
-def test_an_imported_trace_ends_as_the_model_ends_a_turn(chatml, template, tokens, end):
+def test_an_imported_trace_ends_as_the_model_ends_a_turn(chatml, tmp_path, template, tokens, ends):
     """Gemma's tokenizer says <eos>, and the model writes <end_of_turn>: each trace taught an end that it never wrote."""
     made = speaking(chatml, template, *tokens)
-    assert turn_end(made) == end
-    vocab, plain = made.get_vocab(), made("It is 2.", add_special_tokens=False)["input_ids"]
-    stops = [vocab["<eos>"], vocab[end or "<eos>"]]
-    both = "".join(dict.fromkeys((end or "<eos>", "<eos>")))
-    for text in ("It is 2.", f"It is 2.{end or '<eos>'}\n", f"It is 2.{both}"):
-        assert response_ids(made, text, stops) == [*plain, stops[-1]]
-        assert response_ids(made, text, stops[:1]) == [*plain, stops[0]], "the model does not stop at the template's end"
-    assert response_ids(made, both, stops) == []
+    made.save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=300).save_pretrained(tmp_path)
+    vocab, model = made.get_vocab(), Model(path=str(tmp_path))
+    assert turn_ends(made) == ends
+    assert turn_stops(model) == {vocab[end]: end for end in ends if end == "<eos>"}
+    assert (unheard_end(model) is not None) == (bool(ends) and ends[0] != "<eos>")
+    GenerationConfig(eos_token_id=[vocab[end] for end in ends] or None).save_pretrained(tmp_path)
+    assert list(turn_stops(model).values()) == list(ends)
+    assert unheard_end(model) is None
+    plain, last = made("It is 2.", add_special_tokens=False)["input_ids"], (*ends, "<eos>")[0]
+    for text in ("It is 2.", f"It is 2.{last}\n", "It is 2.<eos>"):
+        assert response_ids(made, text, turn_stops(model)) == [*plain, vocab[last]]
+        assert response_ids(made, text) == [*plain, vocab["<eos>"]]
+    assert response_ids(made, last, turn_stops(model)) == []
+
+
+def test_a_turn_s_end_that_no_file_names_is_told(chatml, tmp_path):
+    """Base models of Qwen have a ChatML template, and all their files say <|endoftext|>: traces ran on past <|im_end|>."""
+    speaking(chatml, chatml.chat_template).save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=300).save_pretrained(tmp_path)
+    note = unheard_end(Model(path=str(tmp_path))) or ""
+    assert note.startswith(f"note: {tmp_path}: its chat template ends a turn with <|im_end|>, and neither tokenizer nor model")
+    assert unheard_end(Model()) is None
 
 
 def test_a_trace_that_nothing_ends_is_refused(chatml):
