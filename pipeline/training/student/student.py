@@ -6,6 +6,7 @@ autocast multiplies in bfloat16 copies of them. The engine gets the weights in m
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from pipeline.training.student.head import Head, Terms, logprobs_of, weighted_lo
 from pipeline.training.student.trained_head import trained
 
 _NOISE = ("drop", "jitter")  # parts of the names of settings by which a model in training is another one
+_FUSED = "mamba2_split_conv1d_scan_combined"  # of the modules of transformers whose layers are Mamba 2
 HEAD_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}  # nats between our head and the model's own; a wrong head differs by more
 
 
@@ -204,6 +206,8 @@ def _load(model: Model, train: Train) -> nn.Module:
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+        if hasattr(its := sys.modules[type(module).__module__], _FUSED):
+            setattr(its, _FUSED, _by_parts)
     if (sampling := getattr(base, "generation_config", None)) is not None:
         base.generation_config = token_ids(sampling)
     frozen = {name for name, p in blueprint(model, settings).named_parameters() if not p.requires_grad} if trained_whole else ()
@@ -213,6 +217,13 @@ def _load(model: Model, train: Train) -> nn.Module:
     ) in base.named_parameters():  # transformers unfreezes what it loads: corrections of routers get no gradient
         parameter.requires_grad_(trained_whole and name not in frozen)
     return base
+
+
+def _by_parts(*_: Any, **__: Any) -> None:
+    """What Mamba 2 layers call in training for a fused kernel. With None they go on to the kernels that they use otherwise.
+
+    The fused one reads the weight of the last layer itself, so that an adapter there would be passed by.
+    """
 
 
 def token_ids(sampling: GenerationConfig) -> GenerationConfig:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from families.models import COMMON, FAMILIES
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.falcon_h1 import modeling_falcon_h1
+from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 from transformers.utils import logging
 
 from pipeline.models.resolve import asset_path
+from pipeline.models.warmstart import build_tokenizer
+from pipeline.overrides import resolve
 from pipeline.recipes import demo
 from pipeline.training.student import student
 
@@ -27,3 +33,26 @@ def test_weights_of_a_layer_are_the_bases_whatever_is_trained_just_now():
     for name, weight in built.model.named_parameters():
         weight.requires_grad_("lora_" not in name)
     assert built.layer_weights == 196_960
+
+
+@pytest.mark.parametrize(
+    ("family", "code", "target"),
+    [("Falcon-H1", modeling_falcon_h1, "in_proj"), ("Granite 4 hybrid", modeling_granitemoehybrid, "out_proj")],
+)  # peft itself refuses out_proj of Falcon-H1, and not of Granite
+def test_an_adapter_behind_a_fused_kernel_is_not_passed_by(tmp_path, monkeypatch, family, code, target):
+    """With mamba_ssm, layers in training call a kernel that multiplies by the weight of out_proj, without its adapter."""
+    kind, own = FAMILIES[family]
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**COMMON, **own})).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+
+    def fused(projected, *_, outproj_weight, **__):
+        return projected[..., : outproj_weight.shape[1]] @ outproj_weight.T
+
+    monkeypatch.setattr(code, "mamba2_split_conv1d_scan_combined", fused)
+    run = resolve(demo(), [f"model.path={tmp_path}", f"model.lora_targets=[{target}]"])
+    built = student.build(run, torch.device("cpu"))  # it was refused, as one that computes otherwise in training
+    tokens, places = torch.arange(4, 12)[None], torch.arange(7)
+    before = built.states(tokens, places)
+    for name, weight in built.model.named_parameters():
+        weight.data += 0.3 * ("lora_B" in name)
+    assert (built.states(tokens, places) - before).abs().max() > 0.01
