@@ -323,7 +323,7 @@ def s3(tmp_path_factory):
             with contextlib.suppress(botocore.exceptions.EndpointConnectionError):
                 return client.create_bucket(Bucket="runs")
 
-        until(answers, 60, "the object store answers")
+        until(answers, what="the object store answers")
         yield client
     server.kill()
     server.wait()

@@ -37,5 +37,5 @@ def test_a_block_is_told_of_only_when_it_is_late(monkeypatch):
             pass
         monkeypatch.setattr(notices, "NOTICE_S", 0.01)
         with notices.late("late", "late"):
-            until(lambda: said, 10)
+            until(lambda: said)
     assert said == ["late"]

@@ -102,7 +102,7 @@ def test_a_cluster_that_takes_long_is_named(monkeypatch, address, who):
         cluster.connect(address)
         assert said == []
         monkeypatch.setattr(notices, "NOTICE_S", 0.05)
-        monkeypatch.setattr("ray.init", lambda **_: until(lambda: said, 60, "a word"))
+        monkeypatch.setattr("ray.init", lambda **_: until(lambda: said, what="a word"))
         cluster.connect(address)
     assert said == [f"waiting for {who}: for 30 s so far."]
 

@@ -26,6 +26,9 @@ def part():
 def watched(monkeypatch):
     """Starts a watch that is impatient. Returns what it says, and how it ends."""
     monkeypatch.setattr(watch, "LOOK_S", 0.05)
+    monkeypatch.setattr(
+        watch, "ASK_S", 0.05
+    )  # so that a look that a full machine holds up counts as one, and no word is left out
     monkeypatch.setattr(watch, "WORD_S", 0.2)
     monkeypatch.setattr(watch, "HURRY_S", 0.5)
     stop, threads = threading.Event(), []
@@ -74,7 +77,7 @@ def test_processes_that_ray_ended_for_memory_are_told_once_a_node(tmp_path):
 def test_a_part_that_dies_ends_the_command_with_its_name_and_signal(watched, part):
     said, ends = watched({"raylet": part})
     part.kill()
-    until(lambda: ends, 30, "an end")
+    until(lambda: ends, what="an end")
     expected = f"lost the cluster: raylet of the Ray on this machine (process {part.pid}) was ended by SIGKILL"
     assert [end.what for end in ends] == [expected]
     assert said == []
@@ -83,7 +86,7 @@ def test_a_part_that_dies_ends_the_command_with_its_name_and_signal(watched, par
 def test_a_part_that_is_stopped_gets_a_word_and_then_ends_the_command(watched, part):
     said, ends = watched({"gcs_server": part})
     psutil.Process(part.pid).suspend()
-    until(lambda: ends, 30, "an end")
+    until(lambda: ends, what="an end")
     assert f"gcs_server of the Ray on this machine (process {part.pid}) is stopped, for " in ends[0].what
     assert [line.split(":")[0] for line in said] == ["waiting for the cluster"]
 
@@ -91,14 +94,14 @@ def test_a_part_that_is_stopped_gets_a_word_and_then_ends_the_command(watched, p
 def test_silence_that_ends_in_time_ends_nothing(watched):
     answers = [None, "no", "no", "no", "no", "no", "no"]
     said, ends = watched({}, lambda: answers.pop() if answers else None, give_up_s=1000)
-    until(lambda: len(said) == 2, 30, "two words")
+    until(lambda: len(said) == 2, what="two words")
     assert said[1] == "the cluster answers again."
     assert ends == []
 
 
 def test_who_waits_for_the_end_waits_less(watched):
     _, ends = watched({}, lambda: "the head does not answer", hurried=True, give_up_s=1000)
-    until(lambda: ends, 30, "an end")
+    until(lambda: ends, what="an end")
     assert ends[0].what.startswith("lost the cluster: the head does not answer, for ")
 
 

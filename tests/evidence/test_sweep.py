@@ -129,7 +129,7 @@ def test_who_waits_for_a_sweep_hears_what_takes_long_and_how_to_leave_it_out(sto
 
     heard, log = Heard(), logging.getLogger("egrsd.notices")
     monkeypatch.setattr(notices, "NOTICE_S", 0.01)
-    monkeypatch.setattr(job, "read", lambda *of: until(lambda: said, 60, "a word") and sweep.read(*of))
+    monkeypatch.setattr(job, "read", lambda *of: until(lambda: said, what="a word") and sweep.read(*of))
     log.addHandler(heard)
     try:
         swept(stored, "label.gamma=0,.3,1")

@@ -64,7 +64,7 @@ def on_one_card():
     ]
     pool.close()
     ray.kill(rank)
-    until(lambda: free_cards() == 1, 60, "the card is free")
+    until(lambda: free_cards() == 1, what="the card is free")
     return told
 
 

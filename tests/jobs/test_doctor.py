@@ -122,7 +122,7 @@ def test_a_check_that_takes_long_names_who_is_waited_for(monkeypatch):
         assert doctor.judge("tokenizer", list) == []
         assert said == []
         monkeypatch.setattr(notices, "NOTICE_S", 0.05)
-        assert doctor.judge("exact entropy", lambda: until(lambda: said, 60, "a word") and [], "a real engine to start") == []
+        assert doctor.judge("exact entropy", lambda: until(lambda: said, what="a word") and [], "a real engine to start") == []
     assert said == ["exact entropy: waiting for a real engine to start, for 30 s so far."]
 
 

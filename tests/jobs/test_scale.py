@@ -43,26 +43,37 @@ with trainer_here.instead_of_ray_train():
 
 def serving(store):
     """Engines that serve, as the driver answers whoever asks. A new command for each look takes longer than an engine's start."""
-    engines = control.ask(store, {"sizes": {}})["pools"]["rollout"]["engines"]
+    try:
+        engines = control.ask(store, {"sizes": {}})["pools"]["rollout"]["engines"]
+    except UserError:  # on a full machine the driver may not answer in time
+        return 0
     return [engine["state"] for engine in engines].count("serving")
 
 
 @pytest.mark.timeout(1200)
 def test_a_live_run_is_scaled_from_another_terminal_and_loses_nothing(egrsd, tmp_path):
     store, asked = Store(str(tmp_path / "run")), tmp_path / "asked"
+
+    def answered(*sizes):
+        """What the command prints, once the driver has answered in time."""
+
+        def ask():
+            done = egrsd("scale", "--run", store.uri, *sizes)
+            return done.stdout if done.returncode == 0 else None
+
+        return until(ask, what="an answer")
+
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, store.uri, str(asked)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
-        until(lambda: store.entries("rounds/0000", "rollout"), 400, "the first shard")
-        more = egrsd("scale", "--run", store.uri, "rollout=4")
-        assert "rollout: 4 engines, 4 wanted" in more.stdout, more.stdout + more.stderr
-        until(lambda: serving(store) == 4, 200, "four engines serve")
-        shown = egrsd("scale", "--run", store.uri).stdout
+        until(lambda: store.entries("rounds/0000", "rollout"), what="the first shard")
+        assert "rollout: 4 engines, 4 wanted" in answered("rollout=4")
+        until(lambda: serving(store) == 4, what="four engines serve")
+        shown = answered()
         assert shown.count("serving") == 4
         assert "batches wait" in shown
         for column in ("engine", "state", "batches", "policy", "tokens/s"):
             assert column in shown
-        fewer = egrsd("scale", "--run", store.uri, "rollout=1..2")
-        assert "1 to 2 wanted" in fewer.stdout
+        assert "1 to 2 wanted" in answered("rollout=1..2")
         never = egrsd("scale", "--run", store.uri, "rollout=5000")
         assert never.returncode == 2
         assert "5000 x 1 (engines.rollout) + 1 x 1 (train)" in never.stderr

@@ -31,7 +31,7 @@ def growing(tmp_path):
 
 def asked(address, name=""):
     """The body of a part of the page."""
-    with urlopen(f"{address}{name}", timeout=10) as answer:
+    with urlopen(f"{address}{name}", timeout=300) as answer:
         return answer.read()
 
 
@@ -63,8 +63,8 @@ def test_nobody_else_is_answered(growing):
         assert place.hostname == "127.0.0.1"
         for path, headers in (("/", {}), ("/wrong/", {}), (place.path, {"Host": "evil.example"}), (f"{place.path}other", {})):
             with pytest.raises(HTTPError, match="404"):
-                urlopen(Request(f"http://{place.netloc}{path}", headers=headers), timeout=10)
-        line = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
+                urlopen(Request(f"http://{place.netloc}{path}", headers=headers), timeout=300)
+        line = http.client.HTTPConnection(place.hostname, place.port, timeout=300)
         line.putrequest("POST", place.path)
         line.endheaders()
         assert line.getresponse().status == 501

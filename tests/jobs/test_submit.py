@@ -116,7 +116,7 @@ def head(egrsd, signals_are_heard):
 def cluster(head):
     """The head once it takes jobs."""
     try:
-        until(lambda: "no such job" in head.submit("--stop", "nobody").stderr, 120)
+        until(lambda: "no such job" in head.submit("--stop", "nobody").stderr)
     except AssertionError as error:
         raise AssertionError((head.folder / "head.log").read_text()) from error
     return head
@@ -160,7 +160,7 @@ def interrupted(cluster, *verb):
         if line.startswith("FILES"):
             break
     follower.send_signal(signal.SIGINT)
-    rest, errors = follower.communicate(timeout=60)
+    rest, errors = follower.communicate(timeout=300)
     assert (follower.returncode, errors) == (130, "error: Interrupted (SIGINT)\n")
     return "".join(said) + rest
 
@@ -175,13 +175,13 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
     ]
     running = cluster.submit("--no-wait", *verb)
     log = cluster.folder / "ray" / "session_latest" / "logs" / f"job-driver-{name}.log"
-    until(lambda: log.exists() and "FILES" in log.read_text(), 180, "the job lists its files")
+    until(lambda: log.exists() and "FILES" in log.read_text(), what="the job lists its files")
     other = cluster.submit("--working-dir", str(probe), "--submission-id", name, "train", "--run", "/shared/other")
     watched = interrupted(cluster, *verb)
     [offered] = re.findall(r"`egrsd (submit [^`]*--stop [^`]*)`", watched)
     assert f"job {name} runs on. The same command follows it again; `egrsd {offered}` ends it." in watched
     stopped = cluster.egrsd(*shlex.split(offered), env=cluster.environment)  # as a person would paste it
-    outputs = [process.communicate(timeout=60)[0] for process in pair]
+    outputs = [process.communicate(timeout=300)[0] for process in pair]
     assert f"job {name} " in running.stdout or f"job {name}:" in running.stdout
     assert f"job {name}: STOPPED." in stopped.stdout
     assert "had ended already: STOPPED" in cluster.submit("--stop", name).stdout
@@ -203,7 +203,7 @@ def test_rays_own_command_works_as_the_documents_show_it(cluster, probe):
     [words] = [re.search(r"`([^`]*ray job submit [^`]*)`", line)[1] for line in shown]
     shell = {name: value for name, value in cluster.environment.items() if name != "RAY_AUTH_MODE"}
     command = words.replace("http://HEAD:8265", cluster.address).removesuffix(" ...")
-    done = subprocess.run(["bash", "-c", command], cwd=probe, env=shell, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(["bash", "-c", command], cwd=probe, env=shell, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "'jobs/__main__.py'" in done.stdout
     assert TOKEN not in done.stdout + done.stderr
@@ -331,7 +331,7 @@ def test_every_request_to_the_job_server_has_a_deadline(monkeypatch):
                 self.end_headers()
                 self.wfile.write(body)
             else:
-                over.wait(60)
+                over.wait(600)
 
         def log_message(self, *_):
             pass

@@ -71,7 +71,7 @@ def test_a_larger_model_teaches_in_its_own_engines_and_at_a_server(tmp_path, mon
             run(there, tmp_path, *SMALL)
         finally:
             server.send_signal(signal.SIGTERM)
-            server.wait(60)
+            server.wait(300)
     served = rows(tmp_path, there)
     assert {row["entropy_method"] for row in served} == {"exact"}
     assert [row["trace_id"] for row in served] == [row["trace_id"] for row in local]

@@ -66,7 +66,7 @@ def test_a_waiter_stops_when_it_is_told_to_and_a_block_says_so(name, holder):
     with waiter.held() as mine:
         assert mine is True
         assert not Card(name).take(within_s=0)
-    assert until(lambda: Card(name).take(within_s=0), 20, "the card is free behind the block")
+    assert until(lambda: Card(name).take(within_s=0), what="the card is free behind the block")
 
 
 def test_a_driver_hands_one_name_to_engine_and_trainer():

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from waiting import until
+from waiting import race, until
 
 from pipeline.errors import StoreError, UserError
 from pipeline.live import lease
@@ -19,7 +19,7 @@ from pipeline.store.directory import Store
 from pipeline.store.files import RAY_FOLDER
 
 HOLD = "import sys, time; from pipeline.live import lease; from pipeline.store.directory import Store\n"
-HOLD += "lease.BEAT_S = 0.2\nwith lease.held(Store(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+HOLD += "lease.BEAT_S = 0.2\nwith lease.held(Store(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 
 
 @pytest.fixture
@@ -102,10 +102,8 @@ def test_a_second_driver_is_refused_and_told_who_holds_the_run(store, other_driv
 def test_a_killed_driver_on_this_machine_is_taken_over_at_once(store, other_driver):
     other_driver.send_signal(signal.SIGKILL)
     other_driver.wait()
-    start = time.monotonic()
-    with lease.held(store) as mine:
+    with lease.held(store, ttl_s=3600) as mine:  # who waited for a sign of life would find no end
         mine.check()
-    assert time.monotonic() - start < 5
 
 
 def test_a_silent_holder_elsewhere_loses_it_after_the_ttl_whatever_its_clock(store):
@@ -117,37 +115,35 @@ def test_a_silent_holder_elsewhere_loses_it_after_the_ttl_whatever_its_clock(sto
 def test_a_holder_elsewhere_that_stirs_keeps_it(store):
     far = {"token": "x", "holder": "process 1 on far", "host": "far", "pid": 1}
     store.write_json(lease.LEASE, far | {"beats": 7})
-    threading.Timer(0.3, lambda: store.write_json(lease.LEASE, far | {"beats": 8})).start()
-    with pytest.raises(UserError, match="process 1 on far"), lease.held(store, ttl_s=5):
-        pass
+    over = threading.Event()
+
+    def stir():
+        beats = 7
+        while not over.wait(0.3):
+            store.write_json(lease.LEASE, far | {"beats": (beats := beats + 1)})
+
+    stirring = threading.Thread(target=stir)
+    stirring.start()
+    try:
+        with pytest.raises(UserError, match="process 1 on far"), lease.held(store, ttl_s=300):
+            pass
+    finally:
+        over.set()
+        stirring.join()
 
 
 def test_of_many_that_start_together_one_holds(store):
-    held, refused, go = [], [], threading.Barrier(6)
-
-    def driver():
-        go.wait()
-        try:
-            with lease.held(store, ttl_s=0.2):
-                held.append(1)
-                until(lambda: len(refused) == 5, 10, "five are refused")
-        except UserError:
-            refused.append(1)
-
-    threads = [threading.Thread(target=driver) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (len(held), len(refused)) == (1, 5)
+    assert race(store, 6) == (1, 5)
 
 
 def take_until_noticed(store, mine):
     """Another driver takes the run; it writes again, since a beat under way may have come after its first write."""
-    deadline = time.monotonic() + 30
-    while mine.stolen_by is None and time.monotonic() < deadline:
+
+    def noticed():
         store.write_json(lease.LEASE, {"token": "y", "holder": "process 2 on far", "host": "far", "pid": 2, "beats": 0})
-        time.sleep(0.2)
+        return mine.stolen_by
+
+    until(noticed, what="the holder notices", every=0.2)
 
 
 def test_a_beat_that_cannot_be_written_is_not_the_last(store, monkeypatch):
@@ -183,7 +179,7 @@ def test_a_folder_that_has_gone_ends_its_holder_and_is_not_made_anew(store, monk
     with lease.held(store, on_gone=told.append):
         store.save_run(demo(), {})
         (tmp_path / "run").rename(tmp_path / "moved")
-        until(lambda: told, 30, "the holder is told")
+        until(lambda: told, what="the holder is told")
         for writer in (store, pickle.loads(pickle.dumps(store))):  # the driver, and a worker of a stage
             with pytest.raises(StoreError, match="the run's folder has gone"):
                 writer.write("rounds/0000/plan.json", b"{}")

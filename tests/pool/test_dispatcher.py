@@ -62,7 +62,7 @@ def dispatcher(actors, inflight=4, **settings):
 
 async def until(pool, condition):
     """The pool's state once `condition` holds for it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(300):
         while not condition(seen := await pool.overview()):
             await asyncio.sleep(0.01)
     return seen
@@ -91,7 +91,7 @@ def test_an_engine_that_rays_memory_monitor_ends_is_dead(monkeypatch):
 
 
 def test_an_engine_that_is_slow_to_start_ends_nothing_while_others_serve():
-    slow = Handle(pid=Method(7, 0.2), load=Method(FACTS, 9))  # it waits for its machine, then takes too long to load
+    slow = Handle(pid=Method(7, 0.2), load=Method(FACTS, 900))  # it waits for its machine, then takes too long to load
     actors = Given(Handle(), slow)
 
     async def told():
@@ -106,9 +106,12 @@ def test_an_engine_that_is_slow_to_start_ends_nothing_while_others_serve():
 
 
 def test_an_engine_that_is_slow_to_start_ends_a_pool_without_others():
-    for slow in (Handle(load=Method(FACTS, 9)), Handle(pid=Method(7, 9))):
+    async def told(slow):
+        await asyncio.wait_for(dispatcher(Given(slow), start_timeout_s=0.05).facts(), 300)
+
+    for slow in (Handle(load=Method(FACTS, 900)), Handle(pid=Method(7, 900))):
         with pytest.raises(EngineError, match=r"did not start within 0\.05 s"):
-            asyncio.run(dispatcher(Given(slow), start_timeout_s=0.05).facts())
+            asyncio.run(told(slow))
 
 
 def test_an_engine_waits_for_its_place_while_other_pools_hold_more_than_they_keep():
@@ -123,7 +126,7 @@ def test_a_placement_that_ray_refuses_ends_the_pool_with_that_error():
             raise ValueError("no such resource")
 
     async def told():
-        return await asyncio.wait_for(dispatcher(Refuses()).facts(), 5)
+        return await asyncio.wait_for(dispatcher(Refuses()).facts(), 300)
 
     with pytest.raises(EngineError, match=r"rollout\.placement: engines cannot be asked for \(ValueError: no such resource"):
         asyncio.run(told())
@@ -152,7 +155,7 @@ def test_a_batch_that_ends_lets_one_caller_in_and_an_engine_that_joins_all_it_ha
             await pool.release(task.result().id, 1, 1)
         await count()
         await pool.release(waiting[5].result().id, 1, 1)
-        await asyncio.wait_for(alone, 5)
+        await asyncio.wait_for(alone, 300)
         return counts
 
     assert asyncio.run(told()) == [2, 3, 5, 6]
@@ -175,7 +178,7 @@ def watched(handle, seconds, **settings):
         pool = dispatcher(Given(handle), **settings)
         await pool.facts()
         handle.tickets.append((await pool.acquire(1, 0, False)).id)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(300):
             while not (seen := await pool.overview()).gone and seconds_left() > 0:
                 await asyncio.sleep(0.01)
         return [cause for _, cause, _ in seen.gone]
@@ -199,7 +202,7 @@ def busy(steps):
 
 def test_an_engine_that_holds_a_batch_and_makes_no_step_for_as_long_as_a_start_may_take_is_replaced(monkeypatch):
     monkeypatch.setattr("actors.pool.dispatcher._WATCH_S", 0.01)
-    [cause] = watched(busy([3]), 20, start_timeout_s=0.3)
+    [cause] = watched(busy([3]), 300, start_timeout_s=0.3)
     assert cause.startswith("made no step for")
 
 
@@ -255,7 +258,7 @@ def test_a_pool_on_a_shared_card_starts_nothing_before_it_is_its_turn():
         await asyncio.sleep(0.6)  # the pool looks at its size four times a second
         assert (states(await pool.overview()), seen.asleep, len(actors.handles)) == ([], True, 1)
         await served(pool)
-        return (await asyncio.wait_for(waiting, 5)).engine, (await pool.overview()).asleep
+        return (await asyncio.wait_for(waiting, 300)).engine, (await pool.overview()).asleep
 
     engine, asleep = asyncio.run(told())
     assert engine.startswith("rollout-")
@@ -273,14 +276,14 @@ def test_a_pool_sleeps_once_its_batches_have_ended_and_takes_none_until_it_is_wo
         await asyncio.sleep(0.1)
         assert not sleeping.done()
         await pool.release(ticket.id, 1, 1)
-        await asyncio.wait_for(sleeping, 5)
+        await asyncio.wait_for(sleeping, 300)
         seen = await pool.overview()
         assert (states(seen), seen.asleep, later.done()) == (["asleep"], True, False)
         before = seen.serving_s
         await asyncio.sleep(0.2)
         assert (await pool.overview()).serving_s == pytest.approx(before, abs=0.1)  # seconds of sleep are no idle ones
         await pool.wake()
-        assert (await asyncio.wait_for(later, 5)).handle is handle
+        assert (await asyncio.wait_for(later, 300)).handle is handle
         return actors.ended, (await pool.overview()).gone
 
     assert asyncio.run(told()) == ([], [])
@@ -291,7 +294,7 @@ def test_a_pool_sleeps_once_its_batches_have_ended_and_takes_none_until_it_is_wo
     [
         ({"probe": "flat"}, f"{STRANGE}: log-probs of policy 0 differ by 3.04 nat"),
         ({"wake": Method(DEAD)}, f"did not wake up ({DEAD})"),
-        ({"wake": Method(None, 9)}, "did not wake up (TimeoutError)"),
+        ({"wake": Method(None, 900)}, "did not wake up (TimeoutError)"),
     ],
 )
 def test_a_woken_engine_that_answers_otherwise_or_not_at_all_is_replaced_before_any_answer_counts(method, cause):
@@ -311,7 +314,7 @@ def test_a_woken_engine_that_answers_otherwise_or_not_at_all_is_replaced_before_
         await served(pool)
         await pool.sleep()
         await pool.wake()
-        assert (await asyncio.wait_for(pool.acquire(1, 0, False), 5)).handle is second
+        assert (await asyncio.wait_for(pool.acquire(1, 0, False), 300)).handle is second
         assert actors.ended == [first]
         return (await pool.overview()).gone
 
@@ -335,7 +338,7 @@ def test_an_engine_that_cannot_sleep_is_ended_and_another_starts_when_the_pool_i
 
 def test_an_engine_that_is_still_loading_when_the_trainers_turn_comes_is_ended():
     async def told():
-        slow, second = Handle(load=Method(FACTS, 9)), Handle()
+        slow, second = Handle(load=Method(FACTS, 900)), Handle()
         pool, actors = shared(slow, second)
         await pool.wake()
         await until(pool, lambda seen: states(seen) == ["loading"])
@@ -371,7 +374,7 @@ def test_new_engines_that_answer_otherwise_than_the_one_before_end_the_pool_afte
         await served(pool)
         await pool.sleep()
         await pool.wake()
-        await asyncio.wait_for(pool.acquire(1, 0, False), 5)
+        await asyncio.wait_for(pool.acquire(1, 0, False), 300)
 
     what = f"3 engines could not be loaded, the last one because a new engine {STRANGE}: log-probs of policy 0 differ by 0.5"
     with pytest.raises(EngineError, match=what):
@@ -383,7 +386,7 @@ def test_a_pool_that_has_failed_tells_the_driver_when_it_is_put_to_sleep():
         pool, _ = shared(Handle(load=Method(ValueError("no model"))))
         await pool.wake()
         await pool.sleep()  # nothing holds the card: the next batch gets the error
-        await asyncio.wait_for(pool.acquire(1, 0, False), 5)
+        await asyncio.wait_for(pool.acquire(1, 0, False), 300)
 
     with pytest.raises(EngineError, match="no model"):
         asyncio.run(told())
@@ -393,7 +396,7 @@ def test_every_line_of_an_unknown_error_reaches_the_caller():
     async def told():
         error = RayTaskError("load", "a traceback", ValueError("no room\nin the cache of 2 GiB"))
         pool = dispatcher(Given(Handle(load=Method(error))), min=1)
-        await asyncio.wait_for(pool.acquire(1, 0, False), 5)
+        await asyncio.wait_for(pool.acquire(1, 0, False), 300)
 
     with pytest.raises(EngineError, match=r"ValueError: no room in the cache of 2 GiB"):
         asyncio.run(told())

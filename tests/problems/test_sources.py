@@ -359,7 +359,7 @@ def test_a_source_that_takes_long_is_named(tmp_path, monkeypatch):
         assert len(open_source(source)) == 25
         assert said == []
         monkeypatch.setattr(notices, "NOTICE_S", 0.05)
-        monkeypatch.setattr(jsonl, "open_jsonl", lambda *asked: until(lambda: said, 60, "a word") and opened(*asked))
+        monkeypatch.setattr(jsonl, "open_jsonl", lambda *asked: until(lambda: said, what="a word") and opened(*asked))
         assert len(open_source(source)) == 25
     assert said == [f"waiting for the problems of {uri}: they have been read for 30 s so far."]
 

@@ -18,7 +18,7 @@ def opened(driver, path, hash_="#traces", width=1400, height=1000, scheme="light
     driver.get_log("browser")
     driver.get_log("performance")
     driver.get(f"file://{path}{hash_}")
-    WebDriverWait(driver, 30).until(lambda d: d.execute_script("return performance.getEntriesByName('report-ready').length"))
+    WebDriverWait(driver, 300).until(lambda d: d.execute_script("return performance.getEntriesByName('report-ready').length"))
     return driver
 
 
@@ -40,7 +40,7 @@ def text(driver, selector):
 def soon(driver, selector, expected):
     """Wait until an element says what is expected: the page follows its address, which is told in a moment of its own."""
     redrawn = [StaleElementReferenceException]  # between finding and reading
-    WebDriverWait(driver, 30, ignored_exceptions=redrawn).until(
+    WebDriverWait(driver, 300, ignored_exceptions=redrawn).until(
         lambda d: expected in text(d, selector), f"{expected} in {selector}"
     )
 

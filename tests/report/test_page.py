@@ -61,7 +61,7 @@ def test_a_trace_is_picked_by_verdict_and_order(driver, real):
     lengths = [int(item.find_element(By.CLASS_NAME, "facts").text.split(" tokens")[0].split()[-1]) for item in items]
     assert lengths == sorted(lengths, reverse=True)
     items[1].click()
-    WebDriverWait(driver, 30).until(lambda _: items[1].get_attribute("aria-current") == "true")
+    WebDriverWait(driver, 300).until(lambda _: items[1].get_attribute("aria-current") == "true")
     soon(driver, ".trace .chips", "wrong")
     soon(driver, ".trace .chips", f"{lengths[1]} tokens")
     assert len(driver.find_elements(By.CSS_SELECTOR, "#tokens .tok")) == lengths[1]
@@ -75,7 +75,7 @@ def test_a_token_is_told_on_hover_and_linked_on_click(driver, real):
     for name in ("entropy", "lookahead", "log p student", "log p teacher", "gate", "restored", "token weight"):
         assert name in text(driver, "#inspector")
     token.click()
-    WebDriverWait(driver, 30).until(lambda _: driver.execute_script("return location.hash").endswith("&token=3"))
+    WebDriverWait(driver, 300).until(lambda _: driver.execute_script("return location.hash").endswith("&token=3"))
     opened(driver, real, driver.execute_script("return location.hash"))
     assert "Token 3 of" in text(driver, "#inspector")
     assert "pinned" in driver.find_element(By.ID, "tok-3").get_attribute("class")
@@ -124,13 +124,13 @@ def test_the_keyboard_reaches_everything(driver, real):
     tokens.send_keys(Keys.HOME, "p")
     assert "pivot" in text(driver, "#inspector .regime")
     tokens.send_keys(Keys.ENTER)
-    WebDriverWait(driver, 30).until(lambda _: "token=" in driver.execute_script("return location.hash"))
+    WebDriverWait(driver, 300).until(lambda _: "token=" in driver.execute_script("return location.hash"))
     first = driver.find_element(By.CSS_SELECTOR, ".item")
     driver.execute_script("arguments[0].focus()", first)
     first.send_keys(Keys.ARROW_DOWN)
     ActionChains(driver).send_keys(Keys.ENTER).perform()
     second = driver.find_elements(By.CSS_SELECTOR, ".item")[1]
-    WebDriverWait(driver, 30).until(lambda _: second.get_attribute("aria-current") == "true")
+    WebDriverWait(driver, 300).until(lambda _: second.get_attribute("aria-current") == "true")
     opened(driver, real, "#run")
     plot = driver.find_element(By.CSS_SELECTOR, ".plot")
     plot.send_keys(Keys.HOME)
@@ -161,7 +161,7 @@ def test_who_turns_by_keyboard_stays_where_they_are(driver, hostile, real):
     driver.execute_script("document.querySelector('[data-turn=next]').focus()")
     first = driver.execute_script("return reader.trace.id")
     ActionChains(driver).send_keys(Keys.ENTER).perform()
-    WebDriverWait(driver, 30).until(lambda _: driver.execute_script("return reader.trace.id") != first)
+    WebDriverWait(driver, 300).until(lambda _: driver.execute_script("return reader.trace.id") != first)
     assert driver.execute_script("return document.activeElement.dataset.turn") == "next"
 
 
@@ -251,7 +251,7 @@ def test_markup_marks_of_direction_and_broken_letters_stay_text(driver, hostile)
     ):
         search.clear()
         search.send_keys(query)
-        WebDriverWait(driver, 30).until(lambda d: d.execute_script("return DATA.searched"))
+        WebDriverWait(driver, 300).until(lambda d: d.execute_script("return DATA.searched"))
         driver.find_elements(By.CSS_SELECTOR, ".item")[0].click()
         soon(driver, ".trace", expected)
     search.clear()

@@ -24,12 +24,12 @@ def test_filters_order_and_colour_are_in_the_address(driver, real):
     opened(driver, real)
     chosen(driver, verdict="wrong", order="longest", colour="gate")
     driver.find_element(By.CSS_SELECTOR, "#view-traces input[type=search]").send_keys("=")
-    WebDriverWait(driver, 30).until(lambda d: d.execute_script("return DATA.searched"))
+    WebDriverWait(driver, 300).until(lambda d: d.execute_script("return DATA.searched"))
     address = driver.execute_script("return location.hash")
     seen = "return [document.querySelector('#view-traces .found').textContent, reader.trace.id]"
     before = driver.execute_script(seen)
     opened(driver, real, address)
-    WebDriverWait(driver, 30).until(lambda d: d.execute_script(seen) == before)
+    WebDriverWait(driver, 300).until(lambda d: d.execute_script(seen) == before)
     for name, value in (("verdict", "wrong"), ("order", "longest"), ("colour", "gate")):
         assert driver.find_element(By.CSS_SELECTOR, f"#view-traces [data-name={name}]").get_attribute("value") == value
     driver.find_element(By.CSS_SELECTOR, "nav a[href='#groups']").click()
@@ -44,11 +44,11 @@ def test_keys_move_search_and_help(driver, real):
     first = rows.index(driver.execute_script("return reader.trace.id"))
     for keys, place in (("j", first + 1), ("j", first + 2), ("k", first + 1)):
         press(keys)
-        WebDriverWait(driver, 30).until(lambda d, p=place: d.execute_script("return reader.trace.id") == rows[p])
+        WebDriverWait(driver, 300).until(lambda d, p=place: d.execute_script("return reader.trace.id") == rows[p])
     press("?")
     assert "next and previous trace" in text(driver, "dialog")
     press(Keys.ESCAPE)
-    WebDriverWait(driver, 30).until(lambda d: not d.find_elements(By.TAG_NAME, "dialog"))
+    WebDriverWait(driver, 300).until(lambda d: not d.find_elements(By.TAG_NAME, "dialog"))
     press("/", "j")
     assert driver.execute_script("return document.activeElement.value") == "j"
     press(Keys.ESCAPE, "2")
@@ -78,7 +78,7 @@ def test_the_page_ends_where_its_content_ends_and_tab_reaches_the_text_soon(driv
     assert driver.execute_script(stops) <= 16
     table = "document.querySelectorAll('.below').forEach(d => { d.open = true; })"
     driver.execute_script(table)
-    WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".below .scroll table"))
+    WebDriverWait(driver, 300).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".below .scroll table"))
     room = "return [...document.querySelectorAll('#reader .below .scroll')].map(e => e.scrollWidth - e.clientWidth)"
     assert max(driver.execute_script(room)) <= 0  # the token table is not cut at the right
 
@@ -87,7 +87,7 @@ def test_a_trace_that_is_tapped_on_a_phone_comes_into_view(driver, real):
     opened(driver, real, "#traces", 390, 844)
     driver.find_elements(By.CSS_SELECTOR, ".item")[2].click()
     top = "return document.getElementById('reader').getBoundingClientRect().top"
-    WebDriverWait(driver, 30).until(lambda d: -5 < d.execute_script(top) < 300)
+    WebDriverWait(driver, 300).until(lambda d: -5 < d.execute_script(top) < 300)
 
 
 def test_a_sheet_on_a_phone_covers_nothing_before_a_tap_and_can_be_put_away(driver, real):
@@ -96,7 +96,7 @@ def test_a_sheet_on_a_phone_covers_nothing_before_a_tap_and_can_be_put_away(driv
     sheet = driver.find_element(By.ID, "inspector")
     assert not sheet.is_displayed()
     driver.execute_script("document.getElementById('tok-2').click()")
-    WebDriverWait(driver, 30).until(lambda _: sheet.is_displayed())
+    WebDriverWait(driver, 300).until(lambda _: sheet.is_displayed())
     assert "Token 2 of" in text(driver, "#inspector")
     sheet.find_element(By.CSS_SELECTOR, ".close").click()
     assert not sheet.is_displayed()
@@ -104,7 +104,7 @@ def test_a_sheet_on_a_phone_covers_nothing_before_a_tap_and_can_be_put_away(driv
 
 def test_a_tap_in_a_group_reads_the_update_and_a_second_one_opens_the_trace(driver, real):
     opened(driver, real, "#groups", 390, 844)
-    WebDriverWait(driver, 30).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".beside .tok"))
+    WebDriverWait(driver, 300).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".beside .tok"))
     assert not driver.find_element(By.CSS_SELECTOR, ".told").is_displayed()
     assert not driver.find_element(By.CSS_SELECTOR, "#group .scroll").is_displayed()  # each trace has its facts beside it
     assert "advantage" in text(driver, ".sibling-head")
@@ -136,7 +136,7 @@ def test_the_page_of_a_run_is_short_on_a_phone_and_whole_on_a_desk(driver, real)
     assert driver.execute_script(seen) == 12
     driver.execute_script("document.querySelectorAll('.chapter > summary')[1].click()")
     assert driver.execute_script(seen) == 9
-    WebDriverWait(driver, 30).until(lambda d: d.execute_script("return folded.get('Entropy and regimes') === false"))
+    WebDriverWait(driver, 300).until(lambda d: d.execute_script("return folded.get('Entropy and regimes') === false"))
     driver.execute_script("renew()")  # as a page does that follows its run
     assert driver.execute_script(seen) == 9
     assert "No measure of progress" in driver.execute_script(

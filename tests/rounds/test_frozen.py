@@ -46,7 +46,7 @@ def worker(request):
     """A process that has the title of a Ray worker and waits."""
     title = "ray::IDLE a_mark" if "idle" in request.node.name else "ray::MapBatches(a_mark)"
     process = subprocess.Popen([title, "600"], executable=shutil.which("sleep"))
-    until(lambda: any(place[3] for place in frozen.here("a_mark")), 60)
+    until(lambda: any(place[3] for place in frozen.here("a_mark")))
     yield process
     process.kill()
     process.wait()
@@ -59,7 +59,7 @@ def test_a_stopped_process_is_seen_ended_and_told_of(worker):
     os.kill(worker.pid, signal.SIGSTOP)
     said = []
     with notices.shown(said.append), Watch("a_mark", 0.4, frozen.here, frozen.end_here):
-        assert worker.wait(30) == -signal.SIGKILL
+        assert worker.wait(300) == -signal.SIGKILL
     assert f"a data task (process {worker.pid} on {place[0]}) did nothing for" in said[0]
 
 
@@ -71,7 +71,7 @@ def test_an_idle_worker_is_left_alone_until_it_is_stopped(worker):
 
     assert used() == math.inf
     os.kill(worker.pid, signal.SIGSTOP)
-    until(lambda: used() < math.inf, 30)
+    until(lambda: used() < math.inf)
     [place] = [place for place in frozen.here("another mark", "pytest") if place[1] == worker.pid]
     assert worker.pid not in [place[1] for place in frozen.here("another mark", "session_of_another_ray")]
     frozen.end_here(place, "another mark", "session_of_another_ray")
@@ -119,6 +119,6 @@ def test_a_look_that_fails_ends_nothing_and_is_tried_again():
         return {A: 1.0}
 
     with Watch("a_mark", 0.2, look, lambda place, title: ended.append(place)):
-        until(lambda: ended, 30)
+        until(lambda: ended)
     assert ended[0] == A
     assert len(looks) >= 3

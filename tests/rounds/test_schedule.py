@@ -95,7 +95,7 @@ def test_a_stopped_task_is_ended_and_its_shards_are_done_again(ray_local, tmp_pa
     told = []
     with notices.shown(told.append), ThreadPoolExecutor(1) as pool:
         brought(work, "prompts")
-        stopping = pool.submit(lambda: until(lambda: stop_a_task() or stopped, 60))
+        stopping = pool.submit(lambda: until(lambda: stop_a_task() or stopped))
         execute(work, ("rollout",), inflight=2)
         stopping.result()
     assert [line for line in told if f"a data task (process {stopped[0]} on" in line]

@@ -83,7 +83,7 @@ def test_a_bar_that_does_not_move_is_seen_again_in_a_log(written, monkeypatch):
     with progress.Bars(*COLUMNS, console=Console(file=written, width=80)) as bars:
         task = bars.add_task("rounds", total=2)
         bars.advance(task)
-        until(lambda: len(lines(written)) >= 3, 30, "the bar again")
+        until(lambda: len(lines(written)) >= 3, what="the bar again")
         bars.advance(task)
         seen = len(lines(written))
         time.sleep(0.5)

@@ -23,7 +23,7 @@ def egrsd(shell):
     """A line of bash with $EGRSD as the command. Its exit code is that of the first command of a pipe."""
     environment = os.environ | {"EGRSD": f"{sys.executable} -m jobs"}
     line = ["bash", "-c", shell + "; exit ${PIPESTATUS[0]}"]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.fixture

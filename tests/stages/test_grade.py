@@ -45,7 +45,7 @@ def test_a_verifier_that_takes_long_over_the_references_is_named(tmp_path, monke
         assert check_references(*source) is None
         assert said == []
         monkeypatch.setattr(notices, "NOTICE_S", 0.05)
-        monkeypatch.setattr(Grader, "unreadable", lambda *_: until(lambda: said, 60, "a word") and [])
+        monkeypatch.setattr(Grader, "unreadable", lambda *_: until(lambda: said, what="a word") and [])
         assert check_references(*source) is None
     assert said == [
         f"waiting for the verifier: it has read the first 2 reference answers of {source[0].source.uri} for 30 s so far."

@@ -22,7 +22,7 @@ class Silent(BaseHTTPRequestHandler):
     """A server that accepts every connection, and says "not found" only once it may answer."""
 
     def answer(self):
-        self.server.answers.wait(120)
+        self.server.answers.wait(600)
         self.send_response(404)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -64,7 +64,7 @@ def test_a_store_that_does_not_answer_is_named_once(silent, monkeypatch, request
     monkeypatch.setattr(notices, "NOTICE_S", 0.3)
     with notices.shown(said.append), ThreadPoolExecutor(1) as pool:
         asked = pool.submit(getattr(Store("s3://runs/x"), method), path)
-        until(lambda: said, 60, "a word")
+        until(lambda: said, what="a word")
         silent.set()
         assert asked.result(120) is None
     assert len(said) == 1

@@ -32,7 +32,7 @@ def test_a_leader_that_has_stopped_is_named_and_ended(process, monkeypatch):
     monkeypatch.setattr(leaders, "NOTICE_S", 0.4)
     process.send_signal(signal.SIGSTOP)
     with notices.shown(said.append), leaders.Watch(1.0, lambda: leaders.here({process.pid: "TrainController"})):
-        until(lambda: process.status() == psutil.STATUS_ZOMBIE, 60, "the stopped process is ended")
+        until(lambda: process.status() == psutil.STATUS_ZOMBIE, what="the stopped process is ended")
     who = f"training: Ray Train's TrainController (process {process.pid})"
     assert said[0].startswith(f"{who} has done nothing for ")
     assert said[0].endswith("It is ended after 1 s.")
@@ -45,7 +45,7 @@ def test_a_rank_that_has_stopped_is_ended_after_the_health_check_had_its_time(pr
     said = []
     process.send_signal(signal.SIGSTOP)
     with notices.shown(said.append), leaders.Watch(0.8, lambda: leaders.here({process.pid: leaders.RANK})):
-        until(lambda: process.status() == psutil.STATUS_ZOMBIE, 60, "the stopped rank is ended")
+        until(lambda: process.status() == psutil.STATUS_ZOMBIE, what="the stopped rank is ended")
     [text] = said
     assert text.startswith(f"training: Ray Train's RayTrainWorker (process {process.pid}) did nothing for ")
 
@@ -55,7 +55,7 @@ def test_a_process_that_took_the_id_of_another_is_not_ended(process):
     leaders.end_here((*place[:2], place[2] - 1, True))
     assert process.is_running()
     leaders.end_here(place)
-    until(lambda: process.status() == psutil.STATUS_ZOMBIE, 60, "the very process is ended")
+    until(lambda: process.status() == psutil.STATUS_ZOMBIE, what="the very process is ended")
 
 
 def test_a_leader_that_works_is_left_alone(process, monkeypatch):
@@ -67,7 +67,7 @@ def test_a_leader_that_works_is_left_alone(process, monkeypatch):
         return leaders.here({process.pid: "TrainController"})
 
     with notices.shown(said.append), leaders.Watch(2.0, find):
-        until(lambda: len(looks) >= 12, 60, "three times the deadline")
+        until(lambda: len(looks) >= 12, what="three times the deadline")
     assert process.is_running()
     assert said == []
 
@@ -82,5 +82,5 @@ def test_a_leader_that_has_just_ended_harms_nothing(process):
         return leaders.here({process.pid: "TrainController"})
 
     with leaders.Watch(0.2, find):
-        until(lambda: len(looks) >= 3, 60, "it goes on to look")
+        until(lambda: len(looks) >= 3, what="it goes on to look")
     assert not process.is_running()

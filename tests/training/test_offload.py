@@ -94,8 +94,8 @@ def test_a_rank_steps_while_it_holds_the_card_and_has_left_it_when_its_policy_is
     thread.join(1)
     assert holders == []  # both rounds are committed, and the engine still has the card
     engine.release()
-    until(lambda: store.has_policy(2), 120, "both rounds are trained")
-    thread.join(60)
+    until(lambda: store.has_policy(2), what="both rounds are trained")
+    thread.join(300)
     assert holders == [("step", False)] * 2 + [("publish", True)] + [("step", False)] * 2 + [("publish", True)]
 
     monkeypatch.setattr(Trainer, "train_step", steps)
