@@ -224,7 +224,7 @@ def test_a_holder_whose_clock_is_a_day_off_is_judged_the_same(tmp_path, days):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, store.uri, str(days)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline().strip() == "held"
-        with pytest.raises(UserError, match=f"process {holder.pid} on .* is working on this run"), lease.held(store, ttl_s=3):
+        with pytest.raises(UserError, match=f"process {holder.pid} on .* is working on this run"), lease.held(store, ttl_s=120):
             pass
     finally:
         holder.kill()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from pipeline.grader.python_tests import NoTests, code_of, python_tests, read_tests
+from pipeline.grader.sandbox import Limits
 
 ADD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
 DOUBLE = "```\nprint(int(input()) * 2)\n```"
 HUMANEVAL = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(0, 0) == 0\n"
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """On a full machine a program may use no processor for longer than the product waits."""
+    monkeypatch.setattr("pipeline.grader.python_tests.Limits", partial(Limits, still_s=300.0))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +61,7 @@ def test_the_value_is_1_when_all_tests_pass_or_the_share_of_passed_ones(answer, 
     ],
 )
 def test_what_the_tests_said_is_told_in_words(answer, tests, said):
-    [found] = python_tests([answer], {"time_s": 0.5}, tests=[tests])
+    [found] = python_tests([answer], {"time_s": 0.5} if "while" in answer else {}, tests=[tests])
     assert found.said.endswith(said)
 
 

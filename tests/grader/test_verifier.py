@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 
 import psutil
 import pytest
@@ -20,6 +20,7 @@ from waiting import until
 from pipeline.config import Grade, Prompts, Run
 from pipeline.contract import Reject, Verdict
 from pipeline.errors import SettingError
+from pipeline.grader.children import Children
 from pipeline.grader.verifier import Graded, Grader, Reading, grader_of, reads_unmarked
 
 
@@ -121,14 +122,6 @@ def test_a_number_that_nobody_computes_costs_no_deadline(grader):
     assert not any(r.gave_up for r in grader.grade([TOO_LARGE], ["5/2"], ["stop"]))
 
 
-def stop_children_until(done: threading.Event, known: set) -> None:
-    """Stop every new child process, for as long as `done` is not set."""
-    while not done.wait(0.05):
-        for child in set(multiprocessing.active_children()) - known:
-            with suppress(ProcessLookupError, TypeError):
-                os.kill(child.pid, signal.SIGSTOP)
-
-
 def test_time_for_which_a_child_is_stopped_does_not_count():
     known = set(multiprocessing.active_children())
     with closing(Grader(deadline_s=1.0, processes=1)) as patient:
@@ -153,24 +146,23 @@ def test_a_stopped_child_is_replaced_and_its_row_tried_again():
         assert child not in wait_for_children(known)
 
 
-def test_a_row_whose_every_child_is_stopped_is_a_typed_reject():
-    known, done = set(multiprocessing.active_children()), threading.Event()
-    stopper = threading.Thread(target=stop_children_until, args=(done, known))
+def test_a_row_whose_every_child_is_stopped_is_a_typed_reject(monkeypatch):
+    start = Children._start
+
+    def stopped_at_once(self):
+        child = start(self)
+        os.kill(child.process.pid, signal.SIGSTOP)
+        return child
+
+    monkeypatch.setattr(Children, "_start", stopped_at_once)
     with closing(Grader(processes=1, reading=Reading(stall_s=2.0))) as watchful:
-        stopper.start()
         [result] = watchful.grade([r"\boxed{\frac{3}{6}}"], ["0.5000"], ["stop"])
-        done.set()
-        stopper.join()
     assert (result.verdict, result.reject, result.gave_up) == ("timeout", "verifier_timeout", True)
     assert "stood still" in result.detail
 
 
 def wait_for_children(known: set) -> list:
-    for _ in range(200):
-        if started := [child for child in multiprocessing.active_children() if child not in known]:
-            return started
-        time.sleep(0.05)
-    raise AssertionError("no child started")
+    return until(lambda: [child for child in multiprocessing.active_children() if child not in known], what="a child")
 
 
 def test_a_verifier_that_dies_twice_is_an_error_of_its_row_only():
@@ -227,11 +219,7 @@ def test_a_hanging_child_does_not_outlive_its_caller_for_long(tmp_path):
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False, env=environment)
     assert ended.returncode == 9
     [pid] = map(int, ended.stdout.split())
-    for _ in range(300):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.1)
-    raise AssertionError("the child still runs")
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, what="the end of the child")
 
 
 def test_it_works_in_a_rays_worker_outside_its_main_thread(ray_local):
