@@ -218,6 +218,20 @@ def test_an_engine_that_answers_late_but_before_the_deadline_is_left_alone(monke
     assert watched(slow, 2, stall_timeout_s=30.0) == []
 
 
+def test_the_tickets_of_a_dead_caller_are_dropped(monkeypatch):
+    monkeypatch.setattr("actors.pool.dispatcher._WATCH_S", 0.01)
+    monkeypatch.setattr("actors.pool.dispatcher._FORGET_S", 0.05)
+
+    async def told():
+        pool = dispatcher(Given())
+        await pool.facts()
+        dead = await pool.acquire(5, 0, True)  # and never used: the pool would wait for ever
+        return dead, await asyncio.wait_for(pool.acquire(1, 0, False), 300)
+
+    dead, living = asyncio.run(told())
+    assert dead.engine == living.engine
+
+
 def test_engines_that_fell_back_for_reasons_that_read_otherwise_serve_together():
     gaps = [replace(FACTS, entropy_method="bounds", fallback=f"differs by {gap} nat") for gap in (0.73, 0.71)]
     actors = Given(*(Handle(load=Method(facts)) for facts in gaps))
