@@ -70,7 +70,7 @@ def test_the_recipes_fit_and_only_with_every_role(read, name):
     demands = [engines, Demand("train", run.train.workers, run.train.placement)]
     check(demands, nodes(read))
     for role in ("rollout", "train"):
-        with pytest.raises(ResourceError):
+        with pytest.raises(ResourceError, match="engines.rollout" if role == "rollout" else "train"):
             check(demands, nodes(read, without=role))
 
 

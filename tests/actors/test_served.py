@@ -54,7 +54,7 @@ class Played(BaseHTTPRequestHandler):
             server.most = max(server.most, server.at_once)
             server.asked += 1
             number = server.asked
-        time.sleep(server.slow_s)
+        server.pause(number)
         with server.lock:
             server.at_once -= 1
         if server.fault == "busy" and number % 3:
@@ -104,7 +104,7 @@ class Played(BaseHTTPRequestHandler):
 def played():
     """A playing server. Its attribute `fault` says how it misbehaves."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Played)
-    server.fault, server.slow_s, server.lock, server.at_once, server.most, server.asked = "", 0.0, threading.Lock(), 0, 0, 0
+    server.fault, server.pause, server.lock, server.at_once, server.most, server.asked = "", id, threading.Lock(), 0, 0, 0
     server.headers, server.version = {}, "9.9"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -180,11 +180,17 @@ def test_sequences_that_cannot_be_scored_are_failures_of_their_row(played):
 
 def test_requests_are_bounded_and_a_busy_server_is_asked_again(played, monkeypatch):
     monkeypatch.setattr("actors.server.FIRST_WAIT_S", 0.0)
-    played.fault, played.slow_s = "busy", 0.02
-    teacher = client(played, concurrency=2, tries=40)
-    played.most = 0
+    teacher, pair, begun = client(played, concurrency=2, tries=40), threading.Barrier(2), []
+
+    def pause(number):
+        begun.append(number)
+        if len(begun) <= 2:  # whoever asked one after the other would wait here
+            pair.wait(300)
+        time.sleep(0.02)
+
+    played.fault, played.most, played.pause = "busy", 0, pause
     assert all(isinstance(a, Score) for a in teacher.score([Sequence(PROMPT, RESPONSE)] * 4, Policy(0)))
-    assert played.most <= 2
+    assert played.most == 2
     assert teacher.steps == 4
 
 
@@ -266,7 +272,7 @@ def test_a_server_that_is_slow_or_gone_or_lacks_the_model_is_refused(played, mon
     monkeypatch.setattr("actors.server.FIRST_WAIT_S", 0.0)
     with pytest.raises(ModelError, match=r"serve 'other'\. It serves: teacher\. Name one in teachers\.big\.served_model"):
         client(played, served_model="other")
-    played.slow_s = 1.0
+    played.pause = lambda _: time.sleep(1.0)
     with pytest.raises(EngineError, match=r"gave no answer within 0\.2 s \(timeout_s\), asked once"):
         client(played, timeout_s=0.2, tries=1)
     with pytest.raises(EngineError, match=r"cannot be reached \(ConnectionError\), asked 2 times"):

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import trainer_here
+from waiting import until
 
 from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import distill, status, train
@@ -37,8 +38,20 @@ def finished(folder: pathlib.Path, *sets: str) -> Store:
 
 @pytest.fixture(scope="module", params=[0, 1])
 def overlapped(request, ray_local, tmp_path_factory):
-    """(max_staleness, a finished run)."""
-    return request.param, finished(tmp_path_factory.mktemp("runs") / "run", f"max_staleness={request.param}")
+    """(max_staleness, a finished run). Where rounds may overlap, the trainer waits until they do: it might be the faster one."""
+    from pipeline.training import rank  # imports peft, for which the collection of tests should not wait
+
+    train_round = rank.train_round
+
+    def after_the_next_has_begun(trainer, store, number, *more):
+        if number + 1 < ROUNDS:
+            until(lambda: store.entries(f"rounds/{number + 1:04d}", "rollout"), what="the next round begins")
+        return train_round(trainer, store, number, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param:
+            patch.setattr(rank, "train_round", after_the_next_has_begun)
+        return request.param, finished(tmp_path_factory.mktemp("runs") / "run", f"max_staleness={request.param}")
 
 
 def rollouts(store):
@@ -76,8 +89,9 @@ def test_only_a_lagging_round_is_begun_before_its_forerunner_is_trained(overlapp
     for number in range(1, ROUNDS):
         if staleness == 0:
             assert begun[number] > trained[number - 1]
-        elif number > 1:
-            assert begun[number] > trained[number - 2]
+        else:
+            assert begun[number] < trained[number - 1]
+            assert number == 1 or begun[number] > trained[number - 2]
 
 
 def test_training_again_on_the_stored_traces_gives_the_same_policy(overlapped, trained_here, capfd):

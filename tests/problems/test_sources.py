@@ -80,7 +80,7 @@ def test_rows_come_as_asked_from_every_kind(uri):
         assert [(row.problem, row.solution, row.answer) for row in rows] == [tuple(ROWS[i].values()) for i in asked]
         assert all(row.reject is None for row in rows)
     assert problems.rows([]) == []
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="row 25 of a source of 25"):
         problems.rows([25])
 
 
@@ -89,7 +89,7 @@ def test_size_caps_a_file_and_the_fingerprint_follows_content(uri):
     assert open_source(source).fingerprint == open_source(source).fingerprint
     capped = open_source(source.model_copy(update={"size": 10}))
     assert len(capped) == 10
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="row 10 of a source of 10"):
         capped.rows([10])
 
 

@@ -33,8 +33,11 @@ def test_filters_order_and_colour_are_in_the_address(driver, real):
     for name, value in (("verdict", "wrong"), ("order", "longest"), ("colour", "gate")):
         assert driver.find_element(By.CSS_SELECTOR, f"#view-traces [data-name={name}]").get_attribute("value") == value
     driver.find_element(By.CSS_SELECTOR, "nav a[href='#groups']").click()
+    order = driver.find_element(By.CSS_SELECTOR, "#view-traces [data-name=order]")
+    WebDriverWait(driver, 300).until(lambda _: not order.is_displayed())
     driver.back()
-    assert driver.find_element(By.CSS_SELECTOR, "#view-traces [data-name=order]").get_attribute("value") == "longest"
+    WebDriverWait(driver, 300).until(lambda d: d.execute_script("return location.hash") == address and order.is_displayed())
+    assert order.get_attribute("value") == "longest"
 
 
 def test_keys_move_search_and_help(driver, real):

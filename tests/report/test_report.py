@@ -125,7 +125,7 @@ def test_groups_that_a_filled_round_leaves_out_are_told_and_the_ledger_adds_up(t
     assert f"1 rounds are filled: {asked - 4} further prompts were asked." in said
     ready = store.read_json("rounds/0000/ready.json")
     store.write_json("rounds/0000/ready.json", ready | {"left_out": {"0000": [0, 1]}})
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="1"):
         verify_run(store.uri, False)
     assert "ready.json: left_out: are not the groups that the verdicts leave out" in "".join(capfd.readouterr())
 

@@ -141,8 +141,9 @@ def test_control_tokens_in_a_problem_or_a_solution_are_text(tokenizer):
 
 def test_a_problem_and_a_template_cannot_spell_a_control_token_together(tokenizer):
     own = control_ids(tokenizer, student_prompt(tokenizer, "1"))
-    token = {"<eos>", "<|im_end|>", "</s>"} & set(tokenizer.get_vocab())
-    for text in token:
+    tokens = {"<eos>", "<|im_end|>", "</s>"} & set(tokenizer.get_vocab())
+    assert tokens
+    for text in tokens:
         assert control_ids(tokenizer, student_prompt(tokenizer, text[1:-1], "<{problem}>")) == own
 
 

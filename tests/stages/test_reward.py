@@ -137,8 +137,10 @@ def test_a_failing_function_rejects_the_rows_of_its_call_and_no_others(tmp_path,
 
 def test_a_reward_may_decide_the_verdict(tmp_path, file):
     file.write_text("def brevity(completions, **columns):\n    return [1 if '7' in text else 0 for text in completions]\n")
-    work, _ = graded(tmp_path / "run", own(file), more=["grade.verdict_reward=brevity"])
-    for row in joined_round(work).to_pylist():
+    work, _ = graded(tmp_path / "run", own(file), more=["grade.verdict_reward=brevity", *VARIED])
+    rows = joined_round(work).to_pylist()
+    assert {row["verdict"] for row in rows} == {"correct", "wrong", "truncated"}
+    for row in rows:
         if row["finish_reason"] == "length":
             assert row["verdict"] == "truncated"
         else:

@@ -280,7 +280,7 @@ def test_an_entry_of_a_later_version_is_read(run_dir):
 
 @pytest.mark.parametrize("uri", ["", "  ", "~nobody-here/x"])
 def test_a_run_needs_a_place(uri):
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="Name a folder or a URI"):
         Store(uri)
 
 

@@ -91,6 +91,7 @@ def test_a_summary_that_was_made_while_a_shard_changed_is_not_believed(run_dir, 
 
 def test_who_lists_while_another_commits_sees_one_commit_or_the_next(run_dir):
     summarised(run_dir)
+    before = run_dir.entries("rounds/0000", "score")["0000"]
     tables = [score_table(teacher_entropy=[[k / 40 + 0.01] * 4] * 3) for k in range(40)]
     reader = Store(run_dir.uri)
     with ThreadPoolExecutor(1) as pool:
@@ -100,7 +101,7 @@ def test_who_lists_while_another_commits_sees_one_commit_or_the_next(run_dir):
             seen.append(reader.entries("rounds/0000", "score")["0000"])
             reader.summarise("rounds/0000", "score")
         committed = writing.result()
-    order = [committed.index(entry) for entry in seen if entry in committed]
+    order = [[before, *committed].index(entry) for entry in seen]
     assert order == sorted(order)
     assert reader.entries("rounds/0000", "score") == truth(run_dir)
     assert reader.entries("rounds/0000", "score")["0000"] == committed[-1]

@@ -40,7 +40,7 @@ def test_states_are_dropped_only_once_a_newer_policy_is_published(tmp_path: Path
         assert rank.train_round(trainer, store, number)
     blocked = tmp_path / "policy/0003"
     blocked.write_text("a file where the policy's folder belongs")
-    with pytest.raises(StoreError):
+    with pytest.raises(StoreError, match=r"policy/0003.*cannot write"):
         rank.train_round(trainer, store, 2)
     assert store.numbers("train") == [1, 2, 3]
     blocked.unlink()

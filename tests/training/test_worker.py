@@ -68,7 +68,7 @@ def test_a_killed_rank_resumes_and_ends_in_the_same_weights(tmp_path: Path, kill
     commit_round(store, make_round(3, policy_version=[2] * 12))
     with pytest.raises(TrainingError, match="older than max_staleness"):
         until(lambda: store.has_policy(4), handle)
-    with pytest.raises(TrainingError):
+    with pytest.raises(TrainingError, match="older than max_staleness"):
         handle.join()
     assert store.latest_policy() == 3
     assert store.names("train") == ["0002", "0003"]  # Ray Train left nothing
