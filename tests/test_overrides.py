@@ -5,7 +5,9 @@ import yaml
 
 from pipeline.config import Run
 from pipeline.errors import SettingError
-from pipeline.overrides import differences, load, resolve, undoing
+from pipeline.overrides import decides, differences, load, resolve, undoing
+from pipeline.recipes import demo
+from pipeline.stages import PLAN
 
 BASE = Run(name="t")
 
@@ -104,3 +106,20 @@ def test_an_entry_of_a_list_is_changed_by_its_name():
 def test_a_wrong_override_of_an_entry_is_named(override, message):
     with pytest.raises(SettingError, match=message):
         resolve(resolve(BASE, [REWARDS]), [override])
+
+
+def test_an_unknown_sink_is_one_line_that_lists_those_there_are():
+    with pytest.raises(SettingError, match=r"'tensorboard', 'wandb' or 'mlflow' \(got 'tensorbord'\)"):
+        resolve(demo(), ["metrics.sinks=tensorbord"])
+
+
+def test_sinks_may_be_named_with_commas_and_once():
+    run = resolve(demo(), ["metrics.sinks=mlflow, wandb,mlflow"])
+    assert run.metrics.sinks == ("mlflow", "wandb")
+
+
+def test_sinks_decide_no_result():
+    """Other sinks make no shard stale, and a resume takes them without --accept-changes."""
+    other = resolve(demo(), ["metrics.sinks=wandb"])
+    assert all(other.digest(s.settings) == demo().digest(s.settings) for s in PLAN)
+    assert {name for name, *_ in differences(demo(), other) if decides(name)} == set()

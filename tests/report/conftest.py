@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import browser as browsers
@@ -32,9 +33,9 @@ COMPARED = {
 
 @pytest.fixture(scope="session")
 def driver():
-    """Chromium, or a reason why not."""
+    """Chromium, or a reason why not. Where all tests are to run, as in CI, the lack of it is a failure."""
     if (reason := browsers.missing()) is not None:
-        pytest.skip(reason)
+        (pytest.fail if os.environ.get("EGRSD_NEEDS_BROWSER") else pytest.skip)(reason)
     with browsers.chromium() as found:
         yield found
 
