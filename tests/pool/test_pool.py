@@ -112,7 +112,7 @@ def test_engines_that_are_busy_or_slow_are_left_alone(start, told):
     assert [line for line in told if "sign of life" in line or "replaced" in line] == []
 
 
-def test_an_idle_engine_that_dies_is_replaced_unasked(start):
+def test_an_idle_engine_that_dies_is_replaced_unasked_and_told_with_its_cause(start):
     pool = start(size=1)
     pool.facts()
     until(lambda: serving(pool))
@@ -120,6 +120,10 @@ def test_an_idle_engine_that_dies_is_replaced_unasked(start):
     os.kill(victim.pid, signal.SIGKILL)
     until(lambda: [e for e in serving(pool) if e.name != victim.name])
     assert victim.name not in names(pool)
+    [(name, cause, ago)] = pool.overview().gone
+    assert name == victim.name
+    assert "died" in cause
+    assert 0 <= ago < 300
 
 
 def test_a_row_that_keeps_killing_its_engine_is_isolated(start):
@@ -214,18 +218,6 @@ def test_engines_that_a_smaller_pool_ends_while_they_load_are_no_failure(start):
     pool.facts()
     until(lambda: [engine.state for engine in pool.overview().engines] == ["serving"])
     assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
-
-
-def test_an_engine_that_died_is_told_with_its_cause(start):
-    pool = start(size=1)
-    until(lambda: serving(pool))
-    victim = pool.overview().engines[0]
-    os.kill(victim.pid, signal.SIGKILL)
-    until(lambda: pool.overview().gone)
-    [(name, cause, ago)] = pool.overview().gone
-    assert name == victim.name
-    assert "died" in cause
-    assert 0 <= ago < 300
 
 
 def test_an_empty_pool_wakes_up_when_asked(start):

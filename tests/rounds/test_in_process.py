@@ -59,7 +59,7 @@ def test_the_error_of_a_stage_is_raised_and_no_thread_begins_another_shard(tmp_p
     assert not work.store.entries(work.area, "rollout")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("error", [ZeroDivisionError, IndexError])  # an IndexError of a stage once ended its thread in silence
 def test_an_error_that_is_not_of_the_project_is_raised_too(tmp_path, monkeypatch, error):
     def broken(*_):
