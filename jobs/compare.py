@@ -6,6 +6,7 @@ pipeline/evidence/comparison.py describes the folder. The engines stay up for al
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from pipeline.models.layers import with_targets
 from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.recipes import called
 from pipeline.recipes import recipe as named
-from pipeline.rounds import origin
+from pipeline.rounds import contents, origin
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 
 ACCEPT = "Put the old file back, or use another --out"
+SAME_MODEL = "Put the old model back, or use another --out"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             for caution in dict.fromkeys([*cautions(compared.base, sources), *partly]):
                 out.say(caution)
             rewards = bool(compared.base.grade.rewards)
+            models = contents.look(compared.base)
             for key in compared.runs:
+                contents.refuse_changes(compared.folder(key), models, accept=False, remedy=SAME_MODEL)
                 origin.refuse_changes(compared.folder(key), sources.opened, accept=False, rewards=rewards, remedy=ACCEPT)
             noted = [prepare(compared.folder(key), compared.runs[key], sources.rounds, remaining[key].train) for key in left]
             for text in dict.fromkeys(text for notes in noted for text in notes):
@@ -93,7 +97,7 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             for place, key in enumerate(compared.runs, 1):
                 if key in left:
                     out.say(f"{key.objective}, seed {key.seed} ({place} of {len(compared.runs)})")
-                    train_one(compared, key, engines, out)
+                    train_one(compared, key, engines, models, out)
                 document = keep_point(compared, series, key, settings)
         out.told.result = document
         if options.csv is not None:
@@ -113,8 +117,10 @@ def chosen(store: Store, options: Options) -> Comparison:
     return compared
 
 
-def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], out: Session) -> None:
-    """Bring one run of the comparison to its end, on engines that are up."""
+def train_one(
+    compared: Comparison, key: Key, engines: dict[str, EnginePool], models: Mapping[str, contents.KeptModel], out: Session
+) -> None:
+    """Bring one run of the comparison to its end, on engines that are up. `models` is what the engines were started with."""
     from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
 
     store, run = compared.folder(key), compared.runs[key]
@@ -123,6 +129,7 @@ def train_one(compared: Comparison, key: Key, engines: dict[str, EnginePool], ou
     with holding_for(out, store) as holding, open_screen(out) as screen:
         store.save_run(run, versions())
         origin.keep(store, sources.opened, bool(run.grade.rewards))
+        contents.keep(store, run, models)
         Driver(store, run, sources, engines, worker.start, screen).bring_to_end(Remaining.of(store, run), holding)
 
 

@@ -20,7 +20,7 @@ from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.inspection.outlook import departures, outlook
 from pipeline.inspection.remaining import Remaining
-from pipeline.rounds import origin
+from pipeline.rounds import contents, origin
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
 
@@ -49,11 +49,17 @@ def distill(
             store.save_run(run, versions())
             trackers.catch_up(store, run, out.say, holding)
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
-            for text in origin.look(store, run):
+            models = contents.look(run)
+            for text in [*origin.look(store, run), *contents.changes(store, models)]:
                 out.say(f"note: {text}.")
+            if choices.accept_changes:
+                contents.keep(store, run, models)
         else:
             sources = sources or checked_sources(store, run, out, bool(remaining.train))
             for text in origin.refuse_changes(store, sources.opened, choices.accept_changes, bool(run.grade.rewards)):
+                out.say(text)
+            models = contents.look(run)  # after the sources are open: by then the hub's copy of tokenizers is the newest
+            for text in contents.refuse_changes(store, models, choices.accept_changes):
                 out.say(text)
             remaining = Remaining.of(store, run, sources.evals)
             for text in prepare(store, run, sources.rounds, remaining.train):
@@ -64,6 +70,7 @@ def distill(
 
             store.save_run(run, versions())
             origin.keep(store, sources.opened, bool(run.grade.rewards))
+            contents.keep(store, run, models)
             beside = demands_of(run, engines=False, train=bool(remaining.train))
             with contextlib.ExitStack() as stack:
                 stack.enter_context(trackers.feeding(store, run, out.say, holding))

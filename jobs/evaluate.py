@@ -22,6 +22,7 @@ from pipeline.models import fitness
 from pipeline.models.layers import with_targets
 from pipeline.overrides import differences, resolve
 from pipeline.recipes import recipe
+from pipeline.rounds import contents
 from pipeline.rounds.refused import refuse_unusable
 from pipeline.rounds.round import reward_codes
 from pipeline.stages.chat import unheard_end
@@ -68,6 +69,7 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
             for note in check_rewards(one.run, reward_codes(store, one.run), one.source):
                 out.say(note)
         if missing:
+            contents.refuse_changes(store, contents.look(run), accept=False, remedy=contents.way_out(store))
             evals = open_folder(store.locate("evals"))
             hold(out, evals)
             start(out, store, address, held=evals)
@@ -101,6 +103,7 @@ def begun(uri: str, options: Options, out: Session) -> tuple[Store, Run]:
     with holding_for(out, store):
         if not store.exists():
             store.save_run(run, versions())
+            contents.keep(store, run, contents.look(run))
         elif changed := differences(store.load_run(), run):
             listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:4])
             remedy = "Leave out --recipe and --config, or use another --run"

@@ -19,7 +19,7 @@ from pipeline.fit.versions import versions
 from pipeline.inspection.staleness import tell_stale
 from pipeline.overrides import differences, resolve, undoing
 from pipeline.problems.sources import open_source
-from pipeline.rounds import origin
+from pipeline.rounds import contents, origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, with_engines
 from pipeline.rounds.schedule import Choice, execute, takes_ray
@@ -62,6 +62,10 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
             _check(stage, run, [name for name, _, _ in changed if not any(other.reads_setting(name) for other in stages)])
         works = [open_round(store, run, "rounds", number) for number in numbers]
         _check_input(works[0], stages[0], asked)
+        models = contents.look(run) if any(stage.reads_setting("model.path") for stage in stages) else {}
+        other = any(contents.names_model(name) for name, _, _ in changed)
+        for note in contents.refuse_changes(store, models, accept=other, remedy=contents.way_out(store)):
+            out.say(note)
         for note in check_rewards(run, works[0].codes, open_source(run.source)) if stages[0].name == "reward" else ():
             out.say(note)
         if any(takes_ray(run, (stage.name,), len(asked.shards or work.shards)) for work in works for stage in stages):
@@ -85,6 +89,7 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         if "label" in {stage.name for stage in stages} and (apart := run.label.differs_from(run.objective, run.profile.window)):
             out.say(f"note: {apart}.")
         store.save_run(run, versions())  # after the computation, so that settings which failed are not kept
+        contents.keep(store, run, models)
         tell_stale(store, run, out.say)
         out.told.result = {"computed": told}
 

@@ -19,6 +19,7 @@ from pipeline.fit.versions import versions
 from pipeline.inspection.remaining import trainable_rounds
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import differences, refuse_unread_objective, resolve
+from pipeline.rounds import contents
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.metrics import agreement
 from pipeline.rounds.refused import refuse_wide_bounds
@@ -61,6 +62,8 @@ def train_committed(
         trackers.check(run)
         first = held.store.latest_policy() if from_round is None else from_round
         rounds = trainable_rounds(held.store, run, first)
+        models = contents.look(run)
+        contents.refuse_changes(held.store, models, accept=False, remedy=contents.way_out(held.store))
         if target is not None and target.out is not None:
             held = _new_run(out, held, run, target.out, first)
             rounds = trainable_rounds(held.store, run, first)
@@ -73,6 +76,7 @@ def train_committed(
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
 
+        contents.keep(held.store, run, models)
         with _replacing(held, run, first, out):
             for work in rounds:
                 refuse_wide_bounds(work)

@@ -19,6 +19,7 @@ from pipeline.contract import TOPK
 from pipeline.digest import digest
 from pipeline.errors import ContractError, EgrsdError, StoreError
 from pipeline.rounds.baseline import baselines, read_kept
+from pipeline.rounds.contents import read_models
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.origin import read_sources
 from pipeline.rounds.plan import Plan, read_plan
@@ -99,6 +100,8 @@ def prove(store: Store, run: Run) -> Proof:
         _prove_baselines(store, run)
     with proof.found():
         read_sources(store)
+    with proof.found():
+        read_models(store)
     return proof
 
 

@@ -2,6 +2,7 @@
 
     <run>/run.json                                  Settings, versions and code revision.
     <run>/sources.json                              The sources of problems; pipeline/rounds/origin.py reads and writes it.
+    <run>/models.json                               Hashes of the models; pipeline/rounds/contents.py reads and writes it.
     <run>/rounds/0003/plan.json                     The shards of a round, and the policy that must answer.
     <run>/rounds/0003/<stage>/0001-<sha>.parquet    A shard, named by its content.
     <run>/rounds/0003/<stage>/0001.json             Its manifest entry. A shard without an entry does not exist.

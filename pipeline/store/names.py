@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 
 from pipeline.errors import StoreError
 
-SOURCES, PASS_RATES = "sources.json", "pass_rates.json"
+SOURCES, MODELS, PASS_RATES = "sources.json", "models.json", "pass_rates.json"
 MOST = 200  # characters; file systems allow 255 bytes
 NUMBER = re.compile(r"\d{4}|[1-9]\d{4,8}")
 SHARD = re.compile(r"\d{4,12}")

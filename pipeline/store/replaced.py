@@ -16,7 +16,7 @@ from pipeline.digest import short
 from pipeline.store.directory import Store, area
 from pipeline.store.files import Files
 from pipeline.store.folders import MANIFEST
-from pipeline.store.names import METRICS_FILE, PASS_RATES, REPLACED, SOURCES
+from pipeline.store.names import METRICS_FILE, MODELS, PASS_RATES, REPLACED, SOURCES
 
 _MARK = ".replaced-"
 _BEFORE = "run.replaced.json"
@@ -122,7 +122,7 @@ def copy_until(store: Store, target: Store, first: int) -> None:
     for name in store.named("metrics", METRICS_FILE):
         if name["writer"] != "train" or int(name["number"]) < first:
             _copy_file(store, f"metrics/{name[0]}", target, f"metrics/{name[0]}")
-    for path in (SOURCES, PASS_RATES):
+    for path in (SOURCES, MODELS, PASS_RATES):
         _copy_file(store, path, target, path)
 
 

@@ -11,6 +11,7 @@ from jobs.opened import hold_run
 from jobs.screen.terminal import session
 from pipeline.errors import TrainingError, UserError
 from pipeline.overrides import resolve
+from pipeline.rounds import contents
 from pipeline.store import replaced
 from pipeline.store.directory import Store
 from pipeline.training import base, worker
@@ -196,3 +197,21 @@ def test_an_export_and_a_report_do_not_replace_files_unasked(trained, tmp_path, 
 def test_the_tests_before_left_the_real_trainer():
     """Another test of this process that asks for Ray Train would train in a thread, and show nothing."""
     assert worker.fit.__module__ == "pipeline.training.worker"
+
+
+def test_another_model_behind_the_path_is_refused_before_anything_is_touched(trained, tmp_path, capfd):
+    now = contents.look(trained.load_run())["model.path"]
+    assert contents.read_models(trained) == {"model.path": now}  # the first training has kept it
+    contents.keep(
+        trained, trained.load_run(), {"model.path": now.model_copy(update={"weights": {"model.safetensors": "0" * 64}})}
+    )
+    before = content(trained)
+    for target in (train.Target(replace=True), train.Target(out=str(tmp_path / "new"))):
+        with pytest.raises(SystemExit) as ended:
+            train.train_committed(trained.uri, 0, [], None, False, target)
+        assert ended.value.code == 2
+        said = " ".join("".join(capfd.readouterr()).split())
+        assert "model.path tiny-reasoner has other files than the run was made with: model.safetensors" in said
+        assert f"egrsd distill --run {trained.uri} --accept-changes" in said
+    assert content(trained) == before
+    assert not (tmp_path / "new").exists()

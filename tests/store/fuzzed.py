@@ -26,7 +26,7 @@ from pipeline.inspection.remaining import Remaining
 from pipeline.live.lease import read_lease
 from pipeline.problems.sources import open_source
 from pipeline.report.collect import collect
-from pipeline.rounds import origin
+from pipeline.rounds import contents, origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round
@@ -70,6 +70,7 @@ def complete_run(folder):
     held.write_text('{"problem": "1+1", "solution": "2", "answer": "2"}\n')
     opened = {"source": open_source(made.load_run().source), "evaluation.source": open_source(Source(uri=str(held)))}
     origin.keep(made, opened)
+    contents.keep(made, made.load_run(), contents.look(made.load_run()))
     made.write_json("lease.json", {"token": "x", "holder": "process 1 on far", "host": "far", "pid": 1, "beats": 3})
     made.summarise("rounds/0001", "score")
     return made
@@ -228,6 +229,7 @@ def own_reader(store, name):
         "run.json": store.load_run,
         "lease.json": lambda: read_lease(store),
         "sources.json": lambda: origin.read_sources(store),
+        "models.json": lambda: contents.read_models(store),
     }.get(name)
 
 

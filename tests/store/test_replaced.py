@@ -5,7 +5,7 @@ import pytest
 from pipeline.store import replaced
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
-from pipeline.store.names import SOURCES
+from pipeline.store.names import MODELS, SOURCES
 
 
 @pytest.fixture
@@ -16,11 +16,12 @@ def store(tmp_path):
 def test_metrics_of_later_rounds_and_strange_names_stay(store, tmp_path):
     for name in ("0000-train", "0001-train", "9999-train", "10000-train", "10000-round", "notes-train"):
         store.write(f"metrics/{name}.jsonl", b"{}")
-    store.write_json(SOURCES, {})
+    for name in (SOURCES, MODELS):
+        store.write_json(name, {})
     target = Store(str(tmp_path / "other"))
     replaced.copy_until(store, target, 1)
     assert target.names("metrics") == ["0000-train.jsonl", "10000-round.jsonl"]
-    assert target.read_bytes(SOURCES) == b"{}"
+    assert target.read_bytes(SOURCES) == target.read_bytes(MODELS) == b"{}"
     replaced.copy_until(store, target, 10000)
     assert "9999-train.jsonl" in target.names("metrics")
     assert "10000-train.jsonl" not in target.names("metrics")
