@@ -70,8 +70,8 @@ def holding_for(out: Session, store: Store, replaces: bool = False) -> Iterator[
     replaces: whether the verb may go on with a `train --replace` that was killed. For others this is an error: they would write
     the traces of later rounds again, with new policies, and the old ones of both would be gone.
 
-    The verb ends when the folder has gone. A keeper frees the lease when this process ends without doing so.
-    Policies that a killed `train --replace` has set aside are put back first.
+    The verb ends when the folder has gone, or when another driver has taken the run over. A keeper frees the lease when this
+    process ends without doing so. Policies that a killed `train --replace` has set aside are put back first.
     """
     out.held.append(store)
     keeper.tell(holds=store.uri)

@@ -6,7 +6,8 @@ it within TTL_S seconds, so the clocks of two machines need not agree. A holder 
 No lock works on every store. A driver therefore writes the lease, waits, and reads it again. When two drivers write at one time,
 the later write stands and the other driver is refused. The wait is several times as long as the driver's own write, so an earlier
 write of another driver has most likely arrived. If it has not, the holder sees the other name at its next heartbeat. That is
-enough, since the lease only saves work. Two drivers cannot damage data: their commits do not mix, and the last entry wins.
+enough, since the lease only saves work: the holder then ends, with its ranks and tasks. Two drivers cannot damage data: their
+commits do not mix, and the last entry wins.
 """
 
 from __future__ import annotations
@@ -64,7 +65,14 @@ class Lease:
     def check(self) -> None:
         """Raise StoreError when another driver has taken the run over."""
         if self.stolen_by is not None:
-            raise StoreError(f"{self.stolen_by} has taken over this run", self.store.uri, "Let it finish, or stop it and resume")
+            raise self._taken(self.stolen_by)
+
+    def _taken(self, by: str) -> StoreError:
+        return StoreError(f"{by} has taken over this run", self.store.uri, "Let it finish, or stop it and resume")
+
+    def _tell(self, error: EgrsdError) -> None:
+        if self.on_gone is not None:
+            self.on_gone(error)
 
     def _beat(self) -> None:
         beats = 0
@@ -73,10 +81,10 @@ class Lease:
                 current = read_lease(self.store)
                 if current is not None and current.token != self.token:
                     self.stolen_by = current.holder
+                    self._tell(self._taken(current.holder))  # at once: its ranks would publish over the new holder's policies
                     return
                 if current is None and not self.store.names(""):  # a write would make the folder anew
-                    if self.on_gone is not None:
-                        self.on_gone(StoreError(GONE, self.store.uri, "Bring it back"))
+                    self._tell(StoreError(GONE, self.store.uri, "Bring it back"))
                     return
                 beats += 1
                 _write(self.store, self, beats)
@@ -93,8 +101,8 @@ def held(
     """Hold the run for the length of a block. A holder that is silent for `ttl_s` seconds counts as dead.
 
     `pid` is the process that is named as holder, this one by default; while it lives the lease is alive. A thread calls
-    `on_gone` with the reason when the folder has gone during the block. `on_free` is called once nothing is held any more, and
-    not when a signal has cut the end of the block short.
+    `on_gone` with the reason when the folder has gone during the block, or when another driver has taken the run over.
+    `on_free` is called once nothing is held any more, and not when a signal has cut the end of the block short.
 
     Raises UserError, with the name of the holder, when another process works on the run.
     """

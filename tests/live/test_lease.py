@@ -166,10 +166,15 @@ def test_a_beat_that_cannot_be_written_is_not_the_last(store, monkeypatch):
 
 def test_a_driver_whose_lease_was_taken_notices(store, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_S", 0.05)
-    with lease.held(store) as mine:
+    told = []
+    with lease.held(store, on_gone=told.append) as mine:
         take_until_noticed(store, mine)
         with pytest.raises(StoreError, match="process 2 on far has taken over"):
             mine.check()
+        until(lambda: told, 10, "who works for the driver is told")  # else it would work on for up to a round
+    assert [str(error) for error in told] == [
+        f"{store.uri}: process 2 on far has taken over this run. Let it finish, or stop it and resume"
+    ]
     assert store.read_json(lease.LEASE)["token"] == "y"
 
 
