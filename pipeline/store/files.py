@@ -15,10 +15,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from functools import cached_property
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from pyarrow import fs
 from pydantic import JsonValue, TypeAdapter
 
 from pipeline.errors import GONE, EgrsdError, StoreError, UserError
-from pipeline.notices import NOTICE_S, late
+from pipeline.notices import NOTICE_S, late, tell
 from pipeline.store import owner
 from pipeline.store.documents import RESTORE, T, parse
 from pipeline.store.names import inside
@@ -42,6 +43,31 @@ _REMEDIES = {
     "NO_SUCH_BUCKET": "Create the bucket, or check its name and AWS_ENDPOINT_URL",
     "NETWORK_CONNECTION": "Check AWS_ENDPOINT_URL and the network",
 }
+_LOST = "NETWORK_CONNECTION"
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries of a store that has answered before; no pause may outlast a lease's TTL_S
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _patient(act: Callable[P, R]) -> Callable[P, R]:
+    """A method of `Files` that is tried again while the network to a store that has answered before is lost.
+
+    Each method reads, or leaves the same files when it is done twice. A rank's work of hours would end with one lost request.
+    """
+
+    @wraps(act)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> R:
+        for pause_s in PAUSES_S:
+            try:
+                return act(*args, **kwargs)
+            except StoreError as error:
+                if _code(error.__cause__) != _LOST:
+                    raise
+                tell("object store lost", f"{error.where}: {error.what}. It is tried again in {pause_s:g} s.")
+                time.sleep(pause_s)
+        return act(*args, **kwargs)
+
+    return tried
 
 
 class Files:
@@ -54,6 +80,7 @@ class Files:
     """
 
     begun: str | None = None  # a file that is there once the folder has a run; without it nothing is written any more
+    reached: bool = False  # whether the place has answered: what fails later is no mistake in its address
 
     def __init__(self, uri: str) -> None:
         if not uri.strip():
@@ -67,7 +94,7 @@ class Files:
             raise UserError(f"is no path ({error})", ascii(uri)[1:-1], "Name a folder or a URI") from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.uri,), {"begun": self.begun}
+        return type(self), (self.uri,), {"begun": self.begun, "reached": self.reached}
 
     @cached_property
     def opened(self) -> tuple[fs.FileSystem, str]:
@@ -98,6 +125,7 @@ class Files:
         """URI or local path of a file, as engines and users can open it."""
         return f"{self.uri}/{path}"
 
+    @_patient
     def write(self, path: str, data: bytes) -> None:
         """Write a whole file atomically and durably. Raises UserError when the right to write is missing, else StoreError."""
         filesystem, root = self.opened
@@ -109,6 +137,7 @@ class Files:
                 with filesystem.open_output_stream(f"{root}/{path}") as stream:
                     stream.write(data)
 
+    @_patient
     def read_bytes(self, path: str) -> bytes | None:
         """The content of a file, or None when it does not exist. Raises StoreError or UserError when it cannot be read."""
         filesystem, root = self.opened
@@ -121,6 +150,7 @@ class Files:
             return data if data or self.local_root is not None else None
         return None
 
+    @_patient
     def size(self, path: str) -> int | None:
         """Bytes of a file, or None when it does not exist."""
         filesystem, root = self.opened
@@ -150,6 +180,7 @@ class Files:
         data = self.read_bytes(path)
         return None if data is None else parse(kind, data, self.locate(path), remedy)
 
+    @_patient
     def names(self, folder: str) -> list[str]:
         """Sorted names of all files and folders in a folder. Empty when the folder does not exist."""
         filesystem, root = self.opened
@@ -165,6 +196,7 @@ class Files:
         """The names in a folder that match the whole `pattern` (names.py), sorted. Files that do not belong are passed over."""
         return (match for name in self.names(folder) if (match := pattern.fullmatch(name)) is not None)
 
+    @_patient
     def delete(self, path: str) -> None:
         """Delete a file or a folder, if it exists."""
         filesystem, root = self.opened
@@ -210,8 +242,9 @@ class Files:
         try:
             with self._waited(f"{verb} {self.locate(path)}"):
                 yield
+            self.reached = True
         except OSError as error:
-            raise _as_egrsd_error(error, f"cannot {verb}", self.locate(path)) from error
+            raise _as_egrsd_error(error, f"cannot {verb}", self.locate(path), self.reached) from error
 
     def _waited(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Tell who is waited for when a request to an object store takes long. A local disk is not waited for."""
@@ -234,12 +267,20 @@ def _check_uri(uri: str) -> None:
         )
 
 
-def _as_egrsd_error(error: OSError, what: str, where: str) -> EgrsdError:
-    """UserError when the place does not answer or the right is missing, which the user can mend. Else StoreError."""
-    code = re.search(r"AWS Error ([A-Z_]+)", str(error))
+def _code(error: BaseException | None) -> str | None:
+    """The name that an object store's client gives a failure, or None."""
+    found = re.search(r"AWS Error ([A-Z_]+)", str(error))
+    return found[1] if found is not None else None
+
+
+def _as_egrsd_error(error: OSError, what: str, where: str, reached: bool) -> EgrsdError:
+    """UserError when the place has not answered yet or the right is missing, which the user can mend. Else StoreError."""
+    code = _code(error)
     cause = error.strerror or re.sub(r" \(Request ID: [^)]*\)|; Details: .*", "", str(error))  # the details name the endpoint
-    if code is not None and code[1] in _REMEDIES:
-        return UserError(f"{what} ({cause})", where, _REMEDIES[code[1]])
+    if code == _LOST and reached:
+        return StoreError(f"{what} ({cause})", where, "The network was lost. Run the same command again: it goes on")
+    if code in _REMEDIES:
+        return UserError(f"{what} ({cause})", where, _REMEDIES[code])
     if error.errno in _RIGHTS:
         return UserError(f"{what} ({cause})", where, "Get the right to do this, or use another place")
     remedy = NO_SPACE if error.errno == errno.ENOSPC else "Check that the place exists and its permissions"

@@ -1,6 +1,7 @@
 """A store that takes long to answer is named to the person who waits; one that answers is not."""
 
 import os
+import pickle
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 from waiting import until
 
 from jobs import evaluate, export, scale, status, verify
 from jobs.train import train_committed
 from pipeline import notices
+from pipeline.errors import StoreError, UserError
 from pipeline.store import files
 from pipeline.store.directory import Store
 from pipeline.store.files import replace_local
@@ -70,6 +73,74 @@ def test_a_store_that_does_not_answer_is_named_once(silent, monkeypatch, request
     assert len(said) == 1
     assert said[0].startswith("waiting for the object store: to ")
     assert "s3://runs/x" in said[0]
+
+
+def lost(*_):
+    raise OSError("When reading: AWS Error NETWORK_CONNECTION during GetObject: curlCode: 7, Couldn't connect; Details: http://x")
+
+
+ACTS = (("read_bytes", "a"), ("size", "a"), ("names", ""), ("write", "a", b"x"), ("delete", "a"))
+
+
+class Network:
+    """A file system whose requests fail as often as `lost` says."""
+
+    def __init__(self, root):
+        self.filesystem, self.lost, self.asked = fs.SubTreeFileSystem(str(root), fs.LocalFileSystem()), 0, 0
+
+    def __getattr__(self, name):
+        self.asked += 1
+        self.lost -= 1
+        return lost if self.lost >= 0 else getattr(self.filesystem, name)
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch):
+    """(store, its network, seconds of the pauses) of an object store."""
+    store, seen, pauses = Store("s3://runs/x"), Network(tmp_path), []
+    store.__dict__["opened"] = seen, ""
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    return store, seen, pauses
+
+
+@pytest.mark.parametrize("act", ACTS, ids=[name for name, *_ in ACTS])
+def test_a_lost_network_is_a_mistake_of_the_user_only_before_the_store_has_answered(network, act):
+    store, seen, pauses = network
+    seen.lost = 1
+    with pytest.raises(UserError, match="Check AWS_ENDPOINT_URL and the network"):
+        getattr(store, act[0])(*act[1:])
+    assert (seen.asked, pauses) == (1, [])
+    getattr(store, act[0])(*act[1:])
+    seen.lost, seen.asked = 100, 0
+    for one in (store, pickle.loads(pickle.dumps(store))):
+        one.__dict__["opened"] = seen, ""
+        with pytest.raises(StoreError, match=r"NETWORK_CONNECTION.*The network was lost") as raised:
+            getattr(one, act[0])(*act[1:])
+        assert "http://x" not in str(raised.value)
+    assert pauses == [*files.PAUSES_S, *files.PAUSES_S]
+
+
+def test_a_network_that_comes_back_is_waited_for(network):
+    store, seen, pauses = network
+    store.write("a", b"old")
+    said = []
+    with notices.shown(said.append):
+        for act in ACTS:
+            seen.lost = 2
+            getattr(store, act[0])(*act[1:])
+    assert pauses == [1.0, 2.0] * len(ACTS)
+    assert len(said) == 1
+    assert "NETWORK_CONNECTION" in said[0]
+    assert "tried again in 1 s" in said[0]
+
+
+def test_another_failure_is_told_at_once(network, monkeypatch):
+    store, _, pauses = network
+    store.write("a", b"x")
+    monkeypatch.setattr(Network, "__getattr__", lambda *_: (_ for _ in ()).throw(OSError("AWS Error SLOW_DOWN")))
+    with pytest.raises(StoreError, match="SLOW_DOWN"):
+        store.read_bytes("a")
+    assert pauses == []
 
 
 VERBS = {
