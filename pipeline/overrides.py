@@ -16,6 +16,7 @@ from pipeline.errors import SettingError, nearest
 from pipeline.written import read_override
 
 Kind = TypeVar("Kind", bound=Section)
+UNKNOWN = "unknown setting"
 
 
 def resolve(base: Run, overrides: list[str] | None = None, document: dict[str, Any] | None = None) -> Run:
@@ -49,6 +50,7 @@ def read_section(kind: type[Kind], data: dict[str, Any], name: str = "") -> Kind
         where = ".".join(str(part) for part in (*([name] if name else []), *first["loc"])) or "configuration"
         explained = first["type"] in {"value_error", "missing"} or isinstance(first["input"], dict)
         what = first["msg"].removeprefix("Value error, ") + ("" if explained else f" (got {first['input']!r})")
+        what = UNKNOWN if first["type"] == "extra_forbidden" else what
         raise SettingError(what, where, _remedy(where)) from None
 
 
@@ -101,7 +103,7 @@ def _overlay(data: dict[str, Any], document: dict[str, Any], where: str) -> None
         free_form |= re.fullmatch(r"grade\.rewards\.[^.]+\.", where) is not None  # an entry has what was written of it, no more
         if key not in data and not free_form:
             hint = nearest(str(key), data, f"Known here: {', '.join(map(str, data))}", f"Did you mean '{where}{{}}'?")
-            raise SettingError("unknown setting", name, hint)
+            raise SettingError(UNKNOWN, name, hint)
         clears = not value and key in {
             "options",
             "resources",

@@ -38,6 +38,13 @@ def versions() -> dict[str, str]:
     return found
 
 
+def stand(recorded: Mapping[str, str | None]) -> str:
+    """The state of the code that `versions` has recorded, in words: its version, and the checkout's revision or fingerprint."""
+    name = recorded.get("egrsd")
+    which = recorded.get("code") or recorded.get("fingerprint")
+    return " ".join(part for part in ("egrsd", name, f"({which})" if which else "") if part)
+
+
 def changed_code(recorded: Mapping[str, str | None]) -> str:
     """A line for the user when other code wrote a run.json with the versions `recorded`, as far as they name a fingerprint."""
     before = recorded.get("fingerprint")

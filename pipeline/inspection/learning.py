@@ -10,7 +10,7 @@ from textwrap import shorten
 
 import pyarrow.fs as pafs
 
-from pipeline.errors import EgrsdError
+from pipeline.errors import EgrsdError, StoreError
 from pipeline.inspection.ended import last_error
 from pipeline.live.lease import is_dead, read_lease
 from pipeline.rounds.tally import tally_of
@@ -104,7 +104,8 @@ def _listed(store: Store) -> Listed:
         shown = base.accuracy if base is not None else None
         return Listed(store.uri, run.name, trained, run.rounds, accuracy, length, _changed(store), state, shown)
     except EgrsdError as error:
-        return Listed(store.uri, "", 0, 0, None, None, _changed(store), f"damaged: {error.what}")
+        state = f"damaged: {error.what}" if isinstance(error, StoreError) else error.what
+        return Listed(store.uri, "", 0, 0, None, None, _changed(store), state)
 
 
 def _state(store: Store, is_done: bool) -> str:

@@ -35,7 +35,8 @@ from pipeline import contract
 from pipeline.config import Run
 from pipeline.digest import digest
 from pipeline.errors import ContractError, SettingError, StoreError, UserError, command
-from pipeline.overrides import load
+from pipeline.fit.versions import stand, versions
+from pipeline.overrides import UNKNOWN, load
 from pipeline.store.documents import RESTORE, Count, Digest, Document, Number, Sha256, check, parse
 from pipeline.store.files import Files
 from pipeline.store.folders import (
@@ -99,7 +100,8 @@ class Store(Files):
     def load_run(self) -> Run:
         """The settings of this run.
 
-        Raises UserError when there is no run here. Raises StoreError when run.json is damaged, or was changed by hand.
+        Raises UserError when there is no run here, or one with a setting that this code does not have. Raises StoreError when
+        run.json is damaged, or was changed by hand.
         """
         document = self.run_file()
         if document is None:
@@ -114,6 +116,10 @@ class Store(Files):
         try:
             return load(document.config)
         except SettingError as error:
+            if error.what == UNKNOWN:
+                what = f"the setting {error.where} is unknown to this code, {stand(versions())}, which is older than the run"
+                remedy = f"Use the version that wrote it, {stand(document.versions)}, or a later one"
+                raise UserError(what, self.locate("run.json"), remedy) from error
             raise StoreError(f"config.{error.where}: {error.what}", self.locate("run.json"), RUN_REMEDY) from error
 
     def run_file(self) -> RunFile | None:

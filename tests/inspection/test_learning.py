@@ -46,6 +46,10 @@ def test_the_runs_below_a_folder(tmp_path):
     assert (second.uri, second.rounds, second.of, second.accuracy, second.length) == (str(tmp_path / "b/deep"), 0, 16, 0.25, 40.0)
     assert second.when
     assert broken.state.startswith("damaged: ")
+    config = demo().model_dump(mode="json") | {"brand_new": 5}
+    (tmp_path / "c/run.json").write_text(json.dumps({"config": config, "versions": {}}))
+    *_, later = listed(str(tmp_path))
+    assert later.state.startswith("the setting brand_new is unknown to this code, egrsd")
 
 
 def test_a_folder_without_runs_is_empty(tmp_path):

@@ -12,7 +12,9 @@ from score_shards import SCORE, commit, score_table
 
 from pipeline import contract
 from pipeline.config import Run
+from pipeline.digest import digest
 from pipeline.errors import ContractError, StoreError, UserError
+from pipeline.recipes import demo
 from pipeline.store import files, shards
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
@@ -305,3 +307,21 @@ def test_a_policy_that_is_replaced_while_it_is_read_is_told(run_dir, tmp_path):
         run_dir.local("policy/0007"),
     ):
         publish(b"new")
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_run_of_a_later_version_is_not_called_damaged(run_dir, hashed):
+    config = demo().model_dump(mode="json")
+    config["train"]["brand_new"] = 5
+    recorded = {"egrsd": "9.1", "code": "v9.1-3-g0123abc"}
+    document = {"config": config, "versions": recorded} | ({"config_digest": digest(config)} if hashed else {})
+    run_dir.write_json("run.json", document)
+    with pytest.raises(
+        UserError, match=r"the setting train\.brand_new is unknown to this code, egrsd .*older than the run"
+    ) as told:
+        run_dir.load_run()
+    assert "Use the version that wrote it, egrsd 9.1 (v9.1-3-g0123abc), or a later one" in str(told.value)
+    assert "Restore" not in str(told.value)
+    run_dir.write_json("run.json", document | {"versions": {}})
+    with pytest.raises(UserError, match="Use the version that wrote it, egrsd, or a later one"):
+        run_dir.load_run()
