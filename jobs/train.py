@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from actors.resources import Demand
-from jobs.opened import Held, hold, hold_run, open_folder, start
+from jobs.opened import Held, hold, hold_run, open_folder, open_run, start
 from jobs.screen.progress import spinner
 from jobs.screen.terminal import Session, session
 from pipeline.config import Run
@@ -23,6 +23,7 @@ from pipeline.rounds import contents
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.metrics import agreement
 from pipeline.rounds.refused import refuse_wide_bounds
+from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
 from pipeline.store.directory import Store, area
@@ -46,12 +47,14 @@ def train_committed(
     `metrics`. Old policies are set aside after all checks, and deleted once the new ones are there.
 
     Raises SettingError for another setting, and for policies that would be replaced without `target`. Raises TrainingError when
-    the trainer ends before its last policy.
+    the trainer ends before its last policy. Raises StoreError when a run that is copied changes meanwhile.
     """
     with session(debug) as out:
-        held = hold_run(out, uri, replaces=True)
-        run = resolve(held.run, sets)
-        changed = differences(held.run, run)
+        into = target.out if target is not None else None
+        held = hold_run(out, uri, replaces=True) if into is None else None
+        store, old = (held.store, held.run) if held is not None else open_run(uri)  # with --out it may be read only
+        run = resolve(old, sets)
+        changed = differences(old, run)
         refuse_unread(
             "training does not read this setting",
             (setting for setting, _, _ in changed),
@@ -60,13 +63,14 @@ def train_committed(
         )
         refuse_unread_objective([run], sets)
         trackers.check(run)
-        first = held.store.latest_policy() if from_round is None else from_round
-        rounds = trainable_rounds(held.store, run, first)
+        first = store.latest_policy() if from_round is None else from_round
+        rounds = trainable_rounds(store, run, first)
         models = contents.look(run)
-        contents.refuse_changes(held.store, models, accept=False, remedy=contents.way_out(held.store))
-        if target is not None and target.out is not None:
-            held = _new_run(out, held, run, target.out, first)
+        contents.refuse_changes(store, models, accept=False, remedy=contents.way_out(store))
+        if into is not None:
+            held = _new_run(out, store, run, into, rounds)
             rounds = trainable_rounds(held.store, run, first)
+        assert held is not None
         _check_replaced(held.store, first, target, out)
         last = rounds[-1].number + 1
         start(out, held.store, address, [Demand("train", run.train.workers, run.train.placement)])
@@ -99,8 +103,12 @@ def train_committed(
             out.say(f"trainer - engine: {gap}")
 
 
-def _new_run(out: Session, old: Held, run: Run, uri: str, first: int) -> Held:
-    """A new run with the rounds of the old one, and its policies up to `first`. Raises SettingError when there is a run."""
+def _new_run(out: Session, old: Store, run: Run, uri: str, rounds: list[Round]) -> Held:
+    """A new run with the rounds of the old one, and its policies up to the first of `rounds`, which will be trained.
+
+    Nothing is written to the old run, and its lease is not taken: it may be another person's. Raises SettingError when there is
+    a run already, and StoreError when the old one has changed while it was copied.
+    """
     store = open_folder(uri)
     holding = hold(out, store)
     if store.exists():
@@ -108,7 +116,8 @@ def _new_run(out: Session, old: Held, run: Run, uri: str, first: int) -> Held:
             "a run is there already", f"--out {uri}", f"Go on with {command('train', '--run', uri)}, or name another"
         )
     with spinner(out, f"copying the rounds into {store.uri}"):
-        replaced.copy_until(old.store, store, first)
+        replaced.copy_until(old, store, rounds[0].number)
+        replaced.check_copy(old, store, [work.area for work in open_rounds(store, run) if work.number <= rounds[-1].number])
     store.save_run(run, versions())  # last: without it there is no run, and the same command copies again
     return Held(store, run, holding)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pyarrow import fs
 
 from pipeline.digest import short
+from pipeline.errors import StoreError
 from pipeline.store.directory import Store, area
 from pipeline.store.files import Files
 from pipeline.store.folders import MANIFEST
@@ -126,12 +127,29 @@ def copy_until(store: Store, target: Store, first: int) -> None:
         _copy_file(store, path, target, path)
 
 
+def check_copy(store: Store, target: Store, folders: list[str]) -> None:
+    """Raise StoreError when a copied folder of rounds is not one state of the original, which another command has changed.
+
+    A data file is named by its content, and its entry says which one it is. So plans and entries that are still the same as their
+    copies prove that all files belong together.
+    """
+    for folder in folders:
+        for name in _files(target, folder):
+            if name.endswith(".json") and store.read_bytes(f"{folder}/{name}") != target.read_bytes(f"{folder}/{name}"):
+                where = store.locate(f"{folder}/{name}")
+                raise StoreError("has changed while it was copied", where, "Run the same command again, or name another --out")
+
+
+def _files(store: Files, folder: str) -> list[str]:
+    """The files below a folder by their paths in it. Empty when the folder does not exist."""
+    filesystem, root = store.opened
+    found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True))
+    return [info.path.rpartition(f"{root}/{folder}/")[2] for info in found if info.type == fs.FileType.File]
+
+
 def _copy(source: Files, folder: str, target: Files, new: str) -> None:
     """Copy a folder, if it exists. Its manifest comes last, since a folder without one counts as unfinished."""
-    filesystem, root = source.opened
-    found = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", recursive=True, allow_not_found=True))
-    names = [info.path.rpartition(f"{root}/{folder}/")[2] for info in found if info.type == fs.FileType.File]
-    for name in sorted(names, key=lambda name: (name == MANIFEST, name)):
+    for name in sorted(_files(source, folder), key=lambda name: (name == MANIFEST, name)):
         _copy_file(source, f"{folder}/{name}", target, f"{new}/{name}")
 
 

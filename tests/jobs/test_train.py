@@ -10,6 +10,7 @@ from jobs import train
 from jobs.opened import hold_run
 from jobs.screen.terminal import session
 from pipeline.errors import TrainingError, UserError
+from pipeline.live import lease
 from pipeline.overrides import resolve
 from pipeline.rounds import contents
 from pipeline.store import replaced
@@ -174,6 +175,41 @@ def test_out_trains_into_a_new_run_and_leaves_the_old_one_alone(trained, tmp_pat
     with pytest.raises(SystemExit):
         train.train_committed(trained.uri, 0, [], None, False, target)
     assert "a run is there already" in "".join(capfd.readouterr())
+
+
+def test_out_neither_writes_to_the_old_run_nor_waits_for_its_lease(trained, tmp_path, monkeypatch):
+    """It may be a colleague's run that may only be read, and at work."""
+    far = {"token": "x", "holder": "process 1 on far", "host": "far", "pid": 1, "beats": 7}
+    trained.write_json(lease.LEASE, far)
+    before = content(trained)
+    for name in ("write", "delete", "sweep"):
+        real = getattr(Store, name)
+
+        def guarded(store, *arguments, real=real):
+            assert store.uri != trained.uri, arguments
+            return real(store, *arguments)
+
+        monkeypatch.setattr(Store, name, guarded)
+    train.train_committed(trained.uri, 0, [], None, False, train.Target(out=str(tmp_path / "new")))
+    assert content(trained) == before
+    assert Store(str(tmp_path / "new")).latest_policy() == 1
+
+
+def test_a_run_that_changes_while_it_is_copied_is_not_trained_on(trained, tmp_path, capfd, monkeypatch):
+    copy = replaced.copy_until
+
+    def meanwhile(store, target, first):
+        copy(store, target, first)
+        entry = store.read_json("rounds/0000/grade/0000.json")
+        store.write_json("rounds/0000/grade/0000.json", entry | {"seconds": 99.0})
+
+    monkeypatch.setattr(replaced, "copy_until", meanwhile)
+    new = Store(str(tmp_path / "new"))
+    with pytest.raises(SystemExit):
+        train.train_committed(trained.uri, 0, [], None, False, train.Target(out=new.uri))
+    assert "rounds/0000/grade/0000.json: has changed while it was copied" in " ".join("".join(capfd.readouterr()).split())
+    assert not new.exists()
+    monkeypatch.undo()
 
 
 def test_an_export_and_a_report_do_not_replace_files_unasked(trained, tmp_path, capfd):
