@@ -12,8 +12,9 @@ import pyarrow.fs as pafs
 
 from pipeline.errors import EgrsdError, StoreError
 from pipeline.inspection.ended import last_error
-from pipeline.live.lease import is_dead, read_lease
+from pipeline.live.lease import LEASE, is_dead, read_lease
 from pipeline.rounds.tally import tally_of
+from pipeline.store import owner
 from pipeline.store.directory import Store
 
 # (writer, name of the metric, what it is called, factor, digits) of every line, in order
@@ -110,6 +111,9 @@ def _listed(store: Store) -> Listed:
 
 def _state(store: Store, is_done: bool) -> str:
     lease = read_lease(store)
+    if lease is not None and lease.host != owner.host():  # perhaps it has ended long ago, which nobody here can see
+        beat = _latest(store, [LEASE])
+        return f"held by {lease.holder}" + (f", last beat {beat} UTC" if beat else "")
     if lease is not None and not is_dead(lease):
         return f"at work: {lease.holder}"
     if is_done:
@@ -121,9 +125,14 @@ def _state(store: Store, is_done: bool) -> str:
 
 def _changed(store: Store) -> str:
     """When the run's newest policy or metrics were written, as a date; "" where nobody knows."""
+    return _latest(store, ["run.json", "policy", "metrics", "rounds"])
+
+
+def _latest(store: Store, names: list[str]) -> str:
+    """When the newest of these files and folders was written, as a date in UTC; "" where nobody knows."""
     filesystem, root = store.opened
     with contextlib.suppress(OSError):
-        infos = filesystem.get_file_info([f"{root}/{name}" for name in ("run.json", "policy", "metrics", "rounds")])
+        infos = filesystem.get_file_info([f"{root}/{name}" for name in names])
         times = [info.mtime for info in infos if info.mtime is not None]
         if times:
             return max(times).astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M")

@@ -1,9 +1,12 @@
 """Figures by round from the metrics alone, their sparkline, and the list of runs below a folder."""
 
 import json
+import os
 
 from pipeline.inspection.learning import by_round, listed, sparkline
+from pipeline.live.lease import LEASE
 from pipeline.recipes import demo
+from pipeline.store import owner
 from pipeline.store.directory import Store
 
 
@@ -50,6 +53,17 @@ def test_the_runs_below_a_folder(tmp_path):
     (tmp_path / "c/run.json").write_text(json.dumps({"config": config, "versions": {}}))
     *_, later = listed(str(tmp_path))
     assert later.state.startswith("the setting brand_new is unknown to this code, egrsd")
+
+
+def test_a_lease_of_another_machine_says_when_its_last_beat_was(tmp_path):
+    """Its pod may have been evicted, or the run was copied: "at work" was said for ever."""
+    store = run_at(tmp_path / "a")
+    lease = {"token": "x", "holder": "process 1 on far", "host": "far", "pid": 1, "beats": 7}
+    store.write_json(LEASE, lease)
+    os.utime(store.local_root / LEASE, (1_000_000_000, 1_000_000_000))
+    assert next(listed(store.uri)).state == "held by process 1 on far, last beat 2001-09-09 01:46 UTC"
+    store.write_json(LEASE, lease | {"host": owner.host(), "pid": os.getpid()})
+    assert next(listed(store.uri)).state == "at work: process 1 on far"
 
 
 def test_a_folder_without_runs_is_empty(tmp_path):
