@@ -7,6 +7,7 @@ only the rows that are asked for. A source can be pickled, so that each Ray task
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -294,6 +295,7 @@ def _open_files(source: Source, look: bool) -> Rows:
 def stamps(source: Source) -> dict[str, list[int | None]]:
     """Size in bytes and time of change in nanoseconds of each file of a source, without reading them. Empty where none is known.
 
+    The name of a file is the one below the source's folder, or below the part of its path that has no wildcard.
     Raises SourceError when the place does not answer, or a folder cannot be listed.
     """
     kind, _, name = source.uri.partition(":")
@@ -313,7 +315,14 @@ def _stamps(source: Source, kind: str, name: str) -> dict[str, list[int | None]]
     else:
         files = files_below(source, filesystem, path)
         infos = filesystem.get_file_info(files)
-    return {info.path: [info.size, info.mtime_ns] for info in infos if info.is_file}
+    return {_below(path, info.path): [info.size, info.mtime_ns] for info in infos if info.is_file}
+
+
+def _below(path: str, file: str) -> str:
+    """The part of a file's path that follows what it has in common with the path of its source. At least its name is left."""
+    parts = file.split("/")
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(parts[:-1], path.rstrip("/").split("/"), strict=False))
+    return "/".join(parts[len(list(alike)) :])
 
 
 def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -6,10 +6,12 @@ its files. Runs of early versions have no such file. Then the fingerprints in th
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import Field, JsonValue, TypeAdapter
+from pydantic import AfterValidator, Field, JsonValue, TypeAdapter
 
 from pipeline.config import Run, Source
 from pipeline.errors import SourceError
@@ -23,6 +25,13 @@ from pipeline.store.names import SOURCES
 _KINDS = {"source": "rounds", "evaluation.source": "evals"}
 ACCEPT = "Put the old file back, use another --run, or pass --accept-changes"
 Stamp = Annotated[list[Annotated[int, Field(ge=-(2**63), lt=2**63)] | None], Field(min_length=2, max_length=2)]
+
+
+def _with_uri(settings: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """`settings` when they say where the source is. Raises ValueError else."""
+    if "uri" not in settings:
+        raise ValueError("has no uri")
+    return settings
 
 
 class KeptSource(Document):
@@ -42,7 +51,7 @@ class KeptSource(Document):
 class _Stored(KeptSource):
     """An entry of sources.json, which always has the settings: without them another source would count as the same one."""
 
-    settings: dict[Text, JsonValue] = Field(min_length=1)
+    settings: Annotated[dict[Text, JsonValue], AfterValidator(_with_uri)]
 
 
 _SOURCES: TypeAdapter[dict[str, _Stored]] = TypeAdapter(dict[Text, _Stored])
@@ -104,11 +113,25 @@ def look(store: Store, run: Run) -> list[str]:
         except SourceError as error:
             found.append(f"{name} cannot be compared with what it was ({error.where}: {error.what})")
             continue
-        if before.files.keys() - now.keys():
-            found.append(f"{name} {source.uri} has lost files: {', '.join(sorted(before.files.keys() - now.keys())[:4])}")
-        elif now != before.files:
+        files = _named_as(now, before.files)
+        if not now and "://" not in source.uri and not os.path.isabs(os.path.expanduser(source.uri)):
+            found.append(f"{name} {source.uri} is not there, seen from {os.getcwd()}")
+        elif lost := sorted(files.keys() - now.keys()):
+            found.append(f"{name} {source.uri} has lost files: {', '.join(lost[:4])}")
+        elif now != files:
             found.append(f"{name} {source.uri} has files of another size or time than before; a verb that opens it compares rows")
     return found
+
+
+def _named_as(now: Mapping[str, object], files: Mapping[str, Stamp]) -> Mapping[str, Stamp]:
+    """The `files` of before with the names that they have `now`. Early versions kept whole paths, which begin with one folder.
+
+    As many leading folders are cut off, of those that all paths share, as gives the most of the names of now.
+    """
+    paths = [path.split("/") for path in files]
+    shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*(path[:-1] for path in paths), strict=False))))
+    cut = max(range(shared + 1), key=lambda cut: sum("/".join(path[cut:]) in now for path in paths))
+    return {"/".join(path[cut:]): stamp for path, stamp in zip(paths, files.values(), strict=True)}
 
 
 def _kept(problems: ProblemSet, rewards: bool) -> _Stored:

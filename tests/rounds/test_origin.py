@@ -95,6 +95,7 @@ def test_a_file_with_a_new_time_and_the_same_rows_is_told_without_reading_it(mad
         (lambda entry: [1], "is not what belongs here"),
         (lambda entry: {"source": [entry]}, "source"),
         (lambda entry: {"source": entry | {"settings": None}}, "source.settings"),
+        (lambda entry: {"source": entry | {"settings": {"x": None}}}, "source.settings: has no uri"),
         (lambda entry: {"source": {k: v for k, v in entry.items() if k != "fingerprint"}}, "source.fingerprint"),
         (lambda entry: {"source": entry | {"files": {"a": ["1", 2]}}}, "source.files.a.0"),
     ],
@@ -135,6 +136,39 @@ def test_a_file_that_went_is_told(made):
     file.unlink()
     [said] = origin.look(store, run)
     assert "has lost files: " in said
+
+
+def test_a_run_that_moves_with_its_data_or_is_looked_at_from_elsewhere_has_lost_nothing(tmp_path, monkeypatch):
+    (tmp_path / "home/data/deep").mkdir(parents=True)
+    write(tmp_path / "home/data/a.jsonl", ["1"])
+    write(tmp_path / "home/data/deep/b.jsonl", ["2"])
+    monkeypatch.chdir(tmp_path / "home")
+    for uri in ("data", "data/**/*.jsonl", "data/deep/b.jsonl"):
+        run = resolve(demo(), [f"source.uri={uri}", "evaluation.problems=0"])
+        origin.keep(Store("run"), {"source": open_source(run.source)})
+        (tmp_path / "home").rename(tmp_path / "moved")
+        monkeypatch.chdir(tmp_path / "moved")
+        store = Store(str(tmp_path / "moved/run"))
+        assert origin.look(store, run) == []
+        monkeypatch.chdir(tmp_path)
+        assert origin.look(store, run) == [f"source {uri} is not there, seen from {tmp_path}"]
+        (tmp_path / "moved").rename(tmp_path / "home")
+        monkeypatch.chdir(tmp_path / "home")
+
+
+def test_whole_paths_that_early_versions_kept_are_read(tmp_path):
+    (tmp_path / "data/deep").mkdir(parents=True)
+    for name in ("a.jsonl", "deep/a.jsonl"):
+        write(tmp_path / "data" / name, ["1"])
+    run, store = resolve(demo(), [f"source.uri={tmp_path / 'data'}", "evaluation.problems=0"]), Store(str(tmp_path / "run"))
+    origin.keep(store, {"source": open_source(run.source)})
+    kept = store.read_json(origin.SOURCES)
+    assert kept["source"]["files"].keys() == {"a.jsonl", "deep/a.jsonl"}
+    kept["source"]["files"] = {f"{tmp_path}/data/{name}": stamp for name, stamp in kept["source"]["files"].items()}
+    store.write_json(origin.SOURCES, kept)
+    assert origin.look(store, run) == []
+    (tmp_path / "data/deep/a.jsonl").unlink()
+    assert origin.look(store, run) == [f"source {tmp_path / 'data'} has lost files: deep/a.jsonl"]
 
 
 def test_other_settings_of_a_source_are_another_matter(made):
