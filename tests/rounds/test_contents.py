@@ -200,7 +200,14 @@ def test_a_stage_that_asks_no_model_works_on_and_accepts_nothing(begun):
     assert begun.read_bytes(contents.MODELS) == before
 
 
-def test_a_comparison_names_its_own_way_out(begun):
-    now = contents.look(begun.load_run())
-    with pytest.raises(ModelError, match="use another --out"):
-        contents.refuse_changes(begun, now, accept=False, remedy=compare.SAME_MODEL)
+def test_a_comparison_refuses_it_too_and_names_its_own_way_out(tmp_path, capfd):
+    options = compare.Options("demo", "egrsd", "0", None, [], None)
+    [(key, run)] = (compared := compare.chosen(Store(str(tmp_path)), options)).runs.items()
+    now = contents.look(run)["model.path"]
+    contents.keep(compared.folder(key), run, {"model.path": now.model_copy(update={"weights": {"model.safetensors": A}})})
+    compared.folder(key).write("evals/other-0123abcd/summary.json", b"{}")
+    with pytest.raises(SystemExit):
+        compare.compare(str(tmp_path), options, None, False, FakeEngine)
+    said = " ".join("".join(capfd.readouterr()).split())
+    assert "model.path tiny-reasoner has other files than the run was made with: model.safetensors" in said
+    assert "Put the old model back, or use another --out" in said
