@@ -18,6 +18,7 @@ from jobs.settle import chosen_policies
 from pipeline.errors import SettingError, refuse_unread
 from pipeline.evidence.question import Answered, answers, prompt_of, reference_prompt, verdicts
 from pipeline.overrides import differences, resolve
+from pipeline.rounds import contents
 
 READS = ("evaluation.", "prompts.", "engines.", "model.max_model_len", "model.dtype", "seed")
 
@@ -48,6 +49,7 @@ def ask(uri: str, asked: Question, address: str | None, debug: bool, engine_clas
         if not asked.text.strip():
             raise SettingError("is empty", "the question", 'Write it in quotes: egrsd ask --run RUN "1+1"')
         numbers = chosen_policies(store, asked.policies)
+        contents.refuse_other(store, old)
         privileged = reference_prompt(run, asked.text, asked.reference) if asked.reference is not None else None
         prompts = prompt_of(run, asked.text), privileged
         evals = open_folder(store.locate("evals"))  # as `evaluate` does: a run that trains can be asked meanwhile

@@ -18,6 +18,7 @@ from pipeline.evidence.documents import is_of_now, path_of, read_audit, write_au
 from pipeline.evidence.sweep import choose_rounds, sampling_note, stale_note
 from pipeline.notices import NOTICE_S, late
 from pipeline.overrides import resolve
+from pipeline.rounds import contents
 from pipeline.store.directory import Store
 from pipeline.training.alignment import Space
 
@@ -65,6 +66,7 @@ def audit_run(
             asked = list(dict.fromkeys([UNGATED, *asked]))
         objectives = measure.objectives(run, asked, sets)
         [work] = choose_rounds(store, resolve(run, sets), [number])
+        contents.refuse_other(store, work.run)
         for note in (stale_note(work), sampling_note(work.run)):
             if note is not None:
                 out.say(note)

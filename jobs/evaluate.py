@@ -69,7 +69,7 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
             for note in check_rewards(one.run, reward_codes(store, one.run), one.source):
                 out.say(note)
         if missing:
-            contents.refuse_changes(store, contents.look(run), accept=False, remedy=contents.way_out(store))
+            contents.refuse_other(store, run)
             evals = open_folder(store.locate("evals"))
             hold(out, evals)
             start(out, store, address, held=evals)

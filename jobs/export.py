@@ -19,6 +19,7 @@ from jobs.settle import parse_numbers
 from pipeline.errors import UserError, command
 from pipeline.notices import NOTICE_S, late
 from pipeline.recipes import called
+from pipeline.rounds import contents
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import joined_round
@@ -80,6 +81,8 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
     with session(debug) as out:
         store, run = open_run(uri)
         version = _version(store, asked.policy)
+        if asked.merge:
+            contents.refuse_other(store, run)
         target = _free(asked)
         from jobs import model_folder  # torch and the hub's client take seconds to import
 

@@ -103,6 +103,11 @@ def refuse_changes(store: Store, now: Mapping[str, KeptModel], accept: bool, rem
     return [f"note: {text}. {KEPT}." for text in found]
 
 
+def refuse_other(store: Store, run: Run) -> None:
+    """Raise ModelError when another model than that of the run's traces lies at a path. For verbs without --accept-changes."""
+    refuse_changes(store, look(run), accept=False, remedy=way_out(store))
+
+
 def names_model(setting: str) -> bool:
     """Whether `setting`, a dotted name, says which model it is: who changes it wants another one."""
     return _NAMES_ONE.fullmatch(setting) is not None

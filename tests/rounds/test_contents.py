@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.fakes import FakeEngine
-from jobs import compare, distill, evaluate
+from jobs import ask, audit, compare, distill, evaluate, export
 from jobs.settle import Choices
 from jobs.stage import Redo, run_stage
 from pipeline.errors import ModelError, StoreError
@@ -170,6 +170,9 @@ VERBS = {
     "distill": lambda store: distill.distill(store.uri, Choices(), engine_class=FakeEngine),
     "stage": lambda store: run_stage(store.uri, Redo("prompts", "0", force=True)),
     "evaluate": lambda store: evaluate.evaluate(store.uri, evaluate.Options("0", [], None, []), None, False, FakeEngine),
+    "ask": lambda store: ask.ask(store.uri, ask.Question("1+1", "0", None), None, False, FakeEngine),
+    "audit": lambda store: audit.audit_run(store.uri, 0, ("grpo", [], (6, 0, "adapter")), False),
+    "export": lambda store: export.export_model(store.uri, export.ModelFolder(f"{store.uri}-model", "last", True), False),
 }
 
 

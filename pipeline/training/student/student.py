@@ -211,10 +211,7 @@ def _load(model: Model, train: Train) -> nn.Module:
     if (sampling := getattr(base, "generation_config", None)) is not None:
         base.generation_config = token_ids(sampling)
     frozen = {name for name, p in blueprint(model, settings).named_parameters() if not p.requires_grad} if trained_whole else ()
-    for (
-        name,
-        parameter,
-    ) in base.named_parameters():  # transformers unfreezes what it loads: corrections of routers get no gradient
+    for name, parameter in base.named_parameters():  # transformers unfreezes what it loads; some of it gets no gradient
         parameter.requires_grad_(trained_whole and name not in frozen)
     return base
 
