@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 _TABLE: dict[str, list[tuple[str, str]]] = {
     "length": [
@@ -99,6 +100,7 @@ _PART = re.compile(
     r"\s*(?:,|and|\\text\{\s*and\s*\})?\s*(\d[\d,]*(?:\.\d+)?(?:/\d+)?)\s*(?:\\text\{\s*([a-zA-Z]+)\s*\}|([a-zA-Z]+))\.?",
     re.ASCII,
 )
+_LISTED_WORD = re.compile(r"\\text\{\s*([a-zA-Z]+),? and\s*\}")
 _RESIDUE = re.compile(
     r"(?:[a-zA-Z]\s*\\equiv\s*)?(-?\d{1,30})\s*\(?\s*(?:\\[pb]?mod|\\text\{\s*\(?mod\s*\}|mod)\s*\{?\s*(\d{1,30})\s*\}?\s*(?:\)|\\text\{\)\})?"
 )
@@ -146,27 +148,39 @@ def quantity(text: str) -> Quantity:
     return _scaled(value.strip(), " ".join(words))
 
 
-def total(text: str) -> tuple[str, Fraction] | None:
-    """The dimension and sum of several quantities, such as `4 hours 30 minutes`. None for another text."""
+def listed(text: str) -> list[tuple[str, str]]:
+    """Each number of a text with its word: two for `4 hours 30 minutes` or `30^\\circ, 60^\\circ`. Empty for another text."""
     parts, end = [], 0
+    text = _LISTED_WORD.sub(r"\\text{\1}, ", text)
     while part := _PART.match(text, end):
         parts.append((part[1], (part[2] or part[3]).lower()))
         end = part.end()
-    if not parts or text[end:].strip() or any(unit not in UNITS for _, unit in parts):
+    return [] if text[end:].strip() else parts
+
+
+def total(parts: list[tuple[str, str]]) -> tuple[str, Fraction] | None:
+    """The dimension and sum of parts of one quantity, as in `4 hours 30 minutes`. None for a list of quantities.
+
+    The units of one quantity have one dimension, and each is smaller than the one before. `3 cm, 4 cm` is a list.
+    """
+    if not parts or any(unit not in UNITS for _, unit in parts):
         return None
-    kinds = {UNITS[unit][0] for _, unit in parts}
+    kinds, factors = {UNITS[unit][0] for _, unit in parts}, [UNITS[unit][1] for _, unit in parts]
     amounts = [_exact(number) for number, _ in parts]
-    if len(kinds) != 1 or None in amounts:
+    if len(kinds) != 1 or None in amounts or any(a <= b for a, b in pairwise(factors)):
         return None
-    return kinds.pop(), sum((a * UNITS[u][1] for a, (_, u) in zip(amounts, parts, strict=True) if a is not None), Fraction(0))
+    return kinds.pop(), sum((a * f for a, f in zip(amounts, factors, strict=True) if a is not None), Fraction(0))
 
 
-def several(text: str) -> bool:
-    """Whether a text is two or more numbers, each with its word: `4 hours 30 minutes`."""
-    end = count = 0
-    while part := _PART.match(text, end):
-        end, count = part.end(), count + 1
-    return count > 1 and not text[end:].strip()
+def same_amounts(ours: list[tuple[str, str]], theirs: list[tuple[str, str]]) -> bool:
+    """Whether two lists have the same quantities, in any order. An unknown word must be the same word."""
+    return sorted(map(_amount, ours)) == sorted(map(_amount, theirs))
+
+
+def _amount(part: tuple[str, str]) -> tuple[str, Fraction]:
+    number, word = part
+    kind, factor = UNITS.get(word, (word.removesuffix("s"), Fraction(1)))
+    return kind, (_exact(number) or Fraction(0)) * factor
 
 
 def based(text: str) -> tuple[str, str] | None:

@@ -7,7 +7,19 @@ from dataclasses import replace
 from functools import lru_cache
 
 from pipeline.answers.choices import option_text, same_choice
-from pipeline.answers.quantities import UNITS, Quantity, based, conflict, is_number, quantity, residue, same_size, several, total
+from pipeline.answers.quantities import (
+    UNITS,
+    Quantity,
+    based,
+    conflict,
+    is_number,
+    listed,
+    quantity,
+    residue,
+    same_amounts,
+    same_size,
+    total,
+)
 from pipeline.answers.responses import DENIAL
 from pipeline.answers.shorthand import same_by_sight, written_out
 from pipeline.answers.spelling import plain
@@ -114,9 +126,8 @@ def _same_value(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str
         if mine and yours:
             return mine == yours
         ours, theirs = mine[0] if mine else ours, yours[0] if yours else theirs
-    if several(ours) or several(theirs):
-        amount = total(theirs)
-        return amount is not None and total(ours) == amount
+    if len(listed(ours)) > 1 or len(listed(theirs)) > 1:
+        return _same_list(ours, theirs, dollars)
     one, other = (
         _paid(quantity(_CONDITION.sub("", text) or text), paid) for text, paid in zip((ours, theirs), dollars, strict=True)
     )
@@ -127,6 +138,21 @@ def _same_value(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str
     if is_number(your_text):
         mine_text = counted(mine_text) or mine_text
     return _same_text(mine_text, spoken(your_text) or your_text, ours)
+
+
+def _same_list(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str, str]:
+    """`decide` where a text is several quantities: parts of one, such as `4 hours 30 minutes`, or a list."""
+    mine, yours = (
+        [(number, "dollar") for number in re.findall(r"\d[\d.]*", text)] if paid and not listed(text) else listed(text)
+        for text, paid in zip((ours, theirs), dollars, strict=True)
+    )
+    sums = [total(parts) for parts in (mine, yours)]
+    if any(sums):
+        return sums[0] == sums[1]
+    if mine and yours:
+        return same_amounts(mine, yours)
+    bare, other = (", ".join(number for number, _ in parts) or text for parts, text in ((mine, ours), (yours, theirs)))
+    return _same_text(bare, other, bare)
 
 
 def _same_text(mine_text: str, your_text: str, ours: str) -> bool | tuple[str, str]:
