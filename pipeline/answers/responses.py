@@ -79,13 +79,14 @@ _READ_CHARS = 20_000  # the end of a response in which an unmarked answer is loo
 
 
 def stated_answer(text: str) -> str | None:
-    """The answer that a worked solution states: its last \\boxed{...} (MATH, Minerva), else what follows `####` (GSM8K).
+    """The answer that a worked solution states: its last \\boxed{...} (MATH, Minerva), else the line after `####` (GSM8K).
 
     Boxes that follow one another are one answer.
     """
     boxed = _last_boxes(text)
     _, mark, stated = text.rpartition("####")
-    return (boxed if boxed is not None else stated if mark else "").strip() or None
+    line, *_ = stated.strip().splitlines() or [""]  # MetaMathQA says the answer again in the next line
+    return (boxed if boxed is not None else line if mark else "").strip() or None
 
 
 def final_answer(text: str, fallback: bool = True) -> str | None:
