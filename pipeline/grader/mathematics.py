@@ -58,7 +58,10 @@ def _same_percent(gold: Any, given: Any, set_relations: bool) -> bool:
 
 
 def _same(gold: Any, given: Any, set_relations: bool) -> bool:
-    gold, given = _answers(gold, given)
+    mine, yours = _assigned(gold), _assigned(given)
+    if mine is not None and yours is not None:
+        return mine.keys() == yours.keys() and _in_order(mine.values(), [yours[name] for name in mine], set_relations)
+    gold, given = _answers(*_unnamed(gold, given, mine, yours))
     if isinstance(gold, Set) != isinstance(given, Set) and set_relations:
         gold = as_set(gold) or gold if is_relation(gold) else gold
         given = as_set(given) or given if is_relation(given) else given
@@ -86,6 +89,31 @@ def _same(gold: Any, given: Any, set_relations: bool) -> bool:
     return _by_math_verify(gold, given, set_relations) if equal is None else equal
 
 
+def _assigned(form: Any) -> dict[Any, Any] | None:
+    """The values of `a = 2, b = 3` or `(a, b) = (2, 3)` by their symbols, as they are written. None for another form."""
+    if isinstance(form, Eq) and all(isinstance(side, (Tuple, Interval)) for side in form.args):
+        names, amounts = _parts(form.lhs) or (), _parts(form.rhs) or ()
+        pairs = list(zip(names, amounts, strict=True)) if len(names) == len(amounts) else []
+    else:
+        parts = (_parts(form) or ()) if isinstance(form, FiniteSet) else ()
+        pairs = [(part.lhs, part.rhs) if isinstance(part, Eq) else (None, None) for part in parts]
+    named = len({name for name, _ in pairs}) == len(pairs) > 1 and all(isinstance(name, Symbol) for name, _ in pairs)
+    return dict(pairs) if named else None
+
+
+def _unnamed(gold: Any, given: Any, mine: dict[Any, Any] | None, yours: dict[Any, Any] | None) -> tuple[Any, Any]:
+    """Both as tuples where only one of them names its values. The order is that of the reference, if it has one.
+
+    Coordinates and listed equations stand in the order of their names, since nobody asked for the order in which they came.
+    """
+    if mine is not None:
+        return Tuple(*mine.values()), given
+    if yours is None or isinstance(gold, FiniteSet):
+        return gold, given
+    by_name = isinstance(given, FiniteSet) or {str(name) for name in yours} <= {"x", "y", "z"}
+    return gold, Tuple(*(yours[name] for name in (sorted(yours, key=str) if by_name else yours)))
+
+
 def _answers(gold: Any, given: Any) -> tuple[Any, Any]:
     """Both without the `x =` that only one of them has."""
     if is_equation(given) and not is_equation(gold):
@@ -110,7 +138,9 @@ def _same_parts(gold: Any, given: Any, set_relations: bool) -> bool:
     mine, yours = _parts(gold), _parts(given)
     if mine is not None and yours is not None:
         unordered = isinstance(gold, FiniteSet)
-        yours = _once(yours) if unordered else _by_name(yours)
+        yours = _once(yours) if unordered else yours
+        if not unordered and any(isinstance(part, Eq) for part in yours):
+            return False  # `x = 1, x = 2` has no order
         return _in_any_order(mine, yours, set_relations) if unordered else _in_order(mine, yours, set_relations)
     if isinstance(gold, Tuple) or isinstance(given, (Tuple, MatrixBase)) or isinstance(gold, MatrixBase):
         return False
@@ -142,12 +172,6 @@ def _once(parts: tuple[Any, ...]) -> tuple[Any, ...]:
     """
     points = all(isinstance(part, (Tuple, Interval)) for part in parts)
     return tuple(dict.fromkeys(parts)) if points else parts
-
-
-def _by_name(parts: tuple[Any, ...]) -> tuple[Any, ...]:
-    """`y = 4, x = 3` in the order of its variables. Other parts as they are."""
-    named = all(isinstance(part, Eq) and isinstance(part.lhs, Symbol) for part in parts)
-    return tuple(sorted(parts, key=lambda part: str(part.lhs))) if named else parts
 
 
 def _in_order(mine: Any, yours: Any, set_relations: bool) -> bool:
