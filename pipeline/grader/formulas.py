@@ -12,6 +12,7 @@ from math_verify.parser import LatexExtractionConfig
 from sympy import (
     Eq,
     Expr,
+    FiniteSet,
     Function,
     I,
     Intersection,
@@ -126,7 +127,15 @@ def _parse(text: str) -> Any:
         text = _LAST_LETTERS.sub(lambda tail: "".join(letter if letter == "i" else f"{{{letter}}}" for letter in tail[1]), text)
     text = re.sub(r"(?<=\d)i(?![a-zA-Z])", " i", text)
     forms = parse(f"${text}$", [LatexExtractionConfig()], "no_fallback", parsing_timeout=None)
-    return _usual(forms[0]) if forms and not isinstance(forms[0], str) else None
+    form = _usual(forms[0]) if forms and not isinstance(forms[0], str) else None
+    if isinstance(form, FiniteSet) and text.startswith("\\{"):
+        form.in_braces = True
+    return form
+
+
+def in_braces(form: Any) -> bool:
+    """Whether a form is a set that was written as one, `\\{1, 2\\}`, and not the list `1, 2`."""
+    return getattr(form, "in_braces", False)
 
 
 def _hundredths(form: Any) -> Any:

@@ -27,7 +27,7 @@ from sympy import (
     together,
 )
 
-from pipeline.grader.formulas import ANTIDERIVATIVE, as_set, last, read
+from pipeline.grader.formulas import ANTIDERIVATIVE, as_set, in_braces, last, read
 from pipeline.grader.numeric import check_size, equal_numbers, is_number, values
 
 
@@ -62,6 +62,7 @@ def _same(gold: Any, given: Any, set_relations: bool) -> bool:
     if mine is not None and yours is not None:
         return mine.keys() == yours.keys() and _in_order(mine.values(), [yours[name] for name in mine], set_relations)
     gold, given = _answers(*_unnamed(gold, given, mine, yours))
+    related = is_relation(gold) or is_relation(given)
     if isinstance(gold, Set) != isinstance(given, Set) and set_relations:
         gold = as_set(gold) or gold if is_relation(gold) else gold
         given = as_set(given) or given if is_relation(given) else given
@@ -71,7 +72,7 @@ def _same(gold: Any, given: Any, set_relations: bool) -> bool:
         or isinstance(gold, MatrixBase)
         or isinstance(given, MatrixBase)
     ):
-        return _same_parts(gold, given, set_relations)
+        return not (related and _is_end_points(gold, given)) and _same_parts(gold, given, set_relations)
     if isinstance(gold, Eq) and isinstance(given, Eq):
         return _same_equation(gold, given) or (_is_simple(gold, given) and _by_math_verify(gold, given, set_relations))
     if is_relation(gold) and is_relation(given) and gold.free_symbols == given.free_symbols and len(gold.free_symbols) == 1:
@@ -137,6 +138,10 @@ def _same_parts(gold: Any, given: Any, set_relations: bool) -> bool:
         return True
     mine, yours = _parts(gold), _parts(given)
     if mine is not None and yours is not None:
+        if _is_end_points(gold, given) and (
+            in_braces(gold) or in_braces(given) or any(isinstance(part, Eq) for part in (*mine, *yours))
+        ):
+            return False
         unordered = isinstance(gold, FiniteSet)
         yours = _once(yours) if unordered else yours
         if not unordered and any(isinstance(part, Eq) for part in yours):
@@ -156,6 +161,12 @@ def _parts(form: Any) -> tuple[Any, ...] | None:
     if isinstance(form, FiniteSet):
         return tuple(getattr(form, "_unsorted_args", form.args))
     return None if isinstance(form, Set) else form.args if isinstance(form, Tuple) else (form,)
+
+
+def _is_end_points(gold: Any, given: Any) -> bool:
+    """Whether one form is an interval and the other one two or more points, which may be its ends."""
+    one, other = (gold, given) if isinstance(gold, Interval) else (given, gold)
+    return isinstance(one, Interval) and isinstance(other, (FiniteSet, Tuple, MatrixBase))
 
 
 def _vector(form: Any, other: Any) -> Any:
