@@ -43,11 +43,15 @@ _POINT = re.compile(r"^[A-Z]'?(?=\([^()]+,[^()]+\)$)")
 _DERIVATIVE = re.compile(r"^\\frac\{d\^?\d? ?[a-z]\}\{d ?[a-z](?:\^\d)?\} ?= ?")
 _FUNCTION = re.compile(r"^[fgh](?:_?\{?\d\}?)?\([a-z]\)(?= ?=)")
 _CONDITION = re.compile(
-    r"[\s,;(]*(?:\\text\{\s*)?(?:,?\s*where|for (?:all|any|some|every|integers?)|with)\b.*$|"
+    r"[\s,;(]*(?:\\text\{\s*)?(?:,?\s*where|for (?:all|any|some|every|integers?)|with(?! (?:a )?remainder))\b.*$|"
     r"(?:^|[,;(]) ?\(?(?:\\forall )?[a-zA-Z](?:, ?[a-zA-Z])* ?"
     r"(?:\\in ?\\mathbb\{[A-Z]\}(?:[\^_]\{?[+*]\}?)?|\\text\{ ?(?:is )?an integer ?\}) ?\)?$",
     re.DOTALL,
 )
+_NEEDED = re.compile(r"[=\d]")  # in a condition of the reference
+_INTEGERS = re.compile(r"integer|\\mathbb\{Z\}(?! ?[\^_])")
+_NARROWED = re.compile(r"[=\d<>]|\\[lgn]eq|odd|even|positive|negative|prime|distinct|nonzero|non-")
+_SIGNS_AROUND = re.compile(r"\\text(?![a-zA-Z])|[{}(),;]")
 _PARAMETER = re.compile(r"([a-zA-Z]) ?(?:\\in ?\\mathbb\{[ZN]\}|\\text\{ ?(?:is )?an integer ?\})")
 _DOTS = re.compile(r"\\[lc]?dots[a-z]?(?![a-zA-Z])|\.\.\.")
 _DOLLARS = re.compile(r"\\\$\s*[-\d.]")
@@ -128,9 +132,12 @@ def _same_value(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str
         ours, theirs = mine[0] if mine else ours, yours[0] if yours else theirs
     if len(listed(ours)) > 1 or len(listed(theirs)) > 1:
         return _same_list(ours, theirs, dollars)
-    one, other = (
-        _paid(quantity(_CONDITION.sub("", text) or text), paid) for text, paid in zip((ours, theirs), dollars, strict=True)
-    )
+    conditions = [_condition(text) for text in (ours, theirs)]
+    if all(conditions) and conditions[0] != conditions[1]:
+        return False
+    if all(conditions) or not _NEEDED.search(conditions[1]):
+        ours, theirs = (_CONDITION.sub("", text) or text for text in (ours, theirs))
+    one, other = (_paid(quantity(text), paid) for text, paid in zip((ours, theirs), dollars, strict=True))
     if conflict(one, other):
         return same_size(one, other)
     mine_text, your_text = _in_radians(one, other), _in_radians(other, one)
@@ -138,6 +145,15 @@ def _same_value(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str
     if is_number(your_text):
         mine_text = counted(mine_text) or mine_text
     return _same_text(mine_text, spoken(your_text) or your_text, ours)
+
+
+def _condition(text: str) -> str:
+    """The condition that a text ends with, in one spelling: `where k is odd`. "" for none."""
+    found = _CONDITION.search(text)
+    if found is None or not found.start():
+        return ""
+    said = found[0]
+    return "integers" if _INTEGERS.search(said) and not _NARROWED.search(said) else _words(_SIGNS_AROUND.sub(" ", said))
 
 
 def _same_list(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str, str]:
