@@ -5,6 +5,7 @@ Tests are read from a column of the source, in the forms that data sets of code 
 - a list of statements (`["assert add(1, 2) == 3"]`), or one text of Python, with `check(candidate)` and `entry_point` or without;
 - `{"inputs": [...], "outputs": [...]}`, or a list of `{"input": ..., "output": ...}`: the program reads stdin and prints.
 
+Statements run in the process of the answer, and so resist a careless trick only. What a program prints is compared outside.
 A program that overruns its limits has failed its test: it gets 0, as a wrong one does.
 """
 
@@ -30,13 +31,16 @@ _SCRIPT = (
     _IMPORTS
     + "os.close(3), os.close(4)\nexec(compile(open('answer.py').read(), 'answer.py', 'exec'), {{'__name__': '__main__'}})\n"
 )
-# the tests and the secret word are read only after the answer has run, and the word is told only after the tests
+# The word is told only after the tests. All that comes after the answer is bound before: the answer may close or replace the rest.
 _CHECKED = _IMPORTS + (
-    "_space = {{'__name__': 'answer'}}\n"
-    "exec(compile(open('answer.py').read(), 'answer.py', 'exec'), _space)\n"
-    "_word, _, _tests = open(3).read().partition('\\n')\n"
-    "exec(compile(_tests, 'tests.py', 'exec'), _space)\n"
-    "os.write(4, _word.encode())\n"
+    "def _check(exec, compile, write):\n"
+    "    with open(3) as file:\n"
+    "        word, _, tests = file.read().partition('\\n')\n"
+    "    word, tests, space = word.encode(), compile(tests, 'tests.py', 'exec'), {{'__name__': 'answer'}}\n"
+    "    exec(compile(open('answer.py').read(), 'answer.py', 'exec'), space)\n"
+    "    exec(tests, space)\n"
+    "    write(4, word)\n"
+    "_check(exec, compile, os.write)\n"
 )
 
 

@@ -65,6 +65,26 @@ def test_what_the_tests_said_is_told_in_words(answer, tests, said):
     assert found.said.endswith(said)
 
 
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "import os\nos.write(4, os.read(3, 32))\nos._exit(0)",
+        "import os\nos.write(4, os.pread(3, 32, 0))\nos._exit(0)",
+        "import builtins\nreal = builtins.compile\nbuiltins.compile = lambda text, *more: real('', *more)",
+        "import builtins\nbuiltins.exec = lambda *more: None",
+        "import os\nreal = os.write\nos.write = lambda fd, word: real(fd, word)\nraise SystemExit",
+    ],
+)
+def test_an_answer_that_reads_the_word_or_replaces_what_runs_the_tests_gets_nothing(trick):
+    assert [one.value for one in python_tests([trick], {}, tests=[["assert False"]])] == [0.0]
+
+
+def test_an_answer_that_replaces_builtins_which_its_tests_do_not_use_is_judged_by_them():
+    answer = "import builtins, os\nos.write = builtins.open = builtins.exec = None\n" + "def add(a, b):\n    return a + b\n"
+    found = python_tests([answer] * 2, {}, tests=[["assert add(1, 2) == 3"], ["assert add(1, 2) == 4"]])
+    assert [one.value for one in found] == [1.0, 0.0]
+
+
 def test_a_check_function_is_called_with_the_entry_point():
     answers = [ADD, "```python\ndef add(a, b):\n    return 3\n```"]
     found = python_tests(answers, {}, tests=[HUMANEVAL] * 2, entry_point=["add"] * 2)
