@@ -29,8 +29,21 @@ _STATED = re.compile(
 _STATEMENT_END = re.compile(
     r"\.(?=\s|$|\*)|[!?](?=\s|$)|,?\s+(?:because|since|so that|as required|which is|where)\b|"
     r",\s*(?:not|but|it can(?:['’]t|not) be (?=\(?[A-J]\b))\b|"
-    r"\s*\((?:since|because|as|which|where|i\.e\.)|\s+I hope\b", re.I
+    r"\s*\((?:since|because|as|which|where|i\.e\.|not (?=[-$\\(\d]|[A-J]\b))|\s+I hope\b", re.I
 )  # fmt: skip
+# a clause that ends before the statement, so that what it denies is something else
+_EARLIER_CLAUSE = re.compile(
+    r"^\W*(?:since|because|as|if|when|given)\b.*,(?=[^,]*$)|"
+    r"^.*(?:^|[,;:])\s*(?:and )?(?:so|therefore|thus|hence|then|consequently)\b",
+    re.I,
+)
+_THAT = re.compile(r"\W*(?:that|whether|which|if|\w+ (?:say|think|believe|claim)s?)\b", re.I)
+_TAKEN_BACK = re.compile(
+    r"\W*(?:(?:wait|no|but|and|hmm)\b\W*)*(?:that|this|it|which)(?:['’]s| is| was| seems)? "
+    r"(?:not (?:right|correct|true)|wrong|incorrect|false)\b",
+    re.I,
+)
+_DENIALS = frozenset(("false", "impossible", "neither", "never"))  # each may itself be an answer
 _FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|(?<![\\\d])\$((?:\\\$|[^$\n])+)\$"
     # no formula begins inside another of its kind, and `\\[2pt]` begins none: so each text is read once
@@ -72,6 +85,8 @@ _BETWEEN_BOXES = re.compile(
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _VALUE = re.compile(r"(?:\$[^$]{1,200}\$|[-+]?\$?\d[\d,./]{0,30}%?)(?:\s[a-zA-Z]{2,20}){0,2}", re.ASCII)
 _VERB = re.compile(r"\b(?:is|are|was|were|equals)\s+")
+_TRUTH = re.compile(r"(yes|no|true|false)[,.;!:](?=\s)", re.I)
+_NO_TRUTH = frozenset(("yes", "no", "true", "false", "but", "or", "wait", "if", "maybe", "unsure", "sure", "wrong", "incorrect"))
 # what a formula without a backslash may have
 _NAMES = frozenset(("or", "and", "sqrt", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp"))
 _MACRO = re.compile(r"\\(?:begin|end)\{[a-z]*\}|\\[a-zA-Z]+")
@@ -182,13 +197,22 @@ def _statement(text: str) -> str | None:
         rest = said[formula.end() :] if formula else said
         end = _STATEMENT_END.search(rest)
         said = said[: (formula.end() if formula else 0) + (end.start() if end else len(rest))].strip(" *_")
+        after = rest[end.start() :] if end else ""
         sentence = text[max(text.rfind("\n", 0, found.start()), text.rfind(". ", 0, found.start())) + 1 : found.start()]
-        if said and not DENIAL.search(said) and not DENIAL.search(sentence):
+        denied = DENIAL.search(said) and said.casefold() not in _DENIALS
+        if said and not denied and not DENIAL.search(_clause(sentence)) and not _TAKEN_BACK.match(after):
             return _value_of(said)
         if said:
             return None
     chosen = _last(_CHOSEN, text)
     return chosen[1] if chosen and not _doubted(text, chosen) else None
+
+
+def _clause(sentence: str) -> str:
+    """The part of a sentence that a statement belongs to: `Since 2 is not a square, the answer is` denies only its cause."""
+    earlier = _EARLIER_CLAUSE.match(sentence)
+    clause = sentence[earlier.end() :] if earlier else sentence
+    return sentence if _THAT.match(clause) else clause
 
 
 def _value_of(said: str) -> str:
@@ -201,7 +225,7 @@ def _unmarked(text: str) -> str | None:
     """The answer of a response without a mark: the whole of it when it is no prose, else its last formula or number."""
     whole = text.strip()
     words = re.findall(r"[^\W\d_]{2,}", _MACRO.sub(" ", whole))
-    if whole and "\n" not in whole and len(whole) <= 200 and (set(words) <= _NAMES or whole == words[0]):
+    if whole and "\n" not in whole and len(whole) <= 200 and (set(words) <= _NAMES or whole.rstrip(".!") == words[0]):
         return whole
     formulas = [formula for formula in _FORMULA.finditer(text) if not _is_prose(formula)]
     formula = formulas[-1] if formulas else None
@@ -209,7 +233,11 @@ def _unmarked(text: str) -> str | None:
     found = max((m for m in (formula, run, number, listed) if m), key=lambda m: (m.end(), -m.start()), default=None)
     if found is not None and formula and formula.start() <= found.start() < formula.end():
         found = formula
-    if found is None or _doubted(text, found):
+    if found is None:
+        truth = _TRUTH.match(whole)
+        plain = "\n" not in whole and "?" not in whole and not _NO_TRUTH & {word.casefold() for word in words[1:]}
+        return truth[1] if truth and plain else None
+    if _doubted(text, found) or _TAKEN_BACK.match(text[found.end() : found.end() + 60]):
         return None
     return (_joined(text, formulas) if found is formula else found[0].strip()) or None
 

@@ -31,7 +31,7 @@ _SCRIPT = (
     _IMPORTS
     + "os.close(3), os.close(4)\nexec(compile(open('answer.py').read(), 'answer.py', 'exec'), {{'__name__': '__main__'}})\n"
 )
-# The word is told only after the tests. All that comes after the answer is bound before: the answer may close or replace the rest.
+# The word is told only after the tests. What runs then is bound before the answer runs, since the answer may replace the rest.
 _CHECKED = _IMPORTS + (
     "def _check(exec, compile, write):\n"
     "    with open(3) as file:\n"
