@@ -20,10 +20,10 @@ _HEADING = re.compile(
 _STATED = re.compile(
     r"\b(?:answers?|(?:correct|right|best)[^\S\n]+(?:choice|option))\b[^\S\n]*"
     r"(?:\([^()\n]{0,30}\)[^\S\n]*)?(?:to (?:the|this) \w+[^\S\n]*)?"
-    r"(?:(?:is|are|was|equals|be|becomes)\b(?:[^\S\n]*(?:therefore|thus|simply|then|just|exactly|equal to|now|indeed|"
-    r"actually|clearly|also|definitely|certainly|for sure)\b,?)?"
+    r"(?:(?:is|are|was|equals|be|becomes)\b(?:,?[^\S\n]*(?:therefore|thus|simply|then|just|exactly|equal to|now|indeed|"
+    r"approximately|about|roughly|actually|clearly|also|definitely|certainly|for sure)\b,?)?"
     r"[^\S\n]*:?|[:=])(?:[^\S\n]|\*)*"
-    r"(?:\n\s*)?",
+    r"(?:\n\s*(?:```\w*\s*\n|[-•*][^\S\n]+)?)?",
     re.I,
 )
 _STATEMENT_END = re.compile(
@@ -38,8 +38,10 @@ _EARLIER_CLAUSE = re.compile(
     re.I,
 )
 _THAT = re.compile(r"\W*(?:that|whether|which|if|\w+ (?:say|think|believe|claim)s?)\b", re.I)
+_REMARK = re.compile(r"(?:indeed |also |thus |clearly )?(?:correct|right|valid|verified|confirmed|consistent|reasonable)\b", re.I)
 _TAKEN_BACK = re.compile(
-    r"\W*(?:(?:wait|no|but|and|hmm)\b\W*)*(?:that|this|it|which)(?:['’]s| is| was| seems)? "
+    r"\W*(?:(?:wait|no|but|and|hmm)\b\W*)*(?:that|this|it|which|(?:the|this|that|my) (?:answer|result))"
+    r"(?:['’]s| is| was| seems)? "
     r"(?:not (?:right|correct|true)|wrong|incorrect|false)\b",
     re.I,
 )
@@ -189,7 +191,11 @@ def _denied(text: str, begin: int, end: int) -> bool:
 
 
 def _statement(text: str) -> str | None:
-    """What the last "the answer is x" or "Answer: x" states. None without one, and where it is denied."""
+    """What the last "the answer is x" or "Answer: x" states. None without one, and where it is denied.
+
+    "The answer is correct" is a remark on an answer, unless it is all that is stated.
+    """
+    remark = None
     for found in reversed(list(_STATED.finditer(text))):
         said = text[found.end() :].lstrip("*_: \n")
         formula = _FORMULA.match(said)
@@ -201,9 +207,13 @@ def _statement(text: str) -> str | None:
         sentence = text[max(text.rfind("\n", 0, found.start()), text.rfind(". ", 0, found.start())) + 1 : found.start()]
         denied = DENIAL.search(said) and said.casefold() not in _DENIALS
         if said and not denied and not DENIAL.search(_clause(sentence)) and not _TAKEN_BACK.match(after):
-            return _value_of(said)
-        if said:
+            if not _REMARK.match(said):
+                return _value_of(said)
+            remark = remark or said
+        elif said:
             return None
+    if remark:
+        return remark
     chosen = _last(_CHOSEN, text)
     return chosen[1] if chosen and not _doubted(text, chosen) else None
 
