@@ -26,6 +26,7 @@ _STATED = re.compile(
     r"(?:\n\s*(?:```\w*\s*\n|[-•*][^\S\n]+)?)?",
     re.I,
 )
+_BLANKS = re.compile(r"[^\S\n]{2,}")
 _STATEMENT_END = re.compile(
     r"\.(?=\s|$|\*)|[!?](?=\s|$)|,?\s+(?:because|since|so that|as required|which is|where)\b|"
     r",\s*(?:not|but|it can(?:['’]t|not) be (?=\(?[A-J]\b))\b|"
@@ -119,7 +120,7 @@ def final_answer(text: str, fallback: bool = True) -> str | None:
     boxed = _last_boxes(after)
     if boxed is not None:
         return boxed.strip() or None
-    after = after[-_READ_CHARS:]
+    after = _BLANKS.sub(" ", after[-_READ_CHARS:])  # a run of blanks would be read again from each of its places
     for match in reversed(list(_FINAL.finditer(after))):
         if match[1].strip() and not (_HEADING.match(match[1]) and not _LAST_NUMBER.fullmatch(match[1].strip())):
             return match[1].strip()
