@@ -77,7 +77,7 @@ _DENIED_BEFORE = re.compile(
 _DENIED_AFTER = re.compile(
     r"^\W*(?:(?:is|was|are|would be|seems?|looks?|must be|has to be)\s+(?:\w+ly\s+|all\s+)?"
     r"(?:not(?!\s+[$\d])|wrong|incorrect|false|impossible|too)\b|(?:isn|wasn|can|doesn|won)['’]?t\b|cannot\b|"
-    r"does not\b|\?|\.?\s*(?:No[,.:!]|Wrong\b|Not (?:quite|right|correct)|Incorrect\b))", re.I
+    r"does not\b|\?|\.?\s*(?:No[,.:!]|(?:Wrong|Incorrect)\b(?! \w+\W?:)|Not (?:quite|right|correct)))", re.I
 )  # fmt: skip
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s,;/|&.!$]|\\[()\[\],; ]|\\quad|\\text\{|\}|"
