@@ -15,6 +15,7 @@ import contextlib
 import json
 import re
 import secrets
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from pipeline.errors import SettingError
 from pipeline.grader import sandbox
 from pipeline.grader.sandbox import Ended, Limits, Program, Report, SandboxError
 
-_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_PYTHON = re.compile(r"(?:python|py)[ \d.]*\b", re.I)
 _SAID_S = 30.0  # seconds beside the programs of a call
 
 _IMPORTS = "import sys, os\nsys.path += {packages!r}\n"
@@ -78,9 +79,26 @@ def python_tests(completions: Sequence[str], settings: dict[str, Any], **columns
 
 
 def code_of(response: str) -> str:
-    """The code of a response: its last fenced block, or all of it when it has no fence."""
-    blocks = _FENCE.findall(response)
-    return str(blocks[-1]) if blocks else response
+    """The code of a response: its last block of Python, else its last block without a language, else all of it."""
+    blocks = _blocks(response)
+    python = [code for language, code in blocks if _PYTHON.match(language)] or [code for language, code in blocks if not language]
+    return textwrap.dedent(python[-1]) if python else response
+
+
+def _blocks(response: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a response, each with the word behind its first fence. A fence stands on a line of its own."""
+    blocks: list[tuple[str, str]] = []
+    language, lines = None, list[str]()
+    for line in response.splitlines(keepends=True):
+        fence, mark, word = line.strip().partition("```")
+        if language is None and mark and not fence and "`" not in word:
+            language, lines = word.strip(), []
+        elif language is not None and line.strip() == "```":
+            blocks.append((language, "".join(lines)))
+            language = None
+        else:
+            lines.append(line)
+    return blocks
 
 
 def _judged(code: str, tests: Any, entry: str | None, settings: PythonTests) -> Judged:

@@ -91,9 +91,25 @@ def test_a_check_function_is_called_with_the_entry_point():
     assert [one.value for one in found] == [1.0, 0.0]
 
 
-def test_the_last_fenced_block_is_the_answer():
-    assert code_of("```python\nfirst\n```\n```py\nlast\n```") == "last\n"
-    assert code_of("no fence") == "no fence"
+@pytest.mark.parametrize(
+    ("response", "code"),
+    [
+        ("```python\nfirst\n```\n```py\nlast\n```", "last\n"),
+        ("no fence", "no fence"),
+        ("```bash\npip install x\n```\n```python\ncode\n```", "code\n"),
+        ("```python\ncode\n```\nIt prints:\n```text\n5\n```", "code\n"),
+        ("```python\ncode\n```\nIt prints:\n```\n5\n```", "code\n"),
+        ('```json\n{"a": 1}\n```\n```\ncode\n```', "code\n"),
+        ("```Python 3\ncode\n```", "code\n"),
+        ("```python main.py\ncode\n```", "code\n"),
+        ("```python3\r\ncode\r\n```\r\n", "code\r\n"),
+        ("1. So:\n   ```python\n   if x:\n       y\n   ```", "if x:\n    y\n"),
+        ("```python\ncode\n```   ", "code\n"),
+        ("```pypy\ncode\n```", "```pypy\ncode\n```"),
+    ],
+)
+def test_the_last_block_of_python_is_the_answer(response, code):
+    assert code_of(response) == code
 
 
 @pytest.mark.parametrize(
