@@ -197,6 +197,8 @@ def _same_words(ours: str, theirs: str, reference: str) -> bool | None:
     lists = [sorted(_ARTICLE.sub("", part) for part in _LIST_JOINT.split(text)) for text in listed]
     if lists[0] == lists[1] and _PLAIN_TEXT.search(theirs):
         return True
+    if "\\begin{cases}" in reference:
+        return None  # its words may be conditions
     spelled = _TEXT.fullmatch(reference) is not None
     if _WORDS.fullmatch(theirs):
         return None if len(theirs) <= 3 and not spelled else False

@@ -42,6 +42,9 @@ _GRID = re.compile(
     re.DOTALL,
 )
 _CASES = re.compile(r"\\begin\{(?:cases|aligned|gathered)\}(.*?)\\end\{(?:cases|aligned|gathered)\}", re.DOTALL)
+_PIECEWISE = re.compile(r"(?:[a-zA-Z](?: ?\([a-zA-Z]\))? ?= ?)?\\begin\{cases\}((?:(?!\\begin).)*)\\end\{cases\}", re.DOTALL)
+_CONDITIONED = re.compile(r"\\begin\{cases\}(?:(?!\\end\{cases\}).)*&(?! ?=)", re.DOTALL)
+_WHEN = re.compile(r"^(?:\\text\{ ?)?(?:if|for|when)\b ?\}? ?")
 _PERCENT = re.compile(r"([^=+<>%,]*[^\d=+<>%,\s\\])\s*\\?%")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*\\text\{degrees\}\s*[)}]?")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
@@ -52,6 +55,7 @@ _CONSTANT = re.compile(r"(.+?) ?\+ ?[CK](?: ?_ ?\{?[01]\}?)?( ?[+-].*)?", re.DOT
 _LAST_LETTERS = re.compile(r"(?<=[\d}\s)])(?<!\\)([a-zA-Z]{1,8})$")
 
 ANTIDERIVATIVE = Function("antiderivative")
+CASES, CASE = Function("cases"), Function("case")
 
 
 def read(text: str) -> list[Any] | None:
@@ -59,6 +63,8 @@ def read(text: str) -> list[Any] | None:
 
     `a \approx b` gives both sides. A false statement, such as `7 = 5` or `5 \approx 7`, gives none.
     """
+    if _CONDITIONED.search(text):
+        return _piecewise(text)
     formula = _mathematics(text)
     if formula is None or _depth(formula) > _MOST_DEPTH:  # the parser's time is exponential in the depth
         return None
@@ -77,6 +83,25 @@ def _forms(formula: str) -> list[Any] | None:
     if any(_is_false(form) for form in forms) or not all(_near(last(a), last(b)) for a, b in pairwise(forms)):
         return []
     return forms if len({is_number(last(form)) for form in forms}) == 1 else forms[-1:]
+
+
+def _piecewise(text: str) -> list[Any] | None:
+    """A function in cases as CASES of CASE(value, condition). None when a row has no value or no condition."""
+    found = _PIECEWISE.fullmatch(text)
+    rows = [row.split("&") for row in found[1].split("\\\\") if row.strip()] if found else []
+    if not rows or any(len(row) != 2 or _depth(row[0]) > _MOST_DEPTH for row in rows):
+        return None
+    pairs = [((value := _mathematics(row[0].strip(" ,"))) and _parse(value), _when(row[1])) for row in rows]
+    return None if any(value is None for value, _ in pairs) else [CASES(*(CASE(*pair) for pair in pairs))]
+
+
+def _when(text: str) -> Any:
+    """The condition of a case: a relation, a set, or words as a symbol."""
+    text = _WHEN.sub("", text.strip(" ,.;"))
+    formula = _mathematics(text) if _depth(text) <= _MOST_DEPTH else None
+    form = _parse(formula) if formula else None
+    said = re.sub(r"\\text|[{}\s]", "", text).casefold()
+    return Symbol(f"when {said}") if form is None or isinstance(form, Expr) else form
 
 
 def _antiderivatives(formula: str) -> list[Any]:

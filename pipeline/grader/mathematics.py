@@ -27,7 +27,7 @@ from sympy import (
     together,
 )
 
-from pipeline.grader.formulas import ANTIDERIVATIVE, as_set, in_braces, last, read
+from pipeline.grader.formulas import ANTIDERIVATIVE, CASE, CASES, as_set, in_braces, last, read
 from pipeline.grader.numeric import check_size, equal_numbers, is_number, values
 
 
@@ -58,6 +58,10 @@ def _same_percent(gold: Any, given: Any, set_relations: bool) -> bool:
 
 
 def _same(gold: Any, given: Any, set_relations: bool) -> bool:
+    kinds = [getattr(form, "func", None) for form in (gold, given)]
+    if CASES in kinds or CASE in kinds:
+        compared = _in_any_order if CASES in kinds else _in_order
+        return kinds[0] == kinds[1] and compared(gold.args, given.args, set_relations)
     mine, yours = _assigned(gold), _assigned(given)
     if mine is not None and yours is not None:
         return mine.keys() == yours.keys() and _in_order(mine.values(), [yours[name] for name in mine], set_relations)
