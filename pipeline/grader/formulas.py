@@ -45,6 +45,7 @@ _CASES = re.compile(r"\\begin\{(?:cases|aligned|gathered)\}(.*?)\\end\{(?:cases|
 _PIECEWISE = re.compile(r"(?:[a-zA-Z](?: ?\([a-zA-Z]\))? ?= ?)?\\begin\{cases\}((?:(?!\\begin).)*)\\end\{cases\}", re.DOTALL)
 _CONDITIONED = re.compile(r"\\begin\{cases\}(?:(?!\\end\{cases\}).)*&(?! ?=)", re.DOTALL)
 _WHEN = re.compile(r"^(?:\\text\{ ?)?(?:if|for|when)\b ?\}? ?")
+_INNER_SIGNS = re.compile(r"[{(][^{}()]*\\pm(?![a-zA-Z])")
 _PERCENT = re.compile(r"([^=+<>%,]*[^\d=+<>%,\s\\])\s*\\?%")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*[({]?\s*(\d+(?:\.\d+)?)\s*\\text\{degrees\}\s*[)}]?")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
@@ -66,6 +67,8 @@ def read(text: str) -> list[Any] | None:
     if _CONDITIONED.search(text):
         return _piecewise(text)
     formula = _mathematics(text)
+    if formula is not None and _INNER_SIGNS.search(formula) and formula.count("\\pm") == 1 and not _JOINT.search(formula):
+        formula = ", ".join(formula.replace("\\pm", sign) for sign in "+-")  # the parser reads both signs outside braces only
     if formula is None or _depth(formula) > _MOST_DEPTH:  # the parser's time is exponential in the depth
         return None
     forms = _forms(formula)
