@@ -97,7 +97,12 @@ _MONEY = re.compile(r"\\[$#]|\$|\\[()\[\]]|\\(?:pounds|euro|textdollar|textsterl
 _DIGIT_SPACE = re.compile(r"(?<=\d)(?:,?\\!\s*|\\[,;: ]|\{,\}\s*|~|[\u00a0\u2009\u202f])+(?=\d{3}(?!\d))")
 _SPACE = re.compile(r"(?<!\\)\\[,;: >]|\\(?:quad|qquad|thinspace|medspace|enspace|hfill|nobreak)(?![a-zA-Z])|~|\s+")
 _ROW_END = re.compile(r"\\\\\s*\[[^\]]*\]")
-_LOOSE_FRACTION = re.compile(r"\\frac\s*(?:(\d)\s*(\d)|(\d)\s*\{|" + _GROUP + r"\s*(\d|[a-zA-Z]))")
+# what LaTeX takes without braces: a digit, a letter or a sign. A root is none, but nobody means anything else by `\\frac1\\sqrt2`
+_SIGN_NAME = r"\\(?:pi|theta|alpha|beta|gamma|delta|(?:var)?phi|lambda|mu|sigma|omega|tau|rho)(?![a-zA-Z])"
+_ATOM = rf"(\d|[a-zA-Z]|{_SIGN_NAME}|\\sqrt\{{[^{{}}]*\}})"
+_LOOSE_FRACTION = re.compile(rf"\\frac(?![a-zA-Z])\s*(?:{_ATOM}\s*(?:{_ATOM}|(?=\{{))|{_GROUP}\s*{_ATOM})")
+_LOOSE_RADICAND = re.compile(rf"\\sqrt\s*({_SIGN_NAME}|\\frac{_GROUP}{_GROUP})")
+_MOST_NESTED = 4  # fractions without braces inside each other
 _E_NOTATION = re.compile(
     r"(?<![\w.\\{^])(?<!\d,)([-+]?(?:\d{1,3}(?:,\d{3})+|\d++\.?\d*+|\.\d++))\s?[eE]\s?([-+]?\d+)(?![\w.])", re.ASCII
 )
@@ -224,13 +229,15 @@ def _fractions(text: str) -> str:
     text = _SQRT.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", re.sub(r"\\surd(?![a-zA-Z])", "sqrt", text))
     text = _LOOSE_ROOT.sub(r"\\sqrt[\1]{\2}", text)
     text = _OVER.sub(lambda over: f"\\frac{{{over[1] or over[3]}}}{{{over[2] or over[4]}}}", text)
-    return _LOOSE_FRACTION.sub(_braced, re.sub(r"\\(?:[dtcsx]|nice|flat)frac(?![a-zA-Z])", r"\\frac", text))
+    text = re.sub(r"\\(?:[dtcsx]|nice|flat)frac(?![a-zA-Z])", r"\\frac", text)
+    for _ in range(_MOST_NESTED):
+        text = _LOOSE_RADICAND.sub(r"\\sqrt{\1}", _LOOSE_FRACTION.sub(_braced, text))
+    return text
 
 
 def _braced(fraction: re.Match[str]) -> str:
-    if fraction[1]:
-        return f"\\frac{{{fraction[1]}}}{{{fraction[2]}}}"
-    return f"\\frac{{{fraction[3]}}}{{" if fraction[3] else f"\\frac{{{fraction[4]}}}{{{fraction[5]}}}"
+    top, bottom = fraction[1] or fraction[3], fraction[2] or fraction[4]
+    return f"\\frac{{{top}}}" + (f"{{{bottom}}}" if bottom else "")
 
 
 def _numbers(text: str) -> str:
