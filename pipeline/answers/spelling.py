@@ -113,7 +113,15 @@ _PYTHON_POWER = re.compile(r"[\w)\]}]\*\* ?[\w({-]")  # other double stars are b
 _POWER = re.compile(r"(?:\^|\*\*)\s*(?:([-+]?\d{2,}|-\d)|\(([^()]*)\))")
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\s*(?:\{(\d+)\}|(\d))|\((\d{1,9})\)(?![\d.(^]))")
 _OVER = re.compile(r"\{([^{}]*?)\\over(?![a-zA-Z])([^{}]*)\}|^([^{}]*?)\\over(?![a-zA-Z])([^{}]*)$")
-_GROUPED = re.compile(r"(?<![\d,(\[])\d{1,3}(?:,\d{3})+(?= \\times 10\^)", re.ASCII)
+_THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?![\d,])"
+# beside a sign, a number with commas is no list; alone it is for `texts` and `shorthand`
+_GROUPED = re.compile(
+    rf"(?<=[=<>]){_THOUSANDS}|(?<=[=<>] ){_THOUSANDS}|(?<=[=<>]-){_THOUSANDS}|(?<=[=<>] -){_THOUSANDS}|"
+    rf"(?<=[\w)}}]\+){_THOUSANDS}|(?<=\+ ){_THOUSANDS}|"
+    rf"(?<=\\frac\{{){_THOUSANDS}(?=\}})|(?<=\}}\{{){_THOUSANDS}(?=\}})|"
+    rf"(?<![\d,.(\[{{])(?<!, ){_THOUSANDS}(?= ?(?:\\times 10\^|\\pi|\\sqrt|[a-zA-Z](?![a-zA-Z])))",
+    re.ASCII,
+)
 _MIXED_FRACTION = re.compile(
     r"(?<![\d./^{_a-zA-Z}\\])(?<!\d[ ,])(\d{1,12}) ?\\frac\{(\d{1,12})\}\{(\d{1,12})\}(?! ?(?:[\d{(^!]|\\(?!text|%|pi|sqrt)))"
 )

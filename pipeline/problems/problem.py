@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.config import Source
 from pipeline.contract import Reject
 from pipeline.problems.shape import Shape, is_conversation, is_parts, value_at, written_text
 
+_GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _TURNS = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -142,12 +144,17 @@ def _answer(row: Mapping[str, Any], shape: Shape) -> str | None:
     value = value_at(row, shape.answer)
     if isinstance(value, list) and not is_conversation(value):
         parts = [_text(part) for part in value]
-        return ", ".join(part for part in parts if part) if parts and all(parts) else None
+        return ", ".join(_ungrouped(part) for part in parts if part) if parts and all(parts) else None
     target = _written(row, shape.answer)
     states = shape.answer in (shape.solution, "solution") and not shape.bare
     if target is not None and (states or "\\boxed" in target or "####" in target):
         return stated_answer(target)
     return target
+
+
+def _ungrouped(part: str) -> str:
+    """A part of a list without thousands' commas, which would make two parts of it."""
+    return part.replace(",", "") if _GROUPED.fullmatch(part) else part
 
 
 def _imported(value: Any) -> tuple[str, ...] | None:
