@@ -56,7 +56,19 @@ _FORMULA = re.compile(
 _MACRO_RUN = re.compile(
     r"[-+]?\d{0,12}\s{0,3}\\(?:[dtc]?frac|sqrt)(?:\[[^\]\n]{0,20}\])?(?:\{(?:[^{}\n]|\{[^{}\n]*\}){1,200}\}){1,2}"
 )
-_LAST_NUMBER = re.compile(r"(?<![\d.])[-+]?\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:/\d+|[eE][-+]?\d+(?!\w))?", re.ASCII)
+_NUMBER = r"[-+]?\d+(?:,\d{3}(?!\d))*(?:\.\d+)?(?:/\d+|[eE][-+]?\d+(?!\w))?"
+_PLAIN_NUMBER = re.compile(_NUMBER, re.ASCII)
+_LAST_NUMBER = re.compile(
+    rf"(?<![\d.])(?:[-+]?\\?\$)?{_NUMBER}(?:\s?(?:π|\\pi\b|pi\b)|[½⅓⅔¼¾]|"
+    r"\s?(?:[×x*·]|\\times|\\cdot)\s?10(?:\^\{?-?\d+\}?|[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)|"
+    r"\s(?:hundred|thousand|million|billion|trillion|dozen)\b)?",
+    re.ASCII,
+)
+# what stands before a number that is only the end of a power, bound, formula or list
+_UNFINISHED = re.compile(
+    r"(?:\^|\*\*|√|∛|(?<![=-])>|≥|<|≤|/|\\(?:sqrt|frac|leq?|geq?))\s?[{(]?\s?$|\d\s?[-+*×·÷]\s?$|"
+    r"\d\s?(?:,|(?:[a-zA-Z]{1,20}\s)?\bor\b|\band\b)\s?$"
+)
 _LAST_TUPLE = re.compile(r"[(\[](?:\s*[-+]?\d[\d./]*\s*,){1,9}\s*[-+]?\d[\d./]*\s*[)\]]", re.ASCII)
 _JOIN = re.compile(r"\s*(?:,|and|or|,\s*(?:and|or))\s*")
 _CHOSEN = re.compile(
@@ -122,7 +134,7 @@ def final_answer(text: str, fallback: bool = True) -> str | None:
         return boxed.strip() or None
     after = _BLANKS.sub(" ", after[-_READ_CHARS:])  # a run of blanks would be read again from each of its places
     for match in reversed(list(_FINAL.finditer(after))):
-        if match[1].strip() and not (_HEADING.match(match[1]) and not _LAST_NUMBER.fullmatch(match[1].strip())):
+        if match[1].strip() and not (_HEADING.match(match[1]) and not _PLAIN_NUMBER.fullmatch(match[1].strip())):
             return match[1].strip()
     return _statement(after) or (_unmarked(after) if fallback else None)
 
@@ -234,6 +246,7 @@ def _value_of(said: str) -> str:
 
 def _unmarked(text: str) -> str | None:
     """The answer of a response without a mark: the whole of it when it is no prose, else its last formula or number."""
+    text = text.replace("−", "-")
     whole = text.strip()
     words = re.findall(r"[^\W\d_]{2,}", _MACRO.sub(" ", whole))
     if whole and "\n" not in whole and len(whole) <= 200 and (set(words) <= _NAMES or whole.rstrip(".!") == words[0]):
@@ -248,6 +261,8 @@ def _unmarked(text: str) -> str | None:
         truth = _TRUTH.match(whole)
         plain = "\n" not in whole and "?" not in whole and not _NO_TRUTH & {word.casefold() for word in words[1:]}
         return truth[1] if truth and plain else None
+    if found is number and _UNFINISHED.search(text[max(0, found.start() - 30) : found.start()]):
+        return None
     if _doubted(text, found) or _TAKEN_BACK.match(text[found.end() : found.end() + 60]):
         return None
     return (_joined(text, formulas) if found is formula else found[0].strip()) or None
