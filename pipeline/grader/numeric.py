@@ -9,7 +9,26 @@ import math
 from typing import Any
 
 from math_verify.grader import unwrap_fcs
-from sympy import Abs, Expr, Float, I, Integer, Integral, N, Pow, Product, Rational, Sum, binomial, factorial, nan, sign, zoo
+from sympy import (
+    Abs,
+    Expr,
+    Float,
+    I,
+    Integer,
+    Integral,
+    N,
+    Pow,
+    Product,
+    Rational,
+    Sum,
+    binomial,
+    ceiling,
+    factorial,
+    floor,
+    nan,
+    sign,
+    zoo,
+)
 
 _DIGITS = 40
 _TOLERANCE, _PLACES = 1.0001e-6, 6  # a decimal is right to six digits, or to six places as far as these are not all zeros
@@ -103,18 +122,22 @@ def _open_sums(form: Any) -> Any:
     return form.xreplace(opened) if opened else form
 
 
+def _at(place: int, shift: int, rounds: bool) -> float:
+    """The value of one variable at one point. Where formulas round, small numbers are too much alike, and whole ones matter."""
+    value = _POINTS[(place + shift) % len(_POINTS)] * (1 + 0.1 * place)
+    return value if not rounds else 37 * value if shift % 2 else float(round(37 * value))
+
+
 def values(gold: Any, given: Any, sign: int = 1) -> list[tuple[complex, complex]]:
     """The values of two formulas at the points where both are finite. `sign` -1 makes every second variable negative."""
     gold, given = unwrap_fcs(gold), unwrap_fcs(given)
     check_size(gold), check_size(given)
     gold, given = _open_sums(real_roots(gold)), _open_sums(real_roots(given))
     names = sorted(gold.free_symbols | given.free_symbols, key=str)
+    rounds = gold.has(floor, ceiling) or given.has(floor, ceiling)
     found = []
     for shift in range(len(_POINTS)):
-        point = {
-            name: _POINTS[(i + shift) % len(_POINTS)] * (1 + 0.1 * i) * (sign if i % 2 == 0 else 1)
-            for i, name in enumerate(names)
-        }
+        point = {name: Float(_at(i, shift, rounds) * (sign if i % 2 == 0 else 1), 30) for i, name in enumerate(names)}
         a, b = (form.evalf(30, subs=point, maxn=200) for form in (gold, given))
         if a.is_number and b.is_number and a.is_finite and b.is_finite:
             found.append((a, b))
