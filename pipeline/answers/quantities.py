@@ -84,7 +84,7 @@ _TAIL = re.compile(
 _BRACKETED = re.compile(r"(?<=\d)\s*\(\s*(?:in )?(?:\\text\{)?([a-zA-Z]{2,}|m)\}?\s*\)$")
 _CLOCK = re.compile(r"(?<=\d)\s*(?:\\text\s*\{)?\s*([ap])\.?\s?m\.?\s*\}?$", re.IGNORECASE)
 _UNIT_FRACTION = re.compile(
-    r"(?<=[\d}\s])\s*\\frac\{\s*(?:\\text\{)?\s*([a-zA-Z]+)\s*\}?\s*\}\{\s*(?:\\text\{)?\s*([a-zA-Z]+)\s*\}?(?:\s*\^\s*\{?\d\}?)?\s*\}$"
+    r"(?<=[\d}\s])\s*\\frac\{\s*(?:\\text\{)?\s*([a-zA-Z]+)\s*\}?\s*\}\{\s*(?:\\text\{)?\s*([a-zA-Z]+)\s*\}?(?:\s*\^\s*\{?(\d)\}?)?\s*\}$"
 )
 _SYMBOL = re.compile(r"(?<=[\d}])\s*(?:\\(mu) ?(?:\\text\{)?([mgsLCFA])\}?|\\(?:text\{ ?k ?\})?(Omega)(?![a-zA-Z]))$")
 _RATE = re.compile(
@@ -118,6 +118,10 @@ _BASES = dict(
 _BASES["sixteen"] = "16"
 
 
+_SIGN = re.compile(r"[a-zA-Z]{1,3}\d?(?:/[a-zA-Z]{1,3}\d?)*")
+_SPEEDS = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}
+
+
 @dataclass(frozen=True)
 class Quantity:
     """A value as LaTeX, and what stood behind it. kind: the dimension and factor of a known unit, else None."""
@@ -133,7 +137,8 @@ def quantity(text: str) -> Quantity:
     text = _SYMBOL.sub(lambda sign: f" \\text{{{sign[1] or sign[3]}{sign[2] or ''}}}", text)
     text = _CLOCK.sub(lambda half: f" \\text{{{half[1].lower()}m}}", _RATE.sub(r" \\text{\1/\2}", text))
     if (rate := _UNIT_FRACTION.search(text)) and rate[1] in UNITS and rate[2] in UNITS:
-        text = f"{text[: rate.start()]} \\text{{{rate[1]}/{rate[2]}}}"
+        power = f"^{rate[3]}" if rate[3] else ""
+        text = f"{text[: rate.start()]} \\text{{{rate[1]}/{rate[2]}}}{power}"
     words: list[str] = []
     value = text
     while tail := _TAIL.search(value):
@@ -198,8 +203,18 @@ def residue(text: str) -> tuple[str, str] | None:
 
 
 def conflict(one: Quantity, other: Quantity) -> bool:
-    """Whether both have a known unit and they are units of different things or of different sizes."""
-    return one.kind is not None and other.kind is not None and one.kind != other.kind
+    """Whether both have units, of different things or of different sizes. Unknown words are none, signs such as MHz are."""
+    if one.kind is not None and other.kind is not None:
+        return one.kind != other.kind
+    mine, yours = (_SPEEDS.get(amount.words, amount.words) for amount in (one, other))
+    return bool(_SIGN.fullmatch(mine) and _SIGN.fullmatch(yours)) and _factors(mine) != _factors(yours)
+
+
+def _factors(sign: str) -> list[tuple[object, str]]:
+    """The parts of a unit's sign, `m/s2`, each as a known unit with its power where it is one."""
+    parts = [part.rstrip("0123456789") for part in sign.split("/")]
+    powers = [part[len(word) :] for part, word in zip(sign.split("/"), parts, strict=True)]
+    return [(UNITS.get(word, word.casefold().removesuffix("s")), power) for word, power in zip(parts, powers, strict=True)]
 
 
 def same_size(one: Quantity, other: Quantity) -> bool:

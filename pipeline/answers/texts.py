@@ -54,9 +54,9 @@ _NARROWED = re.compile(r"[=\d<>]|\\[lgn]eq|odd|even|positive|negative|prime|dist
 _SIGNS_AROUND = re.compile(r"\\text(?![a-zA-Z])|[{}(),;]")
 _PARAMETER = re.compile(r"([a-zA-Z]) ?(?:\\in ?\\mathbb\{[ZN]\}|\\text\{ ?(?:is )?an integer ?\})")
 _DOTS = re.compile(r"\\[lc]?dots[a-z]?(?![a-zA-Z])|\.\.\.")
-_DOLLARS = re.compile(r"\\\$\s*[-\d.]")
+_DOLLARS = re.compile(r"\\\$\s*[-\d.]|^\s*\$\s*-?[\d.][^$]*$")
 _AMOUNT = re.compile(r"[-+]?[\d,.]*\d[\d,.]*(?: ?\\(?:times|cdot) ?10\^\{-?\d+\})?", re.ASCII)
-_WITH_LETTER = re.compile(rf"({_AMOUNT.pattern})(?: ?[mgshL]| [JNWVACKTF])", re.ASCII)
+_WITH_LETTER = re.compile(rf"({_AMOUNT.pattern}) ?((?<! )[mgshL]|(?<= )[mgshLJNWVACKTF])", re.ASCII)
 _ONLY_WORDS = re.compile(r"[a-zA-Z]{4,}")
 _PUNCTUATION = re.compile(r"[.,;:!'\"]")
 _PLAIN_TEXT = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+)*")
@@ -138,6 +138,8 @@ def _same_value(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str
     if all(conditions) or not _NEEDED.search(conditions[1]):
         ours, theirs = (_CONDITION.sub("", text) or text for text in (ours, theirs))
     one, other = (_paid(quantity(text), paid) for text, paid in zip((ours, theirs), dollars, strict=True))
+    if other.words and not one.words and (letter := _WITH_LETTER.fullmatch(one.value)):
+        one = Quantity(letter[1], letter[2], UNITS.get(letter[2]))
     if conflict(one, other):
         return same_size(one, other)
     mine_text, your_text = _in_radians(one, other), _in_radians(other, one)
