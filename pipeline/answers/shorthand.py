@@ -17,6 +17,7 @@ _PAIR = re.compile(r"\([^()]*,[^()]*\)")
 _COMMA = re.compile(r"([-+]?)(\d{1,3}(?:\.\d{3})+|\d+),(\d+)", re.ASCII)
 _DECIMAL = re.compile(r"[-+]?\d*\.\d+", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(:00)? ?(?:(?:\\text\{ ?)?([ap])\.? ?m\.?\}?)?", re.ASCII | re.IGNORECASE)
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)  # a formula would be a difference
 _LISTED = re.compile(r"\d, \d{3}(?!\d)", re.ASCII)
 
 
@@ -26,9 +27,14 @@ def written_out(ours: str, theirs: str) -> tuple[str, str]:
 
 
 def same_by_sight(ours: str, theirs: str) -> bool | None:
-    """Whether a list or a time of day decides it: `32, 349` is not `32349`, and `20:34` is `8:34 pm`. None for other texts."""
+    """Whether a list, a date or a time of day decides it. None for other texts.
+
+    `32, 349` is not `32349`, `2024-01-02` is no number, and `20:34` is `8:34 pm`.
+    """
     if (_LISTED.search(ours) and is_number(theirs)) or (_LISTED.search(theirs) and is_number(ours)):
         return False
+    if _DATE.fullmatch(ours) or _DATE.fullmatch(theirs):
+        return ours == theirs
     mine, yours = _CLOCK.fullmatch(ours), _CLOCK.fullmatch(theirs)
     if mine is None or yours is None:
         return None
