@@ -49,6 +49,8 @@ _FACTORS = {
     "halve": 0,
     "third": 0,
     "quarter": 0,
+    **dict.fromkeys(["fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"], 0),
+    **dict.fromkeys(["hundredth", "thousandth", "millionth"], 0),
     "pair": 0,
     "score": 0,
 }  # 0: a change of value that is not read

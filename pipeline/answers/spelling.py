@@ -217,7 +217,8 @@ def _visible(text: str) -> str:
     text = _HIDDEN.sub(" ", text)
     text = _DIGIT_SPACE.sub("", _LAYOUT.sub("", _ROW_END.sub(r"\\\\", text)))
     text = _SPACE.sub(" ", text.replace("\\!", "")).replace("**", "^" if _PYTHON_POWER.search(text) else "")
-    return _MONEY.sub("", text.replace("\\\\(", "(").replace("\\\\)", ")")).strip("`\"' ")
+    text = _MONEY.sub("", text.replace("\\\\(", "(").replace("\\\\)", ")")).strip('`" ')
+    return text.strip("`\"' ") if text[:1] == "'" else text  # a prime alone is no quotation mark
 
 
 def _unified(words: re.Match[str]) -> str:

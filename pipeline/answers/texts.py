@@ -58,7 +58,8 @@ _DOLLARS = re.compile(r"\\\$\s*[-\d.]|^\s*\$\s*-?[\d.][^$]*$")
 _AMOUNT = re.compile(r"[-+]?[\d,.]*\d[\d,.]*(?: ?\\(?:times|cdot) ?10\^\{-?\d+\})?", re.ASCII)
 _WITH_LETTER = re.compile(rf"({_AMOUNT.pattern}) ?((?<! )[mgshL]|(?<= )[mgshLJNWVACKTF])", re.ASCII)
 _ONLY_WORDS = re.compile(r"[a-zA-Z]{4,}")
-_PUNCTUATION = re.compile(r"[.,;:!'\"]")
+_PUNCTUATION = re.compile(r"[.,;:!\"]|(?<![a-zA-Z])'|(?<=[a-zA-Z]{2})'")  # `A'` is not A
+_PRIMED = re.compile(r"[a-zA-Z](?:_\{?\w\}?)?'+")
 _PLAIN_TEXT = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+)*")
 _INDEX = re.compile(r"_\{[A-Za-z0-9]+\}")
 _LISTED = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])")
@@ -178,6 +179,8 @@ def _same_text(mine_text: str, your_text: str, ours: str) -> bool | tuple[str, s
     forms = [_number_form(_bare(text)) for text in (mine_text, your_text)]
     if forms[0] == forms[1]:
         return True
+    if any(map(_PRIMED.fullmatch, forms)):
+        return False  # a parser reads no prime
     if all(map(_INTEGER.fullmatch, forms)) or (is_number(forms[1]) and _LISTED.search(ours)):
         return False
     words = _same_words(forms[0], forms[1], your_text)
