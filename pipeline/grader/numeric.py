@@ -100,7 +100,7 @@ def check_size(form: Any) -> float:
     if isinstance(form, Integer):
         digits = int(form).bit_length() * 0.302
     elif isinstance(form, Pow) and form.is_number and form.base not in (0, 1, -1):
-        digits = max(args[0], 1.0) * (10 ** min(args[1], 300.0) if args[1] > 6 else max(1.0, abs(complex(form.exp))))
+        digits = max(args[0], 1.0) * (10.0**300 if args[1] > 300 else max(1.0, abs(complex(form.exp))))
     elif isinstance(form, (factorial, binomial)) and form.args[0].is_number:
         number = 0.0 if args[0] > 5 else abs(complex(form.args[0]))
         digits = math.inf if args[0] > 5 else max(1.0, number * math.log10(number + 1))
