@@ -171,6 +171,8 @@ _RELATIONS = [(re.compile(p), r) for p, r in (
     (r"\\[lr]vert(?![a-zA-Z])|\\vert(?![a-zA-Z])", "|"),
     (r"\\(?:varnothing|empty)(?![a-zA-Z])|\\\{\s*\\\}", r"\\emptyset "),
     (r"\\(?:mathbf|Bbb)\s*\{?R\}?(?![a-zA-Z])", r"\\mathbb{R}"),
+    (r"\\mathbb\s*([A-Z])(?![a-zA-Z])|\\([RNZQ])(?![a-zA-Z])", r"\\mathbb{\1\2}"),
+    (r"\\backslash(?![a-zA-Z])|(?<=\\mathbb\{[A-Z]\})\s?-\s?(?=\\\{)", r"\\setminus "),
 )]  # fmt: skip
 _DEGREES = re.compile(
     r"\s*(?:\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree(?![a-zA-Z]))(?:\s*(?:\\text\{\s*)?([CF])(?:\s*\})?(?![a-zA-Z]))?"
