@@ -223,7 +223,7 @@ def _words(text: str) -> str:
 
 def _bare(text: str) -> str:
     """A plain text without text macros and loose spaces."""
-    return _LOOSE_SPACE.sub("", _TEXT.sub(r"\1", text).strip()).strip()
+    return _LOOSE_SPACE.sub("", " ".join(_TEXT.sub(r"\1", text).split())).strip()
 
 
 def _unlabelled(text: str) -> str:
