@@ -97,6 +97,7 @@ _OPEN_END = re.compile(
 )
 _LINK = re.compile(r"\s*(?:/|\\cdot|-|\()\s*$")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?", re.ASCII)
+_NAMED = re.compile(r"^[a-zA-Z] ?= ?")
 _MACROS = re.compile(r"\\[a-zA-Z]+")
 _PART = re.compile(
     r"\s*(?:,|and|\\text\{\s*and\s*\})?\s*(\d[\d,]*(?:\.\d+)?(?:/\d+)?)\s*(?:\\text\{\s*([a-zA-Z]+)\s*\}|([a-zA-Z]+))\.?",
@@ -241,7 +242,8 @@ def _is_unit(word: str, bare: bool, apart: bool, rest: str) -> bool:
     if not bare:
         return bool(rest.strip())
     known = word in UNITS or word.lower() in UNITS or word.lower() in MAGNITUDES or word.lower() in _FACTORS
-    behind_a_number = is_number(rest.strip()) or re.match(r"[-+]?[\d,.]+(?:/\d+)? [a-zA-Z /]*$", rest + " ") is not None
+    rest = _NAMED.sub("", rest.strip())
+    behind_a_number = is_number(rest) or re.match(r"[-+]?[\d,.]+(?:/\d+)? [a-zA-Z /]*$", rest + " ") is not None
     return known or (behind_a_number and apart and len(word) > 2) or (behind_a_number and word == "per")
 
 

@@ -16,7 +16,7 @@ _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", stri
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _SIGNS = {
     **dict.fromkeys("−–—‐‑﹣", "-"),
-    **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2061\u2062\u00ad", ""),
+    **dict.fromkeys("\u200b\u200c\u200d\ufeff\u2060\u2061\u2062\u2063\u2064\u00ad\u200e\u200f\u202a\u202c", ""),
     **dict.fromkeys("‘’′", "'"),
     **dict.fromkeys("“”", '"'),
     **dict.fromkeys("£€¥₹₽₩", ""),
@@ -161,6 +161,7 @@ _RELATIONS = [(re.compile(p), r) for p, r in (
     (r"\\vee(?![a-zA-Z])", r"\\lor"),
     (r"\\(?:overline|bar)\s*\{([A-Z]{2})\}", r"\1"),
     (r"(?:\{\})?[_^]\s*\{?(\d+)\}?\s*C\s*_\s*\{?(\d+)\}?|(?<![\w\\])C_\{?(\d+)\}?\^\{?(\d+)\}?", r"\\binom{\1\3}{\2\4}"),
+    (r"\\var(phi|epsilon)(?![a-zA-Z])", r"\\\1"),
     (r"\\gt(?![a-zA-Z])", ">"),
     (r"\\lt(?![a-zA-Z])", "<"),
     (r"\\(?:simeq|doteq|thickapprox|cong)(?![a-zA-Z])|~=", r"\\approx "),
