@@ -47,7 +47,8 @@ class Survey:
         self.rows += 1
         without = row.reject == Reject.MISSING_SOLUTION and not self.solutions and row.answer is not None
         if row.reject is not None and not without:
-            self.rejected[row.detail] += 1
+            asked = self.solutions or row.reject != Reject.MISSING_SOLUTION
+            self.rejected[row.detail if asked else "it has no answer"] += 1  # nobody asked for its solution
             return
         self.left_out.update(row.left_out)
         spelled = controls.findall(f"{row.messages or row.problem}\n{row.solution or ''}") if controls else []
