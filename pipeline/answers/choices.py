@@ -13,6 +13,7 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 _LETTERS = re.compile(r"\(?[A-J]\)?(?:(?: ?, ?| and |, and | ?& ?| )\(?[A-J]\)?)+")
+_NAMED = re.compile(r"^(?i:option|choice)\s*:?\s*(?=\(?[A-J]\)?[.:]?$)")
 _OPTION = re.compile(r"(?:\\text\s*\{)?\s*(?:\([A-J]\)|[A-J][.:)](?=\s|\\|\}))\s*\}?\s*(\S.*)", re.DOTALL)
 
 
@@ -25,6 +26,7 @@ def option_text(text: str) -> str:
 def same_choice(ours: str, theirs: str) -> bool | None:
     """Whether two choices such as `B`, `(B)` and `\\text{(B)} 5` are the same. None when the reference is no choice."""
     ours, theirs = (" ".join(_TEXT.sub(r" \1 ", text).replace("{", " ").replace("}", " ").split()) for text in (ours, theirs))
+    theirs = _NAMED.sub("", theirs)
     mine, yours = _letters(ours), _letters(theirs)
     if mine and yours:
         return mine == yours

@@ -111,8 +111,12 @@ _READ_CHARS = 20_000  # the end of a response in which an unmarked answer is loo
 def stated_answer(text: str) -> str | None:
     """The answer that a worked solution states: its last \\boxed{...} (MATH, Minerva), else the line after `####` (GSM8K).
 
+    What stands in `<answer>...</answer>` behind the last box goes first.
+
     Boxes that follow one another are one answer.
     """
+    if (tagged := _last_tagged(text)) is not None:
+        text = f"#### {tagged.strip()}" if _last_boxes(tagged) is None else tagged
     boxed = _last_boxes(text)
     _, mark, stated = text.rpartition("####")
     line, *_ = stated.strip().splitlines() or [""]  # MetaMathQA says the answer again in the next line

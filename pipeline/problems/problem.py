@@ -15,6 +15,7 @@ from pipeline.contract import Reject
 from pipeline.problems.shape import Shape, is_conversation, is_parts, value_at, written_text
 
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
+_FORMULA = re.compile(r"[\\\d]")
 _TURNS = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -141,15 +142,26 @@ def _written(row: Mapping[str, Any], path: str) -> str | None:
 
 def _answer(row: Mapping[str, Any], shape: Shape) -> str | None:
     """The answer: text, a number, a list of them (all of them are meant), or what a worked solution states."""
-    value = value_at(row, shape.answer)
+    value = _opened(value_at(row, shape.answer))
     if isinstance(value, list) and not is_conversation(value):
         parts = [_text(part) for part in value]
         return ", ".join(_ungrouped(part) for part in parts if part) if parts and all(parts) else None
     target = _written(row, shape.answer)
     states = shape.answer in (shape.solution, "solution") and not shape.bare
-    if target is not None and (states or "\\boxed" in target or "####" in target):
+    if target is not None and (states or "\\boxed" in target or "####" in target or "</answer>" in target):
         return stated_answer(target)
     return target
+
+
+def _opened(value: Any) -> Any:
+    """A cell whose text is a JSON list of texts with numbers or formulas, as that list. Another cell as it is."""
+    if not isinstance(value, str) or not value.startswith('["'):
+        return value
+    try:
+        parts = json.loads(value)
+    except ValueError:
+        return value
+    return parts if all(isinstance(part, str) and _FORMULA.search(part) for part in parts) else value
 
 
 def _ungrouped(part: str) -> str:
