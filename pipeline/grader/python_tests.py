@@ -37,7 +37,9 @@ _CHECKED = _IMPORTS + (
     "def _check(exec, compile, write):\n"
     "    with open(3) as file:\n"
     "        word, _, tests = file.read().partition('\\n')\n"
-    "    word, tests, space = word.encode(), compile(tests, 'tests.py', 'exec'), {{'__name__': 'answer'}}\n"
+    "    word, tests = word.encode(), compile(tests, 'tests.py', 'exec')\n"
+    "    module = sys.modules['answer'] = type(sys)('answer')\n"  # dataclasses look their module up
+    "    space = module.__dict__\n"
     "    exec(compile(open('answer.py').read(), 'answer.py', 'exec'), space)\n"
     "    exec(tests, space)\n"
     "    write(4, word)\n"
@@ -151,9 +153,13 @@ def read_tests(tests: Any, entry: str | None = None) -> list[str | tuple[str, st
     if isinstance(tests, str) and tests.strip():
         return [tests + (f"\ncheck({entry})\n" if entry and "def check(" in tests else "")]
     if isinstance(tests, dict) and {"inputs", "outputs"} <= tests.keys() and not tests.get("fn_name"):
-        tests = [{"input": i, "output": o} for i, o in zip(tests["inputs"], tests["outputs"], strict=False)]
+        if len(tests["inputs"]) != len(tests["outputs"]):
+            raise NoTests(f"the tests of a problem have {len(tests['inputs'])} inputs and {len(tests['outputs'])} outputs")
+        tests = [{"input": i, "output": o} for i, o in zip(tests["inputs"], tests["outputs"], strict=True)]
     if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
         return list(tests)
+    if isinstance(tests, list) and any(isinstance(test, dict) and test.get("testtype") == "functional" for test in tests):
+        raise NoTests("a test of a problem calls a function (testtype: functional), and no program that reads stdin")
     if isinstance(tests, list) and tests and all(isinstance(t, dict) and {"input", "output"} <= t.keys() for t in tests):
         return [(_text(test["input"]), _text(test["output"])) for test in tests]
     raise NoTests("the tests of a problem are no list of statements, no Python text and no pairs of input and output")

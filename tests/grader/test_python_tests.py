@@ -11,6 +11,8 @@ from pipeline.grader.sandbox import Limits
 
 ADD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
 DOUBLE = "```\nprint(int(input()) * 2)\n```"
+UNLIKE = [{"inputs": ["1", "2"], "outputs": ["1"]}, [{"input": "1", "output": "1", "testtype": "functional"}]]
+DATACLASS = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 3\n"
 HUMANEVAL = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(0, 0) == 0\n"
 
 
@@ -33,6 +35,7 @@ def patient(monkeypatch):
         (DOUBLE, [{"input": "3", "output": "6  \n\n"}, {"input": ["4"], "output": 8}], {}, 1.0),
         (DOUBLE, [{"input": "3", "output": "6"}, {"input": "x", "output": "8"}], {"most_tests": 1}, 1.0),
         ("import numpy\nprint(numpy.arange(4).sum())", [{"input": "", "output": "6"}], {}, 1.0),
+        (DATACLASS, ["assert P().x == 3"], {}, 1.0),
         ("not python at all", ["assert True"], {}, 0.0),
     ],
 )
@@ -113,7 +116,7 @@ def test_the_last_block_of_python_is_the_answer(response, code):
 
 
 @pytest.mark.parametrize(
-    "tests", ["", None, [], 3, {"inputs": [1]}, [{"input": 1}], {"inputs": [], "outputs": [], "fn_name": "f"}]
+    "tests", ["", None, [], 3, {"inputs": [1]}, [{"input": 1}], {"inputs": [], "outputs": [], "fn_name": "f"}, *UNLIKE]
 )
 def test_tests_of_an_unknown_form_are_refused(tests):
     with pytest.raises(NoTests):
