@@ -183,15 +183,11 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _fraction(number: str) -> Numeral:
-    return Numeral(number.removesuffix(".0"))
-
-
 def _row(line: bytes, where: str) -> dict[str, Any]:
-    """One JSON object. A number becomes the text in the file, without a final `.0`."""
+    """One JSON object. A number becomes the text in the file."""
     try:
         text = line.decode("utf-8")
-        row = json.loads(text, parse_int=Numeral, parse_float=_fraction, object_pairs_hook=_object)
+        row = json.loads(text, parse_int=Numeral, parse_float=Numeral, object_pairs_hook=_object)
     except _TwiceError as error:
         raise SourceError(f"malformed JSON: '{error}' stands twice in one object", where, _EXPECTED) from error
     except UnicodeDecodeError as error:

@@ -20,7 +20,7 @@ _TURNS = ("system", "developer", "user", "assistant", "tool")
 
 
 class Numeral(str):
-    """A number of a JSON file as the file spells it, without a final `.0`."""
+    """A number of a JSON file as the file spells it."""
 
     __slots__ = ()
 
@@ -137,7 +137,7 @@ def _written(row: Mapping[str, Any], path: str) -> str | None:
     """A solution: text, a number, or the last assistant turn of chat messages. None without a column or without text."""
     value = value_at(row, path) if path else None
     written = written_text(value)
-    return _text(value) if written is None else clean(written)
+    return _text(value) if written is None or isinstance(value, Numeral) else clean(written)
 
 
 def _answer(row: Mapping[str, Any], shape: Shape) -> str | None:
@@ -218,6 +218,8 @@ def _text(value: Any) -> str | None:
         return str(value).lower()
     if isinstance(value, float):
         return None if not math.isfinite(value) else str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, Numeral):
+        return value.removesuffix(".0")
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if value is None or isinstance(value, (list, dict)) or not str(value).strip():

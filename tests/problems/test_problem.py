@@ -31,6 +31,7 @@ def read(row, shape=SHAPE, **settings):
         (2.5, "2.5"),
         (True, "true"),
         (Numeral("0.50"), "0.50"),
+        (Numeral("8.0"), "8"),
         ("so \\boxed{2}", "2"),
         (["2"], "2"),
         ([1, 2.0, "x"], "1, 2, x"),

@@ -191,6 +191,12 @@ def test_numbers_in_json_become_the_text_they_were(tmp_path, written, text):
     assert open_source(Source(uri=uri)).rows([0])[0].answer == text
 
 
+def test_a_number_that_is_carried_for_rewards_stays_what_it_is(tmp_path):
+    row = '{"problem": "p", "solution": "s", "answer": "1", "tests": {"inputs": [8.0, 8], "outputs": ["8.0", 0.5]}}\n'
+    found = open_source(Source(uri=write_jsonl(tmp_path / "a.jsonl", [row]))).rows([0])[0]
+    assert '"inputs": [8.0, 8], "outputs": ["8.0", 0.5]' in (found.extra or "")
+
+
 @pytest.mark.parametrize(
     ("column", "text"),
     [(pa.array([3]), "3"), (pa.array([3.0]), "3"), (pa.array([float("nan")]), None)],
