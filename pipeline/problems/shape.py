@@ -248,13 +248,21 @@ def carried(names: Sequence[str], shape: Shape, source: Source, where: str) -> S
 def listed(table: pa.Table, where: str) -> list[dict[str, Any]]:
     """The rows as Python's own values. Raises SourceError, with the columns, for values that Python has none for."""
     try:
-        return cast("list[dict[str, Any]]", table.to_pylist())
+        return cast("list[dict[str, Any]]", _as_written(table).to_pylist())
     except (OverflowError, ValueError) as error:
         names = ", ".join(repr(name) for name in table.column_names if not _is_readable(table.column(name)))
         if isinstance(error, UnicodeDecodeError):
             raise SourceError(f"column {names} holds text that is no UTF-8", where, "Write the file again as UTF-8") from error
         what = f"column {names} holds what Python has no value for, as a time outside the years 1 to 9999 ({first_line(error)})"
         raise SourceError(what, where, "Mend the unit of its times, or take the column out") from error
+
+
+def _as_written(table: pa.Table) -> pa.Table:
+    """The table with single floats as the shortest decimals that they stand for: 1000.1 and not 1000.0999755859375."""
+    for place, field in enumerate(table.schema):
+        if field.type == pa.float32():
+            table = table.set_column(place, field.name, table.column(place).cast(pa.string()).cast(pa.float64()))
+    return table
 
 
 def _is_readable(column: pa.ChunkedArray) -> bool:

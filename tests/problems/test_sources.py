@@ -199,7 +199,12 @@ def test_a_number_that_is_carried_for_rewards_stays_what_it_is(tmp_path):
 
 @pytest.mark.parametrize(
     ("column", "text"),
-    [(pa.array([3]), "3"), (pa.array([3.0]), "3"), (pa.array([float("nan")]), None)],
+    [
+        (pa.array([3]), "3"),
+        (pa.array([3.0]), "3"),
+        (pa.array([float("nan")]), None),
+        (pa.array([1000.1], pa.float32()), "1000.1"),
+    ],
 )
 def test_numbers_in_parquet_become_text(tmp_path, column, text):
     pq.write_table(pa.table({"problem": ["p"], "solution": ["s"], "answer": column}), tmp_path / "a.parquet")
