@@ -39,7 +39,7 @@ _CHECKED = _IMPORTS + (
     "        word, _, tests = file.read().partition('\\n')\n"
     "    word, tests = word.encode(), compile(tests, 'tests.py', 'exec')\n"
     "    module = sys.modules['answer'] = type(sys)('answer')\n"  # dataclasses look their module up
-    "    space = module.__dict__\n"
+    "    space = module.__dict__\n\n"
     "    exec(compile(open('answer.py').read(), 'answer.py', 'exec'), space)\n"
     "    exec(tests, space)\n"
     "    write(4, word)\n"
