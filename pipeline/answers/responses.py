@@ -66,9 +66,12 @@ _LAST_NUMBER = re.compile(
 )
 # what stands before a number that is only the end of a power, bound, formula or list
 _UNFINISHED = re.compile(
-    r"(?:\^|\*\*|√|∛|(?<![=-])>|≥|<|≤|/|\\(?:sqrt|frac|leq?|geq?))\s?[{(]?\s?$|\d\s?[-+*×·÷]\s?$|"
-    r"\d\s?(?:,|(?:[a-zA-Z]{1,20}\s)?\bor\b|\band\b)\s?$"
+    r"(?:\^|\*\*|√|∛|(?<![=-])>|≥|<|≤|/|\\(?:sqrt|frac|leq?|geq?))\s?[{(]?\s?$|\d\s?[-–+*×·÷]\s?$|"
+    r"\d\s?(?:,|(?:[a-zA-Z]{1,20}\s)?\bor\b|\band\b)\s?$|\b(?:negative|minus|sqrt|log|ln|(?:more|less) than)\s?\(?\s?$",
+    re.I,
 )
+_DASHED = re.compile(r"−|(?<![^\s(=$])[–—](?=\$?\d)")  # as a sign
+_FACTOR_BEHIND = re.compile(r"[a-z](?![a-zA-Z])(?<![mgsh])")
 _LAST_TUPLE = re.compile(r"[(\[](?:\s*[-+]?\d[\d./]*\s*,){1,9}\s*[-+]?\d[\d./]*\s*[)\]]", re.ASCII)
 _JOIN = re.compile(r"\s*(?:,|and|or|,\s*(?:and|or))\s*")
 _CHOSEN = re.compile(
@@ -250,7 +253,7 @@ def _value_of(said: str) -> str:
 
 def _unmarked(text: str) -> str | None:
     """The answer of a response without a mark: the whole of it when it is no prose, else its last formula or number."""
-    text = text.replace("−", "-")
+    text = _DASHED.sub("-", text)
     whole = text.strip()
     words = re.findall(r"[^\W\d_]{2,}", _MACRO.sub(" ", whole))
     if whole and "\n" not in whole and len(whole) <= 200 and (set(words) <= _NAMES or whole.rstrip(".!") == words[0]):
@@ -265,7 +268,9 @@ def _unmarked(text: str) -> str | None:
         truth = _TRUTH.match(whole)
         plain = "\n" not in whole and "?" not in whole and not _NO_TRUTH & {word.casefold() for word in words[1:]}
         return truth[1] if truth and plain else None
-    if found is number and _UNFINISHED.search(text[max(0, found.start() - 30) : found.start()]):
+    if found is number and (
+        _UNFINISHED.search(text[max(0, found.start() - 30) : found.start()]) or _FACTOR_BEHIND.match(text, found.end())
+    ):
         return None
     if _doubted(text, found) or _TAKEN_BACK.match(text[found.end() : found.end() + 60]):
         return None
