@@ -62,6 +62,7 @@ def _same(gold: Any, given: Any, set_relations: bool) -> bool:
     if CASES in kinds or CASE in kinds:
         compared = _in_any_order if CASES in kinds else _in_order
         return kinds[0] == kinds[1] and compared(gold.args, given.args, set_relations)
+    gold, given = _points(gold), _points(given)
     mine, yours = _assigned(gold), _assigned(given)
     if mine is not None and yours is not None:
         return mine.keys() == yours.keys() and _in_order(mine.values(), [yours[name] for name in mine], set_relations)
@@ -92,6 +93,21 @@ def _same(gold: Any, given: Any, set_relations: bool) -> bool:
         return len(slopes) == 2 and _equal_formulas(*slopes) is True
     equal = None if isinstance(gold, Symbol) or isinstance(given, Symbol) else _equal_formulas(gold, given)
     return _by_math_verify(gold, given, set_relations) if equal is None else equal
+
+
+def _points(form: Any) -> Any:
+    """`x = 1, y = 2 or x = 3, y = 4` as the set of its points, with values in the order of their names. Another form as it is."""
+    parts = (_parts(form) or ()) if isinstance(form, FiniteSet) else ()
+    points: list[dict[Any, Any]] = [{}]
+    for part in parts:
+        if not (isinstance(part, Eq) and isinstance(part.lhs, Symbol)):
+            return form
+        if part.lhs in points[-1]:
+            points.append({})
+        points[-1][part.lhs] = part.rhs
+    if len(points) < 2 or len(points[0]) < 2 or any(point.keys() != points[0].keys() for point in points):
+        return form
+    return FiniteSet(*(Tuple(*(point[name] for name in sorted(point, key=str))) for point in points))
 
 
 def _assigned(form: Any) -> dict[Any, Any] | None:
