@@ -88,7 +88,9 @@ def _title(run: Run, released: Released) -> str:
     kind = "whole weights" if released.whole else "LoRA adapter"
     paper = "by entropy-guided self-distillation ([arXiv 2605.13255](https://arxiv.org/abs/2605.13255))"
     how = paper if _is_guided(run) else f"with the objective `{run.objective.name}`"
-    learned = f"The model learned from {_writers(run)} {how}." if released.version else f"{UNTRAINED} Later policies learn {how}."
+    names = {"student": "its own answers", "teacher": "answers of a teacher", "import": "answers that the source brings"}
+    whose = _writers(run, names)
+    learned = f"The model learned from {whose} {how}." if released.version else f"{UNTRAINED} Later policies learn {how}."
     return (
         f"# Policy {released.version} of {called(run)}: {kind}\n\n"
         f"The base model is `{released.base}`. Its licence applies to these weights too. {learned}"
@@ -100,20 +102,20 @@ def _is_guided(run: Run) -> bool:
     return run.objective.gate_kind in ("entropy", "cl_entropy") and run.objective.control == "none"
 
 
-def _writers(run: Run) -> str:
-    """Who wrote the answers that are learned from."""
-    names = {"student": "its own answers", "teacher": "answers of a teacher", "import": "answers that the source brings"}
+def _writers(run: Run, names: dict[str, str]) -> str:
+    """Who wrote the answers that are learned from, by the names of the student, a teacher and the source."""
     return " and ".join(text for one, text in names.items() if one in run.writers and one in run.objective.sources)
 
 
 def _data(run: Run) -> str:
     rollout, source = run.rollout, run.source
-    judge = run.grade.verdict_reward
+    judge, names = run.grade.verdict_reward, {"student": "the model itself", "teacher": "a teacher", "import": "the source"}
     graded = f"A verifier ({run.grade.verifier})" if judge is None else f"The reward function `{judge}`"
     return (
         f"## Data\n\n{rollout.prompts_per_round} problems a round of {named(source)}, with {rollout.group_size} "
-        f"traces of at most {rollout.max_new_tokens} tokens for each problem. The model learned from {_writers(run)}. {graded} "
-        f"graded every answer.\n\nThe prompt, inside the tokenizer's chat template:\n\n{_quoted(run.prompts.student)}"
+        f"traces of at most {rollout.max_new_tokens} tokens for each problem. Those of {_writers(run, names)} are "
+        f"trained on. {graded} graded every answer.\n\n"
+        f"The prompt, inside the tokenizer's chat template:\n\n{_quoted(run.prompts.student)}"
     )
 
 

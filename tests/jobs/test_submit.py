@@ -27,6 +27,7 @@ import typer
 from waiting import free_port, until
 
 from jobs import submit
+from jobs.parcel import MARKS
 from jobs.screen import envelope
 from pipeline import notices
 from pipeline.errors import EgrsdError, SettingError
@@ -35,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "b5d1c0ffee" * 4
 SHIPPED = (
     *("pipeline/token_weights.py", "pyproject.toml", "data/mine.jsonl", "models/small/tokenizer.json"),
-    *("models/small/special_tokens_map.json", "models/small/monkey.txt", "jobs/page.html"),
+    *("models/small/special_tokens_map.json", "models/small/monkey.txt", "jobs/page.html", *MARKS),
 )
 KEPT_HOME = (
     *("runs/demo/run.json", "assets-cache/model.bin", ".venv/bin/python", ".git/config", "notes.txt", "problems.jsonl"),

@@ -97,7 +97,7 @@ def denied(s3, action, what):
 def test_what_is_written_is_read_listed_and_deleted_at_once(store, data):
     for content in (data, data + b"newer"):
         store.write("a/b/file", content)
-        assert store.read_bytes("a/b/file") == content
+        assert store.read_bytes("a/b/file") == (content or None)  # an empty one is still being written, as on Azure
     assert (store.names("a"), store.names("a/b")) == (["b"], ["file"])
     store.delete("a/b/file")
     assert store.read_bytes("a/b/file") is None
