@@ -148,6 +148,23 @@ def test_a_setting_without_effect_is_refused(stored, names, line, message):
         job.audit_run(stored.uri, 0, (names, [line], (6, 0, "adapter")), True)
 
 
+def test_an_oracle_wins_and_its_inverse_loses_by_the_differences_on_which_a_verdict_stands():
+    """The gradient has a part of tokens that decide, which is steady, and a part of the others, of much noise and little else.
+
+    The oracle keeps the first part, its inverse the second. Both differences from the whole lie outside their intervals.
+    """
+    rng, size = np.random.default_rng(4), 600
+    up = np.eye(1, size)
+    decide, others = (part * up + noise * rng.standard_normal((32, size)) for part, noise in ((1.0, 0.02), (0.3, 0.05)))
+    flows = np.stack([decide + others, decide + others, decide, others])
+    lengths = directions.Products.of([flows[0], *flows])
+    names = ["reinforce", "grpo", "oracle", "inverted_oracle"]
+    *_, oracle, inverse = figures.points(names, directions.Products.of(flows), (8.0, 8), 0.9, lengths)
+    for figure in ("batch_cosine", "averaged_cosine"):
+        assert oracle["difference"][figure].low > 0, figure
+        assert inverse["difference"][figure].high < 0, figure
+
+
 def test_a_setting_that_an_audit_reads_changes_its_objectives(stored):
     asked = measure.objectives(stored.load_run(), ["egrsd"], ["objective.gamma=.75", "train.threads=1", "profile.window=2"])
     assert asked["egrsd"].objective.gamma == 0.75
