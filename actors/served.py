@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import numpy as np
 
 from actors.pool.probe import disagreement
-from actors.server import Refused, Server
+from actors.server import Broken, Refused, Server
 from pipeline import config
 from pipeline.contract import EngineFacts, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
 from pipeline.errors import EngineError, ModelError, SettingError
@@ -97,17 +97,25 @@ class Served:
 
     # ---- requests ----------------------------------------------------------------------------------------------------
 
-    def _all(self, ask: Callable[[Any], T], items: list[Any]) -> list[T]:
+    def _all(self, ask: Callable[[Any], T], items: list[Any]) -> list[T | Failure]:
         """The answers to some requests, in order. At most `concurrency` of them are with the server, over all callers."""
 
-        def counted(item: Any) -> T:
-            """Ask, and count the answer as a step."""
-            answer = ask(item)
-            with self._counting:
-                self.steps += 1
+        def counted(item: Any) -> T | Failure:
+            """Ask, and count the answer as a step. A row that breaks a server which is well otherwise is a Failure."""
+            try:
+                answer: T | Failure = ask(item)
+            except Broken as error:
+                self._meet()
+                answer = Failure(f"the server fails at it: {error.what}")
+            self._count()
             return answer
 
         return list(self._workers.map(counted, items))
+
+    def _count(self) -> None:
+        """Count a step: the pool ends a client that makes none for too long."""
+        with self._counting:
+            self.steps += 1
 
     def _score_one(self, sequence: Sequence) -> Score | Failure:
         if not sequence.response:
@@ -138,6 +146,7 @@ class Served:
             choice = self._choice(self._server.post("/v1/completions", body))
         except Refused as error:
             return Failure(f"the server refuses it: {error}")
+        self._count()
         tokens = choice.get("token_ids")
         if not isinstance(tokens, list):
             raise ModelError("the server gives no token ids of what it writes", self._server.where, "Use a newer vLLM")
@@ -212,6 +221,7 @@ class Served:
     def _meet_again(self) -> None:
         """Raise EngineError when the server is another one than at the start, for someone may have started it again."""
         served, facts = self._workers.submit(self._meet).result()
+        self._count()
         if served != self._served:
             raise self._other(f"it serves '{served}', and served '{self._served}'")
         if differ := disagreement(facts, self._facts, "the server's at the start"):

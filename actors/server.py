@@ -26,6 +26,10 @@ class Refused(Exception):
     """A server refused a request for what it holds. The message is the server's own."""
 
 
+class Broken(EngineError):
+    """A server answered 500 to every try of one request: the fault may lie in what it was asked."""
+
+
 class Server:
     """The address of a server and the way to it."""
 
@@ -46,12 +50,13 @@ class Server:
         """The JSON object that answers a request.
 
         Raises Refused with the server's words for a request that it does not take. Raises UserError for a missing or wrong
-        token. Raises ModelError for a server or a model that is not there, and EngineError for one that stays down or slow.
+        token. Raises ModelError for a server or a model that is not there, and EngineError for one that stays down or slow. That
+        is Broken where it answered 500 each time.
         """
         return self._ask("POST", path, body)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        teacher, why, wait_s = self._teacher, "", 0.0
+        teacher, why, wait_s, codes = self._teacher, "", 0.0, set[int]()
         for attempt in range(teacher.tries):
             time.sleep(wait_s)
             wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**attempt)
@@ -59,19 +64,22 @@ class Server:
                 url = f"{teacher.server}{path}"
                 answer = self._session.request(method, url, json=body, timeout=(_CONNECT_S, teacher.timeout_s))
             except requests.ReadTimeout:
+                codes.add(0)
                 why = f"gave no answer within {teacher.timeout_s:g} s (timeout_s)"
                 continue
             except requests.RequestException as error:
+                codes.add(0)
                 why = f"cannot be reached ({type(error).__name__})"
                 continue
             if answer.status_code not in _BUSY:
                 return self._read(answer, path)
+            codes.add(answer.status_code)
             why = f"answered {answer.status_code}: {_words(answer)}"
             # No server makes a run wait for longer between two tries than for an answer.
             wait_s = max(wait_s, min(_asked_wait_s(answer), teacher.timeout_s))
         times = f"{teacher.tries} times" if teacher.tries > 1 else "once"
         remedy = "See whether it runs and has room; timeout_s, tries and concurrency say how it is asked. Then resume"
-        raise EngineError(f"the server {why}, asked {times}", self.where, remedy)
+        raise (Broken if codes == {500} else EngineError)(f"the server {why}, asked {times}", self.where, remedy)
 
     def _read(self, answer: requests.Response, path: str) -> dict[str, Any]:
         if answer.status_code in (401, 403):

@@ -76,7 +76,8 @@ def audit_run(
         show(document, out, work.run.train.batch_traces)
         for sentence in verdicts(document) if judge else ():
             out.say(sentence)
-        if held is not None and held["traces"] > document["traces"] and is_of_now(held, {number: document["measured"]}):
+        same = held is not None and held["policy"] == document["policy"] and is_of_now(held, {number: document["measured"]})
+        if held is not None and same and held["traces"] > document["traces"]:
             kept = store.locate(path_of(number, "json"))
             out.say(f"not kept: round {number} has an audit of {held['traces']} traces. Delete {kept} for a smaller one")
             return

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import begin, hold_run, start
 from jobs.screen.progress import spinner
@@ -69,7 +70,8 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         for note in check_rewards(run, works[0].codes, open_source(run.source)) if stages[0].name == "reward" else ():
             out.say(note)
         if any(takes_ray(run, (stage.name,), len(asked.shards or work.shards)) for work in works for stage in stages):
-            start(out, store, address)
+            asks = any(stage.where == "engines" and stage.asks(run) for stage in stages)
+            start(out, store, address, demands_of(run, train=False) if asks else ())
         else:
             begin(out, store)
         told = []

@@ -29,6 +29,7 @@ from pipeline.evidence.sweep import (
 )
 from pipeline.method.relabel import sweep
 from pipeline.notices import NOTICE_S, late
+from pipeline.rounds import contents
 from pipeline.store.directory import Store
 
 NOTES = (
@@ -60,9 +61,7 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
     with session(debug) as out:
         store, run = open_run(uri)
         if objectives.are_swept(sets):
-            sweep_objectives(out, store, run, sets, (rounds, sample))
-            if csv is not None:
-                write_csv(csv, out.told.result["points"])
+            sweep_objectives(out, store, run, sets, (rounds, sample), csv)
             return
         axes = read_grid(run, sets or list(PAPER))
         points = grid(run, axes)
@@ -72,6 +71,8 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
                 out.say(note)
         if sample and run.model.tuning == "full":
             out.say(WHOLE)
+        elif sample:
+            contents.refuse_other(store, run)
         started = time.perf_counter()
         with late("sweep", f"{len(points)} points: {NOTICE_S:g} s so far, and not done. {SLOW}"):
             stored = read(run, chosen)
@@ -84,9 +85,9 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         again = " (in place of those of an earlier sweep)" if store.read_bytes(EVIDENCE) is not None else ""
         out.told.result = document
         show(document, out)  # first: a run that may only be read takes no file
-        write_evidence(store, document)
         if csv is not None:
             write_csv(csv, document["points"])
+        write_evidence(store, document)
         out.say(f"figures: {store.locate(EVIDENCE)}{again}")
 
 
@@ -101,6 +102,7 @@ def choose_gate(uri: str, sets: list[str], rounds: list[int] | None, debug: bool
         if rounds is not None and len(rounds) > 1:
             raise SettingError("--choose reads one round", "--round", "Give one")
         [work, *_] = choose_rounds(store, run, rounds)
+        contents.refuse_other(store, run)
         for note in (stale_note(work), sampling_note(run)):
             if note is not None:
                 out.say(note)
@@ -109,9 +111,9 @@ def choose_gate(uri: str, sets: list[str], rounds: list[int] | None, debug: bool
         document = choose.choose(audit, asked, _engine_seconds(store, work.number, audit["traces"]))
         out.told.result = document
         show_choice(document, out)
-        store.write_json(choose.EVIDENCE, document)
         if csv is not None:
             write_csv(csv, document["points"])
+        store.write_json(choose.EVIDENCE, document)
         out.say(f"figures: {store.locate(choose.EVIDENCE)}")
 
 
@@ -138,17 +140,22 @@ def show_choice(document: dict[str, Any], out: Session) -> None:
         out.say(sentence)
 
 
-def sweep_objectives(out: Session, store: Store, run: Run, sets: list[str], asked: tuple[list[int] | None, int]) -> None:
-    """Print effective tokens and gradient cosines of objectives on the stored traces, and write evidence/objectives.json."""
+def sweep_objectives(
+    out: Session, store: Store, run: Run, sets: list[str], asked: tuple[list[int] | None, int], csv: str | None = None
+) -> None:
+    """Print effective tokens and gradient cosines of objectives on the stored traces, and write evidence/objectives.json.
+
+    asked: rounds, and traces for the cosines. csv: a file for the figures.
+    """
     rounds, sample = asked
     points = objectives.grid(run, sets)
     chosen = choose_rounds(store, run, rounds)
+    contents.refuse_other(store, run)
     partly = [note for point in points for note in approximation(point.run.objective, run.score)]
     for note in dict.fromkeys([*filter(None, map(stale_note, chosen)), *partly]):
         out.say(note)
     with late("sweep", f"{len(points)} objectives: {NOTICE_S:g} s so far, and not done. Their gradients take most of it."):
         document = objectives.measure(run, points, chosen, sample)
-    store.write_json(objectives.EVIDENCE, document)
     out.told.result = document
     axes = list(points[0].settings)
     title = f"{len(points)} objectives on {document['tokens']} tokens of {document['traces']} traces; cosines with the first"
@@ -159,6 +166,9 @@ def sweep_objectives(out: Session, store: Store, run: Run, sets: list[str], aske
         table.add_row(*point["settings"].values(), *cells)
     out.console.print(table)
     out.console.print(OBJECTIVE_NOTE, style="dim", highlight=False)
+    if csv is not None:
+        write_csv(csv, document["points"])
+    store.write_json(objectives.EVIDENCE, document)
     out.say(f"figures: {store.locate(objectives.EVIDENCE)}")
 
 

@@ -13,7 +13,7 @@ from jobs.screen.terminal import Session, session
 from pipeline.config import Run
 from pipeline.config.objective import approximation
 from pipeline.driver import until_end
-from pipeline.errors import SettingError, TrainingError, command, refuse_unread
+from pipeline.errors import SettingError, TrainingError, UserError, command, refuse_unread
 from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.inspection.remaining import trainable_rounds
@@ -22,7 +22,7 @@ from pipeline.overrides import differences, refuse_unread_objective, resolve
 from pipeline.rounds import contents
 from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.metrics import agreement
-from pipeline.rounds.refused import refuse_wide_bounds
+from pipeline.rounds.refused import refuse_mixed_control, refuse_wide_bounds
 from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
@@ -53,6 +53,9 @@ def train_committed(
         into = target.out if target is not None else None
         held = hold_run(out, uri, replaces=True) if into is None else None
         store, old = (held.store, held.run) if held is not None else open_run(uri)  # with --out it may be read only
+        if into is not None and replaced.is_going_on(store):
+            what = "a `train --replace` is going on there, or was cut off, so its policies and settings are not those of before"
+            raise UserError(what, store.uri, f"Wait for its end, or run {command('train', '--run', store.uri)} to it")
         run = resolve(old, sets)
         changed = differences(old, run)
         refuse_unread(
@@ -62,11 +65,13 @@ def train_committed(
             lambda _: "Use `egrsd stage` or `egrsd distill`",
         )
         refuse_unread_objective([run], sets)
+        refuse_mixed_control(run.objective)
         trackers.check(run)
         first = store.latest_policy() if from_round is None else from_round
         rounds = trainable_rounds(store, run, first)
         models = contents.look(run)
-        contents.refuse_changes(store, models, accept=False, remedy=contents.way_out(store))
+        remedy = contents.way_out(store) if into is None else "Put the old model back"  # the run may be another person's
+        contents.refuse_changes(store, models, accept=False, remedy=remedy)
         if into is not None:
             held = _new_run(out, store, run, into, rounds)
             rounds = trainable_rounds(held.store, run, first)

@@ -42,6 +42,7 @@ from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
 from pipeline.rounds.metrics import summarise_round, warning
 from pipeline.rounds.refused import (
     refuse_few_imports,
+    refuse_mixed_control,
     refuse_nothing_left,
     refuse_unknown_teachers,
     refuse_unusable,
@@ -131,6 +132,7 @@ def open_sources(run: Run, codes: dict[str, Code] | None = None, begun: bool = F
     look_for(run.source)
     if run.evaluation.problems:
         look_for(run.evaluation.source, "evaluation.source")
+    refuse_mixed_control(run.objective)
     get_ready()
     grader_of(run)
     check_teachers(run)

@@ -136,7 +136,6 @@ def test_what_is_no_gate_is_told(gate):
         (["name=gkd", "top_k=32"], "reads 32 of the teacher's most likely tokens.* set score.keep_topk=32"),
         (["kl=0.1"], "egrsd stage score --round N --set score.base_logprobs=true"),
         (["name=sft"], "traces of others: set source.response, or rollout.teacher_share above 0"),
-        (["name=eopd", "gate=entropy", "entropy=student"], "would also decide which tokens learn the teacher's distribution"),
         (["clip=ppo", "correction=token"], "clip and correction would use one ratio twice"),
         (["name=eopd", "correction=token"], "clip and correction would use one ratio twice"),
     ],

@@ -36,7 +36,7 @@ from pipeline.training.student.head import Divergence
 REFERENCE = "reinforce"
 NAMED = ("objective.name", "objective.gate", "objective.control", "objective.entropy")
 NAMES = "Write it in --objectives as NAME+GATE+CONTROL, such as egrsd+entropy+inverted, or student_entropy"
-READS = "It reads the sections objective, train and profile. The gate of training has objective.gamma and objective.window"
+READS = "It reads the sections objective, train, profile and model. The gate of training has objective.gamma and objective.window"
 ORACLES = ["oracle", "inverted_oracle"]  # the reference on the tokens that decide by their true class, and on all others
 ALONE = ("regime", "decile")  # kinds of classes whose tokens' own gradients are measured, where they fit into memory
 SHOWN = ("cosine", "batch_cosine", "batch_share", "averaged_cosine", "push")  # of these

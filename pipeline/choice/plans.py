@@ -96,8 +96,11 @@ class Planner:
         before = read_plan(self.store, "rounds", number - 1) if number else None
         if self.run.source.chooses or self._filling() is not None:
             return True
-        usual = (None, self.run.rollout.prompts_per_round)
-        return before is not None and (_end(before) is not None or before.asked not in usual)
+        count = self.run.rollout.prompts_per_round
+        if before is None or (_end(before) is None and before.asked in (None, count)):
+            return False
+        here = read_plan(self.store, "rounds", number)  # before 2026-11-30 every plan began at its number times the prompts
+        return here is None or _end(here) is not None or not here.is_for(count, self.source.fingerprint)
 
     def _filling(self) -> Filling | None:
         most = self.run.rollout.fill_groups

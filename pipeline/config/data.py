@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.config.section import CHOOSES, LATER, Count, Dtype, Positive, Section, Share, Temperature
+from pipeline.config.section import CHOOSES, LATER, Count, Dtype, Positive, Section, Share, Temperature, holds_credentials
 
 _Prompts = Annotated[int, Field(ge=1, le=10**7)]  # the plan of a round lists them
 _Samples = Annotated[int, Field(ge=1, le=10**5)]  # a shard has them all for a single prompt
@@ -85,7 +85,7 @@ class Source(Section):
     @field_validator("uri")
     @classmethod
     def _no_credentials(cls, uri: str) -> str:
-        if "://" in uri and "@" in uri.split("://", 1)[1].split("/")[0]:
+        if holds_credentials(uri):
             raise ValueError("the URI holds credentials, which would be written to run.json: give them by environment or profile")
         return uri
 

@@ -140,8 +140,6 @@ class Objective(Weights):
         if self.entropy != "teacher" and self.gate_kind not in {"entropy", "cl_entropy"}:
             why = "reads the student's anyway" if self.gate_kind == "top_entropy" else "has no gate"
             raise ValueError(f"entropy says whose entropy the gate reads, and '{self.name}' {why}: set objective.gate")
-        if self.entropy != "teacher" and self.name == "eopd":
-            raise ValueError("entropy 'student' would also decide which tokens learn the teacher's distribution under eopd")
         if self.ratio_kind != "none" and self.correction_kind != "off":
             raise ValueError(
                 "clip and correction would use one ratio twice, as only the engine's log-probs are stored: choose one"

@@ -17,6 +17,16 @@ MOST, MOST_S = 1e12, 1e9  # no setting is larger; a timer of Python takes no mor
 CHOOSES = "chooses"  # marks a setting that chooses problems: the plan of a round holds what it chose, and no digest counts it
 
 
+USER_FIRST = ("abfs", "abfss", "hdfs", "viewfs")  # their URIs name a container or a user before the host
+
+
+def holds_credentials(uri: str) -> bool:
+    """Whether a URI has a user or a secret before its host. Those of USER_FIRST have a name there, which is no secret."""
+    scheme, found, rest = uri.partition("://")
+    user, at, _ = rest.split("/")[0].rpartition("@")
+    return bool(found and at) and (":" in user or scheme not in USER_FIRST)
+
+
 class Section(BaseModel):
     """A group of settings. It is frozen, and an unknown field is an error."""
 

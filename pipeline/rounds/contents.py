@@ -115,7 +115,8 @@ def names_model(setting: str) -> bool:
 
 def way_out(store: Store) -> str:
     """The remedy of a verb that has no --accept-changes."""
-    return f"Put the old model back. {command('distill', '--run', store.uri, '--accept-changes')} takes the new one"
+    again = command("distill", "--run", store.uri, "--accept-changes")
+    return f"Put the old model back. {again} goes on with the run, and takes the new one"
 
 
 def _models(run: Run) -> dict[str, tuple[Model, bool]]:

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 
-from pipeline.contract import REWARD_PREFIX, TEACHER_PROMPTS, Scope, Stage
+from pipeline.contract import REWARD_PREFIX, TEACHER_PROMPTS, Reject, Scope, Stage
 from pipeline.digest import digest
 from pipeline.errors import StoreError, command
 from pipeline.grader.code import identity
 from pipeline.rounds import seats
 from pipeline.rounds.round import Round, same_problems
 from pipeline.stages import MEASURE, STAGES
+from pipeline.stages.prompts import UNTAUGHT
 from pipeline.stages.rollout import WRITERS
 from pipeline.stages.score import bounds_instead
 from pipeline.store.directory import Entry, Ready, Store, area
@@ -93,7 +94,7 @@ class Inventory:
         entry = self.entry(stage.name, shard)
         if entry is None:
             return "missing"
-        if entry.settings != self.settings(stage):
+        if entry.settings != self.settings(stage) or self._left_out_for_a_teacher(entry):
             return "settings"
         expected = self.expected_inputs(stage, shard, problems)
         if expected is None:
@@ -106,6 +107,14 @@ class Inventory:
         if "problems" in changed and same_problems(entry.inputs.get("problems"), expected.get("problems")):
             changed.remove("problems")
         return f"{changed[0]} changed" if changed else None
+
+    def _left_out_for_a_teacher(self, entry: Entry) -> bool:
+        """Whether an evaluation from before 2026-11-30 may lack problems because a teacher's prompt had no room.
+
+        Nobody would have read that prompt. Evaluations of now have these problems, and would not pair with it.
+        """
+        is_old = entry.stage == "prompts" and self.work.kind != "rounds" and UNTAUGHT not in entry.facts
+        return is_old and Reject.PROMPT_TOO_LONG in entry.rejected
 
     def reasons(self, name: str, problems: Mapping[str, str] | None = None) -> Counter[str]:
         """How many shards of a stage must be computed, by reason. `problems` has the digest of each shard's source rows."""

@@ -48,6 +48,13 @@ REMEDIES = {
 }
 
 
+def refuse_mixed_control(objective: Objective) -> None:
+    """Raise SettingError for the student's entropy under eopd. Runs from before that have it can be read all the same."""
+    if objective.name == "eopd" and objective.entropy == "student":
+        what = "the student's would also decide which tokens learn the teacher's distribution under eopd"
+        raise SettingError(what, "objective.entropy", "Leave it at teacher, or choose another objective for this control")
+
+
 def refuse_few_imports(source: ProblemSet, run: Run) -> str | None:
     """A note when rows bring more traces than a group has. Raises SettingError when none of the first rows brings as many."""
     size, setting = run.writers.count("import"), "rollout.group_size" if run.only_imports else "rollout.import_share"

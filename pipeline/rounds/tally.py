@@ -14,7 +14,8 @@ from pipeline.contract import Verdict
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round
-from pipeline.store.directory import Store
+from pipeline.rounds.rows import are_of_now
+from pipeline.store.directory import Store, area
 
 _EXAMPLES, _WIDEST = 2, 200  # answers that are shown, and characters of each
 _FEW = 0.02  # share of right answers below which nearly every group has none
@@ -96,8 +97,13 @@ def told(work: Round, teaches: bool) -> Iterator[str]:
 
 
 def tally_of(store: Store, run: Run, version: int) -> Tally | None:
-    """The tally of a policy on the run's own held-out problems. None when that evaluation is missing or not whole."""
+    """The tally of a policy on the run's own held-out problems.
+
+    None when that evaluation is missing or not whole, or when the policy was trained again since.
+    """
     if read_plan(store, "evals", version) is None:
+        return None
+    if not are_of_now(store, version, store.entries(area("evals", version), "rollout").values()):
         return None
     return tally(open_round(store, evaluation_run(run), "evals", version))
 

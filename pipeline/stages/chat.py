@@ -171,8 +171,13 @@ def _mark(tokenizer: Any, parts: Sequence[Filled]) -> tuple[list[str], list[str]
 def turn_ends(tokenizer: Any) -> tuple[str, ...]:
     """The control tokens that the chat template writes behind an assistant's turn: behind a last one, and before a user's.
 
-    Templates of GLM 4 end a turn only with the role of the next one. That of GPT-OSS ends the last one in another way.
+    Templates of GLM 4 end a turn only with the role of the next one. That of GPT-OSS ends the last one in another way. Empty
+    without a usable template.
     """
+    try:
+        check_template(tokenizer)
+    except ModelError:  # who makes a prompt says what is wrong with it
+        return ()
     mark, pattern, found = chr(_PRIVATE[0]), controls(tokenizer), list[str]()
     turns = [("user", "?"), ("assistant", mark), ("user", "?")]
     for number in (2, 3) if pattern is not None else ():

@@ -16,6 +16,7 @@ from pipeline.problems.problem import Problem
 from pipeline.stages.chat import context_prompt, fits, student_prompt, turns_before
 from pipeline.stages.teachers import problem_prompt, teacher_of
 
+UNTAUGHT = "untaught"  # a fact of evaluations since 2026-11-30: no prompt of a teacher was held against the window
 _CARRIED = ("messages", "extra", "imported")  # columns of a shard in which a row has them
 
 
@@ -106,7 +107,8 @@ def _compute(shard: ShardInputs) -> ShardResult:
     left_out = sum(bool(item.left_out) for item in shard.problems)
     taught = shard.place.where.startswith("rounds/")
     table = prompts(shard.problems, shard.run, tokenizer_of(shard.run.model), taught)
-    return ShardResult(table, {"left_out": left_out} if left_out else {})  # rows that lost a column, see source.carry_bytes
+    facts = {"left_out": left_out} if left_out else {}  # rows that lost a column, see source.carry_bytes
+    return ShardResult(table, facts if taught else facts | {UNTAUGHT: True})
 
 
 STAGE = Stage(

@@ -117,7 +117,7 @@ class Store(Files):
             return load(document.config)
         except SettingError as error:
             if error.what == UNKNOWN:
-                what = f"the setting {error.where} is unknown to this code, {stand(versions())}, which is older than the run"
+                what = f"the setting {error.where} is unknown to this code, {stand(versions())}"
                 remedy = f"Use the version that wrote it, {stand(document.versions)}, or a later one"
                 raise UserError(what, self.locate("run.json"), remedy) from error
             raise StoreError(f"config.{error.where}: {error.what}", self.locate("run.json"), RUN_REMEDY) from error

@@ -26,6 +26,7 @@ import pyarrow as pa
 from pyarrow import fs
 from pydantic import JsonValue, TypeAdapter
 
+from pipeline.config.section import holds_credentials
 from pipeline.errors import GONE, EgrsdError, StoreError, UserError
 from pipeline.notices import NOTICE_S, late, tell
 from pipeline.store import owner
@@ -36,7 +37,6 @@ SCRATCH = ".tmp"
 RAY_FOLDER = f"{SCRATCH}/ray"  # Ray Train demands a folder that all nodes see; the run keeps nothing in it
 _ANY: TypeAdapter[Any] = TypeAdapter(JsonValue)
 NO_SPACE = "Free some space and run the same command again: unfinished files are ignored"
-USER_FIRST = ("abfs", "abfss", "hdfs", "viewfs")  # their URIs name a container or a user before the host
 _RIGHTS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _REMEDIES = {
     "ACCESS_DENIED": "Give these credentials the right to list, read, write and delete there, or use another place",
@@ -254,9 +254,8 @@ class Files:
 
 
 def _check_uri(uri: str) -> None:
-    scheme, rest = uri.split("://", 1)
-    user, at, _ = rest.split("/")[0].rpartition("@")
-    if at and (":" in user or scheme not in USER_FIRST):
+    rest = uri.split("://", 1)[1]
+    if holds_credentials(uri):
         remedy = "Give them by environment or profile"
         raise UserError("the URI holds credentials, which would end up in logs", "--run", remedy)
     if sign := next((sign for sign in "?#" if sign in rest), None):

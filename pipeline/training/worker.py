@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from datetime import timedelta
 from typing import Any
 
 import ray
@@ -30,7 +31,7 @@ from pipeline.training import leaders
 _CONTROLLER_DIED = (RayActorError, OutOfMemoryError)  # Ray's memory monitor raises an error of its own kind
 # Ranks wait in a collective while rank 0 writes a state or a slow store answers. Ray's half an hour would end them each time.
 # Stopped and dead ranks are found by other means, so this deadline is only for a network that has fallen silent.
-_COLLECTIVE_S = 24 * 3600
+_COLLECTIVE = timedelta(days=1)
 MOST_SAID = 300  # characters of an error of Ray, which may be a page in one line
 
 
@@ -129,9 +130,12 @@ def train_loop(config: dict[str, Any]) -> None:
     `config` has `store`, the settings `run` as plain JSON, and the name of the `card` that an engine shares, or None.
     """
     import torch
+    from torch import distributed as dist
 
     from pipeline.training import rank
 
+    if dist.is_initialized():  # only now: ranks that cannot reach each other at the start fail after Ray's half an hour
+        dist.distributed_c10d._set_pg_timeout(_COLLECTIVE)
     builds.check()
     run = load(config["run"])
     # without a GPU from Ray, get_device takes the first GPU of the machine, which may be an engine's
@@ -150,7 +154,7 @@ def _trainer(store: Store, run: Run) -> Any:
     return TorchTrainer(
         train_loop,
         train_loop_config={"store": store, "run": run.model_dump(mode="json"), "card": shared},
-        torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo", timeout_s=_COLLECTIVE_S),
+        torch_config=TorchConfig(backend="nccl" if place.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=run.train.workers,
             use_gpu=place.gpus > 0,

@@ -61,6 +61,8 @@ class Played(BaseHTTPRequestHandler):
             return self.reply(503, {"error": {"message": "try later"}}, **server.headers)
         if server.fault == "down":
             return self.reply(500, {"error": {"message": "the engine is dead"}})
+        if server.fault == "a row" and 13 in ids:
+            return self.reply(500, {"error": {"message": "not JSON compliant: nan"}})
         if server.fault == "token" and self.headers.get("Authorization") != "Bearer sesame":
             return self.reply(401, {"error": "Unauthorized"})
         if server.fault == "capped":
@@ -178,6 +180,22 @@ def test_sequences_that_cannot_be_scored_are_failures_of_their_row(played):
     assert found[1].cause == "prompt and response of 71 tokens exceed the window 63 of the teacher"
 
 
+def test_a_row_at_which_a_server_fails_is_a_failure_and_a_server_that_fails_at_all_ends_the_run(played, monkeypatch):
+    """A row of NaN gets 500 at every try. It ended the run, and every resume."""
+    monkeypatch.setattr("actors.server.FIRST_WAIT_S", 0.0)
+    asked = client(played)
+    monkeypatch.setattr(asked, "_meet", lambda: (asked._served, asked._facts))  # all ids are in the handshake, 13 too
+    played.fault = "a row"
+    fine, broken = asked.score([Sequence([1, 2], [3, 4]), Sequence([1, 2], [13, 4])], Policy(0))
+    assert fine.logprobs.shape == (2,)
+    assert broken == Failure("the server fails at it: the server answered 500: not JSON compliant: nan, asked 2 times")
+    monkeypatch.undo()
+    monkeypatch.setattr("actors.server.FIRST_WAIT_S", 0.0)
+    played.fault = "down"
+    with pytest.raises(EngineError, match="the engine is dead"):
+        asked.score([Sequence([1, 2], [3, 4])], Policy(0))
+
+
 def test_requests_are_bounded_and_a_busy_server_is_asked_again(played, monkeypatch):
     monkeypatch.setattr("actors.server.FIRST_WAIT_S", 0.0)
     teacher, pair, begun = client(played, concurrency=2, tries=40), threading.Barrier(2), []
@@ -191,7 +209,7 @@ def test_requests_are_bounded_and_a_busy_server_is_asked_again(played, monkeypat
     played.fault, played.most, played.pause = "busy", 0, pause
     assert all(isinstance(a, Score) for a in teacher.score([Sequence(PROMPT, RESPONSE)] * 4, Policy(0)))
     assert played.most == 2
-    assert teacher.steps == 4
+    assert teacher.steps == 5  # four rows, and the handshake before them
 
 
 @pytest.mark.parametrize("keep", [0, 4])

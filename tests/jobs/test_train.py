@@ -146,6 +146,8 @@ def test_after_a_new_policy_a_killed_replacement_is_gone_on_with(trained, tmp_pa
         hold_run(out, trained.uri)  # `distill` would have written the traces of round 1 again, and deleted both old ones
     with session(False) as out:
         hold_run(out, trained.uri, replaces=True)
+    with pytest.raises(UserError, match="its policies and settings are not those of before"):  # `--out` holds no lease
+        train.train_committed(trained.uri, 0, [], None, True, train.Target(out=str(tmp_path / "out")))
     policy(2, b"new")
     assert replaced.settle(trained) == "policies 1 to 2 are replaced: the old ones are deleted."
     assert trained.names("policy") == ["0001", "0002"]
@@ -248,6 +250,6 @@ def test_another_model_behind_the_path_is_refused_before_anything_is_touched(tra
         assert ended.value.code == 2
         said = " ".join("".join(capfd.readouterr()).split())
         assert "model.path tiny-reasoner has other files than the run was made with: model.safetensors" in said
-        assert f"egrsd distill --run {trained.uri} --accept-changes" in said
+        assert (f"egrsd distill --run {trained.uri} --accept-changes" in said) == target.replace  # else it may be another's
     assert content(trained) == before
     assert not (tmp_path / "new").exists()

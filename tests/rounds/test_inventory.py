@@ -12,9 +12,10 @@ from pipeline.digest import digest
 from pipeline.method.rewards import RunningBaseline
 from pipeline.overrides import resolve
 from pipeline.problems.problem import Problem
+from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory, commit_round, warning_over
-from pipeline.rounds.round import open_round, problems_digest, same_problems
+from pipeline.rounds.round import open_round, plan_round, problems_digest, same_problems
 from pipeline.stages import LABELS, MEASURE, PLAIN, STAGES
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
@@ -190,6 +191,19 @@ def test_a_committed_round_whose_shards_changed_is_told(tmp_path):
     assert Inventory(work).as_committed is True
     brought(planned(tmp_path, "grade.beta_length=0", "grade.advantage=running"), "grade")
     assert Inventory(work).as_committed is False
+
+
+def test_an_evaluation_that_lacks_problems_for_a_teachers_prompt_is_made_again(tmp_path):
+    """Evaluations of now have these problems, so the base's old one paired with none of them. Others stay fresh."""
+    run = resolve(demo(), SETS)
+    work = plan_round(Store(str(tmp_path)), run, "evals", 0, 0, open_source(run.source))
+    brought(work, "prompts")
+    entries = {shard: work.store.entry(work.area, "prompts", shard) for shard in work.shards}
+    assert entries["0000"].facts["untaught"]
+    for rejected, reason in (({}, None), ({"prompt_too_long": 1}, "settings")):
+        seen = Inventory(work)
+        seen._stages["prompts"] = entries | {"0000": replace(entries["0000"], facts={}, rejected=rejected)}
+        assert [seen.why_stale(STAGES["prompts"], shard) for shard in ("0000", "0001")] == [reason, None]
 
 
 def test_a_changed_other_column_makes_prompts_stale_and_shards_of_early_versions_stay_fresh(tmp_path):

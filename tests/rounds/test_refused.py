@@ -5,12 +5,13 @@ from in_process import brought, planned
 from transformers import LlamaConfig
 
 from pipeline.contract import Reject
-from pipeline.errors import ModelError, UserError
+from pipeline.driver import open_sources
+from pipeline.errors import ModelError, SettingError, UserError
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.refused import REMEDIES, refuse_nothing_left, refuse_unusable
+from pipeline.rounds.refused import REMEDIES, refuse_mixed_control, refuse_nothing_left, refuse_unusable
 from pipeline.stages import MEASURE
 
 
@@ -40,6 +41,15 @@ def test_a_template_that_writes_tokens_beyond_the_model_is_refused_before_anythi
         return
     with pytest.raises(ModelError, match=r"its prompts hold '<\|im_start\|>', id 257, and the model has 257 tokens.*resize"):
         refuse_unusable(source, range(4), run, "the first round")
+
+
+def test_the_students_entropy_is_refused_under_eopd_where_work_begins():
+    """It would change two things. A stored run that has it can be read all the same."""
+    run = resolve(demo(), ["objective.name=eopd", "objective.gate=entropy", "objective.entropy=student", "score.keep_topk=16"])
+    for refuse in (lambda: refuse_mixed_control(run.objective), lambda: open_sources(run)):
+        with pytest.raises(SettingError, match=r"objective\.entropy: .*which tokens learn the teacher's distribution"):
+            refuse()
+    refuse_mixed_control(resolve(run, ["objective.entropy=teacher"]).objective)
 
 
 def test_every_reason_has_a_remedy():

@@ -290,6 +290,10 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated():
     with pytest.raises(UserError, match="holds credentials") as caught:
         Store("s3://key:hunter2@bucket/run")
     assert "hunter2" not in str(caught.value)
+    with pytest.raises(UserError, match="holds credentials"):
+        Store("abfss://user:hunter2@account.dfs.core.windows.net/run")
+    assert Store("abfss://container@account.dfs.core.windows.net/run").uri.startswith("abfss://container@")
+    assert demo().source.model_copy().model_validate({"uri": "abfss://container@account/x.jsonl"}).uri
 
 
 def test_a_policy_that_is_replaced_while_it_is_read_is_told(run_dir, tmp_path):
@@ -316,9 +320,7 @@ def test_a_run_of_a_later_version_is_not_called_damaged(run_dir, hashed):
     recorded = {"egrsd": "9.1", "code": "v9.1-3-g0123abc"}
     document = {"config": config, "versions": recorded} | ({"config_digest": digest(config)} if hashed else {})
     run_dir.write_json("run.json", document)
-    with pytest.raises(
-        UserError, match=r"the setting train\.brand_new is unknown to this code, egrsd .*older than the run"
-    ) as told:
+    with pytest.raises(UserError, match=r"the setting train\.brand_new is unknown to this code, egrsd ") as told:
         run_dir.load_run()
     assert "Use the version that wrote it, egrsd 9.1 (v9.1-3-g0123abc), or a later one" in str(told.value)
     assert "Restore" not in str(told.value)
