@@ -64,6 +64,11 @@ _LAST_NUMBER = re.compile(
     r"\s(?:hundred|thousand|million|billion|trillion|dozen)\b)?",
     re.ASCII,
 )
+# bold type, tags in pairs, GSM8K's sums and quotation marks. A raised number is a power, and stays
+_MARKUP = re.compile(
+    r"(?<![a-zA-Z0-9)\]}*])\*\*\*?(?=[^\s*])([^*\n]{1,200})(?<=[^\s*])\*\*\*?(?![a-zA-Z0-9(*])|"
+    r"<(?!su[bp]>)([a-z]{1,12})>([^<>\n]{1,200})</\2>|<<[^<>\n]{1,200}>>|(?<=\n)[ \t]{0,3}>[ \t]?"
+)
 # what stands before a number that is only the end of a power, bound, formula or list
 _UNFINISHED = re.compile(
     r"(?:\^|\*\*|√|∛|(?<![=-])>|≥|<|≤|/|\\(?:sqrt|frac|leq?|geq?))\s?[{(]?\s?$|\d\s?[-–+*×·÷]\s?$|"
@@ -253,7 +258,7 @@ def _value_of(said: str) -> str:
 
 def _unmarked(text: str) -> str | None:
     """The answer of a response without a mark: the whole of it when it is no prose, else its last formula or number."""
-    text = _DASHED.sub("-", text)
+    text = _DASHED.sub("-", _MARKUP.sub(lambda mark: mark[1] or mark[3] or "", text))
     whole = text.strip()
     words = re.findall(r"[^\W\d_]{2,}", _MACRO.sub(" ", whole))
     if whole and "\n" not in whole and len(whole) <= 200 and (set(words) <= _NAMES or whole.rstrip(".!") == words[0]):
