@@ -127,12 +127,19 @@ def _unnamed(gold: Any, given: Any, mine: dict[Any, Any] | None, yours: dict[Any
 
     Coordinates and listed equations stand in the order of their names, since nobody asked for the order in which they came.
     """
+    if mine is not None and isinstance(gold, FiniteSet) and isinstance(given, FiniteSet) and _is_roots(mine):
+        return FiniteSet(*mine.values()), given
     if mine is not None:
         return Tuple(*mine.values()), given
     if yours is None or isinstance(gold, FiniteSet):
         return gold, given
     by_name = isinstance(given, FiniteSet) or {str(name) for name in yours} <= {"x", "y", "z"}
     return gold, Tuple(*(yours[name] for name in (sorted(yours, key=str) if by_name else yours)))
+
+
+def _is_roots(named: dict[Any, Any]) -> bool:
+    """Whether values are named by one letter with indices, `x_1` and `x_2`: the roots of one equation, which have no order."""
+    return all("_" in str(name) for name in named) and len({str(name).partition("_")[0] for name in named}) == 1
 
 
 def _answers(gold: Any, given: Any) -> tuple[Any, Any]:
