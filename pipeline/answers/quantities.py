@@ -79,6 +79,8 @@ _LINKING = frozenset(
         "mod",
     ]
 )
+_HEDGES = frozenset(("maybe", "perhaps", "possibly", "probably", "likely", "guess", "unsure", "roughly", "almost", "nearly"))
+_OPERATIONS = frozenset(("squared", "cubed", "factorial"))  # behind a unit they belong to it
 _PERCENT = re.compile(r"\s*(?:\\text\s*\{)?\s*(?<![a-zA-Z])(?:percent|per cent|percentage|percents|pct)\b\s*(?:\}|$)")
 _TAIL = re.compile(
     r"\s*(?:\\text\s*\{(?P<macro>[^{}]*)\}|(?<=[\s\d})/\-])(?<![_^\\])(?P<word>[a-zA-Z]{2,})\.?)(?P<power>\s*\^\s*(?:\{-?\d\}|-?\d))?$"
@@ -183,6 +185,14 @@ def total(parts: list[tuple[str, str]]) -> tuple[str, Fraction] | None:
 def same_amounts(ours: list[tuple[str, str]], theirs: list[tuple[str, str]]) -> bool:
     """Whether two lists have the same quantities, in any order. An unknown word must be the same word."""
     return sorted(map(_amount, ours)) == sorted(map(_amount, theirs))
+
+
+def without_words(parts: list[tuple[str, str]]) -> bool:
+    """Whether the words of some amounts only name what is counted. A letter may be a variable, and a hedge is none."""
+    changing = MAGNITUDES.keys() | _FACTORS.keys() | _HEDGES | _OPERATIONS | _LINKING
+    return all(
+        word in UNITS or (len(word) > 2 and word not in changing and word.removesuffix("s") not in changing) for _, word in parts
+    )
 
 
 def _amount(part: tuple[str, str]) -> tuple[str, Fraction]:

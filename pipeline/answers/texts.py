@@ -19,6 +19,7 @@ from pipeline.answers.quantities import (
     same_amounts,
     same_size,
     total,
+    without_words,
 )
 from pipeline.answers.responses import DENIAL
 from pipeline.answers.shorthand import same_by_sight, written_out
@@ -60,6 +61,7 @@ _WITH_LETTER = re.compile(rf"({_AMOUNT.pattern}) ?((?<! )[mgshL]|(?<= )[mgshLJNW
 _ONLY_WORDS = re.compile(r"[a-zA-Z]{4,}")
 _PUNCTUATION = re.compile(r"[.,;:!\"]|(?<![a-zA-Z])'|(?<=[a-zA-Z]{2})'")  # `A'` is not A
 _PRIMED = re.compile(r"[a-zA-Z](?:_\{?\w\}?)?'+")
+_COEFFICIENT = re.compile(r"\d ?[a-zA-Z](?![a-zA-Z])")
 _PLAIN_TEXT = re.compile(r"[^\W\d_]+(?:[ -][^\W\d_]+)*")
 _INDEX = re.compile(r"_\{[A-Za-z0-9]+\}")
 _LISTED = re.compile(r"(?<![a-zA-Z\\])or(?![a-zA-Z])")
@@ -168,6 +170,9 @@ def _same_list(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str,
     sums = [total(parts) for parts in (mine, yours)]
     if any(sums):
         return sums[0] == sums[1]
+    letters = any(len(word) == 1 and word not in UNITS for _, word in mine + yours)
+    if letters or not (mine and yours or without_words(mine + yours)):
+        return _same_text(ours, theirs, ours)
     if mine and yours:
         return same_amounts(mine, yours)
     bare, other = (", ".join(number for number, _ in parts) or text for parts, text in ((mine, ours), (yours, theirs)))
@@ -200,7 +205,7 @@ def _same_words(ours: str, theirs: str, reference: str) -> bool | None:
         return only and said is not None and _same_meaning(said[1].casefold(), yours)
     listed = [text.casefold().rstrip(".").removeprefix("\\{").removesuffix("\\}") for text in (ours, theirs)]
     lists = [sorted(_ARTICLE.sub("", part) for part in _LIST_JOINT.split(text)) for text in listed]
-    if lists[0] == lists[1] and _PLAIN_TEXT.search(theirs):
+    if lists[0] == lists[1] and _PLAIN_TEXT.search(theirs) and not _COEFFICIENT.search(theirs):
         return True
     if "\\begin{cases}" in reference:
         return None  # its words may be conditions
