@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from pipeline.answers.choices import option_text, same_choice
+from pipeline.answers.conditions import condition_of, needed, unlike, without_condition
 from pipeline.answers.quantities import (
     UNITS,
     Quantity,
@@ -43,16 +44,6 @@ _DERIVED = re.compile(r"^\\approx\s*|^\\(?:therefore|implies|Rightarrow)\s*|^=\s
 _POINT = re.compile(r"^[A-Z]'?(?=\([^()]+,[^()]+\)$)")
 _DERIVATIVE = re.compile(r"^\\frac\{d\^?\d? ?[a-z]\}\{d ?[a-z](?:\^\d)?\} ?= ?")
 _FUNCTION = re.compile(r"^[fgh](?:_?\{?\d\}?)?\([a-z]\)(?= ?=)")
-_CONDITION = re.compile(
-    r"[\s,;(]*(?:\\text\{\s*)?(?:,?\s*where|for (?:all|any|some|every|integers?)|with(?! (?:a )?remainder))\b.*$|"
-    r"(?:^|[,;(]) ?\(?(?:\\forall )?[a-zA-Z](?:, ?[a-zA-Z])* ?"
-    r"(?:\\in ?\\mathbb\{[A-Z]\}(?:[\^_]\{?[+*]\}?)?|\\text\{ ?(?:is )?an integer ?\}) ?\)?$",
-    re.DOTALL,
-)
-_NEEDED = re.compile(r"[=\d]")  # in a condition of the reference
-_INTEGERS = re.compile(r"integer|\\mathbb\{Z\}(?! ?[\^_])")
-_NARROWED = re.compile(r"[=\d<>]|\\[lgn]eq|odd|even|positive|negative|prime|distinct|nonzero|non-")
-_SIGNS_AROUND = re.compile(r"\\text(?![a-zA-Z])|[{}(),;]")
 _PARAMETER = re.compile(r"([a-zA-Z]) ?(?:\\in ?\\mathbb\{[ZN]\}|\\text\{ ?(?:is )?an integer ?\})")
 _DOTS = re.compile(r"\\[lc]?dots[a-z]?(?![a-zA-Z])|\.\.\.")
 _DOLLARS = re.compile(r"\\\$\s*[-\d.]|^\s*\$\s*-?[\d.][^$]*$")
@@ -135,11 +126,11 @@ def _same_value(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str
         ours, theirs = mine[0] if mine else ours, yours[0] if yours else theirs
     if len(listed(ours)) > 1 or len(listed(theirs)) > 1:
         return _same_list(ours, theirs, dollars)
-    conditions = [_condition(text) for text in (ours, theirs)]
-    if all(conditions) and conditions[0] != conditions[1]:
+    conditions = [condition_of(text) for text in (ours, theirs)]
+    if all(conditions) and unlike(*conditions):
         return False
-    if all(conditions) or not _NEEDED.search(conditions[1]):
-        ours, theirs = (_CONDITION.sub("", text) or text for text in (ours, theirs))
+    if all(conditions) or not needed(conditions[1], theirs):
+        ours, theirs = (without_condition(text) for text in (ours, theirs))
     one, other = (_paid(quantity(text), paid) for text, paid in zip((ours, theirs), dollars, strict=True))
     if other.words and not one.words and (letter := _WITH_LETTER.fullmatch(one.value)):
         one = Quantity(letter[1], letter[2], UNITS.get(letter[2]))
@@ -152,15 +143,6 @@ def _same_value(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str
     return _same_text(mine_text, spoken(your_text) or your_text, ours)
 
 
-def _condition(text: str) -> str:
-    """The condition that a text ends with, in one spelling: `where k is odd`. "" for none."""
-    found = _CONDITION.search(text)
-    if found is None or not found.start():
-        return ""
-    said = found[0]
-    return "integers" if _INTEGERS.search(said) and not _NARROWED.search(said) else _words(_SIGNS_AROUND.sub(" ", said))
-
-
 def _same_list(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str, str]:
     """`decide` where a text is several quantities: parts of one, such as `4 hours 30 minutes`, or a list."""
     mine, yours = (
@@ -171,7 +153,7 @@ def _same_list(ours: str, theirs: str, dollars: list[bool]) -> bool | tuple[str,
     if any(sums):
         return sums[0] == sums[1]
     letters = any(len(word) == 1 and word not in UNITS for _, word in mine + yours)
-    if letters or not (mine and yours or without_words(mine + yours)):
+    if letters or not ((mine and yours) or without_words(mine + yours)):
         return _same_text(ours, theirs, ours)
     if mine and yours:
         return same_amounts(mine, yours)
