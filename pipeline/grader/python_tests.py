@@ -25,6 +25,7 @@ from pipeline.grader import sandbox
 from pipeline.grader.sandbox import Ended, Limits, Program, Report, SandboxError
 
 _PYTHON = re.compile(r"(?:python|py)[ \d.]*\b", re.I)
+_FENCE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.I)  # wherever it stands
 _SAID_S = 30.0  # seconds beside the programs of a call
 
 _IMPORTS = "import sys, os\nsys.path += {packages!r}\n"
@@ -81,19 +82,25 @@ def python_tests(completions: Sequence[str], settings: dict[str, Any], **columns
 
 
 def code_of(response: str) -> str:
-    """The code of a response: its last block of Python, else its last block without a language, else all of it."""
-    blocks = _blocks(response)
+    """The code of a response: its last block of Python, else its last block without a language, else all of it.
+
+    Where no fence stands on a line of its own, two fences in their lines make a block.
+    """
+    blocks = _blocks(response) or [("", code) for code in _FENCE.findall(response)]
     python = [code for language, code in blocks if _PYTHON.match(language)] or [code for language, code in blocks if not language]
     return textwrap.dedent(python[-1]) if python else response
 
 
 def _blocks(response: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a response, each with the word behind its first fence. A fence stands on a line of its own."""
+    """The fenced blocks of a response, each with the word behind its first fence. A fence stands on a line of its own.
+
+    Text may stand in front of the first fence where it names Python.
+    """
     blocks: list[tuple[str, str]] = []
     language, lines = None, list[str]()
     for line in response.splitlines(keepends=True):
         fence, mark, word = line.strip().partition("```")
-        if language is None and mark and not fence and "`" not in word:
+        if language is None and mark and "`" not in word and (not fence or _PYTHON.fullmatch(word.strip())):
             language, lines = word.strip(), []
         elif language is not None and line.strip() == "```":
             blocks.append((language, "".join(lines)))

@@ -108,6 +108,11 @@ def test_a_check_function_is_called_with_the_entry_point():
         ("```python3\r\ncode\r\n```\r\n", "code\r\n"),
         ("1. So:\n   ```python\n   if x:\n       y\n   ```", "if x:\n    y\n"),
         ("```python\ncode\n```   ", "code\n"),
+        ("```python\ncode```", "code"),
+        ("So: ```python\ncode\n```", "code\n"),
+        ("So: ```python\ncode\n```\nIt prints:\n```\n5\n```", "code\n"),
+        ("- ```python\n  code\n  ```", "code\n"),
+        ("````python\ncode\n````", "code\n"),
         ("```pypy\ncode\n```", "```pypy\ncode\n```"),
     ],
 )
