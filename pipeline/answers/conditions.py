@@ -44,7 +44,10 @@ def unlike(one: str, other: str) -> bool:
 
 
 def needed(condition: str, text: str) -> bool:
-    """Whether the condition of a reference is part of its value: a remainder, or the value of a letter that it has. In `x = 2 with y = 3` it is one, too."""
+    """Whether the condition of a reference is part of its value: a remainder, or the value of a letter that it has.
+
+    In `x = 2 with y = 3` it is a part, too.
+    """
     rest = _MACRO.sub(" ", without_condition(text))
     letters = _VALUE.findall(condition)
     return "remainder" in condition or "\\equiv" in condition or any(letter in rest or "=" in rest for letter in letters)

@@ -124,7 +124,13 @@ _BASES["sixteen"] = "16"
 
 
 _SIGN = re.compile(r"[a-zA-Z]{1,3}\d?(?:/[a-zA-Z]{1,3}\d?)*")
-_SPEEDS = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h"}
+_SPELLED = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "mps": "m/s", "fps": "ft/s", "d": "day"}
+_PARTS = dict.fromkeys(("mL", "ml", "cc", "ccm"), "cm3")  # other signs of a part
+_SIGNS = ("Hz", "W", "J", "N", "V", "A", "Pa", "eV", "mol", "K", "C", "F", "T", "Wb", "H", "cal", "Wh", "B", "bit", "Bq", "lm")
+_PREFIXED = frozenset(f"{prefix}{sign}" for sign in _SIGNS for prefix in ("", *"numcdhkMG")) | frozenset(
+    ("dm", "dl", "dL", "cl", "cL", "hl", "hL", "nm", "um", "mum", "ug", "mug", "ns", "ms", "us", "mus", "Mg", "Omega", "kOmega")
+    + ("oz", "qt", "pt", "rpm", "psi", "atm", "bar", "ton", "ha", "rad", "amu", "lbf")
+)
 
 
 @dataclass(frozen=True)
@@ -216,18 +222,24 @@ def residue(text: str) -> tuple[str, str] | None:
 
 
 def conflict(one: Quantity, other: Quantity) -> bool:
-    """Whether both have units, of different things or of different sizes. Unknown words are none, signs such as MHz are."""
+    """Whether both have units, of different things or of different sizes. Unknown words are none, and signs such as MHz are."""
     if one.kind is not None and other.kind is not None:
         return one.kind != other.kind
-    mine, yours = (_SPEEDS.get(amount.words, amount.words) for amount in (one, other))
-    return bool(_SIGN.fullmatch(mine) and _SIGN.fullmatch(yours)) and _factors(mine) != _factors(yours)
+    mine, yours = (_SPELLED.get(amount.words, amount.words) for amount in (one, other))
+    if not (_SIGN.fullmatch(mine) and _SIGN.fullmatch(yours)):
+        return False
+    factors = _factors(mine), _factors(yours)
+    return None not in factors and factors[0] != factors[1]
 
 
-def _factors(sign: str) -> list[tuple[object, str]]:
-    """The parts of a unit's sign, `m/s2`, each as a known unit with its power where it is one."""
+def _factors(sign: str) -> list[tuple[object, str]] | None:
+    """The parts of a unit's sign, `m/s2`, each with its power. None where one is no known unit."""
+    sign = "/".join(_PARTS.get(part, part) for part in sign.split("/"))
     parts = [part.rstrip("0123456789") for part in sign.split("/")]
     powers = [part[len(word) :] for part, word in zip(sign.split("/"), parts, strict=True)]
-    return [(UNITS.get(word, word.casefold().removesuffix("s")), power) for word, power in zip(parts, powers, strict=True)]
+    if not all(word in UNITS or word in _PREFIXED for word in parts):
+        return None
+    return [(UNITS.get(word, word), power) for word, power in zip(parts, powers, strict=True)]
 
 
 def same_size(one: Quantity, other: Quantity) -> bool:
@@ -245,7 +257,9 @@ def is_number(text: str) -> bool:
 
 def _is_unit(word: str, bare: bool, apart: bool, rest: str) -> bool:
     parts = word.lower().split()
-    if set(parts) & _LINKING or _OPEN_END.search(rest) or (parts and re.search(r"[^a-zA-Z .'/°()-]", word)):
+    if parts and parts[0] in _OPERATIONS and re.search(r"\d\s*\}?\s*$", rest):
+        return False
+    if set(parts) & (_LINKING | _HEDGES) or _OPEN_END.search(rest) or (parts and re.search(r"[^a-zA-Z .'/°()-]", word)):
         return False
     if re.search(r"\\text\s*\{", rest) and not re.search(r"(?:/|\}|\d|\s)\s*$", rest):
         return False
