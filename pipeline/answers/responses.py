@@ -14,6 +14,8 @@ _THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>|<\|end_of_though
 _OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>|<\|begin_of_thought\|>|◁think▷")
 _OPEN_TAG, _CLOSE_TAG = "<answer>", "</answer>"
 _FINAL = re.compile(r"####[ \t]*([^\n]+)")
+_DISPLAY = re.compile(r"(?<!\\)\\\[")
+_MOST_LINES = 50  # of a reference's answer
 _HEADING = re.compile(
     r"\**(?:step|part|case|solution|verif|check|conclu|approach|method|given|explan|final|summary|analy|calcul|answer\W*$)", re.I
 )
@@ -35,7 +37,7 @@ _STATEMENT_END = re.compile(
 # a clause that ends before the statement, so that what it denies is something else
 _EARLIER_CLAUSE = re.compile(
     r"^\W*(?:since|because|as|if|when|given)\b.*,(?=[^,]*$)|"
-    r"^.*(?:^|[,;:])\s*(?:and )?(?:so|therefore|thus|hence|then|consequently)\b",
+    r"^.*(?:^|[,;:])\s*(?:and )?(?:so|therefore|thus|hence|consequently)\b",
     re.I,
 )
 _THAT = re.compile(r"\W*(?:that|whether|which|if|\w+ (?:say|think|believe|claim)s?)\b", re.I)
@@ -43,7 +45,7 @@ _REMARK = re.compile(r"(?:indeed |also |thus |clearly )?(?:correct|right|valid|v
 _TAKEN_BACK = re.compile(
     r"\W*(?:(?:wait|no|but|and|hmm)\b\W*)*(?:that|this|it|which|(?:the|this|that|my) (?:answer|result))"
     r"(?:['’]s| is| was| seems)? "
-    r"(?:not (?:right|correct|true)|wrong|incorrect|false)\b",
+    r"(?:not (?:right|correct|true)|wrong|incorrect|false)\b(?=\s*(?:[.!?,;:]|$|(?:because|since|as|so|but|and)\b))",
     re.I,
 )
 _DENIALS = frozenset(("false", "impossible", "neither", "never"))  # each may itself be an answer
@@ -76,7 +78,7 @@ _UNFINISHED = re.compile(
     re.I,
 )
 _DASHED = re.compile(r"−|(?<![^\s(=$])[–—](?=\$?\d)")  # as a sign
-_FACTOR_BEHIND = re.compile(r"[a-z](?![a-zA-Z])(?<![mgsh])")
+_FACTOR_BEHIND = re.compile(r"[a-z](?![a-zA-Z])(?<![mgshl])")
 _LAST_TUPLE = re.compile(r"[(\[](?:\s*[-+]?\d[\d./]*\s*,){1,9}\s*[-+]?\d[\d./]*\s*[)\]]", re.ASCII)
 _JOIN = re.compile(r"\s*(?:,|and|or|,\s*(?:and|or))\s*")
 _CHOSEN = re.compile(
@@ -109,6 +111,11 @@ _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _VALUE = re.compile(r"(?:\$[^$]{1,200}\$|[-+]?\$?\d[\d,./]{0,30}%?)(?:\s[a-zA-Z]{2,20}){0,2}", re.ASCII)
 _VERB = re.compile(r"\b(?:is|are|was|were|equals)\s+")
 _TRUTH = re.compile(r"(yes|no|true|false)[,.;!:](?=\s)", re.I)
+_UNTRUE = re.compile(
+    r"\b(?:that|this|it)(?:['’]s| \w+)?(?: not|n['’]t| never)\b|"
+    r"\b(?:impossible|cannot be)\b|\bnot (?:correct|right|true|really|quite)\b",
+    re.I,
+)
 _NO_TRUTH = frozenset(("yes", "no", "true", "false", "but", "or", "wait", "if", "maybe", "unsure", "sure", "wrong", "incorrect"))
 # what a formula without a backslash may have
 _NAMES = frozenset(("or", "and", "sqrt", "pi", "sin", "cos", "tan", "cot", "sec", "csc", "ln", "log", "exp"))
@@ -127,8 +134,20 @@ def stated_answer(text: str) -> str | None:
         text = f"#### {tagged.strip()}" if _last_boxes(tagged) is None else tagged
     boxed = _last_boxes(text)
     _, mark, stated = text.rpartition("####")
-    line, *_ = stated.strip().splitlines() or [""]  # MetaMathQA says the answer again in the next line
-    return (boxed if boxed is not None else line if mark else "").strip() or None
+    return (boxed if boxed is not None else _first_lines(stated.strip()) if mark else "").strip() or None
+
+
+def _first_lines(stated: str) -> str:
+    """The first line, since MetaMathQA says the answer again in the next one. More lines where the first one goes on."""
+    ends = [place for place, char in enumerate(stated) if char == "\n"]
+    return next((stated[:end] for end in ends[:_MOST_LINES] if not _goes_on(stated[:end].rstrip())), stated)
+
+
+def _goes_on(text: str) -> bool:
+    """Whether a formula is still open at the end of a text, or it ends in the middle of a list, or with a heading."""
+    opened = text.count("$$") % 2 or len(_DISPLAY.findall(text)) > text.count("\\]")
+    listed = text.count("\\begin") > text.count("\\end") or text.endswith((":", ",", "\\\\", ":**"))
+    return bool(opened) or listed
 
 
 def final_answer(text: str, fallback: bool = True) -> str | None:
@@ -272,7 +291,8 @@ def _unmarked(text: str) -> str | None:
     if found is None:
         truth = _TRUTH.match(whole)
         plain = "\n" not in whole and "?" not in whole and not _NO_TRUTH & {word.casefold() for word in words[1:]}
-        return truth[1] if truth and plain else None
+        denied = truth and truth[1].casefold() in ("yes", "true") and _UNTRUE.search(whole)
+        return truth[1] if truth and plain and not denied else None
     if found is number and (
         _UNFINISHED.search(text[max(0, found.start() - 30) : found.start()]) or _FACTOR_BEHIND.match(text, found.end())
     ):
