@@ -42,6 +42,7 @@ _GRID = re.compile(
     re.DOTALL,
 )
 _CASES = re.compile(r"\\begin\{(?:cases|aligned|gathered)\}(.*?)\\end\{(?:cases|aligned|gathered)\}", re.DOTALL)
+_STRAY = re.compile(r"&\s*(?=\\\\|\\end\{cases\})")  # at the end of a row
 _PIECEWISE = re.compile(r"(?:[a-zA-Z](?: ?\([a-zA-Z]\))? ?= ?)?\\begin\{cases\}((?:(?!\\begin).)*)\\end\{cases\}", re.DOTALL)
 _CONDITIONED = re.compile(r"\\begin\{cases\}(?:(?!\\end\{cases\}).)*&(?! ?=)", re.DOTALL)
 _WHEN = re.compile(r"^(?:\\text\{ ?)?(?:if|for|when)\b ?\}? ?")
@@ -64,6 +65,8 @@ def read(text: str) -> list[Any] | None:
 
     `a \approx b` gives both sides. A false statement, such as `7 = 5` or `5 \approx 7`, gives none.
     """
+    if "\\begin{cases}" in text and "matrix}" not in text:
+        text = _STRAY.sub("", text)
     if _CONDITIONED.search(text):
         return _piecewise(text)
     formula = _mathematics(text)
