@@ -127,10 +127,11 @@ _SIGN = re.compile(r"[a-zA-Z]{1,3}\d?(?:/[a-zA-Z]{1,3}\d?)*")
 _SPELLED = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "mps": "m/s", "fps": "ft/s", "d": "day"}
 _PARTS = dict.fromkeys(("mL", "ml", "cc", "ccm"), "cm3")  # other signs of a part
 _SIGNS = ("Hz", "W", "J", "N", "V", "A", "Pa", "eV", "mol", "K", "C", "F", "T", "Wb", "H", "cal", "Wh", "B", "bit", "Bq", "lm")
-_PREFIXED = frozenset(f"{prefix}{sign}" for sign in _SIGNS for prefix in ("", *"numcdhkMG")) | frozenset(
-    ("dm", "dl", "dL", "cl", "cL", "hl", "hL", "nm", "um", "mum", "ug", "mug", "ns", "ms", "us", "mus", "Mg", "Omega", "kOmega")
-    + ("oz", "qt", "pt", "rpm", "psi", "atm", "bar", "ton", "ha", "rad", "amu", "lbf")
+_OTHERS = (
+    *("dm", "dl", "dL", "cl", "cL", "hl", "hL", "nm", "um", "mum", "ug", "mug", "ns", "ms", "us", "mus", "Mg", "Omega", "kOmega"),
+    *("oz", "qt", "pt", "rpm", "psi", "atm", "bar", "ton", "ha", "rad", "amu", "lbf"),
 )
+_KNOWN = frozenset((*_OTHERS, *(f"{prefix}{sign}" for sign in _SIGNS for prefix in ("", *"numcdhkMG"))))
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _factors(sign: str) -> list[tuple[object, str]] | None:
     sign = "/".join(_PARTS.get(part, part) for part in sign.split("/"))
     parts = [part.rstrip("0123456789") for part in sign.split("/")]
     powers = [part[len(word) :] for part, word in zip(sign.split("/"), parts, strict=True)]
-    if not all(word in UNITS or word in _PREFIXED for word in parts):
+    if not all(word in UNITS or word in _KNOWN for word in parts):
         return None
     return [(UNITS.get(word, word), power) for word, power in zip(parts, powers, strict=True)]
 

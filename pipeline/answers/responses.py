@@ -43,9 +43,9 @@ _EARLIER_CLAUSE = re.compile(
 _THAT = re.compile(r"\W*(?:that|whether|which|if|\w+ (?:say|think|believe|claim)s?)\b", re.I)
 _REMARK = re.compile(r"(?:indeed |also |thus |clearly )?(?:correct|right|valid|verified|confirmed|consistent|reasonable)\b", re.I)
 _TAKEN_BACK = re.compile(
-    r"\W*(?:(?:wait|no|but|and|hmm)\b\W*)*(?:that|this|it|which|(?:the|this|that|my) (?:answer|result))"
+    r"\W*(?:(?:wait|no|but|and|hmm|actually|sorry|oh|oops)\b\W*)*(?:that|this|it|which|(?:the|this|that|my) (?:answer|result))"
     r"(?:['’]s| is| was| seems)? "
-    r"(?:not (?:right|correct|true)|wrong|incorrect|false)\b(?=\s*(?:[.!?,;:]|$|(?:because|since|as|so|but|and)\b))",
+    r"(?:not (?:right|correct|true)|wrong|incorrect|false)\b(?!\s+(?:to|for|in general|when|if|unless|that)\b)",
     re.I,
 )
 _DENIALS = frozenset(("false", "impossible", "neither", "never"))  # each may itself be an answer
@@ -69,7 +69,7 @@ _LAST_NUMBER = re.compile(
 # bold type, tags in pairs, GSM8K's sums and quotation marks. A raised number is a power, and stays
 _MARKUP = re.compile(
     r"(?<![a-zA-Z0-9)\]}*])\*\*\*?(?=[^\s*])([^*\n]{1,200})(?<=[^\s*])\*\*\*?(?![a-zA-Z0-9(*])|"
-    r"<(?!su[bp]>)([a-z]{1,12})>([^<>\n]{1,200})</\2>|<<[^<>\n]{1,200}>>|(?<=\n)[ \t]{0,3}>[ \t]?"
+    r"<(?!su[bp]>)([a-z]{1,12})>([^<>\n]{1,200})</\2>|<<[^<>\n]{1,200}>>|(?<![^\n])[-+*•] {1,3}(?=\*\*)|(?<=\n)[ \t]{0,3}>[ \t]?"
 )
 # what stands before a number that is only the end of a power, bound, formula or list
 _UNFINISHED = re.compile(
