@@ -14,7 +14,8 @@ _CONDITION = re.compile(
     re.DOTALL,
 )
 _NARROWING = re.compile(
-    r"(?<![a-z])(?:odd|even|prime|composite|distinct|square)(?![a-z])|remainder\s*-?\w+|[a-z]?\s*(?:=|\\equiv)\s*[^\s,;})]+|mod\W*\d+"
+    r"(?<![a-z])(?:odd|even|prime|composite|distinct|square)(?![a-z])|"
+    r"remainder\s*-?\w+|[a-z]?\s*(?:=|\\equiv)\s*[^\s,;})]+|mod\W*\d+"
 )
 _BOUND = re.compile(r"[a-z\d]\s*(?:<|>|\\[lgn]eq)\s*-?[a-z\d./]+")
 _SIGNED = re.compile(r"(?<![a-z])(?:non-?negative|non-?positive|positive|negative)(?![a-z])")

@@ -69,7 +69,8 @@ _LAST_NUMBER = re.compile(
 # bold type, tags in pairs, GSM8K's sums and quotation marks. A raised number is a power, and stays
 _MARKUP = re.compile(
     r"(?<![a-zA-Z0-9)\]}*])\*\*\*?(?=[^\s*])([^*\n]{1,200})(?<=[^\s*])\*\*\*?(?![a-zA-Z0-9(*])|"
-    r"<(?!su[bp]>)([a-z]{1,12})>([^<>\n]{1,200})</\2>|<<[^<>\n]{1,200}>>|(?<![^\n])[-+*•] {1,3}(?=\*\*)|(?<=\n)[ \t]{0,3}>[ \t]?"
+    r"<(?!su[bp]>)([a-z]{1,12})>([^<>\n]{1,200})</\2>|<<[^<>\n]{1,200}>>|"
+    r"(?<![^\n])[-+*•] {1,3}(?=\*\*)|(?<=\n)[ \t]{0,3}>[ \t]?"
 )
 # what stands before a number that is only the end of a power, bound, formula or list
 _UNFINISHED = re.compile(

@@ -86,7 +86,7 @@ def test_a_closing_box_is_found_after_anything_balanced(noise, number):
 
 
 UNITS = [r"\[", r"\(", r"\[\\[", "<answer>", "<answer>x</answer>", r"\boxed{1}", "$", "$a", r"\$", "answer: . "]
-UNITS += ["####", "1,", "?  ", "<think>", " "]
+UNITS += ["####", "1,", "?  ", "<think>", " ", "**", " **a", "<b>", "<<", "\n- "]
 HOSTILE = [(before, unit, after) for unit in UNITS for before in ("", "answer is 5", "x ") for after in ("", " 5", "\n.")]
 
 
