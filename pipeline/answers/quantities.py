@@ -92,7 +92,7 @@ _UNIT_FRACTION = re.compile(
 )
 _SYMBOL = re.compile(r"(?<=[\d}])\s*(?:\\(mu) ?(?:\\text\{)?([mgsLCFA])\}?|\\(?:text\{ ?k ?\})?(Omega)(?![a-zA-Z]))$")
 _RATE = re.compile(
-    r"(?<=[\d}]) (km|cm|mm|m|mi|ft|g|kg|mol|N|J) ?(?:/|\\cdot|(?= )) ?(s|h|hr|min|kg|m|L|mol|K)(?: ?\^ ?(?:\{-?\d\}|-?\d))?$"
+    r"(?<=[\d}]) (km|cm|mm|m|mi|ft|g|kg|mol|N|J) ?(?:/|\\cdot|(?= )) ?(s|h|hr|min|kg|m|L|mol|K)(?: ?\^ ?(?:\{-?(\d)\}|-?(\d)))?$"
 )
 _OPEN_END = re.compile(
     r"(?:[,;=:+<>]|\\(?:approx|cdot|times|leq|geq|neq|in|pm|cup))\s*$|\\(?:sin|cos|tan|cot|sec|csc)\s*[({]?\s*[\d.]+\s*$"
@@ -143,11 +143,17 @@ class Quantity:
     kind: tuple[str, Fraction] | None = None
 
 
+def _rate(found: re.Match[str]) -> str:
+    """A rate in letters as one in text, with the power of what is below the line: `m s^{-2}` and `m/s^2` are the same."""
+    power = found[3] or found[4]
+    return f" \\text{{{found[1]}/{found[2]}}}" + (f"^{power}" if power and power != "1" else "")
+
+
 def quantity(text: str) -> Quantity:
     """A plain answer as value and unit. Words that join or deny, and letters that may be variables, stay in the value."""
     text = _BRACKETED.sub(r" \\text{\1}", _PERCENT.sub(r"\\%", text))
     text = _SYMBOL.sub(lambda sign: f" \\text{{{sign[1] or sign[3]}{sign[2] or ''}}}", text)
-    text = _CLOCK.sub(lambda half: f" \\text{{{half[1].lower()}m}}", _RATE.sub(r" \\text{\1/\2}", text))
+    text = _CLOCK.sub(lambda half: f" \\text{{{half[1].lower()}m}}", _RATE.sub(_rate, text))
     if (rate := _UNIT_FRACTION.search(text)) and rate[1] in UNITS and rate[2] in UNITS:
         power = f"^{rate[3]}" if rate[3] else ""
         text = f"{text[: rate.start()]} \\text{{{rate[1]}/{rate[2]}}}{power}"

@@ -74,10 +74,13 @@ _MARKUP = re.compile(
 )
 # what stands before a number that is only the end of a power, bound, formula or list
 _UNFINISHED = re.compile(
-    r"(?:\^|\*\*|√|∛|(?<![=-])>|≥|<|≤|/|\\(?:sqrt|frac|leq?|geq?))\s?[{(]?\s?$|\d\s?[-–+*×·÷]\s?$|"
-    r"\d\s?(?:,|(?:[a-zA-Z]{1,20}\s)?\bor\b|\band\b)\s?$|\b(?:negative|minus|sqrt|log|ln|(?:more|less) than)\s?\(?\s?$",
+    r"(?:\^|\*\*|√|∛|(?<![=-])>|≥|<|≤|/|\\(?:sqrt|frac|leq?|geq?))\s?[{(]?\s?$|\d[^\S\n]?[-–+*×·÷]\s?$|"
+    r"\d\s?(?:(?:[a-zA-Z]{1,20}\s)?\bor\b|\band\b)\s?$|"
+    r"\b(?:negative|minus|sqrt|log|ln|(?<!no )(?<!not )(?:more|less) than)\s?\(?\s?$",
     re.I,
 )
+_LISTED = re.compile(r"\d\s?,\s?$")  # before a number that ends a list. Words may go on behind it: "After day 3, 18 remain"
+_WORD_BEHIND = re.compile(r" (?!and\b|or\b)[a-z]{2,}")
 _DASHED = re.compile(r"−|(?<![^\s(=$])[–—](?=\$?\d)")  # as a sign
 _FACTOR_BEHIND = re.compile(r"[a-z](?![a-zA-Z])(?<![mgshl])")
 _LAST_TUPLE = re.compile(r"[(\[](?:\s*[-+]?\d[\d./]*\s*,){1,9}\s*[-+]?\d[\d./]*\s*[)\]]", re.ASCII)
@@ -287,17 +290,18 @@ def _unmarked(text: str) -> str | None:
     formula = formulas[-1] if formulas else None
     number, run, listed = (_last(pattern, text) for pattern in (_LAST_NUMBER, _MACRO_RUN, _LAST_TUPLE))
     found = max((m for m in (formula, run, number, listed) if m), key=lambda m: (m.end(), -m.start()), default=None)
-    if found is not None and formula and formula.start() <= found.start() < formula.end():
+    if found is not None and formula and formula.start() <= found.start() and found.end() <= formula.end():
         found = formula
     if found is None:
         truth = _TRUTH.match(whole)
         plain = "\n" not in whole and "?" not in whole and not _NO_TRUTH & {word.casefold() for word in words[1:]}
         denied = truth and truth[1].casefold() in ("yes", "true") and _UNTRUE.search(whole)
         return truth[1] if truth and plain and not denied else None
-    if found is number and (
-        _UNFINISHED.search(text[max(0, found.start() - 30) : found.start()]) or _FACTOR_BEHIND.match(text, found.end())
-    ):
-        return None
+    if found is number:
+        before = text[max(0, found.start() - 30) : found.start()]
+        lists = _LISTED.search(before) and not _WORD_BEHIND.match(text, found.end())
+        if lists or _UNFINISHED.search(before) or _FACTOR_BEHIND.match(text, found.end()):
+            return None
     if _doubted(text, found) or _TAKEN_BACK.match(text[found.end() : found.end() + 60]):
         return None
     return (_joined(text, formulas) if found is formula else found[0].strip()) or None

@@ -16,7 +16,7 @@ from pipeline.problems.problem import Problem
 from pipeline.stages.chat import context_prompt, fits, student_prompt, turns_before
 from pipeline.stages.teachers import problem_prompt, teacher_of
 
-UNTAUGHT = "untaught"  # a fact of evaluations since 2026-11-30: no prompt of a teacher was held against the window
+UNTAUGHT = "untaught"  # a fact of evaluations that lack long prompts, since 2026-11-30: those of a teacher were not among them
 _CARRIED = ("messages", "extra", "imported")  # columns of a shard in which a row has them
 
 
@@ -108,7 +108,8 @@ def _compute(shard: ShardInputs) -> ShardResult:
     taught = shard.place.where.startswith("rounds/")
     table = prompts(shard.problems, shard.run, tokenizer_of(shard.run.model), taught)
     facts = {"left_out": left_out} if left_out else {}  # rows that lost a column, see source.carry_bytes
-    return ShardResult(table, facts if taught else facts | {UNTAUGHT: True})
+    lacks = not taught and str(Reject.PROMPT_TOO_LONG) in table["reject_reason"].to_pylist()
+    return ShardResult(table, facts | {UNTAUGHT: True} if lacks else facts)
 
 
 STAGE = Stage(

@@ -195,11 +195,13 @@ def test_a_committed_round_whose_shards_changed_is_told(tmp_path):
 
 def test_an_evaluation_that_lacks_problems_for_a_teachers_prompt_is_made_again(tmp_path):
     """Evaluations of now have these problems, so the base's old one paired with none of them. Others stay fresh."""
-    run = resolve(demo(), SETS)
+    run = resolve(demo(), [*SETS, "model.max_model_len=80"])  # no prompt of the student fits beside 72 new tokens either
     work = plan_round(Store(str(tmp_path)), run, "evals", 0, 0, open_source(run.source))
     brought(work, "prompts")
     entries = {shard: work.store.entry(work.area, "prompts", shard) for shard in work.shards}
     assert entries["0000"].facts["untaught"]
+    assert entries["0000"].rejected["prompt_too_long"] > 0
+    assert stale(work) == {key: why for key, why in stale(work).items() if key[0] != "prompts"}
     for rejected, reason in (({}, None), ({"prompt_too_long": 1}, "settings")):
         seen = Inventory(work)
         seen._stages["prompts"] = entries | {"0000": replace(entries["0000"], facts={}, rejected=rejected)}
