@@ -28,6 +28,7 @@ from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.overrides import differences, load
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
+from pipeline.rounds.refused import refuse_mixed_control
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.stages import EVALUATION, MEASURE, STAGES, chain_of
 from pipeline.store.directory import Store, area
@@ -176,7 +177,9 @@ def variant(base: Run, name: str, seed: int) -> Run:
     if name == "no_reference":
         data["prompts"]["teacher"] = data["prompts"]["student"]
         data["prompts"]["teacher_thinking"] = data["prompts"]["student_thinking"]
-    return load(data | {"seed": seed})
+    found = load(data | {"seed": seed})
+    refuse_mixed_control(found.objective)
+    return found
 
 
 def refuse_lost_gate(base: Run, objectives: list[str]) -> None:

@@ -195,3 +195,9 @@ def test_verdicts_tell_a_shift_from_noise():
     assert told["better", "length"]["beyond_noise"] is False
     assert told["better", "accuracy"]["p_holm"] >= told["better", "accuracy"]["p"]
     assert tables.verdict(told["same", "accuracy"]).startswith("not beyond noise")
+
+
+def test_a_control_that_would_change_two_things_is_refused_before_anything_is_trained():
+    base = resolve(demo(), ["objective.name=eopd", "objective.gate=entropy", "score.keep_topk=16"])
+    with pytest.raises(SettingError, match=r"objective\.entropy: .*which tokens learn the teacher's distribution"):
+        comparison.variant(base, "student_entropy", 0)
