@@ -63,11 +63,11 @@ gpu-check:
 	$(PYTHON) -m tests.benchmarks.gpu_check
 
 smollm2: install gym $(VENV)/.smollm2
-	test -f assets-cache/smollm2/config.json || $(BIN)/python -m pipeline.models.smollm2 --out assets-cache/smollm2
+	test -f assets-cache/smollm2/config.json || $(BIN)/python -m pipeline.models.converted.smollm2 --out assets-cache/smollm2
 	$(BIN)/egrsd distill --recipe smollm2 --run runs/smollm2
 
 gemma3: install gym $(VENV)/.gemma3
-	test -f assets-cache/gemma3-270m/config.json || $(BIN)/python -m pipeline.models.gemma3 --out assets-cache/gemma3-270m
+	test -f assets-cache/gemma3-270m/config.json || $(BIN)/python -m pipeline.models.converted.gemma3 --out assets-cache/gemma3-270m
 	$(BIN)/egrsd distill --recipe gemma3_270m --run runs/gemma3_270m
 
 # What torch itself asks for and the lock leaves out: NVIDIA's libraries, where pip took the build for CUDA.

@@ -23,7 +23,7 @@ from pipeline.problems.sources import open_source
 from pipeline.rounds import contents, origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_round, with_engines
-from pipeline.rounds.schedule import Choice, execute, takes_ray
+from pipeline.rounds.running.schedule import Choice, execute, takes_ray
 from pipeline.stages import PLAN, check_settings, find_stage
 from pipeline.stages.reward import check as check_rewards
 from pipeline.store.directory import Entry

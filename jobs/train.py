@@ -27,7 +27,7 @@ from pipeline.rounds.round import Round, open_rounds
 from pipeline.rounds.rows import left_out
 from pipeline.store import replaced
 from pipeline.store.directory import Store, area
-from pipeline.training import base
+from pipeline.training.agreement import base_model
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def train_committed(
                 late("trainer", f"the trainer has worked on rounds {first} to {last - 1} for {NOTICE_S:g} s so far."),
             ):
                 trainer.join()
-            held.store.delete(base.ADAPTER)  # of a distillation that was killed: here are no engines to compare
+            held.store.delete(base_model.ADAPTER)  # of a distillation that was killed: here are no engines to compare
             if not held.store.has_policy(last):
                 what = f"the trainer ended before it published policy {last}"
                 raise TrainingError(what, held.store.uri, "Run the same command again")

@@ -50,7 +50,7 @@ from pipeline.rounds.refused import (
 )
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.rows import left_out
-from pipeline.rounds.schedule import counting, execute, inflight, pools_of, usage
+from pipeline.rounds.running.schedule import counting, execute, inflight, pools_of, usage
 from pipeline.rounds.tally import told
 from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls, unheard_end
@@ -58,7 +58,7 @@ from pipeline.stages.grade import check_references
 from pipeline.stages.reward import check as check_rewards
 from pipeline.stages.template import get_ready
 from pipeline.store.directory import Store
-from pipeline.training import base, teachers
+from pipeline.training.agreement import base_model, teachers
 
 END_S = 30.0  # limited, since a trainer that waits for resources does not look for a request to stop
 
@@ -230,7 +230,7 @@ class Driver:
         """Do everything that remains, in order. Raises StoreError when another driver has taken the run over."""
         with self._training(remaining.train, holding) as trainer:
             if trainer is not None and remaining.train[0] == 0:
-                base.compare(self.store, self.run, self.engines, partial(self._expect, trainer, 1))
+                base_model.compare(self.store, self.run, self.engines, partial(self._expect, trainer, 1))
             if remaining.train and self.run.teachers:
                 self._wake()
                 if trainer is not None and remaining.train[0] == 0:
@@ -258,7 +258,7 @@ class Driver:
         if not numbers:
             yield None
             return
-        for file in (base.FILE, teachers.FILE):  # of an earlier trainer, perhaps with another model
+        for file in (base_model.FILE, teachers.FILE):  # of an earlier trainer, perhaps with another model
             self.store.delete(file)
         withdraw_rounds(self.store, numbers)  # an earlier driver committed them; they are committed again when they are fresh
         for number in numbers:  # of traces from before, where policies were deleted or replaced

@@ -5,9 +5,9 @@ from pipeline.errors import EngineError
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
-from pipeline.rounds import shard as one_shard
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import plan_round, with_engines
+from pipeline.rounds.running import shard as one_shard
 from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
 from pipeline.store.directory import Store
 

@@ -18,7 +18,7 @@ from ray.data import DataContext
 
 from jobs.distill import distill
 from jobs.settle import Choices
-from pipeline.rounds.in_tasks import quiet_ray_data
+from pipeline.rounds.running.in_tasks import quiet_ray_data
 
 ROOT = Path(__file__).parent.parent
 

@@ -27,7 +27,7 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import Round, evaluation_run, open_round, with_engines
 from pipeline.rounds.rows import are_of_now, read_shard
-from pipeline.rounds.schedule import execute, inflight
+from pipeline.rounds.running.schedule import execute, inflight
 from pipeline.stages import EVALUATION, chain_of
 from pipeline.store.directory import Entry, Store
 

@@ -14,10 +14,11 @@ from pipeline.models.tokenizers.vocabulary import token_reader
 from pipeline.overrides import differences
 from pipeline.problems.sources import named
 from pipeline.recipes import called
-from pipeline.report import figures, held_out, ledger, sample, story
-from pipeline.report.drawn import Limits
+from pipeline.report import figures, held_out, ledger, story
 from pipeline.report.figures import Measured
 from pipeline.report.held_out import Evaluations
+from pipeline.report.sampled import sample
+from pipeline.report.sampled.drawn import Limits
 from pipeline.rounds.inventory import Inventory, warning_over
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store

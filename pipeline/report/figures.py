@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.report import ledger
-from pipeline.report.room import LINE, asked
+from pipeline.report.sampled.room import LINE, asked
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.rows import of_now, read_shard
 from pipeline.stages.tables import ragged

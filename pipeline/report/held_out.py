@@ -22,8 +22,8 @@ from pipeline.evidence.evaluation import (
     same_problems,
 )
 from pipeline.problems.sources import named
-from pipeline.report.blocks import pack
-from pipeline.report.room import LINE, asked, room
+from pipeline.report.sampled.blocks import pack
+from pipeline.report.sampled.room import LINE, asked, room
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.rounds.rows import read_shard

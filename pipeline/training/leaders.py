@@ -2,7 +2,8 @@
 
 Ray Train waits for its leaders without a deadline. The controller may be in one call for half an hour, while the cluster starts
 nodes. Nobody can ask it for a sign of life. Ray Train's health check hears of a stopped rank, but only once the whole worker
-group has started: before that it waits for each rank without a deadline. Processor time tells of both: see rounds/frozen.py.
+group has started: before that it waits for each rank without a deadline. Processor time tells of both: see
+rounds/running/frozen.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import ray
 from ray._private.state import actors
 
 from pipeline.notices import NOTICE_S, Sparing
-from pipeline.rounds.frozen import ANSWER_S, LOOK_S, Frozen, Place, on, used
+from pipeline.rounds.running.frozen import ANSWER_S, LOOK_S, Frozen, Place, on, used
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,8 @@ from pipeline.store import owner
 from pipeline.store.directory import Store, area
 from pipeline.store.files import NO_SPACE
 from pipeline.store.folders import ADAPTER, is_dropped, put_folder
-from pipeline.training import base, checkpoint, memory, offload, teachers
+from pipeline.training import checkpoint, memory, offload
+from pipeline.training.agreement import base_model, teachers
 from pipeline.training.step import Trainer
 from pipeline.training.stored import StoredRound
 from pipeline.training.student import student, whole
@@ -55,7 +56,7 @@ def train(store: Store, run: Run, device: torch.device, card: Card | None = None
             store.prune_states(run.train.keep_checkpoints)
         # a driver waits for these before it pays for round 0; `egrsd train` begins with a committed round, and has no engines
         if first_rank(lambda: store.latest_policy() == 0 and store.ready(0) is None):
-            if base.is_asked(run):
+            if base_model.is_asked(run):
                 tell_base(trainer, store)
             if trainer.rank == 0:
                 teachers.tell(run, store)
@@ -119,9 +120,9 @@ def tell_base(trainer: Trainer, store: Store) -> None:
                 adapter = checkpoint.gather(trainer)
             if trainer.rank == 0:
                 checkpoint.save_policy(trainer, adapter, Path(scratch))
-                put_folder(store, base.ADAPTER, Path(scratch))
+                put_folder(store, base_model.ADAPTER, Path(scratch))
         if trainer.rank == 0:
-            store.write_json(base.FILE, told)
+            store.write_json(base_model.FILE, told)
 
 
 def wait(store: Store, number: int) -> bool:

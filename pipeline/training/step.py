@@ -23,7 +23,8 @@ from pipeline.config.objective import SCALES_ADVANTAGE
 from pipeline.contract import TOPK
 from pipeline.errors import TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, gap
+from pipeline.training import batches
+from pipeline.training.agreement import gap
 from pipeline.training.batches import MicroBatch, RoundTable, Traces
 from pipeline.training.packing import layout
 from pipeline.training.stored import StoredRound, stored

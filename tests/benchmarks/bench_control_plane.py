@@ -73,7 +73,7 @@ def _rollouts(engines: int, batches: int, folder: str) -> dict[str, float]:
 
     from actors.fakes import Behaviour, FakeEngine
     from actors.pool.pool import EnginePool
-    from pipeline.rounds.schedule import execute
+    from pipeline.rounds.running.schedule import execute
 
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     run = _run(batches, engines)

@@ -25,8 +25,8 @@ from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, plan_round, with_engines
-from pipeline.rounds.schedule import execute
-from pipeline.rounds.shard import bring_up_to_date
+from pipeline.rounds.running.schedule import execute
+from pipeline.rounds.running.shard import bring_up_to_date
 from pipeline.stages import LABELS, MEASURE, STAGES
 from pipeline.store.directory import Store
 from pipeline.store.shards import to_parquet

@@ -33,7 +33,8 @@ from pipeline.rounds.inventory import commit_round
 from pipeline.rounds.round import plan_round, with_engines
 from pipeline.stages import MEASURE, STAGES
 from pipeline.store.directory import Store
-from pipeline.training import base, rank
+from pipeline.training import rank
+from pipeline.training.agreement import base_model
 
 TRAINERS: list[Any] = []  # the trainer and its run, in the process that trains
 SETS = (
@@ -75,7 +76,7 @@ def rounds(folder: Path, trainer: Executor, *sets: str) -> dict[str, Any]:
     trainer.submit(resume, store.uri).result()
     engine = Engine(run.model, run.engines.rollout, run.score)
     try:
-        base.compare(store, run, {"rollout": engine}, lambda: None)
+        base_model.compare(store, run, {"rollout": engine}, lambda: None)
         for number in range(run.rounds):
             work = with_engines(plan_round(store, run, "rounds", number, number, source), {"rollout": engine, "score": engine})
             for name in MEASURE:

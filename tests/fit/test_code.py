@@ -116,7 +116,7 @@ def test_a_run_beside_rivals_ends_and_its_code_stands_in_run_json(tmp_path, rank
 @pytest.fixture
 def elsewhere(monkeypatch):
     """This process is a worker of a driver with another schedule.py and a file more."""
-    theirs = {**code.here()["hashes"], "pipeline/rounds/schedule.py": "00000000", "jobs/fresh.py": "11111111"}
+    theirs = {**code.here()["hashes"], "pipeline/rounds/running/schedule.py": "00000000", "jobs/fresh.py": "11111111"}
     monkeypatch.setenv(code.CODE, json.dumps(theirs))
     return r"imports other code than the driver, from .*: jobs/fresh\.py, pipeline/rounds/schedule\.py differ\. Install"
 
@@ -131,7 +131,7 @@ def test_every_kind_of_worker_refuses_other_code(elsewhere):
 
 
 def test_a_data_task_that_has_other_code_says_so_in_its_item(elsewhere):
-    from pipeline.rounds.in_tasks import _bring_item_up_to_date
+    from pipeline.rounds.running.in_tasks import _bring_item_up_to_date
 
     told = _bring_item_up_to_date(None, "grade", None, False, {"error": None, "indices": [], "shard": "0000"})
     assert told["error"][0] == "UserError"

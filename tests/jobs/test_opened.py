@@ -32,7 +32,7 @@ FORBIDDEN = {
     "pipeline.store.directory.Store": "opens a folder",
     "pipeline.live.lease.held": "takes a lease",
 }
-WORKING = {"jobs.engines.open_engines", "pipeline.training.worker.start", "pipeline.rounds.schedule.execute"}
+WORKING = {"jobs.engines.open_engines", "pipeline.training.worker.start", "pipeline.rounds.running.schedule.execute"}
 
 
 def used(module):

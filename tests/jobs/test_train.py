@@ -15,7 +15,8 @@ from pipeline.overrides import resolve
 from pipeline.rounds import contents
 from pipeline.store import replaced
 from pipeline.store.directory import Store
-from pipeline.training import base, worker
+from pipeline.training import worker
+from pipeline.training.agreement import base_model
 
 SETS = (
     *UNWATCHED,
@@ -54,7 +55,7 @@ def test_a_policy_is_not_replaced_without_a_word(trained, capfd):
 
 
 def test_the_random_adapter_that_no_engine_asks_for_goes(trained, tmp_path):
-    trained.write(f"{base.ADAPTER}/manifest.json", b"{}")
+    trained.write(f"{base_model.ADAPTER}/manifest.json", b"{}")
     train.train_committed(trained.uri, 0, [], None, False, train.Target(replace=True))
     assert "probe" not in trained.names("train")
 

@@ -27,7 +27,8 @@ from pipeline.errors import StoreError, UserError
 from pipeline.evidence.sweep import read_traces
 from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.report import collect, drawn, figures, ledger, page, room, sample, tokens
+from pipeline.report import collect, figures, ledger, page
+from pipeline.report.sampled import drawn, room, sample, tokens
 from pipeline.rounds.inventory import Inventory, commit_round
 from pipeline.rounds.round import open_rounds
 from pipeline.rounds.rows import left_out

@@ -15,7 +15,7 @@ from pipeline.models.tokenizers.light import LightTokenizer, read_light
 from pipeline.models.tokenizers.read_tokenizer import facts_of
 from pipeline.models.tokenizers.tokenizer import _of_transformers, template_hash, tokenizer_of
 from pipeline.models.warmstart import build_tokenizer
-from pipeline.report.tokens import pieces
+from pipeline.report.sampled.tokens import pieces
 from pipeline.stages.chat import controls, response_ids, student_prompt
 
 

@@ -6,7 +6,7 @@ from pipeline.models.resolve import asset_path
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.models.tokenizers.vocabulary import Vocabulary, token_reader
 from pipeline.recipes import demo
-from pipeline.report.tokens import pieces
+from pipeline.report.sampled.tokens import pieces
 
 
 def test_the_shipped_vocabulary_reads_as_with_transformers():

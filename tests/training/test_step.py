@@ -15,7 +15,8 @@ from training_rounds import make_round, tiny_run
 
 from pipeline.errors import ModelError, SettingError, TrainingError
 from pipeline.method import objective
-from pipeline.training import batches, gap
+from pipeline.training import batches
+from pipeline.training.agreement import gap
 from pipeline.training.student import student
 from pipeline.training.student.head import Terms
 

@@ -14,7 +14,8 @@ from training_rounds import make_round, tiny_run
 from pipeline.config.objective import OBJECTIVES
 from pipeline.models.resolve import asset_path
 from pipeline.store.directory import Store
-from pipeline.training import base, batches
+from pipeline.training import batches
+from pipeline.training.agreement import base_model
 from pipeline.training.batches import RoundTable
 from pipeline.training.step import Trainer
 from pipeline.training.student import student
@@ -96,12 +97,12 @@ def test_two_ranks_equal_one(two_ranks: Path, strategy: str, tmp_path: Path) -> 
 def test_what_the_base_answers_with_a_random_adapter_is_the_same_on_one_rank(two_ranks: Path, strategy: str) -> None:
     from pipeline.training import checkpoint
 
-    told = Store(str(two_ranks / "base" / strategy)).read_document(base.FILE, base.Answered)
+    told = Store(str(two_ranks / "base" / strategy)).read_document(base_model.FILE, base_model.Answered)
     assert told is not None
     run = tiny_run(f"model.path={asset_path()}")
     alone = Trainer(run, student.build(run, torch.device("cpu")), torch.device("cpu"))
     assert checkpoint.probe(alone).logprobs == pytest.approx(told.logprobs, abs=1e-5)
-    checkpoint.load_adapter(alone.student, two_ranks / "base" / strategy / base.ADAPTER, run.model)
+    checkpoint.load_adapter(alone.student, two_ranks / "base" / strategy / base_model.ADAPTER, run.model)
     assert checkpoint.probe(alone).logprobs == pytest.approx(told.adapted, abs=1e-4)
 
 

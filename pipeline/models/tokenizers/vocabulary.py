@@ -1,6 +1,6 @@
 """The tokens of a `tokenizer.json`, for a machine on which transformers is not installed. It reads single tokens, and no text.
 
-It has the three methods of a tokenizer that `pipeline.report.tokens` asks for.
+It has the three methods of a tokenizer that `pipeline.report.sampled.tokens` asks for.
 """
 
 from __future__ import annotations

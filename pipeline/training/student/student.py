@@ -25,7 +25,7 @@ from pipeline.method.objective import weighted_sum
 from pipeline.models.blueprint import blueprint, settings_of
 from pipeline.models.head_form import form_of
 from pipeline.models.resolve import open_model
-from pipeline.training.base import is_asked
+from pipeline.training.agreement.base_model import is_asked
 from pipeline.training.packing import attention, packable
 from pipeline.training.packing.attention import Layout
 from pipeline.training.student import whole

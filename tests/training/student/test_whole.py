@@ -23,7 +23,8 @@ from pipeline.models.warmstart import build_tokenizer
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store, area
 from pipeline.store.folders import drop_weights, is_weights, read_manifest
-from pipeline.training import batches, checkpoint, gap, rank
+from pipeline.training import batches, checkpoint, rank
+from pipeline.training.agreement import gap
 from pipeline.training.step import Trainer
 from pipeline.training.student import head, student, whole
 from pipeline.training.student.trained_head import trained

@@ -11,9 +11,9 @@ from in_process import Refusing, planned, stale
 from actors.fakes import Behaviour, FakeEngine
 from pipeline.errors import EngineError
 from pipeline.problems.sources import open_source
-from pipeline.rounds import in_process
 from pipeline.rounds.round import with_engines
-from pipeline.rounds.schedule import Choice, execute, takes_ray
+from pipeline.rounds.running import in_process
+from pipeline.rounds.running.schedule import Choice, execute, takes_ray
 from pipeline.stages import LABELS, MEASURE
 
 EIGHT = "rollout.prompts_per_round=16"  # eight shards
@@ -82,7 +82,7 @@ sys.path.insert(0, "tests")
 from pathlib import Path
 from in_process import planned
 from pipeline.problems.sources import open_source
-from pipeline.rounds.schedule import execute
+from pipeline.rounds.running.schedule import execute
 work = planned(Path({str(tmp_path)!r}))
 execute(work, ("prompts",), open_source(work.run.source))
 print(sorted({{"ray", "vllm"}} & set(sys.modules)))

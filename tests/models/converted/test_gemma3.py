@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3ForCausalLM,
 from typer.testing import CliRunner
 
 from pipeline.errors import ModelError
-from pipeline.models import gemma3
-from pipeline.models.gguf import dequantise
+from pipeline.models.converted import gemma3
+from pipeline.models.converted.gguf import dequantise
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 LETTERS = ["\n", "▁", *(chr(c) for c in range(33, 127))]

@@ -23,10 +23,10 @@ from pipeline.fit import builds
 from pipeline.fit.machine import processors
 from pipeline.models.tokenizers.tokenizer import keep_tokenizer, loaded_tokenizer
 from pipeline.problems.sources import ProblemSet
-from pipeline.rounds import frozen
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
-from pipeline.rounds.shard import Item, bring_item
+from pipeline.rounds.running import frozen
+from pipeline.rounds.running.shard import Item, bring_item
 from pipeline.stages import STAGES
 
 _MIN_TASKS, _MAX_THREADS = 4, 32

@@ -17,7 +17,8 @@ from pipeline.fit.machine import GIB
 from pipeline.models.resolve import asset_path
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store
-from pipeline.training import rank, teachers
+from pipeline.training import rank
+from pipeline.training.agreement import teachers
 from pipeline.training.student.student import attention_for
 
 

@@ -16,10 +16,11 @@ from pipeline.config import Run
 from pipeline.contract import PooledEngines, Usage
 from pipeline.errors import from_data
 from pipeline.problems.sources import ProblemSet
-from pipeline.rounds import in_process, seats
+from pipeline.rounds import seats
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, problems_digest
-from pipeline.rounds.shard import Item
+from pipeline.rounds.running import in_process
+from pipeline.rounds.running.shard import Item
 from pipeline.stages import STAGES
 from pipeline.store.manifest import SUMMARISED_FROM, Entry
 
@@ -142,7 +143,7 @@ def _stream(
     if not chain:
         yield from items
         return
-    from pipeline.rounds import in_tasks  # imports Ray, which a few shards do without
+    from pipeline.rounds.running import in_tasks  # imports Ray, which a few shards do without
 
     yield from in_tasks.stream(work, chain, source, items, force, inflight)
 

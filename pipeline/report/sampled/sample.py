@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.blocks import BLOCK_TOKENS, Words, pack
-from pipeline.report.drawn import Limits, choose, groups_of
 from pipeline.report.figures import LabelledTraces
-from pipeline.report.room import room
-from pipeline.report.tokens import pieces
-from pipeline.report.traces import ALTERNATIVES, groups_of_round, of_labels
+from pipeline.report.sampled.blocks import BLOCK_TOKENS, Words, pack
+from pipeline.report.sampled.drawn import Limits, choose, groups_of
+from pipeline.report.sampled.room import room
+from pipeline.report.sampled.tokens import pieces
+from pipeline.report.sampled.traces import ALTERNATIVES, groups_of_round, of_labels
 
 MOST_PROMPT = 8_192  # tokens of one prompt that are shown, from its start; fewer when all prompts exceed their limit
 

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from pipeline.problems.sources import ProblemSet
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
-from pipeline.rounds.shard import Item, bring_item
+from pipeline.rounds.running.shard import Item, bring_item
 from pipeline.stages import STAGES
 
 _TURN = threading.Lock()  # of the stages that compute on the CPU of this process

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.report.groups import partings
+from pipeline.report.sampled.groups import partings
 
 
 def test_traces_part_where_the_last_sibling_leaves():

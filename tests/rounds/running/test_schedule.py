@@ -13,10 +13,10 @@ from actors.fakes import Behaviour, FakeEngine
 from pipeline import notices
 from pipeline.errors import EngineError, SettingError, StoreError
 from pipeline.problems.sources import open_source
-from pipeline.rounds.in_tasks import Cut
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import with_engines
-from pipeline.rounds.schedule import execute
+from pipeline.rounds.running.in_tasks import Cut
+from pipeline.rounds.running.schedule import execute
 from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
 
 TASKS = "shards_here=0"  # every shard is computed by a task of Ray Data

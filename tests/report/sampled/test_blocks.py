@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import unpack
 
-from pipeline.report.blocks import Words, pack
+from pipeline.report.sampled.blocks import Words, pack
 
 
 @given(st.lists(st.integers(0, 2**32 - 1)), st.lists(st.floats(-60_000, 60_000, width=16)), st.lists(st.integers(0, 255)))

@@ -15,8 +15,8 @@ from pipeline.contract import REWARD_PREFIX, TOPK, Regime
 from pipeline.evidence.documents import read_alignment
 from pipeline.method import regimes
 from pipeline.report.figures import LabelledTraces
-from pipeline.report.groups import partings
-from pipeline.report.room import LINE, MOST_TEXT, asked
+from pipeline.report.sampled.groups import partings
+from pipeline.report.sampled.room import LINE, MOST_TEXT, asked
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.rows import of_now, read_shard
 from pipeline.stages.tables import matrices, ragged, views

@@ -14,7 +14,8 @@ from pipeline.errors import EngineError, StoreError, TrainingError
 from pipeline.models.resolve import asset_path
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store
-from pipeline.training import base, checkpoint, rank
+from pipeline.training import checkpoint, rank
+from pipeline.training.agreement import base_model
 
 
 class Pool:
@@ -50,7 +51,7 @@ def told(tmp_path_factory):
 
 
 def known(store):
-    return store.read_document(base.FILE, base.Answered)
+    return store.read_document(base_model.FILE, base_model.Answered)
 
 
 def test_the_trainer_tells_what_the_model_itself_answers(told):
@@ -71,17 +72,19 @@ def test_the_trainer_tells_what_the_model_itself_answers(told):
 def test_an_engine_with_another_base_ends_the_run_before_it_begins(told, dtype, off, accepted):
     run, pool = other(f"model.dtype={dtype}"), Pool(known(told), off)
     if accepted:
-        base.compare(told, run, {"rollout": pool}, lambda: None)
+        base_model.compare(told, run, {"rollout": pool}, lambda: None)
         return
     with pytest.raises(TrainingError, match=r"another model: their log-probs of the base differ by 0\.002 nat on average"):
-        base.compare(told, run, {"rollout": pool}, lambda: None)
-    base.compare(told, other("train.logprob_gap=1e-3"), {"rollout": pool}, lambda: None)  # who accepts a gap accepts ten here
+        base_model.compare(told, run, {"rollout": pool}, lambda: None)
+    base_model.compare(
+        told, other("train.logprob_gap=1e-3"), {"rollout": pool}, lambda: None
+    )  # ten of them are accepted
 
 
 def test_an_engine_that_does_not_apply_an_adapter_ends_the_run_before_it_begins(told):
     for dtype in ("float32", "bfloat16"):  # ten times bfloat16's tolerance is half a nat
         with pytest.raises(TrainingError, match=r"of a random adapter differ by .*Take that layer out of model.lora_targets"):
-            base.compare(told, other(f"model.dtype={dtype}"), {"rollout": Pool(known(told), deaf=True)}, lambda: None)
+            base_model.compare(told, other(f"model.dtype={dtype}"), {"rollout": Pool(known(told), deaf=True)}, lambda: None)
 
 
 def test_the_adapter_that_was_tried_is_the_trainers_and_leaves_no_trace(tmp_path):
@@ -93,19 +96,19 @@ def test_the_adapter_that_was_tried_is_the_trainers_and_leaves_no_trace(tmp_path
     found = known(store)
     assert np.abs(np.subtract(found.adapted, found.logprobs)).mean() > 0.1
     assert all((p == 0).all() for name, p in made.parameters().items() if "lora_B" in name)
-    checkpoint.load_adapter(made.student, tmp_path / base.ADAPTER, run.model)
+    checkpoint.load_adapter(made.student, tmp_path / base_model.ADAPTER, run.model)
     assert checkpoint.probe(made).logprobs == pytest.approx(found.adapted, abs=1e-5)
-    base.compare(store, run, {"rollout": Pool(found)}, lambda: None)
-    assert not (tmp_path / base.ADAPTER).exists()
+    base_model.compare(store, run, {"rollout": Pool(found)}, lambda: None)
+    assert not (tmp_path / base_model.ADAPTER).exists()
 
 
 def test_the_engine_that_scores_is_asked_and_a_failure_is_its_own(told):
     right, wrong = Pool(known(told)), Pool(known(told), 1.0)
-    base.compare(told, other(), {"rollout": wrong, "score": right}, lambda: None)
+    base_model.compare(told, other(), {"rollout": wrong, "score": right}, lambda: None)
     with pytest.raises(EngineError, match=r"cannot score a sequence with the base \(no room"):
-        base.compare(told, other(), {"score": Pool(known(told), failure=Failure("no room"))}, lambda: None)
-    base.compare(told, other(), {"rollout": Pool(known(told), 1.0, engine="fake")}, lambda: None)
-    base.compare(told, other(), {}, lambda: None)  # imported responses need no engine
+        base_model.compare(told, other(), {"score": Pool(known(told), failure=Failure("no room"))}, lambda: None)
+    base_model.compare(told, other(), {"rollout": Pool(known(told), 1.0, engine="fake")}, lambda: None)
+    base_model.compare(told, other(), {}, lambda: None)  # imported responses need no engine
 
 
 def test_the_driver_waits_for_the_trainer_and_hears_of_its_end(tmp_path):
@@ -116,17 +119,17 @@ def test_the_driver_waits_for_the_trainer_and_hears_of_its_end(tmp_path):
         raise Ended
 
     with pytest.raises(Ended):
-        base.compare(Store(str(tmp_path)), other(), {"rollout": None}, look)
+        base_model.compare(Store(str(tmp_path)), other(), {"rollout": None}, look)
 
 
 def test_the_model_that_ships_and_a_shared_card_are_not_asked(tmp_path):
     for run in (tiny_run(), other("engines.rollout.colocate=true", "engines.rollout.placement.gpus=1", "train.placement.gpus=1")):
-        assert not base.is_asked(run)
-        base.compare(Store(str(tmp_path)), run, {}, lambda: None)
+        assert not base_model.is_asked(run)
+        base_model.compare(Store(str(tmp_path)), run, {}, lambda: None)
 
 
 def test_a_forged_file_is_named(tmp_path):
     store = Store(str(tmp_path))
-    store.write_json(base.FILE, {"tokens": [1], "logprobs": [float("nan")]})
+    store.write_json(base_model.FILE, {"tokens": [1], "logprobs": [float("nan")]})
     with pytest.raises(StoreError, match="Delete the file: the trainer writes it again"):
-        base.compare(store, other(), {"rollout": None}, lambda: None)
+        base_model.compare(store, other(), {"rollout": None}, lambda: None)

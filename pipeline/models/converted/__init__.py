@@ -1,0 +1,1 @@
+"""Models that Python packages ship as GGUF files, converted to folders which transformers and vLLM open."""
