@@ -149,7 +149,9 @@ def make(out: Path, place: int, world: World, seeds: int, results: Path = RESULT
             audited = ["--round", str(int(file.stem[-4:])), "--objectives", ",".join(AUDITED.values())]
             run(["jobs", "audit", "--run", str(file.parent.parent), *audited])
     base = resolve(demo(), settings(world, str(model)))
-    answers = {name: [packed(row) for row in accuracy(folder, base, name, seeds)] for name in chosen_objectives(OBJECTIVES)}
+    answers = {
+        name: [packed(row) for row in accuracy(folder, base, name, range(seeds))] for name in chosen_objectives(OBJECTIVES)
+    }
     rounds = (0, ROUNDS // 2)
     seen = {str(number): [figures_of(file) for file in audits(folder, number)] for number in rounds}
     told = {str(number): [labels_of(file) for file in audits(folder, number)] for number in rounds}
@@ -181,10 +183,10 @@ def train(folder: str, seeds: int, sets: list[str]) -> None:
         compare.compare(folder, compare.Options("demo", OBJECTIVES, f"0..{seeds - 1}", None, sets, None), None, debug=True)
 
 
-def accuracy(folder: Path, base: Run, name: str, seeds: int) -> np.ndarray:
+def accuracy(folder: Path, base: Run, name: str, seeds: range) -> np.ndarray:
     """Right answers of an objective, [S, N], of a world's finished runs."""
     series = Series()
-    for seed in range(seeds):
+    for seed in seeds:
         key = Key(name, seed)
         add_point(series, Store(str(folder / key.name)), key, variant(base, name, seed))
     return np.stack([series.accuracy[seed] for seed in range(seeds)])

@@ -14,7 +14,7 @@ from pipeline.evidence.comparison import chosen_objectives, variant
 from pipeline.evidence.intervals import over_seeds
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
-from tests.benchmarks import bench_map, bench_objectives, map_figure
+from tests.benchmarks import bench_longer, bench_map, bench_objectives, map_figure
 
 
 def test_the_worlds_are_an_orthogonal_array():
@@ -52,6 +52,11 @@ def test_the_project_takes_every_setting_and_objective_of_the_benchmarks():
     for world in bench_map.WORLDS:
         base = resolve(demo(), bench_map.settings(world, "x"))
         assert [variant(base, name, 1).seed for name in chosen_objectives(bench_map.OBJECTIVES)] == [1] * 9
+    for world in bench_longer.WORLDS:
+        assert world in bench_map.WORLDS
+        longer, mapped = (resolve(demo(), made.settings(world, "x")) for made in (bench_longer, bench_map))
+        assert longer.model_copy(update={"rounds": mapped.rounds}) == mapped
+        assert mapped.rounds < longer.train.warmup_steps < longer.rounds == 16
     base = resolve(demo(), bench_objectives.NEEDS)
     assert len([variant(base, name, 0) for name in chosen_objectives(bench_objectives.OBJECTIVES)]) == 9
     compare, sweep = bench_objectives.commands("out", "0..4", ["rounds=2"])
@@ -230,3 +235,21 @@ def test_worlds_as_the_sample_have_least_squares_and_its_t():
 def test_no_direction_may_count_as_none():
     audits = [{"0": [{"egrsd": {"cosine": None}, "rlsd": {"cosine": 0.4}}]}]
     assert bench_map.gaps(audits, ["egrsd"], 0, "cosine", 0.0)[0, 0] == -0.4
+
+
+def test_longer_runs_conclude_from_their_files(tmp_path):
+    """The gate gains 3 of 256 problems in every seed of the first world, and nothing in the second."""
+    right = np.zeros((len(bench_longer.SEEDS), bench_map.PROBLEMS))
+    right[:, :128] = 1
+    for place, world in enumerate(bench_longer.WORLDS):
+        gated = right.copy()
+        gated[:, 128 : 131 - 3 * place] = 1
+        answers = {"rlsd": [bench_map.packed(row) for row in right], "egrsd": [bench_map.packed(row) for row in gated]}
+        (tmp_path / f"longer-{place}.json").write_text(json.dumps({"world": vars(world), "answers": answers}))
+    first, second = bench_longer.conclude(tmp_path)
+    assert (first["rlsd"], first["points"][0]) == (50.0, pytest.approx(300 / 256))
+    assert second["points"][0] == 0
+    assert second["p_holm"] == 1
+    (tmp_path / "longer-1.json").write_text((tmp_path / "longer-0.json").read_text())
+    with pytest.raises(ValueError, match="of another world"):
+        bench_longer.conclude(tmp_path)

@@ -76,9 +76,7 @@ def test_an_engine_with_another_base_ends_the_run_before_it_begins(told, dtype, 
         return
     with pytest.raises(TrainingError, match=r"another model: their log-probs of the base differ by 0\.002 nat on average"):
         base_model.compare(told, run, {"rollout": pool}, lambda: None)
-    base_model.compare(
-        told, other("train.logprob_gap=1e-3"), {"rollout": pool}, lambda: None
-    )  # ten of them are accepted
+    base_model.compare(told, other("train.logprob_gap=1e-3"), {"rollout": pool}, lambda: None)  # ten of them are accepted
 
 
 def test_an_engine_that_does_not_apply_an_adapter_ends_the_run_before_it_begins(told):
