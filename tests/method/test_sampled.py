@@ -62,11 +62,13 @@ def test_sdar_adds_a_sigmoid_without_the_factor_d() -> None:
 
 
 def test_sdar_has_the_gradient_of_the_source() -> None:
-    """The source minimises sg(sigmoid(5 d)) (log T - log S): its derivative by log S is -sigmoid(5 d)."""
-    teacher, student = torch.tensor([-0.1, -2.0]), torch.tensor([-0.6, -1.7], requires_grad=True)
-    delta = teacher - student
-    (torch.sigmoid(5 * delta).detach() * delta).sum().backward()
-    assert (-student.grad).tolist() == pytest.approx(torch.sigmoid(5 * (teacher - student)).tolist())
+    """The source minimises .1 sg(sigmoid(5 d)) (log T - log S) beside the loss of the advantage: a weight is what log S gains."""
+    signals = golden_signals()
+    student = signals.student_logprobs.clone().requires_grad_()
+    delta = signals.teacher_logprobs - student
+    (0.1 * torch.sigmoid(5 * delta).detach() * delta)[signals.mask].sum().backward()
+    gained = weights_of(signals, Objective(name="sdar")) - weights_of(signals, Objective(name="grpo"))
+    torch.testing.assert_close(gained[signals.mask], -student.grad[signals.mask])
 
 
 def test_minillm_sums_what_follows() -> None:
