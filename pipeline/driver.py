@@ -19,7 +19,7 @@ from typing import Protocol
 
 from pipeline.choice.plans import Planner
 from pipeline.config import Run
-from pipeline.config.objective import USES_ADVANTAGE, approximation
+from pipeline.config.objective import SCALES_ADVANTAGE, approximation
 from pipeline.contract import PooledEngines
 from pipeline.errors import TrainingError
 from pipeline.evidence.evaluation import answer
@@ -342,7 +342,7 @@ class Driver:
         bar = partial(self.screen.bar, f"evaluate policy {version}: steps")
         answer(work, source, self.engines, bar if trainer is None else partial(self._watched, bar, trainer, version + 1))
         refuse_nothing_left(work, EVALUATION)
-        teaches = version == 0 and self.run.objective.name in USES_ADVANTAGE and not self.run.only_imports
+        teaches = version == 0 and self.run.objective.name in SCALES_ADVANTAGE and not self.run.only_imports
         for text in told(work, teaches):
             self.screen.say(text)
 
@@ -380,7 +380,7 @@ class Driver:
         clock = measured.clock | {"seconds_round": time.perf_counter() - measured.begun}
         summary = summarise_round(measured.work)
         self.store.write_metrics("round", number, [{"round": number, **summary, **clock}])
-        if (text := warning(summary, self.run.objective.name in USES_ADVANTAGE)) is not None:
+        if (text := warning(summary, self.run.objective.name in SCALES_ADVANTAGE)) is not None:
             self._warn(number, text)
         return f"accuracy {summary['accuracy']:.2f}  length {summary['mean_length']:.1f}"
 

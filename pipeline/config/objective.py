@@ -29,7 +29,7 @@ READS: dict[str, tuple[str, ...]] = {
     "sft": (),
 }
 OBJECTIVES = tuple(READS)
-USES_ADVANTAGE = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position", "reward_opd", "sdar")  # a group without signal teaches nothing
+USES_ADVANTAGE = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position", "reward_opd", "sdar")  # filled rounds want a signal
 SCALES_ADVANTAGE = ("grpo", "rlsd", "egrsd", "cl_egrsd", "position")  # the advantage times a factor
 DISTRIBUTIONAL = ("fkl", "gkd", "eopd", "opsd")  # these read the teacher's K most likely tokens
 SAMPLED = tuple(name for name in OBJECTIVES if name not in {"fkl", "gkd", "opsd", "sft"})  # policy gradients: a clip makes sense

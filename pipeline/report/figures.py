@@ -133,7 +133,8 @@ class _Shard:
         first, sources = _rejected_first(tables), seen.work.run.objective.sources
         live = np.asarray(pc.is_null(reasons))
         profile = tables.get("profile")
-        deltas = np.abs(ragged(score["teacher_logprobs"])[0] - ragged(score["student_logprobs"])[0])
+        kept = score.filter(pa.array(live))  # a rejected row may have log-probs of one side alone
+        deltas = np.abs(ragged(kept["teacher_logprobs"])[0] - ragged(kept["student_logprobs"])[0])
         return cls(
             name,
             True,
@@ -147,7 +148,7 @@ class _Shard:
             _floats(grade["advantage"]),
             deltas,
             _floats(pc.drop_null(score["student_logprob_gap"])),
-            ragged(rollout["rollout_entropy"])[0],
+            ragged(rollout.filter(pa.array(live))["rollout_entropy"])[0],
             _floats(profile["entropy_mean"]) if profile is not None else none,
             np.stack([_floats(profile[f"share_{n}"]) for n in Regime.NAMES], 1) if profile is not None else none,
             _examples(seen, name, rollout, reasons, pc.coalesce(*(t["reject_detail"] for t in (rollout, grade, score)))),

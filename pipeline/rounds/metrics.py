@@ -162,22 +162,27 @@ def reward_means(inventory: Inventory) -> dict[str, float]:
     return means
 
 
-def warning(summary: dict[str, float], uses_advantage: bool = True) -> str | None:
-    """Why a round with these figures teaches little or nothing. None when it has a signal.
+def warning(summary: dict[str, float], scales_advantage: bool = True) -> str | None:
+    """Why a round with these figures teaches little, nothing, or only what not to write. None when it has a signal.
 
-    uses_advantage: whether the objective reads advantages. Without them, wrong traces teach too.
+    scales_advantage: whether the objective is the advantage times a factor. Others learn where the advantage is 0, too.
     """
     rows, positive = summary["num_rows"] - summary["num_rejected"], summary["num_positive_advantage"]
     if not rows:
         return f"nothing to learn from. All {summary['num_rows']:.0f} rows were rejected: `egrsd status` says why."
-    if not uses_advantage:
+    if not scales_advantage:
         return None
-    if summary["num_correct"] == 0 and summary["mean_reward"] == 0:
-        return (
-            f"no signal. None of {rows:.0f} traces was correct "
-            f"({summary['num_truncated']:.0f} truncated, {summary['num_unparsable']:.0f} unparsable): every reward is 0. "
-            "Choose easier problems, more traces per prompt or a higher rollout.max_new_tokens."
+    if summary["num_correct"] == 0 and positive == 0:
+        none = (
+            f"None of {rows:.0f} traces was correct "
+            f"({summary['num_truncated']:.0f} truncated, {summary['num_unparsable']:.0f} unparsable)"
         )
+        what, means = (
+            ("no signal", "every advantage is 0")
+            if summary["num_groups_without_signal"] == summary["num_groups"]
+            else ("all is pushed down", "no advantage is above 0, so every token that was written becomes less likely")
+        )
+        return f"{what}. {none}: {means}. Choose easier problems, more traces per prompt or a higher rollout.max_new_tokens."
     if summary.get("num_groups_lacking"):
         lacking, further = summary["num_groups_lacking"], summary["num_prompts_further"]
         return (

@@ -50,16 +50,18 @@ class Tally:
         parts = ", ".join(f"{count} {name}" for name, count in others.most_common() if count)
         return f"policy {self.policy}: {100 * self.accuracy:.1f} % of {self.answers}" + (f" ({parts})" if parts else "")
 
-    def warning(self) -> str | None:
-        """What to change when no answer, or nearly none, is right. None when enough are."""
+    def warning(self, running: bool = False) -> str | None:
+        """What to change when no answer, or nearly none, is right. None when enough are. running: as `grade.advantage` says."""
         if self.accuracy >= _FEW:
             return None
         right = self.verdicts.get(Verdict.CORRECT, 0)
         few = f"{right} of {self.answers} answers of policy {self.policy} {'is' if right == 1 else 'are'} right"
+        means = (
+            "A wrong answer lowers the chance of its tokens" if running else "A group without a right answer carries no signal"
+        )
         return (
-            f"warning: {few}. "
-            "A group without a right answer carries no signal. Look at the answer format that prompts.student asks for, "
-            "and at what grade.answer_pattern and grade.fallback find. "
+            f"warning: {few}. {means}. "
+            "Look at the answer format that prompts.student asks for, and at what grade.answer_pattern and grade.fallback find. "
             "Or raise rollout.max_new_tokens and evaluation.max_new_tokens, or choose an easier source."
         )
 
@@ -91,7 +93,7 @@ def told(work: Round, teaches: bool) -> Iterator[str]:
     """The line of an evaluation that is whole, and where a run learns from right answers (`teaches`) its warning with answers."""
     if (found := tally(work)) is not None:
         yield found.line()
-        if teaches and (text := found.warning()) is not None:
+        if teaches and (text := found.warning(work.run.grade.advantage == "running")) is not None:
             yield text
             yield from examples(work)
 

@@ -7,7 +7,7 @@ trace that it scores. Sibling and feedback exist only after grading.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from pipeline.contract import EngineFacts, Reject, Score, Seat, Verdict
 from pipeline.digest import digest
 from pipeline.errors import EngineError, SourceError, nearest
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.stages.chat import context_prompt, student_prompt, turns_before
+from pipeline.stages.chat import context_prompt, fits, student_prompt, turns_before
 from pipeline.stages.tables import Draft
 
 COLUMNS = ("teacher_name", "teacher_context", "teacher_context_tokens", "teacher_sibling", "teacher_logprob_gap")
@@ -58,15 +58,15 @@ class Taught:
     own engines have too, so that the gap between both is measured.
     """
 
-    contexts: Mapping[int, tuple[str, Context | None]]
+    contexts: Mapping[int, tuple[str, Context | str]]
     seats: Mapping[str, Seat]
     compared: frozenset[str] = frozenset()
 
     def begin(self, draft: Draft) -> None:
         """Note in each row of a draft who scores it with which prompt. Rows without a context are rejected."""
         for row, (name, context) in self.contexts.items():
-            if context is None:
-                draft.reject(row, Reject.NO_CONTEXT, f"teacher {name} has neither sibling nor verdict to see")
+            if isinstance(context, str):
+                draft.reject(row, Reject.NO_CONTEXT, context)
                 continue
             seen = {"teacher_context": context.kind, "teacher_context_tokens": context.prompt, "teacher_sibling": context.sibling}
             draft.values[row] = {"teacher_name": name, **seen}
@@ -78,7 +78,7 @@ class Taught:
     def prompt(self, row: int) -> list[int]:
         """The prompt under which a row is scored. Only for a row that has one."""
         context = self.contexts[row][1]
-        assert context is not None
+        assert not isinstance(context, str)
         return context.prompt
 
 
@@ -133,10 +133,14 @@ def prompts_before(run: Run, prompts: pa.Table) -> list[tuple[str, list[int]] | 
     return found
 
 
-def contexts(tables: Mapping[str, pa.Table], run: Run, rows: Sequence[int]) -> dict[int, tuple[str, Context | None]]:
-    """(teacher, what it sees) of the traces `rows` of a shard. The second is None for one without context and fallback."""
+def contexts(tables: Mapping[str, pa.Table], run: Run, rows: Sequence[int]) -> dict[int, tuple[str, Context | str]]:
+    """(teacher, what it sees) of the traces `rows` of a shard. The second is a text where there is nothing: it says why.
+
+    A context has room when its prompt and the response fit into the teacher's window. The fallback stands in for one without.
+    """
     rollout = tables["rollout"]
     problems, places = list(_rows(tables["prompts"], PROBLEM)), rollout["prompt_index"].to_pylist()
+    lengths = rollout["response_tokens"].combine_chunks().value_lengths().to_pylist()
     graded = _graded(tables, run.grade.verdict_reward is not None)
 
     @cache
@@ -144,21 +148,33 @@ def contexts(tables: Mapping[str, pa.Table], run: Run, rows: Sequence[int]) -> d
         """The prompt that all traces of a problem share."""
         return problem_prompt(run, run.taught_by[teacher_of(run, problems[place])], problems[place], kind)
 
-    found: dict[int, tuple[str, Context | None]] = {}
-    for row in rows:
+    def possible(row: int, teacher: Teacher) -> Iterator[Context]:
+        """What a teacher may see of a trace, the best first."""
         place = places[row]
-        name = teacher_of(run, problems[place])
-        teacher = run.taught_by[name]
-        context = None
         if teacher.before_grading:
-            context = Context(teacher.prompt, of_problem(place, teacher.prompt))
-        elif teacher.prompt == "sibling":
-            context = _sibling(run, teacher, problems[place], row, [r for r in graded if places[r] == place], graded)
+            yield Context(teacher.prompt, of_problem(place, teacher.prompt))
+        elif teacher.prompt == "sibling" and row in graded:
+            right = {
+                one["trace_id"]: one for r, one in graded.items() if places[r] == place and one["verdict"] == Verdict.CORRECT
+            }
+            for key in siblings(run.seed, graded[row]["trace_id"], right):
+                yield Context("sibling", problem_prompt(run, teacher, problems[place], solution=right[key]["response_text"]), key)
         elif graded.get(row, {}).get("verdict"):
-            context = Context("feedback", problem_prompt(run, teacher, problems[place], feedback=feedback(graded[row])))
-        if context is None and teacher.fallback != "reject":
-            context = Context(teacher.fallback, of_problem(place, teacher.fallback))
-        found[row] = name, context
+            yield Context("feedback", problem_prompt(run, teacher, problems[place], feedback=feedback(graded[row])))
+        if teacher.fallback != "reject":
+            yield Context(teacher.fallback, of_problem(place, teacher.fallback))
+
+    found: dict[int, tuple[str, Context | str]] = {}
+    for row in rows:
+        name = teacher_of(run, problems[places[row]])
+        window, why = run.model_of(run.taught_by[name]).max_model_len, f"teacher {name} has neither sibling nor verdict to see"
+        for context in possible(row, run.taught_by[name]):
+            if fits(len(context.prompt), lengths[row], window):
+                found[row] = name, context
+                break
+            why = f"{len(context.prompt)} tokens that teacher {name} sees + {lengths[row]} of the response > its window {window}"
+        else:
+            found[row] = name, why
     return found
 
 
@@ -170,11 +186,9 @@ def feedback(graded: Mapping[str, Any]) -> str:
     return _SAID[verdict].replace("{read}", str(graded["extracted_answer"] or "(none)"))
 
 
-def choose_sibling(seed: int, key: str, others: Sequence[str]) -> str | None:
-    """One of the traces `others` by seed, and never the trace `key` itself. None when there is none."""
-    return min(
-        (other for other in others if other != key), key=lambda other: digest(f"sibling/{seed}/{key}/{other}"), default=None
-    )
+def siblings(seed: int, key: str, others: Iterable[str]) -> list[str]:
+    """The traces `others` in an order by seed, without the trace `key` itself. The first one with room is its sibling."""
+    return sorted((other for other in others if other != key), key=lambda other: digest(f"sibling/{seed}/{key}/{other}"))
 
 
 def refuse_degenerate(name: str, scores: Sequence[Score], facts: EngineFacts) -> None:
@@ -190,17 +204,6 @@ def refuse_degenerate(name: str, scores: Sequence[Score], facts: EngineFacts) ->
     where = f"teachers.{name}" if name else "teacher"
     remedy = "Its weights are not loaded, or its engine is broken: check its model, its server and its log"
     raise EngineError(f"its log-prob {how} on each of {len(values)} tokens", where, remedy)
-
-
-def _sibling(
-    run: Run, teacher: Teacher, problem: Mapping[str, Any], row: int, group: list[int], graded: Mapping[int, Mapping[str, Any]]
-) -> Context | None:
-    by_key = {graded[other]["trace_id"]: graded[other] for other in group if graded[other]["verdict"] == Verdict.CORRECT}
-    key = graded[row]["trace_id"] if row in graded else ""
-    chosen = choose_sibling(run.seed, key, sorted(by_key)) if key else None
-    if chosen is None:
-        return None
-    return Context("sibling", problem_prompt(run, teacher, problem, solution=by_key[chosen]["response_text"]), chosen)
 
 
 def _graded(tables: Mapping[str, pa.Table], by_reward: bool) -> dict[int, dict[str, Any]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from in_process import brought, planned
 from report_runs import hostile_run
 
 from actors.fakes import FakeEngine
+from pipeline.contract import Failure
 from pipeline.errors import UserError
 from pipeline.overrides import resolve
 from pipeline.report import collect
 from pipeline.rounds.round import with_engines
+from pipeline.rounds.rows import joined_round
 from pipeline.stages import STAGES
 from pipeline.store.manifest import Origin
 
@@ -59,6 +63,27 @@ def test_a_row_that_two_stages_reject_counts_once(tmp_path):
     total = collected(store)["ledger"]["total"]
     assert [check["ok"] for check in total["checks"][:3]] == [True] * 3
     assert total["rejected"] == {"grade": {"verifier_error": 1}}
+
+
+class Dropping(FakeEngine):
+    """An engine that can score no first trace of a batch."""
+
+    def score(self, sequences, policy):
+        return [Failure("lost"), *super().score(sequences, policy)[1:]]
+
+
+def test_a_trace_that_no_teacher_could_score_has_no_share_in_the_figures(tmp_path):
+    """It has log-probs of the student alone: the report paired them with the next trace's, and ended with a traceback."""
+    work = planned(tmp_path / "run", "rollout.prompts_per_round=6", engine=Dropping)
+    work.store.save_run(work.run, {})
+    brought(work)
+    total = collected(work.store)
+    [figures] = total["rounds"]
+    assert total["ledger"]["total"]["rejected"] == {"score": {"engine_error": 3}}
+    tables = joined_round(work)
+    live = tables.filter(pc.is_null(tables["reject_reason"]))
+    parts = (np.concatenate(live[name].to_pylist()) for name in ("teacher_logprobs", "student_logprobs"))
+    assert figures["delta"] == pytest.approx(np.abs(np.subtract(*parts)).mean(), rel=1e-5)
 
 
 def test_traces_that_the_objective_may_not_learn_from_are_no_lost_rows(tmp_path):

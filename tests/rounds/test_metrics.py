@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipeline.rounds import metrics
 
@@ -32,6 +33,16 @@ def test_a_round_without_signal_shows_it():
     found = metrics.round_summary([grade], [np.array([3, 3, 3, 3])], 2)
     assert (found["num_correct"], found["num_wrong"], found["num_groups_without_signal"], found["num_groups"]) == (0, 4, 2, 2)
     assert (found["accuracy"], found["mean_length"], found["num_positive_advantage"]) == (0.0, 3.0, 0.0)
+
+
+@pytest.mark.parametrize(("advantage", "said"), [(0.0, "no signal. "), (-0.5, "all is pushed down. ")])
+def test_a_round_without_a_right_answer_says_what_it_teaches(advantage, said):
+    """A running baseline gives every wrong trace -.5: its round had "no signal", and lowered the chance of all tokens."""
+    _, grade = rollout_and_grade(["truncated"] * 4, [3] * 4)
+    grade = grade.set_column(3, "advantage", pa.array([advantage] * 4, pa.float32()))
+    found = metrics.round_summary([grade], [np.array([3, 3, 3, 3])], 1)
+    assert metrics.warning(found).startswith(said + "None of 4 traces was correct (4 truncated, 0 unparsable): ")
+    assert metrics.warning(found, scales_advantage=False) is None
 
 
 def test_a_round_of_rejected_rows_has_no_nan():

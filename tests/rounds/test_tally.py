@@ -37,6 +37,8 @@ def test_a_base_that_answers_nearly_nothing_right_is_a_warning_that_says_what_to
     assert warned.startswith("warning: 0 of 20 answers of policy 0 are right. A group without a right answer carries no signal.")
     for setting in ("prompts.student", "grade.answer_pattern", "grade.fallback", "rollout.max_new_tokens", "easier source"):
         assert setting in warned
+    running = Tally(0, {"wrong": 7}, 0).warning(running=True)
+    assert running.startswith("warning: 0 of 7 answers of policy 0 are right. A wrong answer lowers the chance of its tokens.")
     assert Tally(0, {"correct": 1, "wrong": 63}, 0).warning().startswith("warning: 1 of 64 answers of policy 0 is right.")
     assert Tally(0, {"correct": 2, "wrong": 98}, 0).warning() is None  # 2 of 100 are the share that is enough
 

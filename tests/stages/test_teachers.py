@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from pipeline.rounds.rows import joined_round
 from pipeline.stages import MEASURE, STAGES, chain_of
 from pipeline.stages.prompts import prompts
 from pipeline.stages.score import AGREE, check_facts
-from pipeline.stages.teachers import choose_sibling, contexts, feedback, refuse_degenerate
+from pipeline.stages.teachers import contexts, feedback, refuse_degenerate, siblings
 
 FACTS = EngineFacts("exact", "raw_logprobs", "float32", "fake", 128, 57)
 BIG = ("teachers.big.model=tiny-reasoner", "teachers.big.dtype=bfloat16", "teachers.big.prompt=plain", "teachers.big.gap_share=1")
@@ -188,8 +189,8 @@ def test_a_missing_solution_counts_only_where_a_template_reads_it(tmp_path):
     assert reasons("teachers.a.prompt=sibling") == [None, "missing_answer"]
 
 
-def graded(verdicts, group=2):
-    """Tables of a shard with these verdicts, and a run in which every group has `group` traces."""
+def graded(verdicts, group=2, length=4):
+    """Tables of a shard with these verdicts. Every group has `group` traces of `length` tokens."""
     keys = [f"trace{i}" for i in range(len(verdicts))]
     places = [i // group for i in range(len(verdicts))]
     problems = {
@@ -200,7 +201,9 @@ def graded(verdicts, group=2):
     texts = [f"{key}" for key in keys]
     return {
         "prompts": pa.table(problems),
-        "rollout": pa.table({"trace_id": keys, "prompt_index": places, "response_text": texts}),
+        "rollout": pa.table(
+            {"trace_id": keys, "prompt_index": places, "response_text": texts, "response_tokens": [[1] * length] * len(keys)}
+        ),
         "grade": pa.table(
             {
                 "trace_id": keys,
@@ -227,7 +230,7 @@ def test_a_sibling_is_another_correct_trace_of_the_group_chosen_by_seed(verdicts
         assert (name, context.kind, context.sibling) == ("a", *(("sibling", f"trace{other}") if has_one else ("plain", None)))
         assert (f"trace{other}" in tokenizer.decode(context.prompt)) == has_one
     rejecting = resolve(run, ["teachers.a.fallback=reject"])
-    assert {row for row, (_, seen) in contexts(tables, rejecting, range(4)).items() if seen is None} == {
+    assert {row for row, (_, seen) in contexts(tables, rejecting, range(4)).items() if isinstance(seen, str)} == {
         row for row, (_, seen) in found.items() if seen.kind == "plain"
     }
 
@@ -235,8 +238,22 @@ def test_a_sibling_is_another_correct_trace_of_the_group_chosen_by_seed(verdicts
 @given(st.sets(st.text("abc", min_size=1), max_size=5), st.integers(0, 9))
 def test_no_trace_is_its_own_sibling(keys, seed):
     for key in keys:
-        chosen = choose_sibling(seed, key, sorted(keys))
-        assert chosen in keys - {key} or (chosen is None and keys == {key})
+        assert sorted(siblings(seed, key, keys)) == sorted(keys - {key})
+
+
+def test_a_sibling_without_room_gives_way_to_a_shorter_one_and_then_to_the_fallback():
+    """Long traces with long siblings were rejected as errors of the engine. Training lost just these."""
+    sets = ["teachers.a.prompt=sibling", "teachers.a.template={problem}|{solution}", "model.max_model_len=128"]
+    tables = graded(["correct"] * 3, group=3, length=60)
+    texts = ["9" * 80, "9" * 80, "trace2"]
+    tables["rollout"] = tables["rollout"].set_column(2, "response_text", pa.array(texts))
+    run = resolve(demo(), sets)
+    found = contexts(tables, run, range(3))
+    assert [found[row][1].sibling for row in range(3)] == ["trace2", "trace2", None]
+    assert found[2][1].kind == "plain"
+    assert all(len(context.prompt) + 60 <= 128 for _, context in found.values())
+    _, why = contexts(tables, resolve(run, ["teachers.a.fallback=reject"]), [2])[2]
+    assert re.fullmatch(r"\d+ tokens that teacher a sees \+ 60 of the response > its window 128", why)
 
 
 def test_feedback_is_what_the_verifier_said_of_this_trace():
