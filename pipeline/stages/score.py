@@ -31,7 +31,7 @@ from pipeline.errors import EngineError
 from pipeline.stages.signals import broken, refuse_many
 from pipeline.stages.tables import Draft, ragged, views
 from pipeline.stages.teachers import COLUMNS as TEACHER_COLUMNS
-from pipeline.stages.teachers import GRADED, PROBLEM, Taught, compared, contexts, refuse_degenerate
+from pipeline.stages.teachers import GRADED, PROBLEM, Context, Taught, compared, contexts, refuse_degenerate
 
 # Facts of engines, and of whom each must agree with those of the engines that wrote the traces: of the student's engines, which
 # also score the default teacher, or of every teacher's. A teacher of its own may be another engine with another dtype. Its
@@ -236,7 +236,8 @@ def _compute(shard: ShardInputs) -> ShardResult:
     live = [row for row, reason in enumerate(rollout["reject_reason"].to_pylist()) if reason is None]
     taught = Taught(contexts(shard.tables, run, live), shard.teachers, compared(run))
     table = score(prompts, rollout, run, engines, policy, taught)
-    fell_back = sum(seen is not None and seen.kind != run.teachers[name].prompt for name, seen in taught.contexts.values())
+    seen = [(name, context) for name, context in taught.contexts.values() if isinstance(context, Context)]
+    fell_back = sum(context.kind != run.teachers[name].prompt for name, context in seen)
     more = {"teachers": {name: asdict(found) for name, found in facts.items()}} | ({"fell_back": fell_back} if fell_back else {})
     return ShardResult(table, {"entropy_max": entropy_max(table), **asdict(engines.facts()), **more})
 

@@ -271,7 +271,8 @@ def test_feedback_is_what_the_tests_said_where_they_decide_the_verdict(tmp_path)
     path.write_text((json.dumps(row) + "\n") * 4)
     rewards = "grade.rewards=[{name: tests, function: python_tests, settings: {locks: available}}]"
     sets = [f"source.uri={path}", rewards, "grade.verdict_reward=tests", "teachers.a.prompt=feedback", "evaluation.problems=0"]
-    work = planned(tmp_path / "run", *sets, "rollout.prompts_per_round=2", "rollout.max_new_tokens=12")
+    sets += ["rollout.prompts_per_round=2", "rollout.max_new_tokens=12", "model.max_model_len=512"]
+    work = planned(tmp_path / "run", *sets)
     work = replace(work, codes=codes_of(work.run))
     brought(work, *chain_of(work.run, MEASURE))
     rows = joined_round(work)
