@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 STALL_S = 60.0  # a child that runs gets some processor time in every minute, also on a very busy machine
-OVERRAN, LATE = "overran", "late"  # two `ended` of Outcome
+OVERRAN, LATE, NEVER = "overran", "late", "could not be started"  # three `ended` of Outcome
 _LOOK_S = 1.0  # seconds between two looks at the processor time of the children
 _UNKNOWN = 255  # the exit code that multiprocessing gives when the server died before it told one
 _STARTS = 2  # tries to start a child, each with a server of its own
@@ -38,7 +38,7 @@ class Outcome:
     reply: what the child sent last, None when it sent nothing. notes: what it sent before.
     ended: "" when the child answered, OVERRAN when it used up its processor seconds, LATE when its deadline passed. These are of
     one try. Else what happened twice: "stalled" when the processor time of the child or its server stood still, or how its
-    process died.
+    process died. It is NEVER when no process could be had.
     """
 
     reply: Any = None
@@ -131,7 +131,7 @@ class Children:
                 while waiting and len(self._busy) < self._number and self._give(waiting[-1], questions):
                     waiting.pop()
                 if not self._busy:  # no child starts
-                    outcomes |= {number: Outcome(ended="stalled") for number in waiting}
+                    outcomes |= {number: Outcome(ended=NEVER) for number in waiting}
                     break
                 ready = set(wait([child.pipe for child in self._busy], min(_LOOK_S, self._deadline_s)))
                 for child in list(self._busy):

@@ -21,7 +21,7 @@ from pipeline.errors import SettingError
 from pipeline.fit.machine import processors
 from pipeline.grader.children import LATE, Children, Outcome
 from pipeline.grader.code import Code
-from pipeline.grader.functions import FAILED, VALUES, Call, Job, serve
+from pipeline.grader.functions import FAILED, READY, VALUES, Call, Job, serve
 from pipeline.grader.python_tests import Judged, longest_s, verdict_of_locks
 from pipeline.method.rewards import length_shaped_reward, soft_overlong
 
@@ -114,7 +114,7 @@ def _called(children: Children, reward: Reward, traces: Traces) -> list[Value]:
 
 def _read(outcome: Outcome, reward: Reward, rows: int) -> Sequence[Value]:
     """The values of one call, or the failure of all its traces."""
-    if outcome.ended and reward.function == "python_tests":
+    if outcome.ended and reward.function == "python_tests" and READY in outcome.notes:
         return [0.0] * rows  # the model's program may have ended it: that must not be a way out
     if not outcome.ended and outcome.reply[0] == VALUES:
         return list(outcome.reply[1])

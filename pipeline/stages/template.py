@@ -49,9 +49,10 @@ def render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> st
     with _ASKING:
         question = (tokenizer.get_chat_template(), messages, variables, MOST_CPU_S, MOST_BYTES)
         outcome = _child().ask([question])[0]
+    if outcome.ended == OVERRAN:
+        raise ModelError(f"its chat template needs more than {MOST_CPU_S:g} s for one prompt", where, _REMEDY)
     if outcome.ended:
-        why = f"needs more than {MOST_CPU_S:g} s for one prompt"
-        raise ModelError(f"its chat template {why if outcome.ended == OVERRAN else outcome.ended}", where, _REMEDY)
+        raise ModelError(f"the process of its chat template {outcome.ended}, twice", where, _REMEDY)
     text, why = outcome.reply
     if why:
         raise ModelError(f"its chat template {why}", where, _REMEDY)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from waiting import until
 
-from pipeline.grader.children import LATE, OVERRAN, Children, Outcome, allow, done, note
+from pipeline.grader.children import LATE, NEVER, OVERRAN, Children, Outcome, allow, done, note
 
 
 def double(pipe) -> None:
@@ -128,7 +128,7 @@ def test_servers_that_are_stopped_again_and_again_end_every_question(children, m
 
     children._kill(children._idle.pop())
     monkeypatch.setattr(forkserver._forkserver, "ensure_running", stopped_at_once)
-    assert asked(children, [2, 3]) == [Outcome(ended="stalled")] * 2
+    assert asked(children, [2, 3]) == [Outcome(ended=NEVER)] * 2
     assert not active_children()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from multiprocessing import forkserver
 
 import numpy as np
 import pyarrow as pa
@@ -254,6 +255,20 @@ def test_code_is_judged_by_its_tests_and_no_end_of_it_is_a_way_out():
     assert check_table(STAGES["reward"], shard.table) == 0
     assert [row["judged_said"] for row in rows][:2] == ["It passed 1 of 1 tests.", rows[1]["judged_said"]]
     assert "The first test that failed was 'assert add(1, 2) == 3': the program ended with an error" in rows[1]["judged_said"]
+
+
+def test_code_that_no_process_could_run_is_not_wrong(monkeypatch):
+    """Where no child could start, every answer of a shard was graded wrong with reward 0, without a word."""
+    tests = "{name: tests, function: python_tests, settings: {column: answer, time_s: 2}}"
+    run = resolve(demo(), [listed(tests), "grade.verdict_reward=tests"])
+
+    def refuse():
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(forkserver._forkserver, "ensure_running", refuse)
+    table = judge(*table_of(["def add(a, b):\n    return a + b"] * 2, ["assert add(1, 2) == 3"] * 2), run, codes_of(run)).table
+    assert table["reject_reason"].to_pylist() == ["reward_error"] * 2
+    assert table["reject_detail"].to_pylist() == ["reward 'tests': its process could not be started, twice"] * 2
 
 
 def test_a_call_that_hangs_or_ends_its_process_rejects_its_own_row(file):
