@@ -10,7 +10,17 @@ from rich.table import Table
 from jobs.screen.tables import aligned
 from pipeline.choice.plans import told
 from pipeline.errors import command
-from pipeline.evidence.evaluation import MEANS, Samples, comparable, differences, figures, held_out, same_problems
+from pipeline.evidence.evaluation import (
+    MEANS,
+    Samples,
+    comparable,
+    differences,
+    figures,
+    held_out,
+    same_evaluation,
+    same_problems,
+    sampling,
+)
 from pipeline.problems.sources import named
 from pipeline.recipes import called
 from pipeline.rounds.inventory import Inventory, warning_over
@@ -28,11 +38,13 @@ def summarise(store: Store, run: Run, out: Session) -> None:
     versions = [0, store.latest_policy()]
     before, after = (held_out(store, run, version) for version in versions)
     if before is not None and after is not None and versions[1] > 0:
-        if comparable(after, before):
+        if same_evaluation(after, before) and comparable(after, before):
             out.console.print(_evaluation_table(before, after, versions[1], named(run.evaluation.source)))
-            out.say(f"sampled {run.evaluation.sampling}. `evaluate --set evaluation.top_k=1` asks greedily.")
+            out.say(f"sampled {sampling(after, run)}. `evaluate --set evaluation.top_k=1` asks greedily.")
         elif not same_problems(after, before):
             out.say(f"policies 0 and {versions[1]} answered different held-out problems, which do not pair: no table.")
+        elif not same_evaluation(after, before):
+            out.say(f"policies 0 and {versions[1]} were evaluated with different settings, which do not pair: no table.")
     rounds = [row for row in store.metrics() if row["writer"] == "round"]
     if rounds:
         out.console.print(_rounds_table(rounds, run, agreement(store.metrics())))

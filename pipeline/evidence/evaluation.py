@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipeline.answers.texts import normal_form
 from pipeline.config import Run
-from pipeline.contract import PooledEngines, Reject, Verdict
+from pipeline.contract import REWARD_PREFIX, PooledEngines, Reject, Verdict
 from pipeline.digest import digest
 from pipeline.evidence.intervals import Estimate, between, of_gaps, of_means, of_median, of_ratio, of_shares, ranked, together
 from pipeline.problems.sources import ProblemSet
@@ -49,7 +49,8 @@ class Samples:
     correct and truncated [N, K] in {0, 1}; length [N, K] tokens; majority [N] in [0, 1], see the function `majority`. `verdicts`
     counts rows by verdict, `rejected` counts them by reason. `problems` [N] tells which problem each row answers, see
     `problems_of`; without it the places stand for the problems. `gave_up` counts the rows on which the verifier gave up: they
-    were graded wrong, or rejected.
+    were graded wrong, or rejected. `made_by` has a name and a hash of all settings that made the answers and their grades.
+    `earlier` tells that the run has other settings by now.
     """
 
     correct: np.ndarray
@@ -60,6 +61,8 @@ class Samples:
     rejected: dict[str, int]
     problems: tuple[str, ...] = ()
     gave_up: int = 0
+    made_by: tuple[tuple[str, str], ...] = ()
+    earlier: bool = False
 
     def __len__(self) -> int:
         return len(self.correct)
@@ -148,7 +151,21 @@ def read(work: Round) -> Samples:
         tables.append((read_here["rollout"], read_here["grade"]))
     [size] = _sample_counts(seen)
     found = samples(tables, int(size), problems_of(seen))
-    return replace(found, gave_up=sum(_gave_up(grades[shard]) for shard in work.shards))
+    gave_up = sum(_gave_up(grades[shard]) for shard in work.shards)
+    return replace(found, gave_up=gave_up, made_by=_made_by(seen), earlier=_is_earlier(seen))
+
+
+def _made_by(seen: Inventory) -> tuple[tuple[str, str], ...]:
+    """The hashes of the settings behind all shards of an evaluation, by stage, and of the code that judged the answers."""
+    entries = [entry for name in chain_of(seen.work.run, EVALUATION) for entry in seen.entries(name).values()]
+    judges = (pair for entry in entries for pair in entry.inputs.items() if pair[0].startswith(REWARD_PREFIX))
+    return tuple(sorted({*((entry.stage, entry.settings) for entry in entries), *judges}))
+
+
+def _is_earlier(seen: Inventory) -> bool:
+    """Whether a stage of an evaluation was made with other settings, or by another judge, than the run has now."""
+    reasons = {why for name in chain_of(seen.work.run, EVALUATION) for why in seen.begun_and_stale(name)}
+    return any(why == "settings" or why.startswith(REWARD_PREFIX) for why in reasons)
 
 
 def _gave_up(entry: Entry) -> int:
@@ -161,13 +178,14 @@ def held_out(store: Store, run: Run, version: int) -> Samples | None:
     """The samples of a policy on the run's own held-out problems.
 
     None when that evaluation is missing or incomplete, or when answers were written again since they were graded. None too for
-    answers of a policy that was trained again since, and when its shards have different numbers of samples per problem. An
-    evaluation of another number of problems, from settings that changed since, is shown as it is.
+    answers of a policy that was trained again since, and when its shards have different settings. An evaluation that is whole,
+    from settings that changed since, is shown as it is.
     """
     if read_plan(store, "evals", version) is None:
         return None
     seen = Inventory(open_round(store, evaluation_run(run), "evals", version))
-    whole = seen.is_whole("rollout", "grade") and len(_sample_counts(seen)) == 1
+    made = _made_by(seen)
+    whole = seen.is_whole("rollout", "grade") and len(_sample_counts(seen)) == 1 and len(dict(made)) == len(made)
     rollouts, grades = seen.entries("rollout"), seen.entries("grade")
     if whole and any(grades[shard].inputs.get("rollout") not in (None, rollouts[shard].sha256) for shard in seen.work.shards):
         return None  # answers were written again, and wait for their verdicts
@@ -297,6 +315,16 @@ def comparable(after: Samples, before: Samples) -> bool:
 def same_problems(one: Samples, other: Samples) -> bool:
     """Whether two evaluations asked the same problems, in any order."""
     return sorted(one.keys) == sorted(other.keys)
+
+
+def same_evaluation(one: Samples, other: Samples) -> bool:
+    """Whether two policies of a run answered the same problems, and were sampled and graded with the same settings."""
+    return one.made_by == other.made_by and same_problems(one, other)
+
+
+def sampling(found: Samples, run: Run) -> str:
+    """How the answers were sampled, in words that follow `sampled`."""
+    return "and graded with earlier settings" if found.earlier else run.evaluation.sampling
 
 
 def _in_order_of(first: Samples, other: Samples) -> Samples:

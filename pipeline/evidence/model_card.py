@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData
 
 from pipeline.config import Run
 from pipeline.evidence.documents import asked
-from pipeline.evidence.evaluation import MEANS, comparable, differences, figures, held_out
+from pipeline.evidence.evaluation import MEANS, comparable, differences, figures, held_out, same_evaluation, sampling
 from pipeline.evidence.intervals import Estimate
 from pipeline.models.resolve import MODEL_NAME
 from pipeline.problems.sources import named
@@ -146,16 +146,16 @@ def _held_out(store: Store, run: Run, version: int) -> list[str]:
         return []
     with contextlib.suppress(ValueError):
         columns = {f"policy {version}": figures(after, 1, names=MEANS)}
-        if version and before is not None and comparable(after, before):
+        if version and before is not None and same_evaluation(after, before) and comparable(after, before):
             columns = {"base": figures(before, 1, names=MEANS)} | columns
             columns["difference, paired"] = differences(after, before, 1, names=MEANS)
-        head = f"{len(after)} held-out problems of {named(run.evaluation.source)}"
+        head = f"{len(after)} held-out problems" + ("" if after.earlier else f" of {named(run.evaluation.source)}")
         rows = [
             f"| {label} | {' | '.join(_cell(found.get(name), scale, key.startswith('diff')) for key, found in columns.items())} |"
             for name, (label, scale) in _LABELS.items()
         ]
         table = [f"| {head} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}", *rows]
-        return [*table, "", f"Answers were sampled {run.evaluation.sampling}."]
+        return [*table, "", f"Answers were sampled {sampling(after, run)}."]
     return []
 
 

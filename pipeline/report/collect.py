@@ -55,7 +55,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
     document = {
         "run": _identity(store, run),
         "warnings": [text] if (text := warning_over(part.labelled.seen for part in measured)) is not None else [],
-        "notes": [*told(store, run), *outdated],
+        "notes": [*told(store, run), *outdated, *evaluated.notes()],
         "settings": run.to_yaml(),
         "window": run.profile.window,
         "rounds": [part.figures for part in measured],
@@ -142,9 +142,11 @@ def _ledger(measured: list[Measured], group_size: int) -> dict[str, Any]:
 def _against(other: Evaluations, first: Evaluations) -> dict[str, Any] | None:
     """The last policy of a run against that of the first run, on the same held-out problems. None when they do not pair.
 
-    A run that has evaluated its base alone has no last policy yet.
+    A run that has evaluated its base alone has no last policy yet. The page shows the settings of now beside both.
     """
     if other.last is None or first.last is None or not (max(other.samples) and max(first.samples)):
+        return None
+    if other.last.earlier or first.last.earlier:
         return None
     return held_out.between(other.last, first.last)
 

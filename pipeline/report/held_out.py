@@ -19,8 +19,10 @@ from pipeline.evidence.evaluation import (
     figures,
     held_out,
     per_problem,
-    same_problems,
+    same_evaluation,
+    sampling,
 )
+from pipeline.inspection.staleness import among
 from pipeline.problems.sources import named
 from pipeline.report.sampled.blocks import pack
 from pipeline.report.sampled.room import LINE, asked, room
@@ -40,24 +42,34 @@ _COLUMNS = {
 
 @dataclass(frozen=True, eq=False)
 class Evaluations:
-    """The evaluations of a run on its held-out problems, by policy: those that asked the problems of the last one."""
+    """The evaluations of a run on its held-out problems, by policy: those with the problems and settings of the last one.
+
+    left_out: policies whose evaluation had others.
+    """
 
     store: Store
     run: Run
     samples: dict[int, Samples]
+    left_out: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, store: Store, run: Run) -> Evaluations:
-        """Those that are complete. An evaluation of other problems than those of the last one stands beside no others."""
+        """Those that are complete. An evaluation with other problems or settings than the last one stands beside no others."""
         found = {version: held_out(store, run, version) for version in store.numbers("evals")}
         whole = {version: answered for version, answered in found.items() if answered is not None}
-        last = whole[max(whole)] if whole else None
-        return cls(store, run, {v: s for v, s in whole.items() if last is not None and same_problems(s, last)})
+        alike = {v: s for v, s in whole.items() if same_evaluation(s, whole[max(whole)])}
+        return cls(store, run, alike, tuple(whole.keys() - alike.keys()))
 
     @property
     def last(self) -> Samples | None:
         """The samples of the last policy that was evaluated."""
         return self.samples[max(self.samples)] if self.samples else None
+
+    def notes(self) -> list[str]:
+        """A sentence on evaluations that are left out, if there are some."""
+        whose = among(self.left_out, "policy", "policies")
+        what = "its problems or settings were not those of the last evaluation"
+        return [f"What {whose} answered is left out: {what}."] if self.left_out else []
 
     def figures(self) -> list[dict[str, Any]]:
         """Accuracy and length of each policy with intervals, where two problems at least were answered."""
@@ -66,7 +78,8 @@ class Evaluations:
             with contextlib.suppress(ValueError):
                 values = figures(answered, 1, names=MEANS)
                 means = {"accuracy": plain(values["avg"]), "length": plain(values["length"])}
-                asked = {"source": named(self.run.evaluation.source), "sampling": self.run.evaluation.sampling}
+                source = "earlier settings" if answered.earlier else named(self.run.evaluation.source)
+                asked = {"source": source, "sampling": sampling(answered, self.run)}
                 cut = {"truncated": float(np.nanmean(answered.truncated))}
                 shown.append({"policy": version, "problems": len(answered), **means, **asked, **cut})
         return shown

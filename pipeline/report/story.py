@@ -45,7 +45,8 @@ def _held_out(document: dict[str, Any]) -> Iterator[Sentence]:
     """Accuracy and length on the held-out problems: the last policy against the first."""
     change, evaluations = document["change"], document["evaluations"]
     if change is None or not change["accuracy"]:
-        yield Sentence("fact", "No two policies answered the same held-out problems: the gain is not measured.", "run")
+        told = "No two policies answered the same held-out problems with the same settings: the gain is not measured."
+        yield Sentence("fact", told, "run")
         return
     first, last = evaluations[0], evaluations[-1]
     moved, low, high = (100 * change["accuracy"][name] for name in ("value", "low", "high"))

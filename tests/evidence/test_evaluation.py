@@ -215,7 +215,7 @@ def test_the_macro_mean_counts_sources_not_problems():
 # ---- what is stored
 
 
-def commit(store, shard, verdicts, lengths, where="evals/0000", inputs=None):
+def commit(store, shard, verdicts, lengths, where="evals/0000", inputs=None, settings=""):
     """One shard of an evaluation, its rollouts and its grades; columns that evaluations do not read hold fillers."""
     facts = {"engine": f"engine {shard}", "dtype": "float32", "logprobs_mode": "raw", "entropy_method": "exact"}
     for name, known in zip(("rollout", "grade"), shards(verdicts, lengths, ["7"] * len(verdicts)), strict=True):
@@ -224,7 +224,8 @@ def commit(store, shard, verdicts, lengths, where="evals/0000", inputs=None):
         columns |= {"trace_id": [str(i) for i in range(len(verdicts))], "reject_reason": [None] * len(verdicts)}
         columns |= {column: known[column].to_pylist() for column in known.column_names}
         table = pa.table(columns, schema(STAGES[name]))
-        store.commit(where, STAGES[name], shard, table, Origin(facts=facts, inputs=(inputs or {}) if name == "rollout" else {}))
+        origin = Origin(facts=facts, settings=settings, inputs=(inputs or {}) if name == "rollout" else {})
+        store.commit(where, STAGES[name], shard, table, origin)
 
 
 def filler(kind, lengths):
@@ -275,6 +276,14 @@ def test_answers_of_a_policy_that_was_trained_again_are_not_those_of_the_new_one
     assert evaluation.held_out(evaluated, run, 1) is None
     evaluated.delete("policy/0001")
     assert evaluation.held_out(evaluated, run, 1) is not None  # nothing says that they are another's
+
+
+def test_an_evaluation_half_done_anew_with_other_settings_is_not_read(evaluated):
+    commit(evaluated, "0000", ["correct"] * 2, [1] * 2, settings="0" * 16)
+    commit(evaluated, "0001", ["wrong"] * 2, [1] * 2, settings="1" * 16)
+    assert evaluation.held_out(evaluated, evaluated.load_run(), 0) is None
+    commit(evaluated, "0001", ["wrong"] * 2, [1] * 2, settings="0" * 16)
+    assert evaluation.held_out(evaluated, evaluated.load_run(), 0).earlier
 
 
 def test_an_evaluation_half_done_anew_with_more_samples_is_not_read(evaluated):

@@ -25,7 +25,7 @@ function runsView(root) {
     el("span", {}, name(DOC.runs[i + 1]), " − ", name(first)),
     ...(change
       ? [`${interval(change.accuracy, points)} points`, `${interval(change.length, (v) => signed(v, 1))} tokens`, count(change.better), count(change.worse), count(change.problems)]
-      : ["not on the same problems, or not trained yet", "–", "–", "–", "–"]),
+      : ["not on the same problems, not with the settings of now, or not trained yet", "–", "–", "–", "–"]),
   ]);
   const settings = DOC.settings.map((row) => [foreign(row.name), ...row.values.map((value) => el("code", {}, foreign(value)))]);
   const numbers = [...new Set(DOC.runs.flatMap((run) => run.rounds.map((r) => r.round)))].sort((x, y) => x - y);
