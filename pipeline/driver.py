@@ -249,8 +249,8 @@ class Driver:
                 self.train_rounds(trainer, remaining.train, holding)
                 with late("trainer end", f"all policies are there. The run has waited {NOTICE_S:g} s for the trainer's end."):
                     trainer.join()
-            if self.run.rounds in remaining.evaluate:
-                self.evaluate(self.run.rounds)
+            for version in filter(None, remaining.evaluate):
+                self.evaluate(version)
 
     @contextlib.contextmanager
     def _training(self, numbers: list[int], holding: Lease) -> Iterator[TrainerHandle | None]:

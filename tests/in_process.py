@@ -6,10 +6,11 @@ from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.rounds.inventory import Inventory
-from pipeline.rounds.round import plan_round, with_engines
+from pipeline.rounds.round import evaluation_run, plan_round, with_engines
 from pipeline.rounds.running import shard as one_shard
-from pipeline.stages import LABELS, MEASURE, PLAN, STAGES
+from pipeline.stages import EVALUATION, LABELS, MEASURE, PLAN, STAGES
 from pipeline.store.directory import Store
+from pipeline.store.folders import NEEDED
 
 SETS = ["rollout.prompts_per_round=4", "rollout.prompts_per_shard=2", "rollout.group_size=2"]
 
@@ -50,6 +51,22 @@ def brought(work, *stages, force=False):
             computed += [(name, shard)] if new else []
             assert entry == work.store.entry(work.area, name, shard)
     return computed
+
+
+def evaluate(store, run, version):
+    """Have fake engines answer the held-out problems for a policy, with the real stages around them."""
+    held_out = evaluation_run(run)
+    work = plan_round(store, held_out, "evals", version, version, open_source(held_out.source).without_solutions())
+    fake = FakeEngine(run.model, run.engines.rollout, run.score)
+    brought(with_engines(work, {"rollout": fake, "score": fake}), *EVALUATION)
+
+
+def publish(store, version, folder):
+    """A policy of bytes that no engine can open."""
+    folder.mkdir(exist_ok=True)
+    for name in NEEDED["policy"]:
+        (folder / name).write_bytes(b"policy %d" % version)
+    store.publish_policy(version, folder)
 
 
 def stale(work):

@@ -35,8 +35,8 @@ def outlook(store: Store, run: Run, remaining: Remaining, sources: tuple[Problem
         )
     if remaining.label:
         lines.append(f"labels of {len(remaining.label)} rounds are made anew")
-    if run.rounds in remaining.evaluate and held_out is not None:
-        lines.append(_evaluation(run, run.rounds, held_out))
+    if held_out is not None:
+        lines += [_evaluation(run, version, held_out) for version in filter(None, remaining.evaluate)]
     engines = ", ".join(f"{name}: {pool.min} to {pool.max} engines" for name, pool in run.pools.items())
     return [*lines, f"engines {engines}; trainer: {run.train.workers} ranks", *remaining.stale]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError, command
-from pipeline.inspection.staleness import among, ranges
+from pipeline.inspection.staleness import among, can_answer, ranges, stale_evaluations
 from pipeline.recipes import called
 from pipeline.rounds.inventory import POLICY_CHANGED, Inventory
 from pipeline.rounds.plan import read_plan
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Remaining:
-    """What a run still needs: rounds to train, rounds to label, and evaluations of the first and the last policy.
+    """What a run still needs: rounds to train, rounds to label, and evaluations.
 
     train, label: numbers of rounds.
-    evaluate: versions of policies.
+    evaluate: the first and the last policy where they lack an evaluation, and policies whose stored evaluation is stale.
     stale: a line for each stage that is stale in trained rounds, and the commands that mend it: `distill` does not.
     """
 
@@ -54,8 +54,9 @@ class Remaining:
         works = {n: planned(store, held_out, "evals", n) for n in versions if held_out}
         other = [n for n in versions if evals is not None and is_of_others(store, "evals", n, evals)]
         fresh = [n for n, work in works.items() if work is not None and Inventory(work).is_fresh(*chain_of(work.run, EVALUATION))]
-        evaluate = [n for n in versions if n in other or n not in fresh]
-        return cls(list(range(first, run.rounds)), label, evaluate, _told(store, stale))
+        evaluate = {n for n in versions if n in other or n not in fresh}
+        evaluate |= {n for n in stale_evaluations(store, run) if can_answer(store, run, n)}
+        return cls(list(range(first, run.rounds)), label, sorted(evaluate), _told(store, stale))
 
     @property
     def is_empty(self) -> bool:

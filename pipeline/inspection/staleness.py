@@ -12,7 +12,8 @@ from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import evaluation_run, open_round, open_rounds
 from pipeline.stages import EVALUATION, PLAN, chain_of
-from pipeline.store.directory import Store
+from pipeline.store.directory import Store, area
+from pipeline.store.folders import is_dropped
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Staleness:
             commands.append(command("stage", stages, "--run", uri, "--round", ranges(rounds)))
         if self.policies:
             commands.append(command("train", "--run", uri, "--from-round", self.policies[0] - 1, "--replace"))
-        if self.evaluations:
+        if any(can_answer(self.store, self.run, number) for numbers in self.evaluations.values() for number in numbers):
             commands.append(command("distill", "--run", uri))
         return commands
 
@@ -83,14 +84,30 @@ def look(store: Store, run: Run, inventories: Iterable[Inventory] | None = None)
     found = Staleness(store, run)
     for inventory in (Inventory(work) for work in open_rounds(store, run)) if inventories is None else inventories:
         found.add(inventory)
+    for number, reasons in stale_evaluations(store, run).items():
+        for reason in reasons:
+            found.evaluations[reason].append(number)
+    return found
+
+
+def stale_evaluations(store: Store, run: Run) -> dict[int, list[str]]:
+    """Why stored evaluations are stale, by policy. One that lacks shards may be at work while its policy is the latest."""
+    found: dict[int, list[str]] = {}
     for number in store.numbers("evals") if run.evaluation.problems else []:
         if read_plan(store, "evals", number) is None:  # an empty folder
             continue
         seen = Inventory(open_round(store, evaluation_run(run), "evals", number))
-        for reason in sorted({why for name in chain_of(seen.work.run, EVALUATION) for why in seen.begun_and_stale(name)}):
-            if reason != "missing" or store.latest_policy() > number:
-                found.evaluations[reason].append(number)
+        reasons = {why for name in chain_of(seen.work.run, EVALUATION) for why in seen.begun_and_stale(name)}
+        if reasons := {why for why in reasons if why != "missing" or store.latest_policy() > number}:
+            found[number] = sorted(reasons)
     return found
+
+
+def can_answer(store: Store, run: Run, version: int) -> bool:
+    """Whether the weights of a policy are there, or will be once the run is trained to its end."""
+    if version == 0 or store.latest_policy() < version <= run.rounds:
+        return True
+    return store.has_policy(version) and not is_dropped(store, area("policy", version))
 
 
 def tell_stale(store: Store, run: Run, say: Callable[[str], None]) -> None:

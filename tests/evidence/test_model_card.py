@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from in_process import evaluate, publish
 
-from in_process import brought
-
-from actors.fakes import FakeEngine
 from pipeline.evidence import model_card
 from pipeline.evidence.evaluation import held_out
 from pipeline.evidence.model_card import Released
 from pipeline.overrides import resolve
-from pipeline.problems.sources import open_source
 from pipeline.recipes import demo
 from pipeline.report.held_out import Evaluations
-from pipeline.rounds.round import evaluation_run, plan_round, with_engines
-from pipeline.stages import EVALUATION
 from pipeline.store.directory import Store
-from pipeline.store.folders import NEEDED
 
 PAPER = "entropy-guided self-distillation"
 
@@ -41,22 +35,11 @@ def test_the_card_says_what_the_run_did(sets, said, not_said):
     assert [part for part in not_said if part in text] == []
 
 
-def evaluate(store, run, version):
-    """Have fake engines answer the held-out problems, with the real stages around them."""
-    held = evaluation_run(run)
-    work = plan_round(store, held, "evals", version, version, open_source(held.source).without_solutions())
-    fake = FakeEngine(run.model, run.engines.rollout, run.score)
-    brought(with_engines(work, {"rollout": fake, "score": fake}), *EVALUATION)
-
-
 @pytest.fixture
 def store(tmp_path):
     """A run with two policies."""
     made = Store(str(tmp_path / "run"))
-    (tmp_path / "policy").mkdir()
-    for name in NEEDED["policy"]:
-        (tmp_path / "policy" / name).write_bytes(b"weights")
-    made.publish_policy(1, tmp_path / "policy")
+    publish(made, 1, tmp_path / "policy")
     return made
 
 

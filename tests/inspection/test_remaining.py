@@ -1,15 +1,16 @@
 """What a run directory leaves to be done. Small rounds of fake engines, and policies of any bytes."""
 
 import pytest
-from in_process import SETS, brought, planned
+from in_process import SETS, brought, evaluate, planned, publish
 
 from pipeline.errors import UserError
 from pipeline.inspection.remaining import Remaining, trainable_rounds
+from pipeline.inspection.staleness import look
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
 from pipeline.stages import LABELS, MEASURE
 from pipeline.store.directory import Store
-from pipeline.store.folders import NEEDED
+from pipeline.store.folders import NEEDED, drop_weights
 
 RUN = resolve(demo(), [*SETS, "rounds=2", "evaluation.problems=0"])
 
@@ -50,6 +51,28 @@ def test_a_trained_round_is_labelled_later_and_its_stale_stages_are_only_told(tm
         "stale: grade of round 0 (settings), and trained on",
         f"mend: `egrsd stage grade --run {uri} --round 0`, then `egrsd train --run {uri} --from-round 0 --replace`",
     ]
+
+
+def test_a_stale_evaluation_of_an_earlier_end_is_made_anew_by_the_command_that_is_named(tmp_path):
+    """Of a prolonged run `status` named `egrsd distill` for ever, and that command answered that nothing was to do."""
+    store, run = Store(str(tmp_path / "run")), resolve(RUN, ["evaluation.problems=4"])
+    for version in (0, 1, 2):
+        if version:
+            publish(store, version, tmp_path / "policy")
+        evaluate(store, run, version)
+    assert Remaining.of(store, run).is_empty
+    cooler = resolve(run, ["evaluation.temperature=0.5"])
+    assert look(store, cooler).remedies() == [f"`egrsd distill --run {store.uri}`"]
+    assert Remaining.of(store, cooler).evaluate == [0, 1, 2]
+    for version in (0, 2):
+        evaluate(store, cooler, version)
+    drop_weights(store, "policy/0001")
+    assert look(store, cooler).lines() == ["stale: evaluation of policy 1 (settings)"]  # nobody can answer for it any more
+    assert Remaining.of(store, cooler).is_empty
+    publish(store, 1, tmp_path / "policy")
+    for version in Remaining.of(store, cooler).evaluate:
+        evaluate(store, cooler, version)
+    assert look(store, cooler).is_empty
 
 
 def test_only_measured_rounds_without_a_gap_are_trained(tmp_path):
