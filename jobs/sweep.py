@@ -30,6 +30,7 @@ from pipeline.evidence.sweep import (
 from pipeline.method.relabel import sweep
 from pipeline.notices import NOTICE_S, late
 from pipeline.rounds import contents
+from pipeline.rounds.metrics import is_timed
 from pipeline.store.directory import Store
 
 NOTES = (
@@ -118,9 +119,9 @@ def choose_gate(uri: str, sets: list[str], rounds: list[int] | None, debug: bool
 
 
 def _engine_seconds(store: Store, number: int, traces: int) -> float | None:
-    """Seconds that a round took to make and to score so many traces; None where its metrics are not there."""
+    """Seconds that a round took to make and to score so many traces; None where its metrics do not tell it."""
     for row in store.metrics():
-        if row["writer"] == "round" and row["round"] == number and row.get("num_rows") and "seconds_measure" in row:
+        if row["writer"] == "round" and row["round"] == number and row.get("num_rows") and is_timed(row):
             return float(row["seconds_measure"] * traces / row["num_rows"])
     return None
 

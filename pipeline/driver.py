@@ -50,7 +50,7 @@ from pipeline.rounds.refused import (
 )
 from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
 from pipeline.rounds.rows import left_out
-from pipeline.rounds.running.schedule import counting, execute, inflight, pools_of, usage
+from pipeline.rounds.running.schedule import Computed, execute, inflight, pools_of, usage
 from pipeline.rounds.tally import told
 from pipeline.stages import EVALUATION, LABELS, MEASURE, chain_of
 from pipeline.stages.chat import controls, unheard_end
@@ -295,26 +295,26 @@ class Driver:
         """
         self._wake()
         begun, before = time.perf_counter(), usage(self.engines)
-        spent: dict[str, float] = {}
+        made = Computed()
         planned = self._planner.plan(number, max(0, number - self.run.max_staleness))
-        work = self._filled(replace(planned, codes=self.sources.codes), spent)
+        work = self._filled(replace(planned, codes=self.sources.codes), made)
         left = left_out(work)
         measured, now = time.perf_counter(), usage(self.engines)
         for pool in pools_of(self.engines):
             pool.sleep()
         commit_round(work, left)
-        self.label(work, spent)
+        self.label(work, made)
         clock = {"seconds_measure": measured - begun, "seconds_label": time.perf_counter() - measured}
         clock["seconds_engines"] = now.busiest_since(before)
         clock["seconds_engines_idle"] = max(0.0, now.idle_s - before.idle_s)
-        return _Measured(work, begun, clock | {f"seconds_stage_{name}": seconds for name, seconds in spent.items()})
+        return _Measured(work, begun, clock | made.figures(work))
 
-    def _filled(self, work: Round, spent: dict[str, float]) -> Round:
+    def _filled(self, work: Round, made: Computed) -> Round:
         """A planned round, measured, with further prompts where groups have no signal (rollout.fill_groups)."""
-        source, on_entry = self.sources.rounds, counting(spent)
+        source = self.sources.rounds
         while True:
             most = inflight(self.run, self.engines)
-            execute(with_engines(work, self.engines), chain_of(self.run, MEASURE), source, inflight=most, on_entry=on_entry)
+            execute(with_engines(work, self.engines), chain_of(self.run, MEASURE), source, inflight=most, on_entry=made.count)
             refuse_wide_bounds(work)
             refuse_nothing_left(work, MEASURE)  # before the trainer takes it: a policy that learned nothing is not published
             longer = self._planner.extended(work)
@@ -326,9 +326,9 @@ class Driver:
         """A planned round, with the code of the rewards that was checked at the start."""
         return replace(plan_round(self.store, run, kind, number, version, source), codes=self.sources.codes)
 
-    def label(self, work: Round, spent: dict[str, float] | None = None) -> None:
-        """Profile and label a measured round. The seconds of each stage are added to `spent`."""
-        execute(work, LABELS, on_entry=counting({} if spent is None else spent))
+    def label(self, work: Round, made: Computed | None = None) -> None:
+        """Profile and label a measured round. `made` counts its shards."""
+        execute(work, LABELS, on_entry=(made or Computed()).count)
 
     def evaluate(self, version: int, trainer: TrainerHandle | None = None) -> None:
         """Have policy `version` answer the held-out problems, and grade the answers.

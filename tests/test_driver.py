@@ -12,6 +12,7 @@ from pipeline.inspection.remaining import Remaining
 from pipeline.live.lease import Lease
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
+from pipeline.rounds.metrics import is_timed
 from pipeline.rounds.round import open_rounds
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
@@ -129,7 +130,7 @@ def test_metrics_that_a_dead_driver_did_not_write_are_added(finished):
     driver.store.delete("metrics/0001-round.jsonl")
     brought_to_end(driver)
     [added] = [row for row in driver.store.metrics() if row["round"] == 1]
-    assert added == {name: value for name, value in whole.items() if not name.startswith("seconds")}
+    assert added == {name: value for name, value in whole.items() if not name.startswith(("seconds", "tokens"))}
     assert len(trainer.stopped) == 1  # nothing was to be trained: none was started
 
 
@@ -158,6 +159,25 @@ def test_figures_of_rounds_that_are_measured_anew_do_not_outlive_a_driver_that_d
     with pytest.raises(TrainingError, match="ended before it published policy 2"):
         brought_to_end(driver)
     assert {row["num_rows"] for row in driver.store.metrics() if row["writer"] == "round"} == {8}
+
+
+def test_the_time_of_a_round_tells_no_rate_where_shards_were_there_before(tmp_path, monkeypatch):
+    """A shared or resumed round had 100 000 tokens a second: tokens of all shards in the time of a look at them."""
+    monkeypatch.setattr("pipeline.driver.execute", in_turn)
+    driver, _ = made(tmp_path)
+    brought_to_end(driver)
+    store = driver.store
+    whole = [row for row in store.metrics() if row["writer"] == "round"]
+    tokens = [sum(entry.tokens for entry in store.entries(f"rounds/000{n}", "rollout").values()) for n in (0, 1)]
+    assert [row["tokens_measured"] for row in whole] == tokens
+    assert all(map(is_timed, whole))
+    for name in ("policy/0001", "policy/0002", "rounds/0001/rollout/0001.json"):
+        store.delete(name)
+    brought_to_end(made(tmp_path)[0])
+    again = [row for row in store.metrics() if row["writer"] == "round"]
+    assert [row["tokens_measured"] for row in again] == [0.0, 0.0]
+    assert "seconds_stage_rollout" not in again[0]
+    assert not any(map(is_timed, again))
 
 
 def test_a_driver_that_lost_its_run_ends_and_leaves_the_trainer_to_the_other(tmp_path):

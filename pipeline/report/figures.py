@@ -18,6 +18,7 @@ from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.report import ledger
 from pipeline.report.sampled.room import LINE, asked
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.metrics import is_timed
 from pipeline.rounds.rows import of_now, read_shard
 from pipeline.stages.tables import ragged
 
@@ -85,7 +86,7 @@ def measure(seen: Inventory, metrics: list[dict[str, Any]]) -> Measured:
         "rewards": {key.removeprefix(REWARD_PREFIX): value for key, value in clock.items() if key.startswith(REWARD_PREFIX)},
         **_token_figures(whole),
         **_train_figures(train),
-        "engine_tokens_per_s": _rate(lengths.sum(), clock.get("seconds_measure")),
+        "engine_tokens_per_s": _rate(lengths.sum(), clock["seconds_measure"]) if is_timed(clock) else None,
         "stages": {key[14:]: value for key, value in clock.items() if key.startswith("seconds_stage_")},
         **{name: clock.get(name) for name in CLOCK},
         "seconds_engines_idle": clock.get("seconds_engines_idle", _idle(clock)),

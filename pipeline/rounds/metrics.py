@@ -69,6 +69,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("num_groups_left_out", "groups", "sum", "groups of a filled round that are not trained on"),
         Metric("num_groups_lacking", "groups", "sum", "groups with a signal that a filled round has fewer than it asks for"),
         *(Metric(f"share_{name}", "share", "mean", f"share of response tokens in regime {name}") for name in Regime.NAMES),
+        Metric("tokens_measured", "tokens", "sum", "response tokens within seconds_measure; 0: some traces or scores were there"),
         Metric("seconds_measure", "s", "sum", "prompts to score, until the round is committed to the trainer"),
         Metric("seconds_engines", "s", "sum", "work of the busiest engine of each pool within seconds_measure"),
         Metric("seconds_engines_idle", "s", "sum", "idle time within seconds_measure, summed over engines that could answer"),
@@ -83,6 +84,14 @@ _SUMMARISED = {
     "profile": ["lookahead_entropy", "entropy_mean", *(f"share_{name}" for name in Regime.NAMES)],
     "rollout": ["response_tokens", "rollout_entropy"],
 }
+
+
+def is_timed(row: dict[str, Any]) -> bool:
+    """Whether all traces and scores of a round were made within its `seconds_measure`.
+
+    Rows of earlier versions tell only that some traces were.
+    """
+    return "seconds_measure" in row and bool(row.get("tokens_measured", row.get("seconds_stage_rollout")))
 
 
 def agreement(metrics: Iterable[dict[str, Any]]) -> str | None:

@@ -9,7 +9,9 @@ import pytest
 from report_runs import END, add_round, byte_tokenizer, evaluated, hostile_run, new_run
 
 from pipeline.errors import UserError
-from pipeline.report import collect
+from pipeline.report import collect, figures
+from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
 
 
@@ -43,6 +45,20 @@ def test_rejected_rows_come_with_their_row_and_their_problem(tmp_path):
         1,
     )  # the second problem's last trace
     assert row["problem"] == f"{END} two"
+
+
+def test_a_round_that_was_there_in_part_has_no_tokens_per_second(tmp_path):
+    store, _ = hostile_run(tmp_path)
+    known = {"writer": "round", "round": 0, "seconds_measure": 2.0}
+    seen = Inventory(next(open_rounds(store, store.load_run())))
+
+    def rate(**more):
+        return figures.measure(seen, [known | more]).figures["engine_tokens_per_s"]
+
+    assert rate(tokens_measured=5.0) > 0
+    assert rate(tokens_measured=0.0) is None
+    assert rate(seconds_stage_rollout=1.0) == rate(tokens_measured=5.0)  # as earlier versions wrote it
+    assert rate(seconds_stage_grade=1.0) is None  # all traces were copied
 
 
 def test_a_row_whose_traces_were_all_rejected_is_listed_once(tmp_path):

@@ -148,12 +148,21 @@ def _stream(
     yield from in_tasks.stream(work, chain, source, items, force, inflight)
 
 
-def counting(spent: dict[str, float]) -> Callable[[Entry, bool], None]:
-    """A callback for `execute` that adds the seconds of each computed shard to `spent`, by stage."""
+class Computed:
+    """The shards that executions have computed, for metrics: `count` is their `on_entry`."""
 
-    def count(entry: Entry, computed: bool) -> None:
-        """Add the seconds of one shard."""
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._tokens: dict[str, dict[str, int]] = {}  # by stage and shard
+
+    def count(self, entry: Entry, computed: bool) -> None:
+        """Count one shard, unless it was fresh."""
         if computed:
-            spent[entry.stage] = spent.get(entry.stage, 0.0) + entry.seconds
+            self._seconds[entry.stage] = self._seconds.get(entry.stage, 0.0) + entry.seconds
+            self._tokens.setdefault(entry.stage, {})[entry.shard] = entry.tokens
 
-    return count
+    def figures(self, work: Round) -> dict[str, float]:
+        """Seconds of each stage, and the tokens of the traces if all of them were written and scored here, else 0."""
+        traces, scores = (self._tokens.get(name, {}) for name in ("rollout", "score"))
+        tokens = sum(traces.values()) if traces.keys() & scores.keys() >= work.shards.keys() else 0
+        return {"tokens_measured": float(tokens)} | {f"seconds_stage_{name}": spent for name, spent in self._seconds.items()}
