@@ -120,15 +120,16 @@ class Label(Weights):
     def differs_from(self, trained: Objective, window: int) -> str:
         """What to know of a gate that labels and report show otherwise than training has it; "" when it is the same.
 
-        window: of the profile, in tokens. An objective without a gate on the entropy is compared by its constants alone.
+        window: of the profile, in tokens. Constants that training does not read are not compared.
         """
         apart = [
             f"label.{name} {getattr(self, name):g} (training: {getattr(trained, name):g})"
             for name in Weights.model_fields
-            if getattr(self, name) != getattr(trained, name)
+            if trained.reads(name) and getattr(self, name) != getattr(trained, name)
         ]
         mine, its = (window if self.lookahead else 0), (trained.window if trained.gate_kind == "cl_entropy" else 0)
         if trained.gate_kind in ("entropy", "cl_entropy") and mine != its:
             apart.append(f"a lookahead of {mine} tokens (training: {its})")
+        apart += trained.unlike_labels
         what = "labels and report show weights that training does not use"
-        return f"{what}: {', '.join(apart)}. Training reads those of the section objective" if apart else ""
+        return f"{what}: {', '.join(apart)}. Training goes by the section objective" if apart else ""

@@ -199,6 +199,15 @@ class Objective(Weights):
         return self.name in SCALES_ADVANTAGE and self.kl_weight == 0
 
     @property
+    def unlike_labels(self) -> list[str]:
+        """How its token weight differs in kind from that of labels: advantage x magnitude x gate on the teacher's entropy."""
+        if self.name not in OWN_GATE:
+            return [f"advantage x magnitude x gate (training: objective {self.name})"]
+        found = [] if self.gate_kind in OWN_GATE.values() else [f"a gate on the entropy (training: {self.gate})"]
+        found += ["the teacher's entropy (training: the student's)"] if self.entropy == "student" else []
+        return found + ([f"the gate as it is (training: {self.control})"] if self.control != "none" else [])
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the objective reads beside those that every objective reads."""
         rollout = ("rollout_logprobs",) if self.correction_kind != "off" or self.name == "iw_opd" else ()

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.choice.plans import told
 from pipeline.config import Run
+from pipeline.config.objective import USES_ADVANTAGE
 from pipeline.errors import UserError, command
 from pipeline.evidence.comparison import COMPARE, Compared
 from pipeline.evidence.documents import asked, is_of_now, plain, read_audit, read_evidence
@@ -90,9 +91,10 @@ def read_comparison(store: Store) -> dict[str, Any]:
 
 def _identity(store: Store, run: Run) -> dict[str, Any]:
     """What the page says of a run itself."""
-    stored = store.run_file()
+    stored, read = store.run_file(), "used" if run.objective.name in USES_ADVANTAGE else "unread"
     return {
         "name": run.name,
+        "advantage": "needed" if run.objective.needs_advantage else read,  # without it a trace teaches nothing
         "called": called(run),
         "source": named(run.source),
         "folder": store.uri.rstrip("/").rsplit("/", 1)[-1],

@@ -123,7 +123,7 @@ def _odd(document: dict[str, Any], rounds: list[dict[str, Any]]) -> Iterator[Sen
     if (worst := _worst(rounds, "truncated", MOST_TRUNCATED)) is not None:
         cut = f"{worst['truncated']:.0%} of the traces of round {worst['round']} reached the limit of tokens"
         yield Sentence("odd", f"{cut}, and count as wrong.", "run")
-    yield from _of_signal(rounds)
+    yield from _of_signal(rounds, document["run"].get("advantage") != "unread")
     whole = [figures for figures in rounds if figures.get("complete", True)]
     start, end = (whole[place].get("student_entropy") if whole else None for place in (0, -1))
     if start and end is not None and end < COLLAPSE * start:
@@ -167,10 +167,10 @@ def _reasons(rejected: dict[str, dict[str, int]]) -> str:
     return f" ({listed})" if listed else ""
 
 
-def _of_signal(rounds: list[dict[str, Any]]) -> Iterator[Sentence]:
-    """Rounds without a signal, and rounds whose gradient is far from the others."""
+def _of_signal(rounds: list[dict[str, Any]], reads_advantage: bool) -> Iterator[Sentence]:
+    """Rounds without a signal, where the objective reads one, and rounds whose gradient is far from the others."""
     silent = [f for f in rounds if f.get("groups") and f["groups_without_signal"] > MOST_SILENT * f["groups"]]
-    if silent:
+    if silent and reads_advantage:
         worst = max(silent, key=lambda figures: figures["groups_without_signal"] / figures["groups"])
         share = worst["groups_without_signal"] / worst["groups"]
         said = f"{_many(len(silent), 'round')} had no signal in most groups (round {worst['round']}: {share:.0%})"

@@ -64,10 +64,19 @@ def test_the_gate_of_labels_and_that_of_training_are_told_apart():
         (["objective.name=egrsd"], "a lookahead of 3 tokens (training: 0)"),
         (["objective.name=egrsd", "label.lookahead=false"], ""),
         (["profile.window=0"], "a lookahead of 0 tokens (training: 3)"),
-        (["objective.name=rlsd", "profile.window=1"], ""),
+        (["objective.name=rlsd", "profile.window=1"], "advantage x magnitude x gate (training: objective rlsd)"),
+        (
+            ["objective.name=grpo", "label.gamma=1"],
+            "use: advantage x magnitude x gate (training: objective grpo). Training goes by",
+        ),
+        (["objective.name=opd", "objective.gate=entropy"], "advantage x magnitude x gate (training: objective opd)"),
+        (["objective.control=inverted"], "the gate as it is (training: inverted)"),
+        (["objective.entropy=student"], "the teacher's entropy (training: the student's)"),
+        (["objective.gate=top_entropy:0.2"], "use: a gate on the entropy (training: top_entropy:0.2). Training"),
+        (["objective.gate=off", "label.gamma=1"], "use: a gate on the entropy (training: off). Training"),
     ],
 )
-def test_labels_that_look_ahead_otherwise_than_training_are_told(sets, told):
+def test_labels_that_weigh_otherwise_than_training_are_told(sets, told):
     run = resolve(demo(), sets)
     found = run.label.differs_from(run.objective, run.profile.window)
     assert (told in found) if told else found == ""

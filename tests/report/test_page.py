@@ -317,7 +317,7 @@ def test_a_group_stands_side_by_side_with_its_verdicts_and_partings(driver, real
             assert any(other[: len(mine)] == mine for other in others)
     ActionChains(driver).move_to_element(driver.find_elements(By.CSS_SELECTOR, ".beside .tok")[2]).perform()
     label = stored_run.read(next(iter(stored_run.entries("rounds/0000", "label").values()))).to_pylist()[0]
-    said = text(driver, ".told").split("update ")[1].split()[0].replace("\u2212", "-")
+    said = text(driver, ".told").split("weight ")[1].split()[0].replace("\u2212", "-")
     assert float(said) == pytest.approx(label["token_weight"][2], rel=2e-3, abs=1e-3)
     driver.find_element(By.CSS_SELECTOR, "#group table .link").click()
     soon(driver, "#reader .eyebrow", "sample 0")
@@ -331,6 +331,17 @@ def test_a_group_says_where_labels_are_not_what_training_uses(driver, stored_run
     for view, place in (("#groups", "#group header"), ("#run", ".story")):
         opened(driver, f"{store.uri}/report.html", view)
         soon(driver, place, "label.gamma 1 (training: ")
+
+
+def test_what_a_trace_without_advantage_teaches_is_said_of_the_runs_own_objective(driver, stored_run, tmp_path):
+    """Of `opd`, which reads no advantage, the page said that such traces weigh 0 and that nothing is learned from them."""
+    store = Store(str(shutil.copytree(stored_run.uri, tmp_path / "run")))
+    for objective, said in (("opd", "teaches like any other"), ("reward_opd", "by the other terms"), ("grpo", "teaches nothing")):
+        store.save_run(resolve(store.load_run(), [f"objective.name={objective}"]), {})
+        report.report_run([store.uri], None, None, True)
+        opened(driver, f"{store.uri}/report.html", "#run")
+        soon(driver, ".ledger .account", said)
+        soon(driver, ".story", f"(training: objective {objective})")
 
 
 def test_rejected_rows_are_listed_with_their_problem(driver, hostile):

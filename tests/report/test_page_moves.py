@@ -115,7 +115,7 @@ def test_a_tap_in_a_group_reads_the_update_and_a_second_one_opens_the_trace(driv
     tap = """document.querySelectorAll('.beside .tok')[2].dispatchEvent(
         new PointerEvent('click', { bubbles: true, pointerType: 'touch' }))"""
     driver.execute_script(tap)
-    soon(driver, ".told", "update ")
+    soon(driver, ".told", "weight ")
     assert text(driver, "nav a[aria-current]") == "Groups"
     driver.execute_script("document.querySelector('.told .close').click()")
     assert not driver.find_element(By.CSS_SELECTOR, ".told").is_displayed()

@@ -89,6 +89,13 @@ def test_what_is_odd_is_told(changes, odd):
     assert odd in found[0]
 
 
+def test_groups_of_equal_rewards_are_no_oddity_where_the_objective_reads_no_advantage():
+    """A run of `opd` whose student is mostly right was called odd."""
+    silent = [a_round(0, groups_without_signal=6.0)]
+    assert not [text for kind, text in told(rounds=silent, run=RUN | {"advantage": "unread"}) if kind == "odd"]
+    assert [text for kind, text in told(rounds=silent, run=RUN | {"advantage": "used"}) if kind == "odd"]
+
+
 def test_a_gap_that_half_precision_explains_is_no_oddity():
     """A newcomer saw a red mark beside .0312 nat, which bfloat16 has, and asked whether that is bad."""
     run = RUN | {"largest_gap": 0.05, "dtype": "bfloat16"}

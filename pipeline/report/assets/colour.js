@@ -4,20 +4,20 @@ const COLOURS = {
   entropy: { name: "Teacher entropy", text: "tint: teacher entropy, from 0 to the largest of the round" },
   ahead: { name: "Lookahead entropy", text: "tint: lowest entropy of the token and the next ones, from 0 to the largest of the round" },
   gate: { name: "Gate", text: "tint: gate, from 0 to 1" },
-  weight: { name: "Update of each token", text: "tint: update of the token, which is advantage × magnitude × gate; striped: its probability is pushed down", signed: true },
+  weight: { name: "Weight of each token", text: "tint: weight of the token's label, which is advantage × magnitude × gate; striped: negative", signed: true },
   advantage: { name: "Advantage", text: "tint: advantage of the trace, the same for all its tokens; striped: negative", signed: true },
   delta: { name: "Log-ratio teacher − student", text: "tint: log p teacher − log p student, up to 2 nats; striped: negative", signed: true },
   regime: { name: "Regime", text: "tint: lock none, mid light, pivot strong, fork striped" },
   alignment: { name: "Alignment with accuracy", text: "tint: how far a likelier token raises accuracy, up to the most of this trace; striped: it lowers it; no tint in a round without an audit", signed: true },
   none: { name: "None", text: "no tint" },
 };
-// Without a choice a trace shows where the teacher is unsure, and a group what each token's update was.
+// Without a choice a trace shows where the teacher is unsure, and a group what each token weighs.
 const colourKey = () => (at.colour in COLOURS ? at.colour : at.view === "groups" ? "weight" : "entropy");
 const colourOf = () => COLOURS[colourKey()];
 const LARGEST_DELTA = 2;
 const level = (share) => Math.round(10 * Math.sqrt(Math.min(1, Math.abs(share) || 0)));
 
-// A function from the place of a token to its class. heaviest: the |update| that gets the full tint.
+// A function from the place of a token to its class. heaviest: the |weight| that gets the full tint.
 function tintOf(signals, normaliser, { advantage = 0, heaviest = largest(signals.weight) } = {}) {
   const most = signals.alignment ? largest(signals.alignment) : 1;
   const steps = (value) => `${value < 0 ? "n" : "h"}${Math.round(10 * Math.min(1, Math.abs(value)))}`;

@@ -21,8 +21,14 @@ const FIGURES = {
   magnitude: () => "how far both are apart, in the direction of the advantage, bounded: 1 where they agree",
   gate: () => "what the teacher's entropy leaves of the weight, from 0 to 1",
   restored: () => "gate with looking ahead − gate without it: what a pivot gets back",
-  "token weight": () => "advantage × magnitude × gate: above 0 the token becomes likelier",
+  "token weight": () => "advantage × magnitude × gate, as labels have it; a note above the text tells where training weighs otherwise",
   alignment: () => "in an audited round: how far a likelier token raises accuracy; below 0 it lowers it",
+};
+// What a trace without advantage is for the objective.
+const SILENT = {
+  needed: "such a trace teaches nothing",
+  used: "such a trace teaches by the other terms of the loss alone",
+  unread: "the objective reads no advantage, so such a trace teaches like any other",
 };
 const audited = () => DATA.audits.length > 0; // whether a round has an audit, which has the alignment of its tokens
 const shownFigures = () => Object.entries(FIGURES).filter(([name]) => name !== "alignment" || audited());

@@ -1,4 +1,4 @@
-// Groups: all traces of a problem side by side, with verdicts, rewards, advantages, where they part ways, and each token's update.
+// Groups: all traces of a problem side by side, with verdicts, rewards, advantages, where they part ways, and each token's weight.
 
 const GROUP_TOKENS = 400; // tokens of a trace that are shown beside its siblings
 const OUTCOMES = {
@@ -120,10 +120,10 @@ async function drawGroup(group) {
         hideCaption: true,
         tone: "off-phone",
       }),
-      group.spread === 0 ? el("p", { class: "fine" }, "All rewards are equal: with a group baseline no trace has an advantage, and nothing is learned here.") : null,
+      group.spread === 0 ? el("p", { class: "fine" }, `All rewards are equal. With a group baseline no trace has an advantage: ${SILENT[DATA.run.advantage]}.`) : null,
       colourField(),
       el("ul", { class: "legend" }, el("li", {}, ramp(), el("span", { class: "soft" }, colourOf().text)), el("li", {}, el("span", { class: "alike" }, "alike"), el("span", { class: "soft" }, "a sibling begins with these tokens too")), el("li", {}, el("span", { class: "fork-mark" }, "▸"), el("span", { class: "soft" }, "here the trace leaves its last sibling"))),
-      el("p", { class: "fine off-paper" }, isTouched() ? "Tap a token to read its update, and again to open its trace." : "Point at a token to read its update. A click opens its trace."),
+      el("p", { class: "fine off-paper" }, isTouched() ? "Tap a token to read its weight, and again to open its trace." : "Point at a token to read its weight. A click opens its trace."),
       group.members.map((trace, i) => besides(trace, all[i], heaviest, show)),
       promptBelow("Prompt as the student saw it", first.prompt),
       promptBelow("Prompt as the teacher saw it", first.context ?? first.teacher_prompt),
@@ -146,7 +146,7 @@ function besides(trace, signals, heaviest, show) {
   const shown = Math.min(GROUP_TOKENS, signals.tokens.length);
   const tell = (target) => {
     const i = Number(target?.dataset.i ?? NaN);
-    if (!Number.isNaN(i)) show(updateOf(trace, signals, i));
+    if (!Number.isNaN(i)) show(weightOf(trace, signals, i));
   };
   let tapped = null;
   const line = el("div", {
@@ -188,9 +188,9 @@ function besides(trace, signals, heaviest, show) {
   );
 }
 
-const updateOf = (trace, signals, i) => [
+const weightOf = (trace, signals, i) => [
   el("b", {}, foreign(tokenText(signals.tokens[i]).shown.replace(/ /g, "␣"))),
-  ` sample ${trace.sample}, token ${i}: update `,
+  ` sample ${trace.sample}, token ${i}: weight `,
   el("b", {}, signed(signals.weight[i])),
   ` = advantage ${signed(trace.advantage)} × magnitude ${fixed(signals.magnitude[i])} × gate ${fixed(signals.gate[i])}`,
   ` · log p student ${fixed(signals.student[i])}, teacher ${fixed(signals.teacher[i])}`,

@@ -319,7 +319,7 @@ function inspect(signals, i) {
       el(
         "p",
         { class: "fine" },
-        "weight = advantage × magnitude × gate. This gate divides by the largest entropy of the round, training by that of the minibatch.",
+        "The label's weight = advantage × magnitude × gate. Its gate divides by the largest entropy of the round, one of training by that of the minibatch.",
       ),
     );
 }

@@ -267,7 +267,7 @@ function ledgerCard() {
       : null,
     t.left_out ? line("left out by the trainer: not finite", `− ${count(t.left_out)}`, "minus") : null,
     line("In the loss", count(t.in_loss), "sum", `${count(t.tokens_in_loss)} tokens`),
-    line("of these without advantage (their weight is 0)", count(t.no_advantage), "aside"),
+    line(`of these without advantage: ${SILENT[DATA.run.advantage]}`, count(t.no_advantage), "aside"),
   );
   const waits = t.current ? "… not known yet" : "… cannot be compared: computed again since it was trained on";
   const mark = (ok) => (ok === true ? "✓ holds" : ok === false ? "✗ does not hold" : waits);

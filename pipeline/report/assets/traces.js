@@ -8,7 +8,7 @@ const ORDERS = {
   longest: ["Longest", (a, b) => b.length - a.length],
   shortest: ["Shortest", (a, b) => a.length - b.length],
   entropy: ["Highest mean entropy", (a, b) => b.mean - a.mean],
-  update: ["Largest update", (a, b) => b.update - a.update],
+  update: ["Largest weight", (a, b) => b.update - a.update],
   advantage: ["Highest advantage", (a, b) => b.advantage - a.advantage],
 };
 
