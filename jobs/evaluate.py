@@ -47,7 +47,7 @@ class Options:
 
 
 def evaluate(uri: str, options: Options, address: str | None, debug: bool, engine_class: EngineClass | None = None) -> None:
-    """Evaluate policies on every source. Print tables, and write summary.json beside the shards.
+    """Evaluate policies on every source. Print tables, and write summary.json beside the shards, also of policies asked before.
 
     Only missing traces are generated. There are `k` samples per problem, unless `--set evaluation.samples=n` asks for more. Then
     pass@k is the unbiased estimate from n samples. Raises UserError or SettingError for mistaken options, and UserError when no
@@ -77,7 +77,7 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
         summaries = {}
         samples = [{number: one.read(store, number) for number in numbers} for one in asked]
         for one, by_policy in zip(asked, samples, strict=True):
-            summary = summarise(store, one, by_policy)
+            summary = summarise(store, one, one.with_earlier(store, by_policy))
             store.write_json(f"{one.kind}/summary.json", summary)
             summaries[one.kind] = summary
             show(out, one, summary)

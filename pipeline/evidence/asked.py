@@ -15,7 +15,7 @@ from pipeline.config import Run
 from pipeline.contract import PooledEngines
 from pipeline.errors import SettingError, SourceError, UserError, refuse_unread
 from pipeline.evidence.documents import plain
-from pipeline.evidence.evaluation import INTERVAL, Samples, StartBar, answer, engine_facts, figures, macro, read
+from pipeline.evidence.evaluation import INTERVAL, Samples, StartBar, answer, comparable, engine_facts, figures, macro, read
 from pipeline.evidence.evaluation import differences as paired
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
@@ -74,6 +74,17 @@ class Asked:
     def read(self, store: Store, number: int) -> Samples:
         """The samples of a policy whose evaluation is complete."""
         return read(open_round(store, self.run, self.kind, number))
+
+    def with_earlier(self, store: Store, found: dict[int, Samples]) -> dict[int, Samples]:
+        """`found`, and the samples of all policies that an earlier command asked and that are still fresh.
+
+        Differences are to the first policy: of `found`, or of all where `found` has one alone.
+        """
+        [first, *more] = found.values()
+        others = [number for number in store.numbers(self.kind) if number not in found and not is_missing(store, self, number)]
+        read_here = {number: self.read(store, number) for number in others}
+        known = found | {number: other for number, other in read_here.items() if comparable(other, first)}
+        return known if more else dict(sorted(known.items()))
 
 
 def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:

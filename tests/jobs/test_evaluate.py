@@ -12,6 +12,7 @@ from jobs.screen import terminal
 from pipeline import recipes
 from pipeline.contract import Failure
 from pipeline.errors import UserError
+from pipeline.evidence.documents import asked
 from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
@@ -87,6 +88,17 @@ def test_again_nothing_is_asked_and_after_a_kill_only_what_is_missing(run_dir, r
     capfd.readouterr()
     run_it(run_dir, problems)
     assert "avg@2" in capfd.readouterr().out
+
+
+def test_a_later_command_keeps_what_earlier_ones_found_of_other_policies(run_dir, ray_local, problems):
+    """Asking policy 3 alone took the base and all differences from page and model card."""
+    run_it(run_dir, problems)
+    run_it(run_dir, problems, policies="3")
+    [kind] = [name for name in run_dir.names("evals") if name.startswith("sums-")]
+    summary = run_dir.read_json(f"evals/{kind}/summary.json")
+    assert summary["policies"].keys() == {"0", "3"}
+    assert [(d["policy"], d["against"]) for d in summary["differences"]] == [(3, 0)]
+    assert len(asked(run_dir, 0)) == len(asked(run_dir, 3)) >= 1
 
 
 def test_sources_have_rows_of_their_own_and_a_macro_mean(run_dir, ray_local, problems, tmp_path, capfd):
