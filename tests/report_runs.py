@@ -19,6 +19,7 @@ from pipeline import contract, recipes, stages
 from pipeline.config import Run
 from pipeline.contract import TOPK
 from pipeline.overrides import resolve
+from pipeline.rounds.round import evaluation_run
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store, area
 from pipeline.store.manifest import Origin
@@ -140,7 +141,7 @@ def add_round(
 
 def evaluated(store: Store, version: int, verdicts: list[str | None]) -> None:
     """An evaluation of policy `version`: one answer to each problem, with these verdicts. None: its row was rejected."""
-    rows, where = len(verdicts), area("evals", version)
+    rows, where, run = len(verdicts), area("evals", version), evaluation_run(store.load_run())
     ids = [f"e{version}-{row}" for row in range(rows)]
     problems = [f"held {row}" for row in range(rows)]
     entropy = _lists(np.full(rows, 3))(np.zeros(3 * rows, np.float32))
@@ -176,7 +177,8 @@ def evaluated(store: Store, version: int, verdicts: list[str | None]) -> None:
     }
     store.write_json(f"{where}/plan.json", {"policy": version, "shards": {"0000": list(range(rows))}, "source": ""})
     for name, columns in tables.items():
-        store.commit(where, STAGES[name], "0000", _table(name, columns), Origin(seconds=0.5, facts={}))
+        origin = Origin(settings=run.digest(STAGES[name].settings), seconds=0.5)
+        store.commit(where, STAGES[name], "0000", _table(name, columns), origin)
 
 
 def hostile_run(folder: Path) -> tuple[Store, list[str]]:

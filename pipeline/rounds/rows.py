@@ -115,9 +115,12 @@ def of_now(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 def are_of_now(store: Store, version: int, answers: Iterable[Entry]) -> bool:
     """Whether the stored policy of this version gave these answers: it may have been trained again since.
 
-    answers: entries of stage `rollout`. A policy that is not stored, and an entry that does not name its policy, are trusted.
+    answers: entries of stage `rollout`. An entry that does not name its policy is trusted. Nothing is known of a policy behind
+    the latest one: it is set aside, or was deleted, to be trained again.
     """
-    if not (version and store.has_policy(version)):
+    if version and not store.has_policy(version):
+        return version < store.latest_policy()
+    if not version:
         return True
     now = digest_of(store, area("policy", version))
     return all(entry.inputs.get("policy", now) == now for entry in answers)

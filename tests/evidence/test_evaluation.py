@@ -16,6 +16,7 @@ from pipeline.contract import schema
 from pipeline.evidence import evaluation
 from pipeline.rounds.plan import Plan, write_plan
 from pipeline.rounds.round import evaluation_run, open_round
+from pipeline.rounds.tally import tally_of
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED, digest_of
@@ -275,6 +276,9 @@ def test_answers_of_a_policy_that_was_trained_again_are_not_those_of_the_new_one
     publish(b"new")
     assert evaluation.held_out(evaluated, run, 1) is None
     evaluated.delete("policy/0001")
+    assert evaluation.held_out(evaluated, run, 1) is None  # it waits to be trained again
+    assert tally_of(evaluated, run, 1) is None
+    evaluated.publish_policy(2, tmp_path / "new")
     assert evaluation.held_out(evaluated, run, 1) is not None  # nothing says that they are another's
 
 
