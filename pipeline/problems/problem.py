@@ -17,6 +17,7 @@ from pipeline.problems.shape import Shape, is_conversation, is_parts, value_at, 
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _FORMULA = re.compile(r"[\\\d]")
 _TURNS = ("system", "developer", "user", "assistant", "tool")
+_DEEPEST = 200  # lists and objects inside one another, in a column that is carried
 
 
 class Numeral(str):
@@ -159,7 +160,7 @@ def _opened(value: Any) -> Any:
         return value
     try:
         parts = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
     return parts if all(isinstance(part, str) and _FORMULA.search(part) for part in parts) else value
 
@@ -180,11 +181,13 @@ def _imported(value: Any) -> tuple[str, ...] | None:
 
 def _others(row: Mapping[str, Any], shape: Shape, most: int) -> tuple[str | None, tuple[str, ...]]:
     """The other columns as one JSON object of at most `most` bytes, and the names of those left out, the largest first."""
-    parts = {clean(name): json.dumps(_plain(row[name]), ensure_ascii=False) for name in shape.other if row.get(name) is not None}
-    if not parts:
-        return None, ()
+    parts, left_out = dict[str, str](), list[str]()
+    for name in (name for name in shape.other if row.get(name) is not None):
+        try:
+            parts[clean(name)] = json.dumps(_plain(row[name]), ensure_ascii=False)
+        except RecursionError:
+            left_out.append(clean(name))
     sizes = {name: len(name.encode()) + len(text.encode()) + 6 for name, text in parts.items()}
-    left_out = []
     for name in sorted(sizes, key=lambda name: -sizes[name]):
         if 2 + sum(sizes.values()) <= most:
             break
@@ -194,8 +197,13 @@ def _others(row: Mapping[str, Any], shape: Shape, most: int) -> tuple[str | None
     return (f"{{{kept}}}" if kept else None), tuple(left_out)
 
 
-def _plain(value: Any) -> Any:
-    """A cell as JSON can hold it: numbers of files as numbers, no infinity, and text for dates and the like."""
+def _plain(value: Any, deep: int = 0) -> Any:
+    """A cell as JSON can hold it: numbers of files as numbers, no infinity, and text for dates and the like.
+
+    Raises RecursionError for a cell that is nested more deeply than _DEEPEST, wherever it is read.
+    """
+    if deep > _DEEPEST:
+        raise RecursionError
     if isinstance(value, Numeral):
         try:
             return _plain(json.loads(value))
@@ -204,9 +212,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {clean(str(name)): _plain(part) for name, part in value.items()}
+        return {clean(str(name)): _plain(part, deep + 1) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [_plain(part, deep + 1) for part in value]
     if isinstance(value, bytes):
         return None
     return value if value is None or isinstance(value, (bool, int)) else clean(str(value))

@@ -104,6 +104,16 @@ def test_imported_traces_are_a_text_messages_or_a_list_of_texts(cell, traces):
     assert (found.imported, found.reject) == (traces, None if traces else Reject.EMPTY_RESPONSE)
 
 
+def test_a_cell_that_is_nested_deeply_ends_no_run():
+    """Six hundred brackets in a column that nobody reads ended `distill` with a RecursionError."""
+    deep, flat = json.loads("[" * 600 + "]" * 600), json.loads("[" * 100 + "]" * 100)
+    found = read({"deep": deep, "flat": flat}, replace(SHAPE, other=("deep", "flat")))
+    assert (json.loads(found.extra), found.left_out, found.reject) == ({"flat": flat}, ("deep",), None)
+    text = '["' + '", [' * 3000
+    assert read({"answer": text}).answer == text
+    assert read({"answer": '["1", ' + "[" * 100_000}).reject is None
+
+
 def test_other_columns_are_carried_with_their_types():
     numbers = {"n": Numeral("7"), "x": Numeral("1e3"), "nan": float("nan")}
     cells = numbers | {"day": datetime.date(2026, 1, 2), "o": {"a": [True, None]}}
