@@ -68,6 +68,10 @@ class Source(Section):
         """Whether pass rates decide which problems rounds take."""
         return self.pass_rate != (0.0, 1.0) or self.unmeasured != "kept" or self.sampling != "shuffled"
 
+    def row_of(self, index: int) -> int:
+        """The row of a problem in its file, counted from 0. A problem's index does not count the rows that `skip` passes over."""
+        return self.skip + index
+
     def reading(self) -> dict[str, Any]:
         """The settings by which the rows are read, as plain JSON. Those that choose among the rows are left out."""
         choosing = {name for name, field in type(self).model_fields.items() if CHOOSES in field.metadata}

@@ -54,7 +54,7 @@ class _Rejected:
 def look(problems: ProblemSet, run: Run | None) -> list[Line]:
     """What the first MOST_ROWS rows of a source tell. With `run` their prompts and imported traces are made too, without engines.
 
-    Rows are numbered from 0. Raises ModelError when the tokenizer cannot be loaded.
+    Rows are those of the file, from 0. Raises ModelError when the tokenizer cannot be loaded.
     """
     lacks = problems.shape.lacks
     if run is None:
@@ -67,7 +67,7 @@ def look(problems: ProblemSet, run: Run | None) -> list[Line]:
     rejected = _Rejected()
     for row in rows:
         if row.reject is not None:
-            rejected.count(row.index, str(row.reject), row.detail)
+            rejected.count(problems.source.row_of(row.index), str(row.reject), row.detail)
     if run is None:
         return [*lines, *rejected.lines(len(rows), "rows")]
     traces = bool(run.source.response)
@@ -89,15 +89,15 @@ def _made(rows: list[Problem], run: Run, rejected: _Rejected) -> int:
         told = zip(table["reject_reason"].to_pylist(), table["reject_detail"].to_pylist(), strict=True)
         for place, (reason, detail) in enumerate(told):
             if reason is not None:
-                rejected.count(part[place // size].index, reason, detail or "")
+                rejected.count(run.source.row_of(part[place // size].index), reason, detail or "")
     return rejected.counts.total() - before
 
 
 def _counted(problems: ProblemSet) -> str:
     """How rows are numbered, where somebody would look for one in a file."""
     source = problems.source
-    lines = is_one_file(source.uri) and source.uri.endswith((".jsonl", ".ndjson")) and not source.skip
-    return "; row 0 is the first line of the file" if lines else ", from row 0"
+    lines = is_one_file(source.uri) and source.uri.endswith((".jsonl", ".ndjson"))
+    return "; row 0 is the first line of the file" if lines else f", from row {source.skip}"
 
 
 def _columns(problems: ProblemSet, rows: list[Problem], lacks: str) -> list[Line]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from pipeline.config import Run
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.problems.problem import Problem
 from pipeline.problems.sources import ProblemSet
 from pipeline.stages.prompts import prompts
 from pipeline.stages.teachers import problem_prompt
@@ -48,15 +47,16 @@ def show_prompts(problems: ProblemSet, run: Run, count: int = SHOWN) -> list[Sho
     made = prompts(rows, run, tokenizer).to_pylist()
     usable = [(row, one) for row, one in zip(rows, made, strict=True) if one["reject_reason"] is None]
     for row, one in usable[:count]:
-        shown.append(_shown(row, "student", one["prompt_tokens"], tokenizer))
+        place = problems.source.row_of(row.index)
+        shown.append(_shown(place, "student", one["prompt_tokens"], tokenizer))
         if one["teacher_prompt_tokens"] is not None:
-            shown.append(_shown(row, "teacher", one["teacher_prompt_tokens"], tokenizer))
+            shown.append(_shown(place, "teacher", one["teacher_prompt_tokens"], tokenizer))
         for name, teacher in run.teachers.items():
             if teacher.before_grading and row.teacher in (None, name):
                 ids = problem_prompt(run, teacher, {field: getattr(row, field) for field in _PROBLEM})
-                shown.append(_shown(row, f"teacher '{name}'", ids, tokenizer_of(run.model_of(teacher))))
+                shown.append(_shown(place, f"teacher '{name}'", ids, tokenizer_of(run.model_of(teacher))))
     return shown
 
 
-def _shown(row: Problem, reader: str, ids: list[int], tokenizer: Any) -> Shown:
-    return Shown(row.index, reader, list(ids), tokenizer.decode(ids, skip_special_tokens=False))
+def _shown(place: int, reader: str, ids: list[int], tokenizer: Any) -> Shown:
+    return Shown(place, reader, list(ids), tokenizer.decode(ids, skip_special_tokens=False))

@@ -29,6 +29,7 @@ class Survey:
     often each control token is spelled, and `spelling` the rows that spell one. problems: how often each problem text stands
     there, by the hash of its normalised form. again: the first rows whose problem an earlier row has. left_out: rows of which a
     column was too large to be carried, by its name. generated: whether a task makes the problems, which may then come again.
+    skip: rows of the file that stand before the first one.
     """
 
     uri: str
@@ -41,6 +42,7 @@ class Survey:
     again: list[int] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     generated: bool = False
+    skip: int = 0
 
     def count(self, row: Problem, controls: re.Pattern[str] | None) -> None:
         """Count one row. `controls` finds control tokens."""
@@ -56,7 +58,7 @@ class Survey:
         self.spelling += bool(spelled)
         key = hash(_alike(_asked(row)))
         if key in self.problems and len(self.again) <= _NAMED:
-            self.again.append(row.index)
+            self.again.append(self.skip + row.index)
         self.problems[key] += 1
 
     def notes(self) -> list[str]:
@@ -96,7 +98,7 @@ def survey(problems: ProblemSet, controls: re.Pattern[str] | None, most: int | N
 
     `solutions`: whether a row needs a reference solution. `controls` finds what a tokenizer takes for control tokens.
     """
-    found = Survey(problems.source.uri, solutions, generated=is_generated(problems))
+    found = Survey(problems.source.uri, solutions, generated=is_generated(problems), skip=problems.source.skip)
     size = min(len(problems), MOST_GENERATED if is_generated(problems) else len(problems), most or len(problems))
     with late(f"survey {found.uri}", f"the {size} rows of {found.uri} have been counted for {NOTICE_S:g} s so far."):
         for start in range(0, size, _AT_ONCE):

@@ -275,7 +275,7 @@ def _examples(seen: Inventory, shard: str, rollout: pa.Table, reasons: Any, deta
         rows = problems.to_pylist() if problems is not None else []
         for example in examples:
             prompt = example.pop("prompt")
-            example |= {"round": seen.work.number, "row": seen.work.shards[shard][prompt]}
+            example |= {"round": seen.work.number, "row": seen.work.run.source.row_of(seen.work.shards[shard][prompt])}
             example["problem"] = asked(rows[prompt])[:LINE] if rows else ""
     return examples
 

@@ -120,7 +120,8 @@ def refuse_unknown_teachers(source: ProblemSet, run: Run) -> None:
     with late("teacher column", f"the teachers in {source.source.uri} have been read for {NOTICE_S:g} s so far."):
         for start in range(0, len(source), _AT_ONCE):
             for row in source.rows(range(start, min(start + _AT_ONCE, len(source)))):
-                teacher_of(run, {"problem_teacher": row.teacher}, f"{source.source.uri}, row {row.index}")
+                where = f"{source.source.uri}, row {source.source.row_of(row.index)}"
+                teacher_of(run, {"problem_teacher": row.teacher}, where)
 
 
 def is_gated(objective: Objective) -> bool:

@@ -102,7 +102,7 @@ def check_references(problems: ProblemSet, run: Run) -> str | None:
     grader.close()
     if not unread:
         return None
-    example = f"row {unread[0].index}: {str(unread[0].answer)[:80]!r}"
+    example = f"row {problems.source.row_of(unread[0].index)}: {str(unread[0].answer)[:80]!r}"
     if len(unread) == len(rows) > 1:
         what = f"none of its first {len(rows)} reference answers is mathematics that can be read ({example})"
         raise SourceError(what, uri, "Check source.answer, or compare texts with --set grade.verifier=exact")

@@ -62,7 +62,8 @@ def _unusable(item: Problem, run: Run) -> tuple[Reject | None, str]:
     """Why a row of the source cannot be used, and in which words. A missing solution counts where a teacher reads it."""
     if item.reject != Reject.MISSING_SOLUTION:
         return item.reject, item.detail
-    teacher = run.taught_by[teacher_of(run, {"problem_teacher": item.teacher}, f"{run.source.uri}, row {item.index}")]
+    where = f"{run.source.uri}, row {run.source.row_of(item.index)}"
+    teacher = run.taught_by[teacher_of(run, {"problem_teacher": item.teacher}, where)]
     if run.needs_solution(teacher):
         return item.reject, item.detail
     return (Reject.MISSING_ANSWER, f"column '{run.source.answer}' is empty") if item.answer is None else (None, "")
@@ -73,7 +74,8 @@ def _too_long(item: Problem, longest: int, run: Run) -> str:
     windows = [(longest, run.model.max_model_len, "max_model_len")]
     if run.teachers:
         problem = {name: getattr(item, name) for name in ("problem", "solution", "answer", "messages")}
-        name = teacher_of(run, {"problem_teacher": item.teacher}, f"{run.source.uri}, row {item.index}")
+        where = f"{run.source.uri}, row {run.source.row_of(item.index)}"
+        name = teacher_of(run, {"problem_teacher": item.teacher}, where)
         teacher = run.teachers[name]
         if teacher.before_grading:
             window = run.model_of(teacher).max_model_len

@@ -10,9 +10,14 @@ import pytest
 
 from pipeline.config import Source
 from pipeline.errors import SourceError
+from pipeline.inspection.looked import look
+from pipeline.inspection.shown import show_prompts
+from pipeline.overrides import resolve
 from pipeline.problems import survey as rows
 from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.problems.survey import compared, survey
+from pipeline.recipes import demo
+from pipeline.stages.grade import check_references
 
 CONTROLS = re.compile("<eos>|<bos>")
 
@@ -51,6 +56,21 @@ def test_no_advice_takes_the_rows_that_are_held_out(tmp_path):
     assert said.endswith("the first 2 of 3 rows are used: the evaluation asks rows from 2 on")
     [said] = source.cautions(held_out.model_copy(update={"uri": "elsewhere.jsonl"}))
     assert "set its size to 3" in said
+
+
+def test_rows_are_counted_from_the_front_of_the_file_whatever_is_skipped(tmp_path):
+    """With `skip: 160` row 3 was line 164, and another note of the same command counted from the front."""
+    path = tmp_path / "a.jsonl"
+    [said] = survey(opened(path, ["0", "1", "2", "2", "x+\\oint"], skip=2), None).notes()
+    assert "row (row 3; the first row is 0)" in said
+    run = resolve(demo(), [f"source.uri={path}", "source.skip=2", "source.answer=problem", "grade.verifier=math"])
+    assert "(row 4: " in check_references(open_source(run.source), run)
+    assert [one.row for one in show_prompts(open_source(run.source), run, 1)] == [2, 2]
+    first, second, third, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([first, second, third, *(line.replace('"answer": "1"', '"answer": ""') for line in lines)]))
+    lines = look(open_source(resolve(run, ["source.answer=answer"]).source), None)
+    assert [line.text for line in lines if "(row 3, 4)" in line.text]
+    assert "row 0 is the first line of the file" in lines[0].text
 
 
 def test_problems_that_stand_twice_are_counted(tmp_path):

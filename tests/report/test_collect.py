@@ -9,6 +9,7 @@ import pytest
 from report_runs import END, add_round, byte_tokenizer, evaluated, hostile_run, new_run
 
 from pipeline.errors import UserError
+from pipeline.overrides import resolve
 from pipeline.report import collect, figures
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
@@ -45,6 +46,13 @@ def test_rejected_rows_come_with_their_row_and_their_problem(tmp_path):
         1,
     )  # the second problem's last trace
     assert row["problem"] == f"{END} two"
+
+
+def test_a_rejected_row_is_counted_from_the_front_of_its_file(tmp_path):
+    store, _ = hostile_run(tmp_path)
+    store.save_run(resolve(store.load_run(), ["source.skip=160"]), {})
+    [row] = collected(store)["rejected"]
+    assert row["row"] == 161
 
 
 def test_a_round_that_was_there_in_part_has_no_tokens_per_second(tmp_path):
