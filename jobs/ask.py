@@ -82,7 +82,7 @@ def answering(numbers: list[int]) -> str:
 def show(out: Session, asked: Question, found: list[Answered], graded: Sequence[tuple[str, str | None]] = ()) -> None:
     """Print the answers side by side, and below each its verdict and what the teacher makes of it."""
     columns = [Column(f"policy {one.policy}", overflow="fold", ratio=1) for one in found]
-    table = aligned(escape(printable(asked.text)), "", *columns)
+    table = aligned(asked.text, "", *columns)
     table.expand = out.console.is_terminal
     table.add_row("answer", *(escape(printable(one.text)) for one in found))
     if graded:

@@ -15,7 +15,6 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.filesize import decimal
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -135,7 +134,7 @@ def _tables(seen: Seen) -> list[RenderableType]:
     tables: list[RenderableType] = []
     if known:
         first, last = min(known[0][1]), max(known[0][1])
-        table = aligned(escape(printable(title)), "learning", f"round {first}", f"round {last}", "by round")
+        table = aligned(title, "learning", f"round {first}", f"round {last}", "by round")
         for (_, _, label, scale, digits), values in known:
             ends = (f"{scale * values[number]:.{digits}f}" if number in values else "-" for number in (first, last))
             table.add_row(label, *ends, learning.sparkline([values[number] for number in sorted(values)]))
@@ -145,7 +144,7 @@ def _tables(seen: Seen) -> list[RenderableType]:
 
 def _work(seen: Seen, title: str) -> Table:
     """Rounds x stages. Neighbouring rounds that are whole and trained share one row."""
-    table = aligned(escape(printable(title)), "round", *seen.stages, "trained", gap=1)
+    table = aligned(title, "round", *seen.stages, "trained", gap=1)
     whole: list[dict[str, Any]] = []
     for row in [*seen.rows, None]:
         if row is not None and not row["stale"] and row["trained"].startswith("policy") and len(seen.rows) > 12:

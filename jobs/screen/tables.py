@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Column, Table
 
+from jobs.screen.terminal import printable
 from pipeline.errors import UserError
 from pipeline.evidence.comparison import MEASURES
 from pipeline.evidence.evaluation import FIGURES
@@ -20,8 +22,9 @@ from pipeline.store.files import replace_local
 
 
 def aligned(title: str, *columns: str | Column, gap: int = 2, header: bool = True) -> Table:
-    """An empty table without lines and with `gap` blanks between columns."""
-    return Table(*columns, title=title, title_justify="left", box=None, padding=(0, gap, 0, 0), show_header=header)
+    """An empty table without lines and with `gap` blanks between columns. Its title is text and no markup."""
+    text = escape(printable(title))
+    return Table(*columns, title=text, title_justify="left", box=None, padding=(0, gap, 0, 0), show_header=header)
 
 
 def interval(figure: dict[str, Any], scale: float, signed: bool = False) -> str:

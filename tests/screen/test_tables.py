@@ -37,6 +37,12 @@ def test_with_one_sample_pass_and_majority_are_not_repeated():
         assert name in shown(4)
 
 
+def test_a_title_is_text_that_rules_no_terminal():
+    """A folder `[new]` was left out of its path, and a run that somebody sent could write escape sequences."""
+    assert "samples of /data/[new]/part-[ab].jsonl;" in shown(1, "/data/[new]/part-[ab].jsonl")
+    assert "samples of /data/\\x1b[2Jx.jsonl;" in shown(1, "/data/\x1b[2Jx.jsonl")
+
+
 def test_a_single_file_has_no_split():
     assert "30 problems x 1 samples of tiny-arithmetic, split test;" in shown(1)
     assert "30 problems x 1 samples of /data/mine.jsonl;" in shown(1, "/data/mine.jsonl")
