@@ -139,12 +139,12 @@ def add_round(
     store.write_metrics("round", number, [{"round": number, "seconds_round": 3.0, "seconds_stage_rollout": 1.0}])
 
 
-def evaluated(store: Store, version: int, verdicts: list[str | None]) -> None:
+def evaluated(store: Store, version: int, verdicts: list[str | None], length: int = 3) -> None:
     """An evaluation of policy `version`: one answer to each problem, with these verdicts. None: its row was rejected."""
     rows, where, run = len(verdicts), area("evals", version), evaluation_run(store.load_run())
     ids = [f"e{version}-{row}" for row in range(rows)]
     problems = [f"held {row}" for row in range(rows)]
-    entropy = _lists(np.full(rows, 3))(np.zeros(3 * rows, np.float32))
+    entropy = _lists(np.full(rows, length))(np.zeros(length * rows, np.float32))
     tables = {
         "prompts": {
             "prompt_id": [f"h{row}" for row in range(rows)],
@@ -157,7 +157,7 @@ def evaluated(store: Store, version: int, verdicts: list[str | None]) -> None:
             "prompt_index": np.arange(rows),
             "sample_index": [0] * rows,
             "trace_source": ["student"] * rows,
-            "response_tokens": [[1, 2, 3]] * rows,
+            "response_tokens": [[1] * length] * rows,
             "response_text": [f"so {problem} is {verdict}" for problem, verdict in zip(problems, verdicts, strict=True)],
             "rollout_logprobs": entropy,
             "rollout_entropy": entropy,

@@ -114,9 +114,9 @@ class Evaluations:
             "policies": list(said),
             "keys": keys,
             "problems": [row["problem"][:LINE] for row in whole],
-            "correct": [_of(self.samples[version], "correct", keys) for version in said],
-            "truncated": [_of(self.samples[version], "truncated", keys) for version in said],
-            "length": [_of(self.samples[version], "length", keys) for version in said],
+            "correct": [plain(_of(self.samples[version], "correct", keys), 4) for version in said],
+            "truncated": [plain(_of(self.samples[version], "truncated", keys), 4) for version in said],
+            "length": [plain([round(mean, 1) for mean in _of(self.samples[version], "length", keys)]) for version in said],
             "blocks": [pack({"problems": whole[start : start + BLOCK_PROBLEMS]}, ()) for start in starts],
             "block": BLOCK_PROBLEMS,
             "all": len(self.samples[max(self.samples)]),
@@ -143,9 +143,10 @@ def between(after: Samples, before: Samples) -> dict[str, Any] | None:
     }
 
 
-def _of(samples: Samples, name: str, keys: list[str]) -> list[float | None]:
+def _of(samples: Samples, name: str, keys: list[str]) -> list[float]:
+    """The means of problems in the order of their keys, NaN where all samples were rejected."""
     values = dict(zip((f"{key}#{count}" for key, count in samples.keys), per_problem(samples, name).tolist(), strict=True))
-    return list(plain([values[key] for key in keys], 4))
+    return [values[key] for key in keys]
 
 
 def _answers(store: Store, run: Run, version: int) -> tuple[list[dict[str, str]], list[list[dict[str, Any]]]]:

@@ -11,6 +11,7 @@ from report_runs import END, add_round, byte_tokenizer, evaluated, hostile_run, 
 from pipeline.errors import UserError
 from pipeline.overrides import resolve
 from pipeline.report import collect, figures
+from pipeline.report.held_out import Evaluations
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
@@ -46,6 +47,14 @@ def test_rejected_rows_come_with_their_row_and_their_problem(tmp_path):
         1,
     )  # the second problem's last trace
     assert row["problem"] == f"{END} two"
+
+
+def test_lengths_of_answers_keep_all_their_digits(tmp_path):
+    """12 346 tokens were 12,350 in the list of problems, and 12,346 beside the answer."""
+    byte_tokenizer(tmp_path / "model")
+    store, run = new_run(tmp_path / "run", f"model.path={tmp_path / 'model'}", "evaluation.problems=2")
+    evaluated(store, 0, ["wrong", None], 12_346)
+    assert Evaluations.of(store, run).answers(10**6)["length"] == [[12_346.0, None]]
 
 
 def test_a_rejected_row_is_counted_from_the_front_of_its_file(tmp_path):

@@ -386,6 +386,8 @@ def test_an_axis_that_crosses_zero_has_a_zero(driver, real):
     opened(driver, real, "#run")
     assert driver.execute_script("return ticks(-0.62, -0.03)") == [-0.8, -0.6, -0.4, -0.2, 0]
     assert driver.execute_script("return ticks(0.1, 0.7)") == [0, 0.2, 0.4, 0.6, 0.8]
+    apart = "return ticks(0.6, 0.6 + Number.EPSILON).length"  # values that rounding alone sets apart froze the tab
+    assert driver.execute_script(apart) == driver.execute_script("return ticks(0.6, 0.6).length")
     shown = "return [fixed(-0.0001), fixed(-0.12), fixed(0), signed(-0.0001)]"
     assert driver.execute_script(shown) == ["0.000", "\u22120.120", "0.000", "0.000"]
 

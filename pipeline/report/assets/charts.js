@@ -4,9 +4,9 @@ const WIDTH = 360;
 const HEIGHT = 184;
 const PAD = { left: 44, right: 14, top: 12, bottom: 34 };
 
-// Marks of an axis that covers [low, high], in steps of 1, 2 or 5 times a power of ten.
+// Marks of an axis that covers [low, high], in steps of 1, 2 or 5 times a power of ten. Values apart by rounding alone are equal.
 function ticks(low, high, wanted = 4) {
-  if (!(high > low)) {
+  if (!(high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high)))) {
     if (low === 0) return ticks(0, 1, wanted);
     const half = Math.abs(low) * 0.1;
     return ticks(low - half, high + half, wanted);
