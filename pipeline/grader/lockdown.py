@@ -257,9 +257,9 @@ def _filled(text: str) -> int:
 
 def _become(program: dict[str, str], plan: dict[str, Any], locks: dict[str, bool], scratch: str, fds: dict[int, int]) -> None:
     """In a new process: take the locks and limits, and turn into the program. It does not return."""
+    _end_with(plan["parent"])
     os.setsid()
-    high = {target: os.dup(fd) for target, fd in fds.items()}
-    moved = {target: _above(fd) for target, fd in high.items()}
+    moved = {target: fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for target, fd in fds.items()}
     with open(os.path.join(scratch, "answer.py"), "w", encoding="utf-8", errors="replace") as file:
         file.write(program["answer"])
     os.chdir(scratch)
@@ -278,8 +278,11 @@ def _become(program: dict[str, str], plan: dict[str, Any], locks: dict[str, bool
     os.execve(plan["python"], [plan["python"], "-s", "-P", "-B", "-S", "-c", program["main"]], plan["environment"])
 
 
-def _above(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD, 100)
+def _end_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends, also where there are no namespaces. It outlives execve."""
+    call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _limit(plan: dict[str, Any]) -> None:
@@ -349,7 +352,7 @@ def _kill(child: int, alone: bool) -> None:
 def serve(plan: dict[str, Any]) -> dict[str, Any]:
     """All programs of a plan, in order, and which locks hold."""
     locks = {"namespaces": plan["alone"], "landlock": False, "seccomp": False, "root": False}
-    plan["silence"] = os.open("/dev/null", os.O_WRONLY)
+    plan["silence"], plan["parent"] = os.open("/dev/null", os.O_WRONLY), os.getpid()
     scratch = plan["scratch"]
     if plan["alone"]:
         locks["root"] = change_root(f"{scratch}/root", plan["visible"], plan["scratch_mb"])
@@ -382,9 +385,7 @@ def main() -> None:
     above = os.getpid()
     child = os.fork()  # the first process of the new namespace
     if child == 0:
-        call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if not plan["alone"] and os.getppid() != above:
-            os._exit(1)
+        _end_with(0 if plan["alone"] else above)
         report = json.dumps(serve(plan))
         with open(1, "w", encoding="utf-8") as out:
             out.write(report)

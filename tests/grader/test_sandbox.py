@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from pipeline.grader import sandbox
 from pipeline.grader.python_tests import python_tests
-from pipeline.grader.sandbox import Limits, Program
+from pipeline.grader.sandbox import Limits, Program, SandboxError
 
 MAIN = "exec(compile(open('answer.py').read(), 'answer.py', 'exec'), {'__name__': '__main__'})"
 ALL, NO_ROOT = {}, {"namespaces": False}  # all locks; those that a container without user namespaces still has
@@ -109,6 +112,36 @@ def test_limits_end_a_program_and_nothing_of_it_is_left(answer, ended, printed, 
 
 def test_a_program_that_sleeps_is_ended():
     assert tried("import time\ntime.sleep(1000)\n", still_s=1.0).ended == "time"
+
+
+def test_a_program_does_not_outlive_who_watches_it():
+    """Where no namespaces are, a driver that was killed left a program of the model asleep for ever."""
+    asked: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            tried("import time\ntime.sleep(10**6)\n", **NO_ROOT)
+        except SandboxError as error:
+            asked.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+
+    def chain() -> list[psutil.Process]:
+        """The process that took the plan, the one that watches, and the program."""
+        for first in psutil.Process().children():
+            with suppress(psutil.Error, ValueError):
+                [second] = first.children()
+                [third] = second.children()
+                if "answer.py" in " ".join(third.cmdline()):
+                    return [first, second, third]
+        return []
+
+    first, _, program = until(chain, what="the program of the model")
+    first.kill()
+    thread.join(300)
+    until(lambda: not program.is_running() or program.status() == psutil.STATUS_ZOMBIE, what="the end of the program")
+    assert asked
 
 
 def test_threads_fill_their_memory_and_not_the_machine():
