@@ -20,7 +20,8 @@ from pipeline.config import Model, Run
 from pipeline.errors import ModelError, UserError
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
-from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, CONFIG, is_weights
+from pipeline.store.files import Files
+from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, CONFIG, is_weights, read_manifest
 from pipeline.training import checkpoint
 from pipeline.training.student import student
 
@@ -39,9 +40,9 @@ def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: lis
     UserError for the adapter of policy 0, which has none, and ModelError for an adapter that does not fit the run.
     """
     if run.model.tuning == "full" and policy is not None:
-        for file in policy.iterdir():
-            if is_weights(file.name) or file.name in (CONFIG, _INDEX):
-                shutil.copyfile(file, out / file.name)
+        for name in _published(policy):
+            if is_weights(name) or name in (CONFIG, _INDEX):
+                shutil.copyfile(policy / name, out / name)
     elif merge or run.model.tuning == "full":
         merged(run, policy).save_pretrained(out, max_shard_size=SHARD)
     elif policy is None:
@@ -52,6 +53,12 @@ def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: lis
         copy_terms(run.model, out)
     tokenizer_of(run.model).save_pretrained(out)
     generation(run, ends).save_pretrained(out)
+
+
+def _published(policy: Path) -> list[str]:
+    """The files of a policy that its manifest names. Others were not checked, and may be links to anywhere on this machine."""
+    manifest = read_manifest(Files(str(policy.parent)), policy.name)
+    return sorted(manifest.files if manifest is not None else (file.name for file in policy.iterdir()))
 
 
 def copy_terms(model: Model, out: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.config import Model
 from pipeline.errors import ModelError, UserError
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
+from pipeline.store.directory import Store
 from pipeline.training import checkpoint
 from pipeline.training.step import Trainer
 from pipeline.training.student import release, student
@@ -180,3 +181,20 @@ def test_whole_weights_go_out_as_they_are(tmp_path: Path, version: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(model), logits(made.student.model.eval()))
     assert {"tokenizer.json", "generation_config.json", "config.json"} <= {file.name for file in (tmp_path / "out").iterdir()}
+
+
+def test_a_file_that_the_policy_did_not_publish_is_not_handed_on(tmp_path: Path) -> None:
+    """In a run that somebody sent, a link beside the weights led to a file of this machine, and --push would have sent it."""
+    run = tiny_run("model.tuning=full")
+    made = Trainer(run, student.build(run, CPU), CPU)
+    checkpoint.save_policy(made, checkpoint.gather(made), tmp_path / "policy")
+    store = Store(str(tmp_path / "run"))
+    store.publish_policy(1, tmp_path / "policy")
+    (tmp_path / "secret").write_text("a-secret-word")
+    (tmp_path / "run" / "policy" / "0001" / "extra.safetensors").symlink_to(tmp_path / "secret")
+    (tmp_path / "out").mkdir()
+    with store.local("policy/0001") as policy:
+        release.write_model(run, policy, tmp_path / "out", False, [2])
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "extra.safetensors" not in names
+    assert {file.name for file in (tmp_path / "policy").iterdir()} <= names
