@@ -88,10 +88,11 @@ def _rounds_table(rounds: list[dict[str, float]], run: Run, gap: str | None) -> 
     title = f"{len(rounds)} training rounds of {called(run)} on {named(run.source)}"
     table = aligned(title, "", "", header=False)
     total: Counter[str] = Counter()
+    spent: dict[str, list[float]] = {}  # a round whose driver died has no time
     for row in rounds:
-        total.update(
-            {key: value for key, value in row.items() if isinstance(value, int | float) and key.startswith(("num_", "seconds_"))}
-        )
+        total.update({key: value for key, value in row.items() if isinstance(value, int | float) and key.startswith("num_")})
+        for key in (key for key in row if key.startswith("seconds_")):
+            spent.setdefault(key, []).append(row[key])
     verdicts = ("correct", "wrong", "unparsable", "truncated", "timeout")
     table.add_row("verdicts", ", ".join(f"{total[f'num_{v}']:.0f} {v}" for v in verdicts if total[f"num_{v}"]))
     table.add_row("rejected rows", f"{total['num_rejected']:.0f} of {total['num_rows']:.0f}")
@@ -101,15 +102,10 @@ def _rounds_table(rounds: list[dict[str, float]], run: Run, gap: str | None) -> 
     table.add_row("regimes", f"{parts} (mean of rounds)")
     if gap is not None:
         table.add_row("trainer - engine", gap)
-    mean = {key: value / len(rounds) for key, value in total.items()}
-    stages = ", ".join(
-        f"{key.removeprefix('seconds_stage_')} {mean[key]:.2f}" for key in mean if key.startswith("seconds_stage_")
-    )
-    timed = [row for row in rounds if "seconds_round" in row]  # a round whose driver died has no time
-    if timed:
-        total_s, measure_s, engines_s = (
-            sum(row[f"seconds_{n}"] for row in timed) / len(timed) for n in ("round", "measure", "engines")
-        )
+    mean = {key: sum(values) / len(values) for key, values in spent.items()}
+    stages = ", ".join(f"{key[14:]} {mean[key]:.2f}" for key in mean if key.startswith("seconds_stage_"))
+    if "seconds_round" in mean:
+        total_s, measure_s, engines_s = (mean[f"seconds_{n}"] for n in ("round", "measure", "engines"))
         table.add_row("seconds a round", f"{total_s:.2f}: rollout to score {measure_s:.2f}, of which engines {engines_s:.2f}")
     table.add_row("seconds a stage", f"{stages} (summed over shards)")
     return table

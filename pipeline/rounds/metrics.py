@@ -59,8 +59,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("num_rejected", "traces", "sum", "traces that a stage rejected"),
         Metric("accuracy", "share", "mean", "share of correct traces among those that are not rejected"),
         Metric("mean_reward", "", "mean", "mean reward"),
-        Metric("mean_length", "tokens", "mean", "mean response length"),
-        Metric("student_entropy", "nats", "mean", "mean entropy of the policy that wrote the traces, over response tokens"),
+        Metric("mean_length", "tokens", "mean", "mean response length of traces that are not rejected"),
+        Metric("student_entropy", "nats", "mean", "mean entropy of the policy that wrote these traces, over response tokens"),
         Metric("teacher_entropy", "nats", "mean", "mean entropy of the teacher, over response tokens"),
         Metric("num_positive_advantage", "traces", "sum", "traces with a positive advantage"),
         Metric("num_groups", "groups", "sum", "groups, each a prompt with its traces"),
@@ -121,7 +121,8 @@ def summarise_round(work: Round) -> dict[str, float]:
         read_shard(work.store, {stage: entries[stage][shard] for stage in entries}, _SUMMARISED) for shard in sorted(work.shards)
     ]
     grades, profiles, rollouts = ([tables[stage] for tables in shards] for stage in _SUMMARISED)
-    lengths = [np.array(pc.drop_null(pc.list_value_length(table["response_tokens"]))) for table in rollouts]
+    kept = [table.filter(pc.is_null(grade["reject_reason"])) for table, grade in zip(rollouts, grades, strict=True)]
+    lengths = [np.array(pc.drop_null(pc.list_value_length(table["response_tokens"]))) for table in kept]
     scored = [pc.fill_null(pc.list_value_length(table["lookahead_entropy"]), 0).to_numpy() for table in profiles]
     shares = regime_summary(profiles, scored)
     return {
@@ -129,7 +130,7 @@ def summarise_round(work: Round) -> dict[str, float]:
         **round_summary(grades, lengths, work.run.rollout.group_size),
         **_filling_summary(work),
         **shares,
-        **_entropies(rollouts, profiles, scored),
+        **_entropies(kept, profiles, scored),
         **reward_means(inventory),
     }
 

@@ -6,7 +6,9 @@ import io
 
 from rich.console import Console
 
+from jobs import summary
 from jobs.screen import tables
+from pipeline.recipes import demo
 
 FIGURE = {"value": 0.5, "low": 0.25, "high": 0.75}
 
@@ -35,6 +37,18 @@ def test_with_one_sample_pass_and_majority_are_not_repeated():
     assert "median length" in said
     for name in ("avg@4", "pass@4", "maj@4"):
         assert name in shown(4)
+
+
+def test_a_round_whose_driver_died_has_no_time_and_halves_no_stage():
+    shares = {f"share_{name}": 0.25 for name in ("lock", "mid", "pivot", "fork")}
+    counts = {"num_rejected": 0.0, "num_rows": 8.0, "num_groups": 2.0, "num_groups_without_signal": 1.0, "num_correct": 4.0}
+    clock = {"seconds_round": 9.0, "seconds_measure": 6.0, "seconds_engines": 5.0, "seconds_stage_rollout": 4.0}
+    console = Console(file=io.StringIO(), width=200)
+    console.print(summary._rounds_table([shares | counts | clock, shares | counts], demo(), None))
+    said = console.file.getvalue()
+    assert "9.00: rollout to score 6.00, of which engines 5.00" in said
+    assert "rollout 4.00 (summed over shards)" in said
+    assert "8 correct" in said
 
 
 def test_a_title_is_text_that_rules_no_terminal():

@@ -134,6 +134,10 @@ def test_a_failing_function_rejects_the_rows_of_its_call_and_no_others(tmp_path,
     assert {None, "reward_error"} == set(reasons)
     details = {detail for detail in table["reject_detail"].to_pylist() if detail}
     assert details == {"reward 'brevity': raised KeyError: 'odd'"}
+    known = [row for row in table.to_pylist() if row["reject_reason"] is None]
+    figures = summarise_round(work)
+    assert figures["mean_length"] == np.mean([len(row["response_tokens"]) for row in known])
+    assert figures["student_entropy"] == pytest.approx(np.mean(np.concatenate([row["rollout_entropy"] for row in known])))
 
 
 def test_a_reward_may_decide_the_verdict(tmp_path, file):
