@@ -53,8 +53,8 @@ def test_a_round_whose_driver_died_has_no_time_and_halves_no_stage():
 
 def test_a_title_is_text_that_rules_no_terminal():
     """A folder `[new]` was left out of its path, and a run that somebody sent could write escape sequences."""
-    assert "samples of /data/[new]/part-[ab].jsonl;" in shown(1, "/data/[new]/part-[ab].jsonl")
-    assert "samples of /data/\\x1b[2Jx.jsonl;" in shown(1, "/data/\x1b[2Jx.jsonl")
+    assert "samples of /data/[new]/part-[ab].jsonl, split test;" in shown(1, "/data/[new]/part-[ab].jsonl")
+    assert "samples of /data/\\x1b]0;x.jsonl;" in shown(1, "/data/\x1b]0;x.jsonl")
 
 
 def test_a_single_file_has_no_split():
