@@ -101,7 +101,7 @@ def evaluate(
     policy: Annotated[str, typer.Option(help="Policies to evaluate: numbers, ranges (0..4) and `last`.")] = "0,last",
     source: Annotated[list[str] | None, typer.Option(help="Benchmark, NAME=/copy, file or task; may be repeated.")] = None,
     k: Annotated[int | None, typer.Option("-k", help="Samples per problem, and the k of pass@k.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe of a run without rounds, whose base is evaluated first.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of a new run, whose base is measured; none with --config.")] = None,
     config: Config = None,
     set: Sets = None,
     address: Address = None,
@@ -118,7 +118,7 @@ def evaluate(
 @app.command(cls=Verb)
 def compare(
     out: Annotated[str, typer.Option(help="Folder or URI; one run directory per objective and seed below it.")],
-    recipe: Annotated[str, typer.Option(help="Recipe that all runs start from.")] = "demo",
+    recipe: Annotated[str | None, typer.Option(help="Recipe that all runs start from; none with --config, else demo.")] = None,
     objectives: Annotated[
         str, typer.Option(help="Objectives, and controls: shuffled, uniform, inverted, no_reference, student_entropy.")
     ] = "grpo,rlsd,egrsd,cl_egrsd,position",

@@ -17,7 +17,7 @@ from jobs.opened import hold, holding_for, open_folder, start
 from jobs.screen.progress import open_screen, phase
 from jobs.screen.tables import of_comparison, write_csv
 from jobs.screen.terminal import Session, session
-from jobs.settle import parse_numbers, read_config
+from jobs.settle import Choices, parse_numbers
 from pipeline.choice.plans import prepare
 from pipeline.config.objective import approximation
 from pipeline.driver import Driver, cautions, open_sources
@@ -26,9 +26,8 @@ from pipeline.evidence.comparison import COMPARE, Comparison, Key, Series, chose
 from pipeline.fit.versions import versions
 from pipeline.inspection.remaining import Remaining
 from pipeline.models.layers import with_targets
-from pipeline.overrides import refuse_unread_objective, resolve
+from pipeline.overrides import refuse_unread_objective
 from pipeline.recipes import called
-from pipeline.recipes import recipe as named
 from pipeline.rounds import contents, origin
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
@@ -48,13 +47,18 @@ class Options:
     `baseline` is the objective that the others are compared with; None is the first. `csv` is a file for the figures.
     """
 
-    recipe: str
+    recipe: str | None
     objectives: str
     seeds: str
     baseline: str | None
     sets: list[str]
     config: str | None
     csv: str | None = None
+
+    @property
+    def choices(self) -> Choices:
+        """What makes the base run: a recipe, a file over it or over the defaults, or else the recipe `demo`."""
+        return Choices(self.recipe, self.sets, self.config).or_demo()
 
 
 def compare(uri: str, options: Options, address: str | None, debug: bool, engine_class: EngineClass | None = None) -> None:
@@ -72,7 +76,7 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
         needs_engines = any(remaining[key].needs_engines for key in left)
         size = f"{len(compared.objectives)} objectives x {len(compared.seeds)} seeds, {len(left)} to do"
         out.say(f"{len(compared.runs)} runs of {called(compared.base)}: {size}")
-        settings = compared.describe(options.recipe, options.sets)
+        settings = compared.describe(options.choices.recipe, options.sets)
         if left:
             with phase(out, "checking settings, problems and model"):
                 sources = open_sources(compared.base)
@@ -111,7 +115,7 @@ def chosen(store: Store, options: Options) -> Comparison:
     names = chosen_objectives(options.objectives)
     baseline = chosen_objectives(options.baseline, "--baseline")[0] if options.baseline else names[0]
     seeds = list(dict.fromkeys(parse_numbers(options.seeds, "--seeds", "0..4 or 0,3,7")))
-    base = with_targets(resolve(named(options.recipe), options.sets, read_config(options.config) if options.config else {}))
+    base = with_targets(options.choices.fresh())
     compared = Comparison.of(store, base, names, seeds, baseline)
     refuse_unread_objective(compared.runs.values(), options.sets)
     return compared

@@ -15,7 +15,7 @@ from actors.resources import placement_of
 from actors.served import Served
 from jobs.opened import look_at, open_folder
 from jobs.screen.terminal import Session, divert_output, session
-from jobs.settle import Choices, read_config
+from jobs.settle import Choices, Settled, settled
 from pipeline import config
 from pipeline.driver import open_sources
 from pipeline.errors import EgrsdError, UnreachableError, command
@@ -32,11 +32,10 @@ from pipeline.models.resolve import has_weights
 from pipeline.models.tokenizers.agreement import check_teachers
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.notices import NOTICE_S, late
-from pipeline.overrides import refuse_unread_objective, resolve
+from pipeline.overrides import refuse_unread_objective
 from pipeline.problems.sources import named as named_source
 from pipeline.problems.sources import open_source
 from pipeline.problems.survey import overlap, survey
-from pipeline.recipes import recipe as named
 from pipeline.rounds.round import reward_codes
 from pipeline.stages.chat import unheard_end
 from pipeline.stages.reward import check as check_rewards
@@ -52,7 +51,8 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
     """
     with session(debug) as out:
         store = open_folder(uri) if uri is not None else None
-        run = chosen_run(choices, store)
+        found = chosen(choices, store)
+        run, changed = found.run, found.changed()
         known = store is not None and store.exists() and bool(store.numbers("rounds"))
         own_source = choices.config is not None or any(line.startswith(SOURCES) for line in choices.sets)
         here = machine.gather(nearest_folder(store))
@@ -76,6 +76,9 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
         asked = choices.config is not None or bool(choices.sets)
         if asked and not any(line.level == "error" for line in findings):
             findings += tell(judge("settings", lambda: judge_settings(run, choices, known, store)), out)
+            if found.begun and changed:
+                text = f"only with --accept-changes, since the run has other values of {', '.join(name for name, *_ in changed)}"
+                findings += tell([Line("warning", "settings", text)], out)
         findings += tell(judge("resources", lambda: [judge_room(run, here, address)]), out)
         findings += tell(judge("exact entropy", lambda: [judge_hook(run, here, address, debug)], "a real engine to start"), out)
         if store is not None:
@@ -88,14 +91,18 @@ def doctor(choices: Choices, uri: str | None, address: str | None, debug: bool) 
         if errors:
             sys.exit(1)
         if choices.config is not None:
-            out.say(f"{command('distill', '--config', choices.config, '--run', f'runs/{run.name}')} runs it.")
+            out.say(f"{offered(choices, found, uri)} runs it.")
 
 
-def chosen_run(choices: Choices, store: Store | None) -> config.Run:
-    """The settings to check: of the run in `store`, of a recipe, or of `demo`, as a file and `--set` lines change them."""
-    if store is not None and choices.recipe is None and store.exists():
-        return resolve(store.load_run(), list(choices.sets), read_config(choices.config) if choices.config else {})
-    return choices.fresh() if choices.config is not None else replace(choices, recipe=choices.recipe or "demo").fresh()
+def chosen(choices: Choices, store: Store | None) -> Settled:
+    """The settings to check, which `distill` would take. Without a run, recipe or file they are those of `demo`."""
+    return settled(store, choices if store is not None and store.exists() else choices.or_demo())
+
+
+def offered(choices: Choices, found: Settled, uri: str | None) -> str:
+    """The command that runs what was checked."""
+    accept = ["--accept-changes"] if found.begun and found.changed() else []
+    return command("distill", *choices.words(), *accept, "--run", uri or f"runs/{found.run.name}")
 
 
 def judge_sources(run: config.Run) -> list[Line]:
@@ -135,12 +142,13 @@ def look_at_source(source: str, choices: Choices, uri: str | None = None, debug:
     read. Raises SettingError for a wrong setting, and SourceError for a source that cannot be read.
     """
     with session(debug) as out:
-        known = open_folder(uri).load_run() if uri is not None and choices.recipe is None else None
-        document = read_config(choices.config) if choices.config else {}
-        whole = bool(known or choices.recipe or document)
-        base = known or named(choices.recipe or "demo")
-        base = base if whole else base.model_copy(update={"source": config.Source()})
-        run = resolve(base, [f"source.uri={source}", *choices.sets], document)
+        asked = replace(choices, sets=[f"source.uri={source}", *choices.sets])
+        store = open_folder(uri) if uri is not None else None
+        if asked.can_begin:
+            run = settled(store, asked).run
+        else:
+            run = asked.over(store.load_run() if store is not None else config.Run(name="source"))
+        whole = store is not None or asked.can_begin
         findings = tell(rows.look(open_source(run.source), run if whole else None), out)
         out.told.result = {"findings": [asdict(line) for line in findings]}
         if any(line.level == "error" for line in findings):

@@ -12,7 +12,7 @@ from jobs.opened import hold, holding_for, open_folder, open_run, start
 from jobs.screen import tables
 from jobs.screen.progress import open_screen, phase
 from jobs.screen.terminal import Session, session
-from jobs.settle import chosen_policies, read_config
+from jobs.settle import Choices, chosen_policies
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.asked import Asked, ask, is_missing, macro_mean, summarise
@@ -20,8 +20,7 @@ from pipeline.fit.machine import vllm_for_gpus
 from pipeline.fit.versions import versions
 from pipeline.models import fitness
 from pipeline.models.layers import with_targets
-from pipeline.overrides import differences, resolve
-from pipeline.recipes import recipe
+from pipeline.overrides import differences
 from pipeline.rounds import contents
 from pipeline.rounds.refused import refuse_unusable
 from pipeline.rounds.round import reward_codes
@@ -35,7 +34,7 @@ from pipeline.store.directory import Store
 class Options:
     """The options of the command line: policies such as `0,last`, sources, the k of pass@k, and `--set` lines.
 
-    Without sources the run's own held-out problems are used. `recipe` and the file `config` make a run that has no round yet.
+    Without sources the run's own held-out problems are used. `recipe` or the file `config` makes a run that has no round yet.
     """
 
     policies: str
@@ -88,16 +87,15 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
 
 
 def begun(uri: str, options: Options, out: Session) -> tuple[Store, Run]:
-    """The run to evaluate. With `options.recipe` it is made when it is not there, so that its base can be measured first.
+    """The run to evaluate. A recipe or a file makes it when it is not there, so that its base can be measured first.
 
-    Raises SettingError when a run of other settings is there, and for --config without --recipe.
+    Raises SettingError when a run of other settings is there.
     """
-    if options.recipe is None:
-        if options.config is not None:
-            raise SettingError("makes a new run only together with --recipe", "--config", "Add --recipe NAME, or leave it out")
+    choices = Choices(options.recipe, (), options.config)  # `--set` changes the evaluation, and not the run
+    if not choices.can_begin:
         return open_run(uri)
     store = open_folder(uri)
-    run = with_targets(resolve(recipe(options.recipe), [], read_config(options.config) if options.config else {}))
+    run = with_targets(choices.fresh())
     for note in filter(None, (*fitness.check(run, vllm_for_gpus()), unheard_end(run.model))):
         out.say(note)
     with holding_for(out, store):

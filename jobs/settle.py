@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config import Run
 from pipeline.errors import SettingError, SourceError, UserError
 from pipeline.models.layers import with_targets
 from pipeline.overrides import decides, differences, refuse_unread_objective, resolve
+from pipeline.recipes import descriptions
 from pipeline.recipes import recipe as named
 from pipeline.store.directory import Store
 from pipeline.written import read_document
@@ -29,58 +30,96 @@ class Choices:
     accept_changes: bool = False
     dry: bool = False
 
+    @property
+    def can_begin(self) -> bool:
+        """Whether a new run can start from them: they name a recipe or a file."""
+        return self.recipe is not None or self.config is not None
+
     def fresh(self) -> Run:
         """The settings of a new run: those of the recipe, or else the defaults, with the file and `--set` over them.
 
         Raises SettingError when neither a recipe nor a file is given.
         """
-        if self.recipe is None and self.config is None:
+        if not self.can_begin:
             remedy = "Give --recipe NAME (`egrsd recipes` lists them), or --config FILE (`egrsd init` writes one)"
             raise SettingError("a new run needs a recipe or a settings file", "--recipe", remedy)
-        document = read_config(self.config) if self.config else {}
-        base = named(self.recipe) if self.recipe is not None else Run(name=Path(self.config or "").stem)
-        return resolve(base, list(self.sets), document)
+        return self.over(named(self.recipe) if self.recipe is not None else Run(name=Path(self.config or "").stem))
+
+    def over(self, run: Run) -> Run:
+        """The settings of `run` with the file and then `--set` over them."""
+        return resolve(run, list(self.sets), read_config(self.config) if self.config is not None else {})
+
+    def or_demo(self) -> Choices:
+        """These choices, or those of the recipe `demo` where they name neither a recipe nor a file."""
+        return self if self.can_begin else replace(self, recipe="demo")
+
+    def words(self) -> list[str]:
+        """The options of a command that chooses the same settings."""
+        given = [("--recipe", self.recipe), ("--config", self.config), *(("--set", line) for line in self.sets)]
+        return [word for option, value in given if value is not None for word in (option, value)]
+
+
+class Settled(NamedTuple):
+    """The settings that choices make of a run. old: those that it has, if it is there. begun: whether it has traces."""
+
+    run: Run
+    old: Run | None
+    begun: bool
+
+    def changed(self) -> list[tuple[str, Any, Any]]:
+        """The settings that differ from the run's own and can change a result: (dotted name, old value, new value)."""
+        return [one for one in differences(self.old, self.run) if decides(one[0])] if self.old is not None else []
+
+
+def settled(store: Store | None, choices: Choices) -> Settled:
+    """The settings that `choices` make of the run in `store`, or of a new run where none is there.
+
+    Until a run has traces, a recipe or a file decides as for a new run. Raises SettingError for a run of another recipe.
+    """
+    old = store.load_run() if store is not None and store.exists() else None
+    if store is None or old is None:
+        return Settled(choices.fresh(), None, False)
+    begun = bool(store.numbers("rounds") or store.numbers("evals"))
+    if not choices.can_begin or (begun and choices.recipe is None):
+        return Settled(choices.over(old), old, begun)
+    fresh = choices.fresh()
+    if fresh.name != old.name and (begun or (choices.recipe is None and old.name in descriptions())):
+        remedy = "Leave it out" if choices.recipe is not None else f"Add --recipe {old.name}"
+        option = "--recipe" if choices.recipe is not None else "--config"
+        raise SettingError(f"this run was started from recipe '{old.name}'", option, f"{remedy}, or use another --run")
+    return Settled(choices.over(old) if begun else fresh, old, begun)  # run.json holds, even when the recipe has changed since
 
 
 def settle(store: Store, choices: Choices, say: Callable[[str], None] = lambda _: None) -> Run:
-    """The configuration to run with. It starts from the run's own settings, or from the recipe's for a new run.
+    """The configuration to run with, which `settled` tells. `say` gets a line for each changed setting that is accepted.
 
-    `say` gets a line for each changed setting that is accepted.
-
-    The file and then the `--set` lines change it. Raises SettingError that lists the changed settings when the run has traces
-    and the change is not accepted.
+    Raises SettingError that lists the changed settings when the run has traces and the change is not accepted.
     """
-    recipe, sets = choices.recipe, list(choices.sets)
-    old = store.load_run() if store.exists() else None
-    begun = bool(store.numbers("rounds") or store.numbers("evals"))  # before, no trace depends on the old settings
-    if old is None or (recipe is not None and not begun):
-        run = with_targets(choices.fresh())
-        refuse_unread_objective([run], sets)
-        return run
-    document = read_config(choices.config) if choices.config else {}
-    if recipe is not None and resolve(named(recipe), sets, document).name != old.name:
-        raise SettingError(f"this run was started from recipe '{old.name}'", "--recipe", "Leave it out, or use another --run")
-    run = with_targets(resolve(old, sets, document), new=False)  # run.json holds, even when the recipe has changed since
-    refuse_unread_objective([run], sets)
-    changed = [difference for difference in differences(old, run) if decides(difference[0])]
-    if begun and changed and not choices.accept_changes:
-        listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:8])
-        more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+    found = settled(store, choices)
+    is_new = found.old is None or (choices.can_begin and not found.begun)
+    found = found._replace(run=with_targets(found.run, new=is_new))
+    refuse_unread_objective([found.run], list(choices.sets))
+    changed = found.changed()
+    listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:8])
+    listed += f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+    if found.begun and changed and not choices.accept_changes:
         raise SettingError(
-            f"this run was made with other settings: {listed}{more}",
+            f"this run was made with other settings: {listed}",
             store.uri,
             "Leave them out to resume as it was, use another --run, or pass --accept-changes",
         )
-    for name, was, now in changed if begun else ():
+    if changed and not found.begun:
+        say(f"note: settings have changed since a start that made nothing: {listed}.")
+    for name, was, now in changed if found.begun else ():
         say(f"accepted: {name} was {was!r}, now {now!r}. What depends on it is made anew.")
-    return run
+    return found.run
 
 
 def read_config(path: str) -> dict[str, Any]:
     """The settings of a `--config` file. Raises SourceError when it cannot be read, and SettingError as `read_document`."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError) as error:
         raise SourceError(f"cannot read the configuration ({error})", path, "Check the path given to --config") from error
     return read_document(Run, text, path)
 

@@ -26,6 +26,7 @@ from pipeline.evidence.intervals import holm, of_gaps, of_means, of_shares, over
 from pipeline.fit.versions import versions
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
 from pipeline.overrides import differences, load
+from pipeline.recipes import descriptions
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.refused import refuse_mixed_control
@@ -113,12 +114,16 @@ class Comparison:
             if other.seed == key.seed and other != key:
                 share(self.folder(other), self.folder(key), self.runs[key])
 
-    def describe(self, recipe: str, sets: list[str]) -> dict[str, Any]:
-        """The settings that decided the figures, as plain JSON. Raises ModelError when the tokenizer cannot be read."""
+    def describe(self, recipe: str | None, sets: list[str]) -> dict[str, Any]:
+        """The settings that decided the figures, as plain JSON. Raises ModelError when the tokenizer cannot be read.
+
+        recipe: None where a file alone made the base. base: every setting, as recipe, file and `--set` made it.
+        """
         base, ev = self.base, self.base.evaluation
         return {
             "recipe": recipe,
             "set": sets,
+            "base": base.model_dump(mode="json"),
             "rounds": base.rounds,
             "seeds": self.seeds,
             "baseline": self.baseline,
@@ -198,9 +203,9 @@ def refuse_other_settings(store: Store, run: Run) -> None:
     old = store.load_run() if store.exists() else None
     if old is not None and (changed := differences(old, run)):
         listed = ", ".join(f"{name} was {was!r}, now {now!r}" for name, was, now in changed[:4])
-        raise SettingError(
-            f"this run was made with other settings: {listed}", store.uri, "Use another --out, or the same settings"
-        )
+        by_recipe = old.name != run.name and old.name in descriptions()
+        remedy = f"Add --recipe {old.name}" if by_recipe else "Take the same settings"
+        raise SettingError(f"this run was made with other settings: {listed}", store.uri, f"{remedy}, or use another --out")
 
 
 def share(donor: Store, own: Store, run: Run) -> None:

@@ -160,7 +160,7 @@ def test_status_of_a_finished_evaluation(run_dir, capfd):
 
 
 def test_a_recipe_makes_a_run_whose_base_can_be_measured_before_any_round(tmp_path, capfd):
-    """The same command goes on with it; other settings and a file without a recipe are refused."""
+    """The same command goes on with it; other settings are refused, such as those of the file without the recipe."""
     file, uri = tmp_path / "my.yaml", str(tmp_path / "run")
     file.write_text("rollout: {group_size: 4}\n")
 
@@ -174,7 +174,7 @@ def test_a_recipe_makes_a_run_whose_base_can_be_measured_before_any_round(tmp_pa
     assert begun(None)[1] == run
     for recipe, config, message in (
         ("demo", None, "rollout.group_size was 4, now 8"),
-        (None, str(file), "together with --recipe"),
+        (None, str(file), "this run was made with other settings"),
     ):
         with pytest.raises(SystemExit):
             begun(recipe, config)
