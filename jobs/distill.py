@@ -20,6 +20,7 @@ from pipeline.evidence import trackers
 from pipeline.fit.versions import versions
 from pipeline.inspection.outlook import departures, outlook
 from pipeline.inspection.remaining import Remaining
+from pipeline.live.lease import TTL_S, living_holder
 from pipeline.rounds import contents, origin
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
@@ -40,6 +41,11 @@ def distill(
         remaining = Remaining.of(store, run)
         sources = None if remaining.is_empty and not choices.dry else checked_sources(store, run, out, bool(remaining.train))
         if choices.dry and sources is not None:
+            if not remaining.is_empty:
+                check_content(store, run, sources, choices.accept_changes, out)
+                remaining = Remaining.of(store, run, sources.evals)
+                for text in prepare(store, run, sources.rounds, remaining.train, write=False):
+                    out.say(text)
             preview(store, run, (remaining, sources), out)
             return
         holding = hold(out, store)
@@ -56,11 +62,7 @@ def distill(
                 contents.keep(store, run, models)
         else:
             sources = sources or checked_sources(store, run, out, bool(remaining.train))
-            for text in origin.refuse_changes(store, sources.opened, choices.accept_changes, bool(run.grade.rewards)):
-                out.say(text)
-            models = contents.look(run)  # after the sources are open: by then the hub's copy of tokenizers is the newest
-            for text in contents.refuse_changes(store, models, choices.accept_changes):
-                out.say(text)
+            models = check_content(store, run, sources, choices.accept_changes, out)
             remaining = Remaining.of(store, run, sources.evals)
             for text in prepare(store, run, sources.rounds, remaining.train):
                 out.say(text)
@@ -101,8 +103,23 @@ def preview(store: Store, run: Run, found: tuple[Remaining, Sources], out: Sessi
         f"{one.count} x {one.setting} with {one.placement.cpus:g} CPU, {one.placement.gpus:g} GPU" for one in demands
     )
     out.say(f"asked of Ray at one time: {asked}")
+    if (holder := living_holder(store, TTL_S)) is not None:
+        out.say(f"note: {holder} is working on this run. Any other command on it is refused until that ends.")
     out.say("Nothing was started or written. The same command without --dry-run does it.")
     out.told.result = {"settings": run.model_dump(mode="json"), "differs": changed, "would": lines}
+
+
+def check_content(store: Store, run: Run, sources: Sources, accept: bool, out: Session) -> dict[str, contents.KeptModel]:
+    """What the models of a run are now. A line tells each source and model that has changed, where changes are accepted.
+
+    Raises SourceError or ModelError for a change that is not accepted.
+    """
+    for text in origin.refuse_changes(store, sources.opened, accept, bool(run.grade.rewards)):
+        out.say(text)
+    models = contents.look(run)  # after the sources are open: by then the hub's copy of tokenizers is the newest
+    for text in contents.refuse_changes(store, models, accept):
+        out.say(text)
+    return models
 
 
 def checked_sources(store: Store, run: Run, out: Session, trains: bool) -> Sources:

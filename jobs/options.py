@@ -136,7 +136,9 @@ Json = Annotated[
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
 Csv = Annotated[str | None, typer.Option("--csv", callback=_csv_file, help="Write the figures to this file as CSV too.")]
-Config = Annotated[str | None, typer.Option("--config", help="YAML file with settings, laid over the recipe, else over the defaults.")]
+Config = Annotated[
+    str | None, typer.Option("--config", help="YAML file with settings, laid over the recipe, else over the defaults.")
+]
 Address = Annotated[
     str | None, typer.Option(callback=note_address, help="Ray cluster; default: RAY_ADDRESS, else one on this machine.")
 ]

@@ -22,15 +22,17 @@ from pipeline.rounds.rows import signals
 from pipeline.store.directory import Store, area
 
 
-def prepare(store: Store, run: Run, source: ProblemSet, numbers: list[int]) -> list[str]:
+def prepare(store: Store, run: Run, source: ProblemSet, numbers: list[int], write: bool = True) -> list[str]:
     """Read the pass rates of other runs, and check the first of the rounds `numbers` before anything is paid.
 
-    Returns what the person who starts the run should know. Raises SettingError when a run that is named tells nothing, or when no
-    problem fits. Raises UserError when no prompt of that round can be asked.
+    Returns what the person who starts the run should know. write: whether the run keeps the pass rates.
+
+    Raises SettingError when a run that is named tells nothing, or when no problem fits. Raises UserError when no prompt of that
+    round can be asked.
     """
     if not run.source.chooses or not numbers:
         return []
-    notes = rates.keep(store, run, source)
+    notes = rates.keep(store, run, source, write)
     refuse_unusable(source, Planner(store, run, source).first(numbers[0]), run, f"round {numbers[0]}")
     return notes
 
@@ -39,7 +41,7 @@ def prepare(store: Store, run: Run, source: ProblemSet, numbers: list[int]) -> l
 class Planner:
     """Plans the rounds of one run, in order. The verdicts of each earlier round are read once.
 
-    source: the open problems. Its pass rates from other runs must be kept (`rates.keep`).
+    source: the open problems. `rates.keep` has kept their pass rates from other runs.
     """
 
     store: Store

@@ -100,25 +100,36 @@ def read_kept(store: Store) -> Kept | None:
 
 
 def of_others(store: Store, run: Run, source: ProblemSet) -> PassRates:
-    """The pass rates that other runs have told. `keep` must have kept them."""
-    kept = read_kept(store) if run.source.pass_rates else None
-    return PassRates.none(len(source)) if kept is None else kept.rates(len(source), store.locate(PASS_RATES))
+    """The pass rates that other runs told when this run began. Before `keep` has kept them, those that they tell now."""
+    if not run.source.pass_rates:
+        return PassRates.none(len(source))
+    return _kept(store, run, source)[0].rates(len(source), store.locate(PASS_RATES))
 
 
-def keep(store: Store, run: Run, source: ProblemSet) -> list[str]:
+def keep(store: Store, run: Run, source: ProblemSet, write: bool = True) -> list[str]:
     """Read the runs that `source.pass_rates` names, unless that was done before. Returns what the person should know.
+
+    write: whether what they tell is kept in the run.
 
     Raises SettingError for a place that is no run or has no verdict, and StoreError for damaged files of another run.
     """
     if not run.source.pass_rates:
         return []
+    kept, told = _kept(store, run, source)
+    if told is None:
+        return [f"note: {kept.said()}, as they were read when the run began (source.pass_rates)."]
+    if write:
+        store.write_json(PASS_RATES, kept.model_dump())
+    return [f"note: {kept.said()} (source.pass_rates).", *(note for place in told.places for note in place.notes(run))]
+
+
+def _kept(store: Store, run: Run, source: ProblemSet) -> tuple[Kept, _Found | None]:
+    """What pass_rates.json has of these runs and problems. Else what the runs tell now, of which the file has nothing yet."""
     kept, settings = read_kept(store), settings_of(run, source)
     if kept is not None and kept.settings == settings:
-        return [f"note: {kept.said()}, as they were read when the run began (source.pass_rates)."]
+        return kept, None
     told = _read_places(tuple(dict.fromkeys(run.source.pass_rates)), source)
-    kept = _kept(settings, told, source)
-    store.write_json(PASS_RATES, kept.model_dump())
-    return [f"note: {kept.said()} (source.pass_rates).", *(note for place in told.places for note in place.notes(run))]
+    return _counted(settings, told, source), told
 
 
 # ---- verdicts of other runs --------------------------------------------------------------------------------------------
@@ -235,7 +246,7 @@ def _rows(source: ProblemSet, places: list[_Told]) -> Iterator[Problem]:
             yield from source.rows(hinted[start : start + _AT_ONCE])
 
 
-def _kept(settings: str, found: _Found, source: ProblemSet) -> Kept:
+def _counted(settings: str, found: _Found, source: ProblemSet) -> Kept:
     names, indices = [place.place for place in found.places], np.flatnonzero(found.rates.known)
     if not len(indices):
         what = f"none of the {found.others} problems of {', '.join(names)} is a problem of {source.source.uri}"

@@ -103,6 +103,21 @@ def test_an_evaluation_of_the_base_tells_the_pass_rates_of_its_problems(other, t
     assert (chosen.below, chosen.above, chosen.unmeasured) == (len(low), len(high), 200 - 12)
 
 
+def test_a_look_before_a_run_chooses_by_the_same_pass_rates_and_keeps_none(other, tmp_path):
+    """`distill --dry-run` did not look, and spoke of traces of a run that was then refused."""
+    store, kind = other
+    sets = ["source.pass_rate=0.1,0.9", f"source.pass_rates={store.uri}/{kind}"]
+    own, run = run_at(tmp_path / "own", *sets)
+    source = open_source(run.source)
+    said = prepare(own, run, source, [0], write=False)
+    looked = rates.of_others(own, run, source)
+    assert rates.read_kept(own) is None
+    assert prepare(own, run, source, [0]) == said
+    assert counts(rates.of_others(own, run, source)) == counts(looked)
+    with pytest.raises(SettingError, match="none of 200 problems is in"):
+        prepare(own, resolve(run, ["source.pass_rate=0.501,0.502", "source.unmeasured=left_out"]), source, [0], write=False)
+
+
 def test_a_whole_run_tells_what_its_rounds_and_evaluations_found_together(other, tmp_path):
     store, kind = other
     found, _, _ = kept(tmp_path, "source.sampling=variance", f"source.pass_rates={store.uri}")

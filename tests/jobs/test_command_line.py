@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ from jobs.cli import app
 from jobs.screen import envelope
 from jobs.screen.tables import write_csv
 from jobs.screen.terminal import session, with_address
-from jobs.settle import Choices
+from jobs.settle import Choices, settle
+from pipeline.driver import open_sources
 from pipeline.errors import SettingError
+from pipeline.live import lease
+from pipeline.rounds import origin
+from pipeline.store.directory import Store
 
 ROOT = Path(__file__).parents[2]
 ENVELOPE = {"format", "verb", "exit_code", "result", "messages", "error", "log"}
@@ -207,6 +212,36 @@ def test_a_dry_run_says_what_would_be_done_and_begins_nothing(tmp_path, monkeypa
     assert "is made anew: 16 rounds of recipe demo" in settings
     assert "Nothing was started or written. The same command without --dry-run does it." in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_what_the_command_would_refuse(tmp_path, monkeypatch, capfd):
+    """It ended with 0 and named traces and tokens. The command that it offered was refused."""
+    data, store = tmp_path / "mine.jsonl", Store(str(tmp_path / "run"))
+    data.write_text('{"problem": "1+1", "solution": "1+1=2#2", "answer": "2"}\n' * 4)
+    sizes = ["rollout.prompts_per_round=4", "rollout.prompts_per_shard=4", "evaluation.problems=0"]
+    choices = Choices("demo", [f"source.uri={data}", *sizes], dry=True)
+    run = settle(store, choices)
+    store.save_run(run, {})
+    origin.keep(store, open_sources(run).opened)
+    data.write_text(data.read_text() + '{"problem": "1+2", "solution": "1+2=3#3", "answer": "3"}\n')
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        distill.distill(store.uri, choices)
+    assert ended.value.code == 2
+    assert "has other rows than those the run was made with (4 rows before, 5 now)" in capfd.readouterr().err
+    none = [*choices.sets, "source.pass_rate=0.4,0.5", "source.unmeasured=left_out"]
+    with pytest.raises(SystemExit):
+        distill.distill(store.uri, replace(choices, sets=none, accept_changes=True))
+    assert "none of 5 problems is in [0.4, 0.5]" in capfd.readouterr().err
+    distill.distill(store.uri, replace(choices, accept_changes=True))
+    said = capfd.readouterr().out
+    assert "note: source " in said
+    assert "Nothing was started or written." in said
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(lease, "BEAT_S", 0.1)
+    with lease.held(store):
+        distill.distill(store.uri, replace(choices, accept_changes=True))
+    assert f"note: process {os.getpid()} on " in capfd.readouterr().out
 
 
 def test_figures_become_csv(tmp_path):
