@@ -10,8 +10,11 @@ from rich.table import Column
 from jobs.opened import open_folder
 from jobs.screen.tables import aligned
 from jobs.screen.terminal import printable, session
+from pipeline.errors import command
 from pipeline.inspection.learning import listed
 from pipeline.notices import NOTICE_S, late
+
+_MOST = 4  # folders that a message names
 
 
 def below(folder: str, uri: str) -> str:
@@ -21,13 +24,18 @@ def below(folder: str, uri: str) -> str:
 
 
 def list_runs(folder: str, debug: bool) -> None:
-    """Print one row for each run. Raises UserError for a place that cannot be opened."""
+    """Print one row for each run. A line names folders that may not be read. Raises UserError for a place that cannot be read."""
     with session(debug) as out:
         with late("list", f"runs below {folder} have been looked for, for {NOTICE_S:g} s so far."):
-            found = list(listed(folder))
+            passed: list[str] = []
+            found = list(listed(folder, passed.append))
         out.told.result = [asdict(one) for one in found]
+        if passed:
+            more = f" and {len(passed) - _MOST} more" if len(passed) > _MOST else ""
+            out.say(f"passed over, since they may not be read: {', '.join(passed[:_MOST])}{more}.")
         if not found:
-            out.say(f"no run under {folder}. `egrsd distill --recipe demo --run {folder.rstrip('/')}/demo` begins one.")
+            begin = command("distill", "--recipe", "demo", "--run", f"{folder.rstrip('/')}/demo")
+            out.say(f"no run under {folder}. {begin} begins one.")
             return
         names = [one.uri for one in found]
         if max(map(len, names)) > out.console.width // 2:

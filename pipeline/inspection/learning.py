@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from textwrap import shorten
 
 import pyarrow.fs as pafs
 
-from pipeline.errors import EgrsdError, StoreError
+from pipeline.errors import EgrsdError, StoreError, UserError
 from pipeline.inspection.ended import last_error
 from pipeline.live.lease import LEASE, is_dead, read_lease
 from pipeline.rounds.tally import tally_of
@@ -75,22 +75,29 @@ class Listed:
     base: float | None = None
 
 
-def listed(uri: str) -> Iterator[Listed]:
-    """The runs in a folder and below it, in the order of their paths. Folders inside a run are not looked into."""
-    for found in _runs(Store(uri), 0):
+def listed(uri: str, passed: Callable[[str], None] = lambda _: None) -> Iterator[Listed]:
+    """The runs in a folder and below it, in the order of their paths. Folders inside a run are not looked into.
+
+    `passed` gets each folder below `uri` that may not be read. Raises UserError when `uri` itself may not be read.
+    """
+    for found in _runs(Store(uri), 0, passed):
         yield _listed(found)
 
 
-def _runs(folder: Store, depth: int) -> Iterator[Store]:
-    filesystem, root = folder.opened
-    infos = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True))
-    if any(info.base_name == "run.json" and info.is_file for info in infos):
+def _runs(folder: Store, depth: int, passed: Callable[[str], None]) -> Iterator[Store]:
+    try:
+        kinds = folder.kinds("")
+    except UserError:
+        if not depth:
+            raise
+        passed(folder.uri)
+        return
+    if kinds.get("run.json") == pafs.FileType.File:
         yield folder
         return
-    below = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+    below = [name for name, kind in kinds.items() if kind == pafs.FileType.Directory and not name.startswith(".")]
     for name in below if depth < _DEEPEST else []:
-        if not name.startswith("."):
-            yield from _runs(Store(folder.locate(name)), depth + 1)
+        yield from _runs(Store(folder.locate(name)), depth + 1, passed)
 
 
 def _listed(store: Store) -> Listed:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Run
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, command
 from pipeline.evidence.documents import plain
 from pipeline.evidence.evaluation import (
     MEANS,
@@ -104,7 +104,8 @@ class Evaluations:
             asked_, answered = _answers(self.store, self.run, version)
             if len(answered) != len(order):
                 what = f"has {len(answered)} problems, and its samples are of {len(order)}"
-                raise StoreError(what, area("evals", version), f"`egrsd verify --run {self.store.uri}` names the damaged file")
+                remedy = f"{command('verify', '--run', self.store.uri)} names the damaged file"
+                raise StoreError(what, area("evals", version), remedy)
             texts |= dict(zip(order, asked_, strict=True))
             said[version] = dict(zip(order, answered, strict=True))
         whole = [texts[key] | {"answers": [said[version][key] for version in said]} for key in keys]

@@ -192,6 +192,14 @@ class Files:
             return sorted(info.base_name for info in infos)
         return []
 
+    @_patient
+    def kinds(self, folder: str) -> dict[str, fs.FileType]:
+        """Whether each name in a folder is a file or a folder, sorted by name. Empty when the folder does not exist."""
+        filesystem, root = self.opened
+        with self._explained("list", inside(folder)):
+            infos = filesystem.get_file_info(fs.FileSelector(f"{root}/{folder}", allow_not_found=True))
+            return {info.base_name: info.type for info in sorted(infos, key=lambda info: info.base_name)}
+
     def named(self, folder: str, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
         """The names in a folder that match the whole `pattern` (names.py), sorted. Files that do not belong are passed over."""
         return (match for name in self.names(folder) if (match := pattern.fullmatch(name)) is not None)

@@ -1,5 +1,10 @@
 """`egrsd ls`: the names of runs stay whole, also where the terminal is narrow."""
 
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from jobs.ls import below, list_runs
@@ -24,6 +29,38 @@ def test_whole_names_stay_where_there_is_room(tmp_path, capfd, monkeypatch):
     Store(str(tmp_path / "demo")).save_run(demo(), {})
     list_runs(str(tmp_path), False)
     assert f"\n{tmp_path / 'demo'} " in capfd.readouterr().out
+
+
+@contextlib.contextmanager
+def of_somebody_else(path):
+    """A folder without rights, read by a user who has no more than others have."""
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        path.chmod(0o755)
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over_and_named(capfd):
+    """One folder of a colleague, or `lost+found`, was an internal error, and no run was shown."""
+    with tempfile.TemporaryDirectory() as made:  # the folders above `tmp_path` are of one user
+        folder = Path(made)
+        folder.chmod(0o755)
+        Store(made + "/demo").save_run(demo(), {})
+        (folder / "theirs").mkdir()
+        with of_somebody_else(folder / "theirs"):
+            list_runs(made, False)
+            said = capfd.readouterr().out
+            assert f"passed over, since they may not be read: {folder / 'theirs'}." in said
+            assert f"{folder / 'demo'} " in said
+            with pytest.raises(SystemExit) as ended:
+                list_runs(str(folder / "theirs"), False)
+        assert ended.value.code == 2
+        assert "cannot list (Permission denied)" in " ".join(capfd.readouterr().err.split())
 
 
 @pytest.mark.parametrize(("uri", "name"), [("/x/runs/a/demo", "a/demo"), ("/x/runs", "runs")])

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer.main
@@ -18,6 +19,7 @@ from in_process import brought, planned
 
 from actors import resources
 from jobs.cli import app
+from jobs.ls import list_runs
 from jobs.settle import Choices
 from pipeline.driver import open_sources
 from pipeline.errors import EgrsdError, command
@@ -32,6 +34,7 @@ from pipeline.rounds.round import open_round
 from pipeline.rounds.rows import joined_round
 from pipeline.store.directory import Store
 
+ROOT = Path(__file__).parents[2]
 PLAIN = ["evaluation.problems=0"]
 
 
@@ -198,6 +201,18 @@ def test_a_run_that_is_not_there_names_the_command_that_begins_one(tmp_path):
 
 def test_a_complete_run_offers_nothing(tmp_path):
     assert Remaining.of(Store(str(tmp_path)), resolve(demo(), PLAIN)).stale == []
+
+
+def test_a_place_in_an_offered_command_is_quoted(tmp_path, capfd):
+    """`egrsd ls "my runs"` offered `--run my runs/demo`, which the command line refuses."""
+    folder = tmp_path / "my runs"
+    folder.mkdir()
+    list_runs(str(folder), False)
+    [(verb, given)] = pasted(capfd.readouterr().out)
+    assert (verb, given["run"]) == ("distill", str(folder / "demo"))
+    code = (path for room in ("pipeline", "actors", "jobs") for path in (ROOT / room).rglob("*.py"))
+    by_hand = re.compile(r"`egrsd [^`]*--(run|out|config|address) \{")
+    assert [str(path) for path in code if by_hand.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_words_are_quoted_for_a_shell():
