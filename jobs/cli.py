@@ -66,6 +66,8 @@ def stage(
     """Bring stages of rounds up to date, also with new settings."""
     if round is None and not diff:
         raise UsageError("'--round' is missing: 3, 0,2 or 0..15.")
+    if diff and (force or shard or address is not None):
+        raise UsageError("--force, --shard and --address do not go with --diff, which grades all stored shards in this process.")
     if not diff:
         keep(f"stage {stage} of {run}")
     from jobs.regrade import show_changes
@@ -89,6 +91,8 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train on committed rounds, without engines."""
+    if out is not None and replace:
+        raise UsageError("--replace is about policies of this run. It does not go with --out.")
     keep(f"train {run}")
     from jobs import train as job
 

@@ -15,7 +15,7 @@ from actors.resources import demands_of
 from jobs.engines import open_engines
 from jobs.opened import hold, holding_for, open_folder, start
 from jobs.screen.progress import open_screen, phase
-from jobs.screen.tables import of_comparison, write_csv
+from jobs.screen.tables import check_csv, of_comparison, write_csv
 from jobs.screen.terminal import Session, session
 from jobs.settle import Choices, parse_numbers
 from pipeline.choice.plans import prepare
@@ -68,6 +68,8 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
     Raises UserError or SettingError for mistaken options, and what `jobs.opened.start` raises.
     """
     with session(debug) as out:
+        if options.csv is not None:
+            check_csv(options.csv)
         compared = chosen(open_folder(uri), options)
         remaining = {key: Remaining.of(compared.folder(key), run) for key, run in compared.runs.items()}
         left = [key for key in compared.runs if not remaining[key].is_empty]
@@ -76,6 +78,8 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
         needs_engines = any(remaining[key].needs_engines for key in left)
         size = f"{len(compared.objectives)} objectives x {len(compared.seeds)} seeds, {len(left)} to do"
         out.say(f"{len(compared.runs)} runs of {called(compared.base)}: {size}")
+        if (note := compared.unnamed()) is not None:
+            out.say(note)
         settings = compared.describe(options.choices.recipe, options.sets)
         if left:
             with phase(out, "checking settings, problems and model"):
@@ -98,16 +102,16 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
         series, document = {name: Series() for name in compared.objectives}, {}
         with contextlib.ExitStack() as stack:
             engines = stack.enter_context(open_engines(compared.base, engine_class, say=out.say)) if needs_engines else {}
-            for place, key in enumerate(compared.runs, 1):
+            for place, key in enumerate(sorted(compared.runs, key=left.__contains__), 1):  # what is done is written first
                 if key in left:
                     out.say(f"{key.objective}, seed {key.seed} ({place} of {len(compared.runs)})")
                     train_one(compared, key, engines, models, out)
                 document = keep_point(compared, series, key, settings)
         out.told.result = document
-        if options.csv is not None:
-            write_csv(options.csv, [*document["objectives"], *document["pairs"]])
         show(out, document)
         out.say(compared.store.locate(COMPARE))
+        if options.csv is not None:
+            write_csv(options.csv, [*document["objectives"], *document["pairs"]])
 
 
 def chosen(store: Store, options: Options) -> Comparison:

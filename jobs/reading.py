@@ -87,15 +87,19 @@ def report(
     out: Annotated[str | None, typer.Option(help="File to write; default: report.html in the first run.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace the file of --out.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the page on this machine, and follow the run.")] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0 takes a free one.")] = 0,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of --serve; default: a free one.")] = None,
     _json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write one HTML file: story, groups, traces by token, evidence."""
     from jobs.report import report_run, serve_run
 
+    if serve and (out is not None or replace):
+        raise UsageError("--out and --replace do not go with --serve, which writes no file.")
+    if port is not None and not serve:
+        raise UsageError("--port belongs to --serve.")
     if serve:
-        serve_run(run, compare, port, debug)
+        serve_run(run, compare, port or 0, debug)
     else:
         report_run(run, compare, out, debug, replace)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.evidence.comparison import MEASURES
 from pipeline.evidence.evaluation import FIGURES
 from pipeline.evidence.intervals import Estimate
 from pipeline.problems.sources import in_words
-from pipeline.store.files import replace_local
+from pipeline.store.files import check_place, replace_local
 
 
 def aligned(title: str, *columns: str | Column, gap: int = 2, header: bool = True) -> Table:
@@ -74,10 +75,23 @@ def write_csv(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, names)
     writer.writeheader()
     writer.writerows(flat)
-    try:
+    with _explained(path):
         replace_local(Path(path), text.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", f"--csv {path}", "Name a file that you may write") from error
+
+
+def check_csv(path: str) -> None:
+    """Raise UserError when `write_csv` could not write a file there. A verb asks before it makes figures for hours."""
+    with _explained(path):
+        check_place(Path(path))
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # a home that nobody has, and links that lead back to themselves
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot be written ({cause})", f"--csv {path}", "Name a file that you may write") from error
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -9,6 +9,7 @@ the base and the first round's traces and scores are the same under all objectiv
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, NamedTuple
@@ -19,7 +20,7 @@ from pydantic import Field
 from pipeline.config import Run
 from pipeline.config.objective import CONTROLS as OF_GATE
 from pipeline.config.objective import GATES, OBJECTIVES, Objective
-from pipeline.errors import SettingError, UserError, nearest
+from pipeline.errors import SettingError, StoreError, UserError, nearest
 from pipeline.evidence.documents import plain
 from pipeline.evidence.evaluation import engine_facts, figures, per_problem, read
 from pipeline.evidence.intervals import holm, of_gaps, of_means, of_shares, over_seeds
@@ -113,6 +114,18 @@ class Comparison:
         for other in self.runs:
             if other.seed == key.seed and other != key:
                 share(self.folder(other), self.folder(key), self.runs[key])
+
+    def unnamed(self) -> str | None:
+        """A sentence about the runs that compare.json has and that are not compared now: the file is written without them."""
+        with contextlib.suppress(StoreError):  # a damaged file is written anew
+            found = self.store.read_document(COMPARE, Compared)
+            keys = [Key(one.objective, one.seed) for one in found.points if one.seed is not None] if found is not None else []
+            if more := len(set(keys) - self.runs.keys()):
+                names = ",".join(dict.fromkeys([*self.objectives, *(key.objective for key in keys)]))
+                seeds = ",".join(map(str, sorted({*self.seeds, *(key.seed for key in keys)})))
+                back = f"--objectives {names} --seeds {seeds} shows them again"
+                return f"note: {COMPARE} has {more} more runs, which this command leaves out of it. {back}."
+        return None
 
     def describe(self, recipe: str | None, sets: list[str]) -> dict[str, Any]:
         """The settings that decided the figures, as plain JSON. Raises ModelError when the tokenizer cannot be read.

@@ -80,6 +80,7 @@ class Files:
     """
 
     begun: str | None = None  # a file that is there once the folder has a run; without it nothing is written any more
+    is_ours: bool = True  # a person's own folder gets no folder for unfinished files
     reached: bool = False  # whether the place has answered: what fails later is no mistake in its address
 
     def __init__(self, uri: str) -> None:
@@ -132,10 +133,21 @@ class Files:
         with self._explained("write", inside(path)):
             if self.local_root is not None:
                 self._check_there()
-                _write_local(self.local_root / path, self.local_root / SCRATCH, data)
+                place = self.local_root / path
+                _write_local(place, self.local_root / SCRATCH if self.is_ours else place.parent, data)
             else:
                 with filesystem.open_output_stream(f"{root}/{path}") as stream:
                     stream.write(data)
+
+    def check_writable(self) -> None:
+        """Raise UserError when a local folder takes no files. An object store tells that when it is written to."""
+        folder = self.local_root
+        if folder is None:
+            return
+        with self._explained("write", ""):
+            while not folder.exists():
+                folder = folder.parent
+            _check_right(folder)
 
     @_patient
     def read_bytes(self, path: str) -> bytes | None:
@@ -160,7 +172,12 @@ class Files:
 
     def write_json(self, path: str, value: Any) -> None:
         """Write a JSON file atomically."""
-        self.write(path, json.dumps(value, indent=1, sort_keys=True).encode())
+        self.write(path, _as_json(value))
+
+    def keep_json(self, path: str, value: Any) -> None:
+        """Write a JSON file, unless it has this content already: a place that may only be read is then as good as any."""
+        if self.read_bytes(path) != _as_json(value):
+            self.write_json(path, value)
 
     def read_json(self, path: str, *keys: str) -> Any | None:
         """The content of a JSON file, or None when it does not exist.
@@ -261,6 +278,10 @@ class Files:
         return late("object store", f"waiting for the object store: to {what} has taken {NOTICE_S:g} s so far.")
 
 
+def _as_json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
 def _check_uri(uri: str) -> None:
     rest = uri.split("://", 1)[1]
     if holds_credentials(uri):
@@ -294,6 +315,23 @@ def _as_egrsd_error(error: OSError, what: str, where: str, reached: bool) -> Egr
     return StoreError(f"{what} ({cause})", where, remedy)
 
 
+def check_place(path: Path) -> None:
+    """Raise OSError when `replace_local` could not write a file there: its folder is missing or takes no files."""
+    path = path.expanduser()
+    folder = path.resolve().parent
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder {folder}")
+    _check_right(path if path.exists() and not path.is_file() else folder)
+
+
+def _check_right(place: Path) -> None:
+    """Raise OSError when this user may not write to a place, or nobody may."""
+    if not os.access(place, os.W_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def replace_local(path: Path, text: str) -> None:
     """Write a local file that a person named. An old one stays until the new one is whole, and a link to it stays a link.
 
@@ -316,7 +354,7 @@ def replace_local(path: Path, text: str) -> None:
 
 
 def _write_local(path: Path, scratch: Path, data: bytes) -> None:
-    temporary = scratch / f"{owner.mark()}{uuid4().hex[:12]}"
+    temporary = scratch / f"{'' if scratch.name == SCRATCH else '.'}{owner.mark()}{uuid4().hex[:12]}"
     for folder in (path.parent, scratch):
         folder.mkdir(parents=True, exist_ok=True)
     try:

@@ -9,9 +9,9 @@ import trainer_here
 from actors.fakes import UNWATCHED, FakeEngine
 from jobs import compare
 from jobs.screen import tables
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, UserError
 from pipeline.evidence import comparison
-from pipeline.overrides import differences, resolve
+from pipeline.overrides import differences, load, resolve
 from pipeline.recipes import demo
 from pipeline.store.directory import Store
 
@@ -83,6 +83,34 @@ def test_again_nothing_is_done(compared, monkeypatch, capfd):
     said = capfd.readouterr().out
     assert "0 to do" in said
     assert "untested" in said
+
+
+def test_the_base_is_kept_with_all_its_settings(compared):
+    """A file of settings decided figures, and compare.json named the recipe alone."""
+    settings = compared.read_json("compare.json", "settings")["settings"]
+    assert settings["recipe"] == "demo"
+    assert load(settings["base"]) == resolve(demo(), SETS)
+
+
+def test_a_command_for_fewer_runs_says_how_the_others_come_back(compared):
+    some = compare.chosen(compared, compare.Options("demo", "grpo", "0", None, SETS, None))
+    back = f"--objectives {NAMES} --seeds 0 shows them again."
+    assert some.unnamed() == f"note: compare.json has 3 more runs, which this command leaves out of it. {back}"
+    assert compare.chosen(compared, compare.Options("demo", f"rlsd,{NAMES}", "0,1", None, SETS, None)).unnamed() is None
+    assert compare.chosen(Store(f"{compared.uri}/none"), compare.Options("demo", "grpo", "0", None, SETS, None)).unnamed() is None
+
+
+def test_what_is_done_is_in_the_file_before_more_is_trained(compared, monkeypatch):
+    """A command that was killed in its first run left the points of the runs before that one alone."""
+    known = {point["run"] for point in compared.read_json("compare.json", "points")["points"]}
+
+    def killed(*_):
+        raise UserError("killed here")
+
+    monkeypatch.setattr(compare, "train_one", killed)
+    with pytest.raises(SystemExit):
+        run_it(compared.uri, f"grpo,rlsd,{NAMES}")
+    assert {point["run"] for point in compared.read_json("compare.json", "points")["points"]} == known
 
 
 @pytest.mark.parametrize(

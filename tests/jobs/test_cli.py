@@ -109,6 +109,11 @@ def test_help_lists_every_verb(egrsd):
         (("compare", "--out", "OUT", "--set", "evaluation.problems=1"), "1 problems are too few for an interval"),
         (("compare", "--out", "OUT", "--baseline", "rlsd", "--objectives", "grpo"), "'rlsd' is not compared"),
         (("compare", "--out", "OUT", "--objectives", "shuffled", "--set", "objective.name=grpo"), "'grpo' has no gate"),
+        (("compare", "--out", "OUT", "--csv", "nowhere/a.csv"), "--csv nowhere/a.csv: cannot be written (there is no folder "),
+        (("stage", "grade", "--run", "RUN", "--diff", "--shard", "0001"), "--shard and --address do not go with --diff"),
+        (("train", "--run", "RUN", "--out", "OUT", "--replace"), "--replace is about policies of this run"),
+        (("report", "--run", "RUN", "--serve", "--out", "OUT"), "--out and --replace do not go with --serve"),
+        (("report", "--run", "RUN", "--port", "8000"), "--port belongs to --serve"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(egrsd, empty_run, tmp_path, arguments, message):
@@ -120,6 +125,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(egrsd, empty_run, tmp_path, argum
     assert "Invalid value: " not in said  # a missing option is no value
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == 2
+
+
+def test_without_a_word_the_help_is_shown_once(egrsd):
+    """It was followed by an error that had the whole help in it."""
+    done = egrsd()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("Usage: egrsd ") == 1
+    assert "error" not in done.stderr
+
+
+def test_a_settings_file_that_cannot_be_written_is_refused_before_a_look_at_source_and_model(egrsd, tmp_path):
+    file = str(tmp_path / "new" / "mine.yaml")
+    done = egrsd("init", file, "--model", "tiny-reasoner", "--source", "tiny-arithmetic")
+    assert done.returncode == 2
+    assert f"error: {file}: cannot be written (there is no folder {tmp_path / 'new'})." in done.stderr
+    assert "looking at" not in done.stdout
 
 
 def test_what_a_mistake_quotes_cannot_drive_the_terminal(egrsd, empty_run):

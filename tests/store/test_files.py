@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from other_user import other_user, seen_by_all
 from pyarrow import fs
 from waiting import until
 
@@ -18,7 +19,7 @@ from pipeline import notices
 from pipeline.errors import StoreError, UserError
 from pipeline.store import files
 from pipeline.store.directory import Store
-from pipeline.store.files import replace_local
+from pipeline.store.files import check_place, replace_local
 
 
 class Silent(BaseHTTPRequestHandler):
@@ -170,6 +171,19 @@ def test_every_verb_says_the_word_before_it_has_shown_anything(silent, monkeypat
     assert lines[0].startswith("waiting for the object store: to ")
     assert lines[1].startswith("error: s3://runs/none: no run here")
     assert len(lines) == 2
+
+
+def test_a_place_that_takes_no_file_is_known_before_it_is_written_to(tmp_path, monkeypatch):
+    """`compare --csv` found it after hours."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for free in (tmp_path / "a.csv", Path("~/a.csv"), Path(os.devnull)):
+        check_place(free)
+    with pytest.raises(OSError, match="there is no folder"):
+        check_place(Path("~/none/a.csv"))
+    with pytest.raises(OSError, match="Is a directory"):
+        check_place(tmp_path)
+    with seen_by_all() as folder, other_user(), pytest.raises(OSError, match="Permission denied"):
+        check_place(folder / "a.csv")
 
 
 @pytest.mark.usefixtures("signals_are_heard")
