@@ -76,14 +76,15 @@ def evaluate(uri: str, options: Options, address: str | None, debug: bool, engin
         summaries = {}
         samples = [{number: one.read(store, number) for number in numbers} for one in asked]
         for one, by_policy in zip(asked, samples, strict=True):
-            summary = summarise(store, one, one.with_earlier(store, by_policy))
-            store.write_json(f"{one.kind}/summary.json", summary)
-            summaries[one.kind] = summary
-            show(out, one, summary)
-            out.say(f"{store.locate(one.kind)}/summary.json")
+            summaries[one.kind] = summarise(store, one, one.with_earlier(store, by_policy))
+            show(out, one, summaries[one.kind])
+        out.told.result = dict(summaries)
         if len(asked) > 1:
-            out.console.print(tables.of_macro_mean(macro_mean(asked[0], samples)))
-        out.told.result = summaries
+            out.told.result["macro_mean"] = macro_mean(asked[0], samples)
+            out.console.print(tables.of_macro_mean(out.told.result["macro_mean"]))
+        for kind, summary in summaries.items():  # at the end: a run that may only be read takes no file
+            store.keep_json(f"{kind}/summary.json", summary)
+            out.say(f"{store.locate(kind)}/summary.json")
 
 
 def begun(uri: str, options: Options, out: Session) -> tuple[Store, Run]:

@@ -56,6 +56,7 @@ def export_run(uri: str, out_uri: str, debug: bool, replace: bool = False) -> No
             raise UserError("no round has all its traces yet", store.uri, f"Run {command('distill', '--run', store.uri)} first")
         store.check_policy(store.latest_policy())
         target, rows = Files(out_uri), 0
+        target.is_ours = False
         there = [name for name in target.names("") if re.fullmatch(r"round-\d{4,}\.parquet", name)]
         if there and not replace:
             raise UserError(f"{len(there)} rounds are there already", out_uri, "Name another folder, or pass --replace")
@@ -102,8 +103,10 @@ def export_model(uri: str, asked: ModelFolder, debug: bool) -> None:
         out.say(f"policy {version} of {store.uri} in {target}")
         if not version:
             out.say(f"note: {model_folder.UNTRAINED}")
+        out.told.result = {"model": str(target), "policy": version, "run": store.uri, "merged": asked.merge, "pushed": None}
         if asked.push:
-            out.say(f"pushed to {model_folder.push(asked.push, target, token, f'Policy {version} of {called(run)}')}")
+            out.told.result["pushed"] = model_folder.push(asked.push, target, token, f"Policy {version} of {called(run)}")
+            out.say(f"pushed to {out.told.result['pushed']}")
 
 
 def _put(new: Path, target: Path) -> None:

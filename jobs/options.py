@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+from dataclasses import replace
 from typing import Annotated, Any, cast
 
 import typer
@@ -101,7 +102,7 @@ def note_address(address: str | None) -> str | None:
 
 def _csv_file(path: str | None) -> str | None:
     """Refuse to replace a file that is no CSV file by its name. A device may be written to."""
-    if path is not None and os.path.isfile(path) and not path.lower().endswith(".csv"):
+    if path is not None and os.path.isfile(os.path.expanduser(path)) and not path.lower().endswith(".csv"):
         raise typer.BadParameter(f"{path} is there already, and is no .csv file. Name another file.")
     return path
 
@@ -165,7 +166,7 @@ def call(app: typer.Typer) -> None:
         raise
     except UsageError as error:
         _show_usage(error)
-        _refuse("UsageError", error.format_message())  # type: ignore[attr-defined]
+        _refuse("UsageError", error.format_message(), error.ctx)  # type: ignore[attr-defined]
     except typer.Abort:
         sys.exit(130)
     except ModuleNotFoundError as error:
@@ -183,15 +184,20 @@ def call(app: typer.Typer) -> None:
 
 
 def _show_usage(error: Any) -> None:
-    """Print how the verb is used, and the error in the form of all others."""
+    """Print how the verb is used, and the error in the form of all others. Without any word the help says all of that."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.ctx.get_help(), err=True)
+        return
     if error.ctx is not None:
         typer.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} -h' for help.\n", err=True)
     typer.echo(f"error: {error.format_message()}", err=True)
 
 
-def _refuse(kind: str, what: str) -> None:
+def _refuse(kind: str, what: str, context: Any = None) -> None:
     """End with exit code 2 before a verb has begun, with the JSON document where it is wanted."""
     if "--json" in sys.argv[1:]:
+        if context is not None and context.parent is not None and not envelope.asked.get().verb:  # no word was parsed
+            envelope.asked.set(replace(envelope.asked.get(), verb=context.info_name))
         typer.echo(envelope.document(envelope.Told(error=envelope.error_of(kind, what)), 2))
     sys.exit(2)
 

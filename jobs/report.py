@@ -31,6 +31,8 @@ def report_run(uris: list[str], compare: str | None, out_uri: str | None, debug:
         target, name = _target(out_uri) if out_uri else (runs[0][0], REPORT)
         if out_uri and not replace and target.read_bytes(name) is not None:
             raise UserError("is there already", out_uri, "Name another file, or pass --replace")
+        target.is_ours = out_uri is None
+        target.check_writable()
         compared = read_comparison(open_folder(compare)) if compare else None
         with late("report", f"the rounds of {', '.join(uris)} have been read for {NOTICE_S:g} s so far."):
             document = collect_all(runs) | {"compare": compared}
@@ -51,6 +53,7 @@ def serve_run(uris: list[str], compare: str | None, port: int, debug: bool) -> N
         runs = [open_run(uri) for uri in uris]
         compared = read_comparison(open_folder(compare)) if compare else None
         with serve(Watched(runs, compared), port) as served:
+            out.told.result = {"address": served.address, "runs": uris}
             out.say(f"{served.address} (Ctrl-C ends it)")
             served.watch(out.say)
 

@@ -253,6 +253,7 @@ def _watch(out: Session, store: Store) -> None:
         """What is shown now, and whether the run is done."""
         run = store.load_run()
         seen = see(store, run)
+        out.told.result = _document(seen)
         lines = [Text(printable(with_address(line))) for line in _lines(seen)]
         return Group(*_tables(seen), *lines), store.latest_policy() >= run.rounds
 

@@ -108,6 +108,7 @@ def stop(submission_id: str, address: str | None, wait: bool, debug: bool) -> No
         found = _jobs(client).get(submission_id)
         if found is None:
             raise SettingError("the cluster knows no such job", "--stop", "`egrsd submit` prints the id of each job it starts")
+        out.told.result = {"job": submission_id, "status": found.status.value, "asked": not found.status.is_terminal()}
         if found.status.is_terminal():
             out.say(f"job {submission_id} had ended already: {found.status}.")
             return
@@ -120,6 +121,7 @@ def stop(submission_id: str, address: str | None, wait: bool, debug: bool) -> No
             return
         while wait and not (found := _info(client, submission_id)).status.is_terminal():
             time.sleep(POLL_S)
+        out.told.result["status"] = found.status.value
         out.say(f"job {submission_id}: {found.status if wait else 'asked to stop'}.")
 
 

@@ -103,9 +103,11 @@ def test_every_verb_takes_json_but_none_twice():
         (("explain", "label.gamma"), 0),
         (("verify", "RUN"), 0),
         (("sweep", "RUN", "--sample", "0"), 0),
+        (("export", "RUN", "--model", "FOLDER/out"), 0),
         (("status", "FOLDER/nowhere"), 2),
         (("distill", "--run", "FOLDER/new"), 2),
         (("status",), 2),
+        (("status", "--bogus"), 2),
         (("explain", "label.gama"), 2),
     ],
 )
@@ -115,7 +117,7 @@ def test_json_is_one_document_of_one_form(egrsd, run, words, code):
     document = json.loads(done.stdout)
     assert done.returncode == document["exit_code"] == code, done.stderr
     assert document.keys() == ENVELOPE
-    assert document["format"] == envelope.FORMAT
+    assert (document["format"], document["verb"]) == (envelope.FORMAT, words[0])
     assert (document["result"] is None) == (document["error"] is not None) == (code != 0)
     if code:
         assert document["error"].keys() == {"kind", "what", "where", "remedy"}
@@ -254,11 +256,14 @@ def test_figures_become_csv(tmp_path):
     assert rows[1]["objective"] == "grpo"
 
 
-def test_figures_never_take_the_place_of_a_file_of_another_kind(tmp_path):
+def test_figures_never_take_the_place_of_a_file_of_another_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     data = tmp_path / "data.jsonl"
     data.write_text("{}\n")
     with pytest.raises(typer.BadParameter, match=r"is there already, and is no \.csv file"):
         given("sweep", str(tmp_path), "--csv", str(data))
+    with pytest.raises(typer.BadParameter, match=r"is there already, and is no \.csv file"):
+        given("sweep", str(tmp_path), "--csv=~/data.jsonl")  # `write_csv` expands it, and replaced the file
     for free in (tmp_path / "new.txt", tmp_path / "a.csv", Path(os.devnull)):
         assert given("sweep", str(tmp_path), "--csv", str(free))["csv"] == str(free)
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from actors.fakes import FakeEngine
 from jobs import evaluate, status
-from jobs.screen import terminal
+from jobs.screen import envelope, terminal
 from pipeline import recipes
 from pipeline.contract import Failure
 from pipeline.errors import UserError
@@ -107,8 +107,33 @@ def test_sources_have_rows_of_their_own_and_a_macro_mean(run_dir, ray_local, pro
     said = capfd.readouterr().out
     for title in ("sums: 6 problems", "gsm8k: 4 problems", "tiny-arithmetic: 6 problems", "macro mean over 3 sources"):
         assert title in said
+    token = envelope.asked.set(envelope.Asked("evaluate", json=True))
+    try:
+        run_it(run_dir, problems, "tiny-arithmetic", sets=["evaluation.problems=6"])
+    finally:
+        envelope.asked.reset(token)
+    result = json.loads(capfd.readouterr().out)["result"]
+    assert [name.partition("-")[0] for name in result] == ["evals/sums", "evals/tiny", "macro_mean"]
+    assert (result["macro_mean"]["sources"], list(result["macro_mean"]["policies"])) == (2, ["0", "3"])
     status.show(run_dir.uri, False)
     assert re.search(r"evals/gsm8k-\w+: policies 0", capfd.readouterr().out)
+
+
+def test_figures_of_a_run_that_may_only_be_read_are_shown(run_dir, ray_local, problems, monkeypatch, capfd):
+    """summary.json was written before the table: a finished evaluation of somebody else's run ended without a figure."""
+    run_it(run_dir, problems)
+
+    def refuse(store, path, data):
+        raise UserError("cannot write (Permission denied)", store.locate(path))
+
+    monkeypatch.setattr(Store, "write", refuse)
+    capfd.readouterr()
+    run_it(run_dir, problems)
+    assert "avg@2, %" in capfd.readouterr().out
+    with pytest.raises(SystemExit) as ended:  # other policies: the file would say something else
+        run_it(run_dir, problems, policies="0")
+    assert ended.value.code == 2
+    assert "avg@2, %" in capfd.readouterr().out
 
 
 def test_a_source_of_which_nothing_can_be_asked_is_refused_before_engines_start(run_dir, tmp_path, monkeypatch, capfd):

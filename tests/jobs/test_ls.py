@@ -1,11 +1,7 @@
 """`egrsd ls`: the names of runs stay whole, also where the terminal is narrow."""
 
-import contextlib
-import os
-import tempfile
-from pathlib import Path
-
 import pytest
+from other_user import other_user, seen_by_all
 
 from jobs.ls import below, list_runs
 from pipeline.recipes import demo
@@ -31,34 +27,18 @@ def test_whole_names_stay_where_there_is_room(tmp_path, capfd, monkeypatch):
     assert f"\n{tmp_path / 'demo'} " in capfd.readouterr().out
 
 
-@contextlib.contextmanager
-def of_somebody_else(path):
-    """A folder without rights, read by a user who has no more than others have."""
-    path.chmod(0)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-        path.chmod(0o755)
-
-
 def test_a_folder_that_may_not_be_read_is_passed_over_and_named(capfd):
     """One folder of a colleague, or `lost+found`, was an internal error, and no run was shown."""
-    with tempfile.TemporaryDirectory() as made:  # the folders above `tmp_path` are of one user
-        folder = Path(made)
-        folder.chmod(0o755)
-        Store(made + "/demo").save_run(demo(), {})
-        (folder / "theirs").mkdir()
-        with of_somebody_else(folder / "theirs"):
-            list_runs(made, False)
+    with seen_by_all() as folder:
+        Store(f"{folder}/demo").save_run(demo(), {})
+        (folder / "theirs").mkdir(mode=0)
+        with other_user():
+            list_runs(str(folder), False)
             said = capfd.readouterr().out
-            assert f"passed over, since they may not be read: {folder / 'theirs'}." in said
-            assert f"{folder / 'demo'} " in said
             with pytest.raises(SystemExit) as ended:
-                list_runs(str(folder / "theirs"), False)
+                list_runs(f"{folder}/theirs", False)
+        assert f"passed over, since they may not be read: {folder}/theirs." in said
+        assert f"{folder}/demo " in said
         assert ended.value.code == 2
         assert "cannot list (Permission denied)" in " ".join(capfd.readouterr().err.split())
 

@@ -10,10 +10,13 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
+from other_user import other_user, seen_by_all
 from report_runs import add_round, byte_tokenizer, new_run
 
-from jobs import serving
+from jobs import report, serving
 from pipeline.errors import UserError
+from pipeline.recipes import demo
+from pipeline.store.directory import Store
 
 
 @pytest.fixture
@@ -54,6 +57,16 @@ def test_the_document_follows_the_run(growing):
         store.write("metrics/0001-round.jsonl", b"")
         assert not watched.look()  # what was read stays, and the reason is told
         assert "sha256 differs" in json.loads(asked(served.address, "state"))["said"]
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_rounds_are_read(monkeypatch, capfd):
+    monkeypatch.setattr(report, "collect_all", lambda *_: pytest.fail("rounds are read"))
+    with seen_by_all() as folder:
+        Store(f"{folder}/run").save_run(demo(), {})
+        with other_user(), pytest.raises(SystemExit) as ended:
+            report.report_run([f"{folder}/run"], None, None, False)
+        assert ended.value.code == 2
+        assert f"{folder}/run/: cannot write (Permission denied). Get the right" in " ".join(capfd.readouterr().err.split())
 
 
 def test_nobody_else_is_answered(growing):

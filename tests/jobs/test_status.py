@@ -1,5 +1,6 @@
 """`egrsd status`: learning first, then work, then what is stale with one command; `--watch` ends with the run."""
 
+import json
 import shutil
 import tarfile
 from pathlib import Path
@@ -133,6 +134,12 @@ def test_a_watch_ends_when_the_run_is_done(store, tmp_path, capfd, monkeypatch):
     said = capfd.readouterr().out
     assert slept == [status.LOOK_S]
     assert "2 of 2 rounds trained" in said
+
+
+def test_a_watch_in_json_tells_the_run_as_it_was_last_seen(store, egrsd):
+    document = json.loads(egrsd("status", store.uri, "--watch", "--json").stdout)
+    assert (document["exit_code"], document["result"]["trained"]) == (0, 2)
+    assert document["result"] == json.loads(egrsd("status", store.uri, "--json").stdout)["result"]
 
 
 def test_an_evaluation_counts_once_it_is_graded_and_policies_are_named(store, capfd):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -185,7 +186,9 @@ def test_one_job_however_often_submitted_without_secrets_until_stopped(cluster, 
     outputs = [process.communicate(timeout=300)[0] for process in pair]
     assert f"job {name} " in running.stdout or f"job {name}:" in running.stdout
     assert f"job {name}: STOPPED." in stopped.stdout
-    assert "had ended already: STOPPED" in cluster.submit("--stop", name).stdout
+    again = json.loads(cluster.submit("--stop", name, "--json").stdout)
+    assert f"job {name} had ended already: STOPPED." in again["messages"]
+    assert again["result"] == {"job": name, "status": "STOPPED", "asked": False}
     assert sum(f"job {name}: submitted." in text for text in (*outputs, running.stdout)) == 1
     for process, text in zip(pair, outputs, strict=True):
         assert process.returncode == 130
