@@ -82,7 +82,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing about 200 pinned packages into $(VENV): some minutes"
+	@echo "installing about 230 pinned packages into $(VENV): some minutes"
 	sort -r requirements.lock | xargs -P $$(nproc) -n 16 $(BIN)/python -m pip install -qq --no-deps
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@$(BIN)/python -c 'import torch' 2> /dev/null || { \

@@ -33,6 +33,11 @@ def test_a_document_names_only_what_exists(name):
     assert not faults((ROOT / name).read_text(), (ROOT / name).parent)
 
 
+def test_the_number_of_pinned_packages_is_that_of_the_lock():
+    pinned = (ROOT / "requirements.lock").read_text().count("==")
+    assert f"({pinned} pinned packages)" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if tables(name)])
 def test_tables_are_what_the_code_says(name):
     text = (ROOT / name).read_text()
