@@ -193,10 +193,18 @@ def test_damaged_verdicts_of_another_run_are_refused_in_one_line(other, tmp_path
 )
 def test_a_damaged_file_of_pass_rates_is_refused_with_its_field(tmp_path, change, message):
     store, run = run_at(tmp_path, "source.unmeasured=left_out", "source.pass_rates=somewhere")
-    whole = {"settings": "00", "places": ["a"], "indices": [3], "correct": [1], "graded": [8], "others": 0}
+    source = open_source(run.source)
+    whole = {
+        "settings": rates.settings_of(run, source),
+        "places": ["a"],
+        "indices": [3],
+        "correct": [1],
+        "graded": [8],
+        "others": 0,
+    }
     store.write_json("pass_rates.json", whole | change)
     with pytest.raises(StoreError, match=f"pass_rates\\.json: .*({message})"):
-        rates.of_others(store, run, open_source(run.source))
+        rates.of_others(store, run, source)
 
 
 # ---- settings ----------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_every_verb_takes_json_but_none_twice():
         (("explain", "label.gamma"), 0),
         (("verify", "RUN"), 0),
         (("sweep", "RUN", "--sample", "0"), 0),
-        (("export", "RUN", "--model", "FOLDER/out"), 0),
+        (("export", "RUN", "--model", "FOLDER/out", "--merge"), 0),
         (("status", "FOLDER/nowhere"), 2),
         (("distill", "--run", "FOLDER/new"), 2),
         (("status",), 2),

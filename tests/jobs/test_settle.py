@@ -76,10 +76,10 @@ def test_the_doctor_takes_settings_as_distill_does_and_offers_all_of_them(tmp_pa
     """`doctor --recipe demo --config F --set S` offered `distill --config F`: a run over the defaults, without S."""
     file, store = tmp_path / "my own.yaml", Store(str(tmp_path / "run"))
     file.write_text("rounds: 3\n")
-    choices = Choices("demo", ["model.max_model_len=4096", "prompts.system="], str(file))
+    choices = Choices("demo", ["model.max_model_len=4096", "seed=4"], str(file))
     found = doctor.chosen(choices, None)
     assert found.run == settle(store, choices)
-    sets = "--set model.max_model_len=4096 --set prompts.system="
+    sets = "--set model.max_model_len=4096 --set seed=4"
     assert doctor.offered(choices, found, None) == f"`egrsd distill --recipe demo --config '{file}' {sets} --run runs/demo`"
     store.save_run(found.run, {})
     less = Choices("demo", config=str(file))
