@@ -22,7 +22,7 @@ from pipeline.config import Run
 from pipeline.errors import SettingError, UserError, refuse_unread
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
-from pipeline.evidence.sweep import first_step, is_kept, load_policy
+from pipeline.evidence.sweep import NOT_KEPT, first_step, is_kept, load_policy
 from pipeline.method import directions as maths
 from pipeline.overrides import named, refuse_unread_objective, resolve
 from pipeline.problems import worlds
@@ -125,10 +125,11 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
 
 
 def _trainer(work: Round) -> Trainer:
-    """The trainer of a round's policy on this CPU. Raises UserError when the policy is not stored."""
+    """The trainer of a round's policy on this CPU. Raises UserError when the policy is no longer stored."""
     run = work.run
     if not is_kept(work):
-        raise UserError("the policy that wrote this round is not stored", work.area, "Keep policies with train.keep_policies=0")
+        remedy = "Audit another round, such as the first, or the run that this one was made from"
+        raise UserError(f"the policy that wrote this round was {NOT_KEPT}", work.area, remedy)
     if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down many times
         torch.set_num_threads(run.train.threads * run.train.workers)
     model = student.build(run, torch.device("cpu"))

@@ -18,7 +18,7 @@ import torch
 from pipeline.config import Run
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.documents import DIGITS, plain
-from pipeline.evidence.sweep import first_step, is_kept, load_policy, read_round, spaced
+from pipeline.evidence.sweep import NOT_KEPT, first_step, is_kept, load_policy, read_round, spaced
 from pipeline.overrides import refuse_unread_objective, resolve
 from pipeline.rounds.round import Round
 from pipeline.training import batches
@@ -85,9 +85,8 @@ def measure(run: Run, points: list[Point], rounds: list[Round], sample: int) -> 
     """
     places = spaced([place for place, work in enumerate(rounds) if is_kept(work)])
     if not places:
-        raise UserError(
-            "no policy that wrote these rounds is stored", rounds[0].store.uri, "Keep them with train.keep_policies=0"
-        )
+        remedy = "Sweep other rounds, such as the first, or the run that this one was made from"
+        raise UserError(f"every policy that wrote these rounds was {NOT_KEPT}", rounds[0].store.uri, remedy)
     if run.train.threads:
         torch.set_num_threads(run.train.threads)
     trainer = Trainer(run, student.build(run, torch.device("cpu")).eval(), torch.device("cpu"))

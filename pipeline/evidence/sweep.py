@@ -21,7 +21,7 @@ from pipeline.method.relabel import Figures, Point, Relabel, StoredSignals, sele
 from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round, open_rounds
-from pipeline.rounds.rows import joined, left_out, training_rows, without
+from pipeline.rounds.rows import are_of_now, joined, left_out, training_rows, without
 from pipeline.stages import MEASURE, chain_of
 from pipeline.store.directory import Store, area
 from pipeline.store.folders import is_dropped
@@ -33,6 +33,7 @@ PAPER = ("label.gamma=0,.1,.3,1", "label.window=0,1,3,5,7")  # the axes when no 
 SETTINGS = (*(f"label.{name}" for name in Label.model_fields), *(f"profile.{name}" for name in Profile.model_fields))
 VARIES = f"A sweep varies: {', '.join(sorted(SETTINGS))}"
 ALIASES = {"label.window": "profile.window"}  # labels look ahead as far as the profile does
+NOT_KEPT = "dropped (train.keep_policies) or trained again (`egrsd train`)"  # a policy that `is_kept` does not find
 MOST_POINTS = 1000
 GRADIENT_ROUNDS = 3
 
@@ -192,7 +193,7 @@ def gradient_cosines(stored: Stored, points: list[Point], sample: int) -> dict[s
     """Cosine of every point's gradient with the gradient at gamma = 0, for up to three rounds from the first to the last.
 
     The student has the adapter of the policy that wrote the round. The run's seed chooses about `sample` traces in all, among
-    those with an advantage. A round whose policy is no longer stored is left out.
+    those with an advantage. A round is left out whose policy is no longer stored, or was trained again since.
     """
     run, places = stored.run, _gradient_rounds(stored)
     if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down
@@ -215,9 +216,14 @@ def _gradient_rounds(stored: Stored) -> list[int]:
 
 
 def is_kept(work: Round) -> bool:
-    """Whether the weights of the policy that wrote a round are stored. `train.keep_policies` drops them."""
-    version = work.policy_version
-    return work.store.has_policy(version) and not is_dropped(work.store, area("policy", version))
+    """Whether the weights of the policy that wrote and scored a round are stored.
+
+    `train.keep_policies` drops them, and `egrsd train` puts others in their place.
+    """
+    store, version, seen = work.store, work.policy_version, Inventory(work)
+    if not store.has_policy(version) or is_dropped(store, area("policy", version)):
+        return False
+    return all(are_of_now(store, version, seen.entries(stage).values()) for stage in ("rollout", "score"))
 
 
 def first_step(work: Round) -> int:

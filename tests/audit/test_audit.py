@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -168,6 +169,15 @@ def test_an_oracle_wins_and_its_inverse_loses_by_the_differences_on_which_a_verd
 def test_a_setting_that_an_audit_reads_changes_its_objectives(stored):
     asked = measure.objectives(stored.load_run(), ["egrsd"], ["objective.gamma=.75", "train.threads=1", "profile.window=2"])
     assert asked["egrsd"].objective.gamma == 0.75
+
+
+def test_a_round_whose_policy_was_trained_again_is_refused(stored, tmp_path):
+    """The gradients of the new policy on the traces of the old one were shown as those of "policy 1"."""
+    store = Store(str(shutil.copytree(stored.uri, tmp_path / "run")))
+    shutil.rmtree(tmp_path / "run" / "policy" / "0001")
+    shutil.copytree(tmp_path / "run" / "policy" / "0002", tmp_path / "run" / "policy" / "0001")
+    with pytest.raises(UserError, match=r"the policy that wrote this round was dropped .* or trained again.*Audit another"):
+        job.audit_run(store.uri, 1, ("grpo", [], (6, 0, "adapter")), True)
 
 
 def test_a_round_that_is_not_there_is_refused(stored):

@@ -93,6 +93,22 @@ def test_a_round_whose_policy_was_dropped_is_left_out(stored, tmp_path):
     assert found["rounds"] == [0]
 
 
+def test_a_round_whose_policy_was_trained_again_is_left_out(stored, tmp_path):
+    """The new policy 1 was taken for the one that wrote the round, and its gradients for those of these traces."""
+    store = Store(str(shutil.copytree(stored.uri, tmp_path / "run")))
+    shutil.rmtree(tmp_path / "run" / "policy" / "0001")
+    shutil.copytree(tmp_path / "run" / "policy" / "0002", tmp_path / "run" / "policy" / "0001")
+    run = store.load_run()
+    works = job.choose_rounds(store, run, None)
+    assert [is_kept(work) for work in works[:2]] == [True, False]
+    points = objectives.grid(run, ["objective.name=grpo,rlsd"])
+    assert objectives.measure(run, points, works[:2], 8)["rounds"] == [0]
+    with pytest.raises(UserError, match=r"every policy that wrote these rounds was dropped .* or trained again.*Sweep other"):
+        objectives.measure(run, points, works[1:2], 8)
+    found = job.gradient_cosines(job.read(run, works[:2]), job.grid(run, {"label.gamma": [0.3]}), 8)
+    assert list(found) == ["0"]
+
+
 def test_objectives_without_a_common_trace_are_told(stored):
     run = resolve(stored.load_run(), ["rollout.teacher_share=0.5"])
     works = job.choose_rounds(stored, run, [0])
