@@ -73,6 +73,10 @@ def audit_run(
         held = _held(store, number)
         with late("audit", f"round {number} of {store.uri} has been audited for {NOTICE_S:g} s so far."):
             document, table = measure.measure(work, objectives, measure.Plan(blocks, cast(Space, space), problems))
+        if document["blocks"] < min(blocks, document["problems"]):
+            out.say(
+                f"note: {document['blocks']} blocks are made, because gradients of more take over {measure.MOST_BYTES >> 30} GiB"
+            )
         show(document, out, work.run.train.batch_traces)
         for sentence in verdicts(document) if judge else ():
             out.say(sentence)

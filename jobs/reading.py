@@ -145,7 +145,10 @@ def sweep(
     ] = None,
     round: Annotated[list[int] | None, typer.Option("--round", help="Only this round; may be repeated.")] = None,
     sample: Annotated[
-        int | None, typer.Option(min=0, help="Traces for the gradient cosine; default: 96, and 0 leaves it out.")
+        int | None,
+        typer.Option(
+            min=0, help="Traces for gradient cosines; default: 96, with --choose a minibatch a block; 0 leaves them out."
+        ),
     ] = None,
     choose: Annotated[
         bool, typer.Option("--choose", help="Propose label.gamma and label.window by an audit of one round, with the evidence.")
@@ -160,9 +163,9 @@ def sweep(
     if not choose:
         sweep_run(run, set or [], round, SAMPLE if sample is None else sample, debug, csv)
         return
-    if sample is not None:
-        raise UsageError("--sample does not go with --choose, which reads a whole round.")
-    choose_gate(run, set or [], round, debug, csv)
+    if sample == 0:
+        raise UsageError("--sample 0 leaves gradients out, and --choose is made of them.")
+    choose_gate(run, set or [], round, sample or 0, debug, csv)
 
 
 @app.command(cls=Verb)
@@ -177,7 +180,7 @@ def audit(
     ] = "rlsd,grpo,egrsd,cl_egrsd,position,opd,cl_egrsd+cl_entropy+inverted,cl_egrsd+cl_entropy+shuffled",
     set: Sets = None,
     blocks: Annotated[
-        int, typer.Option(min=6, help="Blocks of problems at most; norms come from a minibatch's traces of each.")
+        int, typer.Option(min=6, help="Blocks of problems at most; cosines come from a minibatch's traces of each.")
     ] = 16,
     problems: Annotated[int, typer.Option(min=0, help="Problems at most, drawn by the run's seed; 0: all.")] = 0,
     parameters: Annotated[

@@ -92,8 +92,10 @@ def sweep_run(uri: str, sets: list[str], rounds: list[int] | None, sample: int, 
         out.say(f"figures: {store.locate(EVIDENCE)}{again}")
 
 
-def choose_gate(uri: str, sets: list[str], rounds: list[int] | None, debug: bool, csv: str | None = None) -> None:
+def choose_gate(uri: str, sets: list[str], rounds: list[int] | None, sample: int, debug: bool, csv: str | None = None) -> None:
     """Print a proposal for gamma and window with its evidence, from an audit of one round, and write evidence/choice.json.
+
+    sample: traces whose gradients are taken; 0: of each block of problems a minibatch at most.
 
     Raises SettingError for an axis that is none of these two, and for more than one round, and what `measure.measure` raises.
     """
@@ -108,7 +110,7 @@ def choose_gate(uri: str, sets: list[str], rounds: list[int] | None, debug: bool
             if note is not None:
                 out.say(note)
         with late("sweep", f"{len(asked)} gates on round {work.number}: {NOTICE_S:g} s so far, and not done."):
-            audit, _ = measure.measure(work, asked, measure.Plan(space=None, alone=False))
+            audit, _ = measure.measure(work, asked, measure.Plan(space=None, alone=False, sample=sample))
         document = choose.choose(audit, asked, _engine_seconds(store, work.number, audit["traces"]))
         out.told.result = document
         show_choice(document, out)
@@ -128,7 +130,8 @@ def _engine_seconds(store: Store, number: int, traces: int) -> float | None:
 
 def show_choice(document: dict[str, Any], out: Session) -> None:
     """Print the gates and what is proposed."""
-    size = f"{document['traces']} traces of round {document['round']}, policy {document['policy']}"
+    part = "" if document["sample"] == document["traces"] else f"gradients of {document['sample']} of "
+    size = f"{part}{document['traces']} traces of round {document['round']}, policy {document['policy']}"
     table = aligned(size, "gate", "averaged cosine", "against gamma 0")
     for point in document["points"]:
         gap = "-" if point["gap"] is None else "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**point["gap"])

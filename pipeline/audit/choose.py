@@ -49,10 +49,10 @@ def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float |
     """The document evidence/choice.json, from the audit of `gates` in their order.
 
     Intervals against gamma 0 hold for all gates together (Bonferroni). A gate is chosen when its own lies above 0: the one with
-    the largest difference. wanted: what a surer choice needs, in traces of this kind. With a chosen gate, its interval becomes
-    half as wide. Without one, the gate that may be better and is nearest to be told apart. That then happens in four of five
-    audits, if its difference is the one seen. seconds: of engines for all traces of
-    the audit; None where it is not known.
+    the largest difference. wanted: what a surer choice needs. With a chosen gate, its interval becomes half as wide. Without one,
+    the gate that may be better and is nearest to be told apart. That then happens in four of five audits, if its difference is
+    the one seen. Its `sample` are traces whose gradients are taken, since these alone tell a cosine. Its `traces` are those that
+    the round lacks. seconds: of engines for all traces of the audit; None where it is not known.
     """
     found = {point["name"]: point for point in audit["points"]}
     points = [_point(found[name], run, audit["blocks"], len(asked) - 1) for name, run in asked.items() if run is not None]
@@ -65,10 +65,9 @@ def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float |
     wanted = None
     if nearest is not None:
         times = 4.0 if chosen else _times(nearest["gap"], audit["blocks"], len(gaps))
-        wanted = {"gate": nearest["gate"], "times": times, "traces": round(audit["traces"] * (times - 1))}
-        minibatch = next(run for run in asked.values() if run is not None).train.batch_traces
-        wanted["blocks"] = max(audit["blocks"], math.ceil(audit["traces"] * times / minibatch))  # norms are seen in one of each
-        wanted["seconds"] = seconds and seconds * (times - 1)
+        sample = math.ceil(audit["sample"] * times)
+        wanted = {"gate": nearest["gate"], "times": times, "sample": sample, "traces": max(0, sample - audit["traces"])}
+        wanted["seconds"] = seconds and seconds * wanted["traces"] / audit["traces"]
     return {
         "run": audit["run"],
         "round": audit["round"],
@@ -76,6 +75,7 @@ def choose(audit: dict[str, Any], asked: dict[str, Run | None], seconds: float |
         "measured": audit["measured"],
         "sampling": audit["sampling"],
         "traces": audit["traces"],
+        "sample": audit["sample"],
         "blocks": audit["blocks"],
         "points": points,
         "chosen": chosen,
@@ -116,8 +116,18 @@ def sentences(document: dict[str, Any]) -> list[str]:
         found.append("choice: none. These traces are too few, or too noisy, to tell a direction")
     if wanted is not None:
         aim = "to halve this interval" if chosen is not None else f"to tell {wanted['gate']} from gamma 0 in four of five audits"
-        cost = "" if wanted["seconds"] is None else f", some {wanted['seconds']:.0f} s of engines as in this round"
-        wide = f" (`egrsd audit --blocks {wanted['blocks']} --verdict` takes the norms of all)"
-        more = "" if wanted["blocks"] == document["blocks"] else wide
-        found.append(f"{aim}: {wanted['times']:.1f} times these traces, {wanted['traces']} more{more}{cost}")
+        found.append(f"{aim}: {_price(document, wanted)}")
     return found
+
+
+def _price(document: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What a surer choice costs. First come the gradients of traces that the round has and whose gradients were not taken."""
+    times, sample, traces = wanted["times"], wanted["sample"], document["traces"]
+    cost = "" if wanted["seconds"] is None else f", some {wanted['seconds']:.0f} s of engines as in this round"
+    more = f"{wanted['traces']} more{cost}, with `--sample {sample}`"
+    if document["sample"] == traces:
+        return f"{times:.1f} times these traces, {more}"
+    gradients = f"gradients of {sample} traces, {times:.1f} times as many"
+    if sample <= traces:
+        return f"{gradients}. This round has them: add `--sample {sample}`"
+    return f"{gradients}. `--sample {traces}` takes all of this round first. The rest is {more}"

@@ -50,13 +50,14 @@ class Plan:
 
     space: None is all weights, where their gradients fit into memory, else the adapter. problems: 0 is all of the round's; else
     that many are drawn by the run's seed. alone: whether the reference is also measured on the tokens of each regime and decile
-    alone.
+    alone. sample: traces whose gradients are taken; 0: of each block a minibatch at most.
     """
 
     blocks: int = 16
     space: Space | None = "weights"
     problems: int = 0
     alone: bool = True
+    sample: int = 0
 
 
 def objectives(run: Run, names: list[str], sets: Sequence[str] = ()) -> dict[str, Run | None]:
@@ -98,7 +99,7 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
     references = np.stack([audited.gradients(rows, tokens.weights[:1], {})[0] for rows in groups])
     alignment, pushed, towards = audited.alignment(groups, references)
     clock.append(time.perf_counter())
-    parts = _parts(groups, run)
+    parts = _parts(groups, run, plan.sample)
     in_part = len(parts) / sum(1 / len(rows) for rows in parts)  # noise of a block falls as one over its traces
     longer = np.repeat(maths.leave_one_out(tokens.lengths, tokens.problems), tokens.lengths).astype(np.float32)
     flows = np.stack([audited.gradients(rows, [*tokens.weights, longer], tokens.divergences) for rows in parts], axis=1)
@@ -117,6 +118,7 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         "blocks": len(groups),
         "traces_in_block": float(np.mean([len(rows) for rows in groups])),
         "traces_in_part": in_part,
+        "sample": sum(map(len, parts)),
         "points": points,
         "classes": figures.classes(work, tokens, into, names, pushed[: len(names)], each),
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
@@ -208,14 +210,16 @@ def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np
     return [np.flatnonzero(np.isin(tokens.problems, part)) for part in np.array_split(order, wanted)]
 
 
-def _parts(groups: list[np.ndarray], run: Run) -> list[np.ndarray]:
+def _parts(groups: list[np.ndarray], run: Run, sample: int) -> list[np.ndarray]:
     """The traces of each block whose gradients are taken: all, but a minibatch of them at most, drawn at random.
 
-    The norms of gradients are seen in those, and so is the cosine with the gradient of length. What points towards accuracy is
-    seen in all traces.
+    With a `sample` each block gives its share of it instead. Cosines and signals are seen in these traces alone. The push and
+    its shares are seen in all traces.
     """
-    most, rng = run.train.batch_traces, np.random.default_rng([run.seed, 2])
-    return [np.sort(rng.choice(rows, most, replace=False)) if len(rows) > most else rows for rows in groups]
+    rng, traces = np.random.default_rng([run.seed, 2]), sum(map(len, groups))
+    sizes = [-(-len(rows) * sample // traces) if sample else run.train.batch_traces for rows in groups]
+    pairs = zip(groups, sizes, strict=True)
+    return [np.sort(rng.choice(rows, size, replace=False)) if len(rows) > size else rows for rows, size in pairs]
 
 
 @dataclass(frozen=True)

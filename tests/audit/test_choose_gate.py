@@ -26,17 +26,17 @@ RUN = Run(name="made up")
 ASKED = choose.gates(RUN, AXES)
 
 
-WIDE = " (`egrsd audit --blocks 100 --verdict` takes the norms of all)"
+def audit(*gaps, sample=800):
+    """An audit of 16 blocks and 800 traces, with the difference of each gate as (value, half of its own 95 % interval).
 
-
-def audit(*gaps):
-    """An audit of 16 blocks and 800 traces, with the difference of each gate as (value, half of its own 95 % interval)."""
+    sample: traces whose gradients were taken.
+    """
     one = {"value": 0.9, "low": 0.8, "high": 1.0}
     points = [{"name": name, choose.FIGURE: one, "difference": {}} for name in ("reinforce", choose.UNGATED)]
     for name, gap in zip(list(ASKED)[1:], gaps, strict=True):
         told = gap and {"value": gap[0], "low": gap[0] - gap[1], "high": gap[0] + gap[1]}
         points.append({"name": name, choose.FIGURE: one, "difference": {choose.FIGURE: told}})
-    made = {"run": "r", "round": 0, "policy": 0, "traces": 800, "blocks": 16, "measured": "0" * 16}
+    made = {"run": "r", "round": 0, "policy": 0, "traces": 800, "sample": sample, "blocks": 16, "measured": "0" * 16}
     return made | {"sampling": {}, "points": points}
 
 
@@ -70,15 +70,29 @@ def test_the_gate_above_0_with_the_largest_difference_is_chosen_and_a_half_inter
     assert wider == pytest.approx(1.168, abs=1e-3)
     assert found["chosen"]["gate"] == "gamma 1, window 3"
     assert found["chosen"]["gap"]["low"] == pytest.approx(0.03 - wider * 0.01)
-    assert found["wanted"] == {"gate": "gamma 1, window 3", "times": 4.0, "traces": 2400, "seconds": 180.0, "blocks": 16}
-    small = {name: run and resolve(run, ["train.batch_traces=32"]) for name, run in ASKED.items()}
-    wide = choose.choose(audit((0.02, 0.005), (0.03, 0.01)), small, None)  # 3 200 traces; a minibatch a block tells its norm
-    assert choose.sentences(wide)[2] == "to halve this interval: 4.0 times these traces, 2400 more" + WIDE
+    assert found["wanted"] == {"gate": "gamma 1, window 3", "times": 4.0, "sample": 3200, "traces": 2400, "seconds": 180.0}
     assert choose.sentences(found) == [
         "choice: gamma 1, window 3, whose averaged cosine is +0.0300 [+0.0183, +0.0417] above that of gamma 0",
         f"train with {GATE} --set objective.gamma=1 --set objective.window=3",
-        "to halve this interval: 4.0 times these traces, 2400 more, some 180 s of engines as in this round",
+        "to halve this interval: 4.0 times these traces, 2400 more, some 180 s of engines as in this round, with `--sample 3200`",
     ]
+
+
+@pytest.mark.parametrize(
+    ("sample", "price"),
+    [
+        (128, "gradients of 512 traces, 4.0 times as many. This round has them: add `--sample 512`"),
+        (
+            512,
+            "gradients of 2048 traces, 4.0 times as many. `--sample 800` takes all of this round first. "
+            "The rest is 1248 more, some 94 s of engines as in this round, with `--sample 2048`",
+        ),
+    ],
+)
+def test_traces_that_the_round_has_are_no_price_of_engines(sample, price):
+    """Blocks of 8 or 32 of 50 traces told the cosines, and four times all 800 traces were asked for, with their engines."""
+    found = choose.choose(audit((0.02, 0.005), (0.03, 0.01), sample=sample), ASKED, 60.0)
+    assert choose.sentences(found)[2] == f"to halve this interval: {price}"
 
 
 def test_an_interval_that_is_wider_above_asks_for_no_fewer_traces_than_there_are():
@@ -112,7 +126,8 @@ def test_an_interval_of_one_gate_alone_is_not_enough():
     assert found["wanted"]["times"] == pytest.approx(times, rel=1e-2)
     assert choose.sentences(found) == [
         "choice: none. These traces tell no gate of the grid apart from gamma 0 in the good direction",
-        "to tell gamma 0.3, window 3 from gamma 0 in four of five audits: 2.2 times these traces, 999 more",
+        "to tell gamma 0.3, window 3 from gamma 0 in four of five audits: 2.2 times these traces, 1000 more, "
+        "with `--sample 1800`",
     ]
 
 
@@ -134,19 +149,21 @@ def test_gates_that_all_lose_and_traces_that_tell_nothing():
 )
 def test_what_cannot_be_chosen_is_refused(world, sets, rounds, message):
     with pytest.raises(SettingError, match=message):
-        job.choose_gate(world.uri, sets, rounds, True)
+        job.choose_gate(world.uri, sets, rounds, 0, True)
 
 
 def test_a_stored_round_gets_a_proposal(world, capfd, monkeypatch):
     filtered = resolve(world.load_run(), ["rollout.top_p=.9"])
     monkeypatch.setattr(job, "open_run", lambda _: (world, filtered))
-    job.choose_gate(world.uri, ["label.gamma=.5,1", "label.window=0,1"], [0], True)
+    job.choose_gate(world.uri, ["label.gamma=.5,1", "label.window=0,1"], [0], 0, True)
     document = world.read_json(choose.EVIDENCE)
     asked = choose.gates(RUN, {"label.gamma": [0.5, 1.0], "profile.window": [0, 1]})
     assert [point["gate"] for point in document["points"]] == list(asked)
     assert document["measured"] == Inventory(open_round(world, world.load_run(), "rounds", 0)).measured
     shown = capfd.readouterr().out
     assert "choice: " in shown
+    assert (document["traces"], document["sample"]) == (96, 64)  # 16 blocks, a minibatch of 4 traces of each
+    assert "gradients of 64 of 96 traces of round 0" in " ".join(shown.split())
     assert "traces were sampled at temperature 1, top-p 0.9, top-k off, so the reference is" in " ".join(shown.split())
     assert "rank correlation .84 in round 0" in " ".join(shown.split())
 
@@ -165,7 +182,23 @@ def world(tmp_path_factory):
     return answered_world(tmp_path_factory.mktemp("choose") / "run")
 
 
-def test_a_number_of_traces_is_refused_since_a_choice_reads_a_whole_round(world):
-    done = CliRunner().invoke(app, ["sweep", "--run", world.uri, "--choose", "--sample", "96"])
+def test_a_choice_is_made_of_gradients(world):
+    done = CliRunner().invoke(app, ["sweep", "--run", world.uri, "--choose", "--sample", "0"])
     assert done.exit_code == 2
-    assert "--sample does not go with --choose" in " ".join(done.output.split())
+    assert "--sample 0 leaves gradients out" in " ".join(done.output.split())
+
+
+def test_more_gradients_of_a_stored_round_are_taken_where_they_are_asked_for(world):
+    """The command that was named took as many as before where memory ends the blocks, and audited other objectives."""
+    done = CliRunner().invoke(app, ["sweep", "--run", world.uri, "--choose", "--set", "label.gamma=1", "--sample", "96"])
+    assert done.exit_code == 0, done.output
+    document = world.read_json(choose.EVIDENCE)
+    assert (document["traces"], document["sample"], document["blocks"]) == (96, 96, 16)
+
+
+def test_a_sample_is_shared_out_over_the_blocks_by_their_size():
+    groups = [np.arange(40), np.arange(40, 60), np.arange(60, 100)]
+    run = resolve(RUN, ["train.batch_traces=8"])
+    assert [len(part) for part in measure._parts(groups, run, 0)] == [8, 8, 8]
+    assert [len(part) for part in measure._parts(groups, run, 50)] == [20, 10, 20]
+    assert [part.tolist() for part in measure._parts(groups, run, 100)] == [rows.tolist() for rows in groups]
