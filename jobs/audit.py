@@ -77,8 +77,10 @@ def audit_run(
             out.say(
                 f"note: {document['blocks']} blocks are made, because gradients of more take over {measure.MOST_BYTES >> 30} GiB"
             )
+        told = verdicts(document) if judge else []
+        out.told.result = document | {"verdicts": told}
         show(document, out, work.run.train.batch_traces)
-        for sentence in verdicts(document) if judge else ():
+        for sentence in told:
             out.say(sentence)
         same = held is not None and held["policy"] == document["policy"] and is_of_now(held, {number: document["measured"]})
         if held is not None and same and held["traces"] > document["traces"]:

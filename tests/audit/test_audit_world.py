@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -113,6 +114,20 @@ def test_traces_of_other_writers_tell_no_gradient_of_the_students_accuracy(audit
     assert documents.read_audit(store, 0)["traces"] == 48
     with pytest.raises(UserError, match="the student wrote no graded trace"):
         audit_run(written(["teacher"] * 96).uri, 0, ("grpo", [], (12, 0, "adapter")), True)
+
+
+def test_a_script_gets_the_figures_and_the_sentences(audited, egrsd):
+    """`result` was null after success. An audit of fewer traces, which is not kept, was nowhere."""
+    options = ("--objectives", "cl_egrsd", "--blocks", "12", "--problems", "12", "--parameters", "adapter", "--verdict")
+    done = egrsd("audit", audited[0].uri, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert any(line.startswith("not kept") for line in document["messages"])
+    assert document["result"]["problems"] == 12
+    assert [point["name"] for point in document["result"]["points"]][1:3] == ["egrsd+off", "cl_egrsd"]
+    assert (
+        [line for line in document["messages"] if line in document["result"]["verdicts"]] == document["result"]["verdicts"] != []
+    )
 
 
 def test_regimes_are_scored_against_the_truth(audited):
