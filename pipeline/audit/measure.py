@@ -23,6 +23,7 @@ from pipeline.errors import SettingError, UserError, refuse_unread
 from pipeline.evidence.comparison import variant
 from pipeline.evidence.documents import DIGITS, plain
 from pipeline.evidence.sweep import NOT_KEPT, first_step, is_kept, load_policy
+from pipeline.fit import footprint
 from pipeline.method import directions as maths
 from pipeline.overrides import named, refuse_unread_objective, resolve
 from pipeline.problems import worlds
@@ -42,6 +43,7 @@ ALONE = ("regime", "decile")  # kinds of classes whose tokens' own gradients are
 SHOWN = ("cosine", "batch_cosine", "batch_share", "averaged_cosine", "push")  # of these
 MOST_BYTES = 2 << 30  # of the gradients of all blocks
 LEAST_BLOCKS = 6
+FURTHER = 3  # gradients of a block besides those of its weightings: of lengths, of the reference, and one while they are made
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,16 @@ def _is_read(setting: str) -> bool:
 def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict[str, Any], pa.Table]:
     """The document and the table of a round's audit, of the objectives that are asked. The first of them is compared with.
 
-    Raises UserError when its policy is not stored, or when too few problems have both right and wrong traces.
+    Raises UserError when its policy is not stored, or when too few problems have both right and wrong traces. Raises it too when
+    the gradients do not fit into memory. No gradient is made before that is known.
     """
     run, clock = work.run, [time.perf_counter()]
+    _check_problems(work, plan)
+    space = _space(work, len(asked), plan)
     trainer = _trainer(work)
     tokens = read_tokens(work, trainer, asked, plan.problems)
+    _check_verdicts(work, tokens)
     names = [REFERENCE, *asked, *_add_oracles(tokens)]
-    space = plan.space or _fitting(trainer.student, len(names))
     audited = _Audited(Directions(trainer.student, space), tokens, trainer)
     into = figures.kinds(work, tokens)
     groups = _blocks(tokens, plan, audited.bytes_of(len(names)), work)
@@ -124,6 +129,52 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
         "seconds": dict(zip(("read", "alignment", "gradients"), np.diff(clock).round(2).tolist(), strict=True)),
     }
     return plain(document, DIGITS), _table(tokens, alignment, groups)
+
+
+# ---- what can be audited -----------------------------------------------------------------------------------------------
+
+
+def _check_problems(work: Round, plan: Plan) -> None:
+    """Raise UserError for fewer problems than the intervals need blocks, before anything is read."""
+    need = f"problems are no {LEAST_BLOCKS} blocks, which the intervals need"
+    if 0 < plan.problems < LEAST_BLOCKS:
+        raise SettingError(f"{plan.problems} {need}", "--problems", f"Give {LEAST_BLOCKS} or more, or 0 for all")
+    if (count := sum(map(len, work.shards.values()))) < LEAST_BLOCKS:
+        raise UserError(f"{count} {need}", work.area, "Audit a larger round")
+
+
+def _check_verdicts(work: Round, tokens: Tokens) -> None:
+    """Raise UserError where the reference is 0 in nearly all problems, since gradients would tell nothing then."""
+    reference, size = tokens.weights[0][np.cumsum(tokens.lengths) - 1], int(tokens.problems.max()) + 1
+    if (told := len(np.unique(tokens.problems[reference != 0]))) < LEAST_BLOCKS:
+        what = f"{told} of {size} problems have both right and wrong traces, and {LEAST_BLOCKS} are needed"
+        raise UserError(what, work.area, "Audit a round of more problems, or of ones that are sometimes answered right")
+
+
+def _space(work: Round, asked: int, plan: Plan) -> Space:
+    """By which parameters so many objectives are audited. Of the model its configuration alone is read.
+
+    Raises UserError where the gradients of LEAST_BLOCKS blocks do not fit into memory.
+    """
+    model, size, kind = work.run.model, footprint.measure(work.run.model), work.run.source.uri.partition(":")[0]
+    further = FURTHER + len([REFERENCE, *(ORACLES if kind == worlds.KIND else ())])
+    numbers: dict[Space, int] = {"weights": size.parameters, "adapter": max(1, size.lora_width * model.lora_rank)}
+    most = {space: MOST_BYTES // (LEAST_BLOCKS * 4 * count) - further for space, count in numbers.items()}
+    smallest: Space = "weights" if model.tuning == "full" else "adapter"
+    space = plan.space or ("weights" if asked <= most["weights"] else smallest)
+    if asked <= most[space]:
+        return space
+    least, names = (1, "objectives") if plan.space else (2, "gates with gamma 0")
+    if most[smallest] < least:
+        limit = MOST_BYTES / (LEAST_BLOCKS * 4 * (further + least)) / 1e6
+        remedy = f"At most {limit:.3g} M are audited: use a run with a smaller model.lora_rank, or a smaller model"
+    else:
+        fewer = f"{most[smallest]} {names} at most" if most[smallest] < asked else ""
+        remedy = f"Use {' and '.join(filter(None, ['--parameters adapter' if space != smallest else '', fewer]))}"
+    what = (
+        f"gradients of {numbers[space] / 1e6:.3g} M parameters for {asked} {names} do not fit into {MOST_BYTES / 2**30:.3g} GiB"
+    )
+    raise UserError(what, work.area, remedy)
 
 
 def _trainer(work: Round) -> Trainer:
@@ -176,12 +227,6 @@ def _setting(work: Round, asked: dict[str, Run | None], tokens: Tokens) -> dict[
     }
 
 
-def _fitting(model: student.Student, weightings: int) -> Space:
-    """All weights, where the gradients of the least number of blocks fit into memory; else the adapter."""
-    size = sum(parameter.numel() for parameter in model.base.parameters())
-    return "weights" if model.trains_all or LEAST_BLOCKS * (weightings + 3) * size * 4 <= MOST_BYTES else "adapter"
-
-
 def _shown(point: dict[str, Any]) -> dict[str, Any]:
     return {name: point[name] for name in SHOWN}
 
@@ -195,17 +240,9 @@ def _read(run: Run) -> dict[str, Any]:
 
 
 def _blocks(tokens: Tokens, plan: Plan, bytes_each: int, work: Round) -> list[np.ndarray]:
-    """Rows of each block: all problems in the order of a seed, shared out as evenly as they go, and as many blocks as fit.
-
-    Raises UserError for fewer than LEAST_BLOCKS.
-    """
+    """Rows of each block: all problems in the order of a seed, shared out as evenly as they go, and as many blocks as fit."""
     size = int(tokens.problems.max()) + 1
-    fit = MOST_BYTES // bytes_each
-    wanted = min(plan.blocks, size, fit)
-    if wanted < LEAST_BLOCKS:
-        why = f"{size} problems" if size < LEAST_BLOCKS else f"gradients of {bytes_each / 2**20:.0f} MiB a block"
-        remedy = "Audit a larger round" if size < LEAST_BLOCKS else "Audit fewer objectives, or use --parameters adapter"
-        raise UserError(f"{why} are no {LEAST_BLOCKS} blocks, which the intervals need", work.area, remedy)
+    wanted = min(plan.blocks, size, max(LEAST_BLOCKS, MOST_BYTES // bytes_each))
     order = np.random.default_rng([work.run.seed, work.number, 1]).permutation(size)
     return [np.flatnonzero(np.isin(tokens.problems, part)) for part in np.array_split(order, wanted)]
 
@@ -231,8 +268,8 @@ class _Audited:
     trainer: Trainer
 
     def bytes_of(self, weightings: int) -> int:
-        """Bytes of a block's gradients: those of the weightings, of lengths, of the reference, and one while they are made."""
-        return (weightings + 3) * self.space.size * 4
+        """Bytes of a block's gradients."""
+        return (weightings + FURTHER) * self.space.size * 4
 
     def gradients(self, rows: np.ndarray, sets: list[np.ndarray], divergences: dict[int, Divergence]) -> np.ndarray:
         """Gradients of some traces under each set of token weights, divided by the number of traces, float32 [K, P].

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from scipy import stats
 
 from jobs import audit as job
@@ -16,9 +17,12 @@ from pipeline.audit import figures, measure
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence import documents
 from pipeline.evidence.sweep import sampling_note
+from pipeline.fit import footprint
 from pipeline.method import directions
 from pipeline.overrides import resolve
 from pipeline.store.directory import Store
+from pipeline.training.alignment import Directions
+from pipeline.training.student import student
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
 NAMES = "rlsd,grpo,cl_egrsd,cl_egrsd+cl_entropy+inverted"
@@ -35,6 +39,41 @@ def stored(tmp_path_factory):
 def test_a_round_of_few_problems_is_refused(stored):
     with pytest.raises(UserError, match=r"4 problems are no 6 blocks.*Audit a larger round"):
         job.audit_run(stored.uri, 0, (NAMES, [], (6, 0, "adapter")), True)
+
+
+def test_fewer_problems_than_blocks_are_the_mistake_of_the_option(stored, monkeypatch):
+    """The model was built and all columns were read, and then a larger round was asked for."""
+    monkeypatch.setattr(measure, "_trainer", lambda _: pytest.fail("the model was built"))
+    with pytest.raises(SettingError, match=r"--problems: 4 problems are no 6 blocks.*Give 6 or more, or 0 for all"):
+        job.audit_run(stored.uri, 0, (NAMES, [], (6, 4, "adapter")), True)
+
+
+@pytest.mark.parametrize(
+    ("room", "space", "remedy"),
+    [
+        (4 + 4, "weights", r"parameters for 4 objectives do not fit into .*Use --parameters adapter"),
+        (4 + 2, "weights", r"Use --parameters adapter and 2 objectives at most"),
+        (4 + 2, "adapter", r"Use 2 objectives at most"),
+        (4, "adapter", r"At most .* M are audited: use a run with a smaller model.lora_rank"),
+    ],
+)
+def test_gradients_that_do_not_fit_are_refused_before_the_model_is_built(stored, monkeypatch, room, space, remedy):
+    """A remedy was named that was taken already: an adapter, and one objective. Memory is of `room` gradients by adapter."""
+    model = stored.load_run().model
+    numbers = footprint.measure(model).lora_width * model.lora_rank
+    monkeypatch.setattr(measure, "LEAST_BLOCKS", 4)
+    monkeypatch.setattr(measure, "MOST_BYTES", 4 * 4 * numbers * room)
+    monkeypatch.setattr(measure, "_trainer", lambda _: pytest.fail("the model was built"))
+    with pytest.raises(UserError, match=remedy):
+        job.audit_run(stored.uri, 0, (NAMES, [], (6, 0, space)), True)
+
+
+def test_the_configuration_tells_how_many_parameters_an_audit_moves(stored):
+    """Room is computed from it before the model is there."""
+    run = stored.load_run()
+    model, size = student.build(run, torch.device("cpu")), footprint.measure(run.model)
+    assert Directions(model, "adapter").size == size.lora_width * run.model.lora_rank
+    assert Directions(model, "weights").size == size.parameters
 
 
 def test_a_round_is_audited_and_every_token_gets_its_alignment(stored, capfd, monkeypatch):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from audited_world import answered_world
 from scipy import stats
 from typer.testing import CliRunner
@@ -15,7 +14,8 @@ from jobs import sweep as job
 from jobs.cli import app
 from pipeline.audit import choose, measure
 from pipeline.config import Run
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, UserError
+from pipeline.fit import footprint
 from pipeline.overrides import resolve
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
@@ -168,13 +168,17 @@ def test_a_stored_round_gets_a_proposal(world, capfd, monkeypatch):
     assert "rank correlation .84 in round 0" in " ".join(shown.split())
 
 
-@pytest.mark.parametrize(
-    ("numbers", "whole", "space"), [(10**6, False, "weights"), (10**8, False, "adapter"), (10**8, True, "weights")]
-)
-def test_a_large_model_is_audited_by_its_adapter(numbers, whole, space):
-    """Six blocks of 11 + 3 gradients of 10^6 numbers take .34 GB, and those of SmolLM2 45 GB. A whole model has no adapter."""
-    model = SimpleNamespace(trains_all=whole, base=SimpleNamespace(parameters=lambda: [torch.empty(numbers, device="meta")]))
-    assert measure._fitting(model, 11) == space
+def test_a_large_model_is_audited_by_its_adapter(world, monkeypatch):
+    """In a tiny world ten gates have 10 + 3 weightings, and 3 further gradients. A whole model has no adapter."""
+    run, size = world.load_run(), footprint.measure(world.load_run().model)
+    work, plan = open_round(world, run, "rounds", 0), measure.Plan(space=None)
+    need = 6 * 4 * 16 * size.parameters
+    monkeypatch.setattr(measure, "MOST_BYTES", need)
+    assert measure._space(work, 10, plan) == "weights"
+    monkeypatch.setattr(measure, "MOST_BYTES", need - 1)
+    assert measure._space(work, 10, plan) == "adapter"
+    with pytest.raises(UserError, match=r"for 10 gates with gamma 0 do not fit into .*Use 9 gates with gamma 0 at most"):
+        measure._space(replace(work, run=resolve(run, ["model.tuning=full"])), 10, plan)
 
 
 @pytest.fixture(scope="module")
