@@ -56,9 +56,9 @@ class Scripted(FakeEngine):
         return Score(tokens, logprobs, entropy, 0.0, *kept)
 
 
-def answered_world(folder):
+def answered_world(folder, *sets):
     """A run of one round."""
-    store, run = run_at(folder, *SETS)
+    store, run = run_at(folder, *SETS, *sets)
     engine = Scripted(run.model, run.engines.rollout, run.score)
     planner = planner_of(store, run)
     brought(measured(planner, planner.plan(0, 0), engine=engine), *LABELS)

@@ -13,6 +13,7 @@ import torch
 from pipeline.config import Run
 from pipeline.contract import Verdict
 from pipeline.errors import UserError
+from pipeline.evidence.evaluation import CONTENT, content_of
 from pipeline.evidence.sweep import first_step, read_round
 from pipeline.method import directions as maths
 from pipeline.method.objective import Kept
@@ -108,13 +109,12 @@ def read_tokens(work: Round, trainer: Trainer, asked: dict[str, Run | None], mos
     if not facts:
         what = "the student wrote no graded trace of this round"
         raise UserError(what, work.area, "Audit a round of its own traces, without rollout.import_share=1")
-    questions = sorted({fact.problem for fact in facts.values()})
+    common = [trace for trace in reduce(np.intersect1d, [traces.trace_ids for traces in usable]) if trace in facts]
+    questions = sorted({facts[trace].problem for trace in common})  # those alone of which traces are left
     if most and most < len(questions):
         drawn = np.random.default_rng([work.run.seed, work.number, 3]).choice(len(questions), most, replace=False)
         kept = {questions[place] for place in drawn}
-        facts = {trace: fact for trace, fact in facts.items() if fact.problem in kept}
-    common = reduce(np.intersect1d, [traces.trace_ids for traces in usable])
-    common = [trace for trace in common if trace in facts]
+        common = [trace for trace in common if facts[trace].problem in kept]
     places = [dict(zip(traces.trace_ids, range(len(traces.trace_ids)), strict=True)) for traces in usable]
     common = sorted(common, key=lambda trace: places[0][trace])
     if not common:
@@ -145,7 +145,10 @@ def read_tokens(work: Round, trainer: Trainer, asked: dict[str, Run | None], mos
 
 
 class Fact(NamedTuple):
-    """Of a graded trace: which problem it answers, whether it is right, and both texts."""
+    """Of a graded trace: which problem it answers, whether it is right, and both texts.
+
+    problem: shard and place of the first prompt with its text and its answer. A round may ask a problem of a small file again.
+    """
 
     problem: str
     correct: bool
@@ -156,17 +159,20 @@ class Fact(NamedTuple):
 def _facts(work: Round) -> dict[str, Fact]:
     """The facts of every trace of the student with a verdict, by its id."""
     seen, found = Inventory(work), {}
+    first: dict[str, str] = {}  # place of the first prompt of each problem, by its content
     written = ["trace_id", "prompt_index", "response_text", "trace_source"]
-    columns = {"prompts": ["problem"], "rollout": written, "grade": ["verdict"]}
+    columns = {"prompts": list(CONTENT), "rollout": written, "grade": ["verdict"]}
     entries = {stage: seen.entries(stage) for stage in columns}
     for shard in sorted(work.shards):
         tables = read_shard(work.store, {stage: shards[shard] for stage, shards in entries.items()}, columns)
-        asked, verdicts = tables["prompts"]["problem"].to_pylist(), tables["grade"]["verdict"].to_pylist()
+        asked, verdicts = tables["prompts"].to_pylist(), tables["grade"]["verdict"].to_pylist()
+        problems = [first.setdefault(content_of(row), f"{shard}/{prompt}") for prompt, row in enumerate(asked)]
         for row, verdict in zip(tables["rollout"].to_pylist(), verdicts, strict=True):
             if verdict is not None and row.get("trace_source", "student") == "student":
                 prompt = row["prompt_index"]
                 right = verdict == Verdict.CORRECT
-                found[row["trace_id"]] = Fact(f"{shard}/{prompt}", right, asked[prompt] or "", row["response_text"] or "")
+                text = asked[prompt]["problem"] or ""
+                found[row["trace_id"]] = Fact(problems[prompt], right, text, row["response_text"] or "")
     return found
 
 

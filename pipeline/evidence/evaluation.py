@@ -105,10 +105,20 @@ def samples(tables: list[tuple[pa.Table, pa.Table]], size: int, problems: tuple[
     )
 
 
-def problems_of(seen: Inventory) -> tuple[str, ...]:
-    """What each problem of an evaluation is, in the order of its shards: a hash of its text and its answer.
+CONTENT = ("prompt_id", "problem", "messages", "answer")  # columns of prompts that `content_of` reads
 
-    For a rejected problem, whose text is not kept, it is the hash of its source row. Without its prompts it is its place in the
+
+def content_of(row: dict[str, Any]) -> str:
+    """What the problem of a prompt is, wherever it stands: a hash of its text and its answer.
+
+    For a rejected problem, whose text is not kept, it is the hash of its source row.
+    """
+    text = row.get("messages") or row["problem"]
+    return row["prompt_id"] if row["problem"] is None else digest(f"{normal(text)}\n{row['answer']}")
+
+
+def problems_of(seen: Inventory) -> tuple[str, ...]:
+    """What each problem of an evaluation is, in the order of its shards: its content. Without its prompts it is its place in the
     source that the plan names.
     """
     work, prompts = seen.work, seen.entries("prompts")
@@ -118,13 +128,7 @@ def problems_of(seen: Inventory) -> tuple[str, ...]:
         if shard not in prompts:
             found += [f"{plan.source if plan else None}/{index}" for index in work.shards[shard]]
             continue
-        rows = work.store.read(prompts[shard], ["prompt_id", "problem", "messages", "answer"]).to_pylist()
-        found += [
-            row["prompt_id"]
-            if row["problem"] is None
-            else digest(f"{normal(row.get('messages') or row['problem'])}\n{row['answer']}")
-            for row in rows
-        ]
+        found += map(content_of, work.store.read(prompts[shard], list(CONTENT)).to_pylist())
     return tuple(found)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from audited_world import ENTROPY, GAIN, audited_world
+from audited_world import ENTROPY, GAIN, WORLD, answered_world, audited_world
 
 from jobs import sweep
 from jobs.audit import audit_run
@@ -23,9 +23,11 @@ from pipeline.evidence import documents
 from pipeline.evidence.sweep import first_step
 from pipeline.method import directions
 from pipeline.overrides import resolve
+from pipeline.problems import worlds
 from pipeline.report import collect
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
+from pipeline.rounds.rows import joined_round
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
 from pipeline.store.manifest import Origin
@@ -128,6 +130,36 @@ def test_a_script_gets_the_figures_and_the_sentences(audited, egrsd):
     assert (
         [line for line in document["messages"] if line in document["result"]["verdicts"]] == document["result"]["verdicts"] != []
     )
+
+
+def test_a_problem_that_is_asked_twice_is_one_problem(tmp_path):
+    """24 prompts of a file of 12 rows were told as 24 problems, and blocks that shared one as independent."""
+    problems = [worlds.problem(index, 0, "train", WORLD) for index in range(12)]
+    (tmp_path / "twelve.jsonl").write_text("\n".join(map(json.dumps, problems)), encoding="utf-8")
+    store = answered_world(tmp_path / "run", f"source.uri={tmp_path / 'twelve.jsonl'}")
+    audit_run(store.uri, 0, ("grpo", [], (12, 0, "adapter")), True)
+    document = documents.read_audit(store, 0)
+    assert (document["problems"], document["traces"], document["blocks"]) == (12, 96, 12)
+    rows = joined_round(open_round(store, store.load_run(), "rounds", 0), ["trace_id", "problem"]).to_pylist()
+    asked = {row["trace_id"]: row["problem"] for row in rows}
+    table = pq.read_table(store.locate(documents.path_of(0, "parquet"))).to_pylist()
+    assert len({(asked[row["trace_id"]], row["block"]) for row in table}) == 12
+
+
+def test_problems_are_drawn_among_those_that_are_left(tmp_path):
+    """A filled round leaves groups without signal out. Of 12 problems that were asked for, some had no trace."""
+    store = answered_world(tmp_path / "run", "rollout.fill_groups=60")
+    audit_run(store.uri, 0, ("grpo", [], (12, 12, "adapter")), True)
+    document = documents.read_audit(store, 0)
+    assert (document["problems"], document["traces"]) == (12, 48)
+
+
+def test_a_round_without_right_traces_is_refused_before_a_gradient_is_made(tmp_path, monkeypatch):
+    """It was audited to its end, and told dashes."""
+    store = answered_world(tmp_path / "run", "grade.answer_pattern=(nothing)")
+    monkeypatch.setattr(measure, "Directions", lambda *_: pytest.fail("gradients were made"))
+    with pytest.raises(UserError, match=r"0 of 24 problems have both right and wrong traces, and 6 are needed.*sometimes"):
+        audit_run(store.uri, 0, ("grpo", [], (12, 0, "adapter")), True)
 
 
 def test_regimes_are_scored_against_the_truth(audited):
