@@ -287,7 +287,8 @@ def over_seeds(values: np.ndarray, alone: Callable[[np.ndarray], Estimate] | Non
     `alone` makes an interval over problems from values [N]; None: nothing but `crossed`, and `of_means` for one seed. That over
     the means of seeds also bounds the interval over all seeds: answers that are nearly all right would otherwise look certain,
     and lengths are skew. samples: of a problem in one seed, for shares. A problem with a NaN is left out. Raises ValueError for
-    fewer than two problems.
+    fewer than two problems. The ends of shares stay within 0 and 1, and those of their differences within -1 and 1; p does not
+    know of that.
     """
     values = values[:, np.isfinite(values).all(0)]
     seeds, size = values.shape
@@ -306,7 +307,11 @@ def over_seeds(values: np.ndarray, alone: Callable[[np.ndarray], Estimate] | Non
         low, high = min(low, floor.low), max(high, floor.high)
     reach = mean - low if mean > 0 else high - mean
     p = 2 * float(stdtr(freedom, -times * abs(mean) / reach)) if reach else float(mean == 0)
-    return Tested(mean, low, high, p)
+    least, most = _POSSIBLE.get(alone, (-math.inf, math.inf))
+    return Tested(mean, max(low, least), min(high, most), p)
+
+
+_POSSIBLE: dict[Callable[..., Estimate] | None, tuple[float, float]] = {of_shares: (0.0, 1.0), of_gaps: (-1.0, 1.0)}
 
 
 def _alone(values: np.ndarray, alone: Callable[..., Estimate], samples: int) -> Estimate:

@@ -476,6 +476,17 @@ def test_intervals_over_seeds_of_what_all_seeds_share_hold_the_truth(seeds, size
     assert np.mean([one.low <= 0.03 <= one.high for one in found]) >= 0.94
 
 
+@pytest.mark.parametrize(("made", "least"), [(intervals.of_shares, 0), (intervals.of_gaps, -1)])
+def test_an_interval_over_seeds_stays_within_what_is_possible(made, least):
+    """Accuracies of 96 and 94 % had 95 % [84, 107]: t of one degree of freedom is 12.7. p is that of the uncut interval."""
+    high = np.array([[1.0] * 96 + [0.0] * 4, [1.0] * 94 + [0.0] * 6])
+    for values in (high, -high if least else 1 - high):
+        found = intervals.over_seeds(values, made)
+        assert least <= found.low < found.value < found.high <= 1
+        assert found.low == least or found.high == 1
+        assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+
+
 def test_p_and_interval_agree():
     rng = np.random.default_rng(0)
     for shift in (0.0, 0.5, 2.0):
