@@ -153,9 +153,11 @@ def token_classes(problem_text: str, response: str, world: World) -> list[int]:
     """The true class of every character of a response, as places in CLASSES.
 
     The character where a remark may begin is `style`, remark or not. So is the one that goes on or names the answer early. The
-    picked digit is `pivot` or `choice`. From the first character on that no trace of this world can have there, all are `other`.
+    picked digit is `pivot` or `choice`. From the first character on that no trace of this world can have there, all are `other`:
+    so a named answer repeats the picks of its steps.
     """
     found: list[str] = []
+    picks: list[tuple[str, str]] = []
     choices = _choices(problem_text)
     for step, (pair, mark) in enumerate(choices):
         is_last = step + 1 == len(choices)
@@ -167,9 +169,9 @@ def token_classes(problem_text: str, response: str, world: World) -> list[int]:
             slots[0] = (slots[0][0], "style")
         if not _walk(found, response, slots):
             break
+        picks.append((response[len(found) - 2], "filler"))  # the copied digit
         if response[len(found) - 1] == "#":
-            told = [("0123456789", "filler")] * (step + 1)
-            _walk(found, response, told + [_pick(*one) for one in choices[step + 1 :]])
+            _walk(found, response, picks + [_pick(*one) for one in choices[step + 1 :]])
             break
     found += ["other"] * (len(response) - len(found))
     return [CLASSES.index(kind) for kind in found]

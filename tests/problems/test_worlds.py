@@ -36,6 +36,9 @@ def test_the_example_of_the_module_has_the_classes_that_it_says():
         ("abcqt=7:3;", 2),
         ("abqt", 2),
         ("abcqt=7:7;abcps=4:4;abcqq=9:9#7499", 1),
+        ("abcqt=7:7;abcps=4:4;abcqq=9:9#949", 3),  # a copied digit that makes the answer wrong was filler
+        ("abcqt=3:3;abcps=4:4;abcqq=9:9#347", 1),
+        ("abcqt=3:3;abcps=4:4;abcqq=9:9#349", 0),
         ("", 0),
         ("zz", 2),
         ("abcqt=7", 0),
@@ -96,6 +99,7 @@ def test_an_early_answer_has_its_choices_in_the_answer():
     plain = named(worlds.token_classes("37?42!21?", text, World()))
     assert plain[12:] == ["other"] * 4
     assert named(worlds.token_classes("37?42!21?", "ok,abcqt=7:7;", world))[-1] == "style"
+    assert named(worlds.token_classes("37?42!21?", "ok,abcqt=7:7#342", world))[13:] == ["other"] * 3
 
 
 def test_early_moves_how_often_a_step_is_skipped_and_not_how_often_an_answer_is_right():
