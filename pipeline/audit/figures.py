@@ -11,14 +11,14 @@ from pipeline.audit.tokens import Tokens
 from pipeline.contract import Regime
 from pipeline.evidence.intervals import Estimate, jackknife, of_part, of_parts, of_signal, quantile, with_signal
 from pipeline.method import directions as maths
-from pipeline.method import regimes
+from pipeline.method import regimes, relabel
 from pipeline.problems import worlds
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
 
 STEP = "adamw"  # cosine of AdamW's step
 LONGER = "longer"  # the gradient of the mean length, with the baseline of the reference
-DECILES = 10
+DECILES = relabel.NUM_DECILES
 FREE = (-np.inf, np.inf)
 BOUNDS = dict.fromkeys(("cosine", "minibatch", "batch_cosine", "averaged_cosine", STEP, LONGER), (-1.0, 1.0))
 SIGNALS = ("share", "batch_share")
@@ -88,10 +88,8 @@ class Kind(NamedTuple):
 def kinds(work: Round, tokens: Tokens) -> list[Kind]:
     """Classes by regime, by decile of the teacher's entropy, and by true class where the source knows it."""
     entropy = tokens.traces.teacher_entropy.take(tokens.rows)
-    edges = np.quantile(entropy, np.linspace(0, 1, DECILES + 1)[1:-1])
-    decile = np.searchsorted(edges, entropy, side="right")
     found = [Kind("regime", Regime.NAMES, _regimes(work, tokens, entropy))]
-    found.append(Kind("decile", tuple(str(1 + place) for place in range(DECILES)), decile))
+    found.append(Kind("decile", tuple(str(1 + place) for place in range(DECILES)), relabel.decile(entropy)))
     return found if tokens.classes is None else [*found, Kind("class", worlds.CLASSES, tokens.classes)]
 
 

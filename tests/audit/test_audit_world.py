@@ -21,7 +21,9 @@ from pipeline.audit import tokens as read
 from pipeline.errors import StoreError, UserError
 from pipeline.evidence import documents
 from pipeline.evidence.sweep import first_step
+from pipeline.evidence.sweep import read as read_stored
 from pipeline.method import directions
+from pipeline.method.relabel import Relabel
 from pipeline.overrides import resolve
 from pipeline.problems import worlds
 from pipeline.report import collect
@@ -160,6 +162,15 @@ def test_a_round_without_right_traces_is_refused_before_a_gradient_is_made(tmp_p
     monkeypatch.setattr(measure, "Directions", lambda *_: pytest.fail("gradients were made"))
     with pytest.raises(UserError, match=r"0 of 24 problems have both right and wrong traces, and 6 are needed.*sometimes"):
         audit_run(store.uri, 0, ("grpo", [], (12, 0, "adapter")), True)
+
+
+def test_tenths_of_entropy_are_those_of_a_sweep(audited):
+    """Tokens that share the least entropy were of a higher tenth in an audit, and the first tenths had none."""
+    store, document = audited
+    run, shares = store.load_run(), document["classes"]["decile"]["tokens"]
+    tokens = Relabel(read_stored(run, [open_round(store, run, "rounds", 0)]).signals).deciles().tokens
+    assert shares == pytest.approx(tokens / tokens.sum(), abs=1e-5)
+    assert shares[0] >= document["classes"]["labels"]["by_class"]["filler"]["tokens"] / document["tokens"] - 1e-5
 
 
 def test_regimes_are_scored_against_the_truth(audited):
