@@ -419,6 +419,31 @@ def test_intervals_of_medians_and_ratios_hold_the_truth(samples, share, spread, 
         assert (0.915 if size == 20 else 0.93) <= ratios <= 0.98, size
 
 
+def of_source(kind, rng, place, size, times):
+    """Values [T, N] of the problems of one source in simulated evaluations, and their true mean."""
+    if kind == "shares":
+        share = (0.9, 0.5, 0.96, 0.2, 0.6)[place]
+        return (rng.random((times, size)) < share).astype(float), share
+    if kind == "gaps":
+        won, lost, draws = 0.2 / (1 + place), 0.05, rng.random((times, size))
+        return np.where(draws < won, 1.0, np.where(draws < won + lost, -1.0, 0.0)), won - lost
+    return 20 * (1 + place) * np.exp(rng.normal(0, 0.6, (times, size))), 20 * (1 + place) * math.exp(0.36 / 2)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("sizes", [(20, 20), (20, 128), (40,) * 5, (20, 128, 512)])
+@pytest.mark.parametrize("kind", ["shares", "gaps", "means"])
+def test_intervals_of_macro_means_hold_the_truth(kind, sizes):
+    """10 000 simulated evaluations of two to five sources, which count the same however many problems they have."""
+    rng, made = np.random.default_rng(sizes), getattr(intervals, f"of_{kind}")
+    sources = [of_source(kind, rng, place, size, 10_000) for place, size in enumerate(sizes)]
+    truth = np.mean([mean for _, mean in sources])
+    found = [intervals.together([made(row) for row in rows]) for rows in zip(*(values for values, _ in sources), strict=True)]
+    share = np.mean([one.low <= truth <= one.high for one in found])
+    print(kind, sizes, share)
+    assert 0.94 <= share <= 0.985
+
+
 @pytest.mark.parametrize(("size", "part"), [(24, 0.1), (24, 0.6), (64, 0.3), (512, 0.05)])
 def test_intervals_of_parts_hold_the_truth(size, part, many):
     """Simulations of a sum over problems of either sign, and of a class that has a part of it on average."""
