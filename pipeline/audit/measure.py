@@ -90,6 +90,7 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
     the gradients do not fit into memory. No gradient is made before that is known.
     """
     run, clock = work.run, [time.perf_counter()]
+    _check_policy(work)
     _check_problems(work, plan)
     space = _space(work, len(asked), plan)
     trainer = _trainer(work)
@@ -132,6 +133,13 @@ def measure(work: Round, asked: dict[str, Run | None], plan: Plan) -> tuple[dict
 
 
 # ---- what can be audited -----------------------------------------------------------------------------------------------
+
+
+def _check_policy(work: Round) -> None:
+    """Raise UserError when the policy that wrote the round is no longer stored."""
+    if not is_kept(work):
+        remedy = "Audit another round, such as the first, or the run that this one was made from"
+        raise UserError(f"the policy that wrote this round was {NOT_KEPT}", work.area, remedy)
 
 
 def _check_problems(work: Round, plan: Plan) -> None:
@@ -178,11 +186,8 @@ def _space(work: Round, asked: int, plan: Plan) -> Space:
 
 
 def _trainer(work: Round) -> Trainer:
-    """The trainer of a round's policy on this CPU. Raises UserError when the policy is no longer stored."""
+    """The trainer of a round's policy on this CPU."""
     run = work.run
-    if not is_kept(work):
-        remedy = "Audit another round, such as the first, or the run that this one was made from"
-        raise UserError(f"the policy that wrote this round was {NOT_KEPT}", work.area, remedy)
     if run.train.threads:  # as in the trainer: on busy cores a second thread slows the work down many times
         torch.set_num_threads(run.train.threads * run.train.workers)
     model = student.build(run, torch.device("cpu"))
