@@ -210,8 +210,9 @@ def test_a_setting_that_an_audit_reads_changes_its_objectives(stored):
     assert asked["egrsd"].objective.gamma == 0.75
 
 
-def test_a_round_whose_policy_was_trained_again_is_refused(stored, tmp_path):
+def test_a_round_whose_policy_was_trained_again_is_refused(stored, tmp_path, monkeypatch):
     """The gradients of the new policy on the traces of the old one were shown as those of "policy 1"."""
+    monkeypatch.setattr(measure, "LEAST_BLOCKS", 4)
     store = Store(str(shutil.copytree(stored.uri, tmp_path / "run")))
     shutil.rmtree(tmp_path / "run" / "policy" / "0001")
     shutil.copytree(tmp_path / "run" / "policy" / "0002", tmp_path / "run" / "policy" / "0001")
