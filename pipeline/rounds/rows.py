@@ -115,8 +115,8 @@ def of_now(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 def are_of_now(store: Store, version: int, answers: Iterable[Entry]) -> bool:
     """Whether the stored policy of this version gave these answers: it may have been trained again since.
 
-    answers: entries of stage `rollout` or `score`. An entry that does not name its policy is trusted. Nothing is known of a policy
-    behind the latest one: it is set aside, or was deleted, to be trained again.
+    answers: entries of stage `rollout` or `score`. An entry that does not name its policy is trusted. Nothing is known of a
+    policy behind the latest one: it is set aside, or was deleted, to be trained again.
     """
     if version and not store.has_policy(version):
         return version < store.latest_policy()

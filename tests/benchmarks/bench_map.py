@@ -189,7 +189,7 @@ def accuracy(folder: Path, base: Run, name: str, seeds: range) -> np.ndarray:
     for seed in seeds:
         key = Key(name, seed)
         add_point(series, Store(str(folder / key.name)), key, variant(base, name, seed))
-    return np.stack([series.accuracy[seed] for seed in range(seeds)])
+    return np.stack([series.accuracy[seed] for seed in seeds])
 
 
 def packed(right: np.ndarray) -> str:
