@@ -210,9 +210,9 @@ def judge_settings(run: config.Run, choices: Choices, known: bool, store: Store 
 
 
 def judge_rewards(run: config.Run, store: Store | None) -> list[Line]:
-    """What the rewards of a run are, after each was tried here. A lock that is open is a warning. Raises SettingError."""
+    """What the rewards of a run are, after each was tried here. What else is said of them is a warning. Raises SettingError."""
     notes = check_rewards(run, _codes(store, run), open_source(run.source)) if run.grade.rewards else []
-    return [Line("warning" if "without a lock" in note else "ok", "rewards", note.removeprefix("note: ")) for note in notes]
+    return [Line("ok" if "in child processes" in note else "warning", "rewards", note.removeprefix("note: ")) for note in notes]
 
 
 def _codes(store: Store | None, run: config.Run) -> dict[str, Code]:

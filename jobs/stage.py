@@ -67,7 +67,8 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         other = any(contents.names_model(name) for name, _, _ in changed)
         for note in contents.refuse_changes(store, models, accept=other, remedy=contents.way_out(store)):
             out.say(note)
-        for note in check_rewards(run, works[0].codes, open_source(run.source)) if stages[0].name == "reward" else ():
+        rewarded = any(stage.name == "reward" for stage in stages)
+        for note in check_rewards(run, works[0].codes, open_source(run.source)) if rewarded else ():
             out.say(note)
         if any(takes_ray(run, (stage.name,), len(asked.shards or work.shards)) for work in works for stage in stages):
             asks = any(stage.where == "engines" and stage.asks(run) for stage in stages)

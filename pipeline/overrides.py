@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -68,11 +69,22 @@ def differences(old: Run, new: Run) -> list[tuple[str, Any, Any]]:
 
 
 def undoing(changed: list[tuple[str, Any, Any]]) -> list[str]:
-    """The words `--set a.b=value` that give changed settings their old values. Empty where one of them is no single value."""
-    old = [(name, was) for name, was, _ in changed]
-    if not all(was is None or isinstance(was, str | int | float) for _, was in old):
-        return []
-    return [word for name, was in old for word in ("--set", f"{name}={was if isinstance(was, str) else json.dumps(was)}")]
+    """The words `--set a.b=value` that give changed settings their old values. Empty where no such word gives one of them."""
+    words = [_word(name, was) for name, was, _ in changed]
+    return [] if None in words else [part for word in words if word is not None for part in ("--set", word)]
+
+
+def _word(name: str, was: Any) -> str | None:
+    """`a.b=value` that is read as a single value, which it holds as text or as JSON. None where nothing is read as that value."""
+    if was is not None and not isinstance(was, str | int | float):
+        return None
+    as_json = json.dumps(was, ensure_ascii=False)
+    for text in [was, as_json] if isinstance(was, str) else [as_json]:
+        with contextlib.suppress(SettingError):
+            read = list(_flatten(read_override(Run, f"{name}={text}")).values())
+            if read == [was] and type(read[0]) is type(was):
+                return f"{name}={text}"
+    return None
 
 
 def named(overrides: list[str]) -> set[str]:

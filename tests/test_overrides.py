@@ -61,6 +61,9 @@ def test_differences_name_both_values():
     assert differences(BASE, resolve(BASE, ["label.gamma=1.0"])) == [("label.gamma", 0.3, 1.0)]
 
 
+REWARDS = "grade.rewards=[{name: a, function: x.py, settings: {most: 1}}, {name: b, function: format, settings: {pattern: z}}]"
+
+
 @pytest.mark.parametrize(
     "sets",
     [
@@ -77,11 +80,31 @@ def test_undoing_words_bring_every_old_value_back(sets):
     assert resolve(run, words[1::2]) == BASE
 
 
+@pytest.mark.parametrize(
+    ("base", "sets"),
+    [
+        (['prompts.system=""'], ["prompts.system=Think."]),
+        (["grade.answer_pattern=(.+)"], ["grade.answer_pattern=null"]),
+        ([REWARDS.replace("most: 1", "most: '1'")], ["grade.rewards.a.settings.most=2"]),
+        ([REWARDS.replace("most: 1", "most: '{a: 1, b: 2}'")], ["grade.rewards.a.settings.most=2"]),
+    ],
+)
+def test_undoing_words_are_read_as_the_old_values(base, sets):
+    """`prompts.system=` was offered, which is refused, and the text 1 came back as a number."""
+    old = resolve(BASE, base)
+    run = resolve(old, sets)
+    words = undoing(differences(old, run))
+    assert words[::2] == ["--set"]
+    assert differences(old, resolve(run, words[1::2])) == []
+
+
+@pytest.mark.parametrize("was", ["null", "'quoted'"])
+def test_undoing_offers_nothing_for_text_that_cannot_be_set(was):
+    assert undoing([("prompts.system", was, "x"), ("label.gamma", 0.3, 1.0)]) == []
+
+
 def test_undoing_offers_nothing_for_a_value_of_several_parts():
     assert undoing([("label.gamma", 0.3, 1.0), ("rollout.stop", ["a", "b"], [])]) == []
-
-
-REWARDS = "grade.rewards=[{name: a, function: x.py, settings: {most: 1}}, {name: b, function: format, settings: {pattern: z}}]"
 
 
 def test_an_entry_of_a_list_is_changed_by_its_name():

@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from pipeline.choice.choose import PassRates
 from pipeline.config import Run
-from pipeline.contract import COLUMNS, Verdict
+from pipeline.contract import COLUMNS, Reject, Verdict
 from pipeline.digest import digest
 from pipeline.errors import SettingError, StoreError
 from pipeline.notices import NOTICE_S, late
@@ -229,7 +229,7 @@ def _read_places(names: tuple[str, ...], source: ProblemSet) -> _Found:
     rates, met = PassRates.none(len(source)), set()
     for row in _rows(source, places):
         key = key_of(row.problem, row.answer)
-        if key in total and row.reject is None:
+        if key in total and row.answer is not None and row.reject in (None, Reject.MISSING_SOLUTION):  # not all runs read those
             rates.correct[row.index], rates.graded[row.index] = total[key]
             met.add(key)
     return _Found(places, rates, len(total.keys() - met))

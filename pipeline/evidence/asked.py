@@ -101,10 +101,7 @@ def ask(run: Run, spec: str, k: int | None, sets: list[str]) -> Asked:
     if not ("evaluation.problems" in named or _generated(source.source.uri) or not spec):
         update["problems"] = len(source)
     changed = changed.model_copy(update={"evaluation": changed.evaluation.model_copy(update=update)})
-    if benchmark(spec) and "grade.verifier" not in named:
-        changed = changed.model_copy(
-            update={"grade": changed.grade.model_copy(update={"verifier": "math", "verdict_reward": None})}
-        )
+    changed = _judged(changed, spec, named)
     held_out = evaluation_run(load(changed.model_dump(mode="json")))
     check_problems(source, held_out.rollout.prompts_per_round)
     template = template_hash(tokenizer_of(held_out.model))
@@ -121,6 +118,22 @@ def _settings(run: Run, sets: list[str]) -> Run:
         lambda _: f"It reads {', '.join(READS)}",
     )
     return changed
+
+
+def _judged(run: Run, spec: str, named: set[str]) -> Run:
+    """The run with who decides its verdicts: what is named, else mathematics for a benchmark, else what the run says.
+
+    Raises SettingError when a verifier and a reward are named.
+    """
+    reward = run.grade.verdict_reward if "grade.verdict_reward" in named else None
+    if reward is not None and "grade.verifier" in named:
+        raise SettingError(f"'{reward}' decides, so grade.verifier is not read", "grade.verdict_reward", "Leave one of them out")
+    update: dict[str, Any] = {}
+    if benchmark(spec) or "grade.verifier" in named:
+        update["verdict_reward"] = reward
+    if benchmark(spec) and "grade.verifier" not in named:
+        update["verifier"] = "math"
+    return run.model_copy(update={"grade": run.grade.model_copy(update=update)})
 
 
 def _samples(run: Run, k: int | None, is_set: bool) -> int:
@@ -243,7 +256,7 @@ def _deciding(store: Store, one: Asked, numbers: list[int]) -> dict[str, Any]:
         "seed": run.seed,
         "model": run.model.path,
         "revision": run.model.revision,
-        "verifier": run.grade.verifier,
+        "verifier": run.grade.verifier if run.grade.verdict_reward is None else f"reward {run.grade.verdict_reward}",
         "answer_pattern": run.grade.answer_pattern,
         "thinking": run.prompts.student_thinking,
         "template_hash": one.template,

@@ -123,7 +123,7 @@ def _of_text(job: Job) -> types.ModuleType:
     module.__file__ = job.code.place
     sys.modules[module.__name__] = module  # dataclasses look their module up
     try:
-        source = compile(job.code.text, job.code.place, "exec")
+        source = compile(job.code.text, job.code.place, "exec", dont_inherit=True)  # as an import reads it
     except SyntaxError as error:
         raise Refused(f"{job.code.place} is not Python: line {error.lineno}: {error.msg}") from error
     exec(source, module.__dict__)

@@ -302,7 +302,7 @@ def _limit(plan: dict[str, Any]) -> None:
 
 
 def _watch(child: int, out: int, plan: dict[str, Any]) -> tuple[str, bytes]:
-    """Wait for a program: "exit", "failed", "time" or "output", and what it printed. All its processes are dead afterwards."""
+    """Wait for a program: how it ended (see `sandbox.Ended`), and what it printed. All its processes are dead afterwards."""
     os.set_blocking(out, False)
     end, most = time.monotonic() + longest_s(plan["time_s"]), plan["output_kb"] * 1024
     used, moved = -1.0, time.monotonic()
@@ -318,7 +318,7 @@ def _watch(child: int, out: int, plan: dict[str, Any]) -> tuple[str, bytes]:
             killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
             ended = "time" if killed else "exit" if status == 0 else "failed"
         elif time.monotonic() > min(end, moved + plan["still_s"]):
-            ended = "time"
+            ended = "still"
         else:
             if (now := _processor_s(child)) != used:
                 used, moved = now, time.monotonic()

@@ -16,11 +16,12 @@ import json
 import re
 import secrets
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.config.rewards import PythonTests
-from pipeline.errors import SettingError
+from pipeline.errors import SettingError, first_line
 from pipeline.grader import sandbox
 from pipeline.grader.sandbox import Ended, Limits, Program, Report, SandboxError
 
@@ -53,8 +54,12 @@ _SHOWN = 300  # most characters of a test, or of an output, that are told
 _ENDS = {
     "failed": "ended with an error, which a wrong assertion is too",
     "time": "was ended at a limit of its time or memory",
+    "still": "took too long by the clock, twice",
     "output": "printed more than it may",
 }
+
+
+Check = str | tuple[str, str]  # a test: statements that run after the answer, or stdin and the output that is expected
 
 
 class Judged(NamedTuple):
@@ -73,12 +78,9 @@ def python_tests(completions: Sequence[str], settings: dict[str, Any], **columns
 
     Raises NoTests for a problem without tests, and SandboxError when no locked-down process can be had.
     """
-    limits = PythonTests.model_validate(settings)
-    if limits.column not in columns:
-        raise NoTests(f"the source has no column '{limits.column}' with tests (settings.column)")
-    entries = columns.get("entry_point") or [None] * len(completions)
-    rows = zip(completions, columns[limits.column], entries, strict=True)
-    return [_judged(code_of(text), tests, entry, limits) for text, tests, entry in rows]
+    limits, nothing = PythonTests.model_validate(settings), [None] * len(completions)
+    rows = zip(completions, columns.get(limits.column, nothing), columns.get("entry_point", nothing), strict=True)
+    return [_judged(code_of(text), _checks(tests, entry, limits), limits) for text, tests, entry in rows]
 
 
 def code_of(response: str) -> str:
@@ -110,19 +112,28 @@ def _blocks(response: str) -> list[tuple[str, str]]:
     return blocks
 
 
-def _judged(code: str, tests: Any, entry: str | None, settings: PythonTests) -> Judged:
-    checks = read_tests(tests, entry)[: settings.most_tests]
+def _judged(code: str, checks: Sequence[Check], settings: PythonTests) -> Judged:
     words = [secrets.token_hex(16) for _ in checks]
     programs = [_program(code, check, word) for check, word in zip(checks, words, strict=True)]
-    report = sandbox.run(programs, limits_of(settings))
-    if len(report.runs) != len(checks):
-        raise SandboxError(f"this machine gives no lock on {', '.join(report.missing)} (settings.locks)")
-    passed = [_passed(*one) for one in zip(checks, report.runs, words, strict=True)]
+    runs = _run(programs, settings)
+    for place in [place for place, run in enumerate(runs) if run.ended == "still"]:
+        [runs[place]] = _run([programs[place]], settings)  # it may have got no processor, and be right
+        if runs[place].ended == "still" and not settings.partial:
+            break
+    passed = [_passed(*one) for one in zip(checks, runs, words, strict=True)]
     value = sum(passed) / len(passed) if settings.partial else float(all(passed))
-    return Judged(value, _said(checks, report.runs, passed))
+    return Judged(value, _said(checks, runs, passed))
 
 
-def _said(checks: Sequence[str | tuple[str, str]], runs: Sequence[Ended], passed: Sequence[bool]) -> str:
+def _run(programs: list[Program], settings: PythonTests) -> list[Ended]:
+    """How each program ended. Raises SandboxError when a required lock is missing, so that none ran."""
+    report = sandbox.run(programs, limits_of(settings))
+    if len(report.runs) != len(programs):
+        raise SandboxError(f"this machine gives no lock on {', '.join(report.missing)} (settings.locks)")
+    return report.runs
+
+
+def _said(checks: Sequence[Check], runs: Sequence[Ended], passed: Sequence[bool]) -> str:
     """What tests said of a program: how many it passed, and for the first other one what was asked and what came of it."""
     count = f"It passed {sum(passed)} of {len(passed)} tests."
     if all(passed):
@@ -145,24 +156,27 @@ def limits_of(settings: PythonTests) -> Limits:
 
 
 def longest_s(settings: PythonTests) -> float:
-    """Seconds by the clock that one call may take: all tests of one trace."""
-    return limits_of(settings).longest_s(settings.most_tests) + _SAID_S
+    """Seconds by the clock that one call may take: all tests of one trace, and each once more, alone."""
+    limits, tests = limits_of(settings), settings.most_tests
+    return limits.longest_s(tests) + tests * limits.longest_s(1) + _SAID_S
 
 
-def read_tests(tests: Any, entry: str | None = None) -> list[str | tuple[str, str]]:
+def read_tests(tests: Any, entry: str | None = None) -> list[Check]:
     """Tests of one problem: statements to run after the answer, or pairs of stdin and the output that is expected.
 
     Raises NoTests when they have no known form.
     """
     if isinstance(tests, str) and tests.lstrip()[:1] in ("[", "{"):
-        with contextlib.suppress(ValueError):  # a text of Python may begin with a bracket
+        with contextlib.suppress(ValueError, RecursionError):  # a text of Python may begin with a bracket
             tests = json.loads(tests)
     if isinstance(tests, str) and tests.strip():
         return [tests + (f"\ncheck({entry})\n" if entry and "def check(" in tests else "")]
-    if isinstance(tests, dict) and {"inputs", "outputs"} <= tests.keys() and not tests.get("fn_name"):
-        if len(tests["inputs"]) != len(tests["outputs"]):
-            raise NoTests(f"the tests of a problem have {len(tests['inputs'])} inputs and {len(tests['outputs'])} outputs")
-        tests = [{"input": i, "output": o} for i, o in zip(tests["inputs"], tests["outputs"], strict=True)]
+    if isinstance(tests, dict) and not tests.get("fn_name"):
+        inputs, outputs = ([part] if isinstance(part := tests.get(name), str) else part for name in ("inputs", "outputs"))
+        if isinstance(inputs, list) and isinstance(outputs, list):
+            if len(inputs) != len(outputs):
+                raise NoTests(f"the tests of a problem have {len(inputs)} inputs and {len(outputs)} outputs")
+            tests = [{"input": i, "output": o} for i, o in zip(inputs, outputs, strict=True)]
     if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
         return list(tests)
     if isinstance(tests, list) and any(isinstance(test, dict) and test.get("testtype") == "functional" for test in tests):
@@ -172,18 +186,58 @@ def read_tests(tests: Any, entry: str | None = None) -> list[str | tuple[str, st
     raise NoTests("the tests of a problem are no list of statements, no Python text and no pairs of input and output")
 
 
+def _checks(tests: Any, entry: str | None, settings: PythonTests) -> list[Check]:
+    """The tests of one problem that are run. Raises NoTests when they cannot be read, and for one that is no Python."""
+    if tests is None:
+        raise NoTests(f"a problem has nothing in column '{settings.column}' (settings.column), which holds its tests")
+    checks = read_tests(tests, entry)[: settings.most_tests]
+    if not any(isinstance(check, tuple) or check.strip() for check in checks):
+        raise NoTests("the tests of a problem are empty")
+    for check in checks:
+        if isinstance(check, str):
+            try:
+                with warnings.catch_warnings(action="ignore"):  # of the test's own escapes
+                    compile(check, "tests.py", "exec", dont_inherit=True)
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                raise NoTests(f"a test of a problem is no Python: {check.strip()[:60]!r} ({first_line(error)})") from error
+    return checks
+
+
+def check_tests(where: str, source: str, settings: PythonTests, rows: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """A note on problems of a source whose tests cannot be read. Raises SettingError when those of none can be.
+
+    rows: of some problems the values by column. where: the name of the reward in the settings.
+    """
+    unread: dict[int, str] = {}
+    for place, row in rows.items():
+        try:
+            _checks(row.get(settings.column), row.get("entry_point"), settings)
+        except NoTests as error:
+            unread[place] = str(error)
+    if not unread:
+        return []
+    first, why = next(iter(unread.items()))
+    if len(unread) == len(rows):
+        what = f"none of the first {len(rows)} problems of {source} has tests that can be read (row {first}: {why})"
+        names = ", ".join(sorted({name for row in rows.values() for name in row}))
+        remedy = f"Set settings.column to the column of tests. Kept are: {names} (see source.carry and source.carry_bytes)"
+        raise SettingError(what, where, remedy)
+    what = f"{len(unread)} of the first {len(rows)} problems of {source} have no tests that can be read (row {first}: {why})"
+    return [f"note: {where}: {what}. Their traces are rejected as reward_error"]
+
+
 def _text(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _program(code: str, check: str | tuple[str, str], word: str) -> Program:
+def _program(code: str, check: Check, word: str) -> Program:
     packages = sandbox.packages()
     if isinstance(check, tuple):
         return Program(_SCRIPT.format(packages=packages), code, stdin=check[0])
     return Program(_CHECKED.format(packages=packages), code, secret=f"{word}\n{check}")
 
 
-def _passed(check: str | tuple[str, str], run: Ended, word: str) -> bool:
+def _passed(check: Check, run: Ended, word: str) -> bool:
     """Whether a test is passed: the output is the expected one, line by line without spaces at the ends, or the word was told."""
     if run.ended != "exit":
         return False

@@ -151,19 +151,23 @@ def check_functions(run: Run, codes: Mapping[str, Code], known: Sequence[str] | 
     """Have every function imported, its signature checked and called once with `samples`. Returns notes for the user.
 
     known: names of the columns of the source; None when they are not known, which leaves the signatures to the samples.
-    Raises SettingError that names the reward, for a file or function that is missing or fails.
+    Raises SettingError that names the reward, for a file or function that is missing or fails. It raises it too where no trace
+    could be correct.
     """
     notes = []
     for reward in run.grade.rewards:
-        code = codes[reward.name]
+        code, where = codes[reward.name], f"grade.rewards.{reward.name}"
         code.check(reward.name)
+        if reward.function == "soft_overlong" and reward.name == run.grade.verdict_reward:
+            what = f"reward '{reward.name}' (soft_overlong) is never above 0, so every verdict would be wrong"
+            raise SettingError(what, "grade.verdict_reward", "Name a reward that gives a correct trace 1")
+        unread = [name for name in ("deadline_s", "per") if getattr(reward, name) != Reward.model_fields[name].default]
+        notes += [f"note: {where}.{name} is not read: it is for functions of your own" for name in unread if not code.place]
         if reward.function == "python_tests":
-            notes += verdict_of_locks(f"grade.rewards.{reward.name}", PythonTests.model_validate(reward.settings))
+            notes += verdict_of_locks(where, PythonTests.model_validate(reward.settings))
         elif code.place:
             _check_function(reward, code, known, samples)
-            notes.append(
-                f"note: grade.rewards.{reward.name} runs {reward.function} (sha256 {code.hash}) as you, in child processes"
-            )
+            notes.append(f"note: {where} runs {reward.function} (sha256 {code.hash}) as you, in child processes")
     return notes
 
 

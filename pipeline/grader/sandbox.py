@@ -70,7 +70,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended: exit (with code 0), failed, time or output. And what it printed and told."""
+    """How a program ended, and what it printed and told.
+
+    ended: exit (with code 0), failed, output, time (at a limit of the kernel), or still (by the clock alone: `still_s` without
+    processor time, or far more than `time_s`). The last may be the fault of a full machine, or of one that stood still.
+    """
 
     ended: str
     stdout: str

@@ -13,7 +13,7 @@ from pipeline.problems.problem import Problem
 from pipeline.problems.sources import ProblemSet, named
 from pipeline.problems.splits import is_one_file
 from pipeline.problems.survey import COSTS
-from pipeline.stages.prompts import prompts
+from pipeline.stages.prompts import prompts, why_unusable
 from pipeline.stages.rollout import imported
 
 MOST_ROWS = 1024  # first rows that are looked at
@@ -64,14 +64,17 @@ def look(problems: ProblemSet, run: Run | None) -> list[Line]:
     looked = f"the first {len(rows)} are looked at{_counted(problems)}"
     lines = [Line("ok", "source", f"{named(problems.source)}: {size} rows; {looked}")]
     lines += _columns(problems, rows, lacks)
-    rejected = _Rejected()
+    rejected, usable = _Rejected(), list[Problem]()
     for row in rows:
-        if row.reject is not None:
-            rejected.count(problems.source.row_of(row.index), str(row.reject), row.detail)
+        reject, detail = (row.reject, row.detail) if run is None else why_unusable(row, run)
+        if reject is None:
+            usable.append(row)
+        else:
+            rejected.count(problems.source.row_of(row.index), str(reject), detail)
     if run is None:
         return [*lines, *rejected.lines(len(rows), "rows")]
     traces = bool(run.source.response)
-    made = _made([row for row in rows if row.reject is None], run, rejected)
+    made = _made(usable, run, rejected)
     rejected_rows = rejected.counts.total() - made
     total = len(rows) if not traces else rejected_rows + (len(rows) - rejected_rows) * run.writers.count("import")
     return [*lines, *rejected.lines(total, "traces" if traces else "rows")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import pyarrow as pa
+
 from pipeline.grader.verifier import Grader
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import Round
@@ -48,7 +50,8 @@ def regrade(work: Round, grader: Grader) -> Iterator[Regraded]:
         tables = read_shard(work.store, here)
         asked, rollout, grade = (tables[name] for name in stages)
         live = [row for row, reason in enumerate(rollout["reject_reason"].to_pylist()) if reason is None]
-        traces, stored = rollout.take(live), grade.take(live)
+        chosen = pa.array(live, pa.int64())  # of a list without a row Arrow knows no type
+        traces, stored = rollout.take(chosen), grade.take(chosen)
         asked = asked.take(traces["prompt_index"])
         responses, golds = traces["response_text"].to_pylist(), asked["answer"].to_pylist()
         results = grader.grade(responses, golds, traces["finish_reason"].to_pylist())

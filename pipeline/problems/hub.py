@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.config import Source
 from pipeline.errors import SourceError, first_line
 from pipeline.problems.parquet import hash_rows
-from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, listed, understand, writable
+from pipeline.problems.shape import LOOKED_AT, Look, Shape, as_written, carried, listed, understand, writable
 from pipeline.problems.splits import check_split
 
 OPTIONS = ("name", "data_dir", "data_files", "revision")  # those of `load_dataset` that source.options may set
@@ -47,7 +47,8 @@ class Hub:
         except (OverflowError, ValueError):
             listed(data.with_format("arrow")[places], "a data set of the hub")  # says which column
             raise
-        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        return as_written(rows, data.features.arrow_schema)
 
 
 def open_hub(source: Source, name: str, look: bool = True) -> Hub:

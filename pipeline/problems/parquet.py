@@ -15,7 +15,7 @@ from pyarrow.fs import FileSystem
 from pipeline.config import Source
 from pipeline.errors import SourceError
 from pipeline.problems.jsonl import CHANGED
-from pipeline.problems.shape import LOOKED_AT, Look, Shape, carried, listed, missing, understand, writable
+from pipeline.problems.shape import LOOKED_AT, ROLES, Look, Shape, carried, listed, missing, understand, writable
 
 # Row groups (file, number, hash) that this process has read whole, with size and time of the file before. To hash a group takes
 # longer than to read it, and it is read for every shard: its hash is taken again when the file has another time or size.
@@ -120,9 +120,10 @@ def _shape(source: Source, filesystem: FileSystem, path: str, look: bool) -> Sha
 def _check(source: Source, shape: Shape, names: list[str], path: str) -> None:
     """Raise SourceError when one of several files lacks a column that the first one has."""
     _refuse_twice(names, path)
-    for role, column in (("problem", shape.problem), ("solution", shape.solution), ("answer", shape.answer)):
+    for role in (*ROLES, "teacher"):
+        column = getattr(shape, role)
         if column and column not in names and column.partition(".")[0] not in names:
-            raise missing(source, role, Look(names, (), path))
+            raise missing(source.model_copy(update={role: column}), role, Look(names, (), path))
 
 
 def _stamp(filesystem: FileSystem, path: str) -> tuple[int | None, int | None]:

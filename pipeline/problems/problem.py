@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,7 @@ from pipeline.problems.shape import Shape, is_conversation, is_parts, value_at, 
 
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _FORMULA = re.compile(r"[\\\d]")
+_ASSERTS = re.compile(r"^\s*assert[ (]", re.MULTILINE)
 _TURNS = ("system", "developer", "user", "assistant", "tool")
 _DEEPEST = 200  # lists and objects inside one another, in a column that is carried
 
@@ -32,7 +35,8 @@ class Problem:
 
     problem: its text; of a conversation the last user turn. messages: the conversation as JSON, where it has other turns.
     imported: traces that the source brings, one for each place in a group. extra: the other columns, as one JSON object.
-    left_out: names of other columns that were too large. teacher: the teacher that the row names.
+    left_out: names of other columns that were too large. teacher: the teacher that the row names. others: names of the other
+    columns of its source, also of those in which it has nothing.
     """
 
     index: int
@@ -46,6 +50,7 @@ class Problem:
     extra: str | None = None
     left_out: tuple[str, ...] = ()
     teacher: str | None = None
+    others: tuple[str, ...] = ()
 
 
 def read_problem(index: int, row: Mapping[str, Any], shape: Shape, source: Source) -> Problem:
@@ -62,7 +67,8 @@ def read_problem(index: int, row: Mapping[str, Any], shape: Shape, source: Sourc
         reject = Reject.EXTRA_TOO_LARGE
         detail = f"column '{left_out[0]}' is too large: source.carry_bytes {source.carry_bytes}"
     teacher = _text(value_at(row, shape.teacher)) if shape.teacher else None
-    return Problem(index, task, worked, target, reject, detail, messages, imported, extra, left_out, teacher)
+    others = tuple(map(clean, shape.other))
+    return Problem(index, task, worked, target, reject, detail, messages, imported, extra, left_out, teacher, others)
 
 
 def _rejected(
@@ -142,27 +148,57 @@ def _written(row: Mapping[str, Any], path: str) -> str | None:
 
 
 def _answer(row: Mapping[str, Any], shape: Shape) -> str | None:
-    """The answer: text, a number, a list of them (all of them are meant), or what a worked solution states."""
-    value = _opened(value_at(row, shape.answer))
+    """The answer: text, a number, a list of them (all of them are meant), or what a worked solution states.
+
+    Tests of code stay as they are: several statements are a JSON list of texts.
+    """
+    cell = value_at(row, shape.answer)
+    if (statements := _statements(cell)) is not None:
+        return clean(cell if isinstance(cell, str) else json.dumps(statements, ensure_ascii=False))
+    value = _opened(cell)
     if isinstance(value, list) and not is_conversation(value):
         parts = [_text(part) for part in value]
         return ", ".join(_ungrouped(part) for part in parts if part) if parts and all(parts) else None
     target = _written(row, shape.answer)
-    states = shape.answer in (shape.solution, "solution") and not shape.bare
-    if target is not None and (states or "\\boxed" in target or "####" in target or "</answer>" in target):
-        return stated_answer(target)
-    return target
+    if target is None or (shape.answer in (shape.solution, "solution") and not shape.bare):
+        return target and stated_answer(target)
+    marked = "\\boxed" in target or "####" in target or "</answer>" in target
+    return stated_answer(target) if marked and not _is_test(target) else target
 
 
-def _opened(value: Any) -> Any:
-    """A cell whose text is a JSON list of texts with numbers or formulas, as that list. Another cell as it is."""
-    if not isinstance(value, str) or not value.startswith('["'):
-        return value
+def _statements(cell: Any) -> list[str] | None:
+    """The parts of a list of several texts, or of a JSON text of one, where a part asserts something. None for another cell."""
+    parts = _list_of_json(cell) or cell
+    several = isinstance(parts, list) and len(parts) > 1 and all(isinstance(part, str) for part in parts)
+    return parts if several and any(map(_ASSERTS.search, parts)) else None
+
+
+def _is_test(text: str) -> bool:
+    """Whether a text is a program that asserts something. What looks like the mark of an answer is then a part of it."""
+    if _ASSERTS.search(text) is None:
+        return False
     try:
-        parts = json.loads(value)
+        with warnings.catch_warnings(action="ignore"):  # of the text's own escapes
+            ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def _list_of_json(cell: Any) -> list[Any] | None:
+    """A cell whose text is a JSON list that begins with a text, as that list. None for another cell."""
+    if not isinstance(cell, str) or not cell.startswith('["'):
+        return None
+    try:
+        return json.loads(cell)  # type: ignore[no-any-return]
     except (ValueError, RecursionError):
-        return value
-    return parts if all(isinstance(part, str) and _FORMULA.search(part) for part in parts) else value
+        return None
+
+
+def _opened(cell: Any) -> Any:
+    """A cell whose text is a JSON list of texts with numbers or formulas, as that list. Another cell as it is."""
+    parts = _list_of_json(cell)
+    return parts if parts and all(isinstance(part, str) and _FORMULA.search(part) for part in parts) else cell
 
 
 def _ungrouped(part: str) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.answers.responses import stated_answer
@@ -248,7 +249,7 @@ def carried(names: Sequence[str], shape: Shape, source: Source, where: str) -> S
 def listed(table: pa.Table, where: str) -> list[dict[str, Any]]:
     """The rows as Python's own values. Raises SourceError, with the columns, for values that Python has none for."""
     try:
-        return cast("list[dict[str, Any]]", _as_written(table).to_pylist())
+        return as_written(table.to_pylist(), table.schema)
     except (OverflowError, ValueError) as error:
         names = ", ".join(repr(name) for name in table.column_names if not _is_readable(table.column(name)))
         if isinstance(error, UnicodeDecodeError):
@@ -257,12 +258,28 @@ def listed(table: pa.Table, where: str) -> list[dict[str, Any]]:
         raise SourceError(what, where, "Mend the unit of its times, or take the column out") from error
 
 
-def _as_written(table: pa.Table) -> pa.Table:
-    """The table with single floats as the shortest decimals that they stand for: 1000.1 and not 1000.0999755859375."""
-    for place, field in enumerate(table.schema):
-        if field.type == pa.float32():
-            table = table.set_column(place, field.name, table.column(place).cast(pa.string()).cast(pa.float64()))
-    return table
+def as_written(rows: list[dict[str, Any]], schema: pa.Schema) -> list[dict[str, Any]]:
+    """The rows, in place, with the shortest decimals for short floats at any depth: 1000.1 and not 1000.0999755859375."""
+    for field in schema:
+        if _holds(field.type, _is_short):
+            for row in rows:
+                row[field.name] = _shortest(row[field.name], field.type)
+    return rows
+
+
+def _shortest(value: Any, kind: pa.DataType) -> Any:
+    if _is_short(kind) and isinstance(value, float | np.floating):
+        return float(str(kind.to_pandas_dtype()(value)))
+    if pa.types.is_struct(kind) and isinstance(value, dict):
+        return value | {part.name: _shortest(value[part.name], part.type) for part in kind if part.name in value}
+    if pa.types.is_map(kind) and isinstance(value, list):
+        return [(name, _shortest(part, kind.item_type)) for name, part in value]
+    inner = getattr(kind, "value_type", None)  # of a list of any kind
+    return [_shortest(part, inner) for part in value] if isinstance(value, list) and inner is not None else value
+
+
+def _is_short(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_float32(kind) or pa.types.is_float16(kind))
 
 
 def _is_readable(column: pa.ChunkedArray) -> bool:
@@ -275,11 +292,13 @@ def _is_readable(column: pa.ChunkedArray) -> bool:
 
 def writable(schema: pa.Schema) -> list[str]:
     """The columns of a schema that can be written as JSON: those without bytes, which images and sounds have."""
-    return [field.name for field in schema if not _has_bytes(field.type)]
+    return [field.name for field in schema if not _holds(field.type, _is_bytes)]
 
 
-def _has_bytes(kind: pa.DataType) -> bool:
-    """Whether a type has bytes in it, at any depth."""
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return True
-    return any(_has_bytes(kind.field(place).type) for place in range(kind.num_fields))
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _holds(kind: pa.DataType, wanted: Callable[[pa.DataType], bool]) -> bool:
+    """Whether a type is a wanted one, or has one in it, at any depth."""
+    return wanted(kind) or any(_holds(kind.field(place).type, wanted) for place in range(kind.num_fields))

@@ -158,6 +158,8 @@ def problems_digest(problems: list[Problem]) -> str:
     What later versions added to a row counts in ROWS only where it is there.
     """
     rows = [{name: part for name, part in asdict(p).items() if name not in _LATER or part is not None} for p in problems]
+    for row in rows:
+        del row["others"]  # of the source, and not of the row
     others = [(row.pop("extra", None), row.pop("left_out")) for row in rows]
     return digest(rows) + (f"+{digest(others)}" if any(extra or left_out for extra, left_out in others) else "")
 

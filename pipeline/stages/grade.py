@@ -17,6 +17,7 @@ from pipeline.grader.verifier import Grader, grader_of
 from pipeline.method.rewards import RunningBaseline, group_advantage, length_shaped_reward, weighted_sum
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet
+from pipeline.stages.prompts import why_unusable
 from pipeline.stages.reward import JUDGING
 from pipeline.stages.tables import Draft, clean
 
@@ -91,7 +92,7 @@ def check_references(problems: ProblemSet, run: Run) -> str | None:
     Their rows are rejected unless an answer has the same text. Raises SourceError when none of several can be read.
     """
     rows = problems.rows(range(min(_CHECKED, len(problems))))
-    rows = [row for row in rows if row.reject is None and row.answer]
+    rows = [row for row in rows if why_unusable(row, run)[0] is None and row.answer]
     if run.grade.verdict_reward is not None:
         return None
     grader = grader_of(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.stages.chat import context_prompt, fits, student_prompt, turns_bef
 from pipeline.stages.teachers import problem_prompt, teacher_of
 
 UNTAUGHT = "untaught"  # a fact of evaluations that lack long prompts, since 2026-11-30: those of a teacher were not among them
+ABSENT = "absent"  # a fact: other columns of the source of which no row of the shard has a value
 _CARRIED = ("messages", "extra", "imported")  # columns of a shard in which a row has them
 
 
@@ -30,7 +32,7 @@ def prompts(problems: Sequence[Problem], run: Run, tokenizer: Any, taught: bool 
     rows = []
     for item in problems:
         row: dict[str, Any] = {"prompt_id": prompt_id(item.index, item.problem, item.solution, item.answer, item.messages)}
-        reject, detail = _unusable(item, run)
+        reject, detail = why_unusable(item, run)
         if reject is not None:
             rows.append(row | {"reject_reason": str(reject), "reject_detail": detail})
             continue
@@ -58,7 +60,7 @@ def prompt_id(index: int, problem: str | None, solution: str | None, answer: str
     return digest("\n".join(map(str, parts)))
 
 
-def _unusable(item: Problem, run: Run) -> tuple[Reject | None, str]:
+def why_unusable(item: Problem, run: Run) -> tuple[Reject | None, str]:
     """Why a row of the source cannot be used, and in which words. A missing solution counts where a teacher reads it."""
     if item.reject != Reject.MISSING_SOLUTION:
         return item.reject, item.detail
@@ -103,13 +105,23 @@ def _both(item: Problem, run: Run, tokenizer: Any) -> tuple[list[int], list[int]
     return student, context_prompt(tokenizer, values, settings.teacher, before, settings.teacher_thinking)
 
 
+def _absent(problems: Sequence[Problem], table: pa.Table) -> list[str]:
+    """Names of the other columns of the source of which no row that goes on has a value. A reward gets None of them."""
+    names = dict.fromkeys(name for item in problems for name in item.others)
+    for extra in table["extra"].to_pylist() if names and "extra" in table.column_names else ():
+        for name in json.loads(extra or "{}") if names else ():
+            names.pop(name, None)
+    return list(names)
+
+
 def _compute(shard: ShardInputs) -> ShardResult:
     if shard.problems is None:
         raise StoreError("the source is not open", "stage prompts", "Run it through `egrsd stage prompts`")
     left_out = sum(bool(item.left_out) for item in shard.problems)
     taught = shard.place.where.startswith("rounds/")
     table = prompts(shard.problems, shard.run, tokenizer_of(shard.run.model), taught)
-    facts = {"left_out": left_out} if left_out else {}  # rows that lost a column, see source.carry_bytes
+    facts: dict[str, Any] = {"left_out": left_out} if left_out else {}  # rows that lost a column, see source.carry_bytes
+    facts |= {ABSENT: absent} if (absent := _absent(shard.problems, table)) else {}
     lacks = not taught and str(Reject.PROMPT_TOO_LONG) in table["reject_reason"].to_pylist()
     return ShardResult(table, facts | {UNTAUGHT: True} if lacks else facts)
 

@@ -6,27 +6,31 @@ Only a run with rewards has this stage. Its `grade` then needs no verifier: it a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.config import Run
+from pipeline.config.rewards import PythonTests
 from pipeline.contract import COLUMNS, REWARD_PREFIX, ShardInputs, ShardResult, Stage
 from pipeline.grader.code import Code, check_codes
-from pipeline.grader.python_tests import Judged
+from pipeline.grader.python_tests import Judged, check_tests
 from pipeline.grader.rewards import Failed, Traces, Value, check_functions, values_of
 from pipeline.grader.verifier import CORRECT, TRUNCATED, UNPARSABLE, WRONG, Graded, grader_of
 from pipeline.problems.sources import Problem, ProblemSet
+from pipeline.stages.prompts import ABSENT, why_unusable
 from pipeline.stages.tables import Draft, clean
 
 _SAMPLES, _LOOKED_AT = 2, 64  # problems whose reference a reward is tried on, and rows among which they are looked for
 _EXTRA = tuple(name for name in ("extra", "messages") if name in COLUMNS)
 
 
-def judge(prompts: pa.Table, rollout: pa.Table, run: Run, codes: dict[str, Code]) -> ShardResult:
+def judge(prompts: pa.Table, rollout: pa.Table, run: Run, codes: dict[str, Code], absent: Sequence[str] = ()) -> ShardResult:
     """Verdict and rewards of every trace. A row is rejected when its verifier or one of its rewards failed.
 
-    The fact `gave_up` counts the rows on which the verifier gave up. Raises SettingError when the code of a reward is not there.
+    absent: columns of the source that no row of the shard has. The fact `gave_up` counts the rows on which the verifier gave up.
+    Raises SettingError when the code of a reward is not there.
     """
     check_codes(codes)
     draft = Draft.after(STAGE, rollout)
@@ -34,13 +38,14 @@ def judge(prompts: pa.Table, rollout: pa.Table, run: Run, codes: dict[str, Code]
         values |= {f"{REWARD_PREFIX}{reward.name}": None for reward in run.grade.rewards}
     gave_up = _verify(draft, prompts, rollout, run) if run.grade.verdict_reward is None else 0
     live = draft.live()
-    traces = _traces(prompts, rollout, live, [draft.values[row].get("judged_verdict") for row in live])
+    verdicts = [draft.values[row].get("judged_verdict") for row in live]
+    traces = _traces(prompts, rollout, live, verdicts, absent)
     for reward in run.grade.rewards:
         found = values_of(reward, codes[reward.name], traces, run)
         for row, value in zip(live, found, strict=True):
             _take(draft, row, f"{REWARD_PREFIX}{reward.name}", value)
         if reward.name == run.grade.verdict_reward:
-            _decide(draft, live, found, rollout.take(live)["finish_reason"].to_pylist())
+            _decide(draft, live, found, rollout["finish_reason"].take(pa.array(live, pa.int64())).to_pylist())
     columns = [f"{REWARD_PREFIX}{reward.name}" for reward in run.grade.rewards]
     columns += ["judged_said"] if run.grade.tests_decide else []
     return ShardResult(draft.table(columns), {"gave_up": gave_up} if gave_up else {})
@@ -49,7 +54,7 @@ def judge(prompts: pa.Table, rollout: pa.Table, run: Run, codes: dict[str, Code]
 def _verify(draft: Draft, prompts: pa.Table, rollout: pa.Table, run: Run) -> int:
     """Let the verifier decide the verdicts. Returns the number of rows on which it gave up."""
     live = draft.live()
-    chosen = rollout.take(live)
+    chosen = rollout.take(pa.array(live, pa.int64()))
     answers = prompts["answer"].take(chosen["prompt_index"]).to_pylist()
     found = grader_of(run).grade(chosen["response_text"].to_pylist(), answers, chosen["finish_reason"].to_pylist())
     for row, graded in zip(live, found, strict=True):
@@ -89,10 +94,10 @@ def _number(value: float | Judged) -> float:
     return value.value if isinstance(value, Judged) else value
 
 
-def _traces(prompts: pa.Table, rollout: pa.Table, live: list[int], verdicts: list[Any]) -> Traces:
+def _traces(prompts: pa.Table, rollout: pa.Table, live: list[int], verdicts: list[Any], absent: Sequence[str]) -> Traces:
     chosen = rollout.take(pa.array(live, pa.int64()))
     groups = chosen["prompt_index"].to_pylist()
-    columns = _columns([_row(row) for row in prompts.to_pylist()], groups)
+    columns = _columns([_row(row) for row in prompts.to_pylist()], groups, absent)
     texts, ids = chosen["response_text"].to_pylist(), chosen["response_tokens"].to_pylist()
     return Traces(columns["problem"], texts, ids, columns, groups, verdicts)
 
@@ -107,10 +112,10 @@ def _row(prompt: dict[str, Any]) -> dict[str, Any]:
     return extra | {name: prompt[name] for name in ("problem", "solution", "answer")}
 
 
-def _columns(rows: list[dict[str, Any]], places: list[int]) -> dict[str, list[Any]]:
-    """One list of values for each column that a row has. Rows without it have None."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [rows[place].get(name) for place in places] for name in [*names, *({"problem": 0} if not names else {})]}
+def _columns(rows: list[dict[str, Any]], places: list[int], more: Sequence[str]) -> dict[str, list[Any]]:
+    """One list of values for each column that a row has, and for `more`. Rows without it have None."""
+    names = dict.fromkeys([*(name for row in rows for name in row), "problem", "solution", "answer", *more])
+    return {name: [rows[place].get(name) for place in places] for name in names}
 
 
 def check(run: Run, codes: dict[str, Code], problems: ProblemSet | None) -> list[str]:
@@ -120,15 +125,23 @@ def check(run: Run, codes: dict[str, Code], problems: ProblemSet | None) -> list
     """
     if not run.grade.rewards:
         return []
-    rows = problems.rows(range(min(_LOOKED_AT, len(problems)))) if problems is not None else []
-    given = [_of_source(row) for row in rows if row.reject is None]
-    if not given:
+    if problems is None:
         return check_functions(run, codes, None, None)
-    columns = _columns(given, list(range(min(_SAMPLES, len(given)))))
-    texts = [str(row["solution"] or row["answer"] or "") for row in given[:_SAMPLES]]
+    rows = problems.rows(range(min(_LOOKED_AT, len(problems))))
+    rows = [row for row in rows if why_unusable(row, run)[0] is None]
+    given, too_large = {row.index: _of_source(row) for row in rows}, {name for row in rows for name in row.left_out}
+    samples = list(given.values())[:_SAMPLES]
+    others = [name for name in map(clean, problems.shape.other) if name not in too_large]
+    known = _columns(list(given.values()), list(range(len(samples))), others)
+    texts = [str(row["solution"] or row["answer"] or "") for row in samples]
     places = list(range(len(texts)))
-    samples = Traces(columns["problem"], texts, [[0] for _ in texts], columns, places, [None for _ in texts])
-    return check_functions(run, codes, list(columns), samples)
+    traces = Traces(known["problem"], texts, [[0] for _ in texts], known, places, [None for _ in texts])
+    notes = check_functions(run, codes, list(known), traces)
+    for reward in run.grade.rewards:
+        if reward.function == "python_tests":
+            settings = PythonTests.model_validate(reward.settings)
+            notes += check_tests(f"grade.rewards.{reward.name}", problems.source.uri, settings, given)
+    return notes
 
 
 def _of_source(problem: Problem) -> dict[str, Any]:
@@ -137,7 +150,8 @@ def _of_source(problem: Problem) -> dict[str, Any]:
 
 
 def _compute(shard: ShardInputs) -> ShardResult:
-    return judge(shard.tables["prompts"], shard.tables["rollout"], shard.run, dict(shard.codes))
+    absent = shard.facts["prompts"].get(ABSENT, ())
+    return judge(shard.tables["prompts"], shard.tables["rollout"], shard.run, dict(shard.codes), absent)
 
 
 # the settings that a verdict and its length-shaped reward depend on

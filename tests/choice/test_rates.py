@@ -145,6 +145,18 @@ def test_problems_are_found_by_their_texts_in_any_order_and_others_are_counted(o
     assert said[1:] == [f"note: {store.uri}/{kind} was made with other settings: rollout.temperature was 1.0, here 0.5."]
 
 
+def test_problems_without_a_solution_have_pass_rates_too(other, tmp_path):
+    """No row of a file without solutions was a problem of the other run, although a run on it works."""
+    store, kind = other
+    rows = open_source(store.load_run().source).rows([5, 11])
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps({"problem": row.problem, "answer": row.answer}) + "\n" for row in rows))
+    sets = [f"source.uri={file}", "prompts.teacher={problem}|{answer}", "source.unmeasured=left_out"]
+    found, _, _ = kept(tmp_path / "own", *sets, f"source.pass_rates={store.uri}/{kind}")
+    of_base = by_hand(store, f"{kind}/0000", read_plan(store, kind, 0))
+    assert counts(found) == {0: of_base[5], 1: of_base[11]}
+
+
 def test_what_tells_nothing_is_refused_before_anything_is_paid(other, tmp_path):
     store, _ = other
 

@@ -7,6 +7,7 @@ import pytest
 from pipeline import recipes
 from pipeline.errors import SettingError, UserError
 from pipeline.evidence.asked import ask
+from pipeline.overrides import resolve
 
 
 def write(path, rows):
@@ -60,3 +61,35 @@ def test_settings_that_decide_answers_decide_the_folder_and_others_do_not():
     kind = lambda *sets: ask(recipes.demo(), "", None, list(sets)).kind  # noqa: E731
     assert kind() == kind("engines.inflight_shards=3")
     assert len({kind(), kind("seed=7"), kind("evaluation.temperature=0.5"), kind("evaluation.problems=8")}) >= 3
+
+
+JUDGED = ["grade.rewards=[{name: tests, function: python_tests}]", "grade.verdict_reward=tests"]
+
+
+@pytest.mark.parametrize(
+    ("is_benchmark", "sets", "decides"),
+    [
+        (True, [], "math"),
+        (True, ["grade.verdict_reward=tests"], "tests"),
+        (True, ["grade.verifier=exact"], "exact"),
+        (True, ["grade.verdict_reward=null"], "math"),
+        (False, [], "tests"),
+        (False, ["grade.verifier=exact"], "exact"),
+        (False, ["grade.verdict_reward=null"], "exact"),
+    ],
+)
+def test_who_decides_verdicts_is_what_was_asked_for(tmp_path, is_benchmark, sets, decides):
+    """A reward that was asked for on a benchmark was dropped, and a verifier that was asked for was not read."""
+    rows = [{"question": "1+1", "problem": "1+1", "answer": "2"}] * 4
+    uri = write(tmp_path / "a.jsonl", rows)
+    run = resolve(recipes.demo(), [*JUDGED, "grade.verifier=exact"])
+    grade = ask(run, f"gsm8k={uri}" if is_benchmark else uri, 1, sets).run.grade
+    assert (grade.verdict_reward or grade.verifier) == decides
+    assert [reward.name for reward in grade.rewards] == (["tests"] if decides == "tests" else [])
+
+
+def test_a_verifier_and_a_reward_cannot_both_decide(tmp_path):
+    run = resolve(recipes.demo(), JUDGED)
+    uri = write(tmp_path / "a.jsonl", [{"problem": "1+1", "answer": "2"}] * 4)
+    with pytest.raises(SettingError, match=r"'tests' decides, so grade\.verifier is not read"):
+        ask(run, uri, 1, ["grade.verifier=math", "grade.verdict_reward=tests"])

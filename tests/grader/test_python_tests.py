@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 
 from pipeline.grader.python_tests import NoTests, code_of, python_tests, read_tests
-from pipeline.grader.sandbox import Limits
 
 ADD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
 DOUBLE = "```\nprint(int(input()) * 2)\n```"
 UNLIKE = [{"inputs": ["1", "2"], "outputs": ["1"]}, [{"input": "1", "output": "1", "testtype": "functional"}]]
 DATACLASS = "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass P:\n    x: int = 3\n"
 HUMANEVAL = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(0, 0) == 0\n"
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    """On a full machine a program may use no processor for longer than the product waits."""
-    monkeypatch.setattr("pipeline.grader.python_tests.Limits", partial(Limits, still_s=300.0))
 
 
 @pytest.mark.parametrize(
@@ -32,6 +23,7 @@ def patient(monkeypatch):
         (ADD, "x = [1]\nassert add(x, x) == [1, 1]", {}, 1.0),
         (DOUBLE, {"inputs": ["3\n", "4\n"], "outputs": ["6\n", "9\n"]}, {"partial": True}, 0.5),
         (DOUBLE, '{"inputs": ["3"], "outputs": ["6"]}', {}, 1.0),
+        (DOUBLE, {"inputs": "31", "outputs": "62"}, {}, 1.0),
         (DOUBLE, [{"input": "3", "output": "6  \n\n"}, {"input": ["4"], "output": 8}], {}, 1.0),
         (DOUBLE, [{"input": "3", "output": "6"}, {"input": "x", "output": "8"}], {"most_tests": 1}, 1.0),
         ("import numpy\nprint(numpy.arange(4).sum())", [{"input": "", "output": "6"}], {}, 1.0),
@@ -121,13 +113,25 @@ def test_the_last_block_of_python_is_the_answer(response, code):
 
 
 @pytest.mark.parametrize(
-    "tests", ["", None, [], 3, {"inputs": [1]}, [{"input": 1}], {"inputs": [], "outputs": [], "fn_name": "f"}, *UNLIKE]
+    "tests",
+    [
+        "",
+        None,
+        [],
+        3,
+        {"inputs": [1]},
+        {"inputs": 1, "outputs": 1},
+        {"inputs": None, "outputs": None},
+        [{"input": 1}],
+        {"inputs": [], "outputs": [], "fn_name": "f"},
+        *UNLIKE,
+    ],
 )
 def test_tests_of_an_unknown_form_are_refused(tests):
     with pytest.raises(NoTests):
         read_tests(tests)
 
 
-def test_a_source_without_the_column_is_refused():
-    with pytest.raises(NoTests, match="no column 'tests'"):
+def test_a_problem_without_the_column_is_refused():
+    with pytest.raises(NoTests, match="nothing in column 'tests'"):
         python_tests([ADD], {}, answer=["x"])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -111,7 +114,34 @@ def test_limits_end_a_program_and_nothing_of_it_is_left(answer, ended, printed, 
 
 
 def test_a_program_that_sleeps_is_ended():
-    assert tried("import time\ntime.sleep(1000)\n", still_s=1.0).ended == "time"
+    assert tried("import time\ntime.sleep(1000)\n", still_s=1.0).ended == "still"
+
+
+def stop_programs(most, ended):
+    """Stop the first programs that appear below this process, at most so many. Returns their process ids."""
+    stopped = []
+    while len(stopped) < most and not ended.is_set():
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if process.pid not in stopped and {"-P", "-c"} <= set(process.cmdline()):
+                    process.suspend()
+                    stopped.append(process.pid)
+        time.sleep(0.005)
+    return stopped
+
+
+@pytest.mark.parametrize(("stops", "value"), [(1, 1.0), (2, 0.0)])
+def test_a_program_that_gets_no_processor_is_run_once_more(stops, value, monkeypatch):
+    """It was a 0 at once, so a machine that stood still for ten seconds made right answers wrong."""
+    monkeypatch.setattr("pipeline.grader.python_tests.Limits", partial(Limits, still_s=4.0))
+    answer, ended = "import time\ntime.sleep(2)\ndef add(a, b):\n    return a + b\n", threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(stop_programs, stops, ended)
+        [found] = python_tests([answer], {}, tests=[["assert add(1, 2) == 3"]])
+        ended.set()
+    assert len(stopped.result()) == stops
+    assert found.value == value
+    assert found.said.endswith("passed 1 of 1 tests." if value else "the program took too long by the clock, twice.")
 
 
 def test_a_program_does_not_outlive_who_watches_it():
@@ -147,7 +177,7 @@ def test_a_program_does_not_outlive_who_watches_it():
 def test_threads_fill_their_memory_and_not_the_machine():
     start = "threading.Thread(target=time.sleep, args=(100,), daemon=True).start()"
     program = f"import threading, time\nfor _ in range(10**6):\n    {start}\n"
-    assert tried(program, time_s=1.0, still_s=10.0, memory_mb=256).ended in ("failed", "time")
+    assert tried(program, time_s=1.0, still_s=10.0, memory_mb=256).ended in ("failed", "time", "still")
 
 
 def test_the_same_program_gives_the_same_answer():

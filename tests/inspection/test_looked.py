@@ -67,6 +67,17 @@ def test_with_a_run_prompts_and_imported_traces_are_made_too(tmp_path):
     ]
 
 
+def test_rows_without_a_solution_are_usable_where_no_teacher_reads_one(tmp_path):
+    """`doctor --config mine.yaml` called all of them rejected, and ended with 1 for settings with which a run works."""
+    uri = written(tmp_path, {"problem": "1+1", "answer": "2"}, {"problem": "1+1", "answer": ""})
+    told = lambda *sets: [text for _, topic, text in said(uri, True, *sets) if topic == "rejected"]  # noqa: E731
+    assert told()[0].startswith("2 of 2 rows, missing_solution (row 0, 1): ")
+    assert told("prompts.teacher={problem}|{answer}") == [
+        "1 of 2 rows, missing_answer (row 1): column 'answer' is empty",
+        COSTS,
+    ]
+
+
 def test_the_verb_needs_neither_ray_nor_a_network_and_ends_with_1_when_nothing_is_left(tmp_path, capfd):
     uri = written(tmp_path, GOOD)
     code = f"""import sys

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
 
+from actors.fakes import FakeEngine
 from jobs.cli import app
 from jobs.regrade import _cells
+from pipeline.contract import Failure
 from pipeline.grader.verifier import Grader, grader_of
 from pipeline.inspection.regrade import Change, Regraded, regrade
 from pipeline.overrides import resolve
@@ -99,3 +101,15 @@ def test_shards_whose_traces_were_made_again_are_left_out_and_counted(tmp_path):
     brought(again, "rollout", force=True)
     shards = list(regrade(open_round(work.store, work.run, "rounds", 0), grader_of(work.run)))
     assert shards == [Regraded(0, [], stale=True)] * 2
+
+
+def test_a_shard_without_a_live_row_has_nothing_to_compare(tmp_path):
+    """Arrow takes no rows by a list without one: the verb ended with an internal error."""
+
+    class Broken(FakeEngine):
+        def generate(self, requests, policy, sampling):
+            return [Failure("broken") for _ in requests]
+
+    work = planned(tmp_path, engine=Broken)
+    brought(work, "prompts", "rollout", "grade")
+    assert list(regrade(work, grader_of(work.run))) == [Regraded(0, [])] * 2

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from filled_runs import measured, planner_of, run_at
+from in_process import brought, planned
 
 from actors.fakes import FakeEngine
 from jobs import stage as job
 from jobs.stage import Redo, run_stage
+from pipeline.errors import SettingError
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.round import open_round
 from pipeline.stages import STAGES
@@ -75,3 +77,19 @@ def test_a_round_is_graded_with_the_baseline_that_the_rounds_before_it_leave(tmp
     assert {entry.settings for work in works for entry in store.entries(work.area, "grade").values()} == {
         Inventory(works[0]).settings(STAGES["grade"])
     }
+
+
+@pytest.mark.parametrize("stages", ["reward", "prompts,rollout,reward"])
+def test_rewards_are_tried_before_the_first_of_several_stages(tmp_path, stages):
+    """Only a list that began with `reward` did. A function that raises was found after all traces had been written anew."""
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(completions):\n    return [1.0] * len(completions)\n")
+    work = planned(tmp_path / "run", f"grade.rewards=[{{name: mine, function: '{file}'}}]")
+    work.store.save_run(work.run, {})
+    brought(work, "prompts", "rollout")
+    before = work.store.entries(work.area, "prompts")
+    file.write_text("def mine(completions):\n    raise KeyError('x')\n")
+    with pytest.raises(SettingError, match=r"grade\.rewards\.mine: raised KeyError"):
+        run_stage(work.store.uri, Redo(stages, "0", force=True), debug=True)
+    assert work.store.entries(work.area, "prompts") == before
+    assert not work.store.entries(work.area, "reward")

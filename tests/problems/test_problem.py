@@ -17,6 +17,8 @@ from pipeline.problems.shape import Shape
 
 SHAPE = Shape("problem", "", "answer")
 USER = {"role": "user", "content": "1+1?"}
+TESTS = ["assert f(1) == 2", "assert f(2) == '1,000'"]
+CHECKED = "#### edge cases\ndef check(f):\n    assert f('\\d') == '\\boxed{4}'\n"
 
 
 def read(row, shape=SHAPE, **settings):
@@ -46,6 +48,12 @@ def read(row, shape=SHAPE, **settings):
         ("<answer>\\boxed{5}</answer>", "5"),
         ("\\boxed{4} <answer>5</answer>", "5"),
         ("<answer>5</answer> \\boxed{4}", "4"),
+        (TESTS, json.dumps(TESTS)),
+        (json.dumps(TESTS), json.dumps(TESTS)),
+        (["assert f('a')", "assert f('b')  # #### 2"], json.dumps(["assert f('a')", "assert f('b')  # #### 2"])),
+        (TESTS[:1], TESTS[0]),
+        (CHECKED, CHECKED),
+        ("We assert it:\nassert (x) is 4. #### 4", "4"),
         ([], None),
         ([None, 1], None),
         ([[1]], None),

@@ -204,13 +204,33 @@ def test_a_number_that_is_carried_for_rewards_stays_what_it_is(tmp_path):
         (pa.array([3.0]), "3"),
         (pa.array([float("nan")]), None),
         (pa.array([1000.1], pa.float32()), "1000.1"),
+        (pa.array([1000.5], pa.float16()), "1000.5"),
+        (pa.array([[123.45, 1e-6]], pa.list_(pa.float32())), "123.45, 1e-06"),
+        (pa.array([[0.1]], pa.list_(pa.float16(), 1)), "0.1"),
     ],
 )
-def test_numbers_in_parquet_become_text(tmp_path, column, text):
-    pq.write_table(pa.table({"problem": ["p"], "solution": ["s"], "answer": column}), tmp_path / "a.parquet")
-    row = open_source(Source(uri=str(tmp_path / "a.parquet"))).rows([0])[0]
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_numbers_in_parquet_become_text(tmp_path, column, text, kind):
+    uri, table = str(tmp_path / kind), pa.table({"problem": ["p"], "solution": ["s"], "answer": column})
+    pq.write_table(table, f"{uri}.parquet") if kind == "parquet" else datasets.Dataset(table).save_to_disk(uri)
+    row = open_source(Source(uri=f"{uri}.parquet" if kind == "parquet" else uri)).rows([0])[0]
     assert row.answer == text
     assert (row.reject is None) == (text is not None)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_short_floats_at_any_depth_are_the_decimals_that_were_meant(tmp_path, kind):
+    """123.45 in a struct was 123.44999694824219, so every right answer was wrong. The look at the first rows showed 123.45."""
+    kind_of = pa.struct({"ground_truth": pa.float32(), "style": pa.string()})
+    graded = pa.array([{"ground_truth": 123.45, "style": "rule"}, None], kind_of)
+    deep = pa.array([[{"x": [0.1]}, None], []], pa.list_(pa.struct({"x": pa.large_list(pa.float16())})))
+    table = pa.table({"problem": ["p"] * 2, "reward_model": graded, "deep": deep, "exact": [0.1 + 0.2] * 2})
+    uri = str(tmp_path / f"a.{kind}")
+    pq.write_table(table, uri) if kind == "parquet" else datasets.Dataset(table).save_to_disk(uri)
+    rows = open_source(Source(uri=uri, solution="", answer="reward_model.ground_truth")).rows([0, 1])
+    assert [row.answer for row in rows] == ["123.45", None]
+    assert json.loads(rows[0].extra)["deep"] == [{"x": [0.1]}, None]
+    assert json.loads(rows[0].extra)["exact"] == 0.1 + 0.2
 
 
 def test_a_byte_order_mark_blank_lines_and_half_surrogates_are_survived(tmp_path):
@@ -295,6 +315,17 @@ def test_other_unreadable_sources_are_the_users_mistake(tmp_path, monkeypatch):
         with pytest.raises(SourceError, match=message) as caught:
             open_source(Source(uri=name))
         assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("role", ["problem", "solution", "answer", "response", "teacher"])
+def test_a_later_file_without_a_column_is_named(tmp_path, role):
+    """A trace or a teacher that only the first file had ended in a KeyError."""
+    row = {"problem": "p", "solution": "s", "answer": "1", "response": "t", "teacher": "a"}
+    write_parquet(tmp_path / "data" / "part-0.parquet", [row])
+    later = write_parquet(tmp_path / "data" / "part-1.parquet", [{name: value for name, value in row.items() if name != role}])
+    with pytest.raises(SourceError, match=rf"part-1\.parquet: has no column '{role}'.*source\.{role}") as caught:
+        open_source(Source(uri=str(tmp_path / "data"), response="response", teacher="teacher"))
+    assert later in str(caught.value)
 
 
 def test_a_damaged_row_group_is_found_when_the_file_is_opened(tmp_path):

@@ -11,7 +11,9 @@ from pipeline import notices
 from pipeline.config import Grade, Run, Source
 from pipeline.errors import SourceError
 from pipeline.grader.verifier import Grader
+from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
+from pipeline.recipes import demo
 from pipeline.stages.grade import check_references
 
 
@@ -50,3 +52,12 @@ def test_a_verifier_that_takes_long_over_the_references_is_named(tmp_path, monke
     assert said == [
         f"waiting for the verifier: it has read the first 2 reference answers of {source[0].source.uri} for 30 s so far."
     ]
+
+
+def test_references_of_rows_without_a_solution_are_read_where_no_teacher_needs_one(tmp_path):
+    """Such rows counted as rejected, so a source of texts passed, and every row was rejected after the first rollouts."""
+    path = tmp_path / "problems.jsonl"
+    path.write_text((json.dumps({"problem": "p", "answer": r"x+\oint"}) + "\n") * 2)
+    run = resolve(demo(), [f"source.uri={path}", "prompts.teacher={problem}|{answer}", "grade.verifier=math"])
+    with pytest.raises(SourceError, match="none of its first 2 reference answers"):
+        check_references(open_source(run.source), run)

@@ -9,6 +9,7 @@ from multiprocessing import forkserver
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from in_process import SETS, brought, planned, stale
 
@@ -18,7 +19,7 @@ from pipeline.grader.code import codes_of
 from pipeline.inspection.proof import prove
 from pipeline.method.rewards import group_advantage
 from pipeline.overrides import resolve
-from pipeline.problems.sources import open_source
+from pipeline.problems.sources import epoch_indices, open_source
 from pipeline.recipes import demo
 from pipeline.rounds.metrics import summarise_round
 from pipeline.rounds.refused import refuse_nothing_left
@@ -351,3 +352,161 @@ def test_the_other_columns_of_a_source_reach_the_function_and_the_check(tmp_path
     file.write_text("def brevity(completions, levle):\n    return levle\n")
     with pytest.raises(SettingError, match=r"needs 'levle', which is neither a column \(answer, level, problem, solution\)"):
         check(work.run, codes_of(work.run), open_source(work.run.source))
+
+
+TESTS = "{name: tests, function: python_tests, settings: {column: COLUMN, time_s: 1}}"
+ADDS = ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]
+
+
+def rows_in(path, rows):
+    """The address of a file that holds the rows, as its name says."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("a.jsonl", ADDS),
+        ("a.jsonl", json.dumps(ADDS)),
+        ("a.parquet", ADDS),
+        ("a.jsonl", "\n".join(["#### edge cases", *ADDS])),
+    ],
+)
+def test_tests_in_the_column_of_answers_stay_tests(tmp_path, name, cell):
+    """A list of them was joined with commas, and text was cut at `####`: no Python was left, and every trace was wrong."""
+    uri = rows_in(tmp_path / name, [{"problem": "1+1", "solution": "s", "answer": cell}] * 2)
+    run = resolve(demo(), [f"source.uri={uri}", listed(TESTS.replace("COLUMN", "answer")), "grade.verdict_reward=tests"])
+    problems = open_source(run.source)
+    assert not [note for note in check(run, codes_of(run), problems) if "cannot be read" in note]
+    answers = ["def add(a, b):\n    return a + b", "def add(a, b):\n    return 3"]
+    shard = judge(*table_of(answers, [row.answer for row in problems.rows([0, 1])]), run, codes_of(run))
+    assert shard.table["judged_verdict"].to_pylist() == ["correct", "wrong"]
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "said"),
+    [
+        ("tests", {"test_list": ADDS}, "nothing in column 'tests' (settings.column)"),
+        ("test_list", {"test_list": ["assert add(1, 2) = 3"]}, "a test of a problem is no Python: 'assert add(1, 2) = 3' ("),
+        ("answer", {"answer": "assert f('a'), assert f('b')"}, "a test of a problem is no Python"),
+        ("tests", {"tests": {"inputs": ["1"], "outputs": ["1"], "fn_name": "add"}}, "no list of statements"),
+        ("tests", {"tests": ["  "]}, "the tests of a problem are empty"),
+        ("tests", {"tests": ["assert True # " + "x" * 70_000]}, "source.carry_bytes"),
+    ],
+)
+def test_tests_that_cannot_be_read_are_refused_before_anything_starts_and_some_are_told(tmp_path, column, row, said):
+    """They were looked at in the first round, after its rollouts. Tests that are no Python made every trace wrong."""
+    row = {"problem": "1+1", "solution": "s", "answer": "2"} | row
+    uri = rows_in(tmp_path / "a.jsonl", [row] * 3)
+    run = resolve(demo(), [f"source.uri={uri}", listed(TESTS.replace("COLUMN", column)), "grade.verdict_reward=tests"])
+    with pytest.raises(SettingError) as refused:
+        check(run, codes_of(run), open_source(run.source))
+    assert refused.value.where == "grade.rewards.tests"
+    assert f"none of the first 3 problems of {uri} has tests that can be read (row 0: " in refused.value.what
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    rows_in(tmp_path / "a.jsonl", [row | {column: ADDS}, row, row])
+    notes = check(run, codes_of(run), open_source(run.source))
+    assert sum(f"grade.rewards.tests: 2 of the first 3 problems of {uri} have no tests" in note for note in notes) == 1
+
+
+def test_tests_that_are_no_python_reject_their_row(tmp_path):
+    """The row got 0, as a wrong program does."""
+    run = resolve(demo(), [listed(TESTS.replace("COLUMN", "answer")), "grade.verdict_reward=tests"])
+    table = judge(
+        *table_of(["def add(a, b):\n    return a + b"] * 2, [ADDS[0], f"{ADDS[0]}, {ADDS[1]}"]), run, codes_of(run)
+    ).table
+    assert table["reject_reason"].to_pylist() == [None, "reward_error"]
+    assert table["reward_tests"].to_pylist() == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def brevity(completions, start):\n    return [float(one is not None) for one in start]\n",
+        "def brevity(completions, start=None):\n    return [float(one is not None) for one in start]\n",
+        "def brevity(completions, **columns):\n    return [float(one is not None) for one in columns['start']]\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_column_without_a_value_in_a_whole_shard_is_none_in_each_row(tmp_path, file, code, name):
+    """It was no column there. All rows of such a shard were rejected, and which rows that were was up to the plan."""
+    file.write_text(code)
+    first = epoch_indices(80, demo().seed, 0, 4).tolist()[:2]  # the rows of the first shard
+    rows = [{"problem": f"{n % 9}+1", "solution": "2", "answer": "1", "start": "x" if n in first else None} for n in range(80)]
+    work = planned(tmp_path / "run", f"source.uri={rows_in(tmp_path / name, rows)}", listed(own(file)), *SETS)
+    work = replace(work, codes=codes_of(work.run))
+    assert work.shards["0000"] == first
+    brought(work, *chain_of(work.run, MEASURE))
+    table = joined_round(work)
+    assert table["reject_reason"].to_pylist() == [None] * 8
+    assert table["reward_brevity"].to_pylist() == [1.0] * 4 + [0.0] * 4
+    assert work.store.entry(work.area, "prompts", "0001").facts["absent"] == ["start"]
+    assert "absent" not in work.store.entry(work.area, "prompts", "0000").facts
+    late = [
+        row | {"start": "x" if n > 70 else None} for n, row in enumerate(rows)
+    ]  # none among the first rows that are looked at
+    run = resolve(work.run, [f"source.uri={rows_in(tmp_path / f'late-{name}', late)}"])
+    assert len(check(run, codes_of(run), open_source(run.source))) == 1
+
+
+def test_rewards_of_a_source_without_solutions_are_tried_where_no_teacher_reads_one(tmp_path, file):
+    """Each row counted as rejected, so nothing was tried. A function that raises was found after the first rollouts."""
+    uri = rows_in(tmp_path / "a.jsonl", [{"problem": "1+1", "answer": "2"}] * 2)
+    run = resolve(demo(), [f"source.uri={uri}", "prompts.teacher={problem}|{answer}", listed(own(file))])
+    assert len(check(run, codes_of(run), open_source(run.source))) == 1
+    for code, said in (
+        ("completions):\n    raise KeyError('x')", "raised KeyError"),
+        ("completions, tests):\n    pass", "needs 'tests'"),
+    ):
+        file.write_text(f"def brevity({code}\n")
+        with pytest.raises(SettingError, match=said):
+            check(run, codes_of(run), open_source(run.source))
+
+
+def test_the_signature_is_checked_too_where_no_row_can_be_used(tmp_path, file):
+    uri = rows_in(tmp_path / "a.jsonl", [{"problem": "1+1", "answer": "2", "level": 1}] * 2)
+    run = resolve(demo(), [f"source.uri={uri}", listed(own(file))])
+    file.write_text("def brevity(completions, level):\n    raise KeyError\n")
+    assert len(check(run, codes_of(run), open_source(run.source))) == 1
+    file.write_text("def brevity(completions, levle):\n    raise KeyError\n")
+    with pytest.raises(SettingError, match="needs 'levle'"):
+        check(run, codes_of(run), open_source(run.source))
+
+
+@pytest.mark.parametrize("sets", [[], ["grade.verdict_reward=brevity"]])
+def test_a_shard_without_a_live_row_is_judged(file, sets):
+    """Arrow takes no rows by a list without one, so the run ended with an internal error at each resume."""
+    run = resolve(demo(), [listed(own(file)), *sets])
+    prompts, rollout = table_of(["1", "2"], ["1"] * 2)
+    reasons = pa.array(["engine_error"] * 2)
+    rollout = rollout.set_column(rollout.schema.get_field_index("reject_reason"), "reject_reason", reasons)
+    table = judge(prompts, rollout, run, codes_of(run)).table
+    assert table["reject_reason"].to_pylist() == ["engine_error"] * 2
+    assert table["reward_brevity"].to_pylist() == [None] * 2
+
+
+def test_a_verdict_that_could_never_be_correct_and_settings_that_nobody_reads_are_told(file):
+    run = resolve(demo(), [listed(LONG), "grade.verdict_reward=long"])
+    with pytest.raises(SettingError, match=r"grade\.verdict_reward: reward 'long' \(soft_overlong\) is never above 0"):
+        check(run, codes_of(run), None)
+    run = resolve(
+        demo(), [listed("{name: long, function: soft_overlong, settings: {cache: 8}, deadline_s: 5, per: trace}", own(file))]
+    )
+    said = [note for note in check(run, codes_of(run), None) if "is not read" in note]
+    assert said == [
+        f"note: grade.rewards.long.{name} is not read: it is for functions of your own" for name in ("deadline_s", "per")
+    ]
+
+
+def test_the_annotations_of_a_function_are_what_they_are_where_its_file_is_imported(file):
+    """They were texts, since the file was compiled with the future of another module."""
+    file.write_text(
+        "def brevity(completions: list) -> list:\n    return [float(brevity.__annotations__['completions'] is list)]\n"
+    )
+    run = resolve(demo(), [listed(own(file, per="trace"))])
+    assert judge(*table_of(["1"], ["1"]), run, codes_of(run)).table["reward_brevity"].to_pylist() == [1.0]
