@@ -22,7 +22,6 @@ from pipeline.stages.rollout import WRITERS
 from pipeline.stages.score import bounds_instead
 from pipeline.store.directory import Entry, Ready, Store, area
 from pipeline.store.documents import RESTORE
-from pipeline.store.folders import digest_of
 
 POLICY_CHANGED = ("policy changed", "teacher_policy changed")  # reasons that leave stored traces usable without engines
 
@@ -230,7 +229,7 @@ class Inventory:
             case "problems":
                 return problems
             case "policy":
-                return self._policy if self.work.policy_version else None
+                return self._policy
             case "teacher_policy":
                 return seats.digest_of_policies(self.work)
             case "teacher_prompts":
@@ -244,8 +243,8 @@ class Inventory:
         raise AssertionError(name)
 
     @cached_property
-    def _policy(self) -> str:
-        return digest_of(self.work.store, area("policy", self.work.policy_version))
+    def _policy(self) -> str | None:
+        return self.work.store.content(self.work.policy_version)
 
     @cached_property
     def _baseline(self) -> str | None:

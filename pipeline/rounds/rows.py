@@ -17,7 +17,6 @@ from pipeline.rounds.round import Round
 from pipeline.stages import MEASURE, PLAN
 from pipeline.store.directory import Entry, Ready, Store, area, round_of
 from pipeline.store.documents import RESTORE
-from pipeline.store.folders import digest_of
 from pipeline.store.possible import key_of, types_of
 from pipeline.store.shards import check_columns
 
@@ -122,7 +121,7 @@ def are_of_now(store: Store, version: int, answers: Iterable[Entry]) -> bool:
         return version < store.latest_policy()
     if not version:
         return True
-    now = digest_of(store, area("policy", version))
+    now = store.content(version)
     return all(entry.inputs.get("policy", now) == now for entry in answers)
 
 
@@ -161,7 +160,7 @@ def is_comparable(store: Store, number: int) -> bool:
     ready = store.ready(number)
     if ready is None:
         return False
-    expected = digest_of(store, area("policy", ready.policy)) if ready.policy else None
+    expected = store.content(ready.policy)
     entries = (store.entry(area("rounds", number), "score", shard) for shard in ready.shards)
     return all(entry is not None and entry.inputs.get("policy") == expected for entry in entries)
 

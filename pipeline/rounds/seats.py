@@ -18,7 +18,7 @@ from pipeline.method.averages import averaged
 from pipeline.rounds.round import Round
 from pipeline.store.directory import Store, area
 from pipeline.store.documents import Digest, Document
-from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, digest_of, is_whole, put_folder
+from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, is_whole, put_folder
 
 RECORD = "mean.json"
 MEAN_REMEDY = "Delete the folder: the next round makes it again"
@@ -59,7 +59,7 @@ def digest_of_policies(work: Round) -> str | None:
     for name, teacher in work.run.teachers.items():
         version = max(0, work.policy_version - (teacher.lag or 0)) if teacher.policy != "base" else 0
         if version:
-            parts[name] = [teacher.rate, digest_of(work.store, area("policy", version))]
+            parts[name] = [teacher.rate, work.store.content(version)]
     return digest(parts) if parts else None
 
 
@@ -85,7 +85,7 @@ def _make_means(store: Store, name: str, rate: float, version: int) -> None:
 
 def _made_of(store: Store, rate: float, version: int) -> str:
     """What the mean up to a policy is made of. A policy that is trained again changes every later one too."""
-    return digest([rate, digest_of(store, area("policy", version))])
+    return digest([rate, store.content(version)])
 
 
 def _is_current(store: Store, name: str, rate: float, version: int) -> bool:

@@ -257,6 +257,10 @@ class Store(Files):
         """The highest published version. 0 is the base."""
         return max((number for number in self.numbers("policy") if self.has_policy(number)), default=0)
 
+    def content(self, version: int) -> str | None:
+        """Hash of the content of a policy, as its manifest tells it. None for version 0, the base."""
+        return digest_of(self, area("policy", version)) if version else None
+
     def policy(self, version: int) -> contract.Policy:
         """The policy that an engine must answer with. Raises StoreError when it is not published."""
         if not self.has_policy(version):

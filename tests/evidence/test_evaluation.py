@@ -19,7 +19,7 @@ from pipeline.rounds.round import evaluation_run, open_round
 from pipeline.rounds.tally import tally_of
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
-from pipeline.store.folders import NEEDED, digest_of
+from pipeline.store.folders import NEEDED
 from pipeline.store.manifest import Origin
 
 
@@ -269,7 +269,7 @@ def test_answers_of_a_policy_that_was_trained_again_are_not_those_of_the_new_one
             (tmp_path / "new" / name).write_bytes(weights)
         evaluated.delete("policy/0001")
         evaluated.publish_policy(1, tmp_path / "new")
-        return digest_of(evaluated, "policy/0001")
+        return evaluated.content(1)
 
     commit(evaluated, "0000", ["correct", "wrong"], [1, 2], "evals/0001", {"policy": publish(b"old")})
     assert evaluation.held_out(evaluated, run, 1).correct.tolist() == [[1], [0]]
