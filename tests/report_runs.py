@@ -133,7 +133,8 @@ def add_round(
         facts = {"entropy_max": peak, "vocab_size": vocabulary} if name == "score" else {}
         if name == "score" and fallback:
             facts |= {"entropy_method": "bounds", "fallback": fallback}
-        store.commit(where, STAGES[name], "0000", table, Origin(seconds=0.5, facts=facts))
+        origin = Origin(run.digest(STAGES[name].settings), seconds=0.5, facts=facts)
+        store.commit(where, STAGES[name], "0000", table, origin)
     train = {"round": number, "step": number, "loss": 0.1, "traces": float(live.sum()), "tokens": int(lengths[live].sum())}
     store.write_metrics("train", number, [train | {"rejected": 0, "seconds": 1.0, "logprob_gap": 1e-6, "logprob_gap_max": 1e-5}])
     store.write_metrics("round", number, [{"round": number, "seconds_round": 3.0, "seconds_stage_rollout": 1.0}])

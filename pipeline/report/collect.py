@@ -60,7 +60,7 @@ def collect(store: Store, run: Run, limits: Limits | None = None, evaluated: Eva
         "settings": run.to_yaml(),
         "window": run.profile.window,
         "rounds": [part.figures for part in measured],
-        "ledger": _ledger(measured, run.rollout.group_size),
+        "ledger": _ledger(measured),
         "rejected": [row for part in measured for row in part.rejected][:MOST_REJECTED],
         "evaluations": evaluated.figures(),
         "change": evaluated.change(),
@@ -76,7 +76,7 @@ def waiting(runs: list[tuple[Store, Run]], why: str) -> dict[str, Any]:
     """The document of runs that have nothing to show yet."""
     empty: dict[str, Any] = {"warnings": [], "notes": [], "rounds": [], "rejected": [], "evaluations": [], "story": []}
     empty |= {"change": None, "answers": None, "sweep": None, "audits": [], "settings": "", "window": 0, "waiting": why}
-    empty |= {"ledger": _ledger([], 1), "sample": {"traces": {}, "groups": {}, "blocks": [], "rounds": {}}}
+    empty |= {"ledger": _ledger([]), "sample": {"traces": {}, "groups": {}, "blocks": [], "rounds": {}}}
     found = [empty | {"run": _identity(store, run)} for store, run in runs]
     return {"runs": found, "against": [None for _ in runs[1:]], "settings": [], "compare": None, "live": False}
 
@@ -131,12 +131,12 @@ def _evidence(store: Store, measured: dict[int, str]) -> tuple[dict[str, Any], l
     return {"sweep": swept, "audits": [audit for audit in audits if is_of_now(audit, measured)]}, notes
 
 
-def _ledger(measured: list[Measured], group_size: int) -> dict[str, Any]:
+def _ledger(measured: list[Measured]) -> dict[str, Any]:
     counts = [part.counts for part in measured]
     return {
         "total": ledger.document(ledger.total(counts)),
         "rounds": [ledger.document(part.counts) | {"round": part.figures["round"]} for part in measured],
-        "group_size": group_size,
+        "group_sizes": sorted({part.expected // part.prompts for part in counts if part.prompts}),
         "adds_up": all(check["ok"] is not False for part in counts for check in ledger.checks(part)),
     }
 

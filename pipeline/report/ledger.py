@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.compute as pc
+
 from pipeline.rounds.inventory import Inventory
-from pipeline.stages import MEASURE
+from pipeline.stages import MEASURE, STAGES
 from pipeline.store.directory import Entry
 
 
@@ -59,7 +61,7 @@ def count_round(seen: Inventory, rows: dict[str, Any], train: list[dict[str, Any
         planned=sum(map(len, work.shards.values())),
         prompts=_rows(entries["prompts"]),
         prompts_rejected=seen.rejected("prompts"),
-        expected=_rows(entries["prompts"]) * work.run.rollout.group_size,
+        expected=sum(entry.rows * _asked(seen, entry.shard) for entry in entries["prompts"]),
         traces=_rows(entries["rollout"]),
         trained=bool(train),
         current=seen.as_committed is not False,
@@ -141,6 +143,15 @@ _SUMMED = (
     "in_loss",
     "tokens_in_loss",
 )
+
+
+def _asked(seen: Inventory, shard: str) -> int:
+    """Traces of each prompt of a shard. Traces that were made with earlier settings tell it by their numbers in the group."""
+    entry = seen.entry("rollout", shard)
+    if entry is None or entry.settings == seen.settings(STAGES["rollout"]):
+        return seen.work.run.rollout.group_size
+    last = pc.max(seen.work.store.read(entry, ["sample_index"])["sample_index"]).as_py()
+    return entry.rows // max(1, len(seen.work.shards[shard])) if last is None else last + 1  # None: no prompt could be asked
 
 
 def _rows(entries: list[Entry]) -> int:

@@ -97,3 +97,28 @@ def test_traces_that_the_objective_may_not_learn_from_are_no_lost_rows(tmp_path)
     store.commit("rounds/0000", STAGES["rollout"], "0000", again, Origin(facts=entry.facts))
     found = collected(store)["ledger"]["total"]
     assert found["unused"] == 4
+
+
+def test_rounds_of_another_group_size_add_up(tmp_path):
+    """A run went on with half the traces per prompt: its first rounds "did not add up", at 8 traces of 4 expected ones."""
+    work = planned(tmp_path / "run", "rollout.group_size=4")
+    brought(work)
+    run = resolve(work.run, ["rollout.group_size=2"])
+    later = replace(planned(tmp_path / "run", number=1), run=run)
+    brought(later)
+    work.store.save_run(run, {})
+    found = collected(work.store)["ledger"]
+    assert [(part["expected"], part["traces"]) for part in found["rounds"]] == [(16, 16), (8, 8)]
+    assert (found["total"]["checks"][1]["ok"], found["adds_up"], found["group_sizes"]) == (True, True, [2, 4])
+
+
+def test_a_lost_trace_of_earlier_settings_is_told(tmp_path):
+    store, _ = hostile_run(tmp_path)
+    entry = store.entry("rounds/0000", "rollout", "0000")
+    table = store.read(entry)
+    place = table.schema.get_field_index("sample_index")
+    numbers = pa.array([0, 1, 2, 4] * 2, pa.int32())  # number 3 of each group is not there
+    again = table.set_column(place, table.schema.field(place), numbers)
+    store.commit("rounds/0000", STAGES["rollout"], "0000", again, Origin("earlier", facts=entry.facts))
+    total = collected(store)["ledger"]["total"]
+    assert (total["expected"], total["traces"], total["checks"][1]["ok"]) == (10, 8, False)

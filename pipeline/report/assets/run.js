@@ -252,7 +252,7 @@ function ledgerCard() {
         ? `${count(t.num_prompts_rejected)} of them rejected; their traces are counted below`
         : "",
     ),
-    line("Traces", count(t.traces), "sum", `${count(t.prompts)} × ${DATA.ledger.group_size} per prompt`),
+    line("Traces", count(t.traces), "sum", `${count(t.prompts)} × ${DATA.ledger.group_sizes.join(" or ")} per prompt`),
     minus("rollout", "no trace"),
     minus("grade", "no grade"),
     minus("score", "no score"),
