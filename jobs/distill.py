@@ -22,6 +22,7 @@ from pipeline.inspection.outlook import departures, outlook
 from pipeline.inspection.remaining import Remaining
 from pipeline.live.lease import TTL_S, living_holder
 from pipeline.rounds import contents, origin
+from pipeline.rounds.metrics import add_lost
 from pipeline.rounds.round import reward_codes
 from pipeline.store.directory import Store
 
@@ -53,6 +54,7 @@ def distill(
         remaining = Remaining.of(store, run)
         if remaining.is_empty:
             store.save_run(run, versions())
+            add_lost(store, run)
             trackers.catch_up(store, run, out.say, holding)
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
             models = contents.look(run)

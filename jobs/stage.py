@@ -22,6 +22,7 @@ from pipeline.overrides import differences, resolve, undoing
 from pipeline.problems.sources import open_source
 from pipeline.rounds import contents, origin
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.metrics import add_lost, withdraw
 from pipeline.rounds.round import Round, open_round, with_engines
 from pipeline.rounds.running.schedule import Choice, execute, takes_ray
 from pipeline.stages import PLAN, check_settings, find_stage
@@ -93,6 +94,7 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
             out.say(f"note: {apart}.")
         store.save_run(run, versions())  # after the computation, so that settings which failed are not kept
         contents.keep(store, run, models)
+        add_lost(store, run)
         tell_stale(store, run, out.say)
         out.told.result = {"computed": told}
 
@@ -152,6 +154,8 @@ def _bring_up(
     computed: list[Entry] = []
     if stage.where == "engines" and stage.asks(work.run):
         work = with_engines(work, engines())
+    if stage.reads:  # new prompts alone change no figure
+        withdraw(work, times=stage.where == "CPU")
     with spinner(out, f"{work.area} {stage.name}"):
         execute(work, (stage.name,), source, choice=choice, on_entry=lambda entry, new: computed.append(entry) if new else None)
     return computed

@@ -24,7 +24,7 @@ from pipeline.evidence.evaluation import (
 from pipeline.problems.sources import named
 from pipeline.recipes import called
 from pipeline.rounds.inventory import Inventory, warning_over
-from pipeline.rounds.metrics import agreement
+from pipeline.rounds.metrics import agreement, has_figures
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store, area
 
@@ -45,7 +45,7 @@ def summarise(store: Store, run: Run, out: Session) -> None:
             out.say(f"policies 0 and {versions[1]} answered different held-out problems, which do not pair: no table.")
         elif not same_evaluation(after, before):
             out.say(f"policies 0 and {versions[1]} were evaluated with different settings, which do not pair: no table.")
-    rounds = [row for row in store.metrics() if row["writer"] == "round"]
+    rounds = [row for row in store.metrics() if row["writer"] == "round" and has_figures(row)]
     if rounds:
         out.console.print(_rounds_table(rounds, run, agreement(store.metrics())))
     if (warning := warning_over(Inventory(work) for work in open_rounds(store, run))) is not None:

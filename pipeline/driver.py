@@ -38,8 +38,8 @@ from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.notices import NOTICE_S, late
 from pipeline.problems.sources import ProblemSet, epoch_indices, look_for, open_source
 from pipeline.problems.survey import COSTS, compared, is_generated, survey
-from pipeline.rounds.inventory import Inventory, commit_round, withdraw_rounds
-from pipeline.rounds.metrics import summarise_round, warning
+from pipeline.rounds.inventory import commit_round, withdraw_rounds
+from pipeline.rounds.metrics import add_lost, summarise_round, warning, withdraw
 from pipeline.rounds.refused import (
     refuse_few_imports,
     refuse_mixed_control,
@@ -48,7 +48,7 @@ from pipeline.rounds.refused import (
     refuse_unusable,
     refuse_wide_bounds,
 )
-from pipeline.rounds.round import Round, evaluation_run, open_round, open_rounds, plan_round, with_engines
+from pipeline.rounds.round import Round, evaluation_run, open_round, plan_round, with_engines
 from pipeline.rounds.rows import left_out
 from pipeline.rounds.running.schedule import Computed, execute, inflight, pools_of, usage
 from pipeline.rounds.tally import told
@@ -243,8 +243,9 @@ class Driver:
             if 0 in remaining.evaluate:
                 self.evaluate(0, trainer)
             for number in remaining.label:
-                self.label(open_round(self.store, self.run, "rounds", number))
-            self.add_lost_metrics(remaining)
+                withdraw(work := open_round(self.store, self.run, "rounds", number))
+                self.label(work)
+            add_lost(self.store, self.run)
             if trainer is not None:
                 self.train_rounds(trainer, remaining.train, holding)
                 with late("trainer end", f"all policies are there. The run has waited {NOTICE_S:g} s for the trainer's end."):
@@ -356,14 +357,6 @@ class Driver:
             self._expect(trainer, version)
 
         return look
-
-    def add_lost_metrics(self, remaining: Remaining) -> None:
-        """Write the metrics of rounds whose driver died after their policy was published and before it wrote them."""
-        known = {row["round"] for row in self.store.metrics() if row["writer"] == "round"}
-        trained = remaining.train[0] if remaining.train else self.run.rounds
-        for work in open_rounds(self.store, self.run):
-            if work.number < trained and work.number not in known and Inventory(work).is_fresh("profile"):
-                self.store.write_metrics("round", work.number, [{"round": work.number, **summarise_round(work)}])
 
     def _wake(self) -> None:
         """Let engines that sleep for the trainer answer again."""

@@ -1,5 +1,7 @@
 """The driver with a fake pool and a fake trainer, handed in through the same door as the real ones."""
 
+import shutil
+
 import numpy as np
 import pytest
 from in_process import Refusing, bring_up_to_date
@@ -12,8 +14,8 @@ from pipeline.inspection.remaining import Remaining
 from pipeline.live.lease import Lease
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
-from pipeline.rounds.metrics import is_timed
-from pipeline.rounds.round import open_rounds
+from pipeline.rounds.metrics import is_timed, summarise_round
+from pipeline.rounds.round import open_round, open_rounds
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
 from pipeline.store.folders import NEEDED
@@ -132,6 +134,23 @@ def test_metrics_that_a_dead_driver_did_not_write_are_added(finished):
     [added] = [row for row in driver.store.metrics() if row["round"] == 1]
     assert added == {name: value for name, value in whole.items() if not name.startswith(("seconds", "tokens"))}
     assert len(trainer.stopped) == 1  # nothing was to be trained: none was started
+
+
+def test_figures_are_those_of_labels_that_are_made_anew(finished, tmp_path):
+    """The table at the end gave regimes as a mean over two definitions, where settings of profiles had changed."""
+    driver, _ = finished
+    store = Store(str(shutil.copytree(driver.store.uri, tmp_path / "run")))
+    run = resolve(driver.run, ["profile.tau_high=0.3", "profile.tau_low=0.2"])
+    rows = lambda: {row["round"]: row for row in store.metrics() if row["writer"] == "round"}  # noqa: E731
+    before = rows()
+    remaining = Remaining.of(store, run)
+    assert (remaining.train, remaining.label) == ([], [0, 1])
+    Driver(store, run, driver.sources, {}, driver.start_trainer, Screen()).bring_to_end(remaining, Lease(store, "token"))
+    for number, row in rows().items():
+        shown = summarise_round(open_round(store, run, "rounds", number))
+        assert {name: row[name] for name in shown} == shown
+        assert row["share_fork"] != before[number]["share_fork"]
+        assert row.get("seconds_round") == before[number].get("seconds_round")
 
 
 def test_a_trainer_that_ends_early_is_told_and_a_later_one_does_not_meet_its_commits(ray_local, tmp_path):

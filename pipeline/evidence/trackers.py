@@ -33,7 +33,7 @@ from pipeline.config import Run
 from pipeline.errors import SettingError, first_line
 from pipeline.live.lease import Lease
 from pipeline.notices import NOTICE_S, late
-from pipeline.rounds.metrics import METRICS
+from pipeline.rounds.metrics import METRICS, has_figures
 from pipeline.store.directory import Store, read_figures
 from pipeline.store.documents import Count, Document, Sha256
 from pipeline.store.names import METRICS_FILE, Plain
@@ -278,6 +278,8 @@ def pending(store: Store, fed: list[dict[str, Any]], trusted: set[str]) -> Itera
             trusted.add(file)
             continue
         rows = read_figures(data, store.locate(f"metrics/{file}"))
+        if writer == "round" and not any(map(has_figures, rows)):  # a driver is about to write them
+            continue
         yield MetricRows(file, writer, rows, old["first"] if old else place, digest)
         place += 0 if old else len(rows)
 

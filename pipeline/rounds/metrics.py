@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.config import Run
 from pipeline.contract import REWARD_PREFIX, Regime, Verdict
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.plan import read_plan
-from pipeline.rounds.round import Round
-from pipeline.rounds.rows import left_out, read_shard, signals
+from pipeline.rounds.round import Round, open_rounds
+from pipeline.rounds.rows import left_out, of_now, read_shard, signals
 from pipeline.stages import PLAN
+from pipeline.store.directory import Store
 
 
 class Metric(NamedTuple):
@@ -79,6 +82,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
     ),
 }
 
+_TIMES = ("seconds_", "tokens_")  # how the names of times begin, and of what was made in them
 _SUMMARISED = {
     "grade": ["reject_reason", "verdict", "reward", "advantage"],
     "profile": ["lookahead_entropy", "entropy_mean", *(f"share_{name}" for name in Regime.NAMES)],
@@ -135,6 +139,44 @@ def summarise_round(work: Round) -> dict[str, float]:
     }
 
 
+def has_figures(row: Mapping[str, Any]) -> bool:
+    """Whether a row of a round has its figures. One without them keeps the times of the round, until `add_lost`."""
+    return not all(name in ("writer", "round") or name.startswith(_TIMES) for name in row)
+
+
+def withdraw(work: Round, times: bool = True) -> None:
+    """Take the figures of a round back, before its shards are made again. A process that dies meanwhile leaves no old ones.
+
+    times: whether the times stay. Those of engines that work again would be of other traces.
+    """
+    rows = [row for row in work.store.metrics(work.number) if row["writer"] == "round"]
+    kept = {name: value for row in rows for name, value in row.items() if name.startswith(_TIMES)} if times else {}
+    if kept:
+        work.store.write_metrics("round", work.number, [{"round": work.number, **kept}])
+    elif rows:
+        work.store.delete_metrics("round", work.number)
+
+
+def add_lost(store: Store, run: Run) -> None:
+    """Write the figures of trained rounds that have none: their driver died too early, or `withdraw` took them back.
+
+    A round that is not graded and profiled with the settings of now keeps none.
+    """
+    known = {row["round"]: row for row in store.metrics() if row["writer"] == "round"}
+    trained = store.latest_policy()
+    for work in itertools.takewhile(lambda work: work.number < trained, open_rounds(store, run)):
+        row = {name: value for name, value in known.get(work.number, {}).items() if name != "writer"}
+        if not has_figures(row) and _is_summable(Inventory(work)):
+            store.write_metrics("round", work.number, [{**row, "round": work.number, **summarise_round(work)}])
+
+
+def _is_summable(seen: Inventory) -> bool:
+    """Whether the shards of a round are graded and profiled with the settings of now, and from one another."""
+    made = {stage.name: seen.entries(stage.name) for stage in PLAN}
+    parts = ({name: entries[shard] for name, entries in made.items() if shard in entries} for shard in seen.work.shards)
+    return seen.is_fresh("grade", "profile") and all(_SUMMARISED.keys() <= of_now(part).keys() for part in parts)
+
+
 def _entropies(rollouts: list[pa.Table], profiles: list[pa.Table], scored: list[np.ndarray]) -> dict[str, float]:
     """Mean entropies over response tokens, in nats: the writer's and the teacher's. One that is not known is left out.
 
@@ -153,9 +195,11 @@ def _filling_summary(work: Round) -> dict[str, float]:
     if plan is None or plan.filling is None or plan.asked is None:
         return {}
     with_signal = sum(int(found.sum()) for found in signals(work).values())
+    ready = work.store.ready(work.number)
+    left = left_out(work) if ready is None else ready.left_out  # the objective may have changed since
     return {
         "num_prompts_further": float(sum(part.prompts for part in plan.further)),
-        "num_groups_left_out": float(sum(map(len, left_out(work).values()))),
+        "num_groups_left_out": float(sum(map(len, left.values()))),
         "num_groups_lacking": float(max(0, plan.asked - with_signal)),
     }
 

@@ -325,16 +325,16 @@ class Store(Files):
         """Delete one writer's metrics of one round, if there are some."""
         self.delete(f"metrics/{number:04d}-{writer}.jsonl")
 
-    def metrics(self) -> Iterator[dict[str, Any]]:
-        """All rows of metrics in the order of round and writer.
+    def metrics(self, number: int | None = None) -> Iterator[dict[str, Any]]:
+        """All rows of metrics in the order of round and writer, or those of round `number`.
 
         Raises StoreError for a line that is no row of figures, or a row of another round than its file.
         """
         for name in self.named("metrics", METRICS_FILE):
-            path, number = f"metrics/{name[0]}", int(name["number"])
-            for row in read_figures(self.read_bytes(path) or b"", self.locate(path)):
-                if row.get("round") != number:
-                    raise StoreError(f"round: is {row.get('round')}, in the file of round {number}", self.locate(path), RESTORE)
+            path, here = f"metrics/{name[0]}", int(name["number"])
+            for row in read_figures(self.read_bytes(path) or b"", self.locate(path)) if number in (None, here) else ():
+                if row.get("round") != here:
+                    raise StoreError(f"round: is {row.get('round')}, in the file of round {here}", self.locate(path), RESTORE)
                 yield {"writer": name["writer"], **row}
 
     def request_stop(self, stop: bool = True) -> None:

@@ -142,6 +142,16 @@ EXPECTED = {
 }
 
 
+def test_times_that_wait_for_their_figures_are_not_fed(store):
+    """A run at W&B began anew for a row that lacked its figures, and again for the row that has them."""
+    store.write_metrics("round", 0, [{"round": 0, "seconds_round": 3.0}])
+    assert [rows.file for rows in trackers.pending(store, [], set())] == [
+        "0000-train.jsonl",
+        "0001-round.jsonl",
+        "0001-train.jsonl",
+    ]
+
+
 def test_tensorboard_reads_back_what_the_run_stored(store):
     feed(store, "tensorboard")
     found = tensorboard_points(store)

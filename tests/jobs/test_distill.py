@@ -1,6 +1,7 @@
 """Rounds that overlap: `distill` with the fake engine and the trainer's own loop, in a thread."""
 
 import pathlib
+import shutil
 from functools import partial
 
 import pytest
@@ -111,3 +112,22 @@ def test_rounds_that_lag_more_than_the_run_allows_are_not_trained_on(overlapped,
         train.train_committed(store.uri, 3, [], None, False, train.Target(replace=True))
     assert "rounds/0003: was rolled out by policy 2, more than max_staleness 0 behind" in "".join(capfd.readouterr())
     assert store.latest_policy() == ROUNDS
+
+
+@pytest.fixture
+def copied(overlapped, tmp_path):
+    """A copy of a finished run whose rounds do not overlap, to be changed."""
+    staleness, store = overlapped
+    if staleness:
+        pytest.skip("the order of rounds does not matter here")
+    return Store(str(shutil.copytree(store.uri, tmp_path / "run")))
+
+
+def test_figures_that_a_killed_driver_did_not_write_are_added_where_nothing_else_is_left(copied, capfd):
+    """Without evaluations nothing remains after the last policy: its round had no figures for good."""
+    [before] = [row for row in copied.metrics(ROUNDS - 1) if row["writer"] == "round"]
+    copied.delete_metrics("round", ROUNDS - 1)
+    distill.distill(copied.uri, Choices(), engine_class=FakeEngine)
+    assert "Nothing to do" in capfd.readouterr().out
+    [after] = [row for row in copied.metrics(ROUNDS - 1) if row["writer"] == "round"]
+    assert after == {name: value for name, value in before.items() if not name.startswith("seconds")}

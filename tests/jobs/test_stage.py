@@ -6,18 +6,25 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pytest
-from filled_runs import measured, planner_of, run_at
+from filled_runs import Killed, measured, planner_of, run_at
 from in_process import brought, planned
 
 from actors.fakes import FakeEngine
+from jobs import distill
 from jobs import stage as job
+from jobs.settle import Choices
 from jobs.stage import Redo, run_stage
 from pipeline.errors import SettingError
+from pipeline.inspection import learning
+from pipeline.inspection.proof import prove
 from pipeline.rounds.inventory import Inventory
+from pipeline.rounds.metrics import summarise_round, withdraw
 from pipeline.rounds.round import open_round
 from pipeline.stages import STAGES
 from pipeline.store.directory import Store
+from pipeline.store.manifest import Origin
 
 STORED = Path(__file__).parents[1] / "stored_run" / "group.tar.xz"
 CODE = """
@@ -45,6 +52,63 @@ def test_a_stage_of_few_shards_imports_neither_ray_nor_torch_and_writes_the_same
     after = {shard: entry.sha256 for shard, entry in store.entries("rounds/0000", stage).items()}
     assert (after == before) == (not sets)
     assert ("--set label.gamma=0.3`." in done.stdout) == bool(sets)
+
+
+def row_of(store, number):
+    """The figures and the times of a round, each by name."""
+    [row] = [row for row in store.metrics(number) if row["writer"] == "round"] or [{}]
+    times = {name: value for name, value in row.items() if name.startswith("seconds_")}
+    return {name: value for name, value in row.items() if name not in {"writer", "round", *times}}, times
+
+
+NOTHING = ["grade.answer_pattern=(never there)"]
+
+
+def test_figures_are_those_of_the_new_verdicts_and_the_times_stay(store):
+    """`status`, `ls` and the table at the end showed the accuracy of before, and `report` that of now."""
+    before = {number: row_of(store, number) for number in (0, 1)}
+    assert before[0][0]["accuracy"] > 0
+    run_stage(store.uri, Redo("grade", "0..1", NOTHING), debug=True)
+    for number in (0, 1):
+        figures, times = row_of(store, number)
+        assert figures == summarise_round(open_round(store, store.load_run(), "rounds", number))
+        assert (figures["accuracy"], times) == (0.0, before[number][1])
+    assert set(learning.by_round(store)["accuracy"].values()) == {0.0}
+
+
+def test_old_figures_do_not_outlive_a_command_that_is_killed_and_the_next_one_writes_the_new_ones(store, monkeypatch, capfd):
+    times = row_of(store, 0)[1]
+
+    def killed(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "execute", killed)
+        with pytest.raises(Killed):
+            run_stage(store.uri, Redo("grade", "0", force=True), debug=True)
+    assert row_of(store, 0) == ({}, times)
+    assert not [line for line in prove(store, store.load_run()).findings if "metrics" in line]
+    distill.distill(store.uri, Choices(), debug=True)
+    assert "2 training rounds of" in capfd.readouterr().out
+    assert row_of(store, 0) == (summarise_round(open_round(store, store.load_run(), "rounds", 0)), times)
+
+
+def test_a_round_whose_shards_are_not_of_one_another_has_no_figures(store):
+    """A trace_id stays when its trace is written again, so new traces would be counted with verdicts of the old ones."""
+    entry = store.entry("rounds/0000", "rollout", "0000")
+    table = store.read(entry)
+    place = table.schema.get_field_index("response_text")
+    again = table.set_column(place, table.schema.field(place), pc.ascii_upper(table["response_text"]))
+    store.commit("rounds/0000", STAGES["rollout"], "0000", again, Origin(entry.settings, entry.inputs, 1.0, entry.facts))
+    run_stage(store.uri, Redo("grade", "0"), debug=True)
+    assert Inventory(open_round(store, store.load_run(), "rounds", 0)).is_fresh("grade", "profile")
+    assert row_of(store, 0)[0] == {}  # they are profiled by signals of the old traces
+
+
+def test_times_of_engines_do_not_stay_beside_new_traces(store):
+    withdraw(open_round(store, store.load_run(), "rounds", 0), times=False)
+    assert row_of(store, 0) == ({}, {})
+    assert row_of(store, 1)[0]
 
 
 def test_engines_are_loaded_once_for_all_rounds_and_stages(ray_local, tmp_path, monkeypatch):
