@@ -15,11 +15,11 @@ from jobs.screen.terminal import Session, session
 from jobs.settle import parse_numbers
 from pipeline.config import Run
 from pipeline.contract import Stage
-from pipeline.errors import UserError, command
+from pipeline.errors import SourceError, UserError, command
 from pipeline.fit.versions import versions
 from pipeline.inspection.staleness import tell_stale
 from pipeline.overrides import differences, resolve, undoing
-from pipeline.problems.sources import open_source
+from pipeline.problems.sources import ProblemSet, open_source
 from pipeline.rounds import contents, origin
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.metrics import add_lost, withdraw
@@ -64,6 +64,7 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
             _check(stage, run, [name for name, _, _ in changed if not any(other.reads_setting(name) for other in stages)])
         works = [open_round(store, run, "rounds", number) for number in numbers]
         _check_input(works[0], stages[0], asked)
+        source = _open_source(works, asked, out) if any(not stage.reads for stage in stages) else None
         models = contents.look(run) if any(stage.reads_setting("model.path") for stage in stages) else {}
         other = any(contents.names_model(name) for name, _, _ in changed)
         for note in contents.refuse_changes(store, models, accept=other, remedy=contents.way_out(store)):
@@ -85,7 +86,7 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
 
         for number in numbers:
             work = open_round(store, run, "rounds", number)  # with the running baseline of the rounds before it as they are now
-            told += [_redo(work, stage, asked, out, engines) for stage in stages]
+            told += [_redo(work, stage, asked, source, out, engines) for stage in stages]
         for setting, was, now in changed:
             out.say(f"run.json: {setting} was {was!r}, now {now!r}.")
         if back := undoing(changed):
@@ -117,13 +118,33 @@ def _check_input(work: Round, stage: Stage, asked: Redo) -> None:
             raise UserError(f"its input is stale: {reason}", f"{work.area}, shard {shard}", f"Run {first} first")
 
 
-def _redo(work: Round, stage: Stage, asked: Redo, out: Session, engines: Callable[[], dict[str, EnginePool]]) -> dict[str, Any]:
+def _open_source(works: Sequence[Round], asked: Redo, out: Session) -> ProblemSet:
+    """The problems that the plans of some rounds name, after a note when they are others than before.
+
+    Raises SourceError for a source that has fewer rows by now.
+    """
+    store, run = works[0].store, works[0].run
+    source = open_source(run.source)
+    for work in works:
+        rows = (index for shard in asked.shards or work.shards for index in work.shards.get(shard, ()))
+        last = max(rows, default=-1)
+        if last >= len(source):
+            what = f"has {len(source)} rows by now, and {work.area} asks row {last}, counted from 0"
+            raise SourceError(what, run.source.uri, "Put the old file back and leave source.size as it was, or start another run")
+    for text in origin.changes(store, {"source": source}, bool(run.grade.rewards)):
+        out.say(f"note: {text}.")
+    return source
+
+
+def _redo(
+    work: Round, stage: Stage, asked: Redo, source: ProblemSet | None, out: Session, engines: Callable[[], dict[str, EnginePool]]
+) -> dict[str, Any]:
     """Bring the chosen shards of one stage of one round up to date, and say what was done."""
     _check_input(work, stage, asked)
     only, inventory = frozenset(asked.shards or work.shards), Inventory(work)
     if going := _replaced(inventory, stage, Choice(only, asked.force)):
         out.say(f"{work.area} {stage.name}: {len(going)} shards are replaced, each once its new one is whole.")
-    computed = _bring_up(work, stage, Choice(only, asked.force), out, engines)
+    computed = _bring_up(work, stage, Choice(only, asked.force), None if stage.reads else source, out, engines)
     rows = sum(entry.rows for entry in computed)
     out.say(f"{work.area} {stage.name}: {len(computed)} shards computed ({rows} rows), {len(only) - len(computed)} fresh.")
     return {
@@ -142,12 +163,14 @@ def _replaced(inventory: Inventory, stage: Stage, choice: Choice) -> list[str]:
 
 
 def _bring_up(
-    work: Round, stage: Stage, choice: Choice, out: Session, engines: Callable[[], dict[str, EnginePool]]
+    work: Round,
+    stage: Stage,
+    choice: Choice,
+    source: ProblemSet | None,
+    out: Session,
+    engines: Callable[[], dict[str, EnginePool]],
 ) -> list[Entry]:
     """Compute shards, and return their manifest entries. No engine starts when all shards are fresh."""
-    source = None if stage.reads else open_source(work.run.source)
-    for text in origin.changes(work.store, {"source": source}, bool(work.run.grade.rewards)) if source else ():
-        out.say(f"note: {text}.")
     inventory = Inventory(work)
     if not choice.force and source is None and all(inventory.why_stale(stage, shard) is None for shard in choice.only or ()):
         return []

@@ -157,3 +157,20 @@ def test_rewards_are_tried_before_the_first_of_several_stages(tmp_path, stages):
         run_stage(work.store.uri, Redo(stages, "0", force=True), debug=True)
     assert work.store.entries(work.area, "prompts") == before
     assert not work.store.entries(work.area, "reward")
+
+
+def refused(store, capfd, *asked):
+    """What `stage` says when it ends, in one line. No shard is touched."""
+    before = store.entries("rounds/0000", "prompts")
+    with pytest.raises(SystemExit) as ended:
+        run_stage(store.uri, Redo(*asked))
+    assert ended.value.code == 2
+    assert store.entries("rounds/0000", "prompts") == before
+    return " ".join("".join(capfd.readouterr()).split())
+
+
+def test_a_source_that_has_fewer_rows_than_the_plans_name_is_refused_before_a_shard_is_made(store, capfd):
+    """It was an IndexError, "row 83 of a source of 50", after the rounds before that one were made anew."""
+    said = refused(store, capfd, "prompts", "0..1", ["source.size=2"], True)
+    assert "tiny-arithmetic: has 2 rows by now, and rounds/0000 asks row" in said
+    assert "Internal error" not in said
