@@ -50,7 +50,8 @@ def distill(
             preview(store, run, (remaining, sources), out)
             return
         holding = hold(out, store)
-        run = settle(store, choices)  # read again: another command may have worked on the run before we got the lease
+        checked, run = run, settle(store, choices)  # again: another command may have worked on the run before we got the lease
+        sources = sources if run == checked else None  # else problems of one source would be stored as those of another
         remaining = Remaining.of(store, run)
         if remaining.is_empty:
             store.save_run(run, versions())

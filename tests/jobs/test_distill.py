@@ -11,6 +11,11 @@ from waiting import until
 from actors.fakes import UNWATCHED, Behaviour, FakeEngine
 from jobs import distill, status, train
 from jobs.settle import Choices
+from pipeline.fit.versions import versions
+from pipeline.overrides import resolve
+from pipeline.problems.sources import open_source
+from pipeline.rounds.origin import read_sources
+from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import open_rounds
 from pipeline.store.directory import Store
 
@@ -123,6 +128,12 @@ def copied(overlapped, tmp_path):
     return Store(str(shutil.copytree(store.uri, tmp_path / "run")))
 
 
+def without_its_last_policy(store):
+    for kind in ("policy", "train"):
+        store.delete(f"{kind}/{ROUNDS:04d}")
+    return store
+
+
 def test_figures_that_a_killed_driver_did_not_write_are_added_where_nothing_else_is_left(copied, capfd):
     """Without evaluations nothing remains after the last policy: its round had no figures for good."""
     [before] = [row for row in copied.metrics(ROUNDS - 1) if row["writer"] == "round"]
@@ -131,3 +142,19 @@ def test_figures_that_a_killed_driver_did_not_write_are_added_where_nothing_else
     assert "Nothing to do" in capfd.readouterr().out
     [after] = [row for row in copied.metrics(ROUNDS - 1) if row["writer"] == "round"]
     assert after == {name: value for name, value in before.items() if not name.startswith("seconds")}
+
+
+def test_problems_are_those_of_the_settings_that_another_command_left_before_the_lease_was_had(copied, trained_here, monkeypatch):
+    """They were those of the settings that were read before, and stored as those of the new ones."""
+    store, hold = without_its_last_policy(copied), distill.hold
+
+    def hold_after_another_command(*arguments):
+        store.save_run(resolve(store.load_run(), ["source.split=test"]), versions())
+        return hold(*arguments)
+
+    monkeypatch.setattr(distill, "hold", hold_after_another_command)
+    distill.distill(store.uri, Choices(), engine_class=FakeEngine)
+    source = store.load_run().source
+    assert (source.split, store.latest_policy()) == ("test", ROUNDS)
+    now = open_source(source).fingerprint
+    assert (read_plan(store, "rounds", ROUNDS - 1).source, read_sources(store)["source"].fingerprint) == (now, now)
