@@ -170,6 +170,12 @@ def _written(value: Any) -> str:
 # ---- what becomes stale ------------------------------------------------------------------------------------------------
 
 
+def made_stale(setting: str) -> str:
+    """What a change of `setting` makes stale, by its name in a run, which has names of teachers and rewards."""
+    known = settings().get(name := _general(setting))
+    return stale(name) if known is None else known.stale
+
+
 def stale(name: str, field: FieldInfo | None = None) -> str:
     """What a change of a setting makes stale: stages, and what follows them."""
     marks = field.metadata if field is not None else ()
@@ -191,4 +197,4 @@ def stale(name: str, field: FieldInfo | None = None) -> str:
     return "nothing"
 
 
-__all__ = ["Reward", "Setting", "explain", "settings", "stale"]
+__all__ = ["Reward", "Setting", "explain", "made_stale", "settings", "stale"]

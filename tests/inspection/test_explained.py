@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import Run
 from pipeline.errors import SettingError
-from pipeline.inspection.explained import explain, settings
+from pipeline.inspection.explained import explain, made_stale, settings
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
 from pipeline.stages import PLAN
@@ -110,3 +110,18 @@ def test_an_unknown_setting_suggests_the_nearest(name, hint):
     with pytest.raises(SettingError, match="unknown setting") as refused:
         explain(name)
     assert hint in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rollout.temperature", "rollout and what follows"),
+        ("train.learning_rate", "no stage; policies stay as they are until you run `egrsd train`"),
+        ("grade.rewards.steps.weight", "grade and what follows"),
+        ("teachers.big.served_model", "score and what follows"),
+        ("engines.rollout.options.seed", "nothing"),
+    ],
+)
+def test_a_change_of_a_run_is_told_by_what_it_makes_stale(name, said):
+    """A changed learning rate was accepted with "What depends on it is made anew", and policies stay as they are."""
+    assert made_stale(name) == said

@@ -107,7 +107,7 @@ def test_an_accepted_change_is_told_with_both_values(tmp_path):
         settle(store, Choices(sets=["rollout.temperature=0.5"]), said.append)
     assert said == []
     assert settle(store, Choices(sets=["rollout.temperature=0.5"], accept_changes=True), said.append).rollout.temperature == 0.5
-    assert said == [f"accepted: rollout.temperature was {old!r}, now 0.5. What depends on it is made anew."]
+    assert said == [f"accepted: rollout.temperature was {old!r}, now 0.5. It makes stale: rollout and what follows."]
     assert settle(store, Choices(accept_changes=True), said.append) == store.load_run()
     assert len(said) == 1
 
