@@ -59,13 +59,14 @@ def distill(
             trackers.catch_up(store, run, out.say, holding)
             out.say(f"Nothing to do: all {run.rounds} rounds of {store.uri} are trained, labelled and evaluated.")
             models = contents.look(run)
-            for text in [*origin.look(store, run), *contents.changes(store, models)]:
+            for text in [*origin.look(store, run), *contents.changes(store, models).values()]:
                 out.say(f"note: {text}.")
             if choices.accept_changes:
                 contents.keep(store, run, models)
         else:
             sources = sources or checked_sources(store, run, out, bool(remaining.train))
             models = check_content(store, run, sources, choices.accept_changes, out)
+            other = contents.changes(store, models)
             remaining = Remaining.of(store, run, sources.evals)
             for text in prepare(store, run, sources.rounds, remaining.train):
                 out.say(text)
@@ -75,6 +76,8 @@ def distill(
 
             store.save_run(run, versions())
             origin.keep(store, sources.opened, bool(run.grade.rewards))
+            for where in contents.forget_unfinished(store, run, other, remaining.train, remaining.evaluate):
+                out.say(f"note: {where} is not finished. What another model made of it is made anew.")
             contents.keep(store, run, models)
             beside = demands_of(run, engines=False, train=bool(remaining.train))
             with contextlib.ExitStack() as stack:

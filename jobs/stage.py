@@ -66,7 +66,7 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         _check_input(works[0], stages[0], asked)
         source = _open_source(works, asked, out) if any(not stage.reads for stage in stages) else None
         models = contents.look(run) if any(stage.reads_setting("model.path") for stage in stages) else {}
-        other = any(contents.names_model(name) for name, _, _ in changed)
+        other = {model for name, _, _ in changed if (model := contents.named_by(name)) is not None}
         for note in contents.refuse_changes(store, models, accept=other, remedy=contents.way_out(store)):
             out.say(note)
         rewarded = any(stage.name == "reward" for stage in stages)

@@ -8,7 +8,7 @@ command writes one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
@@ -16,13 +16,16 @@ from pydantic import Field, TypeAdapter
 from pipeline.config import Model, Run
 from pipeline.errors import ModelError, command
 from pipeline.models.content import content_of
-from pipeline.store.directory import Store
+from pipeline.rounds.inventory import withdraw_rounds
+from pipeline.rounds.round import evaluation_run
+from pipeline.stages import PLAN
+from pipeline.store.directory import Store, area
 from pipeline.store.documents import Document, Sha256, Text
 from pipeline.store.names import EVALUATION_FOLDER, MODELS
 
 ACCEPT = "Put the old model back, use another --run, or pass --accept-changes"
-KEPT = "What was made before stays as it is"
-_NAMES_ONE = re.compile(r"model\.(path|revision)|teachers\.[^.]+\.(model|revision)")
+KEPT = "What is finished stays as it is"
+_NAMES_ONE = re.compile(r"(?P<teacher>teachers\.[^.]+)\.(model|revision)|model\.(path|revision)")
 _MOST = 3  # files that a message names
 Hashes = dict[Annotated[str, Field(max_length=255)], Sha256]
 
@@ -81,26 +84,48 @@ def keep(store: Store, run: Run, now: Mapping[str, KeptModel]) -> None:
         store.write_json(MODELS, {name: model.model_dump(mode="json") for name, model in kept.items()})
 
 
-def changes(store: Store, now: Mapping[str, KeptModel]) -> list[str]:
-    """A sentence for each model whose content is not the one that the run was made with. `now` is what `look` has found.
+def changes(store: Store, now: Mapping[str, KeptModel]) -> dict[str, str]:
+    """A sentence for each model whose content is not the one that the run was made with, by the name of its setting.
 
-    There is none before the run has traces: then nothing depends on a model.
+    `now` is what `look` has found. There is none before the run has traces: then nothing depends on a model.
     """
     if not (store.numbers("rounds") or store.numbers("evals") or any(store.named("evals", EVALUATION_FOLDER))):
-        return []
-    before, found = read_models(store), []
+        return {}
+    before, found = read_models(store), {}
     for name, model in now.items():
         if name in before and (what := _difference(before[name], model)):
-            found.append(f"{name} {model.path} {what}")
+            found[name] = f"{name} {model.path} {what}"
     return found
 
 
-def refuse_changes(store: Store, now: Mapping[str, KeptModel], accept: bool, remedy: str = ACCEPT) -> list[str]:
-    """The sentences of `changes` when they are accepted. Raises ModelError, with `remedy`, when they are not."""
+def refuse_changes(store: Store, now: Mapping[str, KeptModel], accept: bool | Collection[str], remedy: str = ACCEPT) -> list[str]:
+    """The sentences of `changes` when they are accepted: all, none, or those of the models that `accept` names.
+
+    Raises ModelError, with `remedy`, for the others.
+    """
     found = changes(store, now)
-    if found and not accept:
-        raise ModelError("; ".join(found), store.uri, remedy)
-    return [f"note: {text}. {KEPT}." for text in found]
+    if refused := [text for name, text in found.items() if not (accept if isinstance(accept, bool) else name in accept)]:
+        raise ModelError("; ".join(refused), store.uri, remedy)
+    return [f"note: {text}. {KEPT}." for text in found.values()]
+
+
+def forget_unfinished(
+    store: Store, run: Run, models: Collection[str], rounds: Collection[int], evaluations: Collection[int]
+) -> list[str]:
+    """Delete what the old models made of unfinished rounds and evaluations: none of them may have shards of two models.
+
+    models: those that are others now, as in `changes`. Returns the folders in which something was deleted.
+    """
+    if not models:
+        return []
+    withdraw_rounds(store, rounds)
+    found = []
+    for kind, of, numbers in (("rounds", run, rounds), ("evals", evaluation_run(run), evaluations)):
+        made = [s.name for s in PLAN if any(map(s.reads_setting, models)) or "writers" in s.round_inputs(of)]
+        found += [(area(kind, n), name) for n in numbers for name in made if store.names(f"{area(kind, n)}/{name}")]
+    for where, name in found:
+        store.delete(f"{where}/{name}")
+    return list(dict.fromkeys(where for where, _ in found))
 
 
 def refuse_other(store: Store, run: Run) -> None:
@@ -108,9 +133,10 @@ def refuse_other(store: Store, run: Run) -> None:
     refuse_changes(store, look(run), accept=False, remedy=way_out(store))
 
 
-def names_model(setting: str) -> bool:
-    """Whether `setting`, a dotted name, says which model it is: who changes it wants another one."""
-    return _NAMES_ONE.fullmatch(setting) is not None
+def named_by(setting: str) -> str | None:
+    """The model that `setting`, a dotted name, chooses: who changes it wants another one. None for other settings."""
+    found = _NAMES_ONE.fullmatch(setting)
+    return None if found is None else f"{found['teacher']}.model" if found["teacher"] else "model.path"
 
 
 def way_out(store: Store) -> str:

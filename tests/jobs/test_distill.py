@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from jobs.settle import Choices
 from pipeline.fit.versions import versions
 from pipeline.overrides import resolve
 from pipeline.problems.sources import open_source
+from pipeline.rounds import contents
 from pipeline.rounds.origin import read_sources
 from pipeline.rounds.plan import read_plan
 from pipeline.rounds.round import open_rounds
@@ -158,3 +160,26 @@ def test_problems_are_those_of_the_settings_that_another_command_left_before_the
     assert (source.split, store.latest_policy()) == ("test", ROUNDS)
     now = open_source(source).fingerprint
     assert (read_plan(store, "rounds", ROUNDS - 1).source, read_sources(store)["source"].fingerprint) == (now, now)
+
+
+def test_another_model_makes_a_round_anew_that_is_not_finished_and_no_other(copied, trained_here, capfd):
+    """A round of two models was trained on: traces of the old one, scored by the new one."""
+
+    class Other(FakeEngine):
+        """An engine of another model: it draws other tokens."""
+
+        def generate(self, requests, policy, sampling):
+            return super().generate([replace(request, seed=request.seed + 1) for request in requests], policy, sampling)
+
+    store = without_its_last_policy(copied)
+    store.delete(f"rounds/{ROUNDS - 1:04d}/score/0001.json")
+    run = store.load_run()
+    now = contents.look(run)["model.path"]
+    contents.keep(store, run, {"model.path": now.model_copy(update={"weights": {"model.safetensors": "a" * 64}})})
+    before = [store.entries(work.area, "rollout") for work in open_rounds(store, run)]
+    distill.distill(store.uri, Choices(accept_changes=True), engine_class=Other)
+    after = [store.entries(work.area, "rollout") for work in open_rounds(store, run)]
+    assert after[:-1] == before[:-1]
+    assert all(after[-1][shard].sha256 != entry.sha256 for shard, entry in before[-1].items())
+    assert f"rounds/{ROUNDS - 1:04d} is not finished. What another model made of it is made anew" in capfd.readouterr().out
+    assert store.latest_policy() == ROUNDS

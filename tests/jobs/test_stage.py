@@ -1,6 +1,7 @@
 """`egrsd stage` without engines: it starts in no time, since it needs neither Ray nor torch."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,8 @@ from jobs.stage import Redo, run_stage
 from pipeline.errors import SettingError
 from pipeline.inspection import learning
 from pipeline.inspection.proof import prove
+from pipeline.models.resolve import asset_path
+from pipeline.rounds import contents
 from pipeline.rounds.inventory import Inventory
 from pipeline.rounds.metrics import summarise_round, withdraw
 from pipeline.rounds.round import open_round
@@ -174,3 +177,12 @@ def test_a_source_that_has_fewer_rows_than_the_plans_name_is_refused_before_a_sh
     said = refused(store, capfd, "prompts", "0..1", ["source.size=2"], True)
     assert "tiny-arithmetic: has 2 rows by now, and rounds/0000 asks row" in said
     assert "Internal error" not in said
+
+
+def test_a_changed_teacher_accepts_no_other_student(store, capfd, tmp_path):
+    run = store.load_run()
+    now = contents.look(run)["model.path"]
+    contents.keep(store, run, {"model.path": now.model_copy(update={"weights": {"model.safetensors": "a" * 64}})})
+    teacher = [f"teachers.big.model={shutil.copytree(asset_path(), tmp_path / 'big')}", "teachers.big.engines={}"]
+    said = refused(store, capfd, "prompts", "0", teacher, True)
+    assert "model.path tiny-reasoner has other files than the run was made with: model.safetensors" in said

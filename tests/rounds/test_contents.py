@@ -66,10 +66,10 @@ def test_another_content_is_refused_with_the_file_until_it_is_accepted(made, bas
         contents.refuse_changes(store, now, accept=False)
     assert "\n" not in str(raised.value)
     assert contents.refuse_changes(store, now, accept=True) == [
-        f"note: model.path {base} has other files than the run was made with: {name}. What was made before stays as it is."
+        f"note: model.path {base} has other files than the run was made with: {name}. What is finished stays as it is."
     ]
     contents.keep(store, run, now)
-    assert contents.changes(store, now) == []
+    assert contents.changes(store, now) == {}
 
 
 def test_a_teacher_counts_too_and_a_file_that_went_or_came(made, base):
@@ -77,27 +77,38 @@ def test_a_teacher_counts_too_and_a_file_that_went_or_came(made, base):
     edit(base.with_name("large") / "model.safetensors")
     (base / "chat_template.jinja").unlink()
     (base / "merges.txt").write_text("")
-    assert contents.changes(store, contents.look(run)) == [
-        f"model.path {base} has other files than the run was made with: chat_template.jinja, merges.txt",
-        f"teachers.large.model {base.with_name('large')} has other files than the run was made with: model.safetensors",
-    ]
+    assert contents.changes(store, contents.look(run)) == {
+        "model.path": f"model.path {base} has other files than the run was made with: chat_template.jinja, merges.txt",
+        "teachers.large.model": f"teachers.large.model {base.with_name('large')} has other files than the run was made with: "
+        "model.safetensors",
+    }
+
+
+def test_each_setting_accepts_its_own_model_alone(made, base):
+    store, run = made
+    edit(base.with_name("large") / "model.safetensors")
+    assert contents.named_by("teachers.large.revision") == contents.named_by("teachers.large.model") == "teachers.large.model"
+    assert (contents.named_by("model.revision"), contents.named_by("rollout.top_p")) == ("model.path", None)
+    with pytest.raises(ModelError, match=r"^teachers\.large\.model|: teachers\.large\.model"):
+        contents.refuse_changes(store, contents.look(run), {"model.path"})
+    assert len(contents.refuse_changes(store, contents.look(run), {"teachers.large.model"})) == 1
 
 
 def test_equal_content_under_another_path_passes(made, base, tmp_path):
     store, run = made
     other = resolve(run, [f"model.path={shutil.copytree(base, tmp_path / 'mnt')}"])
-    assert contents.changes(store, contents.look(other)) == []
+    assert contents.changes(store, contents.look(other)) == {}
 
 
 def test_a_run_without_the_file_or_without_traces_is_trusted(made, base):
     store, run = made
     edit(base / "model.safetensors")
     store.delete("rounds")
-    assert contents.changes(store, contents.look(run)) == []
+    assert contents.changes(store, contents.look(run)) == {}
     store.write("evals/other-0123abcd/0000/plan.json", b"{}")
     assert len(contents.changes(store, contents.look(run))) == 1
     store.delete(contents.MODELS)
-    assert contents.changes(store, contents.look(run)) == []
+    assert contents.changes(store, contents.look(run)) == {}
     contents.keep(store, run, contents.look(run))
     assert store.read_bytes(contents.MODELS) is not None
 
@@ -106,7 +117,7 @@ def test_a_machine_without_the_model_or_without_its_weights_keeps_what_others_ha
     store, run = made
     before = contents.read_models(store)
     (base / "model.safetensors").unlink()
-    assert contents.changes(store, contents.look(run)) == []
+    assert contents.changes(store, contents.look(run)) == {}
     contents.keep(store, run, contents.look(run))
     assert contents.read_models(store) == before
     shutil.rmtree(base)
@@ -135,7 +146,7 @@ def test_a_hubs_model_is_compared_by_commit_and_by_the_files_that_both_have(tmp_
     contents.keep(store, demo(), {"model.path": KeptModel(path="tiny-reasoner", **old)})
     found = contents.changes(store, {"model.path": KeptModel(path="tiny-reasoner", **new)})
     assert bool(found) == (said is not None)
-    assert all(said in text for text in found)
+    assert all(said in text for text in found.values())
 
 
 def test_files_of_one_commit_are_kept_from_all_machines(tmp_path):
@@ -194,7 +205,7 @@ def test_a_complete_run_says_it_and_takes_the_new_model_when_it_is_accepted(begu
     for accept in (False, True):
         distill.distill(begun.uri, Choices(accept_changes=accept), engine_class=FakeEngine)
         assert "note: model.path tiny-reasoner has other files" in capfd.readouterr().out
-    assert contents.changes(begun, contents.look(begun.load_run())) == []
+    assert contents.changes(begun, contents.look(begun.load_run())) == {}
 
 
 def test_a_stage_that_asks_no_model_works_on_and_accepts_nothing(begun):
@@ -214,3 +225,17 @@ def test_a_comparison_refuses_it_too_and_names_its_own_way_out(tmp_path, capfd):
     said = " ".join("".join(capfd.readouterr()).split())
     assert "model.path tiny-reasoner has other files than the run was made with: model.safetensors" in said
     assert "Put the old model back, or use another --out" in said
+
+
+def test_what_an_old_model_made_of_unfinished_rounds_and_evaluations_is_deleted_and_nothing_else(begun):
+    run, stages = begun.load_run(), ("prompts", "rollout", "grade", "score", "profile", "label")
+    left = lambda where: [name for name in stages if begun.entries(where, name)]  # noqa: E731
+    whole = {where: left(where) for where in ("rounds/0000", "rounds/0001", "evals/0000", "evals/0002")}
+    assert contents.forget_unfinished(begun, run, {}, [1], [2]) == []
+    assert {where: left(where) for where in whole} == whole
+    assert contents.forget_unfinished(begun, run, {"teachers.large.model"}, [1], []) == ["rounds/0001"]
+    assert left("rounds/0001") == ["rollout", "grade", "profile", "label"]  # no teacher writes traces
+    assert contents.forget_unfinished(begun, run, {"model.path"}, [1], [2]) == ["rounds/0001", "evals/0002"]
+    assert (left("rounds/0001"), left("evals/0002")) == (["grade", "profile", "label"], ["grade"])
+    assert begun.ready(1) is None
+    assert {where: left(where) for where in ("rounds/0000", "evals/0000")} == {w: whole[w] for w in ("rounds/0000", "evals/0000")}
