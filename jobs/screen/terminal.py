@@ -317,8 +317,9 @@ def with_address(text: str) -> str:
 
 
 def _upload(store: Store, name: str, log_path: Path) -> None:
-    """Write the log file to the run directory on an object store."""
-    store.write(name, log_path.read_bytes())
+    """Write the log file to the run directory on an object store, unless nothing was logged."""
+    if data := log_path.read_bytes():
+        store.write(name, data)
 
 
 def printable(text: str) -> str:

@@ -136,6 +136,7 @@ class Files:
                 place = self.local_root / path
                 _write_local(place, self.local_root / SCRATCH if self.is_ours else place.parent, data)
             else:
+                assert data, path  # `read_bytes` would not find it
                 with filesystem.open_output_stream(f"{root}/{path}") as stream:
                     stream.write(data)
 

@@ -154,6 +154,5 @@ def _copy(source: Files, folder: str, target: Files, new: str) -> None:
 
 
 def _copy_file(source: Files, path: str, target: Files, new: str) -> None:
-    data = source.read_bytes(path)
-    if data is not None:
+    if data := source.read_bytes(path):  # no file of ours is empty
         target.write(new, data)
