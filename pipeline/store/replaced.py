@@ -1,6 +1,7 @@
 """Policies that are about to be replaced: they are set aside, and deleted only when the new ones are whole.
 
-    policy/0004.replaced-1f2e3d4c/   The adapter that was policy 4, under the first digits of its manifest's hash.
+    policy/0004.replaced-1f2e3d4c/   The adapter that was policy 4, under the first digits of its manifest's hash. Beside it
+                                     lie ready.json and the trainer's metrics of round 3: what it was trained on.
     train/0004.replaced-1f2e3d4c/    The training state that stood beside it.
     run.replaced.json                The settings before. With it a replacement is going on.
 
@@ -9,6 +10,8 @@ No reader takes these folders for a policy, because their names are no numbers. 
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 from pyarrow import fs
 
@@ -44,9 +47,11 @@ def set_aside(store: Store, first: int) -> None:
     kept = {version for version, _ in _aside(store)}
     for version in reversed(versions):
         name = f"{_MARK}{policy_hash(store, version)}"
-        for kind in () if version in kept else ("train", "policy"):
-            folder = area(kind, version)
-            _copy(store, folder, store, folder + name)
+        if version not in kept:
+            for beside, path in _of_round(version).items():
+                _copy_file(store, path, store, f"{area('policy', version)}{name}/{beside}")
+            for kind in ("train", "policy"):
+                _copy(store, area(kind, version), store, area(kind, version) + name)
         _delete(store, version)
 
 
@@ -103,9 +108,16 @@ def _put_back(store: Store, aside: list[tuple[int, str]]) -> list[int]:
     for version, hashed in aside:
         if not store.has_policy(version):  # otherwise the copy aside was not finished
             _delete(store, version)
+            for beside, path in _of_round(version).items():
+                _copy_file(store, f"{area('policy', version)}{_MARK}{hashed}/{beside}", store, path)
             for kind in ("train", "policy"):
-                _copy(store, f"{area(kind, version)}{_MARK}{hashed}", store, area(kind, version))
+                _copy(store, f"{area(kind, version)}{_MARK}{hashed}", store, area(kind, version), _of_round(version))
     return [version for version, _ in aside]
+
+
+def _of_round(version: int) -> dict[str, str]:
+    """What tells of a policy's training, by its name beside the policy that is aside. Training it again writes them anew."""
+    return {"ready.json": f"{area('rounds', version - 1)}/ready.json", "train.jsonl": f"metrics/{version - 1:04d}-train.jsonl"}
 
 
 def _delete(store: Store, version: int) -> None:
@@ -147,9 +159,9 @@ def _files(store: Files, folder: str) -> list[str]:
     return [info.path.rpartition(f"{root}/{folder}/")[2] for info in found if info.type == fs.FileType.File]
 
 
-def _copy(source: Files, folder: str, target: Files, new: str) -> None:
+def _copy(source: Files, folder: str, target: Files, new: str, without: Collection[str] = ()) -> None:
     """Copy a folder, if it exists. Its manifest comes last, since a folder without one counts as unfinished."""
-    for name in sorted(_files(source, folder), key=lambda name: (name == MANIFEST, name)):
+    for name in sorted(set(_files(source, folder)) - set(without), key=lambda name: (name == MANIFEST, name)):
         _copy_file(source, f"{folder}/{name}", target, f"{new}/{name}")
 
 

@@ -10,6 +10,7 @@ from jobs import train
 from jobs.opened import hold_run
 from jobs.screen.terminal import session
 from pipeline.errors import TrainingError, UserError
+from pipeline.inspection.staleness import look
 from pipeline.live import lease
 from pipeline.overrides import resolve
 from pipeline.rounds import contents
@@ -62,6 +63,7 @@ def test_the_random_adapter_that_no_engine_asks_for_goes(trained, tmp_path):
 
 def test_replace_names_what_goes_and_deletes_it_at_the_end(trained, capfd, monkeypatch):
     old, was = replaced.policy_hash(trained, 1), content(trained, "policy/0001")
+    ready, metrics = (trained.read_bytes(path) for path in ("rounds/0000/ready.json", "metrics/0000-train.jsonl"))
     fit, kept = worker.fit, {}
 
     def look(*arguments):
@@ -74,15 +76,25 @@ def test_replace_names_what_goes_and_deletes_it_at_the_end(trained, capfd, monke
     assert f"replaces policies 1 ({old}). They stay in policy/*.replaced-*" in said
     assert "run.json: objective.name was 'cl_egrsd', now 'rlsd'." in said
     aside = f"policy/0001.replaced-{old}"
-    assert kept == {name.replace("policy/0001", aside): data for name, data in was.items()}
+    assert kept == {name.replace("policy/0001", aside): data for name, data in was.items()} | {
+        f"{aside}/ready.json": ready,
+        f"{aside}/train.jsonl": metrics,
+    }
     assert trained.names("policy") == trained.names("train") == ["0001"]
     assert replaced.policy_hash(trained, 1) != old
 
 
 def test_a_trainer_that_fails_leaves_policies_state_and_settings_as_they_were(trained, capfd, monkeypatch):
-    def fail(*_):
+    """Its ready.json told the shards of now, so the old policy counted as trained on them."""
+
+    def fail(store, _):
+        store.append_metrics([{"round": 0, "loss": 1.0}])  # the trainer's last file before a policy
         raise TrainingError("the loss is not finite", "round 0")
 
+    regraded = planned(trained.local_root, *SETS, "grade.answer_pattern=([0-9])", "grade.verifier=exact")
+    brought(regraded, "grade")
+    trained.save_run(regraded.run, {})
+    assert look(trained, regraded.run).policies == [1]
     before = content(trained)
     monkeypatch.setattr(worker, "fit", fail)
     with pytest.raises(SystemExit):
@@ -91,6 +103,7 @@ def test_a_trainer_that_fails_leaves_policies_state_and_settings_as_they_were(tr
     after = content(trained)
     assert {n: d for n, d in after.items() if n != "run.json"} == {n: d for n, d in before.items() if n != "run.json"}
     assert trained.load_run().objective.name == "cl_egrsd"
+    assert look(trained, trained.load_run()).policies == [1]
 
 
 class Killed(BaseException):
@@ -98,8 +111,12 @@ class Killed(BaseException):
 
 
 def test_a_replacement_that_is_killed_anywhere_is_undone_by_the_next_command(trained, tmp_path, monkeypatch):
-    old, before = trained.load_run(), content(trained, "policy") | content(trained, "train")
-    left = [0]
+    def all_of(store):
+        return {
+            name: data for folder in ("policy", "train", "rounds", "metrics") for name, data in content(store, folder).items()
+        }
+
+    old, before, left = trained.load_run(), all_of(trained), [0]
 
     def counted(real):
         def act(*arguments):
@@ -119,12 +136,14 @@ def test_a_replacement_that_is_killed_anywhere_is_undone_by_the_next_command(tra
             try:
                 replaced.set_aside(store, 0)
                 store.save_run(resolve(old, ["objective.name=rlsd"]), {})
+                store.write("rounds/0000/ready.json", b"the shards of now")
+                store.append_metrics([{"round": 0, "loss": 1.0}])
                 replaced.settle(store)
             except Killed:
                 killed = True
         with session(False) as out:
             assert hold_run(out, store.uri).run == old
-        assert content(store, "policy") | content(store, "train") == before
+        assert all_of(store) == before
         assert not (store.local_root / "run.replaced.json").exists()
         if not killed:
             break
