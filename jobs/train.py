@@ -143,14 +143,18 @@ def _check_replaced(store: Store, first: int, target: Target | None, out: Sessio
 def _replacing(held: Held, run: Run, first: int, out: Session) -> Iterator[None]:
     """Set old policies aside for the length of a block, and delete them after it.
 
-    When it fails before the first new policy, the old policies and the old settings are put back.
+    When it fails before the first new policy, the old policies and the old settings are put back. Where the trainer has not ended
+    yet, its request to stop is still there, and the next command does this. A run that another command has taken over is left.
     """
     try:
         replaced.set_aside(held.store, first)
         held.store.save_run(run, versions())
         yield
     except BaseException:
-        if line := replaced.settle(held.store):
-            out.say(line)
+        if not held.lease.is_lost():
+            is_ended = not held.store.stop_requested()
+            line = replaced.settle(held.store) if is_ended else "the trainer has not ended yet: the next command tidies up."
+            if line:
+                out.say(line)
         raise
     replaced.drop(held.store)

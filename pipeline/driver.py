@@ -194,7 +194,7 @@ def until_end(trainer: TrainerHandle, holding: Lease) -> Iterator[TrainerHandle]
     try:
         yield trainer
     finally:
-        if holding.stolen_by is None:
+        if not holding.is_lost():
             trainer.stop(END_S)
 
 

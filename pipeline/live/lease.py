@@ -62,10 +62,17 @@ class Lease:
     stolen_by: str | None = None
     _end: threading.Event = field(default_factory=threading.Event)
 
+    def is_lost(self) -> bool:
+        """Whether another driver has taken the run over. It looks now: a process that stood still has no heartbeat yet."""
+        if self.stolen_by is None:
+            current = read_lease(self.store)
+            self.stolen_by = current.holder if current is not None and current.token != self.token else None
+        return self.stolen_by is not None
+
     def check(self) -> None:
         """Raise StoreError when another driver has taken the run over."""
-        if self.stolen_by is not None:
-            raise self._taken(self.stolen_by)
+        if self.is_lost():
+            raise self._taken(str(self.stolen_by))
 
     def _taken(self, by: str) -> StoreError:
         return StoreError(f"{by} has taken over this run", self.store.uri, "Let it finish, or stop it and resume")

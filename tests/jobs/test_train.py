@@ -1,14 +1,17 @@
 """`egrsd train` on stored traces: policies that exist are named, kept until the new ones are whole, and put back on a failure."""
 
 import shutil
+import threading
 
 import pytest
 from in_process import brought, planned
+from waiting import until
 
 from actors.fakes import UNWATCHED
 from jobs import train
 from jobs.opened import hold_run
 from jobs.screen.terminal import session
+from pipeline import driver
 from pipeline.errors import TrainingError, UserError
 from pipeline.inspection.staleness import look
 from pipeline.live import lease
@@ -104,6 +107,47 @@ def test_a_trainer_that_fails_leaves_policies_state_and_settings_as_they_were(tr
     assert {n: d for n, d in after.items() if n != "run.json"} == {n: d for n, d in before.items() if n != "run.json"}
     assert trained.load_run().objective.name == "cl_egrsd"
     assert look(trained, trained.load_run()).policies == [1]
+
+
+def test_a_replacement_in_a_run_that_another_command_has_taken_is_left_to_it(trained, capfd, monkeypatch):
+    """This process had stood still. It put old policies back under the feet of the other, and deleted its copies."""
+
+    def taken(store, _):
+        store.write_json(lease.LEASE, {"token": "y", "holder": "process 2 on far", "host": "far", "pid": 2, "beats": 0})
+        raise TrainingError("the cluster is lost", "round 0")
+
+    monkeypatch.setattr(worker, "fit", taken)
+    with pytest.raises(SystemExit):
+        train.train_committed(trained.uri, 0, ["objective.name=rlsd"], None, False, train.Target(replace=True))
+    assert "as they were before" not in "".join(capfd.readouterr())
+    assert [name.partition("-")[0] for name in trained.names("policy")] == ["0001.replaced"]
+    assert trained.load_run().objective.name == "rlsd"
+
+
+def test_old_policies_are_not_put_back_while_the_trainer_still_writes(trained, capfd, monkeypatch):
+    """Both wrote into one folder, which was a damaged policy 1. The copies of the old one were deleted."""
+    may_end, before = threading.Event(), content(trained, "policy")
+
+    def writes(*_):
+        trained.write("policy/0001/half", b"x")
+        may_end.wait(60)
+
+    def interrupted(_):
+        until(lambda: trained.names("policy/0001") == ["half"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "END_S", 0.1)
+    monkeypatch.setattr(worker, "fit", writes)
+    monkeypatch.setattr(worker.Handle, "join", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        train.train_committed(trained.uri, 0, ["objective.name=rlsd"], None, False, train.Target(replace=True))
+    assert ended.value.code == 130
+    assert "the trainer has not ended yet: the next command tidies up" in "".join(capfd.readouterr())
+    assert trained.names("policy/0001") == ["half"]
+    may_end.set()
+    with session(False) as out:
+        assert hold_run(out, trained.uri).run.objective.name == "cl_egrsd"
+    assert content(trained, "policy") == before
 
 
 class Killed(BaseException):

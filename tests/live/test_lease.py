@@ -164,6 +164,13 @@ def test_a_beat_that_cannot_be_written_is_not_the_last(store, monkeypatch):
     assert store.read_json(lease.LEASE)["token"] == "y"
 
 
+def test_a_driver_that_stood_still_sees_at_once_that_its_lease_was_taken(store):
+    with lease.held(store) as mine:
+        assert not mine.is_lost()
+        store.write_json(lease.LEASE, {"token": "y", "holder": "process 2 on far", "host": "far", "pid": 2, "beats": 0})
+        assert mine.is_lost()  # before a heartbeat of its own
+
+
 def test_a_driver_whose_lease_was_taken_notices(store, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_S", 0.05)
     told = []
