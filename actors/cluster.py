@@ -29,7 +29,7 @@ from pipeline.config import Placement, Run
 from pipeline.errors import ClusterError, EgrsdError, ResourceError, UserError
 from pipeline.fit import builds, code, machine
 from pipeline.fit.machine import Facts, Line, processors
-from pipeline.live.lease import LEASE
+from pipeline.live.lease import REACH, unseen
 from pipeline.notices import NOTICE_S, late, tell
 from pipeline.store.directory import Store
 
@@ -170,19 +170,10 @@ def check_reach(store: Store) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    for ref, node in _answered(_on_each(nodes, _cannot_see, store), "whether it sees the run"):
+    for ref, node in _answered(_on_each(nodes, unseen, store), "whether it sees the run"):
         with contextlib.suppress(ray.exceptions.RayError):  # the node has just ended
             if why := ray.get(ref):
-                remedy = "Give --run a place that every node reaches, and every node the AWS_... settings or profile for it"
-                raise UserError(f"node {node['NodeManagerAddress']} does not see this run ({why})", store.uri, remedy)
-
-
-def _cannot_see(store: Store) -> str:
-    """Why the node of this Ray task does not see the run's lease; "" when it does."""
-    try:
-        return "" if store.read_bytes(LEASE) is not None else f"{LEASE}, just written, is not there"
-    except EgrsdError as error:
-        return error.what
+                raise UserError(f"node {node['NodeManagerAddress']} does not see this run ({why})", store.uri, REACH)
 
 
 def check_nodes() -> None:
@@ -237,6 +228,11 @@ def _names(silent: list[Any], calls: dict[Any, dict[str, Any]]) -> str:
     return f"node{'s' if len(names) > 1 else ''} {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
 
 
+def has_autoscaler(nodes: list[dict[str, Any]]) -> bool:
+    """Whether an autoscaler started one of these nodes of Ray, so that it may start others."""
+    return any(node["Alive"] and node.get("Labels", {}).get(_NODE_TYPE) for node in nodes)
+
+
 def check_room(demands: list[resources.Demand]) -> str | None:
     """What the cluster lacks for `demands` and an autoscaler may add; None when nothing is missing.
 
@@ -247,7 +243,7 @@ def check_room(demands: list[resources.Demand]) -> str | None:
     try:
         resources.check(demands, [resources.Node(node["Resources"], node.get("Labels", {})) for node in alive])
     except ResourceError as error:
-        if not any(node.get("Labels", {}).get(_NODE_TYPE) for node in alive):
+        if not has_autoscaler(alive):
             raise
         log.warning("%s. The autoscaler is asked for it", error.what)
         return error.what

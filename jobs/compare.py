@@ -75,7 +75,7 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
         left = [key for key in compared.runs if not remaining[key].is_empty]
         if left:
             hold(out, compared.store)
-        needs_engines = any(remaining[key].needs_engines for key in left)
+        asking = {part for key in left for part in remaining[key].asking}
         size = f"{len(compared.objectives)} objectives x {len(compared.seeds)} seeds, {len(left)} to do"
         out.say(f"{len(compared.runs)} runs of {called(compared.base)}: {size}")
         if (note := compared.unnamed()) is not None:
@@ -98,10 +98,10 @@ def compare(uri: str, options: Options, address: str | None, debug: bool, engine
             for text in dict.fromkeys(text for notes in noted for text in notes):
                 out.say(text)
             trains = any(remaining[key].train for key in left)
-            start(out, compared.store, address, demands_of(compared.base, needs_engines, trains))
+            start(out, compared.store, address, demands_of(compared.base, asking, trains))
         series, document = {name: Series() for name in compared.objectives}, {}
         with contextlib.ExitStack() as stack:
-            engines = stack.enter_context(open_engines(compared.base, engine_class, say=out.say)) if needs_engines else {}
+            engines = stack.enter_context(open_engines(compared.base, engine_class, say=out.say, asking=asking)) if asking else {}
             for place, key in enumerate(sorted(compared.runs, key=left.__contains__), 1):  # what is done is written first
                 if key in left:
                     out.say(f"{key.objective}, seed {key.seed} ({place} of {len(compared.runs)})")

@@ -71,7 +71,7 @@ def distill(
             for text in prepare(store, run, sources.rounds, remaining.train):
                 out.say(text)
             out.say(f"run {store.uri}: {remaining.describe(run)}")
-            start(out, store, address, demands_of(run, remaining.needs_engines, bool(remaining.train)))
+            start(out, store, address, demands_of(run, remaining.asking, bool(remaining.train)))
             from pipeline.training import worker  # imports Ray, which reads the environment that `start` has set
 
             store.save_run(run, versions())
@@ -79,12 +79,12 @@ def distill(
             for where in contents.forget_unfinished(store, run, other, remaining.train, remaining.evaluate):
                 out.say(f"note: {where} is not finished. What another model made of it is made anew.")
             contents.keep(store, run, models)
-            beside = demands_of(run, engines=False, train=bool(remaining.train))
+            beside = demands_of(run, (), bool(remaining.train))
             with contextlib.ExitStack() as stack:
                 stack.enter_context(trackers.feeding(store, run, out.say, holding))
                 engines = (
-                    stack.enter_context(open_engines(run, engine_class, store, beside, out.say))
-                    if remaining.needs_engines
+                    stack.enter_context(open_engines(run, engine_class, store, beside, out.say, remaining.asking))
+                    if remaining.asking
                     else {}
                 )
                 screen = stack.enter_context(open_screen(out))
@@ -104,7 +104,7 @@ def preview(store: Store, run: Run, found: tuple[Remaining, Sources], out: Sessi
     lines = outlook(store, run, remaining, (sources.rounds, sources.evals))
     for line in lines:
         out.say(line)
-    demands = demands_of(run, remaining.needs_engines, bool(remaining.train))
+    demands = demands_of(run, remaining.asking, bool(remaining.train))
     asked = "; ".join(
         f"{one.count} x {one.setting} with {one.placement.cpus:g} CPU, {one.placement.gpus:g} GPU" for one in demands
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actors.inference.engine import Engine
 from actors.inference.teacher import teacher_engine
-from actors.pool.member import EngineClass
-from actors.resources import Demand, pools_of
+from actors.pool.member import EngineClass, seeing
+from actors.resources import ASKING, Demand, placement_of, pools_of
 from pipeline.config import Run
 from pipeline.live import control
 from pipeline.store.directory import Store
@@ -28,25 +29,36 @@ def open_engines(
     store: Store | None = None,
     beside: Sequence[Demand] = (),
     say: Callable[[str], None] | None = None,
+    asking: Collection[str] = ASKING,
 ) -> Iterator[dict[str, EnginePool]]:
     """The pools of the stages `rollout` and `score`, closed at the end of the block. One pool may serve both.
 
-    The pool of a teacher of its own is there as `teachers.<name>`. `engine_class` answers instead of vLLM in tests. With `store`,
-    `egrsd scale` can reach the pools during the block. `beside` is what else the run asks of the cluster at the
-    same time. `say` is told how far the first engine of each pool is, until it has answered. Raises ResourceError when the
+    The pool of a teacher of its own is there as `teachers.<name>`. `asking`: the parts of the run, of ASKING, whose pools are
+    opened. `engine_class` answers instead of vLLM in tests. `say` is told how far the first engine of each pool is, until it has
+    answered.
+
+    With `store`, the folder of the lease, `egrsd scale` can reach the pools during the block, and no engine starts on a node that
+    does not see it. `beside` is what else the run asks of the cluster at the same time.
+
+    Pools with the largest engines start first, since smaller ones would take parts of their nodes. Raises ResourceError when the
     cluster can never hold the engines.
     """
     from actors.pool.pool import EnginePool, rescale  # imports Ray
 
     with contextlib.ExitStack() as stack:
         pools: dict[str, EnginePool] = {}
-        for name, settings in pools_of(run):
+        chosen = pools_of(run, asking)
+        for name, settings in sorted(chosen, key=lambda one: placement_of(one[1]).gpus, reverse=True):
             model, kind = run.model, engine_class or Engine
             if (teacher := run.teachers.get(name)) is not None:
                 model, kind = run.model_of(teacher), teacher_engine(name, teacher, engine_class)
+            kind = partial(seeing, store, kind) if store is not None else kind
             pool = EnginePool.start(name, model, settings, run.score, kind, run.engines.inflight_shards)
             stack.callback(pool.close)
             pools[name] = pool
+            if placement_of(settings).gpus > 1:
+                _await_places(pool, settings.min)
+        pools = {name: pools[name] for name, _ in chosen}
 
         def answer(question: control.Document) -> control.Document:
             """Give the pools the sizes that `egrsd scale` asks for, and return the status of each."""
@@ -62,6 +74,7 @@ def open_engines(
 
 
 LOOK_S = 0.5
+PLACES_S = 60.0  # for the engines of one pool, until the next one asks for its own
 
 
 class Overseen(Protocol):
@@ -70,6 +83,16 @@ class Overseen(Protocol):
     def overview(self) -> Any:
         """Its engines, as actors.pool.member.PoolStatus has them."""
         ...
+
+
+def _await_places(pool: Overseen, count: int) -> None:
+    """Wait until Ray has placed so many engines of a pool, for a minute at most."""
+    deadline = time.monotonic() + PLACES_S
+    while time.monotonic() < deadline:
+        now = pool.overview()
+        if now.gone or sum(engine.pid > 0 for engine in now.engines) >= count:
+            return
+        time.sleep(LOOK_S)
 
 
 @contextlib.contextmanager

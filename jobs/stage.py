@@ -72,9 +72,9 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         rewarded = any(stage.name == "reward" for stage in stages)
         for note in check_rewards(run, works[0].codes, open_source(run.source)) if rewarded else ():
             out.say(note)
+        asking = [stage.name for stage in stages if stage.where == "engines" and stage.asks(run)]
         if any(takes_ray(run, (stage.name,), len(asked.shards or work.shards)) for work in works for stage in stages):
-            asks = any(stage.where == "engines" and stage.asks(run) for stage in stages)
-            start(out, store, address, demands_of(run, train=False) if asks else ())
+            start(out, store, address, demands_of(run, asking, train=False) if asking else ())
         else:
             begin(out, store)
         told = []
@@ -82,7 +82,7 @@ def run_stage(uri: str, asked: Redo, address: str | None = None, debug: bool = F
         @cache
         def engines() -> dict[str, EnginePool]:
             """The pools, from the first shard that needs them to the end of the verb: a large model takes minutes to load."""
-            return out.exits.enter_context(open_engines(run, say=out.say))
+            return out.exits.enter_context(open_engines(run, say=out.say, asking=asking))
 
         for number in numbers:
             work = open_round(store, run, "rounds", number)  # with the running baseline of the rounds before it as they are now

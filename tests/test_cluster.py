@@ -128,7 +128,7 @@ def test_every_working_verb_names_a_node_that_does_not_see_the_run(told, verb):
 
 def test_more_gpus_than_the_cluster_can_ever_have(ray_local, tmp_path, capfd):
     with pytest.raises(SystemExit) as ended:
-        distill(str(tmp_path / "run"), Choices("demo", ["engines.rollout.placement.gpus=4"]))
+        distill(str(tmp_path / "run"), Choices("demo", ["engines.rollout.placement.gpus=4", "engines.rollout.tensor_parallel=4"]))
     assert ended.value.code == 2
     assert "error: engines.rollout.placement: one asks for 1 CPU, 4 GPU; the largest node has" in "".join(capfd.readouterr())
 

@@ -1,13 +1,20 @@
-"""LoRA adapters for engines: an adapter is fetched from where its policy lies, and checked before vLLM loads it."""
+"""Policies for engines: one is fetched from where it lies, and checked before vLLM loads it.
+
+Copies of remote policies lie in `adapters` of this user's temporary folder, a folder for each run. The engines of a machine share
+them, and one process at a time makes a copy: it holds a lock of the operating system.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import stat
 import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,12 +23,15 @@ from safetensors import SafetensorError, safe_open
 from pipeline import config
 from pipeline.digest import short
 from pipeline.errors import ModelError, StoreError
+from pipeline.live.lease import REACH
 from pipeline.store.files import Files
 from pipeline.store.folders import ADAPTER, MANIFEST, POLICY_REMEDY, Manifest, digest_of_manifest, fetch_folder, read_manifest
+from pipeline.store.owner import OLD_S
 from pipeline.store.private import private_folder
 from pipeline.training.student import adapter
 
 _KEPT = 32  # copies of a run's policies that stay on a machine; engines hold fewer at once
+_COPIES, _PART, _LOCK = "adapters", "part", "lock"
 
 
 def fetch(uri: str, keep: int = _KEPT) -> tuple[str, str]:
@@ -29,13 +39,18 @@ def fetch(uri: str, keep: int = _KEPT) -> tuple[str, str]:
 
     Every file is compared with the manifest at each use, since vLLM may read it again at any time. A damaged copy is made anew.
     A policy that was published again has another hash, and its new copy replaces the old one. On a cluster a machine keeps the
-    `keep` copies of a run that were used last; with a local Ray they go with the command. Raises StoreError when a policy does
-    not match its manifest, or a remote one has none.
+    `keep` copies of a run that were used last, and none of a run that nobody has used for a day. With a local Ray they go
+    with the command.
+
+    Raises StoreError when a policy does not match its manifest, when a remote one has none, and when this machine does not see a
+    local one or has no space for a copy.
     """
     if "://" not in uri or uri.startswith("file://"):
         folder = Path(uri.removeprefix("file://"))
         document = read_manifest(Files(str(folder.parent)), folder.name)
         if document is None:
+            if not folder.is_dir():
+                raise StoreError(f"node {socket.gethostname()} does not see this policy", str(folder), REACH)
             return str(folder), _times(folder)
         if damaged := _damaged(folder, document):
             raise StoreError("the file is missing or damaged", str(folder / damaged), POLICY_REMEDY)
@@ -44,11 +59,20 @@ def fetch(uri: str, keep: int = _KEPT) -> tuple[str, str]:
     files = Files(parent)
     document = _manifest(files, name)
     version = digest_of_manifest(document)
-    target = private_folder("adapters", _digest(parent.encode())) / f"{name}-{version}"
-    if target.exists() and _damaged(target, document):
-        shutil.rmtree(target, ignore_errors=True)
-    if not target.exists():
-        _copy(files, name, target, keep)
+    target = private_folder(_COPIES, _digest(parent.encode())) / f"{name}-{version}"
+    try:
+        if not target.exists():
+            with _alone():
+                if not target.exists():  # otherwise another engine of this machine has just made it
+                    _copy(files, name, target, keep)
+        if _damaged(target, document):
+            with _alone():
+                if _damaged(target, document):
+                    shutil.rmtree(target, ignore_errors=True)
+                    _copy(files, name, target, keep)
+    except OSError as error:
+        what = f"node {socket.gethostname()} cannot keep a copy of a policy ({error.strerror or error})"
+        raise StoreError(what, str(target), "Free some space there, or give its Ray a TMPDIR with more") from error
     with contextlib.suppress(OSError):
         os.utime(target, ns=(time.time_ns(), time.time_ns()))  # the kernel's own clock for files is too coarse to order two uses
     return str(target), version
@@ -117,20 +141,36 @@ def _digest(data: bytes) -> str:
 
 
 def _copy(files: Files, name: str, target: Path, keep: int) -> None:
-    """Put a checked copy of a policy at `target`. Other versions of this policy and the least used copies are deleted."""
-    copy = fetch_folder(files, name, POLICY_REMEDY)
+    """Put a checked copy of a policy at `target`. Other versions of this policy and the least used copies are deleted.
+
+    The caller holds the lock. So whatever an engine has left unfinished that was killed is deleted too, and what is left of runs
+    that nobody has used for a day.
+    """
+    part = private_folder(_COPIES, _PART)
+    for left in (*part.iterdir(), *_old_runs(target.parent)):
+        shutil.rmtree(left, ignore_errors=True)
+    copy = fetch_folder(files, name, POLICY_REMEDY, part)
     if copy is None or target.name != f"{name}-{digest_of_manifest(_manifest(files, name))}":
         raise StoreError("the policy changed while it was read", files.locate(name), "Run the same command again")
-    try:
-        copy.rename(target)
-    except OSError:
-        if not target.exists():  # otherwise another engine on this machine made the same copy first
-            raise
-        shutil.rmtree(copy)
+    copy.rename(private_folder(_COPIES, target.parent.name) / target.name)  # another run may have swept its old folder
     others = sorted((path for path in target.parent.iterdir() if path != target), key=_last_used, reverse=True)
     for rank, other in enumerate(others):
         if rank >= keep - 1 or other.name.rpartition("-")[0] == name:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _old_runs(own: Path) -> list[Path]:
+    """The folders of other runs with copies, which nobody has used for a day."""
+    runs = [path for path in own.parent.iterdir() if path.is_dir() and path.name != _PART and path != own]
+    return [run for run in runs if time.time() - max(map(_last_used, (run, *run.iterdir()))) > OLD_S]
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the lock of the copies on this machine for the length of a block. The system frees that of a killed process."""
+    with open(private_folder(_COPIES) / _LOCK, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _last_used(path: Path) -> float:

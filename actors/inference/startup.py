@@ -23,6 +23,10 @@ DEBUG = "EGRSD_DEBUG"  # vLLM's own log is shown where this is set
 LOGPROBS_MODE = "raw_logprobs"
 MOST_LOGPROBS = 1 << 24  # numbers of a token that a request may ask for; -1 would be the size of the vocabulary
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the largest ranks that vLLM can allocate for
+# Messages of vLLM 0.32 and torch, which are the only sign. The cause of a process that failed stands in the log alone.
+_NO_CACHE = ("cache blocks", "cache is needed")
+_NO_MEMORY = ("out of memory", "memory utilization", "less than the engine's budget")
+_IN_CHILD = "exception in a background process"
 
 
 def shows_log() -> bool:
@@ -193,17 +197,23 @@ def start_error(error: BaseException, path: str, pool: config.Pool | None = None
 
 
 def memory_remedy(error: BaseException, pool: config.Pool | None) -> str:
-    """The settings to lower after an error about memory, and what the engine asks of its card. "" for another error."""
-    if not _is_memory(error):
+    """The settings to change after an error about memory, and what the engine asks of its card. "" for another error."""
+    text = str(error).lower()
+    lacks_cache, in_child = any(words in text for words in _NO_CACHE), _IN_CHILD in text
+    if not (lacks_cache or in_child or isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY)):
         return ""
-    if pool is not None and pool.placement.gpus <= 0:
+    if pool is not None and pool.placement.gpus <= 0 and not in_child:
         cache = f"these engines' kv_cache_gib ({pool.kv_cache_gib:g})"
         return f"Set {cache} to what `egrsd doctor` finds room for: at least one trace of max_model_len tokens must fit"
-    remedy = "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
-    if pool is None:
-        return remedy
-    remedy += ", or set train.offload all" if pool.colocate else ""
-    return remedy + _card_said(pool)
+    turns = pool is not None and pool.colocate  # one card, which the trainer shares
+    more = ", or set train.offload all" if turns else ", or raise tensor_parallel"
+    if lacks_cache:  # the share of the card leaves too little beside the weights
+        remedy = f"Raise memory_share{'' if turns else ' or tensor_parallel'}, or lower max_batched_tokens or model.max_model_len"
+    elif in_child:
+        remedy = f"The log has the cause in that process. If it is memory: lower memory_share or max_batched_tokens{more}"
+    else:
+        remedy = f"Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len{more}"
+    return remedy if pool is None else remedy + _card_said(pool)
 
 
 def _card_said(pool: config.Pool) -> str:
@@ -214,9 +224,3 @@ def _card_said(pool: config.Pool) -> str:
         return ""
     free, total = (size / GIB for size in torch.cuda.mem_get_info())
     return f": memory_share {pool.memory_share:g} x {total:.2f} = {pool.memory_share * total:.2f} GiB, and {free:.2f} are free"
-
-
-def _is_memory(error: BaseException) -> bool:
-    """Whether an error of vLLM or torch is about memory. Their messages are the only sign."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "kv cache" in text or "memory utilization" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors import resources
+from actors import cluster, resources
 from actors.pool.member import EngineActor, Member, PoolStatus, Pulse
 from actors.pool.probe import Probed, difference
 from pipeline import config
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _DISPATCHER = "-pool"  # how the names of dispatchers end
 _ANSWER_S = 10.0  # for another pool
+PLACE_S = 3600.0  # until an autoscaler has found, started and set up a machine, which takes longer than the start of an engine
+SLOW = "Raise start_timeout_s, or see what holds the resources"
 
 
 async def pulse(member: Member, stall_timeout_s: float, gone: Callable[[], bool]) -> Pulse | None:
@@ -39,6 +41,22 @@ async def pulse(member: Member, stall_timeout_s: float, gone: Callable[[], bool]
             return None
     member.silent_s = 0.0
     return asked.result()
+
+
+async def placed(member: Member, patience_s: float, may_come: Callable[[], Awaitable[bool]]) -> int:
+    """The process id of an engine, once Ray has placed it.
+
+    Raises TimeoutError after `patience_s` seconds at whose beginning and end its place may not come. An engine that served, or
+    held a place, until just now may have ended.
+    """
+    process: asyncio.Future[int] = asyncio.ensure_future(member.handle.pid.remote())
+    may = await may_come()
+    while not (await asyncio.wait({process}, timeout=patience_s))[0]:
+        before, may = may, await may_come()
+        if not (before or may):
+            process.cancel()
+            raise TimeoutError(f"an engine did not start within {patience_s:g} s: the cluster has no place for it")
+    return process.result()
 
 
 async def probed(member: Member, timeout_s: float) -> Probed:
@@ -90,6 +108,10 @@ class Actors:
             node = ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
         return ray.remote(EngineActor).options(name=name, max_concurrency=inflight + 2, **options).remote()
+
+    def nodes_may_come(self) -> bool:
+        """Whether an autoscaler starts the cluster's nodes."""
+        return cluster.has_autoscaler(ray.nodes())
 
     async def others_hold_more(self) -> bool:
         """Whether another pool of this driver has more engines in place than it keeps. Without work it ends them."""

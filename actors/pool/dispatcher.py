@@ -25,6 +25,7 @@ from actors.pool.member import STALLED, Gone, LoadArgs, Member, PoolStatus, Tick
 from actors.pool.probe import Probed, difference, disagreement
 from actors.pool.ready import Ready
 from actors.pool.sizing import Bounds, Sizing
+from actors.pool.starts import Starts
 from pipeline import config
 from pipeline.contract import EngineFacts
 from pipeline.errors import EgrsdError, EngineError, UserError, first_line, whole_cause
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _WATCH_S, _SIZE_S = 3.0, 0.25
 _FORGET_S = 15.0  # a ticket that its engine has not known for this long has lost its caller
-_START_TRIES = 3  # the pool gives up when this many engines in a row fail to load
+_START_TRIES = 3  # a pool that lacks engines gives up when this many tries in a row fail
 _REMEMBERED = 8  # `overview` lists this many dead engines
 
 
@@ -54,7 +55,7 @@ class Dispatcher:
         self._bounds = Bounds(settings.min, settings.max)
         self._sizing = Sizing(settings.min)
         self._pace = sizing.Pace(settings.grow_after_s, settings.shrink_after_s)
-        self._queued = self._failures_to_load = 0
+        self._queued, self._starts = 0, Starts()
         self._gone: deque[Gone] = deque(maxlen=_REMEMBERED)
         self._past = (0.0, 0.0)  # serving and working seconds of engines that have ended
         self._sizer: asyncio.Task[None] | None = None
@@ -150,6 +151,7 @@ class Dispatcher:
             working_s=self._past[1] + sum(m.working_s(now) for m in live),
             fallback=self._facts.fallback if self._facts is not None else "",
             asleep=not self._awake,
+            cannot_grow=self._starts.why,
         )
 
     async def close(self) -> None:
@@ -191,8 +193,9 @@ class Dispatcher:
 
     def _fill(self) -> None:
         """Start the engines that are missing."""
+        most = self._starts.most(self._sizing.target, self._needed(), time.monotonic())
         while self._awake and self._callers.failure is None:
-            if sum(m.state != "draining" for m in self._members.values()) >= self._sizing.target:
+            if sum(m.state != "draining" for m in self._members.values()) >= most:
                 return
             name = f"{self._name}-{uuid.uuid4().hex[:8]}"
             handle = self._actors.start(name, resources.placement_of(self._settings), self._inflight)
@@ -203,7 +206,8 @@ class Dispatcher:
         """Load an engine, which is watched until it ends. Failures to load are counted and may end the pool."""
         timeout = self._settings.start_timeout_s
         try:
-            member.pid = await self._placed(member)
+            patience = max(timeout, asking.PLACE_S) if self._actors.nodes_may_come() else timeout
+            member.pid = await asking.placed(member, patience, self._may_find_place)
             self._spawn(self._watch(member))
             facts = await asyncio.wait_for(member.handle.load.remote(*self._load_args), timeout)
             if self._settings.colocate:
@@ -216,16 +220,17 @@ class Dispatcher:
             if blameless(error):
                 return self._bury(member, first_line(error))
             self._failed_to_load(member, EngineError(f"its process died ({first_line(error)})", self._setting), died=True)
-        except TimeoutError:
-            remedy = "Raise start_timeout_s, or see what holds the resources"
-            failure = EngineError(f"an engine did not start within {timeout:g} s", self._setting, remedy)
+        except TimeoutError as error:
+            what, remedy = str(error) or f"an engine did not start within {timeout:g} s", asking.SLOW
+            failure = EngineError(what, self._setting, remedy)
             self._failed_to_load(member, failure, died=False)
         else:
             if not self._agrees(facts):
                 return self._bury(member, "its numbers do not mean what the others' mean")
             if self._settings.colocate and (why := difference(self._probed, member.probed, facts.dtype)):
                 return self._failed_to_load(member, EngineError(f"a new engine {why}", self._setting), died=True)
-            self._failures_to_load, self._probed = 0, self._probed or member.probed
+            self._starts.succeed()
+            self._probed = self._probed or member.probed
             member.serving_since = time.monotonic()
             if member.state == "loading":
                 member.state = "serving"
@@ -252,23 +257,17 @@ class Dispatcher:
             self._ready.offer(member)
             self._callers.notify()
 
-    async def _placed(self, member: Member) -> int:
-        """The process id of an engine, once Ray has placed it. Raises TimeoutError after `start_timeout_s`, but for two cases.
+    async def _may_find_place(self) -> bool:
+        """Whether an engine's place may still come, though late: others serve, or a pool holds more engines than it keeps."""
+        return self._serving() > 0 or await self._actors.others_hold_more()
 
-        The place may still come from the autoscaler while other engines serve, or from a pool that holds more than it keeps.
-        """
-        process: asyncio.Future[int] = asyncio.ensure_future(member.handle.pid.remote())
-        may_come = self._others_serve() or await self._actors.others_hold_more()
-        while not (await asyncio.wait({process}, timeout=self._settings.start_timeout_s))[0]:
-            before, may_come = may_come, self._others_serve() or await self._actors.others_hold_more()
-            if not (before or may_come):  # an engine that served, or held a place, until just now may have ended
-                process.cancel()
-                raise TimeoutError
-        return process.result()
+    def _serving(self) -> int:
+        """How many engines answer now."""
+        return sum(member.state == "serving" for member in self._members.values())
 
-    def _others_serve(self) -> bool:
-        """Whether any engine answers now."""
-        return any(member.state == "serving" for member in self._members.values())
+    def _needed(self) -> int:
+        """Engines without which the pool does not go on: its settings' least, which `egrsd scale` may lower."""
+        return max(1, min(self._settings.min, self._bounds.least))
 
     def _agrees(self, facts: EngineFacts) -> bool:
         """Whether a new engine's facts equal those of the first. If they differ, the pool ends: such numbers must not mix."""
@@ -311,15 +310,17 @@ class Dispatcher:
     def _failed_to_load(self, member: Member, error: EgrsdError, died: bool) -> None:
         """Replace an engine that could not load, or end the pool.
 
-        The pool ends for a user's mistake, for an error while no other engine serves, and after too many failures in a row.
+        A pool with the engines that it needs goes on. One that lacks some ends for a user's mistake, for an error while no other
+        engine serves, and after too many failed tries in a row.
         """
         if member.name not in self._members:  # the pool drained it while it loaded
             return
-        self._failures_to_load += 1
-        if isinstance(error, UserError) or not (died or self._others_serve()):
+        enough = self._serving() >= self._needed()
+        self._starts.fail(member.since, enough, str(error), time.monotonic())
+        if not enough and (isinstance(error, UserError) or not (died or self._serving())):
             self._callers.fail(error)
-        elif self._failures_to_load >= _START_TRIES:
-            what = f"{self._failures_to_load} engines could not be loaded, the last one because {error.what}"
+        elif not enough and self._starts.failed >= _START_TRIES:
+            what = f"{self._starts.failed} engines could not be loaded, the last one because {error.what}"
             self._callers.fail(EngineError(what, self._setting, error.remedy or "Out of memory? See the logs of the node"))
         self._bury(member, error.what)
 

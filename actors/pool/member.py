@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -14,9 +15,11 @@ from actors.inference import phase
 from actors.pool.probe import Probed, sequence
 from pipeline import config
 from pipeline.contract import EngineFacts, Engines, Failure, Generate, Generation, Policy, Sampling, Score, Sequence
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, StoreError
 from pipeline.fit import builds
 from pipeline.live.card import Card
+from pipeline.live.lease import REACH, unseen
+from pipeline.store.directory import Store
 
 RATE_S = 30.0  # tokens per second are a mean over this time
 STALLED = "gave no sign of life"  # the cause of a stopped engine's end begins so
@@ -78,6 +81,7 @@ class PoolStatus:
     working_s: float  # seconds in which engines had a batch
     fallback: str = ""  # why the engines give bounds where exact entropies were asked for (EngineFacts)
     asleep: bool = False  # the trainer has the turn on a shared card
+    cannot_grow: str = ""  # why the last engine did not start that the pool can do without
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,18 @@ class Member:
         self.phase = pulse.phase
         if pulse.steps != self.steps or not pulse.tickets:
             self.steps, self.stepped = pulse.steps, time.monotonic()
+
+
+def seeing(
+    store: Store, engine_class: EngineClass, model: config.Model, settings: config.Pool, score: config.ScoreSettings
+) -> Engines:
+    """An engine on a machine that sees the run. A node that joined after the start was asked by nobody before.
+
+    Raises StoreError that names a node which does not see it.
+    """
+    if why := unseen(store):
+        raise StoreError(f"node {socket.gethostname()} does not see this run ({why})", store.uri, REACH)
+    return engine_class(model, settings, score)
 
 
 class EngineActor:

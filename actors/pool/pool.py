@@ -248,8 +248,11 @@ def rescale(
 ) -> dict[str, PoolStatus]:
     """Give pools other sizes, (least, most) engines each, and return the status of every pool after that.
 
-    `beside` is what else the run asks of the cluster. Raises ResourceError when the cluster can never hold all of it at once.
+    `beside` is what else the run asks of the cluster. Raises ResourceError when the cluster can never hold all of it at once,
+    and SettingError for a pool that is not up.
     """
+    if absent := sorted(sizes.keys() - pools.keys()):
+        raise SettingError("is not up: nothing that this command has left to do asks it", absent[0], f"Pools: {', '.join(pools)}")
     if sizes:
         most_of = {name: sizes[name][1] if name in sizes else max(1, pool.overview().least) for name, pool in pools.items()}
         check_room([*(pools[name].demand(most) for name, most in most_of.items()), *beside])

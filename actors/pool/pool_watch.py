@@ -95,10 +95,13 @@ class Notice(NamedTuple):
 def words(status: PoolStatus, settings: config.Pool, setting: str) -> Iterator[Notice]:
     """A notice for every engine that has been silent for NOTICE_S seconds, and for those that were replaced for it.
 
-    Engines that give bounds where exact entropies were asked for are told too.
+    Engines that give bounds where exact entropies were asked for are told too, and those that a pool must do without.
     """
     if status.fallback:
         yield Notice(f"{setting} bounds", f"warning: {setting}: {bounds_instead(status.fallback)}")
+    if status.cannot_grow:
+        text = f"one more engine does not start. The pool goes on without it, and tries again later ({status.cannot_grow})."
+        yield Notice(f"{setting} cannot grow", f"warning: {setting}: {text}")
     serves = any(engine.state == "serving" for engine in status.engines)
     for engine in status.engines:
         told = _words(engine, serves, settings)

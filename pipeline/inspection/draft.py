@@ -360,6 +360,7 @@ def _put_gpus(made: Draft, facts: Facts) -> None:
     cards = len(facts.gpus)
     said = f"{cards} x {facts.cards[0] if facts.cards else 'GPU'}"
     made.put("engines.rollout.enforce_eager", False, "CUDA graphs: a slower start, faster answers")
+    made.put("engines.rollout.start_timeout_s", 1800, "seconds; a first start downloads the model, compiles and records graphs")
     made.put("engines.rollout.max_num_seqs", 64, SEQUENCES)
     made.put("train.gradient_checkpointing", True, "activations are computed twice, which saves most of their memory")
     made.put("train.micro_batch_tokens", max(8192, made.values["model"]["max_model_len"]), MICRO)

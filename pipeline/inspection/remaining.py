@@ -64,9 +64,9 @@ class Remaining:
         return not (self.train or self.label or self.evaluate)
 
     @property
-    def needs_engines(self) -> bool:
-        """Whether an engine must answer anything."""
-        return bool(self.train or self.evaluate)
+    def asking(self) -> tuple[str, ...]:
+        """The parts that ask engines, by the names of actors.resources.ASKING. An evaluation alone scores nothing."""
+        return (("rollout", "score") if self.train else ()) + (("evaluation",) if self.evaluate else ())
 
     def describe(self, run: Run) -> str:
         """One line about what will happen, for the person who started the run."""

@@ -34,6 +34,7 @@ from pipeline.store.files import RAY_FOLDER
 LEASE = "lease.json"
 BEAT_S, TTL_S, SETTLE_S = 5.0, 20.0, 0.3
 REMEDY = "Delete the file when no command works on this run"
+REACH = "Give --run a place that every node reaches, and every node the AWS_... settings or profile for it"
 
 
 class LeaseFile(Document):
@@ -49,6 +50,14 @@ class LeaseFile(Document):
 def read_lease(store: Store) -> LeaseFile | None:
     """The lease of a run, or None. Raises StoreError for a damaged one."""
     return store.read_document(LEASE, LeaseFile, REMEDY)
+
+
+def unseen(store: Store) -> str:
+    """Why this machine does not see the lease of a run that some process holds; "" when it does."""
+    try:
+        return "" if store.read_bytes(LEASE) is not None else f"{LEASE} is not there"
+    except EgrsdError as error:
+        return error.what
 
 
 @dataclass

@@ -123,10 +123,11 @@ def check_folder(files: Files, path: str, remedy: str) -> None:
         pass
 
 
-def fetch_folder(files: Files, path: str, remedy: str) -> Path | None:
+def fetch_folder(files: Files, path: str, remedy: str, above: Path | None = None) -> Path | None:
     """A local copy of the folder, or the folder itself on a local disk. Every file is checked. None without a manifest.
 
-    Raises StoreError, with `remedy`, when a file is missing or damaged. The caller deletes a copy.
+    A copy lies in the folder `above`, or among the temporary ones. Its caller deletes it. Raises StoreError, with `remedy`, when
+    a file is missing or damaged.
     """
     manifest = read_manifest(files, path)
     if manifest is None:
@@ -135,7 +136,7 @@ def fetch_folder(files: Files, path: str, remedy: str) -> Path | None:
         for _ in _checked(files, path, manifest, remedy):
             pass
         return files.local_root / path
-    target = Path(tempfile.mkdtemp(prefix="egrsd-"))
+    target = Path(tempfile.mkdtemp(prefix="egrsd-", dir=above))
     try:
         for name, data in _checked(files, path, manifest, remedy):
             (target / name).write_bytes(data)

@@ -32,10 +32,13 @@ Seen = dict[Place, tuple[float, str]]  # processor seconds and class of each pro
 
 
 class Watch:
-    """A thread that watches Ray Train's actors for the length of a block. `find` sees their processes on all machines."""
+    """A thread that watches Ray Train's actors for the length of a block. `find` sees their processes on all machines.
 
-    def __init__(self, stall_timeout_s: float, find: Callable[[], Seen] | None = None) -> None:
-        self._stall_timeout_s, self._find = stall_timeout_s, find or everywhere
+    asked: what the ranks ask of the cluster, in words. While no rank has started, it is told who is waited for.
+    """
+
+    def __init__(self, stall_timeout_s: float, find: Callable[[], Seen] | None = None, asked: str = "") -> None:
+        self._stall_timeout_s, self._find, self._asked = stall_timeout_s, find or everywhere, asked
         self._every = min(LOOK_S, stall_timeout_s / 4)
         self._ended, self._notices = threading.Event(), Sparing()
         self._thread = threading.Thread(target=self._run, name="egrsd-leaders", daemon=True)
@@ -48,10 +51,14 @@ class Watch:
         self._ended.set()
 
     def _run(self) -> None:
-        frozen = Frozen()
+        frozen, waited_s = Frozen(), 0.0
         while not self._ended.wait(self._every):
             try:
                 found = self._find()
+                waited_s = 0.0 if any(name == RANK for _, name in found.values()) else waited_s + self._every
+                if self._asked and waited_s >= NOTICE_S:
+                    text = f"training: no rank has started for {waited_s:.0f} s. They ask for {self._asked}."
+                    self._notices.tell("ranks without a place", text)
                 frozen.update({place: seconds for place, (seconds, _) in found.items()}, self._every)
                 for place, seconds in frozen.still.items():
                     self._judge(place, found[place][1], seconds)

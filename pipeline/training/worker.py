@@ -16,9 +16,10 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig  # ray.train types them as of v1
 
-from pipeline.config import Run
+from pipeline.config import Placement, Run
 from pipeline.errors import EgrsdError, TrainingError, first_line
 from pipeline.fit import builds
 from pipeline.live import card
@@ -32,6 +33,7 @@ _CONTROLLER_DIED = (RayActorError, OutOfMemoryError)  # Ray's memory monitor rai
 # Ranks wait in a collective while rank 0 writes a state or a slow store answers. Ray's half an hour would end them each time.
 # Stopped and dead ranks are found by other means, so this deadline is only for a network that has fallen silent.
 _COLLECTIVE = timedelta(days=1)
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 MOST_SAID = 300  # characters of an error of Ray, which may be a page in one line
 
 
@@ -98,12 +100,14 @@ def fit(store: Store, run: Run) -> None:
 
     A worker group or a controller that dies is replaced, at most `run.train.max_failures` times between two policies. A run that
     makes progress may therefore lose any number of machines. Ray Train's own FailureConfig would also retry after an EgrsdError,
-    so the retry loop is here. Raises the EgrsdError of a rank, or TrainingError.
+    so the retry loop is here. Ranks that find no room in time end the trainer at once: engines hold their cards meanwhile.
+
+    Raises the EgrsdError of a rank, or TrainingError.
     """
     deaths, reached = 0, store.latest_policy()
     while True:
         try:
-            with leaders.Watch(run.train.stall_timeout_s):
+            with leaders.Watch(run.train.stall_timeout_s, asked=_asked(run)):
                 _trainer(store, run).fit()
             return
         except (TrainingFailedError, *_CONTROLLER_DIED) as error:  # a rank failed, or Ray Train's controller died
@@ -112,6 +116,12 @@ def fit(store: Store, run: Run) -> None:
             if store.stop_requested() or not ray.is_initialized():
                 return
             before, reached = reached, store.latest_policy()
+            if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+                raise TrainingError(
+                    f"the ranks found no room within {float(os.environ[_START_TIMEOUT]):g} s. They ask for {_asked(run)}",
+                    f"train.placement, policy {reached}",
+                    f"Add nodes, or lower train.workers or engines; {_START_TIMEOUT} sets the time. The same command resumes",
+                ) from None
             deaths = 1 if reached > before else deaths + 1
             if isinstance(error, _CONTROLLER_DIED):
                 leaders.end_left()
@@ -149,7 +159,7 @@ def _trainer(store: Store, run: Run) -> Any:
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.train.stall_timeout_s)  # a thread of its own answers
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # Ray Train reads these variables in the driver only
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a lost node is handled like a lost rank
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")  # the autoscaler may have to start train nodes first
+    os.environ.setdefault(_START_TIMEOUT, "1800")  # the autoscaler may have to start train nodes first
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a relative model path means the same in a rank
     return TorchTrainer(
         train_loop,
@@ -158,16 +168,28 @@ def _trainer(store: Store, run: Run) -> Any:
         scaling_config=ScalingConfig(
             num_workers=run.train.workers,
             use_gpu=place.gpus > 0,
-            resources_per_worker={"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {}), **place.resources},
+            resources_per_worker=_of_one(place),
             label_selector=place.labels or None,
         ),
         run_config=RunConfig(  # type: ignore[arg-type]
             name="run",
             storage_path=store.locate(RAY_FOLDER),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=run.train.max_failures),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # `fit` tries again
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+
+
+def _of_one(place: Placement) -> dict[str, float]:
+    """The resources of one rank, by Ray's names."""
+    return {"CPU": place.cpus, **({"GPU": place.gpus} if place.gpus else {}), **place.resources}
+
+
+def _asked(run: Run) -> str:
+    """What the ranks ask of the cluster together, in words."""
+    place = run.train.placement
+    amounts = [f"{amount:g} {name}" for name, amount in _of_one(place).items() if amount]
+    return f"{run.train.workers} x ({', '.join([*amounts, *(f'{key}={value}' for key, value in place.labels.items())])})"
 
 
 def _understood(error: Exception) -> EgrsdError | None:

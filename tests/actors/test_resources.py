@@ -1,5 +1,7 @@
 """What a run asks of a cluster, against what the cluster has."""
 
+import time
+
 import pytest
 
 from actors import cluster, resources
@@ -102,3 +104,79 @@ def test_imported_traces_need_no_engine_that_writes_unless_an_evaluation_asks():
     assert asked("evaluation.problems=0") == ["engines.score", "data stages"]
     alone = resolve(recipes.demo(), ["source.uri=x.jsonl", "source.response=t", "evaluation.problems=0"])
     assert [name for name, _ in resources.pools_of(alone)] == ["rollout"]
+
+
+def eights(count: int, **resources: float) -> list[Node]:
+    """Nodes of eight cards each."""
+    return [Node({"CPU": 64, "GPU": 8, **resources}) for _ in range(count)]
+
+
+def cards(setting: str, count: int, gpus: float, **more: float) -> Demand:
+    return Demand(setting, count, config.Placement(gpus=gpus, resources=more))
+
+
+def test_what_fits_by_its_sums_and_finds_no_places_is_refused_before_anything_is_loaded():
+    check([cards("engines.rollout", 6, 1), cards("teachers.big.engines", 1, 8), cards("train", 2, 1)], eights(2))
+    with pytest.raises(ResourceError) as refused:
+        check([cards("engines.rollout", 5, 3), cards("train", 1, 1)], eights(2))  # 16 of 16 cards
+    assert str(refused.value) == (
+        "engines.rollout, train: 5 x 1 CPU, 3 GPU (engines.rollout) + 1 x 1 CPU, 1 GPU (train): each fits on a node and the sums "
+        "suffice, but no way to place all at one time exists. Add a node, or lower the numbers of engines and workers or their "
+        "placement"
+    )
+
+
+def test_the_first_place_that_fits_is_not_the_last_word():
+    mixed = [Node({"CPU": 64, "GPU": 8, "rollout": 8}), *eights(1)]
+    check([cards("train", 1, 8), cards("engines.rollout", 8, 1, rollout=1)], mixed)  # the ranks leave the labelled node
+    check([cards("a", 2, 4), cards("b", 3, 3), cards("c", 2, 2), cards("d", 1, 3)], eights(3))
+    check([cards("a", 2, 5), cards("b", 2, 3), cards("c", 4, 2)], eights(3))
+    check([cards("a", 1, 6), cards("b", 2, 5), cards("c", 4, 4), cards("d", 1, 2), cards("e", 2, 3)], eights(5))
+
+
+def test_many_actors_on_many_nodes_are_placed_in_a_moment():
+    nodes = [Node({"CPU": 64, "GPU": 8, "memory": float(number)}) for number in range(100)]
+    begun = time.monotonic()
+    check([cards("engines.rollout", 400, 1), cards("engines.score", 100, 4)], nodes)
+    check([cards("engines.rollout", 199, 3), cards("train", 100, 1)], nodes)
+    assert time.monotonic() - begun < 30
+
+
+def test_a_part_of_a_run_asks_only_for_the_pools_that_answer_it():
+    run = resolve(recipes.demo(), ["engines.score.max=2", "teachers.big.model=x", "teachers.big.engines.max=1"])
+
+    def asked(run, *parts):
+        return [name for name, _ in resources.pools_of(run, parts)]
+
+    assert asked(run, *resources.ASKING) == ["rollout", "score", "big"]
+    assert asked(run, "evaluation") == ["rollout"]
+    assert asked(run, "score") == ["score", "big"]
+    assert asked(run, "rollout") == ["rollout"]
+    assert asked(resolve(run, ["rollout.teacher_share=0.5"]), "rollout") == ["rollout", "big"]
+    assert asked(resolve(recipes.demo(), []), "score") == ["rollout"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (
+            ["engines.rollout.placement.gpus=0.5"],
+            r"engines\.rollout\.placement\.gpus: an engine takes memory_share 0\.9 of a card of which it asks for 0\.5",
+        ),
+        (["engines.rollout.placement.gpus=4"], r"tensor_parallel 1 uses 1 of 4 cards\. Set engines\.rollout\.tensor_parallel 4"),
+        (["train.placement.gpus=2"], r"train\.placement\.gpus: a rank uses one card, and 2 are asked for"),
+    ],
+)
+def test_cards_that_would_hold_too_much_or_idle_are_refused_before_a_run(sets, message):
+    run = resolve(recipes.demo(), sets)  # a run from before can be read
+    with pytest.raises(SettingError, match=message):
+        resources.demands_of(run)
+
+
+def test_a_part_of_a_card_suffices_where_the_engine_takes_no_more_or_takes_turns():
+    for sets in (
+        ["engines.rollout.placement.gpus=0.5", "engines.rollout.memory_share=0.5"],
+        ["engines.rollout.placement.gpus=0.5", "engines.rollout.colocate=true", "train.placement.gpus=0.5"],
+        ["engines.rollout.placement.gpus=2", "engines.rollout.tensor_parallel=2"],
+    ):
+        resources.demands_of(resolve(recipes.demo(), sets))

@@ -44,6 +44,7 @@ SMALL = (
     "score.rescore_share=0.25",
     "engines.rollout.placement.cpus=0.5",
     "engines.rollout.placement.gpus=0.25",
+    "engines.rollout.memory_share=0.25",
     "engines.rollout.placement.resources.rollout=1",
     "engines.rollout.request_tries=10",  # a SIGKILL cannot be told from a row that kills its engine
     "train.batch_traces=16",

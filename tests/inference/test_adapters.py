@@ -1,6 +1,10 @@
 """Policies on an object store: copied once, checked, and never served stale."""
 
+import errno
 import os
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -143,3 +147,61 @@ def test_an_adapter_configuration_that_is_torn_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": ')
     with pytest.raises(ModelError, match=r"s3://here: adapter_config\.json is not JSON"):
         adapters.check(str(tmp_path), "s3://here", Model(), 128)
+
+
+def copying(monkeypatch, before=lambda: None):
+    """The names of the policies that are copied from here on. `before` is called before each copy."""
+    names, fetch_folder = [], adapters.fetch_folder
+
+    def counted(files, name, *more):
+        names.append(name)
+        before()
+        return fetch_folder(files, name, *more)
+
+    monkeypatch.setattr(adapters, "fetch_folder", counted)
+    return names
+
+
+def test_of_the_engines_of_a_machine_one_makes_the_copy(remote, monkeypatch):
+    """Each of eight engines copied 15 GB for itself, at the same time."""
+    uri, names = publish(remote, 1, b"first"), copying(monkeypatch, lambda: time.sleep(0.3))
+    with ThreadPoolExecutor(4) as engines:
+        found = set(engines.map(adapters.fetch, [uri] * 4))
+    assert (len(found), names) == (1, ["0001"])
+    Path(*next(iter(found))[:1], "adapter_model.safetensors").write_bytes(b"rival")
+    with ThreadPoolExecutor(4) as engines:
+        assert set(engines.map(adapters.fetch, [uri] * 4)) == found
+    assert names == ["0001"] * 2
+
+
+def test_what_a_killed_engine_left_and_copies_of_runs_that_nobody_uses_go_with_the_next_copy(remote):
+    folder = Path(adapters.fetch(publish(remote, 1, b"first"))[0])
+    copies = folder.parent.parent
+    left, old, used = copies / "part" / "egrsd-left", copies / "old" / "0001-x", copies / "used" / "0001-x"
+    for path in (left, old, used):
+        path.mkdir(parents=True)
+        (path / "weights").write_bytes(bytes(9))
+    for path in (old, old.parent, used.parent):
+        os.utime(path, (0, time.time() - 90_000))
+    adapters.fetch(publish(remote, 2, b"second"))
+    assert sorted(path.name for path in copies.iterdir()) == sorted(["lock", "part", folder.parent.name, "used"])
+    assert list((copies / "part").iterdir()) == []
+    assert used.exists()
+
+
+def test_a_disk_without_space_for_a_copy_is_named_with_its_node(remote, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    uri = publish(remote, 1, b"first")
+    copying(monkeypatch, full)
+    said = rf"0001-\w+: node {socket.gethostname()} cannot keep a copy of a policy \(No space left on device\)\. Free some space"
+    with pytest.raises(StoreError, match=said):
+        adapters.fetch(uri)
+
+
+def test_a_machine_that_does_not_see_a_local_policy_is_named(tmp_path):
+    """It was told to publish the adapter again."""
+    said = rf"policy/0001: node {socket.gethostname()} does not see this policy\. Give --run a place that every node reaches"
+    with pytest.raises(StoreError, match=said):
+        adapters.fetch(str(tmp_path / "run/policy/0001"))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import threading
@@ -363,14 +364,53 @@ def test_settings_that_cannot_work_here_are_named():
         config.Pool(tensor_parallel=2)
 
 
+def no_cache(available, needed):
+    """The error of vLLM's own check of the cache, as vLLM words it."""
+    from vllm.v1.core.kv_cache_utils import _check_enough_kv_cache_memory
+
+    with pytest.raises(ValueError, match="gpu_memory_utilization") as said:
+        _check_enough_kv_cache_memory(available, lambda: needed, 129, lambda _: 64)
+    return said.value
+
+
+CARD = config.Pool(placement=config.Placement(gpus=1))
+
+
 def test_a_start_that_fails_is_one_clear_line():
-    error = startup.start_error(ValueError("\n No available memory for the KV cache blocks.\nTraceback ..."), "some/model")
+    error = startup.start_error(no_cache(0, 1), "some/model", CARD)
     assert isinstance(error, EngineError)
-    assert str(error) == (
-        "some/model: vLLM did not start (ValueError: No available memory for the KV cache blocks.). "
-        "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len"
-    )
+    assert str(error).startswith("some/model: vLLM did not start (ValueError: No available memory for the cache blocks. Try")
+    assert "\n" not in str(error)
     assert startup.start_error(error, "elsewhere") is error
+
+
+@pytest.mark.parametrize("available", [0, 2**30])
+def test_a_share_of_the_card_that_leaves_no_room_for_the_cache_is_to_be_raised(available):
+    """It was to be lowered, which makes it worse, or nothing was said."""
+    for pool, more in ((CARD, " or tensor_parallel"), (CARD.model_copy(update={"colocate": True}), "")):
+        remedy = startup.memory_remedy(no_cache(available, 2**31), pool)
+        assert remedy.startswith(f"Raise memory_share{more}, or lower max_batched_tokens or model.max_model_len")
+    assert "Set these engines' kv_cache_gib (1)" in startup.memory_remedy(no_cache(available, 2**31), config.Pool())
+
+
+def test_a_card_that_is_too_small_or_taken_asks_for_less_or_for_more_cards():
+    from vllm.v1.executor.multiproc_executor import WorkerProc
+    from vllm.v1.worker.utils import request_memory
+
+    full = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    lower = "Lower memory_share, max_num_seqs, max_batched_tokens or model.max_model_len, or raise tensor_parallel"
+    assert startup.memory_remedy(full, CARD).startswith(lower)
+    taken = SimpleNamespace(total_memory=2**36, free_memory=2**30, device_="cuda:0")
+    with pytest.raises(ValueError, match="is less than desired GPU memory utilization") as said:
+        request_memory(taken, SimpleNamespace(gpu_memory_utilization=0.9))
+    assert startup.memory_remedy(said.value, CARD).startswith(lower)
+    ready, child = multiprocessing.Pipe()
+    child.send({"status": "FAILED"})
+    with pytest.raises(Exception, match="WorkerProc initialization failed") as said:
+        WorkerProc.wait_for_ready([SimpleNamespace(ready_pipe=ready, rank=0)])
+    told = startup.memory_remedy(said.value, CARD)
+    assert told.startswith("The log has the cause in that process. If it is memory: lower memory_share")
+    assert startup.memory_remedy(ValueError("unknown kv cache dtype"), CARD) == ""
 
 
 def test_a_cpu_engine_looks_at_the_class_of_its_model_in_its_own_process(engine):

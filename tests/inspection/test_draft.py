@@ -90,6 +90,7 @@ def test_a_file_for_gpus_shares_them_between_engines_and_ranks(source, cards, en
     made = draft("mine", "tiny-reasoner", source, NAMED, facts(*[80 * GIB] * cards))
     run = check(made.text([]), "mine.yaml")
     assert (run.engines.rollout.max, run.train.workers, run.engines.rollout.colocate) == (engines, ranks, shared)
+    assert run.engines.rollout.start_timeout_s == 1800  # with graphs a first start takes longer than the default
 
 
 def test_answers_alone_make_a_teacher_that_sees_the_answer(tmp_path):

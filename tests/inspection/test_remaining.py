@@ -31,7 +31,7 @@ def trained_once(tmp_path):
 def test_an_empty_run_needs_everything(tmp_path):
     remaining = Remaining.of(Store(str(tmp_path)), resolve(RUN, ["evaluation.problems=4"]))
     assert remaining == Remaining(train=[0, 1], label=[], evaluate=[0, 2], stale=[])
-    assert remaining.needs_engines
+    assert remaining.asking == ("rollout", "score", "evaluation")
     assert remaining.describe(RUN) == "2 rounds of recipe demo"
 
 
@@ -43,7 +43,7 @@ def test_a_trained_round_is_labelled_later_and_its_stale_stages_are_only_told(tm
     assert Remaining.of(work.store, RUN) == Remaining([1], [], [], [])
     done = Remaining.of(work.store, resolve(RUN, ["rounds=1"]))
     assert done.is_empty
-    assert not done.needs_engines
+    assert done.asking == ()
     changed = Remaining.of(work.store, resolve(RUN, ["grade.beta_length=0", "label.gamma=1"]))
     assert changed.label == []  # labels are not made from stale grades
     uri = work.store.uri

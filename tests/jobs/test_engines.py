@@ -1,9 +1,13 @@
 """The first minute of engines: each phase of the first engine of a pool is told once, with its seconds."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from jobs.engines import tell_starts
+from actors.fakes import FakeEngine
+from actors.pool.member import EngineStatus, PoolStatus
+from jobs.engines import open_engines, tell_starts
+from pipeline.overrides import resolve
+from pipeline.recipes import demo
 
 
 @dataclass
@@ -44,3 +48,42 @@ def test_a_pool_that_has_ended_is_told_by_others(monkeypatch):
     said = []
     tell_starts({"rollout": Pool()}, said.append, threading.Event())
     assert said == []
+
+
+class Placed:
+    """A pool whose engine Ray places at the second look."""
+
+    def __init__(self, name, told):
+        self.name, self.told = name, told
+
+    def overview(self):
+        self.told.append(f"look at {self.name}")
+        pid = self.told.count(f"look at {self.name}") > 1
+        return PoolStatus([replace(WAITS, pid=int(pid))], 0, 1, 1, 1, [], 0.0, 0.0)
+
+    def close(self):
+        self.told.append(f"close {self.name}")
+
+
+WAITS = EngineStatus("big-1", "loading", 0, 0, 0, 0, 1.0, 0.0, 0, 0.0)
+BIG = "teachers.big.engines={tensor_parallel: 8, placement: {gpus: 8}}"
+
+
+def test_the_largest_engines_find_their_place_before_smaller_ones_are_asked_for(monkeypatch):
+    """Six engines of one card lay on both nodes of eight, and none was left for the teacher that needs a whole one."""
+    monkeypatch.setattr("jobs.engines.LOOK_S", 0.001)
+    told = []
+
+    def start(name, *_):
+        told.append(f"start {name}")
+        return Placed(name, told)
+
+    monkeypatch.setattr("actors.pool.pool.EnginePool.start", start)
+    run = resolve(demo(), ["engines.rollout.placement.gpus=1", "teachers.big.model=x", BIG])
+    with open_engines(run, FakeEngine) as engines:
+        assert list(engines) == ["rollout", "score", "teachers.big"]
+    assert told == ["start big", "look at big", "look at big", "start rollout", "close rollout", "close big"]
+    told.clear()
+    with open_engines(run, FakeEngine, asking=("evaluation",)) as engines:
+        assert list(engines) == ["rollout", "score"]
+    assert told == ["start rollout", "close rollout"]

@@ -14,7 +14,7 @@ from actors.pool.member import Pulse
 from actors.pool.probe import STRANGE
 from actors.pool.sizing import Bounds
 from pipeline import config
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, ModelError
 
 ARGS = (FakeEngine, config.Model(), config.Pool(), config.ScoreSettings())
 FACTS = FakeEngine(*ARGS[1:]).facts()
@@ -28,9 +28,9 @@ class Method:
         self.outcome, self.seconds = outcome, seconds
 
     async def remote(self, *_):
+        await asyncio.sleep(self.seconds)
         if isinstance(self.outcome, Exception):
             raise self.outcome
-        await asyncio.sleep(self.seconds)
         return self.outcome
 
 
@@ -48,10 +48,13 @@ class Given(Actors):
 
     def __init__(self, *handles):
         self.handles, self.ended = list(handles), []
-        self.others_hold_more = Method(False).remote
+        self.others_hold_more, self.autoscaler = Method(False).remote, False
 
     def start(self, name, placement, inflight):
         return self.handles.pop(0) if self.handles else Handle()
+
+    def nodes_may_come(self):
+        return self.autoscaler
 
     def end(self, handle):
         self.ended.append(handle)
@@ -121,6 +124,27 @@ def test_an_engine_waits_for_its_place_while_other_pools_hold_more_than_they_kee
     assert asyncio.run(dispatcher(actors, start_timeout_s=0.11).facts()) == FACTS
 
 
+def test_an_engine_waits_for_a_machine_of_the_autoscaler_for_longer_than_a_start_may_take(monkeypatch):
+    """The only rollout node, a spot machine, was lost: the run ended unless another one was set up within start_timeout_s."""
+    lost = RayActorError()
+    lost.error_msg = "The actor died because its node has died."
+
+    async def told(autoscaler):
+        waits = Handle(pid=Method(7, 0.5))
+        actors = Given(Handle(load=Method(lost)), waits)
+        actors.autoscaler = autoscaler
+        pool = dispatcher(actors, start_timeout_s=0.1)
+        await asyncio.wait_for(pool.facts(), 300)
+        return (await pool.acquire(1, 0, False)).handle is waits
+
+    assert asyncio.run(told(True))
+    monkeypatch.setattr("actors.pool.asking.PLACE_S", 0.2)
+    with pytest.raises(EngineError, match=r"did not start within 0\.2 s: the cluster has no place for it"):
+        asyncio.run(told(True))
+    with pytest.raises(EngineError, match=r"did not start within 0\.1 s: the cluster has no place for it"):
+        asyncio.run(told(False))
+
+
 def test_a_placement_that_ray_refuses_ends_the_pool_with_that_error():
     class Refuses(Given):
         def start(self, name, placement, inflight):
@@ -131,6 +155,48 @@ def test_a_placement_that_ray_refuses_ends_the_pool_with_that_error():
 
     with pytest.raises(EngineError, match=r"rollout\.placement: engines cannot be asked for \(ValueError: no such resource"):
         asyncio.run(told())
+
+
+NO_ROOM = RayTaskError("load", "a traceback", ModelError("no space left", "model.path", "Free some space"))
+
+
+@pytest.mark.parametrize("scaled", [Bounds(8, 8), Bounds(2, 8)])
+def test_a_pool_that_has_the_engines_it_needs_goes_on_when_more_cannot_start(monkeypatch, scaled):
+    """Six engines of a node whose disk is full failed within a second, and the run ended although none was needed."""
+    monkeypatch.setattr("actors.pool.starts.PAUSE_S", 1.0)
+    actors = Given(Handle(), Handle(), *(Handle(load=Method(NO_ROOM)) for _ in range(12)))
+
+    async def told():
+        pool = dispatcher(actors, min=2, max=8, grow_after_s=0.0)
+        await until(pool, lambda seen: states(seen) == ["serving"] * 2)
+        await pool.resize(scaled)
+        waiting = [asyncio.create_task(pool.acquire(1, 0, False)) for _ in range(32)]  # they fill eight engines
+        seen = await until(pool, lambda seen: len(actors.ended) == 6)
+        assert states(seen) == ["serving"] * 2
+        assert "no space left. Free some space" in seen.cannot_grow
+        await asyncio.sleep(0.2)
+        assert len(actors.ended) == 6  # it pauses
+        seen = await until(pool, lambda seen: states(seen) == ["serving"] * 8)  # after a second pause there is room
+        assert len(actors.ended) == 12
+        await asyncio.wait_for(asyncio.gather(*waiting), 300)
+        return seen.cannot_grow
+
+    assert asyncio.run(told()) == ""
+
+
+def test_engines_of_one_node_that_fail_together_are_one_failed_try():
+    broken = RayTaskError("load", "a traceback", ValueError("no room"))
+
+    async def told(tries):
+        pool = dispatcher(Given(Handle(), *(Handle(load=Method(broken, 0.05)) for _ in range(7 * tries))), min=8, max=8)
+        await until(pool, lambda seen: len(seen.gone) == 8)  # those that are remembered
+        await asyncio.sleep(0.3)
+        await asyncio.wait_for(pool.facts(), 300)  # raises the error that ended the pool
+        return states(await pool.overview())
+
+    assert asyncio.run(told(2)) == ["serving"] * 8
+    with pytest.raises(EngineError, match="3 engines could not be loaded, the last one because ValueError: no room"):
+        asyncio.run(told(3))
 
 
 def test_a_batch_that_ends_lets_one_caller_in_and_an_engine_that_joins_all_it_has_room_for():

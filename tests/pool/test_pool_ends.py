@@ -1,7 +1,9 @@
 """A pool that cannot go on ends with its reason, and one that shares a card takes its turns. Real Ray, fake engines."""
 
 import os
+import re
 import signal
+import socket
 import time
 from functools import partial
 
@@ -12,11 +14,13 @@ from pools import BASE, MODEL, REQUESTS, SAMPLING, SCORE, in_thread, same, servi
 from waiting import until
 
 from actors.fakes import Behaviour, FakeEngine
+from actors.pool.member import seeing
 from actors.pool.pool import EnginePool
 from pipeline import config, notices
 from pipeline.contract import Policy, Sequence
-from pipeline.errors import EngineError, ModelError, ResourceError, SettingError
+from pipeline.errors import EngineError, ModelError, ResourceError, SettingError, StoreError
 from pipeline.live import card
+from pipeline.store.directory import Store
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -159,3 +163,24 @@ def test_a_card_that_the_trainer_holds_keeps_an_engine_waiting(start):
     trainer.release()
     with pytest.raises(SettingError, match="one engine shares the card with the trainer, and 2 are asked for"):
         pool.resize(2)
+
+
+def test_a_node_that_does_not_see_the_run_gets_no_engine_and_is_named(ray_local, tmp_path):
+    """A node that joins later was never asked: the run ended in a later round, with the advice to publish the adapter again."""
+    store, small = Store(str(tmp_path)), config.Pool(max=2, placement=config.Placement(cpus=0.1))
+    here = rf"node {socket.gethostname()} does not see this run \(lease\.json is not there\)\. Give --run a place that every node"
+    blind = EnginePool.start("score", MODEL, small, SCORE, partial(seeing, store, FakeEngine))
+    with pytest.raises(StoreError, match=here):
+        blind.facts()
+    blind.close()
+    store.write_json("lease.json", {})
+    said = []
+    with notices.shown(said.append):
+        pool = EnginePool.start("rollout", MODEL, small, SCORE, partial(seeing, store, FakeEngine))
+        pool.facts()
+        store.delete("lease.json")  # as for a node that joins and does not see it
+        pool.resize(2)
+        until(lambda: said)
+    assert re.match(rf"warning: engines\.rollout: one more engine does not start\. The pool goes on without it.*{here}", said[0])
+    assert same(pool.generate(REQUESTS, BASE, SAMPLING), undisturbed())
+    pool.close()

@@ -10,8 +10,8 @@ from pipeline.notices import Sparing
 CALM = EngineStatus("rollout-1", "serving", 7, 2, 10, 0, 900.0, 1.0, 100, 5.0)
 
 
-def told(*engines, gone=(), fallback=""):
-    status = PoolStatus(list(engines), 0, 1, 1, 1, list(gone), 0.0, 0.0, fallback)
+def told(*engines, gone=(), fallback="", cannot_grow=""):
+    status = PoolStatus(list(engines), 0, 1, 1, 1, list(gone), 0.0, 0.0, fallback, cannot_grow=cannot_grow)
     return {notice.kind: notice.text for notice in words(status, config.Pool(), "engines.rollout")}
 
 
@@ -66,3 +66,9 @@ def test_bounds_in_the_place_of_exact_entropies_are_told():
     [text] = told(CALM, fallback="scoring differs").values()
     assert text.startswith("warning: engines.rollout: entropies are bounds and not exact (scoring differs).")
     assert text.endswith("score.fallback=false ends such a run before it pays.")
+
+
+def test_a_pool_that_goes_on_without_an_engine_tells_why():
+    [text] = told(CALM, cannot_grow="no space left. Free some space").values()
+    assert text.startswith("warning: engines.rollout: one more engine does not start. The pool goes on without it")
+    assert text.endswith("(no space left. Free some space).")

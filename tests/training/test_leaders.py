@@ -85,3 +85,18 @@ def test_a_leader_that_has_just_ended_harms_nothing(process):
     with leaders.Watch(0.2, find):
         until(lambda: len(looks) >= 3, what="it goes on to look")
     assert not process.is_running()
+
+
+def test_while_no_rank_has_started_it_is_told_what_the_ranks_ask_for(process, monkeypatch):
+    said, looks = [], []
+    monkeypatch.setattr(leaders, "NOTICE_S", 0.4)
+    monkeypatch.setattr(notices, "AGAIN_S", 0.0)
+
+    def find():
+        """A rank from the sixth look on."""
+        looks.append(1)
+        return {} if len(looks) <= 5 else leaders.here({process.pid: leaders.RANK})
+
+    with notices.shown(said.append), leaders.Watch(1.0, find, "8 x (1 GPU)"):
+        until(lambda: len(looks) >= 9, what="three more looks")
+    assert said == ["training: no rank has started for 0 s. They ask for 8 x (1 GPU)."]

@@ -153,6 +153,21 @@ def test_a_trainer_without_room_is_given_up_and_does_not_try_for_ever(tmp_path: 
     assert not store.stop_requested()
 
 
+@pytest.mark.usefixtures("ray_local")
+def test_ranks_that_find_no_room_end_the_trainer_after_one_deadline_and_name_what_they_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train tried four times in each of four calls of fit(): with its default deadline eight hours of idle cards."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "6")
+    begun = time.monotonic()
+    with pytest.raises(TrainingError) as told:
+        worker.fit(Store(str(tmp_path)), tiny_run("train.placement.cpus=1000", "train.max_failures=3"))
+    assert time.monotonic() - begun < 4 * 4 * 6
+    assert str(told.value).startswith(
+        "train.placement, policy 0: the ranks found no room within 6 s. They ask for 1 x (1000 CPU). Add nodes"
+    )
+
+
 class EndedForMemory:
     """Stands for Ray Train, whose controller Ray's memory monitor ends with an error of its own kind."""
 
