@@ -164,16 +164,27 @@ def _fitting(student: Student, saved: dict[str, Tensor], where: str) -> dict[str
     return own
 
 
-@contextmanager
-def shaken(trainer: Trainer) -> Iterator[None]:
-    """A block in which the adapter is a random one, whose B is large enough to move log-probs. At policy 0, where B is zero.
+def targets(trainer: Trainer) -> list[str]:
+    """The names of the layers that have an adapter, such as q_proj."""
+    return sorted({_target_of(name) for name in trainer.parameters()} - {""})
 
-    B has a spread of .2 sqrt(3 r) / alpha. With peft's A, a layer then changes by a fifth of a weight of spread 1 / sqrt(width).
-    Every rank must enter it.
+
+def _target_of(name: str) -> str:
+    """The target of LoRA whose B a parameter is; "" for another parameter."""
+    layer, _, part = name.partition(".lora_B")
+    return layer.removesuffix(".base_layer").rpartition(".")[2] if part else ""
+
+
+@contextmanager
+def shaken(trainer: Trainer, target: str, times: float = 1.0) -> Iterator[None]:
+    """A block in which the adapter of one target of LoRA is a random one. At policy 0, where B is zero.
+
+    B has a spread of .2 sqrt(3 r) / alpha, so many `times`. With peft's A, a layer then changes by that many fifths of a weight
+    of spread 1 / sqrt(width). Every rank must enter it.
     """
     model = trainer.run.model
-    spread = 0.2 * (3 * model.lora_rank) ** 0.5 / model.lora_alpha
-    parts = [p for name, p in trainer.parameters().items() if "lora_B" in name]
+    spread = times * 0.2 * (3 * model.lora_rank) ** 0.5 / model.lora_alpha
+    parts = [p for name, p in trainer.parameters().items() if _target_of(name) == target]
     torch.manual_seed(trainer.run.seed)
     with torch.no_grad():
         for part in parts:

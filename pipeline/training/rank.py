@@ -13,8 +13,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import distributed as dist
@@ -107,22 +108,31 @@ def _compare(trainer: Trainer, store: Store, version: int) -> None:
 
 
 def tell_base(trainer: Trainer, store: Store) -> None:
-    """Write what the base answers, alone and with a random adapter. The driver compares that with an engine before round 0.
+    """Write what the base answers, alone and with random adapters. The driver compares that with an engine before round 0.
 
     Every rank must call this.
     """
     run, student = trainer.run, trainer.student
     told = {"tokens": whole.sequence(student.vocab_size, run.model.max_model_len), "logprobs": student.base_answers}
-    with tempfile.TemporaryDirectory(prefix=owner.mark(), dir=store.scratch()) as scratch:
-        if run.model.tuning == "lora":
-            with checkpoint.shaken(trainer):
-                told["adapted"] = checkpoint.probe(trainer).logprobs
-                adapter = checkpoint.gather(trainer)
-            if trainer.rank == 0:
-                checkpoint.save_policy(trainer, adapter, Path(scratch))
-                put_folder(store, base_model.ADAPTER, Path(scratch))
-        if trainer.rank == 0:
-            store.write_json(base_model.FILE, told)
+    if run.model.tuning == "lora":
+        told["adapted"] = [_tell_adapted(trainer, store, target) for target in checkpoint.targets(trainer)]
+    if trainer.rank == 0:
+        store.write_json(base_model.FILE, told)
+
+
+def _tell_adapted(trainer: Trainer, store: Store, target: str) -> dict[str, Any]:
+    """Write a random adapter of one target. What the base answers with it, once that differs enough for half precision."""
+    for times in (1, 2, 4, 8, 16, 32):
+        with checkpoint.shaken(trainer, target, times):
+            logprobs, adapter = checkpoint.probe(trainer).logprobs, checkpoint.gather(trainer)
+        moved = float(np.abs(np.subtract(logprobs, trainer.student.base_answers)).mean())
+        if first_rank(lambda moved=moved: moved >= base_model.MOVED):
+            break
+    if trainer.rank == 0:
+        with tempfile.TemporaryDirectory(prefix=owner.mark(), dir=store.scratch()) as scratch:
+            checkpoint.save_policy(trainer, adapter, Path(scratch))
+            put_folder(store, f"{base_model.ADAPTER}/{target}", Path(scratch))
+    return {"target": target, "logprobs": logprobs}
 
 
 def wait(store: Store, number: int) -> bool:

@@ -1,9 +1,9 @@
 """Do trainer and engines compute the same model? It is asked before anything is paid for, of every model but the one that ships.
 
 Where a driver waits for round 0, the trainer writes what the base answers to a fixed sequence as soon as it has loaded it. It
-answers alone and with a random adapter. The driver has an engine score the same. A weight that one side does not load shows
-here, and so does a layer whose adapter it does not apply. The gap of every round (gap.py) is the finer check, and needs traces.
-No torch.
+answers alone, and with a random adapter of each target of LoRA. The driver has an engine score the same. A weight that one side
+does not load shows here, and so does a layer whose adapter it does not apply. The gap of every round (gap.py) is the finer check,
+and needs traces. No torch.
 """
 
 from __future__ import annotations
@@ -29,18 +29,26 @@ log = logging.getLogger(__name__)
 
 FILE = "train/base.json"
 ADAPTER = "train/probe"
+MOVED = 0.3  # nats on average by which an adapter moves log-probs at least: half of it is far above what half precision loses
 ROOM = 10.0  # times train.logprob_gap: forty arbitrary tokens are further apart than the traces of a round
+
+
+class Adapted(Document):
+    """The trainer's log-probs with the random adapter of one target of LoRA, which lies at train/probe/TARGET."""
+
+    target: str
+    logprobs: Logprobs
 
 
 class Answered(Document):
     """train/base.json: ids of a sequence, and the trainer's log-probs in nats of all but its first token.
 
-    logprobs: under the base. adapted: with the random adapter at `train/probe`; None with whole weights.
+    logprobs: under the base. adapted: with a random adapter of each target; none with whole weights.
     """
 
     tokens: Tokens
     logprobs: Logprobs
-    adapted: Logprobs | None = None
+    adapted: tuple[Adapted, ...] = ()
 
 
 def is_asked(run: Run) -> bool:
@@ -79,16 +87,14 @@ def check(run: Run, store: Store, trainer: Answered, engines: Mapping[str, Engin
     likely = "Likely: one side does not load a weight. Use another model, or another dtype"
     most = ROOM * run.accepted_gap[0]
     numerics = _check_alike(run, pool, Policy(0), (trainer.tokens, trainer.logprobs, most), ("the base", likely))
-    if trainer.adapted is not None:
-        likely = (
-            "Likely: the engine applies the adapter of a layer otherwise than peft. Take that layer out of model.lora_targets"
-        )
-        adapter = Policy(0, store.locate(ADAPTER))
-        moved = float(np.abs(np.subtract(trainer.adapted, trainer.logprobs)).mean())
+    for one in trainer.adapted:  # each alone: of all together, half precision would accept that one is left out
+        likely = f"Likely: the engine applies it otherwise than peft. Take {one.target} out of model.lora_targets"
+        moved = float(np.abs(np.subtract(one.logprobs, trainer.logprobs)).mean())
         # an engine that applies nothing is `moved` away, which half precision would accept
-        most = min(most, max(moved / 2, 3 * numerics + run.accepted_gap[0]))
-        _check_alike(run, pool, adapter, (trainer.tokens, trainer.adapted, most), ("a random adapter", likely))
-        store.delete(ADAPTER)
+        expected = trainer.tokens, one.logprobs, min(most, max(moved / 2, 3 * numerics + run.accepted_gap[0]))
+        adapter = Policy(0, store.locate(f"{ADAPTER}/{one.target}"))
+        _check_alike(run, pool, adapter, expected, (f"a random adapter of {one.target}", likely))
+    store.delete(ADAPTER)
 
 
 def _check_alike(
