@@ -18,15 +18,16 @@ from transformers import GenerationConfig
 
 from pipeline.config import Model, Run
 from pipeline.errors import ModelError, UserError
+from pipeline.models.blueprint import blueprint
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizers.tokenizer import tokenizer_of
 from pipeline.store.files import Files
-from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, CONFIG, is_weights, read_manifest
+from pipeline.store.folders import ADAPTER, ADAPTER_CONFIG, read_manifest
 from pipeline.training import checkpoint
 from pipeline.training.student import student
+from pipeline.training.student.whole import PROBE
 
 MERGE_TOLERANCE = 1e-3  # nats between adapter and merged weights in float32; an adapter that is lost differs by more
-_INDEX = "model.safetensors.index.json"
 _TERMS = ("license", "licence", "notice", "copying", "use_policy")  # how files begin that tell the terms of a model
 SHARD = "5GB"  # largest file of merged weights
 _PROBE = "1+2=3; so 3+4=7, and 7-2=5."  # text: special tokens, some never trained, blow rounding up to .01 nat in SmolLM2
@@ -41,7 +42,7 @@ def write_model(run: Run, policy: Path | None, out: Path, merge: bool, ends: lis
     """
     if run.model.tuning == "full" and policy is not None:
         for name in _published(policy):
-            if is_weights(name) or name in (CONFIG, _INDEX):
+            if name != PROBE:  # weights, their index, the configuration, and the model's own code where it has some
                 shutil.copyfile(policy / name, out / name)
     elif merge or run.model.tuning == "full":
         merged(run, policy).save_pretrained(out, max_shard_size=SHARD)
@@ -83,7 +84,7 @@ def merged(run: Run, policy: Path | None) -> Any:
         checkpoint.load_policy(made, policy, run.model)
     made.eval()
     if made.trains_all:
-        return made.model.to(getattr(torch, run.model.dtype))
+        return _in_dtype(made.model, run.model)
     tokens = probe_ids(run.model)
     expected = _logprobs(made.model, tokens)
     whole = made.model.merge_and_unload()
@@ -91,7 +92,19 @@ def merged(run: Run, policy: Path | None) -> Any:
     if not gap <= MERGE_TOLERANCE:
         what = f"the merged weights answer otherwise than the adapter: log-probs differ by {gap:.3g} nat"
         raise ModelError(what, str(policy or run.model.path), "Leave out --merge: the adapter itself is right")
-    return whole.to(getattr(torch, run.model.dtype))
+    return _in_dtype(whole, run.model)
+
+
+def _in_dtype(whole: Any, model: Model) -> Any:
+    """A model in `model.dtype`. Buffers and weights that its class never trains stay float32, as engines keep them.
+
+    The bias by which a router corrects its choices is one of them: rounded to bfloat16, it sends tokens to other experts.
+    """
+    kept = {name for name, part in blueprint(model).named_parameters() if not part.requires_grad}
+    for name, part in whole.named_parameters():
+        if name not in kept:
+            part.data = part.data.to(getattr(torch, model.dtype))
+    return whole
 
 
 def generation(run: Run, ends: list[int]) -> GenerationConfig:

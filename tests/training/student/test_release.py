@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from families.models import COMMON
 from training_rounds import make_round, tiny_run
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipeline.config import Model
 from pipeline.errors import ModelError, UserError
 from pipeline.models.resolve import resolve_model
 from pipeline.models.tokenizers.tokenizer import template_hash, tokenizer_of
+from pipeline.models.warmstart import build_tokenizer
 from pipeline.store.directory import Store
 from pipeline.training import checkpoint
 from pipeline.training.step import Trainer
@@ -198,3 +200,35 @@ def test_a_file_that_the_policy_did_not_publish_is_not_handed_on(tmp_path: Path)
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert "extra.safetensors" not in names
     assert {file.name for file in (tmp_path / "policy").iterdir()} <= names
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_routers_correction_is_not_rounded_with_the_merged_weights(tmp_path: Path, tuning: str) -> None:
+    """Biases of 8 +- .02 became 7.97, 8.0 or 8.06 in bfloat16, and the folder that left sent tokens to other experts."""
+    experts = {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 0}
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("ernie4_5_moe", **COMMON, **experts))
+    biases = {name: p for name, p in base.named_parameters() if not p.requires_grad}
+    for bias in biases.values():
+        bias.data.normal_(8, 0.02)
+    base.save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    sets = [f"model.path={tmp_path / 'base'}", f"model.tuning={tuning}", "model.dtype=bfloat16", "model.lora_targets=[q_proj]"]
+    whole = release.merged(tiny_run(*sets), None)
+    named = dict(whole.named_parameters())
+    assert len(biases) == 2
+    assert all(torch.equal(named[name], bias) for name, bias in biases.items())
+    assert {p.dtype for name, p in named.items() if name not in biases} == {torch.bfloat16}
+
+
+def test_the_own_code_of_a_model_goes_along_with_its_whole_weights(tmp_path: Path) -> None:
+    """config.json named files of Python that stayed behind, so nobody could open the folder."""
+    run = tiny_run("model.tuning=full")
+    made = Trainer(run, student.build(run, CPU), CPU)
+    checkpoint.save_policy(made, checkpoint.gather(made), tmp_path / "policy")
+    (tmp_path / "policy" / "modeling_my.py").write_text("# code")
+    store = Store(str(tmp_path / "run"))
+    store.publish_policy(1, tmp_path / "policy")
+    (tmp_path / "out").mkdir()
+    with store.local("policy/0001") as policy:
+        release.write_model(run, policy, tmp_path / "out", False, [2])
+    assert (tmp_path / "out" / "modeling_my.py").read_text() == "# code"
