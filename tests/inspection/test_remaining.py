@@ -44,6 +44,7 @@ def test_a_trained_round_is_labelled_later_and_its_stale_stages_are_only_told(tm
     done = Remaining.of(work.store, resolve(RUN, ["rounds=1"]))
     assert done.is_empty
     assert done.asking == ()
+    assert Remaining([], [0], [1], []).asking == ("evaluation",)  # a teacher of its own is not asked
     changed = Remaining.of(work.store, resolve(RUN, ["grade.beta_length=0", "label.gamma=1"]))
     assert changed.label == []  # labels are not made from stale grades
     uri = work.store.uri

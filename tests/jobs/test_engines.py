@@ -3,9 +3,13 @@
 import threading
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from actors.fakes import FakeEngine
 from actors.pool.member import EngineStatus, PoolStatus
+from actors.pool.pool import rescale
 from jobs.engines import open_engines, tell_starts
+from pipeline.errors import SettingError
 from pipeline.overrides import resolve
 from pipeline.recipes import demo
 
@@ -87,3 +91,8 @@ def test_the_largest_engines_find_their_place_before_smaller_ones_are_asked_for(
     with open_engines(run, FakeEngine, asking=("evaluation",)) as engines:
         assert list(engines) == ["rollout", "score"]
     assert told == ["start rollout", "close rollout"]
+
+
+def test_a_pool_that_is_not_up_cannot_be_scaled():
+    with pytest.raises(SettingError, match=r"big: is not up: nothing that this command has left to do asks it\. Pools: rollout"):
+        rescale({"rollout": Placed("rollout", [])}, {"big": (1, 2)}, ())

@@ -123,14 +123,14 @@ def test_engines_are_loaded_once_for_all_rounds_and_stages(ray_local, tmp_path, 
     opened = []
 
     @contextlib.contextmanager
-    def engines(*_, **__):
-        opened.append("open")
+    def engines(*_, asking, **__):
+        opened.append(tuple(asking))
         yield {"rollout": pool, "score": pool}
         opened.append("closed")
 
     monkeypatch.setattr(job, "open_engines", engines)
     run_stage(store.uri, Redo("rollout,grade,score", "0..1", force=True), debug=True)
-    assert opened == ["open", "closed"]
+    assert opened == [("rollout", "score"), "closed"]
 
 
 def test_a_round_is_graded_with_the_baseline_that_the_rounds_before_it_leave(tmp_path):
