@@ -21,8 +21,10 @@ from pipeline.models.tokenizers.tokenizer import tokenizer_of
 
 LONG = ("longrope", "dynamic")  # ways to scale positions that depend on the length of the whole batch
 # Families that vLLM's build for CPUs computes wrongly (dense DeepSeek: 1.9 nat), or ends with an error (Mamba 2, Youtu).
-NOT_ON_CPU = ("deepseek_v2", "deepseek_v3", "mamba", "mamba2", "falcon_mamba", "youtu")
-NOT_ON_CPU += ("bamba", "deepseek_v32", "glm_moe_dsa", "olmo_hybrid")  # these end as the engine starts: no kernel for a CPU
+NOT_ON_CPU = (
+    *("deepseek_v2", "deepseek_v3", "mamba", "mamba2", "falcon_mamba", "youtu"),
+    *("bamba", "deepseek_v32", "glm_moe_dsa", "olmo_hybrid"),  # for these it has no kernel
+)
 # Families without a class in vLLM, which tries that of transformers in vain.
 NOT_THROUGH = ("biogpt", "ctrl", "diffllama", "doge")
 IN_BFLOAT16 = ("apertus",)  # families of which vLLM computes a part in bfloat16, whatever model.dtype says

@@ -113,7 +113,10 @@ def tell_base(trainer: Trainer, store: Store) -> None:
     Every rank must call this.
     """
     run, student = trainer.run, trainer.student
-    told = {"tokens": whole.sequence(student.vocab_size, run.model.max_model_len), "logprobs": student.base_answers}
+    told: dict[str, Any] = {
+        "tokens": whole.sequence(student.vocab_size, run.model.max_model_len),
+        "logprobs": student.base_answers,
+    }
     if run.model.tuning == "lora":
         told["adapted"] = [_tell_adapted(trainer, store, target) for target in checkpoint.targets(trainer)]
     if trainer.rank == 0:
@@ -126,7 +129,7 @@ def _tell_adapted(trainer: Trainer, store: Store, target: str) -> dict[str, Any]
         with checkpoint.shaken(trainer, target, times):
             logprobs, adapter = checkpoint.probe(trainer).logprobs, checkpoint.gather(trainer)
         moved = float(np.abs(np.subtract(logprobs, trainer.student.base_answers)).mean())
-        if first_rank(lambda moved=moved: moved >= base_model.MOVED):
+        if first_rank(partial(bool, moved >= base_model.MOVED)):
             break
     if trainer.rank == 0:
         with tempfile.TemporaryDirectory(prefix=owner.mark(), dir=store.scratch()) as scratch:
