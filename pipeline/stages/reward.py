@@ -129,7 +129,10 @@ def check(run: Run, codes: dict[str, Code], problems: ProblemSet | None) -> list
         return check_functions(run, codes, None, None)
     rows = problems.rows(range(min(_LOOKED_AT, len(problems))))
     rows = [row for row in rows if why_unusable(row, run)[0] is None]
-    given, too_large = {row.index: _of_source(row) for row in rows}, {name for row in rows for name in row.left_out}
+    given, too_large = (
+        {problems.source.row_of(row.index): _of_source(row) for row in rows},
+        {name for row in rows for name in row.left_out},
+    )
     samples = list(given.values())[:_SAMPLES]
     others = [name for name in map(clean, problems.shape.other) if name not in too_large]
     known = _columns(list(given.values()), list(range(len(samples))), others)

@@ -99,7 +99,7 @@ def test_the_adapter_that_was_tried_is_the_trainers_and_leaves_no_trace(tmp_path
     made = rank.resume(store, run, torch.device("cpu"))
     rank.tell_base(made, store)
     found = known(store)
-    assert all(np.abs(np.subtract(one.logprobs, found.logprobs)).mean() > 0.3 for one in found.adapted)
+    assert all(np.abs(np.subtract(one.logprobs, found.logprobs)).mean() > 0.6 for one in found.adapted)
     assert all((p == 0).all() for name, p in made.parameters().items() if "lora_B" in name)
     for one in found.adapted:
         checkpoint.load_adapter(made.student, tmp_path / base_model.ADAPTER / one.target, run.model)
