@@ -105,8 +105,8 @@ def _check_cards(setting: str, pool: Pool) -> None:
 def check(demands: list[Demand], nodes: list[Node]) -> None:
     """Raise ResourceError when `nodes` can never hold all `demands` at once; the error says how much of what is missing.
 
-    Each actor must fit on some node with its labels, no resource's sum may exceed the cluster's, and all actors must find places
-    at one time. Whether Ray places them so is another matter: `open_engines` starts the largest first.
+    Each actor must fit on some node with its labels. No resource's sum may exceed the cluster's. All actors must find places at
+    one time. Whether Ray places them so is another matter: `open_engines` starts the largest first.
     """
     for demand in demands:
         _one_fits(demand, nodes)

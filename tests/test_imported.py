@@ -40,7 +40,7 @@ def test_the_example_of_the_readme_learns_from_imported_traces(ray_local, traine
     settings = re.search(r"```yaml\n(.*?)```", part, re.DOTALL)[1]
     uri, config, run = traces(tmp_path / "traces.jsonl"), tmp_path / "imported.yaml", str(tmp_path / "imported")
     config.write_text(settings.replace("/data/traces.jsonl", uri))
-    look_at_source(uri, Choices(config=str(config)))
+    look_at_source(uri, Choices("demo", config=str(config)))
     assert "none of 48 traces" in capfd.readouterr().out
     distill.distill(run, Choices("demo", ["rollout.prompts_per_round=16"], str(config)))
     status.show(run, False)

@@ -39,11 +39,11 @@ def fetch(uri: str, keep: int = _KEPT) -> tuple[str, str]:
 
     Every file is compared with the manifest at each use, since vLLM may read it again at any time. A damaged copy is made anew.
     A policy that was published again has another hash, and its new copy replaces the old one. On a cluster a machine keeps the
-    `keep` copies of a run that were used last, and none of a run that nobody has used for a day. With a local Ray they go
+    `keep` copies of a run that were used last. It keeps none of a run that nobody has used for a day. With a local Ray they go
     with the command.
 
-    Raises StoreError when a policy does not match its manifest, when a remote one has none, and when this machine does not see a
-    local one or has no space for a copy.
+    Raises StoreError when a policy does not match its manifest, and when a remote one has none. It raises it too when this machine
+    does not see a local one, or has no space for a copy.
     """
     if "://" not in uri or uri.startswith("file://"):
         folder = Path(uri.removeprefix("file://"))
@@ -143,8 +143,8 @@ def _digest(data: bytes) -> str:
 def _copy(files: Files, name: str, target: Path, keep: int) -> None:
     """Put a checked copy of a policy at `target`. Other versions of this policy and the least used copies are deleted.
 
-    The caller holds the lock. So whatever an engine has left unfinished that was killed is deleted too, and what is left of runs
-    that nobody has used for a day.
+    The caller holds the lock. So what a killed engine has left unfinished is deleted too. What is left of runs that nobody has
+    used for a day goes as well.
     """
     part = private_folder(_COPIES, _PART)
     for left in (*part.iterdir(), *_old_runs(target.parent)):

@@ -118,7 +118,7 @@ def elsewhere(monkeypatch):
     """This process is a worker of a driver with another schedule.py and a file more."""
     theirs = {**code.here()["hashes"], "pipeline/rounds/running/schedule.py": "00000000", "jobs/fresh.py": "11111111"}
     monkeypatch.setenv(code.CODE, json.dumps(theirs))
-    return r"imports other code than the driver, from .*: jobs/fresh\.py, pipeline/rounds/schedule\.py differ\. Install"
+    return r"imports other code than the driver, from .*: jobs/fresh\.py, pipeline/rounds/running/schedule\.py differ\. Install"
 
 
 def test_every_kind_of_worker_refuses_other_code(elsewhere):

@@ -18,7 +18,7 @@ from actors.inference import phase, startup, vllm_sleep
 from actors.inference.engine import Engine
 from pipeline import config
 from pipeline.contract import Generate, Policy, Sampling, Sequence
-from pipeline.errors import EngineError, ModelError, SettingError
+from pipeline.errors import EngineError, ModelError, SettingError, StoreError
 from pipeline.method.bounds import bounds
 from pipeline.models.resolve import asset_path
 from pipeline.models.warmstart import build_tokenizer
@@ -224,11 +224,12 @@ def test_an_adapter_that_does_not_fit_is_named(engine, adapters, traces, tmp_pat
         (changed("base", base_model_name_or_path="org/other"), "trained on 'org/other', the run's model is 'tiny-reasoner'"),
         (wide, "the adapter's layers are 64 wide, the model's 128"),
         (cut, "cannot be read"),
-        (tmp_path / "nowhere", "no adapter here"),
     ):
         with pytest.raises(ModelError, match=message) as caught:
             engine.generate(REQUESTS[:1], Policy(3, str(folder)), SAMPLING)
         assert caught.value.where == str(folder)
+    with pytest.raises(StoreError, match="does not see this policy"):
+        engine.generate(REQUESTS[:1], Policy(3, str(tmp_path / "nowhere")), SAMPLING)
     assert same_traces(engine.generate(REQUESTS[:2], BASE, SAMPLING), traces[0][:2])
 
 
