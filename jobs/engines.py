@@ -37,8 +37,8 @@ def open_engines(
     opened. `engine_class` answers instead of vLLM in tests. `say` is told how far the first engine of each pool is, until it has
     answered.
 
-    With `store`, the folder of the lease, `egrsd scale` can reach the pools during the block. No engine starts on a node that does not
-    see it. `beside` is what else the run asks of the cluster at the same time.
+    With `store`, the folder of the lease, `egrsd scale` can reach the pools during the block. No engine starts on a node
+    that does not see it. `beside` is what else the run asks of the cluster at the same time.
 
     Pools with the largest engines start first, since smaller ones would take parts of their nodes. Raises ResourceError when the
     cluster can never hold the engines.

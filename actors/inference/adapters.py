@@ -42,8 +42,8 @@ def fetch(uri: str, keep: int = _KEPT) -> tuple[str, str]:
     `keep` copies of a run that were used last. It keeps none of a run that nobody has used for a day. With a local Ray they go
     with the command.
 
-    Raises StoreError when a policy does not match its manifest, and when a remote one has none. It raises it too when this machine
-    does not see a local one, or has no space for a copy.
+    Raises StoreError when a policy does not match its manifest, and when a remote one has none. It raises it too when this
+    machine does not see a local one, or has no space for a copy.
     """
     if "://" not in uri or uri.startswith("file://"):
         folder = Path(uri.removeprefix("file://"))

@@ -310,8 +310,8 @@ class Dispatcher:
     def _failed_to_load(self, member: Member, error: EgrsdError, died: bool) -> None:
         """Replace an engine that could not load, or end the pool.
 
-        A pool with the engines that it needs goes on. One that lacks some ends for a user's mistake. It ends for an error while no
-        other engine serves, too, and after too many failed tries in a row.
+        A pool with the engines that it needs goes on. One that lacks some ends for a user's mistake. It ends for an error while
+        no other engine serves, too, and after too many failed tries in a row.
         """
         if member.name not in self._members:  # the pool drained it while it loaded
             return
