@@ -340,7 +340,7 @@ class Store(Files):
     def request_stop(self, stop: bool = True) -> None:
         """Ask the trainer to end after its current step. With `stop` False take the request back."""
         if stop:
-            self.write("train/stop", b"stop")  # an empty object counts as none
+            self.write("train/stop", b"stop" if self.local_root is None else b"")  # a full disk takes an empty file
         else:
             self.delete("train/stop")
 
