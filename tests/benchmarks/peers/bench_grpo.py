@@ -1,10 +1,10 @@
 """A whole round of this project beside a GRPO step of TRL: same model, LoRA, prompts, traces and threads, in turns.
 
     make peers                                                       # TRL's environment, once
-    python -m tests.benchmarks.peers.bench_grpo [--recipe demo|smollm2] [--turns 5] [--rounds 6] [--vllm] [--set NAME=VALUE ...]
+    python -m tests.benchmarks.peers.bench_grpo [--recipe demo|smollm2] [--turns 5] [--rounds 6] [--set NAME=VALUE ...]
 
 The round has a teacher, a verifier and Parquet, and ends with a published policy. TRL's step has no teacher and stores nothing.
-It generates with transformers, its default on a CPU, or with vLLM in its own process (`--vllm`).
+It generates with transformers, its default on a CPU. Its vLLM is not taken: TRL 1.16 supports vLLM 0.22 to 0.31, this is 0.32.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def ours(name: str, folder: Path, lines: list[str]) -> list[float]:
     return [row["seconds_round"] for row in rows]
 
 
-def wanted(run: Run, name: str, folder: Path, vllm: bool) -> dict[str, Any]:
+def wanted(run: Run, name: str, folder: Path) -> dict[str, Any]:
     """What TRL is asked for: the prompts of our first round as texts, and their tokens as we send them."""
     store = Store(str(folder))
     every = [row for entry in store.entries(area("rounds", 0), "prompts").values() for row in store.read(entry).to_pylist()]
@@ -66,7 +66,6 @@ def wanted(run: Run, name: str, folder: Path, vllm: bool) -> dict[str, Any]:
         "learning_rate": run.train.learning_rate,
         "targets": list(run.model.lora_targets),
         "micro_batch": MICRO_BATCH[name],
-        "vllm": vllm,
         "threads": THREADS,
         "steps": run.rounds,
         "out": str(folder / "trl"),
@@ -84,9 +83,7 @@ def theirs(asked: dict[str, Any], folder: Path) -> tuple[list[float], float]:
     return told["seconds"][LEFT_OUT:], told["length"]
 
 
-def measure(
-    name: str = "demo", turns: int = 5, each: int = 6, sets: list[str] | None = None, vllm: bool = False
-) -> dict[str, float]:
+def measure(name: str = "demo", turns: int = 5, each: int = 6, sets: list[str] | None = None) -> dict[str, float]:
     """Medians over all steps, and their ratio: how many times quicker our round is. `each` rounds a turn."""
     rounds: list[float] = []
     steps: list[float] = []
@@ -96,7 +93,7 @@ def measure(
             lines = settings(turn, each, sets or [])
             run = resolve(recipe(name), lines)
             rounds += ours(name, Path(folder), lines)
-            seconds, length = theirs(wanted(run, name, Path(folder), vllm), Path(folder))
+            seconds, length = theirs(wanted(run, name, Path(folder)), Path(folder))
             steps += seconds
             lengths.append(length)
             print(f"turn {turn}: {rounds[-len(seconds) :]} beside {seconds}", file=sys.stderr, flush=True)
@@ -115,8 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("--recipe", default="demo", choices=MICRO_BATCH)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--vllm", action="store_true", help="TRL generates with vLLM")
     parser.add_argument("--set", action="append", default=[], dest="sets")
     told = parser.parse_args()
-    for key, value in measure(told.recipe, told.turns, told.rounds, told.sets, told.vllm).items():
+    for key, value in measure(told.recipe, told.turns, told.rounds, told.sets).items():
         print(f"{key:<20} {value:8.3f}")
