@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pipeline.config import Run
 from pipeline.errors import SettingError, SourceError, UserError
+from pipeline.inspection.explained import made_stale
 from pipeline.models.layers import with_targets
 from pipeline.overrides import decides, differences, refuse_unread_objective, resolve
 from pipeline.recipes import descriptions
@@ -111,8 +112,6 @@ def settle(store: Store, choices: Choices, say: Callable[[str], None] = lambda _
     if changed and not found.begun:
         say(f"note: settings have changed since a start that made nothing: {listed}.")
     for name, was, now in changed if found.begun else ():
-        from pipeline.inspection.explained import made_stale  # imports every stage, which most verbs do without
-
         say(f"accepted: {name} was {was!r}, now {now!r}. It makes stale: {made_stale(name)}.")
     return found.run
 
